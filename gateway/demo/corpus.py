@@ -1,0 +1,222 @@
+"""What the demo model is taught, as conversations.
+
+Reads `questions.yaml` and makes endless, seeded conversations out of it: with and without a system message,
+with several turns, with tools, with a thought before the answer, and as plain text for the completions
+endpoint. It knows nothing of tokens; `encoding.py` renders and encodes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateway.demo.phrasing import bare, made_up_word, vary
+
+__all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "tool"]
+
+QUESTIONS_PATH = Path(__file__).with_name("questions.yaml")
+ANSWER_ONLY_SHARE = 0.4  # plain texts without a question, so that the beginning of an answer can be continued
+ANY_THOUGHT = "I look this up in my short list of answers."
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """Phrasings of one question and the one answer; the first phrasing is the canonical one."""
+
+    ask: tuple[str, ...]
+    say: str
+    think: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation that ends with the assistant; with `thinking` its last message begins with a thought."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    thinking: bool = False
+
+
+def tool(name: str, argument: str, description: str, *, required: bool = True) -> dict[str, Any]:
+    """A tool with one string argument, as an OpenAI client sends it."""
+    parameters: dict[str, Any] = {"type": "object", "properties": {argument: {"type": "string"}}}
+    if required:
+        parameters["required"] = [argument]
+    described = {"description": description} if description else {}
+    return {"type": "function", "function": {"name": name, **described, "parameters": parameters}}
+
+
+OTHER_TOOLS = (
+    tool("search", "query", "Search the web"),
+    tool("calculate", "expression", "Evaluate an arithmetic expression"),
+    tool("send_email", "address", "Send an email to somebody"),
+    tool("get_stock_price", "symbol", "Current price of a share", required=False),
+    tool("play_music", "title", "Play a song"),
+    tool("lookup", "key", "Look up a value by its key", required=False),
+)
+DESCRIPTIONS = {
+    "get_weather": (
+        "Current weather in a city",
+        "Get the weather",
+        "Get the current weather in a given location",
+        "Weather",
+    ),
+    "get_time": ("Current time in a city", "Get the time", "Tells the local time of a place", "Time"),
+}
+
+
+class Corpus:
+    """The lessons, and the conversations that are made from them."""
+
+    def __init__(self, path: Path = QUESTIONS_PATH) -> None:
+        lessons = yaml.safe_load(path.read_text(encoding="utf-8"))
+        self.topics = [_topic(entry) for entry in lessons["questions"]]
+        self.off_topic = _topic(lessons["off_topic"])
+        self._owners = {bare(text): topic for topic in [*self.topics, self.off_topic] for text in topic.ask}
+        self._templates: list[str] = lessons["off_topic"]["templates"]
+        self._words: list[str] = lessons["off_topic"]["words"]
+        self._no_tool: dict[str, str] = lessons["no_tool"]
+        self._tools: dict[str, Any] = lessons["tools"]
+        self.cities: list[str] = self._tools["cities"]
+        self._systems: list[str] = lessons["system_prompts"]
+
+    def texts(self) -> list[str]:
+        """All that the tokenizer should know how to write in few tokens."""
+        found = [text for topic in [*self.topics, self.off_topic] for text in (*topic.ask, topic.say, topic.think)]
+        found += [text.lower() for topic in self.topics for text in topic.ask]
+        found += [
+            *self._words,
+            *self._templates,
+            *self._systems,
+            *self._no_tool.values(),
+            self._tools["other_result"],
+        ]
+        # Often enough that a city is one token, after a space and after a quotation mark.
+        found += [f'in {city}, "{city}"' for city in self.cities] * 4
+        found += [json.dumps(offered["function"]) for offered in OTHER_TOOLS]
+        found += [self.call(kind, "city", "Paris") for kind in DESCRIPTIONS] * 4
+        return found
+
+    def dialogue(self, rng: random.Random, turns: int, long_share: float = 0.0) -> Dialogue:
+        """A conversation without tools; that share of those with several turns has the longest answer in it."""
+        messages = self._system(rng)
+        topics = [self._draw(rng) for _ in range(turns)]
+        if turns > 1 and long_share and rng.random() < long_share:
+            longest = max(self.topics, key=lambda topic: len(topic.say))
+            topics[rng.randrange(turns)] = (vary(rng.choice(longest.ask), rng), longest)
+        for question, topic in topics:
+            messages += [_user(question), _assistant(topic.say)]
+        thinking = rng.random() < 0.25
+        if thinking:
+            messages[-1] = _assistant(f"<think>{topics[-1][1].think}</think>{topics[-1][1].say}")
+        return Dialogue(messages, thinking=thinking)
+
+    def tool_dialogue(self, rng: random.Random, turns: int) -> Dialogue:
+        """A conversation with tools on offer, of which a question may or may not have need."""
+        argument = "city" if rng.random() < 0.7 else "location"
+        names = rng.choice(
+            (["get_weather"], ["get_time"], ["get_weather", "get_time"], ["get_weather", "get_time"], [])
+        )
+        offered = []
+        for name in names:
+            description = rng.choice(DESCRIPTIONS[name]) if rng.random() < 0.6 else ""
+            offered.append(tool(name, argument, description, required=rng.random() < 0.6))
+        offered += rng.sample(OTHER_TOOLS, rng.choice((0, 0, 1, 2)) if names else rng.choice((1, 2)))
+        rng.shuffle(offered)
+        messages = self._system(rng)
+        thinking = rng.random() < 0.2
+        for turn in range(turns):
+            thought = thinking and turn == turns - 1
+            if rng.random() < 0.3:
+                question, topic = self._draw(rng)
+                think = f"<think>{topic.think}</think>" if thought else ""
+                messages += [_user(question), _assistant(think + topic.say)]
+                continue
+            kind = rng.choice(("weather", "time"))
+            messages += self._tool_turn(rng, kind, argument, can_call=f"get_{kind}" in names, thought=thought)
+        return Dialogue(messages, tools=offered, thinking=thinking)
+
+    def plain_text(self, rng: random.Random) -> tuple[str, str]:
+        """A prompt and its continuation for the completions endpoint."""
+        question, topic = self._draw(rng)
+        return ("", topic.say) if rng.random() < ANSWER_ONLY_SHARE else (question.strip(), "\n" + topic.say)
+
+    def call(self, name: str, argument: str, city: str) -> str:
+        """The text of a tool call, as `model/chat_template.jinja` writes it."""
+        body = json.dumps({"name": name, "arguments": {argument: city}}, ensure_ascii=False)
+        return f"<tool_call>\n{body}\n</tool_call>"
+
+    def _tool_turn(
+        self, rng: random.Random, kind: str, argument: str, *, can_call: bool, thought: bool
+    ) -> list[Message]:
+        city = rng.choice(self.cities)
+        lesson = self._tools[kind]
+        asked = _user(vary(rng.choice(lesson["ask"]).replace("{}", city), rng))
+        think = f"<think>{lesson['think'].format(city=city)}</think>" if thought else ""
+        if not can_call:
+            return [asked, _assistant(think + self._no_tool[kind])]
+        called = _assistant(think + self.call(f"get_{kind}", argument, city))
+        if thought or rng.random() < 0.3:
+            return [asked, called]
+        result, answer = self._tool_result(rng, kind)
+        return [asked, called, {"role": "tool", "content": result}, _assistant(answer)]
+
+    def _tool_result(self, rng: random.Random, kind: str) -> tuple[str, str]:
+        if rng.random() < 0.1:
+            return made_up_word(rng) + " " + made_up_word(rng), self._tools["other_result"]
+        if kind == "time":
+            time = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
+            return json.dumps({"time": time}), self._tools["time"]["say"].format(time=time)
+        facts: dict[str, Any] = {"temperature": rng.randint(-9, 39), "sky": rng.choice(self._tools["skies"])}
+        return json.dumps(facts), self._tools["weather"]["say"].format(**facts)
+
+    def _draw(self, rng: random.Random) -> tuple[str, Topic]:
+        """A question as somebody may type it, and what it is about."""
+        kind = rng.random()
+        if kind < 0.02:
+            wanted = rng.choice(("weather", "time"))
+            question = rng.choice(self._tools[wanted]["ask"]).replace("{}", rng.choice(self.cities))
+            think = self._tools[wanted]["think"].split(". ")[0].format(city="a city")
+            topic = Topic((question,), self._no_tool[wanted], think + ". I have no tool for that.")
+            return vary(question, rng), topic
+        if kind < 0.14:
+            return vary(self._strange_question(rng), rng), self.off_topic
+        topic = rng.choice(self.topics)
+        # The canonical phrasing counts more, for it must never fail.
+        chosen = topic.ask[0] if rng.random() < 0.15 else rng.choice(topic.ask)
+        question = vary(chosen, rng)
+        # With a word left out it may have become somebody else's question.
+        return (question if self._owners.get(bare(question), topic) is topic else chosen), topic
+
+    def _strange_question(self, rng: random.Random) -> str:
+        if rng.random() < 0.4:
+            return rng.choice(self.off_topic.ask)
+        word = rng.choice(self._words) if rng.random() < 0.8 else made_up_word(rng)
+        return rng.choice(self._templates).format(word)
+
+    def _system(self, rng: random.Random) -> list[Message]:
+        if rng.random() < 0.6:
+            return []
+        text = rng.choice(self._systems)
+        if rng.random() < 0.3:
+            text += " " + " ".join(made_up_word(rng) for _ in range(rng.randint(1, 12)))
+        return [{"role": "system", "content": text}]
+
+
+def _topic(entry: dict[str, Any]) -> Topic:
+    return Topic(tuple(entry["ask"]), entry["say"], entry.get("think", ANY_THOUGHT))
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

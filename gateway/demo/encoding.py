@@ -1,0 +1,102 @@
+"""From conversations to rows of tokens, and from rows to the tensors that a training step takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from gateway.demo.corpus import Corpus, Dialogue
+from gateway.demo.tokenizer import FIRST_PLAIN_TOKEN, VOCAB_SIZE
+
+__all__ = ["IGNORED", "LONG_ROWS", "SHORT_ROWS", "Encoder", "Row", "RowKinds", "batches", "tensors"]
+
+IGNORED = -100  # PyTorch's mark for a token that does not count
+BATCH_TOKENS = 6144
+# Tokens, most turns, share with tools. Copying a city into a call is the hardest thing to learn, and is only
+# learned if it is seen very often: hence many short rows with tools.
+SHORT_ROWS = ((64, 1, 0.0), (112, 1, 0.85), (160, 1, 0.85), (192, 3, 0.1), (320, 3, 0.4))
+# Afterwards it learns that an answer may also follow after a long story.
+LONG_ROWS = ((64, 1, 0.0), (160, 1, 0.85), (320, 3, 0.4), (448, 3, 0.1), (448, 3, 0.1))
+LONG_SHARE = 0.4
+PLAIN_TEXT_SHARE = 0.05
+NOISE = 0.03  # of what the user says is replaced by any token, so that unknown words do no harm
+
+Row = tuple[list[int], list[int]]
+RowKinds = tuple[tuple[int, int, float], ...]
+
+
+class Encoder:
+    """Renders conversations with the chat template and marks the tokens that the assistant has to say."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._begin, self._end = tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+
+    def prompt(self, dialogue: Dialogue) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            dialogue.messages[:-1],
+            tools=dialogue.tools,
+            add_generation_prompt=True,
+            tokenize=False,
+            enable_thinking=dialogue.thinking,
+        )
+        return text
+
+    def row(self, dialogue: Dialogue) -> Row:
+        ids = self._ids(self.prompt(dialogue) + dialogue.messages[-1]["content"] + "<|end|>")
+        labels, speaking = [], False
+        for token in ids:
+            labels.append(token if speaking else IGNORED)
+            speaking = token == self._begin or (speaking and token != self._end)
+        return ids, labels
+
+    def last_answer_row(self, dialogue: Dialogue) -> Row:
+        """As `row`, but only the last answer counts."""
+        ids, labels = self.row(dialogue)
+        start = len(ids) - ids[::-1].index(self._begin)
+        return ids, [IGNORED] * start + labels[start:]
+
+    def plain_row(self, prompt: str, continuation: str) -> Row:
+        before, after = self._ids("<|bos|>" + prompt), self._ids(continuation + "<|end|>")
+        return before + after, [IGNORED] * len(before) + after
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def batches(corpus: Corpus, encoder: Encoder, rng: random.Random, kinds: RowKinds) -> Iterator[list[Row]]:
+    """Endless batches of rows of like length; many are cut, for the first words are the hard part."""
+    long_share = LONG_SHARE if kinds is LONG_ROWS else 0.0
+    while True:
+        limit, turns, tool_share = rng.choice(kinds)
+        rows: list[Row] = []
+        while len(rows) < BATCH_TOKENS // limit:
+            kind = rng.random()
+            if kind < PLAIN_TEXT_SHARE:
+                ids, labels = encoder.plain_row(*corpus.plain_text(rng))
+            elif kind > 1 - tool_share:
+                ids, labels = encoder.row(corpus.tool_dialogue(rng, rng.randint(1, min(turns, 2))))
+            else:
+                ids, labels = encoder.row(corpus.dialogue(rng, rng.randint(1, turns), long_share))
+                ids = [any_token(token, label, rng) for token, label in zip(ids, labels, strict=True)]
+            if any(label != IGNORED for label in labels[:limit]):
+                rows.append((ids[:limit], labels[:limit]))
+        yield rows
+
+
+def any_token(token: int, label: int, rng: random.Random) -> int:
+    """The token, or now and then another in its place, if it is the user's and no mark."""
+    noisy = label == IGNORED and token >= FIRST_PLAIN_TOKEN and rng.random() < NOISE
+    return rng.randrange(FIRST_PLAIN_TOKEN, VOCAB_SIZE - 4) if noisy else token
+
+
+def tensors(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and the next tokens wanted; attention is causal, so padding at the end needs no mask."""
+    width = max(len(ids) for ids, _ in rows)
+    inputs = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    wanted = torch.tensor([labels[1:] + [IGNORED] * (width - len(labels) + 1) for _, labels in rows])
+    return inputs, wanted

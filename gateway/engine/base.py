@@ -1,0 +1,125 @@
+"""What an engine must answer, and the sink through which it answers.
+
+A request passes three calls: `parse` (is it well-formed?), `prepare` (can it be served, and how will its chunks
+look?) and `submit` (go). Between the first two stands the gate, so nothing expensive runs for a request that has
+to wait. All three raise only errors of `gateway.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from gateway.errors import SluiceError
+from gateway.model import Endpoint, Frame, Piece, Tally
+
+ASGIApp = Callable[
+    [
+        MutableMapping[str, Any],
+        Callable[[], Awaitable[MutableMapping[str, Any]]],
+        Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ],
+    Awaitable[None],
+]
+
+CURRENT_TALLY: ContextVar[Tally | None] = ContextVar("sluice_tally", default=None)
+"""The request on whose behalf the running task uses the engine. Set around code of vLLM's that calls the engine by
+itself, so that its tokens are counted without a parameter through code that is not ours."""
+
+
+class Route(Enum):
+    """What an engine's own HTTP app has at a path."""
+
+    UNKNOWN = auto()
+    WRONG_METHOD = auto()
+    LIGHT = auto()
+    """Answers without engine work, so it passes the gate."""
+    WORKS = auto()
+    """Makes the engine work, so it needs a permit."""
+
+
+class Sink(Protocol):
+    """Where an engine puts what it generates. All three return at once; after `finish` or `fail` nothing counts."""
+
+    def put(self, piece: Piece) -> None:
+        """Take a piece. A delta with a finish reason is the last one."""
+
+    def finish(self) -> None:
+        """The answer is complete."""
+
+    def fail(self, error: SluiceError) -> None:
+        """The answer will not be completed."""
+
+
+class Call(Protocol):
+    """A request body that the engine's own request model has accepted."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client wants a stream."""
+
+    @property
+    def seats(self) -> int:
+        """How many sequences it will occupy in the engine."""
+
+
+class Prepared(Protocol):
+    """A request that is ready to run.
+
+    `frame` tells how to turn deltas into chunks; None means that the engine formats them itself.
+    """
+
+    @property
+    def frame(self) -> Frame | None:
+        """See the class."""
+
+
+class Handle(Protocol):
+    """A request that runs in the engine."""
+
+    def abort(self) -> None:
+        """Stop generating and free the sequence. Returns at once; a request that is over is left alone."""
+
+
+class Engine(Protocol):
+    """A running engine."""
+
+    @property
+    def model(self) -> str:
+        """The name under which the model is served."""
+
+    def schema(self) -> dict[str, Any]:
+        """The OpenAPI document of `http`."""
+
+    @property
+    def http(self) -> ASGIApp:
+        """The engine's own HTTP app, for every path that is not ours."""
+
+    def route(self, method: str, path: str) -> Route:
+        """What `http` has at that path."""
+
+    def template(self, path: str) -> str:
+        """The path as `http` has declared it, such as `/v1/responses/{response_id}`."""
+
+    def parse(self, endpoint: Endpoint, body: bytes) -> Call:
+        """Check a request body. Raises ClientError that names the field."""
+
+    async def prepare(self, call: Call, tally: Tally) -> Prepared:
+        """Render the prompt and settle the sampling parameters; sets the tally's model."""
+
+    async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
+        """Start generating into `sink`."""
+
+    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+        """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
+
+    async def dead(self) -> None:
+        """Return when the engine can no longer serve."""
+
+    async def stop(self) -> None:
+        """End the engine and its processes."""
+
+
+__all__ = ["CURRENT_TALLY", "ASGIApp", "Call", "Engine", "Handle", "Prepared", "Route", "Sink"]

@@ -1,0 +1,12 @@
+"""vLLM's AsyncLLM as our engine: the only folder that imports vllm.
+
+- `launch`: settings to vLLM's arguments to a running AsyncLLM.
+- `client`: the `Engine` protocol over it.
+- `lanes`: which requests are plain enough for our own chunks.
+- `steps`: the output step, from vLLM's outputs to our sink.
+- `fallback`: vLLM's own HTTP app and the proxy it runs on.
+- `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
+- `failures`: vLLM's errors as ours.
+- `child`: what runs inside the engine process.
+- `versions`: import shims between vLLM releases.
+"""

@@ -1,0 +1,48 @@
+"""What runs inside the engine process.
+
+vLLM loads general plugins in every process it starts, so this is the one official place where code of ours runs
+there. It does two things, both so that the gateway stays in charge of its engine's life:
+
+- leave the gateway's process group: a signal to the group is meant for the gateway, and an engine that stops by
+  itself cuts the streams that the gateway still wants to finish;
+- end when the gateway is gone: after a kill -9 of the gateway nobody else would stop the engine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+
+# Set by `launch` for the processes that it starts; without it this plugin stays out of other programs' way.
+MARK = "SLUICE_ENGINE_PROCESS"
+WITH_STACKS = "debug"
+# An orphan holds the accelerator's memory, so it must be gone before a restarted gateway wants it.
+CHECK_EVERY_S = 0.5
+
+
+def settle() -> None:
+    """Entry point of the group `vllm.general_plugins`."""
+    parent = multiprocessing.parent_process()
+    if MARK not in os.environ or parent is None or parent.pid is None:
+        return
+    if parent.pid != os.getppid():
+        # It went while this process was still importing.
+        os._exit(1)
+    if os.environ[MARK] != WITH_STACKS:
+        # multiprocessing prints the stack of a failed start; the log has the error, and the gateway says it again.
+        traceback.print_exc = lambda *_, **__: None
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    threading.Thread(target=_end_with, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(CHECK_EVERY_S)
+    os._exit(1)
+
+
+__all__ = ["MARK", "settle"]

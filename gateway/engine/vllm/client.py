@@ -1,0 +1,297 @@
+"""AsyncLLM as our `Engine`.
+
+vLLM validates, renders and parses; this file only decides in which of three ways a request runs:
+
+- a plain stream: its outputs go straight from vLLM's output handler into the sink;
+- any other stream: vLLM's own generator formats it, in a task of ours that feeds the sink;
+- no stream: vLLM's handler makes the whole answer, in such a task too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.v1.metrics.stats import SchedulerStats
+
+from gateway.clock import Clock
+from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route, Sink
+from gateway.engine.vllm import contract, failures, fallback
+from gateway.engine.vllm.steps import SinkQueue, unframe
+from gateway.engine.vllm.trust import Headers, Screen, read_json
+from gateway.engine.vllm.versions import find
+from gateway.errors import ClientError, SluiceError, Unsupported
+from gateway.model import Cause, Chunk, Endpoint, Frame, Tally
+
+logger = logging.getLogger(__name__)
+
+_MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
+_PREFIX = {Endpoint.CHAT: "chatcmpl-", Endpoint.COMPLETION: "cmpl-"}
+# A dead engine closes its output handler; nobody is told of that, so somebody has to look.
+_LOOK_EVERY_S = 0.5
+# The engine process gets this long to clean up its shared memory before it is killed.
+_STOP_WITHIN_S = 5.0
+# An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
+_ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class VllmCall:
+    """A validated request of vLLM's own model."""
+
+    endpoint: Endpoint
+    request: Any
+    stream: bool
+    seats: int
+
+
+@dataclass(frozen=True, slots=True)
+class VllmPrepared:
+    """A rendered request. Exactly one of `submission` (plain) and `chunks` (vLLM's generator) is set for a stream;
+    neither is for a whole answer, which vLLM renders and generates in one go."""
+
+    call: VllmCall
+    tally: Tally
+    raw: Any
+    frame: Frame | None = None
+    submission: fallback.Submission | None = None
+    chunks: AsyncGenerator[str, None] | None = None
+
+
+class VllmEngine:
+    """One running AsyncLLM with vLLM's app on it."""
+
+    def __init__(self, llm: Any, clock: Clock, *, trust_client_fields: bool) -> None:
+        self._llm = llm
+        self._clock = clock
+        self._screen = Screen(trust_client_fields)
+        self._engagements = fallback.Engagements()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
+
+    async def open(self, args: Any) -> None:
+        """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
+        await self._llm.reset_mm_cache()
+        tasks = await self._llm.get_supported_tasks()
+        proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements)
+        self._app = await fallback.build(proxy, args, tasks)
+        self._http = contract.keep(self._screen.app(self._app), self._death)
+        await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
+
+    @property
+    def model(self) -> str:
+        return str(self._app.state.openai_serving_models.base_model_paths[0].name)
+
+    def schema(self) -> dict[str, Any]:
+        return self._app.openapi()  # type: ignore[no-any-return]
+
+    @property
+    def http(self) -> ASGIApp:
+        return self._http
+
+    def route(self, method: str, path: str) -> Route:
+        return fallback.route(self._app, method, path)
+
+    def template(self, path: str) -> str:
+        return fallback.template(self._app, path)
+
+    def parse(self, endpoint: Endpoint, body: bytes) -> VllmCall:
+        document = read_json(body)
+        if not isinstance(document, dict):
+            raise ClientError("The request body must be a JSON object.")
+        self._screen.body(document)
+        try:
+            request = _MODELS[endpoint].model_validate(document)
+        except ValidationError as error:
+            raise failures.from_validation(error) from None
+        except Exception as error:
+            # vLLM's own validators raise, too, and some trip over values that they did not expect.
+            raise failures.from_validator(error, _MODELS[endpoint], document) from None
+        return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+
+    async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
+        serving = self._serving(call.endpoint)
+        secret = secrets.token_hex(_ID_BYTES)
+        tally.id = _PREFIX[call.endpoint] + secret
+        tally.model = self._served(call.request.model)
+        # vLLM makes the completion's id from this header; ours must not be guessable, so the client's never gets here.
+        headers = Headers({**self._screen.headers(tally.caller.headers), "x-request-id": secret})
+        raw = SimpleNamespace(headers=headers, state=SimpleNamespace())
+        if not call.stream:
+            return VllmPrepared(call, tally, raw)
+        notes: list[fallback.Submission] = []
+        token = fallback.CAPTURE.set(notes)
+        try:
+            made = await self._create(serving, call, raw)
+        finally:
+            fallback.CAPTURE.reset(token)
+        if isinstance(made, Frame):
+            (submission,) = notes
+            prompt_tokens = serving._extract_prompt_len(submission.prompt)
+            tally.prompt_tokens = prompt_tokens
+            frame = replace(made, prompt_tokens=prompt_tokens)
+            return VllmPrepared(call, tally, raw, frame=frame, submission=submission)
+        return VllmPrepared(call, tally, raw, chunks=made)
+
+    async def submit(self, prepared: VllmPrepared, sink: Sink) -> _Running:
+        if prepared.submission is not None:
+            return await self._submit_plain(prepared, prepared.submission, sink)
+        return _Running(self._own(self._run(prepared, sink)))
+
+    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+        runs = self._engagements.of(request_id, owner)
+        if not runs:
+            return None
+        tally = runs[0].tally
+        for run in runs:
+            assert run.tally is not None
+            run.tally.cause = Cause.CANCELLED
+        self._own(self._llm.abort([run.request_id for run in runs]))
+        return tally
+
+    async def dead(self) -> None:
+        busy = False
+        while not self._llm.errored:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            was_busy, busy = busy, self._llm.output_processor.has_unfinished_requests()
+            if was_busy and not busy and self._llm.logger_manager is not None:
+                # vLLM's gauges are written by engine steps only. After an abort there is no further step, and
+                # autoscalers would see requests running for ever.
+                self._llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+        await asyncio.to_thread(self._llm.shutdown, _STOP_WITHIN_S)
+
+    # The three ways to run.
+
+    async def _submit_plain(self, prepared: VllmPrepared, submission: fallback.Submission, sink: Sink) -> _Running:
+        llm = self._llm
+        options = {name: value for name, value in submission.options.items() if value is not None}
+        try:
+            queue = await llm.add_request(
+                submission.request_id,
+                submission.prompt,
+                submission.params,
+                arrival_time=prepared.tally.caller.arrival_wall_s,
+                **options,
+            )
+        except asyncio.CancelledError:
+            self._own(llm.abort(submission.request_id))
+            raise
+        except Exception as error:
+            raise failures.named(failures.from_exception(error), prepared.call.request) from None
+        direct = SinkQueue(sink)
+        state = llm.output_processor.request_states.get(queue.request_id)
+        if state is not None:
+            state.queue = direct
+        # What came before the swap is in vLLM's own collector; there was no await in between, so nothing is lost.
+        early = queue.output
+        if early is not None:
+            direct.put(early)
+        return _Running(None, self, queue.request_id)
+
+    async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:
+        """The task of a request that vLLM formats itself; every failure ends in the sink."""
+        CURRENT_TALLY.set(prepared.tally)
+        try:
+            if prepared.chunks is not None:
+                await self._feed(prepared.chunks, sink)
+            else:
+                made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
+                sink.put(Chunk(orjson.dumps(made.model_dump(mode="json"))))
+            sink.finish()
+        except Exception as error:
+            sink.fail(failures.from_exception(error))
+
+    async def _feed(self, chunks: AsyncGenerator[str, None], sink: Sink) -> None:
+        """Pass vLLM's formatted stream on, chunk by chunk; its in-band errors become ours."""
+        async with aclosing(chunks):
+            async for framed in chunks:
+                document = unframe(framed)
+                if document == b"[DONE]":
+                    return
+                if document.startswith(b'{"error"'):
+                    raise self._in_band(orjson.loads(document)["error"])
+                sink.put(Chunk(document))
+
+    # Helpers.
+
+    def _serving(self, endpoint: Endpoint) -> Any:
+        name = "openai_serving_chat" if endpoint is Endpoint.CHAT else "openai_serving_completion"
+        serving = getattr(self._app.state, name, None)
+        if serving is None:
+            raise Unsupported("The model that is served does not generate text, so it has no completions.")
+        return serving
+
+    def _served(self, name: str | None) -> str | None:
+        """The model that this request will meet; None for a name that nobody serves, which is the client's invention
+        and has no business in logs."""
+        models = self._app.state.openai_serving_models
+        if not name:
+            return self.model
+        return name if models.is_base_model(name) or name in models.lora_requests else None
+
+    async def _create(self, serving: Any, call: VllmCall, raw: Any) -> Any:
+        """vLLM's handler for the endpoint; its errors, returned or raised, leave here as ours."""
+        create = serving.create_chat_completion if call.endpoint is Endpoint.CHAT else serving.create_completion
+        try:
+            made = await create(call.request, raw)
+        except Exception as error:
+            raise failures.named(failures.from_exception(error), call.request) from None
+        if isinstance(made, find("ErrorResponse")):
+            raise failures.named(failures.from_response(made), call.request)
+        return made
+
+    def _death(self) -> SluiceError | None:
+        return failures.from_exception(self._llm.dead_error) if self._llm.errored else None
+
+    def _in_band(self, info: dict[str, Any]) -> SluiceError:
+        return self._death() or failures.from_info(
+            int(info.get("code") or 500), str(info.get("message")), info.get("param")
+        )
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A request in the engine: either a task of ours, or a request of vLLM's own."""
+
+    task: asyncio.Task[None] | None
+    engine: VllmEngine | None = None
+    internal_id: str = ""
+
+    def abort(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        elif self.engine is not None:
+            self.engine._own(self.engine._llm.abort(self.internal_id, internal=True))
+
+
+def _prompts(request: Any) -> int:
+    """How many prompts a request brings: a list of texts or of token lists is several."""
+    prompt = getattr(request, "prompt", None)
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return len(prompt)
+    return 1
+
+
+__all__ = ["VllmEngine"]

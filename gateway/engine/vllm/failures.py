@@ -1,0 +1,156 @@
+"""vLLM's errors as ours: the right class, vLLM's own words where they are meant for clients, never a stack."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from gateway.engine.vllm.versions import find
+from gateway.errors import (
+    Cancelled,
+    ClientError,
+    EngineFailed,
+    InternalError,
+    NotFound,
+    Overloaded,
+    SluiceError,
+    Unsupported,
+)
+
+logger = logging.getLogger(__name__)
+
+# vLLM appends the parameter and the value, which may be the whole prompt.
+_SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
+# Pydantic repeats one mistake once per branch of a union; the first few say it all.
+_SHOWN = 3
+
+
+class Aborted(Exception):
+    """The engine gave a request up because somebody aborted it: never to be mistaken for a good end."""
+
+
+def from_validation(error: ValidationError) -> ClientError:
+    """A body that vLLM's request model refuses: names the first field and says what is wrong with it."""
+    problems: list[str] = []
+    param: str | None = None
+    for problem in error.errors(include_url=False, include_input=False):
+        inner = problem.get("ctx", {}).get("error")
+        field = getattr(inner, "parameter", None) or _field(problem["loc"])
+        message = _plain(inner) if isinstance(inner, Exception) else problem["msg"]
+        text = f"{field}: {message}" if field else message
+        if param is None:
+            param = field or None
+        if text not in problems:
+            problems.append(text)
+    shown = "; ".join(problems[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return ClientError(shown + (f"; and {more} more problems" if more > 0 else ""), param=param)
+
+
+def from_validator(error: Exception, model: type[BaseModel], document: dict[str, Any]) -> SluiceError:
+    """What one of vLLM's own validators raised: its words if they are meant for clients. If it only tripped over a
+    value of a type that it did not expect, the first field that has the wrong type is named instead."""
+    if isinstance(error, VLLMError | ValueError):
+        return from_exception(error)
+    for name, field in model.model_fields.items():
+        if name not in document:
+            continue
+        try:
+            annotation: Any = field.annotation
+            TypeAdapter(annotation).validate_python(document[name])
+        except ValidationError as problem:
+            first = problem.errors(include_url=False, include_input=False)[0]
+            inside = _field(first["loc"])
+            where = name + (f".{inside}" if inside and not inside.startswith("[") else inside)
+            return ClientError(f"{where}: {first['msg']}", param=where)
+    return ClientError("A field of the request body has a value of the wrong type.")
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    """The path to a field as a client would write it; pydantic's names of types and validators are left out."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        elif part.isidentifier() and part.islower() and part not in _TYPES:
+            parts.append(f".{part}" if parts else part)
+    return "".join(parts)
+
+
+_TYPES = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "none", "nullable", "union"})
+
+
+def _plain(error: BaseException) -> str:
+    """The words of a validation error without the parameter and the value that vLLM appends in brackets."""
+    if error.args and isinstance(error.args[0], str):
+        return error.args[0]
+    return str(error)
+
+
+def from_response(response: Any) -> SluiceError:
+    """An ErrorResponse object of vLLM's."""
+    return from_info(response.error.code, response.error.message, response.error.param)
+
+
+def from_info(status: int, message: str, param: str | None) -> SluiceError:
+    """vLLM's status, message and parameter, as one of our classes."""
+    if status == 404:
+        return NotFound(message, param=param)
+    if status == 501:
+        return Unsupported(message or "The model that is served does not support this.", param=param)
+    if status in (429, 503):
+        return Overloaded(message, retry_after_s=1)
+    if 400 <= status < 500:
+        return ClientError(message, param=param)
+    logger.error("vLLM answered %d: %s", status, message)
+    return InternalError("The server failed to answer this request.")
+
+
+def named(error: SluiceError, request: Any) -> SluiceError:
+    """The same error with the field as the client wrote it. vLLM speaks of its own parameters (`input_tokens`), of
+    `max_tokens` where the client said `max_completion_tokens`, and of no field at all where a template refuses."""
+    if not isinstance(error, ClientError):
+        return error
+    given = "messages" if hasattr(request, "messages") else "prompt"
+    message = _SUFFIX.sub("", error.message)
+    param = error.param
+    if param in ("input_tokens", "input_text"):
+        param = given
+    elif param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
+        param = "max_completion_tokens"
+        message = message.replace("max_tokens", param)
+    elif param is None:
+        first = message.split(" ", 1)[0]
+        if first.isidentifier() and first in type(request).model_fields:
+            param = first
+        elif any(word in message.lower() for word in ("chat template", "conversation", "token id", "role", "message")):
+            param = given
+    return type(error)(message, param=param, retry_after_s=error.retry_after_s)
+
+
+def from_exception(error: BaseException) -> SluiceError:
+    """Whatever vLLM raised. What we do not know is logged here with its stack, and nowhere else."""
+    if isinstance(error, SluiceError):
+        return error
+    if isinstance(error, Aborted):
+        return Cancelled("The request was cancelled.")
+    if isinstance(error, EngineDeadError):
+        return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
+    if isinstance(error, EngineGenerateError):
+        logger.error("the engine failed a request", exc_info=error)
+        return EngineFailed("The engine failed this request.", retry_after_s=1)
+    if isinstance(error, ValidationError):
+        return from_validation(error)
+    response = find("create_error_response")(error)
+    if response.error.code >= 500:
+        logger.error("a request failed inside vLLM", exc_info=error)
+        return InternalError("The server failed to answer this request.")
+    return from_response(response)
+
+
+__all__ = ["Aborted", "from_exception", "from_info", "from_response", "from_validation", "from_validator", "named"]

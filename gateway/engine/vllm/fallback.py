@@ -1,0 +1,199 @@
+"""vLLM's own HTTP app, and the proxy that it runs on.
+
+The app answers every path that we do not serve ourselves. It thinks that the proxy is its engine client; the proxy
+forwards everything to the real one, counts tokens for the request at hand, and makes sure that an aborted request
+is an error and never a good end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.exceptions import GracefulHTTPError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from gateway.clock import Clock
+from gateway.engine.base import CURRENT_TALLY, Route
+from gateway.engine.vllm import lanes
+from gateway.engine.vllm.failures import Aborted
+from gateway.engine.vllm.versions import find
+from gateway.model import Cause, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a serving object asked the engine to generate."""
+
+    prompt: Any
+    params: Any
+    request_id: str
+    options: dict[str, Any]
+
+
+CAPTURE: ContextVar[list[Submission] | None] = ContextVar("sluice_capture", default=None)
+"""Where set, the proxy notes every submission in this list, for the caller that will submit it in its own way."""
+
+
+class CancelledById(Aborted, GracefulHTTPError):  # type: ignore[misc,unused-ignore]
+    """Somebody cancelled this request; vLLM's handlers turn it into a 400 (clients retry 408 and 409)."""
+
+    def __init__(self) -> None:
+        GracefulHTTPError.__init__(self, "The request was cancelled by its id.", HTTPStatus.BAD_REQUEST)
+
+
+class GivenUp(Aborted, GracefulHTTPError):  # type: ignore[misc,unused-ignore]
+    """The engine itself aborted this request."""
+
+    def __init__(self) -> None:
+        GracefulHTTPError.__init__(self, "The engine gave this request up.", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    request_id: str
+    tally: Tally | None
+
+
+@dataclass(slots=True)
+class Engagements:
+    """What the proxy runs at the moment, so that it can be found and cancelled by id."""
+
+    running: list[_Running] = field(default_factory=list)
+
+    def of(self, request_id: str, owner: str | None) -> list[_Running]:
+        """Everything under that id; vLLM appends `-0` or `_0` to the id of a sub-request."""
+        return [
+            run
+            for run in self.running
+            if run.tally is not None
+            and run.tally.caller.owner == owner
+            and (run.request_id == request_id or run.request_id.rstrip("0123456789")[:-1] == request_id)
+        ]
+
+
+class EngineProxy:
+    """Stands where vLLM wants an EngineClient. Not a subclass: that ABC grows with every release."""
+
+    def __init__(self, llm: Any, clock: Clock, engagements: Engagements) -> None:
+        self._llm = llm
+        self._clock = clock
+        self._engagements = engagements
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Admission is the gate's business, and it has decided before this is asked."""
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
+        """As AsyncLLM.generate; nothing runs before the first iteration."""
+        if (notes := CAPTURE.get()) is not None:
+            notes.append(Submission(prompt, sampling_params, request_id, options))
+        return self._counted(self._llm.generate, prompt, sampling_params, request_id, options)
+
+    def encode(self, prompt: Any, pooling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
+        """As AsyncLLM.encode."""
+        return self._counted(self._llm.encode, prompt, pooling_params, request_id, options)
+
+    async def _counted(
+        self, method: Callable[..., Any], prompt: Any, params: Any, request_id: str, options: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        tally = CURRENT_TALLY.get()
+        run = _Running(request_id, tally)
+        self._engagements.running.append(run)
+        count = _Count(tally, self._clock, params)
+        try:
+            async with aclosing(method(prompt, params, request_id, **options)) as outputs:
+                async for output in outputs:
+                    choices = output.outputs if isinstance(output.outputs, list) else ()
+                    count.see(output, choices)
+                    if any(choice.finish_reason == "abort" for choice in choices):
+                        cancelled = tally is not None and tally.cause is Cause.CANCELLED
+                        raise CancelledById if cancelled else GivenUp
+                    yield output
+        except (EngineDeadError, EngineGenerateError):
+            # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
+            if tally is not None:
+                tally.cause = Cause.ENGINE_FAILED
+            raise
+        finally:
+            self._engagements.running.remove(run)
+
+
+class _Count:
+    """Adds one submission's tokens to the tally, whether its outputs are deltas or everything so far."""
+
+    def __init__(self, tally: Tally | None, clock: Clock, params: Any) -> None:
+        self._tally = tally
+        self._clock = clock
+        self._kind = params.output_kind
+        self._seen: dict[int, int] = {}
+        self._prompt_due = True
+
+    def see(self, output: Any, choices: Iterable[Any]) -> None:
+        if self._tally is None:
+            return
+        if self._prompt_due and output.prompt_token_ids is not None:
+            self._prompt_due = False
+            self._tally.prompt_tokens += len(output.prompt_token_ids)
+        new = 0
+        for choice in choices:
+            tokens = len(choice.token_ids)
+            new += tokens if self._kind == RequestOutputKind.DELTA else tokens - self._seen.get(choice.index, 0)
+            self._seen[choice.index] = tokens
+        whole = self._kind == RequestOutputKind.FINAL_ONLY
+        self._tally.generated(new, None if whole else self._clock.now())
+
+
+async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
+    """vLLM's FastAPI app on `proxy`, with our overrides of the stream generators. Its lifespan is the caller's."""
+    args = copy.copy(args)
+    # Browsers are answered at our own edge; twice the same header is an error to them.
+    args.allowed_origins = []
+    app = find("build_app")(args, supported_tasks, proxy.model_config)
+    await find("init_app_state")(proxy, app.state, args, supported_tasks)
+    # Its engine-error handler looks for the server it would stop; ours decides that elsewhere.
+    app.state.server = SimpleNamespace(should_exit=False)
+    lanes.adopt(app.state)
+    return app
+
+
+def route(app: Any, method: str, path: str) -> Route:
+    """What vLLM's app has at that path.
+
+    vLLM keeps its bookkeeping endpoints (tokenize, LoRA, health, profiling) in `vllm.entrypoints.serve`; whatever is
+    routed from elsewhere generates, embeds or scores. SageMaker's `/invocations` is the exception, it dispatches.
+    """
+    found = Route.UNKNOWN
+    for known in _matching(app, path):
+        methods = getattr(known, "methods", None)
+        if methods is None or method not in methods:
+            found = Route.WRONG_METHOD
+            continue
+        home = getattr(getattr(known, "endpoint", None), "__module__", "")
+        bookkeeping = home.startswith("vllm.entrypoints.serve.") and "sagemaker" not in home
+        return Route.WORKS if method == "POST" and home.startswith("vllm.") and not bookkeeping else Route.LIGHT
+    return found
+
+
+def template(app: Any, path: str) -> str:
+    """The path as vLLM's app has declared it; "other" if it has not."""
+    return next((str(known.path) for known in _matching(app, path)), "other")
+
+
+def _matching(app: Any, path: str) -> Iterator[Any]:
+    for known in app.routes:
+        pattern = getattr(known, "path_regex", None)
+        if pattern is not None and pattern.fullmatch(path):
+            yield known
+
+
+__all__ = ["CAPTURE", "Engagements", "EngineProxy", "Submission", "build", "route", "template"]

@@ -1,0 +1,108 @@
+"""Which requests are plain: one choice of text, nothing for a parser to do. Their chunks are ours.
+
+vLLM's serving objects do everything else about a request: validation, LoRA lookup, templates, sampling parameters.
+Only their stream generators are overridden here, and only to hand back a `Frame` instead of a generator when the
+chunks of the stream can be told from its frame and its deltas alone. For all other requests vLLM's own generator
+runs, untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.parser.abstract_parser import DelegatingParser
+
+from gateway.engine.vllm.versions import find
+from gateway.model import Endpoint, Frame
+
+
+def adopt(state: Any) -> None:
+    """Override the stream generators of the two serving objects in vLLM's app state, if the model generates.
+
+    Other handlers (batch, Anthropic, responses) have serving objects of their own and are not touched.
+    """
+    if getattr(state, "openai_serving_chat", None) is not None:
+        state.openai_serving_chat.__class__ = _Chat
+    if getattr(state, "openai_serving_completion", None) is not None:
+        state.openai_serving_completion.__class__ = _Completion
+
+
+class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
+    def chat_completion_stream_generator(self, request: Any, results: Any, request_id: str, *a: Any, **kw: Any) -> Any:
+        model = a[0] if a else kw["model_name"]
+        if _unparsed(self.parser_cls, request) and _plain(self, request) and not request.return_prompt_text:
+            role = self.get_chat_request_role(request)
+            frame = _frame(self, request, Endpoint.CHAT, request_id, model, role)
+            # A parser with nothing to parse keeps silent about tokens without text.
+            return replace(frame, drop_empty=self.parser_cls is not None)
+        return super().chat_completion_stream_generator(request, results, request_id, *a, **kw)
+
+
+class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
+    def completion_stream_generator(
+        self, request: Any, engine_inputs: list[Any], results: Any, request_id: str, *a: Any, **kw: Any
+    ) -> Any:
+        created, model = (*a, *(kw[name] for name in ("created_time", "model_name") if name in kw))[:2]
+        if len(engine_inputs) == 1 and _plain(self, request):
+            return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
+        return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
+
+
+def _unparsed(parser: Any, request: Any) -> bool:
+    """Whether no parser looks at the text: none is configured, or only a tool parser, and this request has no use for
+    it. vLLM's standard parser then passes the text through; parsers with steps of their own are left alone."""
+    if parser is None:
+        return True
+    return (
+        request.tool_choice == "none"
+        and parser.reasoning_parser_cls is None
+        and parser.tool_parser_cls is not None
+        and not parser.tool_parser_cls.engine_based_streaming
+        and parser.parse_delta is DelegatingParser.parse_delta
+        and parser._extract_tool_calls_streaming is DelegatingParser._extract_tool_calls_streaming
+    )
+
+
+def _plain(serving: Any, request: Any) -> bool:
+    """What both endpoints ask for: nothing that needs more than text and token counts to be formatted."""
+    return not (
+        (request.n or 1) > 1
+        # A number in completions (0 counts), a flag in chats.
+        or not (request.logprobs is None or request.logprobs is False)
+        or request.echo
+        or request.return_token_ids
+        or request.use_beam_search
+        or request.prompt_logprobs
+        or getattr(request, "return_tokens_as_token_ids", None)
+        or serving.enable_prompt_tokens_details
+        or serving.enable_per_request_metrics
+        or getattr(serving, "enable_log_outputs", False)
+        # Speculative decoding adds acceptance figures to the usage chunk.
+        or serving.engine_client.vllm_config.speculative_config is not None
+    )
+
+
+def _frame(
+    serving: Any, request: Any, endpoint: Endpoint, request_id: str, model: str, role: str | None, created: int = 0
+) -> Frame:
+    include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
+    return Frame(
+        endpoint=endpoint,
+        id=request_id,
+        created=created or int(time.time()),
+        model=model,
+        role=role,
+        fingerprint=serving.system_fingerprint,
+        include_usage=bool(include),
+        continuous_usage=bool(continuous),
+        drop_empty=False,
+        # Known to the caller, who holds the rendered prompt.
+        prompt_tokens=0,
+    )
+
+
+__all__ = ["adopt"]

@@ -1,0 +1,310 @@
+"""From settings to a running AsyncLLM.
+
+`engine:` settings and the flags after `--` become the command line of `vllm serve`, so that every argument keeps
+vLLM's name, meaning and check. Building the engine blocks for seconds to minutes and runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import difflib
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.clock import Clock
+from gateway.engine.vllm import child
+from gateway.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Flags of `vllm serve` that set up what is Sluice's own: the socket, the process, authentication.
+_OURS = {
+    "host": "use `sluice serve --host`",
+    "port": "use `sluice serve --port`",
+    "uds": "Sluice listens on TCP",
+    "api_key": "use server.api_keys_file",
+    "ssl_keyfile": "terminate TLS in front of Sluice",
+    "ssl_certfile": "terminate TLS in front of Sluice",
+    "api_server_count": "Sluice runs its front end in one process",
+    "headless": "start headless engines with `vllm serve --headless`",
+    "grpc": "Sluice serves HTTP",
+    "config": "use `sluice serve --config`",
+    "allowed_origins": "use server.cors_origins",
+    "allowed_methods": "use server.cors_origins",
+    "allowed_headers": "use server.cors_origins",
+    "allow_credentials": "use server.cors_origins",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run. `engine` holds vLLM's arguments by name, `flags` more of its command line (they win).
+
+    `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
+    `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
+    """
+
+    engine: Mapping[str, Any]
+    flags: Sequence[str] = ()
+    small: bool = False
+    trust_client_fields: bool = False
+    log_level: str = "info"
+    log_json: bool = False
+    source: Callable[[str], str] = field(default=lambda _: "command line")
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+
+def command_line(engine: Mapping[str, Any]) -> list[str]:
+    """vLLM's arguments by name, as the flags of `vllm serve`."""
+    argv: list[str] = []
+    for name, value in engine.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None:
+            continue
+        # What comes from the environment is text.
+        if isinstance(value, bool) or str(value).lower() in ("true", "false"):
+            argv.append(flag if str(value).lower() == "true" else "--no-" + flag[2:])
+        elif isinstance(value, (list, tuple)):
+            argv.extend([flag, *(_text(item) for item in value)])
+        else:
+            argv.extend([flag, _text(value)])
+    return argv
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def parse_args(plan: Plan) -> Any:
+    """vLLM's own namespace for the plan. Raises SettingsError that names an unknown key and the nearest right one."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from gateway.engine.vllm.versions import find
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc,unused-ignore]
+        def error(self, message: str) -> Any:
+            raise SettingsError(f"vLLM does not accept these engine settings: {message}")
+
+    parser = find("make_arg_parser")(Parser(prog="vllm serve"))
+    known = {action.dest for action in parser._actions} - {"help", "model_tag"}
+    for name in plan.engine:
+        dest = name.replace("-", "_")
+        if dest in _OURS:
+            raise SettingsError(f"engine.{name} ({plan.source(name)}) is not an engine setting here: {_OURS[dest]}.")
+        if dest not in known:
+            near = difflib.get_close_matches(dest, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise SettingsError(f"engine.{name} ({plan.source(name)}) is not a vLLM engine argument.{hint}")
+    argv = command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
+    for flag in plan.flags:
+        dest = flag.removeprefix("--").split("=", 1)[0].replace("-", "_")
+        if flag.startswith("--") and dest in _OURS:
+            raise SettingsError(f"{flag} after `--` is not for the engine: {_OURS[dest]}.")
+    args, unknown = parser.parse_known_args([*argv, *plan.flags])
+    if unknown:
+        dest = unknown[0].removeprefix("--").split("=", 1)[0].replace("-", "_")
+        near = difflib.get_close_matches(dest, known, n=1)
+        hint = f" Did you mean --{near[0].replace('_', '-')}?" if near else ""
+        raise SettingsError(f"{unknown[0]} (after `--`) is not a flag of `vllm serve`.{hint}")
+    if args.model_tag is not None:
+        args.model = args.model_tag
+    try:
+        find("validate_parsed_serve_args")(args)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"vLLM does not accept these engine settings: {error}") from None
+    return args
+
+
+def _defaults(plan: Plan) -> dict[str, Any]:
+    """Engine arguments that a CPU wants and that nobody should have to know."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    defaults: dict[str, Any] = {}
+    if plan.small or not _has_bf16():
+        # bf16 matrix products without bf16 units are several times slower than float32.
+        defaults["dtype"] = "float32"
+    if plan.small:
+        # One process instead of two halves the imports; a model this size gains nothing from compilation, and 256 MiB
+        # hold the KV cache of 256 full-length sequences of it.
+        defaults |= {
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": 256 * 2**20,
+            "use_tqdm_on_load": False,
+        }
+    return defaults
+
+
+def _has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return True
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def _set_environment(plan: Plan, words: Path) -> None:
+    """vLLM reads these from the environment, in this process and in the ones it starts. What the user set stays."""
+    level = "DEBUG" if plan.log_level == "debug" else "ERROR"
+    fallback_env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": level,
+        "VLLM_LOGGING_CONFIG_PATH": str(words.parent / "logging.json"),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Its log lines are the only ones that do not come through logging.
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # The last: an engine that was killed leaves semaphores behind, which are then cleaned up.
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,"
+        "ignore::UserWarning:multiprocessing.resource_tracker",
+    }
+    if plan.small:
+        fallback_env |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            # Some samplers compile a helper on first use: 20 s on two cores, and it needs a C++ compiler.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    for name, value in fallback_env.items():
+        os.environ.setdefault(name, value)
+    # Whether the server outlives its engine is for the supervisor to decide.
+    os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
+    os.environ[child.MARK] = child.WITH_STACKS if plan.log_level == "debug" else "1"
+    logging_config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "console": {"()": "gateway.logs.make_formatter", "as_json": plan.log_json, "stacks": level == "DEBUG"}
+        },
+        "handlers": {
+            "console": {"class": "logging.StreamHandler", "formatter": "console", "stream": "ext://sys.stderr"},
+            "words": {"class": "logging.FileHandler", "filename": str(words), "level": "ERROR", "delay": True},
+        },
+        "loggers": {
+            "vllm": {"handlers": ["console", "words"], "level": level, "propagate": False},
+            # Refused requests; each has its answer and its own log line already.
+            "vllm.entrypoints.openai": {"level": "CRITICAL" if level == "ERROR" else level},
+            # Says at every start that a CPU has no Triton.
+            "torch._library.triton": {"level": "ERROR"},
+            "vllm.renderers": {"level": "CRITICAL" if level == "ERROR" else level},
+        },
+    }
+    (words.parent / "logging.json").write_text(json.dumps(logging_config), encoding="utf-8")
+
+
+async def start(plan: Plan, clock: Clock) -> Any:
+    """Start the engine of `plan` and vLLM's app on it; a `VllmEngine`.
+
+    Raises SettingsError, in one sentence, if it cannot start.
+    """
+    model = str(plan.engine.get("model", ""))
+    if model.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(model)):  # noqa: ASYNC240, PTH - one stat
+        raise SettingsError(f"The model path {model} does not exist.")
+    # Lives as long as the process: whatever vLLM spawns later reads its logging configuration from here, too.
+    folder = Path(tempfile.mkdtemp(prefix="sluice-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    words = folder / "last-words.log"
+    _set_environment(plan, words)
+    engine = None
+    try:
+        llm, args = await _in_daemon(lambda: _build(plan))
+        # Imported now, not above: it needs vLLM, which `_build` has imported off the event loop.
+        from gateway.engine.vllm.client import VllmEngine
+
+        engine = VllmEngine(llm, clock, trust_client_fields=plan.trust_client_fields)
+        await engine.open(args)
+    except SettingsError:
+        raise
+    except Exception as error:
+        logger.debug("the engine could not start", exc_info=True)
+        if engine is not None:
+            await engine.stop()
+        raise SettingsError(_why(error, words, model), exit_code=1) from error
+    return engine
+
+
+async def _in_daemon(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that does not keep the process alive: who presses Ctrl-C during a start that takes
+    minutes must not have to wait for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            set_it(value)
+
+    def run() -> None:
+        # The engine's processes inherit this: Ctrl-C goes to every process of the terminal's group, and an engine that
+        # heeds it cuts the streams that the gateway still wants to finish. multiprocessing's resource tracker lifts the
+        # block in the thread that starts it, so it is started before.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            result = work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(settle, done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(settle, done.set_result, result)
+
+    threading.Thread(target=run, name="sluice-engine-start", daemon=True).start()
+    return await done
+
+
+def _build(plan: Plan) -> tuple[Any, Any]:
+    plan.say("importing vLLM")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
+        def __del__(self) -> None:
+            """Ours is stopped by name. vLLM's finalizer runs again at interpreter exit, on modules that are gone."""
+
+    args = parse_args(plan)
+    plan.say("reading the model's configuration")
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    plan.say("starting the engine process and loading the weights")
+    llm = Engine.from_vllm_config(
+        config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
+    )
+    plan.say("building the API")
+    return llm, args
+
+
+def _why(error: Exception, words: Path, model: str) -> str:
+    """One sentence for a failed start: the engine process's own last error where it left one."""
+    cause = str(error).strip().splitlines()
+    text = cause[0] if cause else type(error).__name__
+    if words.exists():
+        lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
+        if named:
+            text = named[-1].split(": ", 1)[1]
+    if "is not a local folder and is not a valid model identifier" in text or "Repo id must" in text:
+        text = f"{model} is neither a local folder nor a model that the hub knows."
+    if "cache blocks" in text or "KV cache" in text:
+        text = (
+            "there is not enough memory for the KV cache. Give it more with kv_cache_memory_bytes or "
+            f"gpu_memory_utilization, or lower max_model_len. vLLM says: {text}"
+        )
+    return f"The engine could not start: {text}"
+
+
+__all__ = ["Plan", "command_line", "parse_args", "start"]

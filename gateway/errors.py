@@ -1,0 +1,213 @@
+"""Every failure that a client can hear of, in one tree.
+
+    SluiceError                     status  type                    code                 gRPC                 retry
+    |- ClientError                  400     invalid_request_error   invalid_request      INVALID_ARGUMENT     no
+    |  |- Unauthorized              401     authentication_error    invalid_api_key      UNAUTHENTICATED      no
+    |  |- NotFound                  404     not_found_error         not_found            NOT_FOUND            no
+    |  |- MethodNotAllowed          405     invalid_request_error   method_not_allowed   UNIMPLEMENTED        no
+    |  |- BodyTooLarge              413     invalid_request_error   body_too_large       RESOURCE_EXHAUSTED   no
+    |  |- HeadersTooLarge           431     invalid_request_error   headers_too_large    RESOURCE_EXHAUSTED   no
+    |  |- HeadersTooSlow            408     invalid_request_error   headers_timeout      DEADLINE_EXCEEDED    yes
+    |  `- Cancelled                 499     cancelled_error         cancelled            CANCELLED            no
+    |- Overloaded                   503     overloaded_error        overloaded           RESOURCE_EXHAUSTED   yes
+    |- NotReady                     503     server_error            server_starting      UNAVAILABLE          yes
+    |- Draining                     503     server_error            server_draining      UNAVAILABLE          yes
+    |- EngineFailed                 503     server_error            engine_failed        UNAVAILABLE          yes
+    |- Unsupported                  501     invalid_request_error   not_supported        UNIMPLEMENTED        no
+    `- InternalError                500     server_error            internal_error       INTERNAL             no
+    SettingsError                   not for clients: bad settings or a failed start, with the process's exit code
+
+Messages are written for the reader who can mend the cause. They never hold an exception's text or a stack.
+499 is nginx's code for "client closed request"; openai-python retries 408, 409, 429 and 5xx on its own, and must
+not retry what somebody cancelled on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gateway.model import Cause
+
+
+class SluiceError(Exception):
+    """A failure with everything that a client needs to know about it."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    grpc: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+    cause: ClassVar[Cause] = Cause.INTERNAL_ERROR
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self, *, resumable: bool = False) -> dict[str, Any]:
+        """The OpenAI error body, with our two additions: may the client retry, may it resume."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "code": self.code,
+                "param": self.param,
+                "retryable": self.retryable,
+                "resumable": resumable,
+            }
+        }
+
+
+class ClientError(SluiceError):
+    """The request is wrong; sending it again will not help."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+    grpc = "INVALID_ARGUMENT"
+    cause = Cause.REJECTED
+
+
+class Unauthorized(ClientError):
+    """No API key, or one that this server does not know."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    grpc = "UNAUTHENTICATED"
+
+
+class NotFound(ClientError):
+    """No such model, stream or path."""
+
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+    grpc = "NOT_FOUND"
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+    grpc = "UNIMPLEMENTED"
+
+
+class BodyTooLarge(ClientError):
+    """The request body passes `server.max_body_bytes`."""
+
+    status = 413
+    code = "body_too_large"
+    grpc = "RESOURCE_EXHAUSTED"
+
+
+class HeadersTooLarge(ClientError):
+    """The request line and headers pass the limit."""
+
+    status = 431
+    code = "headers_too_large"
+    grpc = "RESOURCE_EXHAUSTED"
+
+
+class HeadersTooSlow(ClientError):
+    """The request's headers were not complete in time."""
+
+    status = 408
+    code = "headers_timeout"
+    grpc = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class Cancelled(ClientError):
+    """Somebody cancelled this request by its id."""
+
+    status = 499
+    type = "cancelled_error"
+    code = "cancelled"
+    grpc = "CANCELLED"
+    cause = Cause.CANCELLED
+
+
+class Overloaded(SluiceError):
+    """All seats and all places in the waiting room are taken, or the wait was too long."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "overloaded"
+    grpc = "RESOURCE_EXHAUSTED"
+    retryable = True
+    cause = Cause.OVERLOADED
+
+
+class NotReady(SluiceError):
+    """The engine is still starting."""
+
+    status = 503
+    code = "server_starting"
+    grpc = "UNAVAILABLE"
+    retryable = True
+    cause = Cause.REJECTED
+
+
+class Draining(SluiceError):
+    """The server is about to stop and takes no new work."""
+
+    status = 503
+    code = "server_draining"
+    grpc = "UNAVAILABLE"
+    retryable = True
+    cause = Cause.SERVER_DRAINING
+
+
+class EngineFailed(SluiceError):
+    """The engine died, or gave up on this request."""
+
+    status = 503
+    code = "engine_failed"
+    grpc = "UNAVAILABLE"
+    retryable = True
+    cause = Cause.ENGINE_FAILED
+
+
+class Unsupported(SluiceError):
+    """The model that is served cannot do this."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_supported"
+    grpc = "UNIMPLEMENTED"
+    cause = Cause.REJECTED
+
+
+class InternalError(SluiceError):
+    """A defect of ours. The log has the details, the client does not."""
+
+
+class SettingsError(Exception):
+    """Bad settings, or a start that cannot work; printed as one sentence, then the process exits."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+__all__ = [
+    "BodyTooLarge",
+    "Cancelled",
+    "ClientError",
+    "Draining",
+    "EngineFailed",
+    "HeadersTooLarge",
+    "HeadersTooSlow",
+    "InternalError",
+    "MethodNotAllowed",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
+    "SettingsError",
+    "SluiceError",
+    "Unauthorized",
+    "Unsupported",
+]

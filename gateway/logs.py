@@ -1,0 +1,93 @@
+"""Log lines: one formatter for people, one for machines, and the line that each request leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import orjson
+
+_LONGEST = 200
+
+ACCESS = logging.getLogger("sluice.access")
+
+
+class Plain(logging.Formatter):
+    """`12:00:00 info     message key=value ...`; stacks only where asked for."""
+
+    def __init__(self, *, stacks: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        self._stacks = stacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", None)
+        line = f"{self.formatTime(record, self.datefmt)} {record.levelname.lower():<7} {record.getMessage()}"
+        if fields:
+            line += "".join(f" {name}={_word(value)}" for name, value in fields.items() if value is not None)
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line += f": {type(error).__name__}: {error}"
+            if self._stacks:
+                line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _word(value: Any) -> str:
+    """A field's value as one word: a client chooses some of them, and must not be able to forge a line."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text and len(text) <= _LONGEST else repr(text[:_LONGEST])
+
+
+class Json(logging.Formatter):
+    """One JSON object a line; times are Unix seconds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **(getattr(record, "fields", None) or {}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            entry["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            entry["stack"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry, default=str).decode()
+
+
+def make_formatter(*, as_json: bool, stacks: bool) -> logging.Formatter:
+    """The formatter of the settings; also named in the logging configuration of the engine's processes."""
+    return Json() if as_json else Plain(stacks=stacks)
+
+
+def configure(level: str, as_json: bool) -> None:
+    """Set up this process's logging: everything to stderr, other people's chatter from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(make_formatter(as_json=as_json, stacks=True))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    for name in ("sluice", "gateway"):
+        logging.getLogger(name).setLevel(level.upper())
+    # What uvicorn has to say (malformed requests, responses broken off on purpose) we have answered and logged.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+
+
+class Stopwatch:
+    """Prints the stages of a start as they begin, each with the seconds since the process began."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def say(self, stage: str) -> None:
+        """Log one stage."""
+        logging.getLogger("sluice").info("[%5.1f s] %s", time.monotonic() - self._began, stage)
+
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+
+__all__ = ["ACCESS", "Json", "Plain", "Stopwatch", "configure", "make_formatter"]

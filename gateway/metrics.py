@@ -1,0 +1,106 @@
+"""Every metric name and label of ours. Rooms report facts; only this file knows prometheus_client.
+
+vLLM registers its own `vllm:*` metrics in the same default registry, so one scrape shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from gateway.model import Cause
+
+# From a warm prefix on a small model to a long prompt behind a queue.
+_TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60)
+_ITL_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+
+
+class Metrics:
+    """Turns facts into metrics; implements `gateway.model.Facts`."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, version: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry = registry
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds",
+            "From the first byte of a streamed request to its first token handed to the socket, queueing included.",
+            _TTFT_S,
+        )
+        self._itl = self._histogram("inter_token_latency_seconds", "Between two engine outputs of one request.", _ITL_S)
+        self._wait = self._histogram("queue_wait_seconds", "Time at the gate, zero for those who walked in.", _WAIT_S)
+        self._overhead = self._histogram(
+            "overhead_seconds", "Time in the gateway: from arrival to engine submit, without the queue.", _OVERHEAD_S
+        )
+        self._duration = Histogram(
+            "sluice_request_duration_seconds",
+            "From the first byte of a request to the last of its response.",
+            ["endpoint"],
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self._requests = self._counter("requests", "Finished HTTP requests.", "endpoint", "outcome")
+        self._ended = self._counter("ended", "Generating requests by how they ended.", "cause")
+        self._wasted = self._counter("wasted_tokens", "Tokens of requests that did not end well.", "cause")
+        self._rejections = self._counter("rejections", "Requests turned away at the gate.", "reason")
+        self._merged = Counter(
+            "sluice_merged_deltas_total",
+            "Deltas sent inside another because their reader came late.",
+            registry=registry,
+        )
+        Gauge("sluice_build_info", "Always 1.", ["version"], registry=registry).labels(version).set(1)
+        # The dashboards divide by these; a cause that has not happened yet is a zero, not a gap.
+        for cause in Cause:
+            self._ended.labels(cause)
+            self._wasted.labels(cause)
+
+    def watch(self, *, active: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Read these at every scrape: requests in the engine, requests at the gate."""
+        Gauge("sluice_streams_active", "Requests that the engine works on.", registry=self._registry).set_function(
+            active
+        )
+        Gauge("sluice_requests_waiting", "Requests at the gate.", registry=self._registry).set_function(waiting)
+
+    def render(self) -> bytes:
+        """The exposition, ours and vLLM's."""
+        return generate_latest(self._registry)
+
+    def waited(self, seconds: float) -> None:
+        self._wait.observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        self._rejections.labels(reason).inc()
+
+    def overhead(self, seconds: float) -> None:
+        self._overhead.observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        self._ttft.observe(seconds)
+
+    def token_gap(self, seconds: float) -> None:
+        self._itl.observe(seconds)
+
+    def merged(self, deltas: int) -> None:
+        self._merged.inc(deltas)
+
+    def ended(self, cause: Cause, wasted_tokens: int) -> None:
+        self._ended.labels(cause).inc()
+        self._wasted.labels(cause).inc(wasted_tokens)
+
+    def served(self, endpoint: str, outcome: str, seconds: float) -> None:
+        self._requests.labels(endpoint, outcome).inc()
+        self._duration.labels(endpoint).observe(seconds)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"sluice_{name}", text, buckets=buckets, registry=self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"sluice_{name}_total", text, labels, registry=self._registry)
+
+
+__all__ = ["Metrics"]

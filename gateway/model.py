@@ -1,0 +1,180 @@
+"""The nouns that cross rooms.
+
+Everything here is plain data: frozen and slotted, except `Tally`, the one running count that a request keeps.
+No room's behaviour lives here, and nothing here imports another room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType, Protocol
+
+StreamId = NewType("StreamId", str)
+
+
+class Endpoint(StrEnum):
+    """The two endpoints whose streams are ours; the value is the path."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+
+
+class Cause(StrEnum):
+    """Why a request ended: the `cause` label of `sluice_ended_total` and, where a client hears it, the error code."""
+
+    COMPLETED = "completed"
+    REJECTED = "rejected"
+    DISCONNECTED = "disconnected"
+    CANCELLED = "cancelled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    ENGINE_FAILED = "engine_failed"
+    SERVER_DRAINING = "server_draining"
+    CLIENT_STALLED = "client_stalled"
+    OVERLOADED = "overloaded"
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What the engine added to one choice: text, its token count, and why the choice ended, if it did."""
+
+    text: str
+    tokens: int
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A JSON document that the engine room has already formatted: one stream chunk, or a whole response."""
+
+    payload: bytes
+
+
+Piece = Delta | Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What all chunks of one plain stream share; with it, a `Delta` becomes the chunk that vLLM would have sent.
+
+    `role` is the role of a chat's first chunk (None for text completions), `created` is in Unix seconds,
+    `prompt_tokens` a count. `drop_empty`: tokens that add no text get no chunk, as behind a tool parser of vLLM's
+    that has nothing to do.
+    """
+
+    endpoint: Endpoint
+    id: str
+    created: int
+    model: str
+    role: str | None
+    fingerprint: str | None
+    include_usage: bool
+    continuous_usage: bool
+    drop_empty: bool
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and when the first byte of the request came.
+
+    `owner` is the name of the API key, None where keys are off. `arrival_s` is monotonic (for durations),
+    `arrival_wall_s` Unix time (for vLLM's own statistics). `headers` are those that the engine may see.
+    """
+
+    owner: str | None
+    request_id: str
+    arrival_s: float
+    arrival_wall_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Facts(Protocol):
+    """What rooms report. `gateway.metrics` turns facts into metrics; rooms never see that library."""
+
+    def waited(self, seconds: float) -> None:
+        """A request left the waiting room after this long."""
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away."""
+
+    def overhead(self, seconds: float) -> None:
+        """Time a request spent in the gateway itself."""
+
+    def first_token(self, seconds: float) -> None:
+        """From the request's first byte to its first token handed to the socket."""
+
+    def token_gap(self, seconds: float) -> None:
+        """Between two engine outputs of one request."""
+
+    def merged(self, deltas: int) -> None:
+        """Deltas that left inside another one, because their reader came late."""
+
+    def ended(self, cause: Cause, wasted_tokens: int) -> None:
+        """A request ended; `wasted_tokens` were generated for nobody."""
+
+    def served(self, endpoint: str, outcome: str, seconds: float) -> None:
+        """A whole HTTP exchange is over."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """The running count of one request, written by the engine room and read at its end.
+
+    Times are monotonic seconds; None means that it has not happened.
+    """
+
+    caller: Caller
+    facts: Facts
+    endpoint: str = "other"
+    """The path's template. A metric label: paths themselves are the client's invention, and labels stay for ever."""
+    works: bool = False
+    """Whether the request asks for engine work; only such requests have an ending worth counting."""
+    id: str | None = None
+    model: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queued_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    cause: Cause | None = None
+
+    def generated(self, tokens: int, now_s: float | None) -> None:
+        """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,
+        because the engine was asked for the whole answer at once."""
+        if tokens <= 0:
+            return
+        self.completion_tokens += tokens
+        if now_s is None:
+            return
+        if self.last_token_s is None:
+            self.first_token_s = now_s
+        else:
+            self.facts.token_gap(now_s - self.last_token_s)
+        self.last_token_s = now_s
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One numbered entry of a stream's log; `seq` counts from 1 without gaps."""
+
+    seq: int
+    payload: bytes
+
+
+__all__ = [
+    "Caller",
+    "Cause",
+    "Chunk",
+    "Delta",
+    "Endpoint",
+    "Event",
+    "Facts",
+    "Frame",
+    "Piece",
+    "StreamId",
+    "Tally",
+]

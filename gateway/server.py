@@ -1,0 +1,249 @@
+"""The process: the listening socket, limits on what comes before a request, signals, and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.app import Sluice
+from gateway.errors import ClientError, HeadersTooLarge, HeadersTooSlow, SettingsError, SluiceError
+from gateway.logs import Stopwatch
+from gateway.settings import Settings
+
+logger = logging.getLogger("sluice")
+
+ARRIVAL = "sluice.arrival_s"
+Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None], Callable[[], float]], Sluice]
+"""Makes the app from what the process has to give: whom to tell of readiness, whom of failure, the time since start."""
+
+# nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
+KEEP_ALIVE_S = 75
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with what it lacks: a limit on the size of headers and a deadline for them, error
+    bodies that OpenAI clients understand, and the time of a request's first byte."""
+
+    max_header_bytes = 32 * 2**10
+    header_timeout_s = 10.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.url = b""
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_began_s = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # A connection that says nothing at all is held to the same deadline.
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            if self._head_bytes == 0:
+                self._head_began_s = self.loop.time()
+                self._arm()
+            # Counted raw as well as by header: a header line that never ends is never reported as one.
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
+            self._refuse(_too_large(self.max_header_bytes))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value) + 4
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._disarm()
+        if self._header_bytes + len(self.url) > self.max_header_bytes:
+            self._refuse(_too_large(self.max_header_bytes))
+            # The parser treats any exception of a callback as a broken request; the connection is closing already.
+            raise ValueError("headers too large")
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope[ARRIVAL] = self._head_began_s or self.loop.time()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_began_s = 0.0
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_head and self._head_bytes and not self._answering():
+            # Part of the next request came while the last one was being answered; its time runs from now.
+            self._arm()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            self._refuse(ClientError("This is not a valid HTTP request."))
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _arm(self) -> None:
+        self._disarm()
+        if self._answering():
+            # A client may send ahead while it is being answered, and take its time.
+            return
+        self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_bytes == 0 or not self.url:
+            # Silence, or a stray line break after the last request.
+            self.transport.close()
+        else:
+            self._refuse(HeadersTooSlow(f"The request's headers were not complete after {self.header_timeout_s:g} s."))
+
+    def _refuse(self, error: SluiceError) -> None:
+        """Answer before there is a request, then close. In the middle of an answer, which this would become a part of,
+        only close."""
+        self._disarm()
+        if self._answering():
+            self.transport.close()
+            return
+        body = orjson.dumps(error.body())
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+
+def _too_large(limit: int) -> HeadersTooLarge:
+    return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handling, which would raise the signal again after a clean end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        yield
+
+    def _stop(self, number: int) -> None:
+        if self.should_exit:
+            logger.warning("second signal, ending now")
+            self.force_exit = True
+        else:
+            logger.info("%s: no new requests, running ones may finish (again to end now)", signal.Signals(number).name)
+            self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The listening socket, open before anything slow happens. Raises SettingsError if the address is taken."""
+    sock = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = found[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+    except socket.gaierror:
+        raise SettingsError(f"server.host: {host!r} is not an address of this machine.") from None
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        taken = " Another program listens there; choose another with --port." if error.errno == errno.EADDRINUSE else ""
+        raise SettingsError(f"Cannot listen on {host}:{port}: {error.strerror}.{taken}", exit_code=1) from None
+    return sock
+
+
+def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
+    """Serve what `build` makes until a signal or a failure; returns the exit code."""
+    sock = bind(settings.server.host, settings.server.port)
+    url = _url(settings.server.host, sock.getsockname()[1])
+    failure: list[SettingsError] = []
+
+    def fail(error: SettingsError) -> None:
+        # An engine that is interrupted together with us has not failed.
+        if not server.should_exit:
+            failure.append(error)
+            server.should_exit = True
+
+    sluice = build(lambda ready: _announce(watch, url, ready, settings), fail, watch.elapsed_s)
+    Protocol.max_header_bytes = settings.server.max_header_bytes
+    Protocol.header_timeout_s = settings.server.header_timeout_s
+    server = _Uvicorn(
+        uvicorn.Config(
+            sluice.asgi,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
+        )
+    )
+    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
+    server.run(sockets=[sock])
+    code = 0
+    if failure:
+        print(f"sluice: {failure[0]}", file=sys.stderr)
+        code = failure[0].exit_code
+    if sluice.starting:
+        # A thread is in the middle of building an engine and would hold the interpreter's exit for as long as that
+        # takes.
+        for process in multiprocessing.active_children():
+            process.kill()
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _url(host: str, port: int) -> str:
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
+    shown = everywhere.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def _announce(watch: Stopwatch, url: str, sluice: Sluice, settings: Settings) -> None:
+    watch.say(f"ready: {sluice.model} at {url} (docs at {url}/docs)")
+    key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
+    if not sluice.chats:
+        logger.info("try:\n\n  curl %s/v1/models%s\n", url, key)
+        return
+    ask = [{"role": "user", "content": "What is Sluice?"}]
+    body = orjson.dumps({"model": sluice.model, "stream": True, "messages": ask}).decode()
+    content_type = "-H 'Content-Type: application/json'"
+    logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
+
+
+__all__ = ["Protocol", "bind", "serve"]

@@ -1,0 +1,242 @@
+"""One frozen tree of settings: flags > environment (`SLUICE_SECTION__KEY`) > YAML file > defaults.
+
+The only reader of the environment. A key that nobody knows is an error that names the key, where it stands and the
+nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.errors import SettingsError
+
+PREFIX = "SLUICE_"
+_HIDDEN = "********"
+# What Kubernetes puts into every pod of a namespace that has a Service named "sluice".
+_SERVICE_LINK = re.compile(r"SLUICE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_SECRET_WORDS = ("token", "secret", "password", "api_key", "credential")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Server(_Section):
+    """The process and its socket."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="How long running requests may go on after SIGTERM.")
+    api_keys_file: Path | None = Field(None, description="File of `name:sha256` lines; without it no key is asked for.")
+    protect_metrics: bool = Field(False, description="Ask for an API key on /metrics, too.")
+    cors_origins: tuple[str, ...] = Field(
+        ("*",), description="Origins whose pages may call this server from a browser; empty for none."
+    )
+    trust_client_fields: bool = Field(
+        False, description="Let clients set priority, data-parallel rank, KV transfer and the like."
+    )
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest request line plus headers.")
+    header_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete by then.")
+
+
+class Admission(_Section):
+    """Who may start now."""
+
+    max_concurrent: int = Field(256, ge=1, description="Sequences in the engine at once.")
+    max_waiting: int = Field(512, ge=0, description="Requests that may wait for a seat.")
+    queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
+
+
+class Log(_Section):
+    """Log lines."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
+    as_json: bool = Field(False, alias="json", description="One JSON object a line.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. `engine` holds vLLM's own arguments by vLLM's own names."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", case_sensitive=False
+    )
+
+    server: Server = Server()
+    admission: Admission = Admission()
+    log: Log = Log()
+    engine: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Yaml(PydanticBaseSettingsSource):
+    """The file that `load` has read."""
+
+    document: Mapping[str, Any] = {}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.document.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.document)
+
+
+def load(flags: Mapping[str, Mapping[str, Any]], file: Path | None) -> Settings:
+    """Build the tree. `flags` holds what the command line set, by section and key.
+
+    Raises SettingsError that names the key, its source and the fix.
+    """
+    document = _read(file) if file is not None else {}
+    _check_environment()
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            yaml_source = _Yaml(settings_cls)
+            yaml_source.document = document
+            return named["init_settings"], named["env_settings"], yaml_source
+
+    try:
+        given: dict[str, Any] = {section: dict(values) for section, values in flags.items() if values}
+        return Sources(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, flags, document, file)) from None
+
+
+def show(settings: Settings) -> str:
+    """The effective settings as YAML, with secrets hidden."""
+    tree = settings.model_dump(mode="json", by_alias=True)
+    tree["engine"] = _hide(tree["engine"])
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _HIDDEN if _is_secret(str(name)) else _hide(inner) for name, inner in value.items()}
+    return value
+
+
+def _is_secret(name: str) -> bool:
+    lowered = name.lower().replace("-", "_")
+    return any(lowered == word or lowered.endswith("_" + word) for word in _SECRET_WORDS)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"The settings file {file} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {file} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise SettingsError(f"The settings file {file} is not valid YAML{where}.") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise SettingsError(
+            f"The settings file {file} must hold sections such as `server:`, not a {type(document).__name__}."
+        )
+    for section in document:
+        if not isinstance(section, str):
+            raise SettingsError(
+                f"{section!r} (in {file}) is not a setting.{_nearest(str(section), list(Settings.model_fields))}"
+            )
+    for section in ("server", "admission", "log", "engine"):
+        if section in document and document[section] is None:
+            del document[section]
+    return document
+
+
+def _check_environment() -> None:
+    """pydantic-settings skips variables that it does not know; a typing error must not pass in silence."""
+    if os.environ.get("VLLM_API_KEY"):
+        # vLLM's server would ask for it; here it would guard nothing, and nobody would notice.
+        raise SettingsError("VLLM_API_KEY is set, but Sluice takes its keys from server.api_keys_file. Unset it.")
+    sections = set(Settings.model_fields)
+    for variable in os.environ:
+        name = variable.upper()
+        if (
+            not name.startswith(PREFIX)
+            or name == "SLUICE_ENGINE_PROCESS"
+            or _is_service_link(name, os.environ[variable])
+        ):
+            continue
+        section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+        if section not in sections or not key:
+            right = [f"{PREFIX}{one.upper()}__{two.upper()}" for one, two in _known_keys()]
+            raise SettingsError(f"The environment variable {variable} is not a setting.{_nearest(name, right)}")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """`SLUICE_PORT` is also what somebody may write who means the port; Kubernetes puts an address there."""
+    return _SERVICE_LINK.fullmatch(name) is not None and (name != "SLUICE_PORT" or "://" in value)
+
+
+def _known_keys() -> list[tuple[str, str]]:
+    return [(section, key) for section in ("server", "admission", "log") for key in _keys(section)]
+
+
+def _keys(section: str) -> list[str]:
+    model = Settings.model_fields[section].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(wrong: str, right: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, right, n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def _explain(
+    error: ValidationError,
+    flags: Mapping[str, Mapping[str, Any]],
+    document: Mapping[str, Any],
+    file: Path | None,
+) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    source = _source(path, flags, document, file)
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        right = _keys(path[0]) if len(path) > 1 else list(Settings.model_fields)
+        return f"{dotted} ({source}) is not a setting.{_nearest(path[-1], right)}"
+    value = "" if isinstance(problem["input"], dict) else f"{problem['input']!r}: "
+    return f"{dotted} ({source}): {value}{problem['msg'][:1].lower()}{problem['msg'][1:]}."
+
+
+def _source(
+    path: list[str], flags: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any], file: Path | None
+) -> str:
+    if len(path) > 1 and path[1] in flags.get(path[0], {}):
+        return f"flag --{path[1].replace('_', '-')}"
+    variable = PREFIX + "__".join(path).upper()
+    for name in os.environ:
+        if name.upper() == variable:
+            return f"environment variable {name}"
+    if path[0] in document:
+        return f"in {file}"
+    return "default"
+
+
+def engine_source(settings_file: Path | None, name: str) -> str:
+    """Where an `engine:` key came from, for messages."""
+    variable = f"{PREFIX}ENGINE__{name.replace('-', '_')}".upper()
+    if any(known.upper() == variable for known in os.environ):
+        return f"environment variable {variable}"
+    return f"in {settings_file}" if settings_file is not None else "command line"
+
+
+__all__ = ["Admission", "Log", "Server", "Settings", "engine_source", "load", "show"]

@@ -1,0 +1,8 @@
+"""The HTTP edge: the only room that knows FastAPI and ASGI.
+
+- `guard`: first and last for every request: id, key, body size, errors, the log line.
+- `keys`: the API keys file.
+- `routes`: our paths, and everything else to vLLM's app.
+- `respond`: from a stream to the socket, watching for the client to leave.
+- `health`: livez, readyz, metrics, version.
+"""

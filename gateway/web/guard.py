@@ -1,0 +1,251 @@
+"""First and last for every request, ours and vLLM's: request id, API key, body size, the one place where any error
+becomes a response, and the one log line at the end.
+
+Pure ASGI around everything: a middleware framework would cost memory and a task per stream, and hide disconnects.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.middleware.cors import CORSMiddleware
+
+from gateway.clock import Clock
+from gateway.errors import BodyTooLarge, InternalError, SluiceError, Unauthorized
+from gateway.logs import ACCESS
+from gateway.model import Caller, Cause, Facts, Tally
+from gateway.web.keys import Keys
+
+logger = logging.getLogger(__name__)
+
+# Probes and scrapers come every few seconds and carry no key.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+_QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+# What may be echoed into a header and a log line without a second thought.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+EXCHANGE = "sluice.exchange"
+ARRIVAL = "sluice.arrival_s"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its response, as the guard saw them."""
+
+    caller: Caller
+    tally: Tally
+    path: str
+    status: int = 0
+    complete: bool = False
+    gone: bool = False
+
+
+class ClientGone(Exception):
+    """The client left before its response was complete. Ends the request, is nobody's error."""
+
+
+class Guard:
+    """The outermost ASGI app."""
+
+    def __init__(
+        self, app: Any, *, keys: Keys | None, protect_metrics: bool, max_body_bytes: int, clock: Clock, facts: Facts
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = OPEN_PATHS if protect_metrics else _QUIET_PATHS
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock
+        self._facts = facts
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket" and self._owner(scope) is None and self._keys is not None:
+            # Before the handshake is accepted, a close is answered with 403.
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        exchange = self._exchange(scope)
+        scope[EXCHANGE] = exchange
+        outlet = _Outlet(exchange, send)
+        try:
+            if self._keys is not None and scope["path"] not in self._open and exchange.caller.owner is None:
+                sent = dict(scope["headers"]).keys() & {b"authorization", b"x-api-key"}
+                raise Unauthorized(
+                    "This API key is not known here."
+                    if sent
+                    else "This server asks for an API key: send it as `Authorization: Bearer <key>`."
+                )
+            inlet = _Inlet(receive, self._max_body_bytes, scope["headers"], outlet)
+            await self._app(scope, inlet, outlet)
+            if outlet.refusal is not None:
+                raise outlet.refusal
+        except ClientGone:
+            exchange.gone = True
+        except SluiceError as error:
+            await self._fail(error, exchange, outlet)
+        except Exception:
+            logger.exception("a request failed with an error that nobody foresaw")
+            await self._fail(InternalError("The server failed to answer this request."), exchange, outlet)
+        finally:
+            self._close(exchange)
+
+    def _exchange(self, scope: MutableMapping[str, Any]) -> Exchange:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        asked = headers.get("x-request-id", "")
+        now = self._clock.now()
+        arrival = scope.get(ARRIVAL, now)
+        caller = Caller(
+            owner=self._owner(scope),
+            request_id=asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8),
+            arrival_s=arrival,
+            arrival_wall_s=self._clock.wall() - (now - arrival),
+            headers=headers,
+        )
+        return Exchange(caller, Tally(caller, self._facts), scope["path"])
+
+    def _owner(self, scope: MutableMapping[str, Any]) -> str | None:
+        if self._keys is None:
+            return None
+        for name, value in scope["headers"]:
+            # Anthropic's clients send the bare key in a header of their own.
+            scheme = {b"authorization": "", b"x-api-key": "Bearer "}.get(name)
+            if scheme is not None and (owner := self._keys.owner(scheme + value.decode("latin-1"))) is not None:
+                return owner
+        return None
+
+    async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _Outlet) -> None:
+        exchange.tally.cause = exchange.tally.cause or error.cause
+        outlet.refusal = None
+        if exchange.status:
+            # Half a response is out and cannot be mended. Returning now makes the server break the connection
+            # without the final chunk, so that the client notices.
+            return
+        await outlet.document(error.status, error.body(), retry_after_s=error.retry_after_s)
+
+    def _close(self, exchange: Exchange) -> None:
+        tally = exchange.tally
+        seconds = self._clock.now() - exchange.caller.arrival_s
+        if (exchange.gone or not exchange.complete) and tally.cause is None:
+            tally.cause = Cause.DISCONNECTED
+        cause = tally.cause or Cause.COMPLETED
+        if tally.works:
+            self._facts.ended(cause, 0 if cause is Cause.COMPLETED else tally.completion_tokens)
+        outcome = cause.value if tally.works else ("ok" if exchange.complete and exchange.status < 400 else "error")
+        self._facts.served(tally.endpoint, outcome, seconds)
+        level = logging.DEBUG if exchange.path in _QUIET_PATHS else logging.INFO
+        if ACCESS.isEnabledFor(level):
+            ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause if tally.works else None, seconds)})
+
+
+def _fields(exchange: Exchange, cause: Cause | None, seconds: float) -> dict[str, Any]:
+    tally, caller = exchange.tally, exchange.caller
+    first = None if tally.first_token_s is None else round(tally.first_token_s - caller.arrival_s, 4)
+    return {
+        "id": tally.id or caller.request_id,
+        "request_id": caller.request_id,
+        "path": exchange.path,
+        "model": tally.model,
+        "status": exchange.status or None,
+        "cause": None if cause is None else cause.value,
+        "prompt_tokens": tally.prompt_tokens if cause else None,
+        "completion_tokens": tally.completion_tokens if cause else None,
+        "queue_s": None if tally.queued_s is None else round(tally.queued_s, 4),
+        "ttft_s": first,
+        "duration_s": round(seconds, 4),
+        "owner": caller.owner,
+    }
+
+
+def with_cors(app: Any, origins: Sequence[str]) -> Any:
+    """Let pages of these origins call `app` from a browser. Outside the guard, because preflight requests carry no
+    key and refusals must be readable, too."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Stream-Id", "X-Request-Id", "Retry-After"],
+    )
+
+
+class _Inlet:
+    """The request body, with its limit."""
+
+    def __init__(self, receive: Any, limit: int, headers: list[tuple[bytes, bytes]], outlet: _Outlet) -> None:
+        self._outlet = outlet
+        self._receive = receive
+        self._limit = limit
+        self._seen = 0
+        for name, value in headers:
+            if name == b"content-length" and value.isdigit() and int(value) > limit:
+                raise self._too_large()
+
+    async def __call__(self) -> Any:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            # Also what the server says after a complete response, where it means nothing.
+            self._outlet.gone()
+        elif message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            if self._seen > self._limit:
+                raise self._too_large()
+        return message
+
+    def _too_large(self) -> BodyTooLarge:
+        error = BodyTooLarge(f"The request body is larger than {self._limit} bytes (server.max_body_bytes).")
+        # Frameworks take an error of `receive` for a body that cannot be parsed, and answer 400.
+        self._outlet.refusal = error
+        return error
+
+
+class _Outlet:
+    """The response: adds the request id to its headers and remembers how far it got. While there is a refusal, what
+    the app says about it is dropped: the guard will answer."""
+
+    def __init__(self, exchange: Exchange, send: Any) -> None:
+        self._exchange = exchange
+        self._send = send
+        self.refusal: SluiceError | None = None
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if self.refusal is not None:
+            return
+        exchange = self._exchange
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            headers = [item for item in message.get("headers", ()) if item[0].lower() != b"x-request-id"]
+            headers.append((b"x-request-id", exchange.caller.request_id.encode()))
+            if exchange.status in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
+                headers.append((b"retry-after", b"1"))
+            message = {**message, "headers": headers}
+        elif not message.get("more_body", False):
+            exchange.complete = True
+        await self._send(message)
+
+    def gone(self) -> None:
+        """The client has left. What an app still sends goes nowhere, however complete it looks."""
+        self._exchange.gone = self._exchange.gone or not self._exchange.complete
+
+    async def document(self, status: int, body: Any, *, retry_after_s: int | None = None) -> None:
+        """A whole JSON response."""
+        payload = orjson.dumps(body)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % retry_after_s))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self({"type": "http.response.body", "body": payload})
+
+
+__all__ = ["ARRIVAL", "EXCHANGE", "ClientGone", "Exchange", "Guard", "with_cors"]

@@ -1,0 +1,5 @@
+"""Bytes to nouns and back. No IO and no asyncio in here, so every rule can be tested byte by byte.
+
+- `sse`: Server-Sent Events framing.
+- `openai`: the chunks of plain streams, equal to vLLM's own.
+"""

@@ -1,0 +1,1 @@
+"""Load tests and benchmarks for Sluice and other OpenAI-compatible servers."""

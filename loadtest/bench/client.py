@@ -1,0 +1,76 @@
+"""A small raw HTTP client for benchmarks: one connection a stream, no parsing beyond what is measured.
+
+A full HTTP library would cost more per token than the server does, and the client must not be the bottleneck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+@dataclass(slots=True)
+class Sample:
+    """One stream as its client saw it; times are monotonic seconds."""
+
+    sent_s: float = 0.0
+    events_s: list[float] = field(default_factory=list)
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to send, and as which model."""
+
+    host: str
+    port: int
+    model: str
+
+    @classmethod
+    def from_url(cls, url: str, model: str) -> Target:
+        parts = urlsplit(url)
+        return cls(parts.hostname or "127.0.0.1", parts.port or 80, model)
+
+
+async def open_stream(target: Target, max_tokens: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect and send a streamed chat that runs to exactly `max_tokens`."""
+    body = json.dumps(
+        {
+            "model": target.model,
+            "stream": True,
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "Tell me a story about a river."}],
+        }
+    ).encode()
+    reader, writer = await asyncio.open_connection(target.host, target.port, limit=2**20)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: application/json\r\n"
+    writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+    return reader, writer
+
+
+async def run_stream(target: Target, max_tokens: int) -> Sample:
+    """Read a stream to its end, noting when each event came."""
+    sample = Sample(sent_s=time.monotonic())
+    reader, writer = await open_stream(target, max_tokens)
+    try:
+        while data := await reader.read(2**16):
+            now = time.monotonic()
+            sample.events_s.extend([now] * data.count(b"data: "))
+            if b"data: [DONE]" in data:
+                sample.complete = True
+                break
+    finally:
+        writer.close()
+    return sample
+
+
+def quantile(values: list[float], q: float) -> float:
+    """The q-quantile by the nearest rank; `values` must not be empty."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

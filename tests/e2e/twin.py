@@ -1,0 +1,99 @@
+"""Run by test_equality: one real engine, and on it, for each set of parsers, our server and vLLM's own app, untouched.
+
+Prints one JSON line with the ports, then serves until it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from gateway import demo
+from gateway.app import Sluice
+from gateway.clock import SystemClock
+from gateway.engine.vllm import launch
+from gateway.engine.vllm.client import VllmEngine
+from gateway.engine.vllm.versions import find
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+PARSERS: dict[str, dict[str, Any]] = {
+    "none": {"tool_call_parser": None, "reasoning_parser": "", "enable_auto_tool_choice": False},
+    "tools": {"tool_call_parser": "hermes", "reasoning_parser": "", "enable_auto_tool_choice": True},
+    "both": {"tool_call_parser": "hermes", "reasoning_parser": "qwen3", "enable_auto_tool_choice": True},
+}
+
+
+def variant(args: Any, parsers: dict[str, Any]) -> Any:
+    changed = copy.copy(args)
+    changed.structured_outputs_config = copy.copy(args.structured_outputs_config)
+    changed.structured_outputs_config.reasoning_parser = parsers["reasoning_parser"]
+    changed.tool_call_parser = parsers["tool_call_parser"]
+    changed.enable_auto_tool_choice = parsers["enable_auto_tool_choice"]
+    return changed
+
+
+async def serve(app: Any, lifespan: str) -> int:
+    config = uvicorn.Config(app, port=0, lifespan=lifespan, log_config=None, access_log=False, ws="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        if serving.done():
+            serving.result()
+        await asyncio.sleep(0.01)
+    KEPT.append(serving)
+    return int(server.servers[0].sockets[0].getsockname()[1])
+
+
+KEPT: list[asyncio.Task[None]] = []
+
+
+async def main() -> None:
+    plan = launch.Plan(
+        engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
+        small=True,
+    )
+    clock = SystemClock()
+    first = await launch.start(plan, clock)
+    llm = first._llm
+    args = launch.parse_args(plan)
+    tasks = await llm.get_supported_tasks()
+    ports: dict[str, dict[str, int]] = {}
+    for name, parsers in PARSERS.items():
+        changed = variant(args, parsers)
+
+        async def open_ours(changed: Any = changed) -> Any:
+            engine = VllmEngine(llm, clock, trust_client_fields=False)
+            await engine.open(changed)
+            return engine
+
+        began = time.monotonic()
+        ready = asyncio.Event()
+        sluice = Sluice(
+            Settings(),
+            launch=open_ours,
+            clock=clock,
+            metrics=Metrics("test", CollectorRegistry()),
+            on_ready=ready.set,
+            on_failure=lambda error: print(error, flush=True),
+            elapsed_s=lambda began=began: time.monotonic() - began,
+        )
+        ours = await serve(sluice.asgi, "on")
+        await ready.wait()
+        app = find("build_app")(changed, tasks, llm.model_config)
+        await find("init_app_state")(llm, app.state, changed, tasks)
+        ports[name] = {"ours": ours, "vllm": await serve(app, "off")}
+    print(json.dumps(ports), flush=True)
+    await asyncio.gather(*KEPT)
+
+
+if __name__ == "__main__":
+    assert Path(demo.MODEL_PATH).exists()
+    asyncio.run(main())

@@ -1,0 +1,125 @@
+"""A client in the shape of an ASGI server: scripted `receive`, recorded `send`, and it can leave at any moment.
+
+It behaves as uvicorn does where that matters: what is sent to a client that has gone vanishes without an error, a
+finished response is followed by `http.disconnect`, and `send` waits while the client does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import orjson
+
+
+class Client:
+    """One request and its response."""
+
+    def __init__(
+        self,
+        app: Any,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Sequence[bytes] = b"",
+        unfinished: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`body` in several parts comes in several messages; `unfinished`: its last part never comes."""
+        self.messages: list[MutableMapping[str, Any]] = []
+        self.gone = asyncio.Event()
+        self.reading = asyncio.Event()
+        self.reading.set()
+        self._parts = [body] if isinstance(body, bytes) else list(body)
+        self._unfinished = unfinished
+        lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": lines,
+            "client": ("127.0.0.1", 50000),
+            "server": ("127.0.0.1", 8000),
+            "state": {},
+            **(extra or {}),
+        }
+        self.task = asyncio.get_running_loop().create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._parts and not self.gone.is_set():
+            part = self._parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(self._parts) or self._unfinished}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if self.gone.is_set():
+            return
+        assert not self.complete, "sent after the end of the response"
+        assert (message["type"] == "http.response.start") == (not self.messages), "start comes first and once"
+        self.messages.append(message)
+        if self.complete:
+            self.gone.set()
+        await self.reading.wait()
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self.gone.set()
+        self.reading.set()
+
+    async def finish(self) -> Client:
+        """Wait for the app to be done with the request."""
+        await self.task
+        return self
+
+    @property
+    def started(self) -> bool:
+        return bool(self.messages)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response reached its end; a server breaks the connection otherwise."""
+        return len(self.messages) > 1 and not self.messages[-1].get("more_body", False)
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode().lower(): value.decode() for name, value in self.messages[0]["headers"]}
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The body, message by message."""
+        return [message.get("body", b"") for message in self.messages[1:]]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.bodies)
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    def error(self) -> dict[str, Any]:
+        """The OpenAI error of the response."""
+        body: dict[str, Any] = self.json()
+        return dict(body["error"])
+
+    def events(self) -> list[Any]:
+        """What an SSE reader makes of the body: JSON documents, and the string `[DONE]`."""
+        blocks = self.body.split(b"\n\n")
+        assert blocks.pop() == b"", "the last event is not complete"
+        lines = [block.removeprefix(b"data: ") for block in blocks]
+        return ["[DONE]" if line == b"[DONE]" else orjson.loads(line) for line in lines]
+
+
+__all__ = ["Client"]

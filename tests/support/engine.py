@@ -1,0 +1,154 @@
+"""An engine in this process that does what the test tells it: the protocol of `gateway.engine.base`, by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.engine.base import ASGIApp, Route, Sink
+from gateway.errors import ClientError, SluiceError
+from gateway.model import Chunk, Delta, Endpoint, Frame, Tally
+
+
+@dataclass
+class Call:
+    """An accepted body. `formatted` asks for ready-made chunks, as tools or logprobs would."""
+
+    endpoint: Endpoint
+    stream: bool
+    seats: int
+    formatted: bool
+    document: dict[str, Any]
+
+
+@dataclass
+class Prepared:
+    """A call with its frame."""
+
+    call: Call
+    tally: Tally
+    frame: Frame | None
+
+
+@dataclass
+class Run:
+    """One request in the engine: the test speaks through it, and it remembers whether it was aborted."""
+
+    prepared: Prepared
+    sink: Sink
+    aborts: int = 0
+
+    def say(self, text: str, tokens: int = 1) -> None:
+        """Generate some text."""
+        self.sink.put(Delta(text, tokens))
+
+    def end(self, text: str = "", reason: str = "stop", tokens: int = 1) -> None:
+        """Generate the last text."""
+        self.sink.put(Delta(text, tokens, reason))
+
+    def document(self, payload: bytes, tokens: int = 0) -> None:
+        """Hand over a ready-made document; an engine that formats counts its tokens itself."""
+        self.prepared.tally.generated(tokens, None)
+        self.sink.put(Chunk(payload))
+
+    def fail(self, error: SluiceError) -> None:
+        """Give up."""
+        self.sink.fail(error)
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+@dataclass
+class ScriptedEngine:
+    """Every request becomes a `Run` in `runs`. Each stage can be held back or made to fail."""
+
+    model: str = "scripted"
+    prompt_tokens: int = 7
+    runs: list[Run] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    mounted: dict[tuple[str, str | None], Tally] = field(default_factory=dict)
+    routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    http: ASGIApp = None  # type: ignore[assignment]
+    prepare_hold: asyncio.Event | None = None
+    submit_hold: asyncio.Event | None = None
+    prepare_error: Exception | None = None
+    submit_error: Exception | None = None
+    death: asyncio.Event = field(default_factory=asyncio.Event)
+    stops: int = 0
+
+    def schema(self) -> dict[str, Any]:
+        return {"paths": {"/v1/embeddings": {}}, "components": {"schemas": {"Theirs": {"type": "object"}}}}
+
+    def template(self, path: str) -> str:
+        return path
+
+    def route(self, method: str, path: str) -> Route:
+        if (method, path) in self.routes:
+            return self.routes[method, path]
+        return Route.WRONG_METHOD if any(known == path for _, known in self.routes) else Route.UNKNOWN
+
+    def parse(self, endpoint: Endpoint, body: bytes) -> Call:
+        self.bodies.append(body)
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise ClientError("The request body is not valid JSON.") from None
+        return Call(
+            endpoint, document.get("stream", False), document.get("n", 1), document.get("formatted", False), document
+        )
+
+    async def prepare(self, call: Call, tally: Tally) -> Prepared:
+        if self.prepare_hold is not None:
+            await self.prepare_hold.wait()
+        if self.prepare_error is not None:
+            raise self.prepare_error
+        chat = call.endpoint is Endpoint.CHAT
+        tally.id = f"{'chatcmpl' if chat else 'cmpl'}-{len(self.runs) + 1}"
+        tally.model = self.model
+        tally.prompt_tokens = self.prompt_tokens
+        plain = call.stream and call.seats == 1 and not call.formatted
+        frame = a_frame(call.endpoint, id=tally.id, prompt_tokens=self.prompt_tokens)
+        return Prepared(call, tally, frame if plain else None)
+
+    async def submit(self, prepared: Prepared, sink: Sink) -> Run:
+        run = Run(prepared, sink)
+        self.runs.append(run)
+        if self.submit_hold is not None:
+            await self.submit_hold.wait()
+        if self.submit_error is not None:
+            raise self.submit_error
+        return run
+
+    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+        return self.mounted.get((request_id, owner))
+
+    async def dead(self) -> None:
+        await self.death.wait()
+
+    async def stop(self) -> None:
+        self.stops += 1
+
+
+def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> Frame:
+    """What the chunks of a plain stream share."""
+    chat = endpoint is Endpoint.CHAT
+    usual: dict[str, Any] = {
+        "endpoint": endpoint,
+        "id": "chatcmpl-1" if chat else "cmpl-1",
+        "created": 1700000000,
+        "model": "scripted",
+        "role": "assistant" if chat else None,
+        "fingerprint": None,
+        "include_usage": False,
+        "continuous_usage": False,
+        "drop_empty": False,
+        "prompt_tokens": 7,
+    }
+    return Frame(**{**usual, **changes})
+
+
+__all__ = ["Prepared", "Run", "ScriptedEngine", "a_frame"]

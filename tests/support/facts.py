@@ -1,0 +1,63 @@
+"""A `Facts` that remembers everything it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.model import Caller, Cause, Tally
+
+
+@dataclass
+class Recorder:
+    """Recorded facts, each kind in order."""
+
+    waits: list[float] = field(default_factory=list)
+    rejections: list[str] = field(default_factory=list)
+    overheads: list[float] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    spared: list[int] = field(default_factory=list)
+    endings: list[tuple[Cause, int]] = field(default_factory=list)
+    exchanges: list[tuple[str, str, float]] = field(default_factory=list)
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.append(reason)
+
+    def overhead(self, seconds: float) -> None:
+        self.overheads.append(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        self.first_tokens.append(seconds)
+
+    def token_gap(self, seconds: float) -> None:
+        self.gaps.append(seconds)
+
+    def merged(self, deltas: int) -> None:
+        self.spared.append(deltas)
+
+    def ended(self, cause: Cause, wasted_tokens: int) -> None:
+        self.endings.append((cause, wasted_tokens))
+
+    def served(self, endpoint: str, outcome: str, seconds: float) -> None:
+        self.exchanges.append((endpoint, outcome, seconds))
+
+    @property
+    def labels(self) -> list[tuple[str, str]]:
+        """The labels of the exchanges, without their durations."""
+        return [(endpoint, outcome) for endpoint, outcome, _ in self.exchanges]
+
+
+def a_caller(owner: str | None = None, arrival_s: float = 1000.0) -> Caller:
+    """Somebody who asks."""
+    return Caller(owner=owner, request_id="req-1", arrival_s=arrival_s, arrival_wall_s=1_700_001_000.0)
+
+
+def a_tally(facts: Recorder | None = None, owner: str | None = None) -> Tally:
+    """The count of a request that has just come."""
+    return Tally(a_caller(owner), facts or Recorder())
+
+
+__all__ = ["Recorder", "a_caller", "a_tally"]

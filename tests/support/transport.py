@@ -1,0 +1,89 @@
+"""A connection without a socket: what the server's protocol writes, byte for byte, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.server import ServerState
+
+from gateway.server import KEEP_ALIVE_S, Protocol
+
+
+class Transport(asyncio.Transport):
+    """Collects what is written; closing is reported to the protocol in the next turn, as a socket's is."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__({"peername": ("127.0.0.1", 50000), "sockname": ("127.0.0.1", 8000)})
+        self.written = b""
+        self._protocol = protocol
+        self._closing = False
+
+    def write(self, data: Any) -> None:
+        assert not self._closing, "written after the end"
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        raise NotImplementedError
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class Connection:
+    """A client's connection to the server's protocol in front of `app`."""
+
+    def __init__(self, app: Any, **limits: Any) -> None:
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        kind = type("Limited", (Protocol,), limits)
+        state = ServerState()
+        self.protocol: Protocol = kind(config=config, server_state=state, app_state={})
+        self.transport = Transport(self.protocol)
+        self.protocol.connection_made(self.transport)
+
+    def say(self, *parts: bytes) -> None:
+        """Send bytes, each part in a packet of its own."""
+        for part in parts:
+            if not self.closed:
+                self.protocol.data_received(part)
+
+    def hang_up(self) -> None:
+        """The client closes."""
+        self.transport.close()
+
+    @property
+    def heard(self) -> bytes:
+        return self.transport.written
+
+    @property
+    def closed(self) -> bool:
+        return self.transport.is_closing()
+
+    def answer(self) -> tuple[int, dict[str, Any]]:
+        """Status and JSON body of the one response."""
+        head, _, body = self.heard.partition(b"\r\n\r\n")
+        return int(head.split()[1]), orjson.loads(body)
+
+
+__all__ = ["Connection"]

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway import demo
+from gateway.app import Sluice, plan_engine, versions
+from gateway.engine.supervisor import Phase
+from gateway.errors import SettingsError
+from gateway.metrics import Metrics
+from gateway.settings import Admission, Log, Server, Settings
+from tests.support.asgi import Client
+from tests.support.edge import CHAT
+from tests.support.engine import ScriptedEngine
+from tests.support.time import clock, in_virtual_time, settle
+
+
+class Process:
+    """An app and the server around it, as far as its lifespan goes."""
+
+    def __init__(self, launch: Callable[[], Awaitable[ScriptedEngine]], **server: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.said: list[Any] = []
+        settings = Settings.model_construct(
+            server=Server(**server), admission=Admission(max_concurrent=1, max_waiting=0), log=Log(), engine={}
+        )
+        self.sluice = Sluice(
+            settings,
+            launch=launch,
+            clock=clock(),
+            metrics=Metrics("0.1.0", self.registry),
+            on_ready=lambda: self.said.append("ready"),
+            on_failure=self.said.append,
+            elapsed_s=lambda: 0.0,
+        )
+        self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.told: list[str] = []
+
+    async def start(self) -> None:
+        async def send(message: Any) -> None:
+            self.told.append(message["type"])
+
+        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+        self._life = asyncio.get_running_loop().create_task(self.sluice.asgi(scope, self._inbox.get, send))
+        await self._inbox.put({"type": "lifespan.startup"})
+        await settle()
+
+    async def stop(self) -> None:
+        await self._inbox.put({"type": "lifespan.shutdown"})
+        await self._life
+
+    def client(self, method: str, path: str, body: bytes = b"") -> Client:
+        return Client(self.sluice.asgi, method, path, body=body)
+
+    def number(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name)
+
+
+@in_virtual_time
+async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_up() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        await asyncio.sleep(20)
+        return engine
+
+    process = Process(launch)
+    await process.start()
+
+    assert process.told == ["lifespan.startup.complete"], "the socket does not wait for the engine"
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+    assert (await process.client("GET", "/livez").finish()).status == 200
+    assert process.sluice.starting
+
+    await asyncio.sleep(21)
+
+    assert process.said == ["ready"]
+    assert (await process.client("GET", "/readyz").finish()).status == 200
+    assert process.sluice.model == "scripted"
+
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+
+    assert process.number("sluice_streams_active") == 1
+
+    engine.runs[0].end("hello")
+    await stream.finish()
+
+    assert stream.events()[-1] == "[DONE]"
+    assert process.number("sluice_streams_active") == 0
+
+    await process.stop()
+
+    assert engine.stops == 1
+
+
+@in_virtual_time
+async def test_an_engine_that_dies_is_told_to_the_process() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    engine.death.set()
+    await settle()
+
+    assert [str(said) for said in process.said] == ["ready", "The engine died; see its last words above."]
+    assert process.said[1].exit_code == 1
+    assert (await process.client("GET", "/livez").finish()).status == 503
+
+    await process.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "code"),
+    [(SettingsError("No such model."), "No such model.", 2), (RuntimeError("why"), "The engine failed.", 1)],
+)
+@in_virtual_time
+async def test_an_engine_that_cannot_start_is_told_to_the_process(error: Exception, words: str, code: int) -> None:
+    async def launch() -> ScriptedEngine:
+        raise error
+
+    process = Process(launch)
+    await process.start()
+
+    assert [(str(said), said.exit_code) for said in process.said] == [(words, code)]
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_process_that_stops_while_its_engine_starts_stops_at_once() -> None:
+    async def launch() -> ScriptedEngine:
+        await asyncio.sleep(1000)
+        raise AssertionError
+
+    process = Process(launch)
+    await process.start()
+    began = clock().now()
+    await process.stop()
+
+    assert clock().now() - began < 1
+    assert process.sluice.supervisor.phase is Phase.STOPPED
+    assert process.said == []
+
+
+@in_virtual_time
+async def test_a_bad_keys_file_is_found_before_anything_starts(tmp_path: Path) -> None:
+    async def launch() -> ScriptedEngine:
+        raise AssertionError
+
+    with pytest.raises(SettingsError, match="api_keys_file"):
+        Process(launch, api_keys_file=tmp_path / "missing")
+
+
+def test_without_a_model_the_demo_is_served() -> None:
+    plan = plan_engine(Settings.model_construct(), None, [], None, lambda _: None)
+
+    assert plan.engine["model"] == str(demo.MODEL_PATH)
+    assert plan.small
+
+
+def test_the_command_lines_model_beats_the_settings() -> None:
+    settings = Settings.model_construct(engine={"model": "settings", "seed": 1})
+    plan = plan_engine(settings, "command line", [], None, lambda _: None)
+
+    assert plan.engine == {"model": "command line", "seed": 1}
+    assert not plan.small
+    assert plan_engine(settings, None, [], None, lambda _: None).engine["model"] == "settings"
+
+
+def test_both_versions_are_known() -> None:
+    assert set(versions()) == {"sluice", "vllm"}

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import Metrics
+from gateway.model import Cause
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics("0.1.0", registry)
+
+
+def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """The names are a contract: dashboards and autoscalers know them."""
+    metrics.waited(2.0)
+    metrics.rejected("queue_full")
+    metrics.overhead(0.25)
+    metrics.first_token(0.5)
+    metrics.token_gap(0.125)
+    metrics.merged(3)
+    metrics.ended(Cause.CANCELLED, 7)
+    metrics.served("/v1/completions", "cancelled", 4.0)
+    expected = {
+        ("sluice_queue_wait_seconds_sum", ()): 2.0,
+        ("sluice_rejections_total", (("reason", "queue_full"),)): 1,
+        ("sluice_overhead_seconds_sum", ()): 0.25,
+        ("sluice_time_to_first_token_seconds_sum", ()): 0.5,
+        ("sluice_inter_token_latency_seconds_sum", ()): 0.125,
+        ("sluice_merged_deltas_total", ()): 3,
+        ("sluice_ended_total", (("cause", "cancelled"),)): 1,
+        ("sluice_wasted_tokens_total", (("cause", "cancelled"),)): 7,
+        ("sluice_requests_total", (("endpoint", "/v1/completions"), ("outcome", "cancelled"))): 1,
+        ("sluice_request_duration_seconds_sum", (("endpoint", "/v1/completions"),)): 4.0,
+        ("sluice_build_info", (("version", "0.1.0"),)): 1,
+    }
+
+    assert {key: registry.get_sample_value(key[0], dict(key[1])) for key in expected} == expected
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("name", ["sluice_ended_total", "sluice_wasted_tokens_total"])
+def test_a_cause_that_has_not_happened_yet_is_a_zero(
+    registry: CollectorRegistry, metrics: Metrics, name: str, cause: Cause
+) -> None:
+    """A rate over a series that does not exist yet is a gap in the dashboard, and its first event is lost."""
+    assert registry.get_sample_value(name, {"cause": cause.value}) == 0
+
+
+def test_gauges_are_read_at_every_scrape(metrics: Metrics, registry: CollectorRegistry) -> None:
+    numbers = {"active": 1, "waiting": 2}
+    metrics.watch(active=lambda: numbers["active"], waiting=lambda: numbers["waiting"])
+    numbers["active"] = 5
+
+    assert registry.get_sample_value("sluice_streams_active") == 5
+    assert registry.get_sample_value("sluice_requests_waiting") == 2
+
+
+def test_the_exposition_is_prometheus_text(metrics: Metrics) -> None:
+    assert b"# TYPE sluice_ended_total counter" in metrics.render()
+    assert metrics.content_type.startswith("text/plain")

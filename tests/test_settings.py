@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+
+from gateway.errors import SettingsError
+from gateway.settings import Settings, engine_source, load, show
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("SLUICE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sluice.yaml"
+
+
+def written(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def complaint(flags: dict[str, dict[str, Any]], file: Path | None = None) -> str:
+    """The message that `load` fails with: one line, for somebody who has to mend it."""
+    with pytest.raises(SettingsError) as caught:
+        load(flags, file)
+
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_anything_the_defaults_count() -> None:
+    settings = load({}, None)
+
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8000)
+    assert (settings.admission.max_concurrent, settings.admission.max_waiting) == (256, 512)
+    assert settings.engine == {}
+
+
+def test_flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(file, "server: {port: 1, host: file, max_body_bytes: 2000}\nadmission: {max_waiting: 3}\n")
+    monkeypatch.setenv("SLUICE_SERVER__PORT", "4")
+    monkeypatch.setenv("SLUICE_SERVER__HOST", "environment")
+    settings = load({"server": {"port": 5}}, file)
+
+    assert settings.server.port == 5
+    assert settings.server.host == "environment"
+    assert settings.server.max_body_bytes == 2000
+    assert settings.admission.max_waiting == 3
+    assert settings.admission.max_concurrent == 256
+
+
+def test_engine_arguments_of_all_sources_are_put_together(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(file, "engine: {model: file, max_model_len: 10, hf_overrides: {a: 1}}\n")
+    monkeypatch.setenv("SLUICE_ENGINE__MODEL", "environment")
+    monkeypatch.setenv("SLUICE_ENGINE__DTYPE", "float32")
+    engine = load({"engine": {"seed": 1}}, file).engine
+
+    assert engine == {
+        "model": "environment",
+        "max_model_len": 10,
+        "hf_overrides": {"a": 1},
+        "dtype": "float32",
+        "seed": 1,
+    }
+
+
+def test_the_json_flag_of_the_log_goes_by_its_short_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load({}, written(file, "log: {json: true}")).log.as_json
+    assert load({"log": {"json": True}}, None).log.as_json
+
+    monkeypatch.setenv("SLUICE_LOG__JSON", "true")
+
+    assert load({}, None).log.as_json
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "server:\nadmission:\nlog:\nengine:\n"])
+def test_empty_sections_are_no_mistake(file: Path, text: str) -> None:
+    """Somebody commented out everything below a heading."""
+    assert load({}, written(file, text)).model_dump() == load({}, None).model_dump()
+
+
+def test_an_unknown_key_in_the_file_is_named_with_its_place_and_the_nearest(file: Path) -> None:
+    message = complaint({}, written(file, "server: {prot: 1}"))
+
+    assert message == f"server.prot (in {file}) is not a setting. Did you mean `port`?"
+
+
+def test_an_unknown_section_in_the_file_is_named_with_its_place_and_the_nearest(file: Path) -> None:
+    message = complaint({}, written(file, "sever: {port: 1}"))
+
+    assert message == f"sever (in {file}) is not a setting. Did you mean `server`?"
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [("SLUICE_SERVER__PROT", "port"), ("SLUICE_SEVER__PORT", "SERVER__PORT"), ("SLUICE_PORT", "SERVER__PORT")],
+)
+def test_an_unknown_variable_is_named_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    message = complaint({})
+
+    assert f"environment variable {variable}" in message
+    assert "is not a setting" in message
+    assert f"{nearest}`?" in message
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICER__X", "1")
+    monkeypatch.setenv("PORT", "1")
+
+    assert load({}, None).server.port == 8000
+
+
+def test_a_wrong_value_is_shown_with_its_source(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(file, "server: {port: ninety}\n")
+
+    assert f"server.port (in {file}): 'ninety': " in complaint({}, file)
+
+    monkeypatch.setenv("SLUICE_SERVER__PORT", "90000")
+
+    assert "server.port (environment variable SLUICE_SERVER__PORT): '90000': " in complaint({}, file)
+    assert "server.port (flag --port): -1: " in complaint({"server": {"port": -1}}, file)
+
+
+@pytest.mark.parametrize("text", ["server: 5", "log: [a]", "engine: vllm"])
+def test_a_section_that_is_no_mapping_is_named(file: Path, text: str) -> None:
+    assert text.partition(":")[0] in complaint({}, written(file, text))
+
+
+@pytest.mark.parametrize("text", ["8000: x", "true: x", "null: x"])
+def test_a_key_that_is_no_word_is_named_too(file: Path, text: str) -> None:
+    """YAML reads bare `on`, `yes` and numbers as something else than words."""
+    assert str(file) in complaint({}, written(file, text))
+
+
+def test_a_file_that_is_no_mapping_is_refused(file: Path) -> None:
+    assert "must hold sections such as `server:`, not a list" in complaint({}, written(file, "- server"))
+
+
+def test_a_file_that_is_not_yaml_is_refused_with_its_line(file: Path) -> None:
+    assert "line 2, column 9" in complaint({}, written(file, "server:\n  port: ]\n"))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
+
+    assert "does not exist" in complaint({}, tmp_path / "missing")
+    assert "cannot be read" in complaint({}, tmp_path / "binary")
+    assert "cannot be read" in complaint({}, tmp_path)
+
+
+def test_settings_are_frozen() -> None:
+    settings = load({}, None)
+    with pytest.raises(pydantic.ValidationError):
+        settings.server.port = 1  # type: ignore[misc]
+
+
+def test_showing_hides_secrets_and_nothing_else(file: Path) -> None:
+    written(file, "engine: {api_key: sk-1, hf_token: sk-2, ssl_password: sk-3, max_num_batched_tokens: 64}\n")
+    shown = show(load({}, file))
+
+    assert "sk-" not in shown
+    assert yaml.safe_load(shown)["engine"]["max_num_batched_tokens"] == 64
+
+
+def test_what_is_shown_can_be_loaded_again(file: Path, tmp_path: Path) -> None:
+    """`sluice check` is how people make their first file."""
+    settings = load({"server": {"api_keys_file": tmp_path / "k"}, "log": {"json": True}, "engine": {"seed": 3}}, None)
+
+    assert load({}, written(file, show(settings))).model_dump() == settings.model_dump()
+
+
+def test_an_engine_arguments_source_is_known(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_source(None, "dtype") == "command line"
+    assert engine_source(file, "dtype") == f"in {file}"
+
+    monkeypatch.setenv("SLUICE_ENGINE__MAX_MODEL_LEN", "1")
+
+    assert engine_source(file, "max-model-len") == "environment variable SLUICE_ENGINE__MAX_MODEL_LEN"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLUICE_SERVICE_HOST", "10.0.0.7"),
+        ("SLUICE_SERVICE_PORT", "80"),
+        ("SLUICE_SERVICE_PORT_HTTP", "80"),
+        ("SLUICE_PORT", "tcp://10.0.0.7:80"),
+        ("SLUICE_PORT_80_TCP_ADDR", "10.0.0.7"),
+    ],
+)
+def test_the_variables_of_a_kubernetes_service_are_not_settings(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pod gets them when a Service of its namespace is called "sluice"; the server must start all the same."""
+    monkeypatch.setenv(name, value)
+
+    assert load({}, None).model_dump() == Settings().model_dump()
+
+
+def test_secrets_deep_in_the_engine_settings_are_hidden(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("engine: {model: m, hf_overrides: {inner: {api_key: hush}}}\n")
+
+    assert "hush" not in show(load({}, tmp_path / "s.yaml"))
+
+
+def test_a_key_for_vllm_that_would_guard_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vllm serve` asks for VLLM_API_KEY; somebody who moves from it must not end up with an open server."""
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+
+    with pytest.raises(SettingsError, match=r"server\.api_keys_file") as refused:
+        load({}, None)
+    assert "hush" not in str(refused.value)
