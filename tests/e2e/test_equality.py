@@ -140,6 +140,9 @@ CHATS: dict[str, tuple[str, Json]] = {
     "thinking, usage": ("both", {"messages": ASK, **THINK, **RUNNING}),
     "thinking hidden": ("both", {"messages": ASK, **THINK, "include_reasoning": False}),
     "not thinking": ("both", {"messages": ASK, **USAGE}),
+    # Two deltas only, so that vLLM's count of reasoning tokens is a function of the text; see `_compare`.
+    "thinking counted": ("both", {"messages": ASK, **THINK, **USAGE, "stream_interval": 1000}),
+    "not thinking counted": ("both", {"messages": ASK, **USAGE, "stream_interval": 1000}),
     "thinking and tools": ("both", {"messages": WEATHER, "tools": TOOLS, **THINK, "max_tokens": 100}),
     "thinking, schema": (
         "both",
@@ -282,6 +285,15 @@ def _add(into: Json, part: Json) -> None:
             into[key] = value
 
 
+def _uncounted(value: Any) -> Any:
+    """Without the count of reasoning tokens."""
+    if isinstance(value, dict):
+        return {key: _uncounted(inner) for key, inner in value.items() if key != "reasoning_tokens"}
+    if isinstance(value, list):
+        return [_uncounted(item) for item in value]
+    return value
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("name", CHATS)
 def test_chat_equals_vllm(name: str, stream: bool, ports: dict[str, dict[str, int]], http: httpx.Client) -> None:
@@ -306,7 +318,11 @@ def _compare(
     assert theirs.status_code == 200, theirs.text
     assert ours.status_code == 200, ours.text
     if stream:
-        assert _join(_events(ours)) == _join(_events(theirs))
+        # vLLM's streaming parser counts one reasoning token less when the end-of-sequence token reaches it merged with
+        # the text before, so where tokens come one by one its own count varies from run to run.
+        varies = parsers == "both" and "stream_interval" not in body
+        joined = [_join(_events(one)) for one in (ours, theirs)]
+        assert _uncounted(joined[0]) == _uncounted(joined[1]) if varies else joined[0] == joined[1]
     else:
         assert _strip(ours.json()) == _strip(theirs.json())
 
