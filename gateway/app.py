@@ -13,21 +13,22 @@ from typing import Any
 from gateway import demo
 from gateway.admission.gate import Gate
 from gateway.clock import Clock, SystemClock
-from gateway.engine.base import Engine, Route
+from gateway.engine.base import Engine, Revival, Route
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm import launch
 from gateway.engine.vllm.launch import Plan
-from gateway.errors import SettingsError, SluiceError
+from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.metrics import Metrics
 from gateway.model import Endpoint
 from gateway.settings import Settings, engine_source
-from gateway.streamlog.memory import PendingLog
-from gateway.streams.registry import Registry
+from gateway.streamlog.memory import MemoryLog
+from gateway.streams.registry import Limits, Registry
 from gateway.web import health
 from gateway.web.guard import Guard, with_cors
 from gateway.web.keys import Keys, new_key
-from gateway.web.respond import Completions
+from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
+from gateway.wire import openai
 
 logger = logging.getLogger("sluice")
 
@@ -53,6 +54,7 @@ def plan_engine(
         flags=flags,
         small=small,
         trust_client_fields=settings.server.trust_client_fields,
+        hang_timeout_s=settings.supervisor.hang_timeout_s,
         log_level=settings.log.level,
         log_json=settings.log.as_json,
         source=lambda name: engine_source(file, name),
@@ -78,7 +80,6 @@ class Sluice:
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],
-        elapsed_s: Callable[[], float],
     ) -> Sluice:
         """The real thing: vLLM, the machine's clock, the process's metrics."""
         clock = SystemClock()
@@ -94,7 +95,6 @@ class Sluice:
             metrics=Metrics(versions()["sluice"]),
             on_ready=lambda: on_ready(sluice),
             on_failure=on_failure,
-            elapsed_s=elapsed_s,
         )
         return sluice
 
@@ -107,12 +107,19 @@ class Sluice:
         metrics: Metrics,
         on_ready: Callable[[], None],
         on_failure: Callable[[SettingsError], None],
-        elapsed_s: Callable[[], float],
     ) -> None:
         """`on_failure` is told when the engine cannot start or has died; the process should then end."""
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self.supervisor = Supervisor(launch, elapsed_s)
+        self.metrics = metrics
+        self.supervisor = Supervisor(
+            launch,
+            max_restarts=settings.supervisor.max_restarts,
+            window_s=settings.supervisor.window_s,
+            clock=clock,
+            on_lost=self._lost,
+            on_regained=self._regained,
+        )
         gate = Gate(
             max_concurrent=settings.admission.max_concurrent,
             max_waiting=settings.admission.max_waiting,
@@ -120,12 +127,28 @@ class Sluice:
             clock=clock,
             facts=metrics,
         )
-        registry = Registry(
-            engine=lambda: self.supervisor.engine, gate=gate, log=PendingLog, clock=clock, facts=metrics
+        streams = settings.streams
+        self.registry = Registry(
+            engine=lambda: self.supervisor.engine,
+            engine_soon=self.supervisor.soon,
+            gate=gate,
+            log=MemoryLog,
+            wire=openai,
+            limits=Limits(
+                max_timeout_s=streams.max_timeout_s,
+                max_grace_s=streams.max_grace_s,
+                retention_s=streams.retention_s,
+                max_bytes=streams.max_bytes,
+                max_total_bytes=streams.max_total_bytes,
+            ),
+            clock=clock,
+            facts=metrics,
         )
-        metrics.watch(active=lambda: gate.taken, waiting=lambda: gate.waiting)
+        metrics.watch("streams_active", "Requests that the engine works on.", lambda: gate.taken)
+        metrics.watch("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
+        metrics.watch("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
         small = make_small(
-            registry=registry,
+            registry=self.registry,
             health=health.make_router(
                 unready=self._unready,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
@@ -137,13 +160,20 @@ class Sluice:
             lifespan=self._lifespan,
             version=versions()["sluice"],
         )
-        completions = {endpoint: Completions(endpoint, registry, clock, metrics) for endpoint in Endpoint}
+        responder = Responder(
+            self.registry,
+            Pace(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s),
+            clock,
+            metrics,
+        )
+        completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
         keys_file = settings.server.api_keys_file
         guard = Guard(
-            Dispatch(completions, small, registry),
+            Dispatch(completions, Resume(responder), small, self.registry),
             keys=None if keys_file is None else Keys(keys_file, clock),
             protect_metrics=settings.server.protect_metrics,
             max_body_bytes=settings.server.max_body_bytes,
+            closing=lambda: self.registry.draining,
             clock=clock,
             facts=metrics,
         )
@@ -164,8 +194,27 @@ class Sluice:
         """Whether an engine is being built right now."""
         return self.supervisor.launching
 
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish for so long, then end the rest."""
+        await self.registry.drain(timeout_s)
+
+    def end_now(self) -> None:
+        """End whatever runs."""
+        self.registry.end_all()
+
     def _unready(self) -> SluiceError | None:
+        if self.registry.draining:
+            return Draining("The server is stopping.", retry_after_s=1)
         return None if self.supervisor.ready else self.supervisor.unready()
+
+    def _lost(self) -> None:
+        self.registry.lost()
+
+    def _regained(self, revival: Revival) -> None:
+        self.registry.regained()
+        self.metrics.restarted()
+        self.metrics.recovered("continued", revival.continued)
+        self.metrics.recovered("failed", sum(revival.failed.values()))
 
     def _engine_schema(self) -> dict[str, Any]:
         return self.supervisor.engine.schema() if self.supervisor.ready else {}

@@ -125,8 +125,8 @@ def _serve(args: argparse.Namespace, flags: Sequence[str]) -> int:
     watch = logs.Stopwatch()
     plan = app.plan_engine(settings, args.model, flags, args.config, watch.say)
 
-    def build(on_ready: Any, on_failure: Any, elapsed_s: Any) -> app.Sluice:
-        return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure, elapsed_s=elapsed_s)
+    def build(on_ready: Any, on_failure: Any) -> app.Sluice:
+        return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure)
 
     return server.serve(settings, build, watch)
 

@@ -5,6 +5,8 @@
     |  |- Unauthorized              401     authentication_error    invalid_api_key      UNAUTHENTICATED      no
     |  |- NotFound                  404     not_found_error         not_found            NOT_FOUND            no
     |  |- MethodNotAllowed          405     invalid_request_error   method_not_allowed   UNIMPLEMENTED        no
+    |  |- Expired                   410     not_found_error         expired              NOT_FOUND            no
+    |  |- DeadlineExceeded          408     timeout_error           deadline_exceeded    DEADLINE_EXCEEDED    no
     |  |- BodyTooLarge              413     invalid_request_error   body_too_large       RESOURCE_EXHAUSTED   no
     |  |- HeadersTooLarge           431     invalid_request_error   headers_too_large    RESOURCE_EXHAUSTED   no
     |  |- HeadersTooSlow            408     invalid_request_error   headers_timeout      DEADLINE_EXCEEDED    yes
@@ -19,7 +21,8 @@
 
 Messages are written for the reader who can mend the cause. They never hold an exception's text or a stack.
 499 is nginx's code for "client closed request"; openai-python retries 408, 409, 429 and 5xx on its own, and must
-not retry what somebody cancelled on purpose.
+not retry what somebody cancelled on purpose. Where the status says retry and the tree says no, the response carries
+`x-should-retry: false`, which the official clients obey.
 """
 
 from __future__ import annotations
@@ -93,6 +96,25 @@ class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
     grpc = "UNIMPLEMENTED"
+
+
+class Expired(ClientError):
+    """It was here, and is kept no longer."""
+
+    status = 410
+    type = "not_found_error"
+    code = "expired"
+    grpc = "NOT_FOUND"
+
+
+class DeadlineExceeded(ClientError):
+    """The request's own deadline (`X-Request-Timeout`), or the longest that this server allows, has passed."""
+
+    status = 408
+    type = "timeout_error"
+    code = "deadline_exceeded"
+    grpc = "DEADLINE_EXCEEDED"
+    cause = Cause.DEADLINE_EXCEEDED
 
 
 class BodyTooLarge(ClientError):
@@ -197,8 +219,10 @@ __all__ = [
     "BodyTooLarge",
     "Cancelled",
     "ClientError",
+    "DeadlineExceeded",
     "Draining",
     "EngineFailed",
+    "Expired",
     "HeadersTooLarge",
     "HeadersTooSlow",
     "InternalError",

@@ -85,9 +85,5 @@ class Stopwatch:
         """Log one stage."""
         logging.getLogger("sluice").info("[%5.1f s] %s", time.monotonic() - self._began, stage)
 
-    def elapsed_s(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
 
 __all__ = ["ACCESS", "Json", "Plain", "Stopwatch", "configure", "make_formatter"]

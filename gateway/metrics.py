@@ -53,18 +53,24 @@ class Metrics:
             "Deltas sent inside another because their reader came late.",
             registry=registry,
         )
+        self._resumes = self._counter("stream_resumes", "Readers who came back for a stream, by result.", "result")
+        self._recovered = self._counter(
+            "streams_recovered", "Requests in flight when their engine died, by what became of them.", "result"
+        )
+        self._restarts = Counter(
+            "sluice_engine_restarts_total", "Engines started in a dead one's place.", registry=registry
+        )
         Gauge("sluice_build_info", "Always 1.", ["version"], registry=registry).labels(version).set(1)
         # The dashboards divide by these; a cause that has not happened yet is a zero, not a gap.
         for cause in Cause:
             self._ended.labels(cause)
             self._wasted.labels(cause)
+        for result in ("continued", "failed"):
+            self._recovered.labels(result)
 
-    def watch(self, *, active: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Read these at every scrape: requests in the engine, requests at the gate."""
-        Gauge("sluice_streams_active", "Requests that the engine works on.", registry=self._registry).set_function(
-            active
-        )
-        Gauge("sluice_requests_waiting", "Requests at the gate.", registry=self._registry).set_function(waiting)
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Have a gauge that is read at every scrape."""
+        Gauge(f"sluice_{name}", text, registry=self._registry).set_function(value)
 
     def render(self) -> bytes:
         """The exposition, ours and vLLM's."""
@@ -91,6 +97,15 @@ class Metrics:
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         self._ended.labels(cause).inc()
         self._wasted.labels(cause).inc(wasted_tokens)
+
+    def resumed(self, result: str) -> None:
+        self._resumes.labels(result).inc()
+
+    def recovered(self, result: str, streams: int) -> None:
+        self._recovered.labels(result).inc(streams)
+
+    def restarted(self) -> None:
+        self._restarts.inc()
 
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         self._requests.labels(endpoint, outcome).inc()

@@ -20,6 +20,11 @@ class Endpoint(StrEnum):
     CHAT = "/v1/chat/completions"
     COMPLETION = "/v1/completions"
 
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of its answers begin with."""
+        return "chatcmpl-" if self is Endpoint.CHAT else "cmpl-"
+
 
 class Cause(StrEnum):
     """Why a request ended: the `cause` label of `sluice_ended_total` and, where a client hears it, the error code."""
@@ -92,6 +97,17 @@ class Caller:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a client's headers ask for, in seconds; None where they are silent.
+
+    `timeout_s` is for everything from arrival to the last token; `grace_s` is how long to go on without a reader.
+    """
+
+    timeout_s: float | None = None
+    grace_s: float | None = None
+
+
 class Facts(Protocol):
     """What rooms report. `gateway.metrics` turns facts into metrics; rooms never see that library."""
 
@@ -116,6 +132,15 @@ class Facts(Protocol):
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         """A request ended; `wasted_tokens` were generated for nobody."""
 
+    def resumed(self, result: str) -> None:
+        """Somebody came back for a stream."""
+
+    def recovered(self, result: str, streams: int) -> None:
+        """So many requests went on after their engine's death, or could not."""
+
+    def restarted(self) -> None:
+        """A new engine has taken a dead one's place."""
+
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         """A whole HTTP exchange is over."""
 
@@ -139,8 +164,16 @@ class Tally:
     completion_tokens: int = 0
     queued_s: float | None = None
     first_token_s: float | None = None
+    first_token_sent: bool = False
     last_token_s: float | None = None
     cause: Cause | None = None
+    outlives: bool = False
+    """Whether the request may go on when its exchange is over; its ending is then counted when it comes."""
+
+    def settle(self) -> None:
+        """Count the ending; to be called once, when nothing more can happen."""
+        assert self.cause is not None
+        self.facts.ended(self.cause, 0 if self.cause is Cause.COMPLETED else self.completion_tokens)
 
     def generated(self, tokens: int, now_s: float | None) -> None:
         """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,
@@ -157,24 +190,16 @@ class Tally:
         self.last_token_s = now_s
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One numbered entry of a stream's log; `seq` counts from 1 without gaps."""
-
-    seq: int
-    payload: bytes
-
-
 __all__ = [
     "Caller",
     "Cause",
     "Chunk",
     "Delta",
     "Endpoint",
-    "Event",
     "Facts",
     "Frame",
     "Piece",
     "StreamId",
     "Tally",
+    "Wishes",
 ]

@@ -18,6 +18,7 @@ import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway import sockets
 from gateway.app import Sluice
 from gateway.errors import ClientError, HeadersTooLarge, HeadersTooSlow, SettingsError, SluiceError
 from gateway.logs import Stopwatch
@@ -26,11 +27,17 @@ from gateway.settings import Settings
 logger = logging.getLogger("sluice")
 
 ARRIVAL = "sluice.arrival_s"
-Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None], Callable[[], float]], Sluice]
-"""Makes the app from what the process has to give: whom to tell of readiness, whom of failure, the time since start."""
+ABORT = "sluice.abort"
+Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sluice]
+"""Makes the app from what the process has to give: whom to tell of readiness, whom of failure."""
 
 # nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
 KEEP_ALIVE_S = 75
+# A peer that owes an acknowledgement for so long is gone; with the second between two looks, and the first
+# retransmission, it is found within 21 s.
+PEER_GONE_AFTER_S = 18.0
+# When a drain is over, connections get so long to take what they have been sent last.
+FLUSH_WITHIN_S = 2
 
 
 class Protocol(HttpToolsProtocol):
@@ -50,6 +57,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._owing_since_s: float | None = None
+        self._socket = transport.get_extra_info("socket")
+        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            sockets.tune(self._socket)
+        transport.set_write_buffer_limits(high=sockets.HIGH_WATER_BYTES)
         # A connection that says nothing at all is held to the same deadline.
         self._arm()
 
@@ -85,6 +97,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("headers too large")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
+        scope[ABORT] = self.transport.abort
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -102,6 +115,20 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
             self._refuse(ClientError("This is not a valid HTTP request."))
+
+    def look_after_peer(self, now_s: float) -> None:
+        """Break a connection whose peer has vanished while it is being answered; to be called every second."""
+        if not self._answering() or not sockets.unanswered(self._socket):
+            self._owing_since_s = None
+        elif self._owing_since_s is None:
+            self._owing_since_s = now_s
+        elif now_s - self._owing_since_s >= PEER_GONE_AFTER_S:
+            self.transport.abort()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits in our own buffer."""
+        return self.transport.get_write_buffer_size()
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -145,22 +172,44 @@ def _too_large(limit: int) -> HeadersTooLarge:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handling, which would raise the signal again after a clean end."""
+    """uvicorn with our way to stop: it would close its listeners first and raise the signal again at the end."""
+
+    sluice: Sluice
+    drain_timeout_s: float
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         yield
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            now_s = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.look_after_peer(now_s)
+        return await super().on_tick(counter)
+
+    def unsent_bytes(self) -> int:
+        """What waits in the buffers of all connections."""
+        return sum(one.unsent_bytes for one in self.server_state.connections if isinstance(one, Protocol))
+
     def _stop(self, number: int) -> None:
-        if self.should_exit:
-            logger.warning("second signal, ending now")
-            self.force_exit = True
+        name = signal.Signals(number).name
+        if self._draining is None:
+            logger.info("%s: no new requests, running ones may finish (again to end now)", name)
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
-            logger.info("%s: no new requests, running ones may finish (again to end now)", signal.Signals(number).name)
-            self.should_exit = True
+            logger.warning("%s: ending now", name)
+            self.sluice.end_now()
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        await self.sluice.drain(self.drain_timeout_s)
+        self.should_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -191,11 +240,11 @@ def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
 
     def fail(error: SettingsError) -> None:
         # An engine that is interrupted together with us has not failed.
-        if not server.should_exit:
+        if not server.should_exit and not sluice.registry.draining:
             failure.append(error)
             server.should_exit = True
 
-    sluice = build(lambda ready: _announce(watch, url, ready, settings), fail, watch.elapsed_s)
+    sluice = build(lambda ready: _announce(watch, url, ready, settings), fail)
     Protocol.max_header_bytes = settings.server.max_header_bytes
     Protocol.header_timeout_s = settings.server.header_timeout_s
     server = _Uvicorn(
@@ -208,9 +257,12 @@ def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
+            timeout_graceful_shutdown=FLUSH_WITHIN_S,
         )
     )
+    server.sluice = sluice
+    server.drain_timeout_s = settings.server.drain_timeout_s
+    sluice.metrics.watch("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
     watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
     server.run(sockets=[sock])
     code = 0

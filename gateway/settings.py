@@ -57,6 +57,38 @@ class Admission(_Section):
     queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
 
 
+class Streams(_Section):
+    """What a stream may cost, and how long."""
+
+    keepalive_s: float = Field(15.0, gt=0, description="Seconds of silence after which a comment is sent.")
+    stall_timeout_s: float = Field(
+        30.0, gt=0, description="How long one send may wait for a client that reads nothing."
+    )
+    max_timeout_s: float = Field(
+        3600.0, gt=0, description="Longest deadline of a request, and the deadline of those that name none."
+    )
+    max_grace_s: float = Field(
+        600.0, ge=0, description="Longest time that a resumable stream goes on without a reader."
+    )
+    retention_s: float = Field(120.0, ge=0, description="How long a finished resumable stream stays readable.")
+    max_bytes: int = Field(
+        4 * 2**20, ge=4096, description="Events that one resumable stream keeps; the oldest go first."
+    )
+    max_total_bytes: int = Field(
+        256 * 2**20, ge=4096, description="Events that all resumable streams keep; the oldest finished go first."
+    )
+
+
+class Supervision(_Section):
+    """When an engine counts as dead, and how often it is restarted."""
+
+    max_restarts: int = Field(3, ge=0, description="Restarts within window_s; the next death ends the process.")
+    window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted.")
+    hang_timeout_s: float = Field(
+        60.0, gt=0, description="An engine that says nothing for so long, even if asked, is ended and restarted."
+    )
+
+
 class Log(_Section):
     """Log lines."""
 
@@ -73,6 +105,8 @@ class Settings(BaseSettings):
 
     server: Server = Server()
     admission: Admission = Admission()
+    streams: Streams = Streams()
+    supervisor: Supervision = Supervision()
     log: Log = Log()
     engine: dict[str, Any] = Field(default_factory=dict)
 
@@ -153,7 +187,7 @@ def _read(file: Path) -> dict[str, Any]:
             raise SettingsError(
                 f"{section!r} (in {file}) is not a setting.{_nearest(str(section), list(Settings.model_fields))}"
             )
-    for section in ("server", "admission", "log", "engine"):
+    for section in Settings.model_fields:
         if section in document and document[section] is None:
             del document[section]
     return document
@@ -185,7 +219,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _known_keys() -> list[tuple[str, str]]:
-    return [(section, key) for section in ("server", "admission", "log") for key in _keys(section)]
+    return [(section, key) for section in Settings.model_fields if section != "engine" for key in _keys(section)]
 
 
 def _keys(section: str) -> list[str]:
@@ -239,4 +273,4 @@ def engine_source(settings_file: Path | None, name: str) -> str:
     return f"in {settings_file}" if settings_file is not None else "command line"
 
 
-__all__ = ["Admission", "Log", "Server", "Settings", "engine_source", "load", "show"]
+__all__ = ["Admission", "Log", "Server", "Settings", "Streams", "Supervision", "engine_source", "load", "show"]

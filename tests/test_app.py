@@ -36,7 +36,6 @@ class Process:
             metrics=Metrics("0.1.0", self.registry),
             on_ready=lambda: self.said.append("ready"),
             on_failure=self.said.append,
-            elapsed_s=lambda: 0.0,
         )
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.told: list[str] = []

@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "logs": set(),
     "metrics": set(),
     "settings": set(),
+    "sockets": set(),
     "wire": set(),
     "admission": set(),
     "streamlog": set(),
@@ -33,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "engine": set(),
     "engine.vllm": {"engine.base"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
-    "server": {"app", "settings", "logs"},
+    "server": {"app", "settings", "logs", "sockets"},
     "cli": {"app", "settings", "server", "logs"},
     "__main__": {"cli"},
 }

@@ -7,8 +7,9 @@ to wait. All three raise only errors of `gateway.errors`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -40,8 +41,18 @@ class Route(Enum):
     """Makes the engine work, so it needs a permit."""
 
 
+@dataclass(frozen=True, slots=True)
+class Revival:
+    """What became of the requests in flight when an engine was replaced: how many went on, how many of the others had
+    which reason."""
+
+    continued: int
+    failed: Mapping[str, int]
+
+
 class Sink(Protocol):
-    """Where an engine puts what it generates. All three return at once; after `finish` or `fail` nothing counts."""
+    """Where an engine puts what it generates. `put`, `finish` and `fail` return at once; after the last two nothing
+    counts."""
 
     def put(self, piece: Piece) -> None:
         """Take a piece. A delta with a finish reason is the last one."""
@@ -51,6 +62,13 @@ class Sink(Protocol):
 
     def fail(self, error: SluiceError) -> None:
         """The answer will not be completed."""
+
+    @property
+    def full(self) -> bool:
+        """Whether ready-made documents pile up, so that their maker should wait in `room`."""
+
+    async def room(self) -> None:
+        """Wait until `full` is over."""
 
 
 class Call(Protocol):
@@ -107,7 +125,8 @@ class Engine(Protocol):
         """Check a request body. Raises ClientError that names the field."""
 
     async def prepare(self, call: Call, tally: Tally) -> Prepared:
-        """Render the prompt and settle the sampling parameters; sets the tally's model."""
+        """Render the prompt and settle the sampling parameters; sets the tally's model. The answer's id is the tally's
+        own."""
 
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
@@ -116,10 +135,16 @@ class Engine(Protocol):
         """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 
     async def dead(self) -> None:
-        """Return when the engine can no longer serve."""
+        """Return when the engine process has died, or is stuck and has been killed."""
+
+    async def revive(self) -> Revival:
+        """Put another engine process in the dead one's place; what can go on goes on. Raises if it cannot start."""
+
+    def give_up(self) -> None:
+        """There will be no other: fail everything in flight."""
 
     async def stop(self) -> None:
         """End the engine and its processes."""
 
 
-__all__ = ["CURRENT_TALLY", "ASGIApp", "Call", "Engine", "Handle", "Prepared", "Route", "Sink"]
+__all__ = ["CURRENT_TALLY", "ASGIApp", "Call", "Engine", "Handle", "Prepared", "Revival", "Route", "Sink"]

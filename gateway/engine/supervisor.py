@@ -1,20 +1,27 @@
 """Keeps one engine running and says whether it can serve.
 
-The engine starts in the background while the socket is already open, so the supervisor is also where "not yet"
-and "no longer" become errors that clients can act on.
+The engine starts in the background while the socket is already open, and a dead one is replaced while streams wait,
+so the supervisor is also where "not yet" and "not now" become errors that clients can act on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-from gateway.engine.base import Engine
+from gateway.clock import Clock
+from gateway.engine.base import Engine, Revival
 from gateway.errors import Draining, EngineFailed, NotReady, SettingsError, SluiceError
 
+logger = logging.getLogger("sluice")
+
 # What a start takes when it goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
-EXPECTED_START_S = 30
+EXPECTED_START_S = 30.0
+# An engine that dies at its start would otherwise be started as fast as it dies. The first restart is not delayed.
+_BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class Phase(StrEnum):
@@ -22,6 +29,7 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     UP = "up"
+    RESTARTING = "restarting"
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -29,11 +37,29 @@ class Phase(StrEnum):
 class Supervisor:
     """Owns the engine from launch to stop."""
 
-    def __init__(self, launch: Callable[[], Awaitable[Engine]], started_s: Callable[[], float]) -> None:
-        """`launch` builds an engine; `started_s` tells the seconds since the process began."""
+    def __init__(
+        self,
+        launch: Callable[[], Awaitable[Engine]],
+        *,
+        max_restarts: int,
+        window_s: float,
+        clock: Clock,
+        on_lost: Callable[[], None],
+        on_regained: Callable[[Revival], None],
+    ) -> None:
+        """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final.
+        `on_lost` and `on_regained` are told of each death and of each successful restart."""
         self._launch = launch
-        self._started_s = started_s
+        self._max_restarts = max_restarts
+        self._window_s = window_s
+        self._clock = clock
+        self._on_lost = on_lost
+        self._on_regained = on_regained
         self._engine: Engine | None = None
+        self._began_s = clock.now()
+        self._start_took_s = EXPECTED_START_S
+        self._restarts: deque[float] = deque()
+        self._changed: asyncio.Future[None] | None = None
         self.phase = Phase.STARTING
         self.launching = False
 
@@ -44,6 +70,14 @@ class Supervisor:
             return self._engine
         raise self.unready()
 
+    async def soon(self) -> Engine:
+        """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
+        while self.phase is Phase.RESTARTING:
+            if self._changed is None:
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._changed)
+        return self.engine
+
     @property
     def ready(self) -> bool:
         """Whether `engine` would answer."""
@@ -51,39 +85,87 @@ class Supervisor:
 
     def unready(self) -> SluiceError:
         """Why there is no engine now, as an error for a client."""
+        left_s = max(1, round(self._start_took_s - (self._clock.now() - self._began_s)))
         if self.phase is Phase.STARTING:
-            left = max(1, round(EXPECTED_START_S - self._started_s()))
-            return NotReady("The server is starting: its engine is not ready yet.", retry_after_s=left)
+            return NotReady("The server is starting: its engine is not ready yet.", retry_after_s=left_s)
+        if self.phase is Phase.RESTARTING:
+            return EngineFailed("The engine has died and is being restarted.", retry_after_s=left_s)
         if self.phase is Phase.STOPPED:
             return Draining("The server is stopping.", retry_after_s=1)
-        return EngineFailed("The engine is down.", retry_after_s=EXPECTED_START_S)
+        return EngineFailed("The engine is down.", retry_after_s=round(EXPECTED_START_S))
 
     async def run(self, on_ready: Callable[[], None]) -> None:
-        """Launch the engine, then watch it. Returns only by raising.
+        """Launch the engine, watch it, and restart it when it dies. Returns only by raising.
 
-        Raises SettingsError if it cannot start or if it dies: the process then exits non-zero, which is what
-        restart policies look at.
+        Raises SettingsError if it cannot start, or if it dies too often: the process then exits non-zero, which is
+        what restart policies look at.
         """
         self.launching = True
         try:
             self._engine = await self._launch()
         except Exception:
-            self.launching = False
-            self.phase = Phase.FAILED
+            self._enter(Phase.FAILED)
             raise
-        self.launching = False
-        self.phase = Phase.UP
+        finally:
+            self.launching = False
+        self._start_took_s = self._clock.now() - self._began_s
+        self._enter(Phase.UP)
         on_ready()
-        await self._engine.dead()
-        self.phase = Phase.FAILED
-        raise SettingsError("The engine died; see its last words above.", exit_code=1)
+        while True:
+            await self._engine.dead()
+            await self._restart(self._engine)
 
     async def stop(self) -> None:
         """End the engine; safe at any time."""
-        self.phase = Phase.STOPPED
+        self._enter(Phase.STOPPED)
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.shield(engine.stop())
+
+    async def _restart(self, engine: Engine) -> None:
+        self._began_s = self._clock.now()
+        self._enter(Phase.RESTARTING)
+        self._on_lost()
+        attempt = 0
+        while True:
+            while self._restarts and self._clock.now() - self._restarts[0] > self._window_s:
+                self._restarts.popleft()
+            if len(self._restarts) >= self._max_restarts:
+                self._enter(Phase.FAILED)
+                engine.give_up()
+                raise SettingsError(
+                    f"The engine died, after {len(self._restarts)} restarts within {self._window_s:g} s "
+                    "(supervisor.max_restarts, supervisor.window_s); see its last words above.",
+                    exit_code=1,
+                )
+            self._restarts.append(self._clock.now())
+            logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), self._max_restarts)
+            await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+            attempt += 1
+            self.launching = True
+            try:
+                revival = await engine.revive()
+            except Exception:
+                logger.exception("the engine could not be started again")
+                continue
+            finally:
+                self.launching = False
+            break
+        self._start_took_s = self._clock.now() - self._began_s
+        self._enter(Phase.UP)
+        self._on_regained(revival)
+        logger.warning(
+            "the engine is back after %.1f s: %d requests go on%s",
+            self._start_took_s,
+            revival.continued,
+            "".join(f", {count} could not ({reason})" for reason, count in revival.failed.items()),
+        )
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
 
 
 __all__ = ["Phase", "Supervisor"]

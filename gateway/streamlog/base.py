@@ -1,4 +1,8 @@
-"""What a stream's log must answer. The producer appends, followers take; a log knows nothing of sockets or engines."""
+"""What a stream's log must answer. The producer appends, followers read; a log knows nothing of sockets or engines.
+
+Events are numbered from 1 without gaps, and the log is what gives them their numbers: append, then send, so that no
+client ever holds an event that the log does not.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,52 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.errors import SluiceError
-from gateway.model import Cause, Piece
+from gateway.model import Cause
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a stream ended: the one terminal entry of its log. `error` is None exactly if it ended well."""
+    """How a stream ended. `error` is None exactly if it ended well."""
 
     cause: Cause
     error: SluiceError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
-    """All that is new since the last take. `ended` is set on the last batch, which may hold no pieces."""
+    """Events in order: `documents[0]` has the number `first`. `ended` is set on the batch that holds the last one."""
 
-    pieces: list[Piece]
+    first: int
+    documents: list[bytes]
     ended: Ended | None
 
 
 class StreamLog(Protocol):
-    """One stream's log. `append` and `close` never wait: the engine's output handler calls them."""
+    """One stream's log. Nothing here waits: the engine's output handler appends."""
 
-    def append(self, piece: Piece) -> None:
-        """Add a piece and wake the reader. After `close` this does nothing."""
+    @property
+    def keeps(self) -> bool:
+        """Whether events stay after they have been read."""
 
-    def close(self, ended: Ended) -> None:
-        """Add the terminal entry. The first one counts; later ones do nothing."""
+    @property
+    def last(self) -> int:
+        """The number of the newest event; 0 before the first."""
 
-    async def take(self) -> Batch:
-        """Wait until there is something new, then hand over all of it."""
+    @property
+    def size_bytes(self) -> int:
+        """What the kept events weigh."""
+
+    def append(self, documents: list[bytes]) -> None:
+        """Add events. After `close` this does nothing."""
+
+    def close(self, ended: Ended, documents: list[bytes]) -> None:
+        """Add the last events and the end. The first close counts; later ones do nothing."""
+
+    def read(self, cursor: int) -> Batch | None:
+        """Everything after event number `cursor`; None if there is nothing new. Behind the end: no events, `ended`.
+
+        Raises Expired if the next event is kept no longer.
+        """
 
 
 __all__ = ["Batch", "Ended", "StreamLog"]

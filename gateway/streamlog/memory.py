@@ -1,50 +1,76 @@
-"""The log of a plain stream in this process: it keeps only what its one follower has not taken.
+"""The log of one stream in this process.
 
-Memory is bounded by the length of the answer. A reader that comes late finds several pieces and takes them
-together, so a slow reader costs fewer, fuller writes instead of a queue of small ones.
+A plain stream's log is a hand-over: it forgets what it has given away. A resumable stream's log keeps its events, so
+that any number of readers can come back to any of them, up to a limit in bytes; beyond it the oldest go.
 """
 
 from __future__ import annotations
 
-import asyncio
-
-from gateway.model import Piece
+from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
 
+# What a list slot and a bytes object cost besides their content (CPython 3.11, 64 bit).
+_OVERHEAD_BYTES = 41
 
-class PendingLog:
-    """A single-reader log without history."""
 
-    __slots__ = ("_ended", "_pieces", "_reader")
+class MemoryLog:
+    """A log that keeps nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
 
-    def __init__(self) -> None:
-        self._pieces: list[Piece] = []
+    __slots__ = ("_documents", "_ended", "_keep_bytes", "_size_bytes", "_start")
+
+    def __init__(self, keep_bytes: int | None = None) -> None:
+        self._keep_bytes = keep_bytes
+        self._documents: list[bytes] = []
+        self._start = 1
+        self._size_bytes = 0
         self._ended: Ended | None = None
-        self._reader: asyncio.Future[None] | None = None
 
-    def append(self, piece: Piece) -> None:
-        if self._ended is None:
-            self._pieces.append(piece)
-            self._wake()
+    @property
+    def keeps(self) -> bool:
+        return self._keep_bytes is not None
 
-    def close(self, ended: Ended) -> None:
+    @property
+    def last(self) -> int:
+        return self._start + len(self._documents) - 1
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def append(self, documents: list[bytes]) -> None:
+        if self._ended is not None or not documents:
+            return
+        self._documents += documents
+        if self._keep_bytes is not None:
+            self._size_bytes += sum(map(len, documents)) + _OVERHEAD_BYTES * len(documents)
+            if self._size_bytes > self._keep_bytes:
+                self._trim(self._keep_bytes)
+
+    def close(self, ended: Ended, documents: list[bytes]) -> None:
         if self._ended is None:
+            self.append(documents)
             self._ended = ended
-            self._wake()
 
-    async def take(self) -> Batch:
-        if not self._pieces and self._ended is None:
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        pieces, self._pieces = self._pieces, []
-        return Batch(pieces, self._ended)
+    def read(self, cursor: int) -> Batch | None:
+        if cursor >= self.last and self._ended is None:
+            return None
+        if cursor < self._start - 1:
+            raise Expired(f"The events after number {cursor} are kept no longer.")
+        skipped = cursor + 1 - self._start
+        batch = Batch(cursor + 1, self._documents[skipped:], self._ended)
+        if self._keep_bytes is None:
+            self._start = self.last + 1
+            self._documents.clear()
+        return batch
 
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+    def _trim(self, keep_bytes: int) -> None:
+        """Drop the oldest events, down to three quarters of the limit so that the next append need not come here."""
+        dropped = 0
+        while self._size_bytes > keep_bytes * 3 // 4 and dropped < len(self._documents) - 1:
+            self._size_bytes -= len(self._documents[dropped]) + _OVERHEAD_BYTES
+            dropped += 1
+        del self._documents[:dropped]
+        self._start += dropped
 
 
-__all__ = ["PendingLog"]
+__all__ = ["MemoryLog"]

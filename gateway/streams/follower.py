@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from gateway.model import Delta, Facts, Piece
-from gateway.streamlog.base import Batch, StreamLog
+import asyncio
+
+from gateway.streamlog.base import Batch
+from gateway.streams.producer import Producer
 
 
 class Follower:
-    """Follows one log to its end."""
+    """Follows one stream from a cursor to its end. `cursor` is the number of the last event taken."""
 
-    def __init__(self, log: StreamLog, facts: Facts) -> None:
-        self._log = log
-        self._facts = facts
+    def __init__(self, producer: Producer, cursor: int) -> None:
+        self.cursor = cursor
+        self._producer = producer
+        self._waiter: asyncio.Future[None] | None = None
+        producer.watch(self.nudge)
 
-    async def take(self) -> Batch:
-        """Wait for news. Deltas that piled up while the reader was busy come joined."""
-        batch = await self._log.take()
-        if len(batch.pieces) < 2:
-            return batch
-        pieces = merge(batch.pieces)
-        if spared := len(batch.pieces) - len(pieces):
-            self._facts.merged(spared)
-        return Batch(pieces, batch.ended)
+    async def take(self) -> Batch | None:
+        """Wait for news and take all of it; None if somebody only nudged.
 
+        Raises Expired if the reader came so late that its next event is kept no longer.
+        """
+        self._producer.seal()
+        batch = self._producer.log.read(self.cursor)
+        if batch is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            self._producer.seal()
+            batch = self._producer.log.read(self.cursor)
+        if batch is not None:
+            self.cursor = batch.first + len(batch.documents) - 1
+        return batch
 
-def merge(pieces: list[Piece]) -> list[Piece]:
-    """Join neighbouring deltas, as vLLM does for a late reader: texts concatenate, the newest ending wins."""
-    merged: list[Piece] = []
-    run: list[Delta] = []
-    for piece in pieces:
-        if isinstance(piece, Delta):
-            run.append(piece)
-        else:
-            _close_run(run, merged)
-            merged.append(piece)
-    _close_run(run, merged)
-    return merged
+    def nudge(self) -> None:
+        """Make `take` return."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-
-def _close_run(run: list[Delta], into: list[Piece]) -> None:
-    if len(run) == 1:
-        into.append(run[0])
-    elif run:
-        last = run[-1]
-        text = "".join([delta.text for delta in run])
-        into.append(Delta(text, sum([delta.tokens for delta in run]), last.finish_reason, last.stop_reason))
-    run.clear()
+    def close(self) -> None:
+        """Stop following."""
+        self._producer.unwatch(self.nudge)
 
 
-__all__ = ["Follower", "merge"]
+__all__ = ["Follower"]

@@ -1,45 +1,68 @@
 """The states of a stream and the only ways between them. Pure: no IO, no clock, no asyncio.
 
-Everything about transitions is in the table below; who drives it does not matter to it.
+    QUEUED ----START----> RUNNING <--REGAIN-- RECOVERING
+       |                   |   \\-----LOSE------^   |
+       |                   |                       |
+       `----END(cause)-----+-----END(cause)--------+----> ENDED, with its cause
+
+Everything about transitions is in the two tables below; who drives them does not matter here.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
+from gateway.model import Cause
+
 
 class State(Enum):
     """Where a stream is."""
 
     QUEUED = auto()
+    """At the gate, or being rendered."""
     RUNNING = auto()
+    RECOVERING = auto()
+    """Its engine has died; another will go on where it stood."""
     ENDED = auto()
 
 
 class Signal(Enum):
-    """What can happen to it."""
+    """What can happen to it, besides its end."""
 
     START = auto()
     PIECE = auto()
-    END = auto()
+    LOSE = auto()
+    REGAIN = auto()
 
 
 _TABLE: dict[tuple[State, Signal], State] = {
     (State.QUEUED, Signal.START): State.RUNNING,
-    (State.QUEUED, Signal.END): State.ENDED,
     (State.RUNNING, Signal.PIECE): State.RUNNING,
-    (State.RUNNING, Signal.END): State.ENDED,
+    (State.RUNNING, Signal.LOSE): State.RECOVERING,
+    # What the engine had said before it died may still be on its way through a formatter.
+    (State.RECOVERING, Signal.PIECE): State.RECOVERING,
+    (State.RECOVERING, Signal.REGAIN): State.RUNNING,
+}
+
+_ENDINGS: dict[State, frozenset[Cause]] = {
+    # What has not started cannot be complete.
+    State.QUEUED: frozenset(Cause) - {Cause.COMPLETED},
+    State.RUNNING: frozenset(Cause),
+    # As with pieces: the last of them may have been the finish.
+    State.RECOVERING: frozenset(Cause),
+    State.ENDED: frozenset(),
 }
 
 
 class Lifecycle:
-    """One stream's state. What the table does not allow is refused, never an exception: an engine may well deliver
-    one more token for a stream that has just been cancelled."""
+    """One stream's state; `cause` is set exactly when it has ended. What the tables do not allow is refused, never an
+    exception: an engine may well deliver one more token for a stream that has just been cancelled."""
 
-    __slots__ = ("state",)
+    __slots__ = ("cause", "state")
 
     def __init__(self) -> None:
         self.state = State.QUEUED
+        self.cause: Cause | None = None
 
     def step(self, signal: Signal) -> bool:
         """Take the step if the table has it; say whether it was taken."""
@@ -47,6 +70,13 @@ class Lifecycle:
         if after is None:
             return False
         self.state = after
+        return True
+
+    def end(self, cause: Cause) -> bool:
+        """End with `cause` if the state allows it; say whether that was the end."""
+        if cause not in _ENDINGS[self.state]:
+            return False
+        self.state, self.cause = State.ENDED, cause
         return True
 
 

@@ -1,57 +1,131 @@
 """The sink that the engine fills: the only writer of a stream's log.
 
-A producer is not a task. The engine's output handler calls it, it appends and returns, so a token costs no task
-switch on its way in. It ends exactly once; whatever comes later changes nothing.
+A producer is not a task. The engine's output handler calls it, it notes the piece, wakes whoever reads, and returns,
+so a token costs no task switch on its way in. Pieces become events when somebody reads (`seal`), so those that pile up
+for a late reader leave as one. It ends exactly once; whatever comes later changes nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from gateway.admission.gate import Permit
 from gateway.clock import Clock
 from gateway.engine.base import Handle
 from gateway.errors import SluiceError
-from gateway.model import Cause, Delta, Piece, Tally
+from gateway.model import Cause, Delta, Frame, Piece, Tally
 from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
+from gateway.streams.merging import merge
+
+# So many unread pieces are merged (or, if they cannot be, kept as events): a reader that stops costs its text only.
+_COMPACT_AT = 64
+# Unread documents of vLLM's own beyond this make their formatter wait; vLLM then merges what the engine goes on to say.
+_FULL_BYTES = 32 * 2**10
+
+
+class Wire(Protocol):
+    """From pieces to documents; the room of bytes is passed in, because streams do not know it."""
+
+    def encoder(self, frame: Frame | None) -> Callable[[list[Piece]], list[bytes]]:
+        """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
+
+    def ending(self, error: SluiceError | None) -> list[bytes]:
+        """The documents with which a stream ends."""
 
 
 class Producer:
     """One stream's writer; an engine `Sink`."""
 
     def __init__(
-        self, *, tally: Tally, log: StreamLog, permit: Permit, clock: Clock, on_end: Callable[[], object]
+        self,
+        *,
+        tally: Tally,
+        log: StreamLog,
+        wire: Wire,
+        streaming: bool,
+        clock: Clock,
+        on_merged: Callable[[int], object],
+        on_end: Callable[[], object],
     ) -> None:
+        """`streaming`: whether the log ends with the documents that end a stream."""
         self.tally = tally
+        self.log = log
         self.ended: Ended | None = None
-        self._log = log
-        self._permit = permit
+        self._wire = wire
+        self._streaming = streaming
         self._clock = clock
+        self._on_merged = on_merged
         self._on_end = on_end
         self._lifecycle = Lifecycle()
+        self._encode = wire.encoder(None)
+        self._pending: list[Piece] = []
+        self._pending_bytes = 0
+        self._said = False
+        self._readers: list[Callable[[], None]] = []
+        self._room: asyncio.Future[None] | None = None
+        self._permit: Permit | None = None
         self._handle: Handle | None = None
 
-    def start(self) -> None:
-        """The engine is about to be asked."""
-        self._lifecycle.step(Signal.START)
+    @property
+    def state(self) -> State:
+        """Where the stream is."""
+        return self._lifecycle.state
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been said, so that its end can still be told by a status line."""
+        return not self._said
+
+    # From the gate to the engine.
+
+    def admit(self, permit: Permit) -> None:
+        """The gate has let it in; the permit is given back with the end."""
+        self._permit = permit
+        if self.ended is not None:
+            permit.release()
+
+    def start(self, frame: Frame | None) -> None:
+        """The engine is about to be asked. `frame` as in `Prepared`."""
+        if self._lifecycle.step(Signal.START):
+            self._encode = self._wire.encoder(frame)
 
     def attach(self, handle: Handle) -> None:
         """The engine has taken the request. If the stream ended meanwhile, the engine is told at once."""
         self._handle = handle
-        if self._lifecycle.state is State.ENDED and self.ended is not None and self.ended.error is not None:
+        if self.ended is not None and self.ended.error is not None:
             handle.abort()
+
+    # What the engine says: `Sink`.
 
     def put(self, piece: Piece) -> None:
         if not self._lifecycle.step(Signal.PIECE):
             return
+        self._said = True
+        self._pending.append(piece)
         if isinstance(piece, Delta):
             self.tally.generated(piece.tokens, self._clock.now())
-            self._log.append(piece)
             if piece.finish_reason is not None:
                 self.finish()
+                return
         else:
-            self._log.append(piece)
+            self._pending_bytes += len(piece.payload)
+        if len(self._pending) >= _COMPACT_AT or self._pending_bytes > _FULL_BYTES:
+            self._compact()
+        self._wake()
+
+    @property
+    def full(self) -> bool:
+        """Whether a formatter should wait in `room` before its next piece. A log that keeps is never full: its stream
+        goes on without a reader."""
+        return self._pending_bytes > _FULL_BYTES
+
+    async def room(self) -> None:
+        while self.full and self.ended is None:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
     def finish(self) -> None:
         self._end(Ended(Cause.COMPLETED))
@@ -59,19 +133,73 @@ class Producer:
     def fail(self, error: SluiceError) -> None:
         self._end(Ended(error.cause, error))
 
-    def cancel(self, cause: Cause, error: SluiceError) -> None:
-        """End the stream from our side and free its sequence in the engine."""
-        if self._end(Ended(cause, error)) and self._handle is not None:
+    # What happens to it.
+
+    def lose(self) -> None:
+        """Its engine has died; it may go on with the next."""
+        self._lifecycle.step(Signal.LOSE)
+
+    def regain(self) -> None:
+        """It goes on."""
+        self._lifecycle.step(Signal.REGAIN)
+
+    def cancel(self, error: SluiceError, cause: Cause | None = None) -> None:
+        """End the stream from our side and free its sequence in the engine. `cause` if it is not the error's own."""
+        if self._end(Ended(cause or error.cause, error)) and self._handle is not None:
             self._handle.abort()
 
+    # The reader's side.
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever there is something new."""
+        self._readers.append(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        """Stop calling `wake`."""
+        self._readers.remove(wake)
+
+    def seal(self) -> None:
+        """Turn what is pending into events of the log; what piled up leaves together."""
+        if not self._pending:
+            return
+        pieces = self._merged() if len(self._pending) > 1 else self._pending
+        self._pending = []
+        self._pending_bytes = 0
+        self.log.append(self._encode(pieces))
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _merged(self) -> list[Piece]:
+        pieces = merge(self._pending)
+        if spared := len(self._pending) - len(pieces):
+            self._on_merged(spared)
+        return pieces
+
+    def _compact(self) -> None:
+        """Nobody has read for a while."""
+        self._pending = self._merged()
+        if self.log.keeps and (len(self._pending) >= _COMPACT_AT or self._pending_bytes > _FULL_BYTES):
+            self.seal()
+
     def _end(self, ended: Ended) -> bool:
-        if not self._lifecycle.step(Signal.END):
+        if not self._lifecycle.end(ended.cause):
             return False
         self.ended = ended
-        self._log.close(ended)
-        self._permit.release()
+        if self.tally.outlives:
+            self.tally.cause = ended.cause
+        self.seal()
+        self.log.close(ended, self._wire.ending(ended.error) if self._streaming else [])
+        if self._permit is not None:
+            self._permit.release()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
         self._on_end()
+        self._wake()
         return True
 
+    def _wake(self) -> None:
+        for wake in self._readers:
+            wake()
 
-__all__ = ["Producer"]
+
+__all__ = ["Producer", "Wire"]

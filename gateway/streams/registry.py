@@ -1,41 +1,66 @@
-"""Who lives here: opens requests, finds them by id, cancels them.
+"""Who lives here: opens requests, finds them by id, cancels them, drains.
 
 This is the one place that walks a request from its body to a running generation: parse, gate, prepare, submit.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from gateway.admission.gate import Gate
 from gateway.clock import Clock
-from gateway.engine.base import CURRENT_TALLY, Engine, Route
-from gateway.errors import Cancelled, MethodNotAllowed, NotFound
-from gateway.model import Caller, Cause, Endpoint, Facts, Frame, Tally
+from gateway.engine.base import CURRENT_TALLY, Call, Engine, Route
+from gateway.errors import (
+    Cancelled,
+    Draining,
+    Expired,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    SluiceError,
+)
+from gateway.model import Caller, Endpoint, Facts, Tally, Wishes
 from gateway.streamlog.base import StreamLog
-from gateway.streams.follower import Follower
-from gateway.streams.producer import Producer
+from gateway.streams.leash import Leash
+from gateway.streams.producer import Producer, Wire
+from gateway.streams.shelf import Shelf
+from gateway.streams.stream import Stream, overdue
+
+logger = logging.getLogger(__name__)
+
+# An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
+_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """A request that runs. `frame` is None if its pieces are ready-made documents."""
+class Limits:
+    """Bounds on what a client may ask for and on what is kept for it.
 
-    streaming: bool
-    frame: Frame | None
-    producer: Producer
-    follower: Follower
+    Times in seconds. `max_bytes` is what one resumable stream may keep, `max_total_bytes` all of them together.
+    """
+
+    max_timeout_s: float
+    max_grace_s: float
+    retention_s: float
+    max_bytes: int
+    max_total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What `DELETE` and `GET` tell about a request."""
+    """What `DELETE` and `GET` tell about a request. `events` is the number of the newest event."""
 
     id: str
     status: str
+    resumable: bool
+    events: int
     prompt_tokens: int
     completion_tokens: int
 
@@ -47,64 +72,140 @@ class Registry:
         self,
         *,
         engine: Callable[[], Engine],
+        engine_soon: Callable[[], Awaitable[Engine]],
         gate: Gate,
-        log: Callable[[], StreamLog],
+        log: Callable[[int | None], StreamLog],
+        wire: Wire,
+        limits: Limits,
         clock: Clock,
         facts: Facts,
     ) -> None:
-        """`engine` gives the running engine or raises why there is none; `log` makes a fresh log."""
+        """`engine` gives the running engine or raises why there is none; `engine_soon` waits where one is on its way.
+        `log` makes a fresh log that keeps so many bytes, or nothing."""
         self._engine = engine
+        self._engine_soon = engine_soon
         self._gate = gate
         self._log = log
+        self._wire = wire
+        self._limits = limits
         self._clock = clock
         self._facts = facts
-        self._live: dict[str, Producer] = {}
+        self._live: dict[str, Stream] = {}
+        self._mounted: set[Leash] = set()
+        self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
+        self._empty: asyncio.Future[None] | None = None
+        self.draining = False
 
     @property
     def active(self) -> int:
-        """Requests of our own endpoints that the engine works on."""
-        return len(self._live)
+        """Requests that have not ended."""
+        return len(self._live) + len(self._mounted)
 
-    @asynccontextmanager
-    async def open(self, endpoint: Endpoint, body: bytes, tally: Tally) -> AsyncIterator[Stream]:
-        """Take a request in and start it; leaving the context without its end is a disconnect.
+    @property
+    def kept_bytes(self) -> int:
+        """What the events of resumable streams weigh, finished ones and live ones."""
+        return self._shelf.size_bytes + self._live_bytes()
 
-        Raises what `Engine.parse`, `Gate.enter`, `Engine.prepare` and `Engine.submit` raise; then nothing is left
-        behind.
+    # A request of one of our endpoints.
+
+    def open(self, endpoint: Endpoint, body: bytes, tally: Tally, wishes: Wishes) -> Stream:
+        """Take a request in and send it on its way; what becomes of it is told to the stream's readers.
+
+        Raises what `Engine.parse` raises, why there is no engine, Draining, and Overloaded if there is no room for
+        another resumable stream.
         """
-        engine = self._engine()
-        call = engine.parse(endpoint, body)
-        arrived_s = self._clock.now()
-        permit = await self._gate.enter(call.seats)
-        tally.queued_s = self._clock.now() - arrived_s
-        log = self._log()
-        producer: Producer | None = None
-        try:
-            # The engine that is running now, which need not be the one that was when the wait began.
-            engine = self._engine()
-            prepared = await engine.prepare(call, tally)
-            assert tally.id is not None
-            key = tally.id
-            producer = Producer(
+        self._refuse_when_draining()
+        call = self._engine().parse(endpoint, body)
+        # A whole answer has no events to come back for.
+        grace_s = None if wishes.grace_s is None or not call.stream else min(wishes.grace_s, self._limits.max_grace_s)
+        if grace_s is not None and not self._shelf.shrink(self._live_bytes() + self._limits.max_bytes):
+            self._facts.rejected("resumable_full")
+            raise Overloaded("There is no room for another resumable stream.", retry_after_s=5)
+        tally.id = endpoint.id_prefix + secrets.token_hex(_ID_BYTES)
+        tally.outlives = grace_s is not None
+        stream = Stream(
+            Producer(
                 tally=tally,
-                log=log,
-                permit=permit,
+                log=self._log(None if grace_s is None else self._limits.max_bytes),
+                wire=self._wire,
+                streaming=call.stream,
                 clock=self._clock,
-                on_end=partial(self._live.pop, key, None),
-            )
-            self._live[key] = producer
-            producer.start()
+                on_merged=self._facts.merged,
+                on_end=partial(self._ended, tally.id),
+            ),
+            streaming=call.stream,
+            grace_s=grace_s,
+        )
+        self._live[tally.id] = stream
+        stream.walk = asyncio.get_running_loop().create_task(self._walk(call, stream.producer))
+        timeout_s = self._timeout(wishes)
+        stream.expire_in(self._left(tally.caller, timeout_s), timeout_s)
+        return stream
+
+    async def _walk(self, call: Call, producer: Producer) -> None:
+        """From the gate to the engine. Every failure ends in the stream."""
+        tally = producer.tally
+        try:
+            began_s = self._clock.now()
+            producer.admit(await self._gate.enter(call.seats))
+            # The engine that is running now, which need not be the one that was when the wait began.
+            engine = await self._engine_soon()
+            tally.queued_s = self._clock.now() - began_s
+            prepared = await engine.prepare(call, tally)
+            producer.start(prepared.frame)
             self._facts.overhead(self._clock.now() - tally.caller.arrival_s - tally.queued_s)
             producer.attach(await engine.submit(prepared, producer))
-            yield Stream(call.stream, prepared.frame, producer, Follower(log, self._facts))
-        finally:
-            if producer is not None:
-                producer.cancel(Cause.DISCONNECTED, Cancelled("The client left."))
-            permit.release()
+        except SluiceError as error:
+            producer.fail(error)
+        except Exception:
+            logger.exception("a request failed with an error that nobody foresaw")
+            producer.fail(InternalError("The server failed to answer this request."))
+
+    def _ended(self, stream_id: str) -> None:
+        stream = self._live.pop(stream_id)
+        stream.settle()
+        if stream.resumable:
+            stream.producer.tally.settle()
+            self._shelf.put(stream, self._live_bytes())
+        self._look_if_empty()
+
+    # Those who come back, ask, or cancel.
+
+    def find(self, stream_id: str, caller: Caller) -> Stream:
+        """The caller's stream of that id, live or finished.
+
+        Raises NotFound if there never was one, or if it is somebody else's, which must look the same; Expired if it
+        is kept no longer.
+        """
+        stream = self._live.get(stream_id) or self._shelf.get(stream_id)
+        if stream is not None and stream.producer.tally.caller.owner == caller.owner:
+            return stream
+        if stream is None and self._shelf.was_here(stream_id, caller.owner):
+            raise Expired(f"The stream {stream_id!r} is kept no longer.", param="id")
+        raise NotFound(f"There is no request with the id {stream_id!r}.", param="id")
+
+    def status(self, stream_id: str, caller: Caller) -> Status:
+        """Where the caller's request is. Raises as `find`."""
+        return _status(self.find(stream_id, caller))
+
+    def cancel(self, request_id: str, caller: Caller) -> Status:
+        """Cancel a live request; a finished one that is still kept only tells its status. Raises as `find`."""
+        try:
+            stream = self.find(request_id, caller)
+        except NotFound:
+            tally = self._engine().cancel(request_id, caller.owner)
+            if tally is None:
+                raise
+            return Status(request_id, "cancelled", False, 0, tally.prompt_tokens, tally.completion_tokens)
+        stream.producer.cancel(Cancelled("The request was cancelled by its id."))
+        return _status(stream)
+
+    # Requests that vLLM's own app answers.
 
     @asynccontextmanager
-    async def mounted(self, method: str, path: str, tally: Tally) -> AsyncIterator[Engine]:
+    async def mounted(self, method: str, path: str, tally: Tally, wishes: Wishes) -> AsyncIterator[Engine]:
         """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`."""
+        self._refuse_when_draining()
         engine = self._engine()
         route = engine.route(method, path)
         if route is Route.UNKNOWN:
@@ -113,30 +214,87 @@ class Registry:
             raise MethodNotAllowed(f"{path} does not take {method}.")
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
-        permit = None
-        if tally.works:
-            arrived_s = self._clock.now()
-            permit = await self._gate.enter()
-            tally.queued_s = self._clock.now() - arrived_s
-        token = CURRENT_TALLY.set(tally)
-        try:
+        if not tally.works:
             yield engine
-        finally:
-            CURRENT_TALLY.reset(token)
-            if permit is not None:
-                permit.release()
+            return
+        timeout_s = self._timeout(wishes)
+        with Leash() as leash:
+            self._mounted.add(leash)
+            timer = asyncio.get_running_loop().call_later(
+                self._left(tally.caller, timeout_s), self._overdue, leash, timeout_s, tally
+            )
+            permit = None
+            token = CURRENT_TALLY.set(tally)
+            try:
+                began_s = self._clock.now()
+                permit = await self._gate.enter()
+                engine = await self._engine_soon()
+                tally.queued_s = self._clock.now() - began_s
+                yield engine
+            finally:
+                CURRENT_TALLY.reset(token)
+                timer.cancel()
+                self._mounted.discard(leash)
+                if permit is not None:
+                    permit.release()
+                self._look_if_empty()
 
-    def cancel(self, request_id: str, caller: Caller) -> Status:
-        """Cancel a live request. Raises NotFound if the caller has none of that id."""
-        producer = self._live.get(request_id)
-        if producer is not None and producer.tally.caller.owner == caller.owner:
-            producer.cancel(Cause.CANCELLED, Cancelled("The request was cancelled by its id."))
-            tally = producer.tally
-        elif (mounted := self._engine().cancel(request_id, caller.owner)) is not None:
-            tally = mounted
-        else:
-            raise NotFound(f"There is no live request with the id {request_id!r}.", param="id")
-        return Status(request_id, Cause.CANCELLED, tally.prompt_tokens, tally.completion_tokens)
+    @staticmethod
+    def _overdue(leash: Leash, timeout_s: float, tally: Tally) -> None:
+        leash.end(overdue(timeout_s, tally.queued_s is None, tally.completion_tokens))
+
+    # What happens to all of them.
+
+    def lost(self) -> None:
+        """The engine has died; those that run may go on with the next."""
+        for stream in self._live.values():
+            stream.producer.lose()
+
+    def regained(self) -> None:
+        """They go on."""
+        for stream in self._live.values():
+            stream.producer.regain()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish for so long, then end the rest."""
+        self.draining = True
+        if self.active:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._empty,), timeout=timeout_s)
+            self.end_all()
+
+    def end_all(self) -> None:
+        """End whatever runs, now."""
+        self.draining = True
+        for stream in list(self._live.values()):
+            stream.producer.cancel(Draining("The server is stopping.", retry_after_s=1))
+        for leash in list(self._mounted):
+            leash.end(Draining("The server is stopping.", retry_after_s=1))
+
+    def _refuse_when_draining(self) -> None:
+        if self.draining:
+            raise Draining("The server is stopping and takes no new requests.", retry_after_s=1)
+
+    def _look_if_empty(self) -> None:
+        if self._empty is not None and not self.active and not self._empty.done():
+            self._empty.set_result(None)
+
+    def _live_bytes(self) -> int:
+        return sum([stream.producer.log.size_bytes for stream in self._live.values()])
+
+    def _timeout(self, wishes: Wishes) -> float:
+        longest_s = self._limits.max_timeout_s
+        return longest_s if wishes.timeout_s is None else min(wishes.timeout_s, longest_s)
+
+    def _left(self, caller: Caller, timeout_s: float) -> float:
+        """Seconds until the deadline; it counts from the request's first byte."""
+        return max(0.0, timeout_s - (self._clock.now() - caller.arrival_s))
 
 
-__all__ = ["Registry", "Status", "Stream"]
+def _status(stream: Stream) -> Status:
+    tally = stream.producer.tally
+    events = stream.producer.log.last
+    return Status(stream.id, stream.status, stream.resumable, events, tally.prompt_tokens, tally.completion_tokens)
+
+
+__all__ = ["Limits", "Registry", "Status"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from gateway.clock import Clock
 from gateway.errors import BodyTooLarge, InternalError, SluiceError, Unauthorized
 from gateway.logs import ACCESS
 from gateway.model import Caller, Cause, Facts, Tally
+from gateway.streams.leash import Left
 from gateway.web.keys import Keys
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ _QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 EXCHANGE = "sluice.exchange"
 ARRIVAL = "sluice.arrival_s"
+DETACHED = "detached"
+"""How an exchange ends whose resumable stream goes on without it."""
 
 
 @dataclass(slots=True)
@@ -45,17 +48,23 @@ class Exchange:
     gone: bool = False
 
 
-class ClientGone(Exception):
-    """The client left before its response was complete. Ends the request, is nobody's error."""
-
-
 class Guard:
     """The outermost ASGI app."""
 
     def __init__(
-        self, app: Any, *, keys: Keys | None, protect_metrics: bool, max_body_bytes: int, clock: Clock, facts: Facts
+        self,
+        app: Any,
+        *,
+        keys: Keys | None,
+        protect_metrics: bool,
+        max_body_bytes: int,
+        closing: Callable[[], bool],
+        clock: Clock,
+        facts: Facts,
     ) -> None:
+        """`closing`: whether the server is about to stop, so that no connection should be used again."""
         self._app = app
+        self._closing = closing
         self._keys = keys
         self._open = OPEN_PATHS if protect_metrics else _QUIET_PATHS
         self._max_body_bytes = max_body_bytes
@@ -74,7 +83,7 @@ class Guard:
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         exchange = self._exchange(scope)
         scope[EXCHANGE] = exchange
-        outlet = _Outlet(exchange, send)
+        outlet = _Outlet(exchange, send, self._closing)
         try:
             if self._keys is not None and scope["path"] not in self._open and exchange.caller.owner is None:
                 sent = dict(scope["headers"]).keys() & {b"authorization", b"x-api-key"}
@@ -87,8 +96,9 @@ class Guard:
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
                 raise outlet.refusal
-        except ClientGone:
+        except Left as left:
             exchange.gone = True
+            exchange.tally.cause = exchange.tally.cause or left.cause
         except SluiceError as error:
             await self._fail(error, exchange, outlet)
         except Exception:
@@ -128,24 +138,29 @@ class Guard:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
             # without the final chunk, so that the client notices.
             return
-        await outlet.document(error.status, error.body(), retry_after_s=error.retry_after_s)
+        await outlet.document(error.status, error.body(), headers=error_headers(error))
 
     def _close(self, exchange: Exchange) -> None:
         tally = exchange.tally
         seconds = self._clock.now() - exchange.caller.arrival_s
-        if (exchange.gone or not exchange.complete) and tally.cause is None:
-            tally.cause = Cause.DISCONNECTED
-        cause = tally.cause or Cause.COMPLETED
-        if tally.works:
-            self._facts.ended(cause, 0 if cause is Cause.COMPLETED else tally.completion_tokens)
-        outcome = cause.value if tally.works else ("ok" if exchange.complete and exchange.status < 400 else "error")
+        gone = exchange.gone or not exchange.complete
+        if not tally.works:
+            cause = None
+            outcome = "error" if gone or exchange.status >= 400 else "ok"
+        elif tally.outlives:
+            # Its ending is counted when it comes, which may be long after this exchange.
+            cause = outcome = DETACHED if tally.cause is None else tally.cause.value
+        else:
+            tally.cause = tally.cause or (Cause.DISCONNECTED if gone else Cause.COMPLETED)
+            tally.settle()
+            cause = outcome = tally.cause.value
         self._facts.served(tally.endpoint, outcome, seconds)
         level = logging.DEBUG if exchange.path in _QUIET_PATHS else logging.INFO
         if ACCESS.isEnabledFor(level):
-            ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause if tally.works else None, seconds)})
+            ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause, seconds)})
 
 
-def _fields(exchange: Exchange, cause: Cause | None, seconds: float) -> dict[str, Any]:
+def _fields(exchange: Exchange, cause: str | None, seconds: float) -> dict[str, Any]:
     tally, caller = exchange.tally, exchange.caller
     first = None if tally.first_token_s is None else round(tally.first_token_s - caller.arrival_s, 4)
     return {
@@ -154,7 +169,7 @@ def _fields(exchange: Exchange, cause: Cause | None, seconds: float) -> dict[str
         "path": exchange.path,
         "model": tally.model,
         "status": exchange.status or None,
-        "cause": None if cause is None else cause.value,
+        "cause": cause,
         "prompt_tokens": tally.prompt_tokens if cause else None,
         "completion_tokens": tally.completion_tokens if cause else None,
         "queue_s": None if tally.queued_s is None else round(tally.queued_s, 4),
@@ -174,7 +189,7 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
         allow_origins=origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Stream-Id", "X-Request-Id", "Retry-After"],
+        expose_headers=["X-Stream-Id", "X-Stream-Resumable", "X-Request-Id", "Retry-After"],
     )
 
 
@@ -212,9 +227,10 @@ class _Outlet:
     """The response: adds the request id to its headers and remembers how far it got. While there is a refusal, what
     the app says about it is dropped: the guard will answer."""
 
-    def __init__(self, exchange: Exchange, send: Any) -> None:
+    def __init__(self, exchange: Exchange, send: Any, closing: Callable[[], bool]) -> None:
         self._exchange = exchange
         self._send = send
+        self._closing = closing
         self.refusal: SluiceError | None = None
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
@@ -227,6 +243,9 @@ class _Outlet:
             headers.append((b"x-request-id", exchange.caller.request_id.encode()))
             if exchange.status in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
                 headers.append((b"retry-after", b"1"))
+            if self._closing():
+                headers = [item for item in headers if item[0].lower() != b"connection"]
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         elif not message.get("more_body", False):
             exchange.complete = True
@@ -236,16 +255,26 @@ class _Outlet:
         """The client has left. What an app still sends goes nowhere, however complete it looks."""
         self._exchange.gone = self._exchange.gone or not self._exchange.complete
 
-    async def document(self, status: int, body: Any, *, retry_after_s: int | None = None) -> None:
+    async def document(self, status: int, body: Any, *, headers: dict[str, str]) -> None:
         """A whole JSON response."""
         payload = orjson.dumps(body)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
-        if retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % retry_after_s))
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        await self({"type": "http.response.start", "status": status, "headers": headers})
+        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
+        lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": status, "headers": lines})
         await self({"type": "http.response.body", "body": payload})
 
 
-__all__ = ["ARRIVAL", "EXCHANGE", "ClientGone", "Exchange", "Guard", "with_cors"]
+def error_headers(error: SluiceError) -> dict[str, str]:
+    """The headers that belong to an error's response."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408 and not error.retryable:
+        # The official clients retry every 408 by themselves, unless they are told not to.
+        headers["x-should-retry"] = "false"
+    return headers
+
+
+__all__ = ["ARRIVAL", "DETACHED", "EXCHANGE", "Exchange", "Guard", "error_headers", "with_cors"]

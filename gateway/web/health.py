@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from gateway.errors import SluiceError
+from gateway.web.guard import error_headers
 
 
 def make_router(
@@ -32,8 +33,7 @@ def make_router(
         error = unready()
         if error is None:
             return JSONResponse({"status": "ready"})
-        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-        return JSONResponse({"status": error.code, **error.body()}, status_code=503, headers=headers)
+        return JSONResponse({"status": error.code, **error.body()}, status_code=503, headers=error_headers(error))
 
     @router.get("/metrics", summary="Prometheus metrics: sluice_* and vllm:*")
     async def expose() -> Response:

@@ -1,31 +1,47 @@
 """From a stream to the socket.
 
-One task per request: it waits for news of the stream, takes all of it and sends it at once. A second, sleeping task
-listens for the client to leave; uvicorn silently drops what is sent to a client that has gone, so nothing else would
-tell.
+One task per connection: it waits for news of the stream, takes all of it and sends it at once, so nothing else ever
+writes to that socket. A second, sleeping task listens for the client to leave; uvicorn silently drops what is sent to
+a client that has gone, so nothing else would tell.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-
-import orjson
+from urllib.parse import parse_qs
 
 from gateway.clock import Clock
-from gateway.errors import InternalError
-from gateway.model import Chunk, Endpoint, Facts
-from gateway.streamlog.base import Ended
-from gateway.streams.registry import Registry, Stream
-from gateway.web.guard import EXCHANGE, ClientGone, Exchange
-from gateway.wire import sse
-from gateway.wire.openai import Encoder
+from gateway.errors import InternalError, NotFound
+from gateway.model import Cause, Endpoint, Facts
+from gateway.streamlog.base import Batch
+from gateway.streams.follower import Follower
+from gateway.streams.leash import Leash, Left
+from gateway.streams.registry import Registry
+from gateway.streams.stream import Stream
+from gateway.web.guard import EXCHANGE, Exchange
+from gateway.web.pulse import Pulse
+from gateway.wire import sse, wishes
+
+ABORT = "sluice.abort"
+"""Scope key: breaks the connection at once, whatever is still in its buffers."""
 
 
-class Presence:
-    """A scope that is left with ClientGone as soon as the client has gone.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a connection is kept and when it is given up; seconds of silence, and seconds that one send may take."""
+
+    keepalive_s: float
+    stall_timeout_s: float
+
+
+class Presence(AbstractAsyncContextManager["Presence"]):
+    """A scope that is left with Left as soon as the client has gone, or when it is dropped.
 
     The request's body must have been read before. `excuse` ends the watch: after the last byte of a response, a
     client may leave as it likes.
@@ -34,130 +50,235 @@ class Presence:
     def __init__(self, receive: Any) -> None:
         self._receive = receive
         self._excused = False
-        self._gone = False
+        self._leash = Leash()
 
     async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        self._leash.__enter__()
         self._watch = asyncio.get_running_loop().create_task(self._listen())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        self._excused = True
         self._watch.cancel()
-        if self._gone and isinstance(error, asyncio.CancelledError) and self._task.uncancel() == 0:
-            raise ClientGone from None
+        self._leash.__exit__(kind, error, stack)
 
     def excuse(self) -> None:
-        """Nothing more will be sent that the client could miss."""
+        """The last byte is on its way: nothing more will be sent that the client could miss."""
         self._excused = True
+
+    def drop(self, cause: Cause) -> None:
+        """Let go of a client that is still there."""
+        self._leash.end(Left(cause))
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if not self._excused:
-            self._gone = True
-            self._task.cancel()
+            self._leash.end(Left())
+
+
+class Responder:
+    """What all connections share."""
+
+    def __init__(self, registry: Registry, pace: Pace, clock: Clock, facts: Facts) -> None:
+        self.registry = registry
+        self.pace = pace
+        self.clock = clock
+        self.facts = facts
+        self.pulse = Pulse(clock)
+
+    async def serve(
+        self, scope: MutableMapping[str, Any], presence: Presence, send: Any, stream: Stream, cursor: int
+    ) -> None:
+        """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
+        exchange: Exchange = scope[EXCHANGE]
+        try:
+            with stream.read(cursor) as follower:
+                if stream.streaming:
+                    await Sender(self, exchange, presence, send, stream, follower).run()
+                else:
+                    await _whole(exchange, presence, send, follower)
+        except Left as left:
+            if left.cause is Cause.CLIENT_STALLED and (abort := scope.get(ABORT)) is not None:
+                # Closing would wait for the client to read what is in the buffers.
+                abort()
+            raise
 
 
 class Completions:
     """The ASGI app of one of our two endpoints."""
 
-    def __init__(self, endpoint: Endpoint, registry: Registry, clock: Clock, facts: Facts) -> None:
+    def __init__(self, endpoint: Endpoint, responder: Responder) -> None:
         self._endpoint = endpoint
-        self._registry = registry
-        self._clock = clock
-        self._facts = facts
+        self._responder = responder
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         exchange: Exchange = scope[EXCHANGE]
-        exchange.tally.endpoint = self._endpoint.value
-        exchange.tally.works = True
+        tally = exchange.tally
+        tally.endpoint = self._endpoint.value
+        tally.works = True
+        wished = wishes.read(tally.caller.headers)
         body = await read_body(receive)
+        stream = self._responder.registry.open(self._endpoint, body, tally, wished)
+        # Opened first: a client that has left already is found by the scope, which then finds its stream.
         async with Presence(receive) as presence:
-            async with self._registry.open(self._endpoint, body, exchange.tally) as stream:
-                if stream.streaming:
-                    await self._stream(stream, exchange, presence, send)
-                else:
-                    await self._whole(stream, exchange, presence, send)
+            await self._responder.serve(scope, presence, send, stream, 0)
 
-    async def _stream(self, stream: Stream, exchange: Exchange, presence: Presence, send: Any) -> None:
-        batch = await stream.follower.take()
-        if batch.ended is not None and batch.ended.error is not None and not batch.pieces:
-            # Nothing has been sent: the failure can still be a real HTTP status.
-            raise batch.ended.error
-        headers = [*sse.HEADERS, (b"x-stream-id", _ascii(exchange.tally.id))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        encoder = None if stream.frame is None else Encoder(stream.frame)
-        first = True
-        while True:
-            if encoder is not None:
-                documents = encoder.encode(batch.pieces)
-            else:
-                documents = [piece.payload for piece in batch.pieces if isinstance(piece, Chunk)]
-            body = b"".join([sse.event(document) for document in documents])
-            if batch.ended is not None:
-                body += _ending(batch.ended)
-                presence.excuse()
-                exchange.tally.cause = batch.ended.cause
-                await send({"type": "http.response.body", "body": body, "more_body": False})
-            else:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            if first and exchange.tally.first_token_s is not None:
-                first = False
-                self._facts.first_token(self._clock.now() - exchange.caller.arrival_s)
-            if batch.ended is not None:
+
+class Resume:
+    """`GET /v1/streams/{id}`: come back to a resumable stream, or join it."""
+
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream_id: str) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        facts, caller = self._responder.facts, exchange.caller
+        try:
+            stream = self._responder.registry.find(stream_id, caller)
+            if not stream.resumable:
+                raise NotFound(f"The request {stream_id!r} is not a resumable stream.", param="id")
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            cursor = sse.cursor(caller.headers.get("last-event-id"), query.get("starting_after", [None])[-1])
+            if stream.read_out(cursor):
+                facts.resumed("read_out")
+                await send({"type": "http.response.start", "status": 204, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
                 return
-            batch = await stream.follower.take()
-
-    async def _whole(self, stream: Stream, exchange: Exchange, presence: Presence, send: Any) -> None:
-        payload = b""
-        while True:
-            batch = await stream.follower.take()
-            for piece in batch.pieces:
-                assert isinstance(piece, Chunk)
-                payload = piece.payload
-            if batch.ended is not None:
-                break
-        exchange.tally.cause = batch.ended.cause
-        if batch.ended.error is not None:
-            raise batch.ended.error
-        if not payload:
-            raise InternalError("The server failed to answer this request.")
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(payload)),
-            (b"x-stream-id", _ascii(exchange.tally.id)),
-        ]
-        presence.excuse()
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": payload})
+            async with Presence(receive) as presence:
+                await self._responder.serve(scope, presence, send, stream, cursor)
+        except Left:
+            facts.resumed("ok")
+            raise
+        except Exception as error:
+            facts.resumed(getattr(error, "code", "internal_error"))
+            raise
+        facts.resumed("ok")
 
 
-def _ending(ended: Ended) -> bytes:
-    """How a stream says that it is over: the finish chunk has been sent, or an error event is; then `[DONE]`."""
-    if ended.error is None:
-        return sse.DONE
-    return sse.event(orjson.dumps(ended.error.body())) + sse.DONE
+class Sender:
+    """Writes one stream to one connection."""
+
+    def __init__(
+        self,
+        responder: Responder,
+        exchange: Exchange,
+        presence: Presence,
+        send: Any,
+        stream: Stream,
+        follower: Follower,
+    ) -> None:
+        self._responder = responder
+        self._exchange = exchange
+        self._presence = presence
+        self._send = send
+        self._stream = stream
+        self._follower = follower
+        self._started = False
+        self._quiet_since_s = responder.clock.now()
+        self._sending_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Send everything up to the end of the stream."""
+        pulse, pace = self._responder.pulse, self._responder.pace
+        number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
+        try:
+            while not await self._turn(await self._follower.take()):
+                pass
+        finally:
+            pulse.leave(number)
+
+    async def _turn(self, batch: Batch | None) -> bool:
+        """Send one batch, or a sign of life; whether that was the end."""
+        if batch is None:
+            await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
+            return False
+        error = None if batch.ended is None else batch.ended.error
+        if error is not None and not self._started and self._stream.producer.silent:
+            # Nothing has been sent: the failure can still be a real HTTP status.
+            raise error
+        body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
+        if batch.ended is None:
+            await self._write(body)
+            return False
+        self._presence.excuse()
+        await self._write(body, more=False)
+        if not self._stream.resumable:
+            self._exchange.tally.cause = batch.ended.cause
+        return True
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        first = not self._started
+        self._sending_since_s = self._responder.clock.now()
+        if first:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers()})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending_since_s, self._quiet_since_s = None, self._responder.clock.now()
+        tally = self._exchange.tally
+        if not tally.first_token_sent and tally.first_token_s is not None:
+            tally.first_token_sent = True
+            self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [*sse.HEADERS, (b"x-stream-id", self._stream.id.encode("ascii"))]
+        if self._stream.grace_s is not None:
+            headers.append((wishes.RESUMABLE.encode(), b"%g" % self._stream.grace_s))
+        return headers
+
+    def _check(self, now_s: float) -> float:
+        """What the pulse asks: is a sign of life due, or is this client stuck?"""
+        pace = self._responder.pace
+        if self._sending_since_s is not None:
+            if now_s - self._sending_since_s >= pace.stall_timeout_s:
+                self._presence.drop(Cause.CLIENT_STALLED)
+                return math.inf
+            return self._sending_since_s + pace.stall_timeout_s
+        if now_s - self._quiet_since_s >= pace.keepalive_s:
+            self._follower.nudge()
+            return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
+        # A send that begins right now must be found when its time is up.
+        return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
 
 
-def _ascii(stream_id: str | None) -> bytes:
-    return (stream_id or "").encode("ascii")
+async def _whole(exchange: Exchange, presence: Presence, send: Any, follower: Follower) -> None:
+    """One JSON document."""
+    payload = b""
+    while True:
+        batch = await follower.take()
+        if batch is None:
+            continue
+        if batch.documents:
+            payload = batch.documents[-1]
+        if batch.ended is not None:
+            break
+    tally = exchange.tally
+    tally.cause = batch.ended.cause
+    if batch.ended.error is not None:
+        raise batch.ended.error
+    if not payload:
+        raise InternalError("The server failed to answer this request.")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(payload)),
+        (b"x-stream-id", (tally.id or "").encode("ascii")),
+    ]
+    presence.excuse()
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": payload})
 
 
 async def read_body(receive: Any) -> bytes:
-    """The whole request body. Raises ClientGone if the client leaves before it is complete."""
+    """The whole request body. Raises Left if the client leaves before it is complete."""
     parts: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise Left
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-__all__ = ["Completions", "Presence", "read_body"]
+__all__ = ["ABORT", "Completions", "Pace", "Presence", "Responder", "Resume", "read_body"]

@@ -20,14 +20,19 @@ from starlette.routing import Match
 from gateway.errors import ClientError, InternalError, MethodNotAllowed, SluiceError
 from gateway.model import Endpoint
 from gateway.streams.registry import Registry
-from gateway.web.guard import EXCHANGE
+from gateway.web.guard import EXCHANGE, error_headers
+from gateway.web.respond import Resume
+from gateway.wire import wishes
+
+STREAMS = "/v1/streams"
 
 
 class Dispatch:
     """Picks the app for a path."""
 
-    def __init__(self, completions: dict[Endpoint, Any], small: FastAPI, registry: Registry) -> None:
+    def __init__(self, completions: dict[Endpoint, Any], resume: Resume, small: FastAPI, registry: Registry) -> None:
         self._completions: dict[str, Any] = {endpoint.value: app for endpoint, app in completions.items()}
+        self._resume = resume
         self._small = small
         self._registry = registry
 
@@ -43,7 +48,10 @@ class Dispatch:
             await app(scope, receive, send)
         elif (template := self._template(scope)) is not None:
             scope[EXCHANGE].tally.endpoint = template
-            await self._small(scope, receive, send)
+            if scope["method"] == "GET" and template == STREAMS + "/{stream_id}" and not _wants_json(scope):
+                await self._resume(scope, receive, send, scope["path"].removeprefix(STREAMS + "/"))
+            else:
+                await self._small(scope, receive, send)
         else:
             await self._mounted(scope, receive, send)
 
@@ -55,8 +63,16 @@ class Dispatch:
 
     async def _mounted(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
-        async with self._registry.mounted(scope["method"], scope["path"], scope[EXCHANGE].tally) as engine:
+        tally = scope[EXCHANGE].tally
+        wished = wishes.read(tally.caller.headers)
+        async with self._registry.mounted(scope["method"], scope["path"], tally, wished) as engine:
             await engine.http(scope, receive, send)
+
+
+def _wants_json(scope: MutableMapping[str, Any]) -> bool:
+    """Whether somebody asks for a stream's status instead of its events: `Accept` names JSON and not SSE."""
+    accept = b",".join([value for name, value in scope["headers"] if name == b"accept"])
+    return b"application/json" in accept and b"text/event-stream" not in accept
 
 
 def make_small(
@@ -83,12 +99,18 @@ def make_small(
 
 
 def _streams(registry: Registry) -> APIRouter:
-    router = APIRouter(prefix="/v1/streams", tags=["streams"])
+    router = APIRouter(prefix=STREAMS, tags=["streams"])
+
+    async def status(stream_id: str, request: Request) -> JSONResponse:
+        """Resume or join a resumable stream as Server-Sent Events, after `Last-Event-ID` or `?starting_after=N`; with
+        `Accept: application/json`, tell where it is instead. 204: everything has been read. 410: kept no longer."""
+        return JSONResponse(asdict(registry.status(stream_id, request.scope[EXCHANGE].caller)))
 
     async def cancel(stream_id: str, request: Request) -> JSONResponse:
         """Cancel any live request of yours by the id that it carries; answers with its final status."""
         return JSONResponse(asdict(registry.cancel(stream_id, request.scope[EXCHANGE].caller)))
 
+    router.add_api_route("/{stream_id}", status, methods=["GET"], summary="Resume a stream, or its status")
     router.add_api_route("/{stream_id}", cancel, methods=["DELETE"], summary="Cancel a request")
     router.add_api_route("/{stream_id}/cancel", cancel, methods=["POST"], summary="Cancel a request")
     return router
@@ -104,8 +126,7 @@ def _document(app: FastAPI, engine: dict[str, Any]) -> dict[str, Any]:
 
 async def _sluice_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SluiceError)
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    return JSONResponse(error.body(), status_code=error.status, headers=error_headers(error))
 
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:

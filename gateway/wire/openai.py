@@ -9,11 +9,29 @@ The constant parts are laid out once per stream, so that a token costs one JSON 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import orjson
 
+from gateway.errors import SluiceError
 from gateway.model import Chunk, Delta, Endpoint, Frame, Piece
+
+DONE = b"[DONE]"
+"""The document that OpenAI clients wait for: after it nothing follows."""
+
+
+def encoder(frame: Frame | None) -> Callable[[list[Piece]], list[bytes]]:
+    """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
+    return _payloads if frame is None else Encoder(frame).encode
+
+
+def _payloads(pieces: list[Piece]) -> list[bytes]:
+    return [piece.payload for piece in pieces if isinstance(piece, Chunk)]
+
+
+def ending(error: SluiceError | None) -> list[bytes]:
+    """How a stream says that it is over: its finish chunk has been sent, or an error is; then `[DONE]`."""
+    return [DONE] if error is None else [orjson.dumps(error.body()), DONE]
 
 
 class Encoder:
@@ -106,4 +124,4 @@ class Encoder:
         )
 
 
-__all__ = ["Encoder"]
+__all__ = ["DONE", "Encoder", "encoder", "ending"]

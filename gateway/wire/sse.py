@@ -5,11 +5,14 @@ JSON documents hold no raw line break, so one event is always one line.
 
 from __future__ import annotations
 
-DONE = b"data: [DONE]\n\n"
-"""What OpenAI clients wait for: after it nothing follows."""
+from gateway.errors import ClientError
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment of its own; every client copes with it on a stream whose events carry no id."""
+
+KEEP_ALIVE_NUMBERED = b": keep-alive\n"
+"""A comment line before the next event. openai-python takes any blank line after an id for an event, and fails on an
+empty one."""
 
 HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -20,9 +23,30 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 
 
-def event(payload: bytes) -> bytes:
-    """Frame one JSON document as an event."""
-    return b"data: " + payload + b"\n\n"
+def events(documents: list[bytes]) -> bytes:
+    """Frame documents as events without ids."""
+    return b"data: " + b"\n\ndata: ".join(documents) + b"\n\n" if documents else b""
 
 
-__all__ = ["DONE", "HEADERS", "KEEP_ALIVE", "event"]
+def numbered(documents: list[bytes], first: int) -> bytes:
+    """Frame documents as events with the ids `first`, `first + 1`, ..."""
+    return b"".join([b"id: %d\ndata: %b\n\n" % (first + index, document) for index, document in enumerate(documents)])
+
+
+def cursor(last_event_id: str | None, starting_after: str | None) -> int:
+    """The number of the last event that a returning reader has seen, 0 for none. The header wins over the query: an
+    EventSource that reconnects by itself sends both.
+
+    Raises ClientError that names the one that is wrong.
+    """
+    given = (("Last-Event-ID", last_event_id), ("starting_after", starting_after))
+    for name, text in given:
+        if text:
+            # Longer numbers than any stream has events would only be an expensive way to write nonsense.
+            if not (text.isascii() and text.isdigit() and len(text) <= 18):
+                raise ClientError(f"{name} must be the number of an event, such as 17.", param=name)
+            return int(text)
+    return 0
+
+
+__all__ = ["HEADERS", "KEEP_ALIVE", "KEEP_ALIVE_NUMBERED", "cursor", "events", "numbered"]

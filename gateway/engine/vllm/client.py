@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -25,8 +24,9 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.v1.metrics.stats import SchedulerStats
 
 from gateway.clock import Clock
-from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route, Sink
+from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.vllm import contract, failures, fallback
+from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.steps import SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
 from gateway.engine.vllm.versions import find
@@ -35,14 +35,12 @@ from gateway.model import Cause, Chunk, Endpoint, Frame, Tally
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
-_PREFIX = {Endpoint.CHAT: "chatcmpl-", Endpoint.COMPLETION: "cmpl-"}
-# A dead engine closes its output handler; nobody is told of that, so somebody has to look.
 _LOOK_EVERY_S = 0.5
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
-# An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
-_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +69,32 @@ class VllmPrepared:
 class VllmEngine:
     """One running AsyncLLM with vLLM's app on it."""
 
-    def __init__(self, llm: Any, clock: Clock, *, trust_client_fields: bool) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        core: LastingCore,
+        clock: Clock,
+        *,
+        make_core: Callable[[], Awaitable[Any]],
+        hang_timeout_s: float,
+        trust_client_fields: bool,
+    ) -> None:
+        """`core` is what `llm` uses as its engine client. `make_core` starts another engine process and gives vLLM's
+        client of it; `hang_timeout_s` is how long the process may say nothing before it counts as dead."""
         self._llm = llm
         self._clock = clock
+        self._make_core = make_core
+        self._hang_timeout_s = hang_timeout_s
+        self._core = core
         self._screen = Screen(trust_client_fields)
         self._engagements = fallback.Engagements()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
+        # Started now and not with the first request: this task is the one that notices a death.
+        self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
         tasks = await self._llm.get_supported_tasks()
         proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements)
@@ -121,10 +135,10 @@ class VllmEngine:
 
     async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
         serving = self._serving(call.endpoint)
-        secret = secrets.token_hex(_ID_BYTES)
-        tally.id = _PREFIX[call.endpoint] + secret
+        assert tally.id is not None
         tally.model = self._served(call.request.model)
         # vLLM makes the completion's id from this header; ours must not be guessable, so the client's never gets here.
+        secret = tally.id.removeprefix(call.endpoint.id_prefix)
         headers = Headers({**self._screen.headers(tally.caller.headers), "x-request-id": secret})
         raw = SimpleNamespace(headers=headers, state=SimpleNamespace())
         if not call.stream:
@@ -160,14 +174,40 @@ class VllmEngine:
         return tally
 
     async def dead(self) -> None:
+        core = self._core
         busy = False
-        while not self._llm.errored:
-            await asyncio.sleep(_LOOK_EVERY_S)
+        probe: asyncio.Task[bool] | None = None
+        while not core.lost.is_set():
+            # vLLM's output handler notices most deaths at once; this notices those between two requests.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(core.lost.wait(), _LOOK_EVERY_S)
+            if core.process_died():
+                core.lose()
+            silent_s = self._clock.now() - core.heard_s
+            if silent_s > self._hang_timeout_s / 2 and (probe is None or probe.done()):
+                probe = self._own(core.answers(self._hang_timeout_s))
+            if silent_s > self._hang_timeout_s and not core.lost.is_set():
+                logger.error("the engine has not answered for %.0f s; it is ended", silent_s)
+                core.kill()
+                core.lose()
             was_busy, busy = busy, self._llm.output_processor.has_unfinished_requests()
-            if was_busy and not busy and self._llm.logger_manager is not None:
-                # vLLM's gauges are written by engine steps only. After an abort there is no further step, and
-                # autoscalers would see requests running for ever.
-                self._llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+            if was_busy and not busy:
+                self._zero_gauges()
+        if probe is not None:
+            probe.cancel()
+
+    async def revive(self) -> Revival:
+        await asyncio.to_thread(self._core.end)
+        return await self._core.replace(await self._make_core())
+
+    def give_up(self) -> None:
+        self._core.give_up()
+
+    def _zero_gauges(self) -> None:
+        """vLLM's gauges are written by engine steps only. After an abort there is no further step, and autoscalers
+        would see requests running for ever."""
+        if self._llm.logger_manager is not None:
+            self._llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -227,6 +267,9 @@ class VllmEngine:
                 if document.startswith(b'{"error"'):
                     raise self._in_band(orjson.loads(document)["error"])
                 sink.put(Chunk(document))
+                if sink.full:
+                    # Meanwhile vLLM's collector merges what the engine says.
+                    await sink.room()
 
     # Helpers.
 
@@ -264,7 +307,7 @@ class VllmEngine:
             int(info.get("code") or 500), str(info.get("message")), info.get("param")
         )
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -61,6 +61,7 @@ class Plan:
     flags: Sequence[str] = ()
     small: bool = False
     trust_client_fields: bool = False
+    hang_timeout_s: float = 60.0
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
@@ -227,8 +228,17 @@ async def start(plan: Plan, clock: Clock) -> Any:
         llm, args = await _in_daemon(lambda: _build(plan))
         # Imported now, not above: it needs vLLM, which `_build` has imported off the event loop.
         from gateway.engine.vllm.client import VllmEngine
+        from gateway.engine.vllm.core import LastingCore
 
-        engine = VllmEngine(llm, clock, trust_client_fields=plan.trust_client_fields)
+        llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
+        engine = VllmEngine(
+            llm,
+            llm.engine_core,
+            clock,
+            make_core=lambda: _in_daemon(lambda: _another_core(args, llm)),
+            hang_timeout_s=plan.hang_timeout_s,
+            trust_client_fields=plan.trust_client_fields,
+        )
         await engine.open(args)
     except SettingsError:
         raise
@@ -286,6 +296,18 @@ def _build(plan: Plan) -> tuple[Any, Any]:
     )
     plan.say("building the API")
     return llm, args
+
+
+def _another_core(args: Any, llm: Any) -> Any:
+    """Start another engine process for a running AsyncLLM; vLLM's client of it, once it is ready."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.core_client import EngineCoreClient
+    from vllm.v1.executor import Executor
+
+    # A configuration of its own: starting an engine writes into it (block counts are added up, ports taken out).
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    return EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), llm.log_stats)
 
 
 def _why(error: Exception, words: Path, model: str) -> str:

@@ -1,0 +1,192 @@
+"""vLLM's client of the engine process, as AsyncLLM sees it, made to outlive that process.
+
+AsyncLLM, its output processor and everything above them (detokenizers, parsers, collectors, vLLM's own app) live in
+our process, so all that a dead engine takes along is its KV cache. This object stands where AsyncLLM keeps its client
+and remembers the requests that are in the engine. When the engine dies, AsyncLLM only sees a pause: a new client takes
+the old one's place, and every request that can go on is sent again with the tokens received so far as part of its
+prompt (`continuation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from gateway.clock import Clock
+from gateway.engine.base import Revival
+from gateway.engine.vllm import continuation
+
+logger = logging.getLogger(__name__)
+
+# The kernel frees a killed process's memory in less; what takes longer will not end by being waited for.
+_GONE_WITHIN_S = 10.0
+
+
+class LastingCore:
+    """Forwards to the client of the day. To be used from one event loop, once `AsyncLLM` has it."""
+
+    def __init__(self, core: Any, output_processor: Any, clock: Clock) -> None:
+        self._core = core
+        self._output_processor = output_processor
+        self._clock = clock
+        self._requests: dict[str, Any] = {}
+        self._failed: Counter[str] = Counter()
+        self._replaced = asyncio.Event()
+        self._given_up = False
+        # What `AsyncLLM.errored` looks at: a pause is not an error.
+        self.resources = SimpleNamespace(engine_dead=False)
+        self.lost = asyncio.Event()
+        """Set while there is no engine."""
+        self.heard_s = clock.now()
+        """When the engine last said anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    # What AsyncLLM calls for every request.
+
+    async def get_output_async(self) -> Any:
+        """The next outputs. Waits through a restart; raises EngineDeadError if there will be no other engine."""
+        while True:
+            core = self._core
+            try:
+                outputs = await core.get_output_async()
+            except Exception:
+                if core is self._core:
+                    self.lose()
+                    await self._replaced.wait()
+                if self._given_up:
+                    raise EngineDeadError from None
+                continue
+            self.heard_s = self._clock.now()
+            for output in outputs.outputs:
+                if output.finish_reason is not None:
+                    self._requests.pop(output.request_id, None)
+            return outputs
+
+    async def add_request_async(self, request: Any) -> None:
+        """Send a request to the engine, or to the next one."""
+        if self._given_up:
+            raise EngineDeadError
+        self._requests[request.request_id] = request
+        if not self.lost.is_set():
+            try:
+                await self._core.add_request_async(request)
+            except EngineDeadError:
+                self.lose()
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Forget requests, here and in the engine."""
+        for request_id in request_ids:
+            self._requests.pop(request_id, None)
+        await self._core.abort_requests_async(request_ids)
+
+    # The engine's life.
+
+    def lose(self) -> None:
+        """The engine is dead."""
+        if self.lost.is_set():
+            return
+        self._replaced.clear()
+        self.lost.set()
+        # Nobody will answer them.
+        for future in list(self._core.utility_results.values()):
+            if not future.done():
+                future.set_exception(EngineDeadError())
+        self._fail_hopeless()
+
+    def process_died(self) -> bool:
+        """Whether vLLM's own monitor has found the process dead."""
+        return bool(self._core.resources.engine_dead)
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the engine's busy loop turns: a call that only it can answer comes back in time."""
+        try:
+            await asyncio.wait_for(self._core.is_scheduler_paused_async(), within_s)
+        except (TimeoutError, EngineDeadError):
+            return False
+        self.heard_s = self._clock.now()
+        return True
+
+    def kill(self) -> None:
+        """End an engine that is stuck. Its processes get no chance to object: they would not take it."""
+        for process in self._processes():
+            process.kill()
+
+    def _processes(self) -> list[Any]:
+        """Engine processes on this machine; actors of a Ray cluster are not among them."""
+        return list(getattr(self._core.resources.engine_manager, "processes", ()))
+
+    def end(self) -> None:
+        """Free what the dead engine has left: processes, sockets. Blocks until its processes are gone, because the
+        next engine needs their memory."""
+        self._core.shutdown(timeout=0)
+        for process in self._processes():
+            process.join(_GONE_WITHIN_S)
+
+    async def replace(self, core: Any) -> Revival:
+        """Go on with `core`, a client whose engine is ready."""
+        # Again: what the engine had said before it died has been processed since.
+        self._fail_hopeless()
+        self._core = core
+        sent: set[str] = set()
+        while left := [request for name, request in self._requests.items() if name not in sent]:
+            for request in left:
+                sent.add(request.request_id)
+                # It may have been aborted while others were being sent.
+                if request.request_id in self._requests:
+                    tokens = self._received(request.request_id)
+                    await core.add_request_async(continuation.continued(request, tokens))
+        self.heard_s = self._clock.now()
+        self.lost.clear()
+        self._replaced.set()
+        failed, self._failed = self._failed, Counter()
+        return Revival(continued=len(sent), failed=dict(failed))
+
+    def give_up(self) -> None:
+        """There will be no other engine: everything in flight fails, and so does everything to come."""
+        self._given_up = True
+        self.resources.engine_dead = True
+        self._replaced.set()
+
+    def _fail_hopeless(self) -> None:
+        """Fail the requests that cannot go on, each choice of one with all the others."""
+        states = self._output_processor.request_states
+        for name, request in list(self._requests.items()):
+            state = states.get(name)
+            if state is None:
+                self._requests.pop(name, None)
+                continue
+            reason = continuation.obstacle(request, len(self._received(name)))
+            if reason is None:
+                continue
+            self._failed[reason] += 1
+            parent = state.parent_req
+            state.queue.put(EngineDeadError())
+            for one in [name] if parent is None else list(parent.child_requests):
+                self._requests.pop(one, None)
+                if (other := states.get(one)) is not None:
+                    # The abort that removes it would be taken for its ending.
+                    other.queue = _Nobody()
+            self._output_processor.abort_requests([name if parent is None else parent.request_id], internal=True)
+
+    def _received(self, name: str) -> list[int]:
+        """The tokens that have come of a request."""
+        state = self._output_processor.request_states.get(name)
+        detokenizer = None if state is None else state.detokenizer
+        return [] if detokenizer is None else list(detokenizer.output_token_ids)
+
+
+class _Nobody:
+    """A queue that nobody reads."""
+
+    def put(self, output: Any) -> None:
+        """Forget it."""
+
+
+__all__ = ["LastingCore"]

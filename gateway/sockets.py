@@ -1,0 +1,46 @@
+"""What a client's socket is told, and what it tells: bounds on what a reader who stops can cost, and whether a peer is
+still there. Linux; elsewhere the kernel's own defaults stay.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+# The kernel takes no more than this of what it cannot send yet. Left to itself it swallows megabytes for a reader that
+# has stopped, and nobody notices; what is on its way to a reader who reads is not limited by it.
+UNSENT_BYTES = 16 * 2**10
+# Beyond this our own buffer makes the writer wait.
+HIGH_WATER_BYTES = 16 * 2**10
+# A peer that vanished without a word (power, cable, NAT) is found after 10 + 2 * 5 s where nothing is on its way to it.
+# Where something is, see `unanswered`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
+
+# struct tcp_info of linux/tcp.h begins with eight bytes; the third counts retransmissions since the last progress, the
+# fourth probes of a closed window since the last answer.
+_INFO = struct.Struct("8B")
+
+
+def tune(sock: Any) -> None:
+    """Set the options of an accepted TCP socket."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*_KEEPALIVE.items(), ("TCP_NOTSENT_LOWAT", UNSENT_BYTES)):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def unanswered(sock: Any) -> bool:
+    """Whether the peer owes the kernel an acknowledgement that it has been asked for again."""
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None:
+        return False
+    try:
+        info = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, option, _INFO.size))
+    except OSError:
+        return False
+    return bool(info[2] or info[3])
+
+
+__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "tune", "unanswered"]

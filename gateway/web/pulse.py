@@ -1,0 +1,76 @@
+"""One timer for all connections: it wakes those that have been silent for too long, and finds those that are stuck.
+
+A task or a timer per stream would cost more than the streams. Here a connection is looked at once per period at most,
+and nothing is written down per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Callable
+from itertools import count
+
+from gateway.clock import Clock
+
+Check = Callable[[float], float]
+"""Told the time in monotonic seconds; does what is due and answers when to be asked again (infinity: never)."""
+
+
+class Pulse:
+    """Asks every connection when it wants to be asked."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._due: list[tuple[float, int, Check]] = []
+        self._numbers = count()
+        self._gone: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakes_s = math.inf
+
+    def __len__(self) -> int:
+        return len(self._due) - len(self._gone)
+
+    def join(self, check: Check, first_s: float) -> int:
+        """Ask `check` from `first_s` on; answers a number for `leave`."""
+        number = next(self._numbers)
+        heapq.heappush(self._due, (first_s, number, check))
+        self._arm()
+        return number
+
+    def leave(self, number: int) -> None:
+        """Ask no more. The entry itself goes when its time comes, or when half of all are like it."""
+        self._gone.add(number)
+        if len(self._gone) * 2 > len(self._due) + 64:
+            self._due = [entry for entry in self._due if entry[1] not in self._gone]
+            heapq.heapify(self._due)
+            self._gone.clear()
+
+    def _arm(self) -> None:
+        if not self._due:
+            return
+        first_s = self._due[0][0]
+        if self._timer is not None:
+            if self._wakes_s <= first_s:
+                return
+            self._timer.cancel()
+        self._wakes_s = first_s
+        left_s = max(0.0, first_s - self._clock.now())
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._beat)
+
+    def _beat(self) -> None:
+        self._timer = None
+        now_s = self._clock.now()
+        while self._due and self._due[0][0] <= now_s:
+            _, number, check = heapq.heappop(self._due)
+            if number in self._gone:
+                self._gone.discard(number)
+                continue
+            again_s = check(now_s)
+            if again_s < math.inf:
+                heapq.heappush(self._due, (again_s, number, check))
+        self._arm()
+
+
+__all__ = ["Pulse"]
