@@ -15,35 +15,43 @@ class Follower:
         self.cursor = cursor
         self._producer = producer
         self._waiter: asyncio.Future[None] | None = None
-        producer.watch(self.nudge)
+        self._nudged = False
+        producer.watch(self._wake)
 
     async def take(self) -> Batch | None:
-        """Wait for news and take all of it; None if somebody only nudged.
+        """Wait for news and take all of it; None if somebody nudged.
 
         Raises Expired if the reader came so late that its next event is kept no longer.
         """
-        self._producer.seal()
-        batch = self._producer.log.read(self.cursor)
-        if batch is None:
+        while True:
+            self._producer.seal()
+            batch = self._producer.log.read(self.cursor)
+            if batch is not None:
+                self.cursor = batch.first + len(batch.documents) - 1
+                return batch
+            if self._nudged:
+                self._nudged = False
+                return None
+            # What woke us need not be an event: some tokens add no text.
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-            self._producer.seal()
-            batch = self._producer.log.read(self.cursor)
-        if batch is not None:
-            self.cursor = batch.first + len(batch.documents) - 1
-        return batch
 
     def nudge(self) -> None:
-        """Make `take` return."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Make a waiting `take` return without news."""
+        if self._waiter is not None:
+            self._nudged = True
+            self._wake()
 
     def close(self) -> None:
         """Stop following."""
-        self._producer.unwatch(self.nudge)
+        self._producer.unwatch(self._wake)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 __all__ = ["Follower"]

@@ -78,7 +78,12 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     keys_file = folder / "keys.txt"
     keys_file.write_text("# for the tests\n" + "".join(f"{line}\n" for _, line in made.values()))
     flags = ["--max-concurrent", "2", "--max-waiting", "2", "--api-keys-file", str(keys_file), "--log-json"]
-    env = {"SLUICE_SERVER__HEADER_TIMEOUT_S": "1", "SLUICE_ADMISSION__QUEUE_TIMEOUT_S": "3"}
+    env = {
+        "SLUICE_SERVER__HEADER_TIMEOUT_S": "1",
+        "SLUICE_ADMISSION__QUEUE_TIMEOUT_S": "3",
+        # Its engine is not started again, so that its death is the process's.
+        "SLUICE_SUPERVISOR__MAX_RESTARTS": "0",
+    }
     one = Server(folder, *flags, env=env)
     try:
         one.wait_ready()

@@ -260,7 +260,8 @@ def events(text: str) -> list[Json]:
     """The documents of a whole SSE body that ends as the contract says."""
     assert text.endswith("data: [DONE]\n\n"), text[-300:]
     blocks = text.split("\n\n")[:-2]
-    assert all(block.startswith("data: ") for block in blocks)
+    strange = [block for block in blocks if not block.startswith("data: ")]
+    assert not strange, strange[:3]
     return [json.loads(block[6:]) for block in blocks]
 
 

@@ -17,6 +17,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -267,11 +268,12 @@ async def _in_daemon(work: Callable[[], T]) -> T:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            result = work()
+            outcome: tuple[Callable[[Any], None], Any] = done.set_result, work()
         except BaseException as error:
-            loop.call_soon_threadsafe(settle, done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(settle, done.set_result, result)
+            outcome = done.set_exception, error
+        # The loop is closed where the process is already on its way out.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, name="sluice-engine-start", daemon=True).start()
     return await done
