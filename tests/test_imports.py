@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "server": {"app", "settings", "logs"},
     "cli": {"app", "settings", "server", "logs"},
     "__main__": {"cli"},
+    "client": set(),
 }
 EXEMPT = {"app", "demo", "__init__"}
 
@@ -52,6 +53,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("metrics.py",),
     "redis": ("streamlog/redis.py",),
     "grpc": ("rpc/",),
+    "httpx": ("client/",),
     "pydantic_settings": ("settings.py",),
     "yaml": ("settings.py", "demo/"),
 }
