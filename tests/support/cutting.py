@@ -6,6 +6,7 @@ Raw sockets and threads, because the point is how a connection ends: by FIN, by 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import socket
@@ -97,7 +98,8 @@ class CuttingServer:
     def __exit__(self, *_: object) -> None:
         self.down()
         for connection in list(self._connections):
-            connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5)
         assert not any(thread.is_alive() for thread in self._threads)
@@ -140,6 +142,8 @@ class CuttingServer:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            # Head, chunk and end are written apart; Nagle would hold each back until the one before is acknowledged.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections.add(connection)
             self._start(self._serve, connection)
 
@@ -175,7 +179,8 @@ class CuttingServer:
         if step.down:
             self.down()
         if step.how is How.STALL:
-            connection.recv(1)
+            with contextlib.suppress(ConnectionError):
+                connection.recv(1)
             self.hung_up.set()
         elif step.how is How.RST:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
