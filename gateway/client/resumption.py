@@ -117,7 +117,7 @@ def wants_stream(request: httpx.Request) -> bool:
     is not httpx's.
     """
     if not isinstance(request, httpx.Request):
-        # openai-python's own default clients are httpx2's since its version 3; it takes httpx's as well.
+        # openai-python 3.54 takes httpx's clients, but its own default ones are httpx2's.
         raise TypeError(f"ResumingTransport serves httpx.Client and httpx.AsyncClient, not {type(request).__module__}")
     if request.method != "POST" or not any(_ends(request, end) for end in _ENDPOINTS):
         return False
