@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import httpx
 from gateway.client import ResumingTransport
 from tests.support.time import VirtualClock
 
+# Each httpx transport would load the certificates anew, which takes longer than most tests.
+_TLS = ssl.create_default_context()
 STREAMING: dict[str, Any] = {"model": "canned", "stream": True}
 
 
@@ -56,6 +59,10 @@ class SyncCaller:
     def __init__(self, transport: ResumingTransport, timeout_s: float = 5.0) -> None:
         self._client = httpx.Client(transport=transport, timeout=timeout_s)
 
+    @staticmethod
+    def inner() -> httpx.HTTPTransport:
+        return httpx.HTTPTransport(verify=_TLS)
+
     def __enter__(self) -> SyncCaller:
         return self
 
@@ -87,6 +94,10 @@ class AsyncCaller:
     def __init__(self, transport: ResumingTransport, timeout_s: float = 5.0) -> None:
         self._runner = asyncio.Runner(debug=True)
         self._client = httpx.AsyncClient(transport=transport, timeout=timeout_s)
+
+    @staticmethod
+    def inner() -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(verify=_TLS)
 
     def __enter__(self) -> AsyncCaller:
         return self

@@ -17,7 +17,7 @@ TEXTS = ["Gr", "üße", ", ", "世界", " 😀", "\n\n", "!"]
 TEXT = "".join(TEXTS)
 EVENTS = chat(TEXTS)
 WHOLE = len(with_comments(EVENTS))
-CUTS = [(cut, how) for how in (How.FIN, How.RST, How.TIDY) for cut in range(0, WHOLE, 37)]
+CUTS = [(cut, how) for how in (How.FIN, How.RST, How.TIDY) for cut in range(0, WHOLE, 53)]
 ASKED: dict[str, Any] = {"model": "canned", "messages": [{"role": "user", "content": "Hello"}]}
 
 

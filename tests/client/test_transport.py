@@ -29,7 +29,7 @@ def server() -> Iterator[CuttingServer]:
 
 @pytest.mark.parametrize("how", [How.FIN, How.RST, How.TIDY])
 def test_a_cut_at_any_byte_is_not_noticed(server: CuttingServer, caller: Caller, waits: Waits, how: How) -> None:
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         for cut in range(WHOLE + 1):
             server.requests.clear()
             server.plan = [Cut(cut, how)]
@@ -42,7 +42,7 @@ def test_a_cut_at_any_byte_is_not_noticed(server: CuttingServer, caller: Caller,
 def test_cuts_of_resumed_connections_are_not_noticed_either(
     server: CuttingServer, caller: Caller, waits: Waits
 ) -> None:
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         for cut in range(0, WHOLE, 3):
             server.plan = [Cut(cut, How.RST), Cut(cut, How.FIN), Cut(7, How.TIDY), Cut(cut // 2, How.FIN)]
             heard = client.ask(f"{server.url}/chat/completions")
@@ -54,7 +54,7 @@ def test_each_connection_is_asked_for_what_is_missing_with_the_callers_key(
     server: CuttingServer, caller: Caller, waits: Waits
 ) -> None:
     server.plan = [Cut(len(with_comments(EVENTS[:1])) + 20), Cut(len(with_comments(EVENTS[1:2])))]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         heard = client.ask(f"{server.url}/chat/completions", headers={"Authorization": "Bearer me"})
 
     assert heard.body == EXACT
@@ -70,7 +70,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(server: CuttingServer, 
 
     waits.then = back
     server.plan = [Cut(60, down=True)]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         heard = client.ask(f"{server.url}/chat/completions")
 
     assert (heard.body, heard.error) == (EXACT, None)
@@ -81,7 +81,7 @@ def test_a_server_that_stays_down_is_given_up_with_the_original_error(
     server: CuttingServer, caller: Caller, waits: Waits
 ) -> None:
     server.plan = [Cut(WHOLE - 1, down=True)]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         heard = client.ask(f"{server.url}/chat/completions")
 
     assert isinstance(heard.error, httpx.RemoteProtocolError)
@@ -91,7 +91,7 @@ def test_a_server_that_stays_down_is_given_up_with_the_original_error(
 
 def test_a_busy_server_is_asked_again_when_it_says(server: CuttingServer, caller: Caller, waits: Waits) -> None:
     server.plan = [Cut(60), Refuse(503, {"Retry-After": "3"}), Refuse(429, {"Retry-After": "2"})]
-    with caller(waits.transport(jitter=lambda: 0.0)) as client:
+    with caller(waits.transport(caller.inner(), jitter=lambda: 0.0)) as client:
         heard = client.ask(f"{server.url}/chat/completions")
 
     assert heard.body == EXACT
@@ -104,7 +104,7 @@ def test_a_stream_that_is_gone_ends_in_the_original_error(
     server: CuttingServer, caller: Caller, waits: Waits, status: int
 ) -> None:
     server.plan = [Cut(60, How.RST), Refuse(status)]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         heard = client.ask(f"{server.url}/chat/completions")
 
     assert isinstance(heard.error, httpx.ReadError)
@@ -115,7 +115,7 @@ def test_a_stream_that_is_gone_ends_in_the_original_error(
 def test_a_server_without_the_feature_is_heard_as_if_nothing_were_between(caller: Caller, waits: Waits) -> None:
     with CuttingServer([b": keep-alive\n\n", b"data: {}\n\n", b"data: [DONE]\n\n"], resumable=False) as server:
         server.plan = [Cut(28), Cut(28, How.TIDY)]
-        with caller(waits.transport()) as client:
+        with caller(waits.transport(caller.inner())) as client:
             cut, ended, whole = (client.ask(f"{server.url}/chat/completions") for _ in range(3))
 
         assert cut.body == ended.body == b": keep-alive\n\ndata: {}\n\nda" + b"ta"
@@ -127,7 +127,7 @@ def test_a_server_without_the_feature_is_heard_as_if_nothing_were_between(caller
 
 def test_a_caller_who_leaves_early_asks_for_nothing_more(server: CuttingServer, caller: Caller, waits: Waits) -> None:
     server.plan = [Cut(60, How.STALL)]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         heard = client.ask(f"{server.url}/chat/completions", stop_after=1)
         # The client is still open: it was the response that closed its connection.
         assert server.hung_up.wait(5)
@@ -141,7 +141,7 @@ def test_a_caller_who_leaves_a_resumed_stream_closes_that_connection(
     server: CuttingServer, caller: Caller, waits: Waits
 ) -> None:
     server.plan = [Cut(0), Cut(60, How.STALL)]
-    with caller(waits.transport()) as client:
+    with caller(waits.transport(caller.inner())) as client:
         client.ask(f"{server.url}/chat/completions", stop_after=1)
         assert server.hung_up.wait(5)
 
@@ -153,7 +153,7 @@ def test_the_callers_read_timeout_holds_for_every_connection(
 ) -> None:
     """A connection that went silent is as good as broken, also a resumed one."""
     server.plan = [Cut(40), Cut(30, How.STALL)]
-    with caller(waits.transport(), timeout_s=0.25) as client:
+    with caller(waits.transport(caller.inner()), timeout_s=0.25) as client:
         heard = client.ask(f"{server.url}/chat/completions")
 
     assert (heard.body, heard.error) == (EXACT, None)
@@ -162,7 +162,7 @@ def test_the_callers_read_timeout_holds_for_every_connection(
 
 def test_a_response_closed_during_an_outage_is_not_resumed(server: CuttingServer, waits: Waits) -> None:
     server.plan = [Cut(60)]
-    with httpx.Client(transport=waits.transport()) as client:
+    with httpx.Client(transport=waits.transport(SyncCaller.inner())) as client:
         with client.stream("POST", f"{server.url}/chat/completions", json=STREAMING) as response:
             waits.then = response.close
             with pytest.raises(httpx.RemoteProtocolError):
@@ -173,7 +173,7 @@ def test_a_response_closed_during_an_outage_is_not_resumed(server: CuttingServer
 
 def test_a_client_closed_during_an_outage_is_not_opened_again(server: CuttingServer, waits: Waits) -> None:
     server.plan = [Cut(60)]
-    with httpx.Client(transport=waits.transport()) as client:
+    with httpx.Client(transport=waits.transport(SyncCaller.inner())) as client:
         waits.then = client.close
         with pytest.raises(httpx.RemoteProtocolError):
             client.post(f"{server.url}/chat/completions", json=STREAMING)
@@ -186,7 +186,7 @@ def test_an_async_client_closed_during_an_outage_is_not_opened_again(server: Cut
         async def close(_: float) -> None:
             await client.aclose()
 
-        async with httpx.AsyncClient(transport=waits.transport(async_sleep=close)) as client:
+        async with httpx.AsyncClient(transport=waits.transport(AsyncCaller.inner(), async_sleep=close)) as client:
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.post(f"{server.url}/chat/completions", json=STREAMING)
 
@@ -204,7 +204,7 @@ def test_cancelling_passes_through_a_pause(server: CuttingServer, waits: Waits) 
             pausing.set()
             await asyncio.Event().wait()
 
-        async with httpx.AsyncClient(transport=waits.transport(async_sleep=pause)) as client:
+        async with httpx.AsyncClient(transport=waits.transport(AsyncCaller.inner(), async_sleep=pause)) as client:
             task = asyncio.create_task(client.post(f"{server.url}/chat/completions", json=STREAMING))
             await pausing.wait()
             task.cancel()
@@ -229,7 +229,7 @@ def test_cancelling_passes_through_a_read_and_closes_its_connection(
                 async for _ in response.aiter_raw():
                     reading.set()
 
-        async with httpx.AsyncClient(transport=waits.transport()) as client:
+        async with httpx.AsyncClient(transport=waits.transport(AsyncCaller.inner())) as client:
             task = asyncio.create_task(read())
             await reading.wait()
             task.cancel()
