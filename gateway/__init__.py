@@ -12,6 +12,7 @@ The rooms, and who may import whom:
 - `web`: the HTTP edge.
 - `metrics`: every metric; `logs`: every log line.
 - `app`: joins the rooms. `server`: the process. `cli`: the command.
+- `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 
 One request: `server` notes its first byte, `web.guard` gives it an id and checks its key, `web.respond` reads the

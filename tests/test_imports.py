@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "server": {"app", "settings", "logs", "sockets"},
     "cli": {"app", "settings", "server", "logs"},
     "__main__": {"cli"},
+    "client": set(),
 }
 EXEMPT = {"app", "demo", "__init__"}
 
@@ -53,6 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("metrics.py",),
     "redis": ("streamlog/redis.py",),
     "grpc": ("rpc/",),
+    "httpx": ("client/",),
     "pydantic_settings": ("settings.py",),
     "yaml": ("settings.py", "demo/"),
 }
