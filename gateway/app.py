@@ -52,6 +52,7 @@ def plan_engine(
         engine=engine,
         flags=flags,
         small=small,
+        synthetic=settings.synthetic.model_dump(exclude={"enabled"}) if settings.synthetic.enabled else None,
         trust_client_fields=settings.server.trust_client_fields,
         log_level=settings.log.level,
         log_json=settings.log.as_json,

@@ -57,6 +57,26 @@ class Admission(_Section):
     queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
 
 
+class Synthetic(_Section):
+    """An engine without a model, for tests: how fast it pretends to be, and when it fails. Steps count from 1, anew
+    in every engine process, and only where there is work."""
+
+    enabled: bool = Field(False, description="Invent the tokens instead of running the model.")
+    step_ms: float = Field(10.0, ge=0, le=600_000, description="Milliseconds that every step takes.")
+    sequence_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each running sequence adds to a step."
+    )
+    prefill_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each prompt token in a step adds."
+    )
+    die_at_step: int | None = Field(None, ge=1, description="The engine process ends at once in this step.")
+    hang_at_step: int | None = Field(None, ge=1, description="This step never returns.")
+    slow_at_step: int | None = Field(
+        None, ge=1, description="From this step on, steps take `slow_factor` times as long."
+    )
+    slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
+
+
 class Log(_Section):
     """Log lines."""
 
@@ -73,6 +93,7 @@ class Settings(BaseSettings):
 
     server: Server = Server()
     admission: Admission = Admission()
+    synthetic: Synthetic = Synthetic()
     log: Log = Log()
     engine: dict[str, Any] = Field(default_factory=dict)
 
@@ -153,7 +174,7 @@ def _read(file: Path) -> dict[str, Any]:
             raise SettingsError(
                 f"{section!r} (in {file}) is not a setting.{_nearest(str(section), list(Settings.model_fields))}"
             )
-    for section in ("server", "admission", "log", "engine"):
+    for section in ("server", "admission", "synthetic", "log", "engine"):
         if section in document and document[section] is None:
             del document[section]
     return document
@@ -185,7 +206,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _known_keys() -> list[tuple[str, str]]:
-    return [(section, key) for section in ("server", "admission", "log") for key in _keys(section)]
+    return [(section, key) for section in ("server", "admission", "synthetic", "log") for key in _keys(section)]
 
 
 def _keys(section: str) -> list[str]:
@@ -239,4 +260,4 @@ def engine_source(settings_file: Path | None, name: str) -> str:
     return f"in {settings_file}" if settings_file is not None else "command line"
 
 
-__all__ = ["Admission", "Log", "Server", "Settings", "engine_source", "load", "show"]
+__all__ = ["Admission", "Log", "Server", "Settings", "Synthetic", "engine_source", "load", "show"]

@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "streamlog": set(),
     "streams": {"admission", "streamlog.base", "engine.base"},
     "engine": set(),
-    "engine.vllm": {"engine.base"},
+    "engine.vllm": {"engine.base", "engine.oracle"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
     "server": {"app", "settings", "logs"},
     "cli": {"app", "settings", "server", "logs"},
