@@ -273,4 +273,15 @@ def engine_source(settings_file: Path | None, name: str) -> str:
     return f"in {settings_file}" if settings_file is not None else "command line"
 
 
-__all__ = ["Admission", "Log", "Server", "Settings", "Streams", "Supervision", "engine_source", "load", "show"]
+__all__ = [
+    "Admission",
+    "Log",
+    "Server",
+    "Settings",
+    "Streams",
+    "Supervision",
+    "Synthetic",
+    "engine_source",
+    "load",
+    "show",
+]

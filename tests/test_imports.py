@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "streamlog": set(),
     "streams": {"admission", "streamlog.base", "engine.base"},
     "engine": set(),
-    "engine.vllm": {"engine.base"},
+    "engine.vllm": {"engine.base", "engine.oracle"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
     "server": {"app", "settings", "logs", "sockets"},
     "cli": {"app", "settings", "server", "logs"},
