@@ -89,6 +89,26 @@ class Supervision(_Section):
     )
 
 
+class Synthetic(_Section):
+    """An engine without a model, for tests: how fast it pretends to be, and when it fails. Steps count from 1, anew
+    in every engine process, and only where there is work."""
+
+    enabled: bool = Field(False, description="Invent the tokens instead of running the model.")
+    step_ms: float = Field(10.0, ge=0, le=600_000, description="Milliseconds that every step takes.")
+    sequence_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each running sequence adds to a step."
+    )
+    prefill_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each prompt token in a step adds."
+    )
+    die_at_step: int | None = Field(None, ge=1, description="The engine process ends at once in this step.")
+    hang_at_step: int | None = Field(None, ge=1, description="This step never returns.")
+    slow_at_step: int | None = Field(
+        None, ge=1, description="From this step on, steps take `slow_factor` times as long."
+    )
+    slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
+
+
 class Log(_Section):
     """Log lines."""
 
@@ -107,6 +127,7 @@ class Settings(BaseSettings):
     admission: Admission = Admission()
     streams: Streams = Streams()
     supervisor: Supervision = Supervision()
+    synthetic: Synthetic = Synthetic()
     log: Log = Log()
     engine: dict[str, Any] = Field(default_factory=dict)
 
