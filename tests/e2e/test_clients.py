@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from harness import ASK, MODEL, Server
+from tests.support.server import ASK, MODEL, Server
 from pydantic import BaseModel, ConfigDict, Field
 
 NODE = Path(__file__).with_name("node")

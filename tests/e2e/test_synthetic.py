@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
+from tests.support.server import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
 
 from gateway.engine import oracle
 from tests.support.oracle import expected_text
