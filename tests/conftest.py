@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # The machine that runs the tests is shared: a slow example says nothing. No database, so a checkout stays clean.
 settings.register_profile("sluice", deadline=None, database=None)
 settings.load_profile("sluice")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here and not beside the tests that look at it: options must be known before subfolders are.
+    parser.addoption("--faults", choices=("ci", "full"), default="ci", help="size of the fault tests")

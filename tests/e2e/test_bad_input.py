@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body
 
 JSON = {"Content-Type": "application/json"}

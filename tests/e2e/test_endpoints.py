@@ -9,6 +9,7 @@ import re
 import httpx
 import pytest
 from conftest import Starting
+
 from tests.support.server import (
     ASK,
     CHAT,

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from conftest import Keyed, new_key
+
 from tests.support.server import (
     ASK,
     CHAT,

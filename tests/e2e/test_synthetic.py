@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.support.server import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
 
 from gateway.engine import oracle
 from tests.support.oracle import expected_text
+from tests.support.server import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
 
 STREAMS = 100
 TOKENS = 300

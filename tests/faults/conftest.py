@@ -23,10 +23,6 @@ SYNTHETIC = {
 _FIGURES: list[tuple[str, str, str, str]] = []
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", choices=("ci", "full"), default="ci", help="size of the fault tests")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _FIGURES:
         terminalreporter.section("fault suite: figures and goals")
