@@ -107,6 +107,9 @@ class Synthetic(_Section):
         None, ge=1, description="From this step on, steps take `slow_factor` times as long."
     )
     slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
+    control_file: Path | None = Field(
+        None, description="JSON file with settings of this section that change a running engine; read when it changes."
+    )
 
 
 class Log(_Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.vllm.pace import DEAD, Pace
+from gateway.engine.vllm.pace import DEAD, Command, Pace
 from gateway.settings import Synthetic
 
 
@@ -35,12 +35,35 @@ def test_steps_get_slow_at_their_number_and_stay_so() -> None:
 
 
 def test_the_settings_are_the_numbers_that_it_knows() -> None:
-    assert Pace.of(Synthetic().model_dump(exclude={"enabled"})) == Pace(step_ms=10, slow_factor=10)
+    command = Command(Synthetic().model_dump(exclude={"enabled"}))
+
+    assert command.pace == Pace(step_ms=10, slow_factor=10)
 
 
 def test_a_number_that_it_does_not_know_is_refused() -> None:
     with pytest.raises(TypeError, match="speed"):
-        Pace.of({"speed": 1})
+        Command({"speed": 1})
+
+
+def test_the_control_file_changes_a_running_engine_and_nonsense_in_it_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "control.json"
+    command = Command({"step_ms": 0, "slow_factor": 3, "control_file": str(file)})
+
+    def after(text: str | None) -> Pace:
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text, encoding="utf-8")
+        command.look()
+        return command.pace
+
+    assert after('{"slow_at_step": 2, "sequence_us": 1.5}') == Pace(slow_factor=3, slow_at_step=2, sequence_us=1.5)
+    assert after('{"slow_at') == Pace(slow_factor=3, slow_at_step=2, sequence_us=1.5)
+    assert after("[1]") == command.pace
+    assert after('{"speed": 9}') == Pace(slow_factor=3)
+    assert after('{"step_ms": 0.25}') == Pace(slow_factor=3, step_ms=0.25)
+    assert after(None) == Pace(slow_factor=3, step_ms=0.25)
+    assert after("") == Pace(slow_factor=3)
 
 
 def test_a_step_without_time_does_not_sleep() -> None:

@@ -116,7 +116,7 @@ def parse_args(plan: Plan) -> Any:
             near = difflib.get_close_matches(dest, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise SettingsError(f"engine.{name} ({plan.source(name)}) is not a vLLM engine argument.{hint}")
-    argv = command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
+    argv = arguments(plan)
     for flag in plan.flags:
         dest = flag.removeprefix("--").split("=", 1)[0].replace("-", "_")
         if flag.startswith("--") and dest in _OURS:
@@ -147,6 +147,11 @@ def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
     args.distributed_executor_backend = _SYNTHETIC
     # vLLM's own place for what only an extension knows; it travels to the engine process with everything else.
     args.additional_config = {**(args.additional_config or {}), NUMBERS: dict(numbers)}
+
+
+def arguments(plan: Plan) -> list[str]:
+    """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
+    return command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
 
 
 def _defaults(plan: Plan) -> dict[str, Any]:
@@ -357,4 +362,4 @@ def _why(error: Exception, words: Path, model: str) -> str:
     return f"The engine could not start: {text}"
 
 
-__all__ = ["Plan", "command_line", "parse_args", "start"]
+__all__ = ["Plan", "arguments", "command_line", "parse_args", "start"]

@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
 
 from gateway.engine import oracle
-from gateway.engine.vllm.pace import NUMBERS, Pace
+from gateway.engine.vllm.pace import NUMBERS, Command
 
 # KV memory is only bookkeeping, some 100 bytes a block; without a bound, 2048 sequences of a context of 32 Ki tokens
 # would take half a million blocks. Longer sequences share what there is, and are preempted when it runs out.
@@ -42,8 +42,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
             raise ValueError("The synthetic engine only generates text; this model does something else.")
         if self.model_config.get_vocab_size() <= oracle.LARGEST:
             raise ValueError(f"The synthetic engine needs a vocabulary of more than {oracle.LARGEST} tokens.")
-        self._pace = Pace.of(self.vllm_config.additional_config[NUMBERS])
-        self._step = 0
+        self._command = Command(self.vllm_config.additional_config[NUMBERS])
         # By request id: the first token and the length of the prompt, until the scheduler says that it has finished.
         self._prompts: dict[str, tuple[int, int]] = {}
         # Those that want log probabilities, and how many besides the token's own.
@@ -90,8 +89,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
             known = length + outputs
             request_ids.append(request_id)
             sampled.append([oracle.token_at(first, known)] if computed + count >= known else [])
-        self._step += 1
-        self._pace.take(self._step, len(request_ids), prefill_tokens)
+        self._command.take(len(request_ids), prefill_tokens)
         return ModelRunnerOutput(
             req_ids=request_ids,
             req_id_to_index={request_id: index for index, request_id in enumerate(request_ids)},
