@@ -1,0 +1,159 @@
+"""Front ends against each other on the same engine: `make bench`, or `python -m loadtest.bench.frontend`.
+
+Ours, vLLM's Python server, and vLLM's Rust front end where `--vllm-rs` names its binary. All run at the same time, each
+with an engine of its own (synthetic: real scheduler and transport, no model), and are measured in turn, round by round,
+so that what else happens on the machine hits all of them. The front end has a CPU of its own; engine and client share
+the other.
+
+- saturation: streams one after the other as fast as they go. Tokens/s, CPU microseconds per token of the front end
+  (/proc), TTFT.
+- half load: the engine paced so that the slowest front end would be half busy; the same load for all. ITL, TTFT.
+
+To obtain the Rust binary: `pip download vllm==0.32.0 --no-deps -d w && unzip -j w/vllm-*.whl vllm/vllm-rs -d bin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench.servers import FrontEnd, start
+
+STREAMS = (1, 32, 256, 1024)
+# About so many tokens a measurement, whatever the number of streams; at least 16 a stream.
+TOKENS = 60_000
+PACED_S = 8.0
+
+
+def measure(server: FrontEnd, streams: int, tokens: int, client_cpus: set[int]) -> dict[str, float]:
+    """One run of the client process, with the CPU time that the front end used meanwhile."""
+    argv = [sys.executable, "-m", "loadtest.bench.hammer", str(server.port), str(streams), str(tokens)]
+    before, engine_before = server.cpu_s(), server.engine_cpu_s()
+    cpus = ",".join(map(str, client_cpus))
+    ran = subprocess.run(["taskset", "-c", cpus, *argv], check=True, capture_output=True, text=True)
+    used, engine_used = server.cpu_s() - before, server.engine_cpu_s() - engine_before
+    found: dict[str, float] = json.loads(ran.stdout)
+    found["cpu_us_per_token"] = used / found["tokens"] * 1e6
+    found["front_busy"] = used / found["elapsed_s"]
+    found["engine_busy"] = engine_used / found["elapsed_s"]
+    return found
+
+
+def compare(servers: list[FrontEnd], streams: int, rounds: int, client_cpus: set[int]) -> dict[str, Any]:
+    """Saturation, then half load, in interleaved rounds."""
+    tokens = max(16, min(4000, TOKENS // streams))
+    saturated: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
+    for server in servers:
+        server.pace()
+        measure(server, streams, max(16, tokens // 8), client_cpus)
+    for turn in range(rounds):
+        for server in servers if turn % 2 == 0 else reversed(servers):
+            saturated[server.name].append(measure(server, streams, tokens, client_cpus))
+    slowest = min(_median(runs, "tokens_per_s") for runs in saturated.values())
+    step_s = streams / (slowest / 2)
+    paced: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
+    paced_tokens = max(8, round(PACED_S / step_s))
+    for server in servers:
+        server.pace(step_ms=step_s * 1e3)
+    for turn in range(rounds):
+        for server in servers if turn % 2 == 0 else reversed(servers):
+            paced[server.name].append(measure(server, streams, paced_tokens, client_cpus))
+    return {
+        "streams": streams,
+        "tokens_per_stream": tokens,
+        "half_load_step_ms": step_s * 1e3,
+        "saturated": saturated,
+        "half_load": paced,
+        "peak_rss_mb": {server.name: server.peak_rss_mb() for server in servers},
+    }
+
+
+def _median(runs: list[dict[str, float]], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+# Title, key, format; the first group is from saturation, the second from half load.
+_SATURATED = (
+    ("tokens/s", "tokens_per_s", "10.0f"),
+    ("us/token", "cpu_us_per_token", "10.1f"),
+    ("busy", "front_busy", "6.2f"),
+    ("TTFT50", "ttft_p50_ms", "8.1f"),
+    ("TTFT99", "ttft_p99_ms", "8.1f"),
+)
+_HALF = (
+    ("us/token", "cpu_us_per_token", "10.1f"),
+    ("ITL50", "itl_p50_ms", "8.2f"),
+    ("ITL99", "itl_p99_ms", "8.2f"),
+    ("TTFT50", "ttft_p50_ms", "8.1f"),
+    ("TTFT99", "ttft_p99_ms", "8.1f"),
+)
+
+
+def report(result: dict[str, Any]) -> None:
+    """One table: medians, then ratios of ours to the others, pair by pair, as median and range."""
+    saturated, paced = result["saturated"], result["half_load"]
+    step_ms = result["half_load_step_ms"]
+    print(f"\n{result['streams']} streams (half load: one token per stream every {step_ms:.2f} ms)")
+    titles = ["".join([f"{title:>{form.split('.')[0]}}" for title, _, form in group]) for group in (_SATURATED, _HALF)]
+    print(f"  {'':<12}{titles[0]}  |{titles[1]}{'RSS MB':>8}")
+    for name, runs in saturated.items():
+        full = "".join([format(_median(runs, key), form) for _, key, form in _SATURATED])
+        half = "".join([format(_median(paced[name], key), form) for _, key, form in _HALF])
+        print(f"  {name:<12}{full}  |{half}{result['peak_rss_mb'][name]:>8.0f}")
+    ours = next(iter(saturated))
+    for name in list(saturated)[1:]:
+        for key in ("cpu_us_per_token", "tokens_per_s"):
+            pairs = [a[key] / b[key] for a, b in zip(saturated[ours], saturated[name], strict=True)]
+            spread = f"{min(pairs):.2f} to {max(pairs):.2f}"
+            print(f"  {ours} / {name}: {key} x {statistics.median(pairs):.2f} ({spread})")
+    for name, runs in saturated.items():
+        if _median(runs, "client_busy") + _median(runs, "engine_busy") > 0.95 and _median(runs, "front_busy") < 0.9:
+            print(f"  note: {name} was not saturated: client and engine had no CPU left ({len(runs)} rounds)")
+
+
+def main() -> None:
+    """Start, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm-rs", type=Path, help="vLLM's Rust front end")
+    parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="names of front ends, the first is compared with the others")
+    parser.add_argument("--real", action="store_true", help="the demo model on the CPU instead of the synthetic engine")
+    parser.add_argument("--json", type=Path, help="write everything measured here")
+    options = parser.parse_args()
+    names = options.only or (["sluice", "vllm"] + (["rust"] if options.vllm_rs else []))
+    if options.real:
+        names = [f"{name}-real" for name in names if name != "rust"]
+    cpus = sorted(os.sched_getaffinity(0))
+    front, others = ({cpus[0]}, set(cpus[1:2])) if len(cpus) > 1 else (set(cpus), set(cpus))
+    with tempfile.TemporaryDirectory() as folder:
+        servers: list[FrontEnd] = []
+        try:
+            for name in names:
+                print(f"starting {name}", flush=True)
+                servers.append(start(name, Path(folder), options.vllm_rs))
+                servers[-1].wait_ready()
+                servers[-1].pin(front, others)
+            results = []
+            for streams in options.streams:
+                results.append(compare(servers, streams, options.rounds, others))
+                report(results[-1])
+        finally:
+            for server in servers:
+                server.end()
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": platform.platform(), "cpus": len(cpus), "results": results}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()

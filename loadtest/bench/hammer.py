@@ -1,0 +1,118 @@
+"""The client of `frontend`, a process of its own: `python -m loadtest.bench.hammer PORT STREAMS TOKENS`.
+
+Opens STREAMS connections at once, asks each for TOKENS tokens, and prints one JSON object. It looks only for event
+boundaries, because a client that parses would cost more than the servers that it measures; that every stream ended as
+it should is checked. It says how busy it was itself (`client_busy`, a share of one CPU).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+from loadtest.bench.client import quantile
+from loadtest.bench.servers import MODEL
+
+DONE = b"data: [DONE]"
+
+
+class Stream(asyncio.Protocol):
+    """One request. `gaps_s` are the times between reads that brought events."""
+
+    def __init__(self, request: bytes, left: asyncio.Future[None]) -> None:
+        self._request = request
+        self._left = left
+        self._events = 0
+        self._last_s = 0.0
+        self._tail = b""
+        self.sent_s = 0.0
+        self.ttft_s = 0.0
+        self.gaps_s: list[float] = []
+        self.done = False
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.sent_s = time.perf_counter()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        events = data.count(b"data: ")
+        if not events:
+            return
+        now = time.perf_counter()
+        # The first event of a chat is the role, which some servers send with the first token and some before.
+        if self._events + events >= 2:
+            if self.ttft_s:
+                self.gaps_s.append(now - self._last_s)
+            else:
+                self.ttft_s = now - self.sent_s
+            self._last_s = now
+        self._events += events
+        if DONE in self._tail + data:
+            self.done = True
+            self._transport.close()
+        self._tail = data[-len(DONE) :]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._left.done():
+            self._left.set_result(None)
+
+
+async def run(port: int, streams: int, tokens: int) -> dict[str, float]:
+    """All streams once. Raises SystemExit if one did not end with `[DONE]`."""
+    body = json.dumps(
+        {
+            "model": MODEL,
+            "stream": True,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "Tell me a story about a river."}],
+        }
+    ).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d"
+    request = head % len(body) + b"\r\n\r\n" + body
+    loop = asyncio.get_running_loop()
+    lefts: list[asyncio.Future[None]] = []
+
+    def make() -> Stream:
+        lefts.append(loop.create_future())
+        return Stream(request, lefts[-1])
+
+    began, cpu = time.perf_counter(), time.process_time()
+    opened = await asyncio.gather(*[loop.create_connection(make, "127.0.0.1", port) for _ in range(streams)])
+    await asyncio.gather(*lefts)
+    elapsed_s, busy_s = time.perf_counter() - began, time.process_time() - cpu
+    samples = [protocol for _, protocol in opened]
+    if not all(sample.done for sample in samples):
+        raise SystemExit(f"{sum(not sample.done for sample in samples)} of {streams} streams did not end with [DONE]")
+    ttfts = [sample.ttft_s for sample in samples]
+    gaps = [gap for sample in samples for gap in sample.gaps_s] or [0.0]
+    return {
+        "tokens": streams * tokens,
+        "elapsed_s": elapsed_s,
+        "tokens_per_s": streams * tokens / elapsed_s,
+        "client_busy": busy_s / elapsed_s,
+        "ttft_p50_ms": quantile(ttfts, 0.5) * 1e3,
+        "ttft_p99_ms": quantile(ttfts, 0.99) * 1e3,
+        "itl_p50_ms": quantile(gaps, 0.5) * 1e3,
+        "itl_p99_ms": quantile(gaps, 0.99) * 1e3,
+        "itl_max_ms": max(gaps) * 1e3,
+    }
+
+
+def main() -> None:
+    """Run and print."""
+    gc.disable()
+    port, streams, tokens = (int(word) for word in sys.argv[1:4])
+    print(json.dumps(uvloop.run(run(port, streams, tokens))))
+
+
+if __name__ == "__main__":
+    main()
