@@ -176,6 +176,7 @@ class Sender:
         self._stream = stream
         self._follower = follower
         self._started = False
+        self._is_first = exchange.tally is stream.producer.tally
         self._quiet_since_s = responder.clock.now()
         self._sending_since_s: float | None = None
 
@@ -195,8 +196,9 @@ class Sender:
             await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
             return False
         error = None if batch.ended is None else batch.ended.error
-        if error is not None and not self._started and self._stream.producer.silent:
-            # Nothing has been sent: the failure can still be a real HTTP status.
+        if error is not None and not self._started and self._stream.producer.silent and self._is_first:
+            # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
+            # what has been seen of this stream began with a 200.
             raise error
         body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
         if batch.ended is None:
