@@ -70,8 +70,8 @@ class Shelf:
 
     def _expire(self) -> None:
         self._timer = None
-        due_s = self._clock.now() - self._retention_s
-        while self._streams and next(iter(self._streams.values()))[0] <= due_s:
+        now_s = self._clock.now()
+        while self._streams and next(iter(self._streams.values()))[0] + self._retention_s <= now_s:
             self._drop_oldest()
         self._arm()
 

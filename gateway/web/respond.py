@@ -233,11 +233,14 @@ class Sender:
         """What the pulse asks: is a sign of life due, or is this client stuck?"""
         pace = self._responder.pace
         if self._sending_since_s is not None:
-            if now_s - self._sending_since_s >= pace.stall_timeout_s:
-                self._presence.drop(Cause.CLIENT_STALLED)
-                return math.inf
-            return self._sending_since_s + pace.stall_timeout_s
-        if now_s - self._quiet_since_s >= pace.keepalive_s:
+            stuck_s = self._sending_since_s + pace.stall_timeout_s
+            if now_s < stuck_s:
+                return stuck_s
+            self._presence.drop(Cause.CLIENT_STALLED)
+            return math.inf
+        # Compared as the sum that is answered below: a difference can be rounded to the other side of the limit, and
+        # the pulse would ask again at the same moment, for ever.
+        if now_s >= self._quiet_since_s + pace.keepalive_s:
             self._follower.nudge()
             return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
         # A send that begins right now must be found when its time is up.
