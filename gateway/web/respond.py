@@ -89,21 +89,28 @@ class Responder:
         self.pulse = Pulse(clock)
 
     async def serve(
-        self, scope: MutableMapping[str, Any], presence: Presence, send: Any, stream: Stream, cursor: int
+        self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream: Stream, cursor: int
     ) -> None:
         """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
         exchange: Exchange = scope[EXCHANGE]
         try:
+            # The reader outside: it has to see why the client's presence ended.
             with stream.read(cursor) as follower:
-                if stream.streaming:
-                    await Sender(self, exchange, presence, send, stream, follower).run()
-                else:
-                    await _whole(exchange, presence, send, follower)
+                async with Presence(receive) as presence:
+                    await self._answer(exchange, presence, send, stream, follower)
         except Left as left:
             if left.cause is Cause.CLIENT_STALLED and (abort := scope.get(ABORT)) is not None:
                 # Closing would wait for the client to read what is in the buffers.
                 abort()
             raise
+
+    async def _answer(
+        self, exchange: Exchange, presence: Presence, send: Any, stream: Stream, follower: Follower
+    ) -> None:
+        if stream.streaming:
+            await Sender(self, exchange, presence, send, stream, follower).run()
+        else:
+            await _whole(exchange, presence, send, follower)
 
 
 class Completions:
@@ -121,9 +128,7 @@ class Completions:
         wished = wishes.read(tally.caller.headers)
         body = await read_body(receive)
         stream = self._responder.registry.open(self._endpoint, body, tally, wished)
-        # Opened first: a client that has left already is found by the scope, which then finds its stream.
-        async with Presence(receive) as presence:
-            await self._responder.serve(scope, presence, send, stream, 0)
+        await self._responder.serve(scope, receive, send, stream, 0)
 
 
 class Resume:
@@ -146,8 +151,7 @@ class Resume:
                 await send({"type": "http.response.start", "status": 204, "headers": []})
                 await send({"type": "http.response.body", "body": b""})
                 return
-            async with Presence(receive) as presence:
-                await self._responder.serve(scope, presence, send, stream, cursor)
+            await self._responder.serve(scope, receive, send, stream, cursor)
         except Left:
             facts.resumed("ok")
             raise
