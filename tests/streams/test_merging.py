@@ -5,12 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.model import Cause, Chunk, Delta, Piece
-from gateway.streamlog.base import Ended
-from gateway.streamlog.memory import PendingLog
-from gateway.streams.follower import Follower, merge
-from tests.support.facts import Recorder
-from tests.support.time import in_virtual_time
+from gateway.model import Chunk, Delta, Piece
+from gateway.streams.merging import merge
 
 DELTAS = st.builds(
     Delta,
@@ -56,36 +52,16 @@ def test_the_ending_of_the_last_delta_wins() -> None:
     assert merge([Delta("a", 1), Delta("b", 2, "stop", "END")]) == [Delta("ab", 3, "stop", "END")]
 
 
-@in_virtual_time
-async def test_a_single_piece_is_handed_over_as_it_is() -> None:
+def test_a_single_piece_is_handed_over_as_it_is() -> None:
     """The usual case: the reader is faster than the engine. It must cost nothing."""
-    log, facts = PendingLog(), Recorder()
     delta = Delta("a", 1)
-    log.append(delta)
-    batch = await Follower(log, facts).take()
 
-    assert batch.pieces[0] is delta
-    assert facts.spared == []
+    assert merge([delta])[0] is delta
+    assert merge([]) == []
 
 
-@in_virtual_time
-async def test_pieces_that_piled_up_come_joined_and_are_counted() -> None:
-    log, facts = PendingLog(), Recorder()
-    for text in "abc":
-        log.append(Delta(text, 1))
-    log.close(Ended(Cause.COMPLETED))
-    batch = await Follower(log, facts).take()
+def test_documents_are_never_joined_and_part_the_deltas_around_them() -> None:
+    pieces: list[Piece] = [Delta("a", 1), Delta("b", 1), Chunk(b"1"), Chunk(b"2"), Delta("c", 1)]
 
-    assert batch.pieces == [Delta("abc", 3)]
-    assert batch.ended == Ended(Cause.COMPLETED)
-    assert facts.spared == [2]
-
-
-@in_virtual_time
-async def test_documents_are_never_joined() -> None:
-    log, facts = PendingLog(), Recorder()
-    log.append(Chunk(b"1"))
-    log.append(Chunk(b"2"))
-
-    assert (await Follower(log, facts).take()).pieces == [Chunk(b"1"), Chunk(b"2")]
-    assert facts.spared == []
+    assert merge(pieces) == [Delta("ab", 2), Chunk(b"1"), Chunk(b"2"), Delta("c", 1)]
+    assert len(pieces) == 5, "the list that came is left alone"
