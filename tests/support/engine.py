@@ -101,7 +101,7 @@ class ScriptedEngine:
     revive_takes_s: float = 0.0
     revive_errors: list[Exception] = field(default_factory=list)
     """Raised by the next revivals, one each."""
-    revival: Revival = Revival(continued=0, failed={})
+    revival: Revival = field(default_factory=lambda: Revival(continued=0, failed={}))
     revivals: int = 0
     given_up: bool = False
     stops: int = 0

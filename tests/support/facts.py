@@ -68,10 +68,10 @@ def a_caller(owner: str | None = None, arrival_s: float = 1000.0) -> Caller:
 
 
 def a_tally(
-    facts: Recorder | None = None, owner: str | None = None, id: str | None = None, arrival_s: float = 1000.0
+    facts: Recorder | None = None, owner: str | None = None, stream_id: str | None = None, arrival_s: float = 1000.0
 ) -> Tally:
-    """The count of a request that has just come; with `id` as the registry gives it."""
-    return Tally(a_caller(owner, arrival_s), facts or Recorder(), id=id)
+    """The count of a request that has just come; with `stream_id` as the registry gives it."""
+    return Tally(a_caller(owner, arrival_s), facts or Recorder(), id=stream_id)
 
 
 __all__ = ["Recorder", "a_caller", "a_tally"]
