@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.admission.gate import Gate
+from gateway.engine.base import Revival
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.model import Endpoint
 from gateway.streamlog.memory import MemoryLog
@@ -70,8 +71,8 @@ class Edge:
             max_restarts=3,
             window_s=600,
             clock=self.clock,
-            on_lost=lambda: self.registry.lost(),
-            on_regained=lambda _: self.registry.regained(),
+            on_lost=self._lost,
+            on_regained=self._regained,
         )
         if ready:
             self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
@@ -112,6 +113,12 @@ class Edge:
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine
+
+    def _lost(self) -> None:
+        self.registry.lost()
+
+    def _regained(self, revival: Revival) -> None:
+        self.registry.regained()
 
     def client(self, method: str, path: str, **options: Any) -> Client:
         """Somebody sends a request."""
