@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -661,10 +662,8 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
     house = mounted_house()
     with pytest.raises(DeadlineExceeded):
         async with house.registry.mounted("POST", "/v1/embeddings", a_tally(house.facts), Wishes(timeout_s=5)):
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                pass
 
     assert house.at_rest
 
