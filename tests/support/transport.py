@@ -16,13 +16,18 @@ from gateway.server import KEEP_ALIVE_S, Protocol
 class Socket:
     """What the protocol asks of a socket: its family, and what the kernel knows of the peer."""
 
-    family = socket.AF_INET
-
-    def __init__(self) -> None:
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self.family = family
         self.options: dict[tuple[int, int], int] = {}
         self.retransmits = 0
         self.probes = 0
         self.closed = False
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 8000)
+
+    def getpeername(self) -> tuple[str, int]:
+        return ("127.0.0.1", 50000)
 
     def setsockopt(self, level: int, name: int, value: int) -> None:
         self.options[level, name] = value
@@ -36,8 +41,8 @@ class Socket:
 class Transport(asyncio.Transport):
     """Collects what is written; closing is reported to the protocol in the next turn, as a socket's is."""
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self.socket = Socket()
+    def __init__(self, protocol: asyncio.Protocol, family: int) -> None:
+        self.socket = Socket(family)
         addresses = {"peername": ("127.0.0.1", 50000), "sockname": ("127.0.0.1", 8000)}
         super().__init__({**addresses, "socket": self.socket})
         self.written = b""
@@ -81,7 +86,7 @@ class Transport(asyncio.Transport):
 class Connection:
     """A client's connection to the server's protocol in front of `app`."""
 
-    def __init__(self, app: Any, **limits: Any) -> None:
+    def __init__(self, app: Any, *, family: int = socket.AF_INET, **limits: Any) -> None:
         config = uvicorn.Config(
             app,
             ws="none",
@@ -94,7 +99,7 @@ class Connection:
         kind = type("Limited", (Protocol,), limits)
         state = ServerState()
         self.protocol: Protocol = kind(config=config, server_state=state, app_state={})
-        self.transport = Transport(self.protocol)
+        self.transport = Transport(self.protocol, family)
         self.protocol.connection_made(self.transport)
 
     def say(self, *parts: bytes) -> None:
