@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e lock demo-model clean
+.PHONY: help install serve test lint unit e2e faults lock demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,10 +41,13 @@ lint: install
 	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy
 
 unit: install
-	@$(BIN)/pytest -q tests --ignore tests/e2e
+	@$(BIN)/pytest -q tests --ignore tests/e2e --ignore tests/faults
 
 e2e: install
-	@$(BIN)/pytest -q tests/e2e
+	@$(BIN)/pytest -q tests/e2e tests/faults
+
+faults: install  ## the fault suite in its full size (most of an hour), with the model check
+	@$(BIN)/pytest -q tests/faults --faults full
 
 lock: install  ## resolve the locks anew
 	cd $(REQS) && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header \

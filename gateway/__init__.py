@@ -8,10 +8,12 @@ The rooms, and who may import whom:
 - `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
 - `streamlog`: where pieces wait to be read.
 - `admission`: who may start now.
-- `engine`: the protocol and its supervisor; `engine/vllm` is the only folder that imports vllm.
+- `engine`: the protocol and its supervisor, and what an engine without a model says; `engine/vllm` is the only folder
+  that imports vllm, and uses `engine.base` and `engine.oracle`.
 - `web`: the HTTP edge.
 - `metrics`: every metric; `logs`: every log line.
 - `app`: joins the rooms. `server`: the process. `cli`: the command.
+- `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 
 One request: `server` notes its first byte, `web.guard` gives it an id and checks its key, `web.respond` reads the

@@ -89,6 +89,29 @@ class Supervision(_Section):
     )
 
 
+class Synthetic(_Section):
+    """An engine without a model, for tests: how fast it pretends to be, and when it fails. Steps count from 1, anew
+    in every engine process, and only where there is work."""
+
+    enabled: bool = Field(False, description="Invent the tokens instead of running the model.")
+    step_ms: float = Field(10.0, ge=0, le=600_000, description="Milliseconds that every step takes.")
+    sequence_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each running sequence adds to a step."
+    )
+    prefill_us: float = Field(
+        0.0, ge=0, le=1_000_000, description="Microseconds that each prompt token in a step adds."
+    )
+    die_at_step: int | None = Field(None, ge=1, description="The engine process ends at once in this step.")
+    hang_at_step: int | None = Field(None, ge=1, description="This step never returns.")
+    slow_at_step: int | None = Field(
+        None, ge=1, description="From this step on, steps take `slow_factor` times as long."
+    )
+    slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
+    control_file: Path | None = Field(
+        None, description="JSON file with settings of this section that change a running engine; read when it changes."
+    )
+
+
 class Log(_Section):
     """Log lines."""
 
@@ -107,6 +130,7 @@ class Settings(BaseSettings):
     admission: Admission = Admission()
     streams: Streams = Streams()
     supervisor: Supervision = Supervision()
+    synthetic: Synthetic = Synthetic()
     log: Log = Log()
     engine: dict[str, Any] = Field(default_factory=dict)
 
@@ -273,4 +297,15 @@ def engine_source(settings_file: Path | None, name: str) -> str:
     return f"in {settings_file}" if settings_file is not None else "command line"
 
 
-__all__ = ["Admission", "Log", "Server", "Settings", "Streams", "Supervision", "engine_source", "load", "show"]
+__all__ = [
+    "Admission",
+    "Log",
+    "Server",
+    "Settings",
+    "Streams",
+    "Supervision",
+    "Synthetic",
+    "engine_source",
+    "load",
+    "show",
+]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # The machine that runs the tests is shared: a slow example says nothing. No database, so a checkout stays clean.
@@ -7,3 +8,8 @@ settings.register_profile("sluice", deadline=None, database=None)
 # `pytest --hypothesis-profile=full`: ten times as many examples, and the model check at its full size.
 settings.register_profile("full", deadline=None, database=None, max_examples=1000)
 settings.load_profile("sluice")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here and not beside the tests that look at it: options must be known before subfolders are.
+    parser.addoption("--faults", choices=("ci", "full"), default="ci", help="size of the fault tests")

@@ -14,7 +14,7 @@ from gateway.engine.base import Revival, Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
-from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision
+from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
 from tests.support.asgi import Client
 from tests.support.edge import CHAT
 from tests.support.engine import ScriptedEngine
@@ -298,6 +298,19 @@ def test_without_a_model_the_demo_is_served() -> None:
 
     assert plan.engine["model"] == str(demo.MODEL_PATH)
     assert plan.small
+    assert plan.synthetic is None
+
+
+def test_without_the_model_itself_its_configuration_stays() -> None:
+    """The demo's, or that of the model which the user names."""
+    settings = Settings.model_construct(synthetic=Synthetic(enabled=True, step_ms=2, die_at_step=9))
+    plan = plan_engine(settings, None, [], None, lambda _: None)
+
+    assert plan.engine["model"] == str(demo.MODEL_PATH)
+    assert plan.synthetic is not None
+    assert (plan.synthetic["step_ms"], plan.synthetic["die_at_step"]) == (2, 9)
+    assert "enabled" not in plan.synthetic
+    assert plan_engine(settings, "theirs", [], None, lambda _: None).engine["model"] == "theirs"
 
 
 def test_the_command_lines_model_beats_the_settings() -> None:

@@ -32,11 +32,12 @@ ARROWS: dict[str, set[str]] = {
     "streamlog": set(),
     "streams": {"admission", "streamlog.base", "engine.base"},
     "engine": set(),
-    "engine.vllm": {"engine.base"},
+    "engine.vllm": {"engine.base", "engine.oracle"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
     "server": {"app", "settings", "logs", "sockets"},
     "cli": {"app", "settings", "server", "logs"},
     "__main__": {"cli"},
+    "client": set(),
 }
 EXEMPT = {"app", "demo", "__init__"}
 
@@ -53,6 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("metrics.py",),
     "redis": ("streamlog/redis.py",),
     "grpc": ("rpc/",),
+    "httpx": ("client/",),
     "pydantic_settings": ("settings.py",),
     "yaml": ("settings.py", "demo/"),
 }

@@ -424,7 +424,7 @@ def signals_of(house: House) -> Iterator[None]:
     def add(number: int, act: Any, *args: Any) -> None:
         handlers[number] = partial(act, *args)
 
-    original, loop.add_signal_handler = loop.add_signal_handler, add  # type: ignore[method-assign]
+    original, loop.add_signal_handler = loop.add_signal_handler, add  # type: ignore[assignment, method-assign]
     try:
         with house.server.capture_signals():
             house.signals = handlers  # type: ignore[attr-defined]

@@ -132,7 +132,7 @@ def test_the_json_flag_of_the_log_goes_by_its_short_name(file: Path, monkeypatch
     assert load({}, None).log.as_json
 
 
-@pytest.mark.parametrize("text", ["", "# nothing yet\n", "server:\nadmission:\nlog:\nengine:\n"])
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "server:\nadmission:\nsynthetic:\nlog:\nengine:\n"])
 def test_empty_sections_are_no_mistake(file: Path, text: str) -> None:
     """Somebody commented out everything below a heading."""
     assert load({}, written(file, text)).model_dump() == load({}, None).model_dump()
@@ -208,6 +208,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "does not exist" in complaint({}, tmp_path / "missing")
     assert "cannot be read" in complaint({}, tmp_path / "binary")
     assert "cannot be read" in complaint({}, tmp_path)
+
+
+def test_a_synthetic_engines_numbers_are_checked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_SYNTHETIC__ENABLED", "true")
+    monkeypatch.setenv("SLUICE_SYNTHETIC__DIE_AT_STEP", "5")
+    synthetic = load({}, written(file, "synthetic: {step_ms: 2.5}")).synthetic
+
+    assert (synthetic.enabled, synthetic.step_ms, synthetic.die_at_step) == (True, 2.5, 5)
+    assert synthetic.hang_at_step is None
+    assert "synthetic.step_ms" in complaint({}, written(file, "synthetic: {step_ms: -1}"))
+    assert "Did you mean `step_ms`?" in complaint({}, written(file, "synthetic: {steps_ms: 1}"))
 
 
 def test_settings_are_frozen() -> None:

@@ -20,7 +20,7 @@ from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
 from gateway.streams.merging import merge
 
-# So many unread pieces are merged (or, where the log keeps them, become events): a reader that stops costs its text only.
+# So many unread pieces are merged (or become events, where the log keeps them): a reader that stops costs its text.
 _COMPACT_AT = 64
 # Unread documents of vLLM's own beyond this make their formatter wait; vLLM then merges what the engine goes on to say.
 _FULL_BYTES = 32 * 2**10

@@ -1,6 +1,6 @@
 """Throughput and cancel latency of a running server: `python -m loadtest.bench.basics --url http://127.0.0.1:8000`.
 
-- tokens/s at 1, 16 and 64 streams, with TTFT and ITL; one warm-up round, then `--rounds` rounds, medians.
+- tokens/s at 1, 16 and 64 streams (or `--streams`), with TTFT and ITL; one warm-up round, then medians of `--rounds`.
 - cancel latency with 50 live streams: one client closes its socket; the time until the engine reports one running
   request less (`vllm:num_requests_running`, which each engine step writes) is the sample. The poll of /metrics is
   part of it (one every 10 ms, each taking what is printed as poll_p50), so the figures are upper bounds.
@@ -126,14 +126,16 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="sluice-demo")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cancels", type=int, default=100)
+    parser.add_argument("--cancels", type=int, default=100, help="0 leaves cancel latency out")
     options = parser.parse_args()
     target = Target.from_url(options.url, options.model)
-    for streams in (1, 16, 64):
+    for streams in options.streams:
         print(json.dumps(await throughput(target, streams, options.tokens, options.rounds)), flush=True)
-    print(json.dumps({"cancel": await cancel_latency(target, 50, options.cancels)}), flush=True)
+    if options.cancels:
+        print(json.dumps({"cancel": await cancel_latency(target, 50, options.cancels)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import ASK, MODEL, Server, command
+
+from tests.support.server import ASK, MODEL, Server, command
 
 
 @dataclass

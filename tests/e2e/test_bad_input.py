@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body
+
+from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body
 
 JSON = {"Content-Type": "application/json"}
 TEXT = "/v1/completions"

@@ -10,7 +10,21 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import ASK, CHAT, MODEL, Json, Raw, Server, check_error, content, events, long_chat, poll, request_bytes
+
+from tests.support.server import (
+    ASK,
+    CHAT,
+    MODEL,
+    Json,
+    Raw,
+    Server,
+    check_error,
+    content,
+    events,
+    long_chat,
+    poll,
+    request_bytes,
+)
 
 LIVE = 50
 TOKEN = b'"content":"S'

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from harness import ASK, MODEL, Server
 from pydantic import BaseModel, ConfigDict, Field
+
+from tests.support.server import ASK, MODEL, Server
 
 NODE = Path(__file__).with_name("node")
 QUESTION: list[Any] = ASK

@@ -9,7 +9,20 @@ import re
 import httpx
 import pytest
 from conftest import Starting
-from harness import ASK, CHAT, MODEL, Raw, Server, check_error, content, events, long_chat, poll, request_bytes
+
+from tests.support.server import (
+    ASK,
+    CHAT,
+    MODEL,
+    Raw,
+    Server,
+    check_error,
+    content,
+    events,
+    long_chat,
+    poll,
+    request_bytes,
+)
 
 SSE = {
     "content-type": "text/event-stream; charset=utf-8",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import (
+
+from tests.support.server import (
     ASK,
     MODEL,
     Raw,

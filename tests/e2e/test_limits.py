@@ -15,7 +15,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from conftest import Keyed, new_key
-from harness import (
+
+from tests.support.server import (
     ASK,
     CHAT,
     MODEL,

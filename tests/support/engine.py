@@ -127,7 +127,7 @@ class ScriptedEngine:
             endpoint, document.get("stream", False), document.get("n", 1), document.get("formatted", False), document
         )
 
-    async def prepare(self, call: Call, tally: Tally) -> Prepared:
+    async def prepare(self, call: Any, tally: Tally) -> Prepared:
         if self.prepare_hold is not None:
             await self.prepare_hold.wait()
         if self.prepare_error is not None:
@@ -139,7 +139,7 @@ class ScriptedEngine:
         frame = a_frame(call.endpoint, id=tally.id, prompt_tokens=self.prompt_tokens)
         return Prepared(call, tally, frame if plain else None)
 
-    async def submit(self, prepared: Prepared, sink: Sink) -> Run:
+    async def submit(self, prepared: Any, sink: Sink) -> Run:
         run = Run(prepared, sink)
         self.runs.append(run)
         try:

@@ -8,5 +8,6 @@
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `failures`: vLLM's errors as ours.
 - `child`: what runs inside the engine process.
+- `synthetic`: an executor without a model; `pace`: how long its steps take, and which goes wrong.
 - `versions`: import shims between vLLM releases.
 """

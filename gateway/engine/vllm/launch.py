@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from gateway.clock import Clock
 from gateway.engine.vllm import child
+from gateway.engine.vllm.pace import NUMBERS
 from gateway.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -49,18 +50,23 @@ _OURS = {
     "allow_credentials": "use server.cors_origins",
 }
 
+# Where vLLM finds the executor without a model; it imports it in the engine process.
+_SYNTHETIC = "gateway.engine.vllm.synthetic.SyntheticExecutor"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to run. `engine` holds vLLM's arguments by name, `flags` more of its command line (they win).
 
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
+    `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
     engine: Mapping[str, Any]
     flags: Sequence[str] = ()
     small: bool = False
+    synthetic: Mapping[str, Any] | None = None
     trust_client_fields: bool = False
     hang_timeout_s: float = 60.0
     log_level: str = "info"
@@ -110,7 +116,7 @@ def parse_args(plan: Plan) -> Any:
             near = difflib.get_close_matches(dest, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise SettingsError(f"engine.{name} ({plan.source(name)}) is not a vLLM engine argument.{hint}")
-    argv = command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
+    argv = arguments(plan)
     for flag in plan.flags:
         dest = flag.removeprefix("--").split("=", 1)[0].replace("-", "_")
         if flag.startswith("--") and dest in _OURS:
@@ -127,13 +133,34 @@ def parse_args(plan: Plan) -> Any:
         find("validate_parsed_serve_args")(args)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"vLLM does not accept these engine settings: {error}") from None
+    if plan.synthetic is not None:
+        _leave_out_model(args, plan.synthetic)
     return args
 
 
+def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
+    if args.distributed_executor_backend not in (None, _SYNTHETIC):
+        raise SettingsError(
+            "synthetic.enabled puts an executor of its own in the place of "
+            f"distributed_executor_backend={args.distributed_executor_backend}; set only one of them."
+        )
+    args.distributed_executor_backend = _SYNTHETIC
+    # vLLM's own place for what only an extension knows; it travels to the engine process with everything else.
+    args.additional_config = {**(args.additional_config or {}), NUMBERS: dict(numbers)}
+
+
+def arguments(plan: Plan) -> list[str]:
+    """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
+    return command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
+
+
 def _defaults(plan: Plan) -> dict[str, Any]:
-    """Engine arguments that a CPU wants and that nobody should have to know."""
+    """Engine arguments that a CPU wants, or an engine without a model, and that nobody should have to know."""
     from vllm.platforms import current_platform
 
+    if plan.synthetic is not None:
+        # Nothing is computed, so no number of sequences is too large; the batch is what vLLM takes on large GPUs.
+        return {"enforce_eager": True, "max_num_seqs": 2048, "max_num_batched_tokens": 8192}
     if not current_platform.is_cpu():
         return {}
     defaults: dict[str, Any] = {}
@@ -176,6 +203,9 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,"
         "ignore::UserWarning:multiprocessing.resource_tracker",
     }
+    if plan.synthetic is not None:
+        # A model that is not there copes with any length.
+        fallback_env["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     if plan.small:
         fallback_env |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -292,7 +322,8 @@ def _build(plan: Plan) -> tuple[Any, Any]:
     args = parse_args(plan)
     plan.say("reading the model's configuration")
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    plan.say("starting the engine process and loading the weights")
+    weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
+    plan.say(f"starting the engine process and {weights}")
     llm = Engine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
@@ -331,4 +362,4 @@ def _why(error: Exception, words: Path, model: str) -> str:
     return f"The engine could not start: {text}"
 
 
-__all__ = ["Plan", "command_line", "parse_args", "start"]
+__all__ = ["Plan", "arguments", "command_line", "parse_args", "start"]

@@ -1,0 +1,170 @@
+"""What to do when a stream's connection breaks: which request to send, when, and when to give up. No IO."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import quote
+
+import httpx
+
+from gateway.client.events import Events
+from gateway.clock import Clock
+
+_RESUMABLE = "X-Stream-Resumable"
+_ENDPOINTS = ("/chat/completions", "/completions")
+# They describe the POST or its body, and mean nothing, or something else, on the GET that resumes it. All others are
+# repeated: keys, cookies and whatever a proxy on the way asks for.
+_OF_THE_POST = ("content-length", "content-type", "content-encoding", "transfer-encoding", "expect")
+_OF_THE_WORK = (_RESUMABLE, "x-request-timeout", "idempotency-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long and how often to try."""
+
+    grace_s: float
+    backoff_s: float
+    max_backoff_s: float
+    clock: Clock
+    jitter: Callable[[], float]
+
+
+class Resumption:
+    """One stream's events and its current outage: what to send next, when, and when to give up. No IO.
+
+    An outage begins when the connection breaks and is over once a later connection brings a new event or a
+    keep-alive. It may last as long as the server keeps the stream; a single attempt takes what the caller's own
+    timeouts allow.
+    """
+
+    def __init__(self, request: httpx.Request, response: httpx.Response, policy: Policy) -> None:
+        self.events = Events()
+        self._request = request
+        self._stream_id = response.headers["X-Stream-Id"]
+        self._grace_s = _seconds(response.headers[_RESUMABLE], policy.grace_s)
+        self._policy = policy
+        self._error: httpx.TransportError | None = None
+        self._deadline_s = 0.0
+        self._attempts = 0
+        self._retry_after_s = 0.0
+        self._refusal: str | None = None
+
+    def broke(self, error: httpx.TransportError | None) -> None:
+        """The connection is gone; with None the body ended as if nothing were missing."""
+        if self._error is None or self.events.is_alive:
+            self._error = error or httpx.RemoteProtocolError("the stream ended before its [DONE]")
+            self._deadline_s = self._policy.clock.now() + self._grace_s
+            self._attempts = 0
+        self.events.restart()
+
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt. Raises the error that began the outage if there is to be none."""
+        left_s = self._deadline_s - self._policy.clock.now()
+        asked_s, self._retry_after_s = self._retry_after_s, 0.0
+        if self._refusal is not None:
+            self.give_up(self._refusal)
+        if left_s <= 0 or asked_s > left_s:
+            self.give_up(f"not back within {self._grace_s:g} s")
+        # Full jitter (uniform from zero) spreads a server's clients best when all of them lost it at once, and
+        # comes on top of Retry-After, which tells all of them the same.
+        ceiling_s = min(self._policy.max_backoff_s, math.ldexp(self._policy.backoff_s, min(self._attempts, 30)))
+        self._attempts += 1
+        return asked_s + min(self._policy.jitter() * ceiling_s, left_s - asked_s)
+
+    def request(self) -> httpx.Request:
+        """The GET for what is missing, with the caller's key and timeouts."""
+        path = next(self._request.url.path.removesuffix(end) for end in _ENDPOINTS if _ends(self._request, end))
+        headers = self._request.headers.copy()
+        for name in (*_OF_THE_POST, *_OF_THE_WORK):
+            headers.pop(name, None)
+        headers["Accept"] = "text/event-stream"
+        headers["Accept-Encoding"] = "identity"
+        if self.events.last_seq:
+            headers["Last-Event-ID"] = str(self.events.last_seq)
+        return httpx.Request(
+            "GET",
+            self._request.url.copy_with(path=f"{path}/streams/{quote(self._stream_id, safe='')}"),
+            headers=headers,
+            # `target` would override the path.
+            extensions={name: value for name, value in self._request.extensions.items() if name != "target"},
+        )
+
+    def accepts(self, response: httpx.Response) -> bool:
+        """Whether to read on from this answer; if not, the next `pause_s` knows what it meant."""
+        if _is_readable(response):
+            return True
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            self._retry_after_s = _seconds(response.headers.get("Retry-After", ""), 0.0)
+        else:
+            self._refusal = f"the server answered {response.status_code}"
+        return False
+
+    def give_up(self, why: str) -> NoReturn:
+        """Raise the error that began the outage."""
+        assert self._error is not None
+        self._error.add_note(f"stream {self._stream_id} was not resumed after event {self.events.last_seq}: {why}")
+        raise self._error
+
+
+def wants_stream(request: httpx.Request) -> bool:
+    """Whether this is a completion to be streamed.
+
+    A body that is not in memory is not looked at, because that would use it up. Raises TypeError for a request that
+    is not httpx's.
+    """
+    if not isinstance(request, httpx.Request):
+        # openai-python 3.54 takes httpx's clients, but its own default ones are httpx2's.
+        raise TypeError(f"ResumingTransport serves httpx.Client and httpx.AsyncClient, not {type(request).__module__}")
+    if request.method != "POST" or not any(_ends(request, end) for end in _ENDPOINTS):
+        return False
+    if not isinstance(request.stream, httpx.ByteStream):
+        return False
+    try:
+        document = json.loads(b"".join(request.stream))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("stream") is True
+
+
+def asking(request: httpx.Request, grace_s: float) -> httpx.Request:
+    """The request with our headers; a copy, because the caller may send the original again."""
+    headers = request.headers.copy()
+    headers.setdefault(_RESUMABLE, f"{grace_s:.15g}")
+    # Events are found in the bytes as they come, so these must not be compressed.
+    headers["Accept-Encoding"] = "identity"
+    return httpx.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+
+
+def _ends(request: httpx.Request, suffix: str) -> bool:
+    return request.url.path.endswith(suffix)
+
+
+def _is_readable(response: httpx.Response) -> bool:
+    """Whether the body is events as they are, not a proxy's page and not compressed."""
+    return (
+        response.status_code == 200
+        and response.headers.get("Content-Type", "").lower().startswith("text/event-stream")
+        and response.headers.get("Content-Encoding", "identity").lower() == "identity"
+    )
+
+
+def is_resumable(response: httpx.Response) -> bool:
+    return _is_readable(response) and _RESUMABLE in response.headers and "X-Stream-Id" in response.headers
+
+
+def _seconds(text: str, otherwise: float) -> float:
+    """A header's seconds; `otherwise` if it does not say (Retry-After may be a date, which we never send)."""
+    try:
+        value = float(text)
+    except ValueError:
+        return otherwise
+    return value if math.isfinite(value) and value >= 0 else otherwise
+
+
+__all__ = ["Policy", "Resumption", "asking", "is_resumable", "wants_stream"]

@@ -1,0 +1,225 @@
+"""The transport: sends what `resumption` decides, and reads on over as many connections as it takes."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import anyio
+import httpx
+
+from gateway.client.events import EventsLost
+from gateway.client.resumption import Policy, Resumption, asking, is_resumable, wants_stream
+from gateway.clock import Clock, SystemClock
+
+
+class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """An httpx transport, sync and async, that resumes streamed completions over `inner`. One serves one client.
+
+    `inner` does the talking (proxies, TLS, HTTP/2, connection limits); by default a plain `httpx.HTTPTransport()` or
+    `httpx.AsyncHTTPTransport()`, made when first needed. `grace_s`: how many seconds the server is asked to keep a
+    stream without its reader; an outage longer than what it grants ends the stream with the original error. Attempts
+    are spread at random over `backoff_s` seconds, then twice that, and so on up to `max_backoff_s`.
+    `clock`, `sleep`, `async_sleep` and `jitter` (uniform in [0, 1)) are for tests.
+
+    Reading a response raises what httpx raises (`httpx.TransportError`), only later and less often.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
+        *,
+        grace_s: float = 60.0,
+        backoff_s: float = 0.25,
+        max_backoff_s: float = 5.0,
+        clock: Clock | None = None,
+        sleep: Callable[[float], object] | None = None,
+        async_sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        if not (math.isfinite(grace_s) and grace_s > 0):
+            raise ValueError(f"grace_s must be a positive number of seconds, not {grace_s}")
+        self.is_closed = False
+        # An event that nobody sets is time.sleep by another name; durations come from the clock alone.
+        self.sleep = sleep or threading.Event().wait
+        self.async_sleep = async_sleep
+        self._policy = Policy(grace_s, backoff_s, max_backoff_s, clock or SystemClock(), jitter)
+        self._sync = inner if isinstance(inner, httpx.BaseTransport) else None
+        self._async = inner if isinstance(inner, httpx.AsyncBaseTransport) else None
+        self._makes_inner = inner is None
+        self._making = threading.Lock()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send; a resumable answer's stream outlives its connection."""
+        if not wants_stream(request):
+            return self._sync_inner().handle_request(request)
+        inner = self._sync_inner()
+        response = inner.handle_request(asking(request, self._policy.grace_s))
+        if is_resumable(response):
+            response.stream = _SyncStream(self, inner, response, Resumption(request, response, self._policy))
+        return response
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send; a resumable answer's stream outlives its connection."""
+        if not wants_stream(request):
+            return await self._async_inner().handle_async_request(request)
+        inner = self._async_inner()
+        response = await inner.handle_async_request(asking(request, self._policy.grace_s))
+        if is_resumable(response):
+            response.stream = _AsyncStream(self, inner, response, Resumption(request, response, self._policy))
+        return response
+
+    def close(self) -> None:
+        """Close the inner transport; streams still being read are not resumed any more."""
+        self.is_closed = True
+        if self._sync is not None:
+            self._sync.close()
+
+    async def aclose(self) -> None:
+        """Close the inner transport; streams still being read are not resumed any more."""
+        self.is_closed = True
+        if self._async is not None:
+            await self._async.aclose()
+
+    def _sync_inner(self) -> httpx.BaseTransport:
+        with self._making:
+            if self._sync is None:
+                if not self._makes_inner:
+                    raise TypeError("the inner transport is async; a sync client needs a sync one")
+                self._sync = httpx.HTTPTransport()
+            return self._sync
+
+    def _async_inner(self) -> httpx.AsyncBaseTransport:
+        with self._making:
+            if self._async is None:
+                if not self._makes_inner:
+                    raise TypeError("the inner transport is sync; an async client needs an async one")
+                self._async = httpx.AsyncHTTPTransport()
+            return self._async
+
+
+class _SyncStream(httpx.SyncByteStream):
+    """A response body over as many connections as it takes."""
+
+    def __init__(
+        self, owner: ResumingTransport, inner: httpx.BaseTransport, response: httpx.Response, resumption: Resumption
+    ) -> None:
+        self._owner = owner
+        self._inner = inner
+        self._response_stream = _sync_stream(response)
+        self._resumption = resumption
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        events = self._resumption.events
+        while True:
+            broken: httpx.TransportError | None = None
+            try:
+                for chunk in self._response_stream:
+                    yield from events.feed(chunk)
+            except EventsLost:
+                raise
+            except httpx.TransportError as error:
+                broken = error
+            if events.is_done:
+                return
+            self._response_stream.close()
+            self._resumption.broke(broken)
+            self._resume()
+
+    def _resume(self) -> None:
+        while True:
+            self._check_wanted()
+            self._owner.sleep(self._resumption.pause_s())
+            self._check_wanted()
+            try:
+                response = self._inner.handle_request(self._resumption.request())
+            except httpx.TransportError:
+                continue
+            if self._resumption.accepts(response):
+                # Set first, then ask: another thread's `close` either finds this stream, or is seen here.
+                self._response_stream = _sync_stream(response)
+                if not self._is_closed:
+                    return
+            response.close()
+
+    def _check_wanted(self) -> None:
+        if self._is_closed or self._owner.is_closed:
+            self._resumption.give_up("closed")
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._response_stream.close()
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    """A response body over as many connections as it takes. Cancellation is never caught."""
+
+    def __init__(
+        self,
+        owner: ResumingTransport,
+        inner: httpx.AsyncBaseTransport,
+        response: httpx.Response,
+        resumption: Resumption,
+    ) -> None:
+        self._owner = owner
+        self._inner = inner
+        self._response_stream = _async_stream(response)
+        self._resumption = resumption
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        events = self._resumption.events
+        while True:
+            broken: httpx.TransportError | None = None
+            try:
+                async for chunk in self._response_stream:
+                    for event in events.feed(chunk):
+                        yield event
+            except EventsLost:
+                raise
+            except httpx.TransportError as error:
+                broken = error
+            if events.is_done:
+                return
+            await self._response_stream.aclose()
+            self._resumption.broke(broken)
+            await self._resume()
+
+    async def _resume(self) -> None:
+        while True:
+            self._check_wanted()
+            await self._owner.async_sleep(self._resumption.pause_s())
+            self._check_wanted()
+            try:
+                response = await self._inner.handle_async_request(self._resumption.request())
+            except httpx.TransportError:
+                continue
+            if self._resumption.accepts(response):
+                self._response_stream = _async_stream(response)
+                if not self._is_closed:
+                    return
+            await response.aclose()
+
+    def _check_wanted(self) -> None:
+        if self._is_closed or self._owner.is_closed:
+            self._resumption.give_up("closed")
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await self._response_stream.aclose()
+
+
+def _sync_stream(response: httpx.Response) -> httpx.SyncByteStream:
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    return response.stream
+
+
+def _async_stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
+
+
+__all__ = ["ResumingTransport"]

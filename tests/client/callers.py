@@ -1,0 +1,134 @@
+"""Applications: a sync and an async httpx client with one face, so that a test states its promise for both."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from gateway.client import ResumingTransport
+from tests.support.time import VirtualClock
+
+# Each httpx transport would load the certificates anew, which takes longer than most tests.
+_TLS = ssl.create_default_context()
+STREAMING: dict[str, Any] = {"model": "canned", "stream": True}
+
+
+class Waits:
+    """Time that passes only in the transport's pauses, which are noted; `then` happens in each."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.pauses_s: list[float] = []
+        self.then: Callable[[], object] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses_s.append(seconds)
+        self.clock.advance(seconds)
+        self.then()
+
+    async def async_sleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+    def transport(
+        self, inner: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None, **options: Any
+    ) -> ResumingTransport:
+        """A transport in this time, without randomness: each pause is as long as it may be."""
+        usual: dict[str, Any] = {"jitter": lambda: 1.0, "clock": self.clock}
+        usual.update(sleep=self.sleep, async_sleep=self.async_sleep)
+        return ResumingTransport(inner, **{**usual, **options})
+
+
+@dataclass
+class Heard:
+    """What an application got: bytes, then perhaps an error."""
+
+    body: bytes = b""
+    error: httpx.HTTPError | None = None
+    response: httpx.Response | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class SyncCaller:
+    """An application with `httpx.Client`."""
+
+    def __init__(self, transport: ResumingTransport, timeout_s: float = 5.0) -> None:
+        self._client = httpx.Client(transport=transport, timeout=timeout_s)
+
+    @staticmethod
+    def inner() -> httpx.HTTPTransport:
+        return httpx.HTTPTransport(verify=_TLS)
+
+    def __enter__(self) -> SyncCaller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def ask(
+        self, url: str, *, headers: Mapping[str, str] | None = None, stop_after: int | None = None, **body: Any
+    ) -> Heard:
+        """Post and read; leave after `stop_after` chunks."""
+        heard = Heard()
+        options: Any = body or {"json": STREAMING}
+        try:
+            with self._client.stream("POST", url, headers=headers, **options) as response:
+                heard.response = response
+                for count, chunk in enumerate(response.iter_raw(), 1):
+                    heard.body += chunk
+                    if count == stop_after:
+                        break
+        except httpx.HTTPError as error:
+            heard.error = error
+            heard.notes = getattr(error, "__notes__", [])
+        return heard
+
+
+class AsyncCaller:
+    """An application with `httpx.AsyncClient`, in an event loop of its own."""
+
+    def __init__(self, transport: ResumingTransport, timeout_s: float = 5.0) -> None:
+        self._runner = asyncio.Runner(debug=True)
+        self._client = httpx.AsyncClient(transport=transport, timeout=timeout_s)
+
+    @staticmethod
+    def inner() -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(verify=_TLS)
+
+    def __enter__(self) -> AsyncCaller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+    def ask(
+        self, url: str, *, headers: Mapping[str, str] | None = None, stop_after: int | None = None, **body: Any
+    ) -> Heard:
+        """Post and read; leave after `stop_after` chunks."""
+        return self._runner.run(self._ask(url, headers, stop_after, body or {"json": STREAMING}))
+
+    async def _ask(self, url: str, headers: Any, stop_after: int | None, options: Any) -> Heard:
+        heard = Heard()
+        try:
+            async with self._client.stream("POST", url, headers=headers, **options) as response:
+                heard.response = response
+                count = 0
+                async for chunk in response.aiter_raw():
+                    heard.body += chunk
+                    count += 1
+                    if count == stop_after:
+                        break
+        except httpx.HTTPError as error:
+            heard.error = error
+            heard.notes = getattr(error, "__notes__", [])
+        return heard
+
+
+Caller = type[SyncCaller] | type[AsyncCaller]
+
+__all__ = ["STREAMING", "AsyncCaller", "Caller", "Heard", "SyncCaller", "Waits"]

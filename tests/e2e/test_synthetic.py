@@ -1,0 +1,129 @@
+"""The engine without a model: every token of every stream is known in advance, and it fails when it is told to.
+
+The server has so little KV memory and such small batches that prompts are cut and streams preempted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gateway.engine import oracle
+from tests.support.oracle import expected_text
+from tests.support.server import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
+
+STREAMS = 100
+TOKENS = 300
+# Several times as many steps as all other tests take together, and fewer than one stream can take.
+DIES_AT_STEP = 5_000
+CONTEXT = 32_768
+
+ENV = {
+    "SLUICE_SYNTHETIC__ENABLED": "true",
+    # Long enough for all streams to arrive while the first of them run.
+    "SLUICE_SYNTHETIC__STEP_MS": "1",
+    "SLUICE_SYNTHETIC__DIE_AT_STEP": str(DIES_AT_STEP),
+    # One sequence of the whole context fits; a hundred of these tests' length do not.
+    "SLUICE_ENGINE__MAX_MODEL_LEN": str(CONTEXT),
+    "SLUICE_ENGINE__BLOCK_SIZE": "128",
+    "SLUICE_ENGINE__NUM_GPU_BLOCKS_OVERRIDE": str(CONTEXT // 128 + 2),
+    "SLUICE_ENGINE__MAX_NUM_SEQS": "128",
+    "SLUICE_ENGINE__MAX_NUM_BATCHED_TOKENS": "256",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Its life ends with its engine's, in the last test."""
+    one = Server(tmp_path_factory.mktemp("synthetic"), env=ENV)
+    try:
+        one.wait_ready()
+        yield one
+    finally:
+        one.close()
+
+
+def prompt_of(number: int) -> list[int]:
+    """Prompts differ in their first token and in their length, some of them longer than a batch."""
+    return [300 + number] + [301] * (2 + 5 * number)
+
+
+def test_a_chat_says_what_the_oracle_says(server: Server) -> None:
+    prompt = server.post("/tokenize", model=MODEL, messages=ASK).json()["tokens"]
+    answer = server.post(model=MODEL, messages=ASK, max_tokens=200, stream=True, stream_options={"include_usage": True})
+    said = events(answer.text)
+
+    assert content(said) == expected_text(prompt, 200)
+    assert not content(said).isascii(), "characters of several tokens, too"
+    assert said[-1]["usage"]["completion_tokens"] == 200
+
+
+def test_every_position_of_a_hundred_streams_is_right(server: Server) -> None:
+    """Half of them by text alone, through our own chunks; half by token ids, through vLLM's."""
+
+    def run(number: int) -> list[Json]:
+        answer = server.post(
+            "/v1/completions",
+            model=MODEL,
+            prompt=prompt_of(number),
+            max_tokens=TOKENS,
+            stream=True,
+            return_token_ids=number % 2 == 1,
+        )
+        return events(answer.text)
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        streams = list(pool.map(run, range(STREAMS)))
+
+    for number, documents in enumerate(streams):
+        prompt, choices = prompt_of(number), [document["choices"][0] for document in documents]
+
+        assert "".join(choice["text"] for choice in choices) == expected_text(prompt, TOKENS)
+        assert choices[-1]["finish_reason"] == "length"
+        if number % 2 == 1:
+            said = [token for choice in choices for token in choice["token_ids"] or []]
+
+            assert said == oracle.tokens(prompt[0], len(prompt), TOKENS)
+    assert server.sample("vllm:num_preemptions_total") > 0
+
+
+def test_what_the_scheduler_does_works(server: Server) -> None:
+    """Stop strings, several choices, cancelled clients."""
+    prompt = prompt_of(0)
+    text = expected_text(prompt, 300)
+    stop = next(character for character in text if ord(character) > 0x1F000)
+    answer = server.post("/v1/completions", model=MODEL, prompt=prompt, max_tokens=300, stop=[stop], n=2).json()
+
+    assert [choice["text"] for choice in answer["choices"]] == [text.partition(stop)[0]] * 2
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop"] * 2
+
+    endless = {"model": MODEL, "prompt": prompt, "max_tokens": 9000, "stream": True}
+    leaving = Raw(server.port, request_bytes(endless, "/v1/completions"))
+    leaving.read_until(b"text")
+    leaving.close()
+    server.wait_idle()
+
+
+def test_what_needs_a_model_does_not_end_the_engine(server: Server) -> None:
+    engine = server.engine_pid()
+    guided = server.post(model=MODEL, messages=ASK, stream=True, response_format={"type": "json_object"})
+    scored = server.ask(logprobs=True, top_logprobs=2, max_tokens=2)["choices"][0]["logprobs"]["content"]
+
+    assert "engine_failed" in guided.text
+    assert [one["logprob"] for one in scored] == [0, 0]
+    assert all(len(one["top_logprobs"]) == 2 for one in scored)
+    assert server.ask(max_tokens=5)["usage"]["completion_tokens"] == 5
+    assert server.engine_pid() == engine
+
+
+def test_the_engine_process_dies_in_the_step_that_is_named(server: Server) -> None:
+    """What the server makes of that is for other tests."""
+    engine = [process for process in descendants(server.pid) if process[0] == server.engine_pid()]
+    body = {"model": MODEL, "prompt": prompt_of(0), "max_tokens": DIES_AT_STEP, "stream": True}
+    reading = Raw(server.port, request_bytes(body, "/v1/completions"))
+    try:
+        poll("the engine process has ended", lambda: not alive(engine), 60)
+    finally:
+        reading.close()

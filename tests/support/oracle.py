@@ -1,0 +1,25 @@
+"""The text that the synthetic engine's tokens become, for clients that see only text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gateway.demo import MODEL_PATH
+from gateway.engine import oracle
+
+
+@cache
+def tokenizer() -> Any:
+    """The demo model's."""
+    return Tokenizer.from_file(str(MODEL_PATH / "tokenizer.json"))
+
+
+def expected_text(prompt_token_ids: Sequence[int], count: int) -> str:
+    """What `count` tokens after this prompt read like. A character whose last bytes are missing is never sent."""
+    said = oracle.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
+    text: str = tokenizer().decode(said)
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
