@@ -370,6 +370,80 @@ async def test_presence_that_is_excused_lets_the_client_leave() -> None:
 
 
 @in_virtual_time
+async def test_a_client_that_is_still_there_can_be_dropped_with_a_cause_even_when_it_is_excused() -> None:
+    """The last write may be stuck, too."""
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def hold(presence: Presence) -> None:
+        async with presence:
+            presence.excuse()
+            await asyncio.Event().wait()
+
+    presence = Presence(receive)
+    task = asyncio.get_running_loop().create_task(hold(presence))
+    await settle()
+    presence.drop(Cause.CLIENT_STALLED)
+    with pytest.raises(Left) as caught:
+        await task
+
+    assert caught.value.cause is Cause.CLIENT_STALLED
+
+
+@in_virtual_time
+async def test_what_is_received_besides_the_departure_is_passed_over() -> None:
+    messages = [{"type": "http.request"}, {"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def stay() -> None:
+        async with Presence(receive):
+            await asyncio.Event().wait()
+
+    with pytest.raises(Left):
+        await stay()
+
+    assert messages == []
+
+
+@in_virtual_time
+async def test_a_client_that_left_before_its_stream_was_opened_is_found_with_it() -> None:
+    edge = Edge()
+    client = edge.ask()
+    client.gone.set()
+    client._parts.clear()
+    await client.finish()
+    other = edge.ask()
+    await asyncio.sleep(0)
+    other.leave()
+    await other.finish()
+
+    assert edge.at_rest
+    assert [cause for cause, _ in edge.facts.endings] == [Cause.DISCONNECTED] * 2
+
+
+@in_virtual_time
+async def test_tokens_that_add_no_text_are_no_reason_to_write() -> None:
+    edge = Edge()
+    client = edge.ask(COMPLETION, formatted=True)
+    await settle()
+    for _ in range(5):
+        edge.engine.runs[0].say("")
+        await settle()
+
+    assert not client.started
+
+    edge.engine.runs[0].document(b"{}")
+    edge.engine.runs[0].finish()
+    await client.finish()
+
+    assert client.body == b"data: {}\n\ndata: [DONE]\n\n"
+
+
+@in_virtual_time
 async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_taken() -> None:
     edge = Edge(max_concurrent=3, max_waiting=50)
     clients = [edge.ask(number=number) for number in range(20)]

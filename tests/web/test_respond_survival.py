@@ -464,6 +464,18 @@ async def test_a_reader_may_come_back_by_the_query_too() -> None:
 
 
 @in_virtual_time
+async def test_a_defect_met_by_somebody_who_comes_back_is_counted_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the secret reason")
+
+    edge = Edge()
+    monkeypatch.setattr(edge.registry, "find", broken)
+    back = await edge.come_back("chatcmpl-1").finish()
+
+    assert (back.status, edge.facts.resumes) == (500, ["internal_error"])
+
+
+@in_virtual_time
 async def test_a_reader_that_has_read_everything_is_told_to_stop() -> None:
     """204 is what stops an EventSource."""
     edge = Edge()
