@@ -53,7 +53,9 @@ def plan_engine(
         engine=engine,
         flags=flags,
         small=small,
-        synthetic=settings.synthetic.model_dump(mode="json", exclude={"enabled"}) if settings.synthetic.enabled else None,
+        synthetic=settings.synthetic.model_dump(mode="json", exclude={"enabled"})
+        if settings.synthetic.enabled
+        else None,
         trust_client_fields=settings.server.trust_client_fields,
         hang_timeout_s=settings.supervisor.hang_timeout_s,
         log_level=settings.log.level,

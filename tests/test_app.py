@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 
 from gateway import demo
 from gateway.app import Sluice, plan_engine, versions
+from gateway.engine.base import Revival, Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
-from gateway.settings import Admission, Log, Server, Settings, Synthetic
+from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
 from tests.support.asgi import Client
 from tests.support.edge import CHAT
 from tests.support.engine import ScriptedEngine
@@ -23,11 +24,16 @@ from tests.support.time import clock, in_virtual_time, settle
 class Process:
     """An app and the server around it, as far as its lifespan goes."""
 
-    def __init__(self, launch: Callable[[], Awaitable[ScriptedEngine]], **server: Any) -> None:
+    def __init__(self, launch: Callable[[], Awaitable[ScriptedEngine]], max_restarts: int = 3, **server: Any) -> None:
         self.registry = CollectorRegistry()
         self.said: list[Any] = []
         settings = Settings.model_construct(
-            server=Server(**server), admission=Admission(max_concurrent=1, max_waiting=0), log=Log(), engine={}
+            server=Server(**server),
+            admission=Admission(max_concurrent=1, max_waiting=0),
+            streams=Streams(keepalive_s=10, max_grace_s=50),
+            supervisor=Supervision(max_restarts=max_restarts, window_s=100),
+            log=Log(),
+            engine={},
         )
         self.sluice = Sluice(
             settings,
@@ -53,11 +59,11 @@ class Process:
         await self._inbox.put({"type": "lifespan.shutdown"})
         await self._life
 
-    def client(self, method: str, path: str, body: bytes = b"") -> Client:
-        return Client(self.sluice.asgi, method, path, body=body)
+    def client(self, method: str, path: str, body: bytes = b"", **options: Any) -> Client:
+        return Client(self.sluice.asgi, method, path, body=body, **options)
 
-    def number(self, name: str) -> float | None:
-        return self.registry.get_sample_value(name)
+    def number(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
 
 
 @in_virtual_time
@@ -99,7 +105,63 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
 
 
 @in_virtual_time
-async def test_an_engine_that_dies_is_told_to_the_process() -> None:
+async def test_an_engine_that_dies_once_too_often_is_told_to_the_process() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch, max_restarts=0)
+    await process.start()
+    engine.death.set()
+    await settle()
+
+    assert [str(said).partition(",")[0] for said in process.said] == ["ready", "The engine died"]
+    assert process.said[1].exit_code == 1
+    assert (await process.client("GET", "/livez").finish()).status == 503
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_stream_outlives_the_engine_that_began_it() -> None:
+    engine = ScriptedEngine()
+    engine.revive_takes_s, engine.revival = 25, Revival(continued=1, failed={"its grammar would start anew": 2})
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    engine.runs[0].say("be")
+    await settle()
+    engine.death.set()
+    await settle()
+
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+    assert (await process.client("GET", "/livez").finish()).status == 200, "a restart is no reason to kill the process"
+    assert process.sluice.starting is True
+
+    await asyncio.sleep(26)
+    engine.runs[0].end("gin")
+    await stream.finish()
+
+    assert stream.comments == 2
+    assert stream.events()[-1] == "[DONE]"
+    assert (await process.client("GET", "/readyz").finish()).status == 200
+    assert process.number("sluice_engine_restarts_total") == 1
+    assert process.number("sluice_streams_recovered_total", result="continued") == 1
+    assert process.number("sluice_streams_recovered_total", result="failed") == 2
+    assert process.number("sluice_ended_total", cause="completed") == 1
+    assert process.said == ["ready"]
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_resumable_streams_keep_is_shown_and_bounded_by_the_settings() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
@@ -107,12 +169,84 @@ async def test_an_engine_that_dies_is_told_to_the_process() -> None:
 
     process = Process(launch)
     await process.start()
-    engine.death.set()
+    stream = process.client("POST", CHAT, b'{"stream": true}', headers={"X-Stream-Resumable": "1000"})
     await settle()
+    engine.runs[0].end("all")
+    await stream.finish()
+    back = await process.client("GET", f"/v1/streams/{engine.runs[0].id}").finish()
 
-    assert [str(said) for said in process.said] == ["ready", "The engine died; see its last words above."]
-    assert process.said[1].exit_code == 1
-    assert (await process.client("GET", "/livez").finish()).status == 503
+    assert stream.headers["x-stream-resumable"] == "50"
+    assert back.body == stream.body
+    assert (process.number("sluice_kept_bytes") or 0) > 0
+    assert process.number("sluice_stream_resumes_total", result="ok") == 1
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at_its_deadline() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    engine.runs[0].say("a")
+    await settle()
+    drain = asyncio.get_running_loop().create_task(process.sluice.drain(20))
+    await settle()
+    ready = await process.client("GET", "/readyz").finish()
+
+    assert (ready.status, ready.json()["status"]) == (503, "server_draining")
+    assert (await process.client("GET", "/livez").finish()).status == 200
+    assert (await process.client("GET", "/version").finish()).headers["connection"] == "close"
+
+    await drain
+    await stream.finish()
+
+    assert stream.events()[-2]["error"]["code"] == "server_draining"
+    assert process.number("sluice_ended_total", cause="server_draining") == 1
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_everything_can_be_ended_now() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    process.sluice.end_now()
+    await stream.finish()
+
+    assert (stream.status, stream.error()["code"]) == (503, "server_draining")
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+
+    assert not process.sluice.chats
+
+    engine.routes = {("POST", CHAT): Route.WORKS}
+
+    assert process.sluice.chats
 
     await process.stop()
 

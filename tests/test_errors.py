@@ -25,6 +25,18 @@ def test_the_drawing_at_the_top_tells_the_truth(kind: type[SluiceError]) -> None
     assert drawn[1].split() == [str(kind.status), kind.type, kind.code, kind.grpc, retry]
 
 
+def test_the_drawing_has_every_class_once_under_its_parent_and_no_other() -> None:
+    doc = errors.__doc__ or ""
+    parents: dict[int, str] = {}
+    drawn: list[tuple[str, str]] = []
+    for indent, name in re.findall(r"^    ((?:[|`\- ] *)*)(\w+)  +\d{3} ", doc, re.M):
+        drawn.append((name, parents.get(len(indent) - 3, "SluiceError")))
+        parents[len(indent)] = name
+
+    assert sorted(drawn) == sorted((kind.__name__, kind.__mro__[1].__name__) for kind in LEAVES)
+    assert "SettingsError" in doc
+
+
 def test_every_failure_is_exported() -> None:
     assert {kind.__name__ for kind in TREE} | {"SettingsError"} == set(errors.__all__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -209,3 +210,11 @@ def test_importing_has_no_side_effects_on_logging_or_signals() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("room", ["streams", "streamlog", "wire", "web", "admission"])
+def test_a_rooms_page_lists_its_modules(room: str) -> None:
+    page = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {file.stem for file in (ROOT / room).glob("*.py")} - {"__init__"}
+
+    assert modules <= set(re.findall(r"^- `(\w+)`:", page, re.M))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -115,5 +116,4 @@ def test_the_stopwatch_tells_stages_with_their_time(caplog: pytest.LogCaptureFix
     watch = Stopwatch()
     watch.say("loading")
 
-    assert caplog.messages[0].endswith("s] loading")
-    assert watch.elapsed_s() >= 0
+    assert re.fullmatch(r"\[ *\d+\.\d s\] loading", caplog.messages[0])

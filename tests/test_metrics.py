@@ -26,6 +26,9 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
     metrics.token_gap(0.125)
     metrics.merged(3)
     metrics.ended(Cause.CANCELLED, 7)
+    metrics.resumed("ok")
+    metrics.recovered("continued", 5)
+    metrics.restarted()
     metrics.served("/v1/completions", "cancelled", 4.0)
     expected = {
         ("sluice_queue_wait_seconds_sum", ()): 2.0,
@@ -36,6 +39,10 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
         ("sluice_merged_deltas_total", ()): 3,
         ("sluice_ended_total", (("cause", "cancelled"),)): 1,
         ("sluice_wasted_tokens_total", (("cause", "cancelled"),)): 7,
+        ("sluice_stream_resumes_total", (("result", "ok"),)): 1,
+        ("sluice_streams_recovered_total", (("result", "continued"),)): 5,
+        ("sluice_streams_recovered_total", (("result", "failed"),)): 0,
+        ("sluice_engine_restarts_total", ()): 1,
         ("sluice_requests_total", (("endpoint", "/v1/completions"), ("outcome", "cancelled"))): 1,
         ("sluice_request_duration_seconds_sum", (("endpoint", "/v1/completions"),)): 4.0,
         ("sluice_build_info", (("version", "0.1.0"),)): 1,
@@ -55,7 +62,8 @@ def test_a_cause_that_has_not_happened_yet_is_a_zero(
 
 def test_gauges_are_read_at_every_scrape(metrics: Metrics, registry: CollectorRegistry) -> None:
     numbers = {"active": 1, "waiting": 2}
-    metrics.watch(active=lambda: numbers["active"], waiting=lambda: numbers["waiting"])
+    metrics.watch("streams_active", "Active.", lambda: numbers["active"])
+    metrics.watch("requests_waiting", "Waiting.", lambda: numbers["waiting"])
     numbers["active"] = 5
 
     assert registry.get_sample_value("sluice_streams_active") == 5

@@ -56,3 +56,14 @@ def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
     tally.generated(50, None)
 
     assert (tally.completion_tokens, tally.first_token_s, facts.gaps) == (50, None, [])
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
+    facts = Recorder()
+    tally = a_tally(facts)
+    tally.generated(5, None)
+    tally.cause = cause
+    tally.settle()
+
+    assert facts.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import server
 from gateway.errors import SettingsError
 from gateway.server import Protocol, bind
-from gateway.web import guard
+from gateway.web import guard, respond
 from gateway.web.respond import read_body
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
@@ -296,6 +301,193 @@ async def test_a_response_left_incomplete_breaks_the_connection_without_its_fina
 
     assert connection.heard.endswith(b"4\r\nhalf\r\n")
     assert connection.closed
+
+
+@in_virtual_time
+async def test_an_accepted_socket_is_tuned_and_its_buffer_bounded() -> None:
+    connection = Connection(App())
+
+    assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_KEEPALIVE] == 1
+    assert connection.transport.high_water == 16 * 2**10
+    assert connection.protocol.unsent_bytes == 7
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
+    connection = Connection(App(), family=socket.AF_UNIX)
+
+    assert connection.transport.socket.options == {}
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
+    app = App(slow=True)
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+    app.scopes[0][respond.ABORT]()
+    app.go_on.set()
+    await settle()
+
+    assert connection.transport.aborted
+    assert not connection.heard.endswith(b"0\r\n\r\n")
+
+
+async def look(connection: Connection, seconds: int) -> int:
+    """Look after the peer every second; after how many it was found gone."""
+    for second in range(1, seconds + 1):
+        connection.protocol.look_after_peer(clock().now())
+        if connection.transport.aborted:
+            return second - 1
+        await asyncio.sleep(1)
+    return seconds
+
+
+@in_virtual_time
+async def test_a_peer_that_owes_an_answer_for_too_long_is_gone() -> None:
+    app = App(slow=True)
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+
+    assert await look(connection, 60) == 60, "a peer that answers may read as slowly as it likes"
+
+    connection.transport.socket.retransmits = 1
+
+    assert await look(connection, 60) == server.PEER_GONE_AFTER_S == 18
+    assert connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+
+
+@pytest.mark.parametrize("sign", ["retransmits", "probes"])
+@in_virtual_time
+async def test_an_answer_in_between_pays_the_debt(sign: str) -> None:
+    app = App(slow=True)
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+    for _ in range(5):
+        setattr(connection.transport.socket, sign, 3)
+
+        assert await look(connection, 17) == 17
+
+        setattr(connection.transport.socket, sign, 0)
+        connection.protocol.look_after_peer(clock().now())
+
+    assert not connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
+    connection = Connection(App())
+    connection.transport.socket.retransmits = 1
+
+    assert await look(connection, 60) == 60
+
+    connection.hang_up()
+
+
+class House:
+    """What the server asks of the app, and a server that is asked to stop."""
+
+    def __init__(self, running_s: float = 5.0) -> None:
+        self.running_s = running_s
+        self.asked: list[Any] = []
+        self.server = server._Uvicorn(uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None))
+        self.server.sluice = self  # type: ignore[assignment]
+        self.server.drain_timeout_s = 30.0
+
+    async def drain(self, timeout_s: float) -> None:
+        self.asked.append(timeout_s)
+        await asyncio.sleep(self.running_s)
+
+    def end_now(self) -> None:
+        self.asked.append("now")
+
+
+@contextlib.contextmanager
+def signals_of(house: House) -> Iterator[None]:
+    """Signal handlers without signals: virtual time has no room for them."""
+    loop = asyncio.get_running_loop()
+    handlers: dict[int, Any] = {}
+
+    def add(number: int, act: Any, *args: Any) -> None:
+        handlers[number] = partial(act, *args)
+
+    original, loop.add_signal_handler = loop.add_signal_handler, add  # type: ignore[assignment, method-assign]
+    try:
+        with house.server.capture_signals():
+            house.signals = handlers  # type: ignore[attr-defined]
+            yield
+    finally:
+        loop.add_signal_handler = original  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@in_virtual_time
+async def test_the_first_signal_drains_and_then_stops(number: int) -> None:
+    house = House(running_s=5)
+    with signals_of(house):
+        house.signals[number]()  # type: ignore[attr-defined]
+        await asyncio.sleep(4.9)
+
+        assert (house.asked, house.server.should_exit) == ([30.0], False), "the listeners stay open"
+
+        await asyncio.sleep(0.2)
+
+    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, False, [30.0])
+
+
+@in_virtual_time
+async def test_the_second_signal_ends_everything_now() -> None:
+    house = House(running_s=1000)
+    with signals_of(house):
+        house.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
+        await asyncio.sleep(1)
+        house.signals[signal.SIGINT]()  # type: ignore[attr-defined]
+
+    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, True, [30.0, "now"])
+
+    assert house.server._draining is not None
+    house.server._draining.cancel()
+
+
+@in_virtual_time
+async def test_every_second_all_connections_are_looked_after() -> None:
+    house = House()
+    apps = [App(slow=True) for _ in range(2)]
+    connections = [Connection(app) for app in apps]
+    for connection in connections:
+        connection.say(GET)
+    await settle()
+    connections[0].transport.socket.retransmits = 1
+    house.server.server_state.connections = {connection.protocol for connection in connections}
+
+    assert house.server.unsent_bytes() == 14
+
+    ticks = 0
+    while not connections[0].transport.aborted and ticks < 1000:
+        await house.server.on_tick(ticks)
+        await asyncio.sleep(0.1)
+        ticks += 1
+
+    assert ticks == 181, "one look a second, 18 s after the first that found a debt"
+    assert not connections[1].transport.aborted
+
+    for app in apps:
+        app.go_on.set()
+    await settle()
+    connections[1].hang_up()
 
 
 def test_limits_are_those_of_the_design() -> None:

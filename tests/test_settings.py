@@ -47,6 +47,52 @@ def test_without_anything_the_defaults_count() -> None:
     assert settings.engine == {}
 
 
+def test_the_defaults_of_streams_and_supervisor_are_those_that_the_contract_names() -> None:
+    settings = load({}, None)
+
+    assert settings.streams.model_dump() == {
+        "keepalive_s": 15,
+        "stall_timeout_s": 30,
+        "max_timeout_s": 3600,
+        "max_grace_s": 600,
+        "retention_s": 120,
+        "max_bytes": 4 * 2**20,
+        "max_total_bytes": 256 * 2**20,
+    }
+    assert settings.supervisor.model_dump() == {"max_restarts": 3, "window_s": 600, "hang_timeout_s": 60}
+
+
+def test_streams_and_supervisor_are_set_like_everything_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(file, "streams: {keepalive_s: 5, retention_s: 0}\nsupervisor: {max_restarts: 0}\n")
+    monkeypatch.setenv("SLUICE_STREAMS__KEEPALIVE_S", "2.5")
+    monkeypatch.setenv("SLUICE_SUPERVISOR__HANG_TIMEOUT_S", "7")
+    settings = load({}, file)
+
+    assert (settings.streams.keepalive_s, settings.streams.retention_s) == (2.5, 0)
+    assert (settings.supervisor.max_restarts, settings.supervisor.hang_timeout_s) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("streams", "keepalive_s", 0),
+        ("streams", "stall_timeout_s", 0),
+        ("streams", "max_timeout_s", 0),
+        ("streams", "max_grace_s", -1),
+        ("streams", "retention_s", -1),
+        ("streams", "max_bytes", 4095),
+        ("streams", "max_total_bytes", 4095),
+        ("supervisor", "max_restarts", -1),
+        ("supervisor", "window_s", 0),
+        ("supervisor", "hang_timeout_s", 0),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(file: Path, section: str, key: str, value: int) -> None:
+    message = complaint({}, written(file, f"{section}: {{{key}: {value}}}"))
+
+    assert message.startswith(f"{section}.{key} (in {file}): {value}: ")
+
+
 def test_flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

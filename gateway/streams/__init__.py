@@ -2,6 +2,10 @@
 
 - `lifecycle`: the states and what may happen in each, as a table.
 - `producer`: the sink that the engine fills; the only writer of a stream.
+- `merging`: fewer, fuller pieces for a reader who comes late.
 - `follower`: the reader's side: wait, take all that is new.
-- `registry`: who lives here; open, cancel.
+- `stream`: producer, readers and timers of one request.
+- `shelf`: where finished resumable streams stay readable.
+- `leash`: a scope that others can end.
+- `registry`: who lives here; open, find, cancel, drain.
 """

@@ -28,6 +28,8 @@ class Follower:
             batch = self._producer.log.read(self.cursor)
             if batch is not None:
                 self.cursor = batch.first + len(batch.documents) - 1
+                # News are a sign of life, too.
+                self._nudged = False
                 return batch
             if self._nudged:
                 self._nudged = False

@@ -23,6 +23,7 @@ class Leash:
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
         self._error: Exception | None = None
+        self._cancels = 0
 
     def end(self, error: Exception) -> None:
         """Stop the body at its next wait; the scope is left with `error`. Afterwards, or a second time: nothing."""
@@ -32,16 +33,19 @@ class Leash:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancels = self._task.cancelling()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._error is None or task is None or not isinstance(error, asyncio.CancelledError):
+        if self._error is None or task is None:
             return
-        # uncancel tells whether somebody else wants the task to end, too; then that goes first.
-        if task.uncancel() == 0:
+        # uncancel tells whether somebody else wants the task to end, too; then that goes first. A body that swallowed
+        # the cancellation (vLLM's handlers do) has been stopped all the same.
+        if task.uncancel() <= self._cancels and (error is None or isinstance(error, asyncio.CancelledError)):
             raise self._error from None
 
 

@@ -20,7 +20,7 @@ from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
 from gateway.streams.merging import merge
 
-# So many unread pieces are merged (or, if they cannot be, kept as events): a reader that stops costs its text only.
+# So many unread pieces are merged (or become events, where the log keeps them): a reader that stops costs its text.
 _COMPACT_AT = 64
 # Unread documents of vLLM's own beyond this make their formatter wait; vLLM then merges what the engine goes on to say.
 _FULL_BYTES = 32 * 2**10
@@ -176,10 +176,11 @@ class Producer:
         return pieces
 
     def _compact(self) -> None:
-        """Nobody has read for a while."""
-        self._pending = self._merged()
-        if self.log.keeps and (len(self._pending) >= _COMPACT_AT or self._pending_bytes > _FULL_BYTES):
+        """Nobody has read for a while. A log that keeps takes all of it, so that its limit holds for it."""
+        if self.log.keeps:
             self.seal()
+        else:
+            self._pending = self._merged()
 
     def _end(self, ended: Ended) -> bool:
         if not self._lifecycle.end(ended.cause):

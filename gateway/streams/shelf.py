@@ -52,7 +52,7 @@ class Shelf:
         """Let the oldest go until everything fits with `live_bytes`; whether it does."""
         while self._streams and self._size_bytes + live_bytes > self._max_bytes:
             self._drop_oldest()
-        return live_bytes < self._max_bytes
+        return live_bytes <= self._max_bytes
 
     def _drop_oldest(self) -> None:
         stream_id, (_, stream) = self._streams.popitem(last=False)
@@ -70,8 +70,8 @@ class Shelf:
 
     def _expire(self) -> None:
         self._timer = None
-        due_s = self._clock.now() - self._retention_s
-        while self._streams and next(iter(self._streams.values()))[0] <= due_s:
+        now_s = self._clock.now()
+        while self._streams and next(iter(self._streams.values()))[0] + self._retention_s <= now_s:
             self._drop_oldest()
         self._arm()
 

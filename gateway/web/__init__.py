@@ -4,5 +4,6 @@
 - `keys`: the API keys file.
 - `routes`: our paths, and everything else to vLLM's app.
 - `respond`: from a stream to the socket, watching for the client to leave.
+- `pulse`: the one timer that finds silent and stuck connections.
 - `health`: livez, readyz, metrics, version.
 """

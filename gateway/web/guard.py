@@ -98,7 +98,8 @@ class Guard:
                 raise outlet.refusal
         except Left as left:
             exchange.gone = True
-            exchange.tally.cause = exchange.tally.cause or left.cause
+            if not exchange.tally.outlives:
+                exchange.tally.cause = exchange.tally.cause or left.cause
         except SluiceError as error:
             await self._fail(error, exchange, outlet)
         except Exception:

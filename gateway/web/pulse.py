@@ -48,9 +48,9 @@ class Pulse:
             self._gone.clear()
 
     def _arm(self) -> None:
-        if not self._due:
+        first_s = self._due[0][0] if self._due else math.inf
+        if first_s == math.inf:
             return
-        first_s = self._due[0][0]
         if self._timer is not None:
             if self._wakes_s <= first_s:
                 return
@@ -67,9 +67,8 @@ class Pulse:
             if number in self._gone:
                 self._gone.discard(number)
                 continue
-            again_s = check(now_s)
-            if again_s < math.inf:
-                heapq.heappush(self._due, (again_s, number, check))
+            # Also one that never wants to be asked again stays until it leaves.
+            heapq.heappush(self._due, (check(now_s), number, check))
         self._arm()
 
 

@@ -89,21 +89,28 @@ class Responder:
         self.pulse = Pulse(clock)
 
     async def serve(
-        self, scope: MutableMapping[str, Any], presence: Presence, send: Any, stream: Stream, cursor: int
+        self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream: Stream, cursor: int
     ) -> None:
         """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
         exchange: Exchange = scope[EXCHANGE]
         try:
+            # The reader outside: it has to see why the client's presence ended.
             with stream.read(cursor) as follower:
-                if stream.streaming:
-                    await Sender(self, exchange, presence, send, stream, follower).run()
-                else:
-                    await _whole(exchange, presence, send, follower)
+                async with Presence(receive) as presence:
+                    await self._answer(exchange, presence, send, stream, follower)
         except Left as left:
             if left.cause is Cause.CLIENT_STALLED and (abort := scope.get(ABORT)) is not None:
                 # Closing would wait for the client to read what is in the buffers.
                 abort()
             raise
+
+    async def _answer(
+        self, exchange: Exchange, presence: Presence, send: Any, stream: Stream, follower: Follower
+    ) -> None:
+        if stream.streaming:
+            await Sender(self, exchange, presence, send, stream, follower).run()
+        else:
+            await _whole(exchange, presence, send, follower)
 
 
 class Completions:
@@ -121,9 +128,7 @@ class Completions:
         wished = wishes.read(tally.caller.headers)
         body = await read_body(receive)
         stream = self._responder.registry.open(self._endpoint, body, tally, wished)
-        # Opened first: a client that has left already is found by the scope, which then finds its stream.
-        async with Presence(receive) as presence:
-            await self._responder.serve(scope, presence, send, stream, 0)
+        await self._responder.serve(scope, receive, send, stream, 0)
 
 
 class Resume:
@@ -146,8 +151,7 @@ class Resume:
                 await send({"type": "http.response.start", "status": 204, "headers": []})
                 await send({"type": "http.response.body", "body": b""})
                 return
-            async with Presence(receive) as presence:
-                await self._responder.serve(scope, presence, send, stream, cursor)
+            await self._responder.serve(scope, receive, send, stream, cursor)
         except Left:
             facts.resumed("ok")
             raise
@@ -176,6 +180,7 @@ class Sender:
         self._stream = stream
         self._follower = follower
         self._started = False
+        self._is_first = exchange.tally is stream.producer.tally
         self._quiet_since_s = responder.clock.now()
         self._sending_since_s: float | None = None
 
@@ -195,8 +200,9 @@ class Sender:
             await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
             return False
         error = None if batch.ended is None else batch.ended.error
-        if error is not None and not self._started and self._stream.producer.silent:
-            # Nothing has been sent: the failure can still be a real HTTP status.
+        if error is not None and not self._started and self._stream.producer.silent and self._is_first:
+            # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
+            # what has been seen of this stream began with a 200.
             raise error
         body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
         if batch.ended is None:
@@ -231,11 +237,14 @@ class Sender:
         """What the pulse asks: is a sign of life due, or is this client stuck?"""
         pace = self._responder.pace
         if self._sending_since_s is not None:
-            if now_s - self._sending_since_s >= pace.stall_timeout_s:
-                self._presence.drop(Cause.CLIENT_STALLED)
-                return math.inf
-            return self._sending_since_s + pace.stall_timeout_s
-        if now_s - self._quiet_since_s >= pace.keepalive_s:
+            stuck_s = self._sending_since_s + pace.stall_timeout_s
+            if now_s < stuck_s:
+                return stuck_s
+            self._presence.drop(Cause.CLIENT_STALLED)
+            return math.inf
+        # Compared as the sum that is answered below: a difference can be rounded to the other side of the limit, and
+        # the pulse would ask again at the same moment, for ever.
+        if now_s >= self._quiet_since_s + pace.keepalive_s:
             self._follower.nudge()
             return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
         # A send that begins right now must be found when its time is up.

@@ -5,20 +5,42 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gateway.engine.base import Revival
 from gateway.engine.supervisor import EXPECTED_START_S, Phase, Supervisor
 from gateway.errors import Draining, EngineFailed, NotReady, SettingsError
 from tests.support.engine import ScriptedEngine
 from tests.support.time import clock, in_virtual_time, settle
 
 
-def supervise(
-    launch: Callable[[], Awaitable[ScriptedEngine]],
-) -> tuple[Supervisor, asyncio.Task[None], list[str]]:
-    began = clock().now()
-    supervisor = Supervisor(launch, lambda: clock().now() - began)
-    said: list[str] = []
-    running = asyncio.get_running_loop().create_task(supervisor.run(lambda: said.append("ready")))
-    return supervisor, running, said
+class House:
+    """A supervisor at work."""
+
+    def __init__(
+        self,
+        launch: Callable[[], Awaitable[ScriptedEngine]] | None = None,
+        *,
+        max_restarts: int = 3,
+        window_s: float = 600,
+    ) -> None:
+        self.engine = ScriptedEngine()
+        self.said: list[str | Revival] = []
+        self.supervisor = Supervisor(
+            launch or self._launch,
+            max_restarts=max_restarts,
+            window_s=window_s,
+            clock=clock(),
+            on_lost=lambda: self.said.append("lost"),
+            on_regained=self.said.append,
+        )
+        self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: self.said.append("ready")))
+
+    async def _launch(self) -> ScriptedEngine:
+        return self.engine
+
+    async def stop(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.supervisor.stop()
 
 
 @in_virtual_time
@@ -29,7 +51,8 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
         await asyncio.sleep(40)
         return engine
 
-    supervisor, running, said = supervise(launch)
+    house = House(launch)
+    supervisor = house.supervisor
     told = []
     for _ in range(2):
         with pytest.raises(NotReady) as caught:
@@ -38,7 +61,8 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
         await asyncio.sleep(10)
 
     assert told == [EXPECTED_START_S, EXPECTED_START_S - 10]
-    assert (supervisor.phase, supervisor.ready, said) == (Phase.STARTING, False, [])
+    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.STARTING, False, [])
+    assert supervisor.launching
 
     await asyncio.sleep(15)
     with pytest.raises(NotReady) as caught:
@@ -49,33 +73,202 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
     await asyncio.sleep(10)
 
     assert supervisor.engine is engine
-    assert (supervisor.phase, supervisor.ready, said) == (Phase.UP, True, ["ready"])
+    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.UP, True, ["ready"])
+    assert not supervisor.launching
 
-    running.cancel()
-    await supervisor.stop()
+    await house.stop()
 
     assert engine.stops == 1
 
 
 @in_virtual_time
-async def test_an_engine_that_dies_ends_the_process_with_a_failure() -> None:
-    """vLLM's own server exits with 0 then, which restart policies take for a success."""
+async def test_a_start_is_not_waited_for() -> None:
+    """It takes minutes; those who come meanwhile are told so. A restart is waited for: streams hang on it."""
+
+    async def launch() -> ScriptedEngine:
+        await asyncio.sleep(40)
+        raise AssertionError
+
+    house = House(launch)
+    with pytest.raises(NotReady):
+        await house.supervisor.soon()
+    await house.stop()
+
+
+@in_virtual_time
+async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None:
+    house = House()
+    engine, supervisor = house.engine, house.supervisor
+    engine.revive_takes_s = 20
+    engine.revival = Revival(continued=5, failed={"its grammar would start anew": 1})
+    await settle()
+    engine.death.set()
+    await asyncio.sleep(5)
+
+    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.RESTARTING, False, ["ready", "lost"])
+    assert supervisor.launching, "a process that ends now must not wait for the thread that builds the engine"
+    with pytest.raises(EngineFailed, match="being restarted") as caught:
+        _ = supervisor.engine
+    assert caught.value.retryable
+
+    await asyncio.sleep(15.1)
+
+    assert (supervisor.phase, supervisor.engine) == (Phase.UP, engine)
+    assert house.said == ["ready", "lost", engine.revival]
+    assert (engine.revivals, supervisor.launching) == (1, False)
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_retry_after_counts_down_from_what_the_last_start_took() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
+        await asyncio.sleep(12)
         return engine
 
-    supervisor, running, _ = supervise(launch)
-    await settle()
+    house = House(launch)
+    await asyncio.sleep(100)
+    engine.revive_takes_s = 50
+    told = []
+    for wait_s in (5, 40):
+        engine.death.set()
+        await asyncio.sleep(wait_s)
+        told.append(house.supervisor.unready().retry_after_s)
+
+    assert told == [7, 1]
+
+    await asyncio.sleep(10)
     engine.death.set()
-    with pytest.raises(SettingsError) as caught:
-        await running
+    await asyncio.sleep(5)
+
+    assert house.supervisor.unready().retry_after_s == 45
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_who_asks_for_the_engine_soon_waits_through_a_restart() -> None:
+    house = House()
+    house.engine.revive_takes_s = 20
+    await settle()
+
+    assert await house.supervisor.soon() is house.engine
+
+    house.engine.death.set()
+    await settle()
+    loop = asyncio.get_running_loop()
+    asking = [loop.create_task(house.supervisor.soon()) for _ in range(3)]
+    await asyncio.sleep(10)
+    asking[0].cancel()
+    await asyncio.sleep(9)
+
+    assert [task.done() for task in asking] == [True, False, False]
+
+    await asyncio.sleep(2)
+
+    assert [await task for task in asking[1:]] == [house.engine] * 2, "and one who gave up was no hindrance"
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_a_restart_that_fails_is_tried_again_slower_each_time() -> None:
+    house = House(max_restarts=100)
+    began = clock().now()
+    house.engine.revive_errors = [RuntimeError("no memory")] * 9
+    await settle()
+    house.engine.death.set()
+    waited = [0, 1, 2, 4, 8, 16, 30, 30, 30, 30]
+    await asyncio.sleep(sum(waited) - 1)
+
+    assert house.supervisor.phase is Phase.RESTARTING
+
+    await asyncio.sleep(2)
+
+    assert house.supervisor.phase is Phase.UP
+    assert house.engine.revivals == 1
+    assert house.said[:2] == ["ready", "lost"], "nothing is lost twice"
+    assert clock().now() - began == pytest.approx(sum(waited) + 1, abs=0.1)
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_one_death_after_another_is_answered_without_delay_as_long_as_engines_start() -> None:
+    house = House(max_restarts=3)
+    await settle()
+    for _ in range(3):
+        house.engine.death.set()
+        await settle()
+
+        assert house.supervisor.phase is Phase.UP
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_an_engine_that_dies_too_often_ends_the_process_with_a_failure() -> None:
+    """vLLM's own server exits with 0 then, which restart policies take for a success."""
+    house = House(max_restarts=2, window_s=600)
+    supervisor = house.supervisor
+    for _ in range(2):
+        await settle()
+        house.engine.death.set()
+        await settle()
+    house.engine.death.set()
+    with pytest.raises(SettingsError, match="died, after 2 restarts within 600 s") as caught:
+        await house.running
 
     assert caught.value.exit_code == 1
+    assert "supervisor.max_restarts" in str(caught.value)
     assert supervisor.phase is Phase.FAILED
+    assert house.engine.given_up, "what is in flight must hear of it"
     with pytest.raises(EngineFailed) as refused:
         _ = supervisor.engine
     assert refused.value.retry_after_s == EXPECTED_START_S
+
+
+@in_virtual_time
+async def test_restarts_that_failed_count_too_and_those_who_wait_hear_the_end() -> None:
+    house = House(max_restarts=2)
+    house.engine.revive_errors = [RuntimeError("no memory")] * 5
+    await settle()
+    house.engine.death.set()
+    await settle()
+    asking = asyncio.get_running_loop().create_task(house.supervisor.soon())
+    with pytest.raises(SettingsError, match="after 2 restarts"):
+        await house.running
+    with pytest.raises(EngineFailed, match="down"):
+        await asking
+
+
+@in_virtual_time
+async def test_without_restarts_the_first_death_is_the_last() -> None:
+    house = House(max_restarts=0)
+    await settle()
+    house.engine.death.set()
+    with pytest.raises(SettingsError, match="after 0 restarts"):
+        await house.running
+
+    assert house.engine.revivals == 0
+    assert house.said == ["ready", "lost"]
+
+
+@in_virtual_time
+async def test_restarts_of_long_ago_are_forgotten() -> None:
+    house = House(max_restarts=2, window_s=600)
+    await settle()
+    for _ in range(10):
+        house.engine.death.set()
+        await asyncio.sleep(301)
+
+        assert house.supervisor.phase is Phase.UP
+
+    assert house.engine.revivals == 10
+
+    await house.stop()
 
 
 @in_virtual_time
@@ -83,11 +276,11 @@ async def test_an_engine_that_cannot_start_is_a_failure_with_its_own_words() -> 
     async def launch() -> ScriptedEngine:
         raise SettingsError("No such model.")
 
-    supervisor, running, said = supervise(launch)
+    house = House(launch)
     with pytest.raises(SettingsError, match="No such model"):
-        await running
+        await house.running
 
-    assert (supervisor.phase, said) == (Phase.FAILED, [])
+    assert (house.supervisor.phase, house.said, house.supervisor.launching) == (Phase.FAILED, [], False)
 
 
 @in_virtual_time
@@ -98,31 +291,40 @@ async def test_stopping_is_safe_before_there_is_an_engine_and_twice() -> None:
         await asyncio.sleep(1)
         return engine
 
-    supervisor, running, _ = supervise(launch)
+    house = House(launch)
     await settle()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await supervisor.stop()
-    await supervisor.stop()
+    await house.stop()
+    await house.supervisor.stop()
 
-    assert supervisor.phase is Phase.STOPPED
-    assert not supervisor.ready
+    assert house.supervisor.phase is Phase.STOPPED
+    assert not house.supervisor.ready
     assert engine.stops == 0
 
 
 @in_virtual_time
 async def test_a_stopped_engine_serves_no_more_and_is_stopped_once() -> None:
-    engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    supervisor, running, _ = supervise(launch)
+    house = House()
     await settle()
-    running.cancel()
-    await supervisor.stop()
-    await supervisor.stop()
+    await house.stop()
+    await house.supervisor.stop()
 
-    assert engine.stops == 1
+    assert house.engine.stops == 1
     with pytest.raises(Draining):
-        _ = supervisor.engine
+        _ = house.supervisor.engine
+
+
+@in_virtual_time
+async def test_stopping_during_a_restart_lets_those_who_wait_go() -> None:
+    house = House()
+    house.engine.revive_takes_s = 1000
+    await settle()
+    house.engine.death.set()
+    await settle()
+    asking = asyncio.get_running_loop().create_task(house.supervisor.soon())
+    await settle()
+    await house.stop()
+    with pytest.raises(Draining):
+        await asking
+
+    assert house.engine.stops == 1
+    assert not house.supervisor.launching

@@ -1,91 +1,193 @@
 from __future__ import annotations
 
-from itertools import pairwise
+import asyncio
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
-from gateway.model import Cause, Chunk, Delta, Piece
-from gateway.streamlog.base import Ended
-from gateway.streamlog.memory import PendingLog
-from gateway.streams.follower import Follower, merge
-from tests.support.facts import Recorder
-from tests.support.time import in_virtual_time
+from gateway.errors import Expired
+from gateway.model import Cause, Delta
+from gateway.streamlog.base import Batch, Ended
+from gateway.streams.follower import Follower
+from tests.streams.bench import Bench
+from tests.support.time import in_virtual_time, settle
 
-DELTAS = st.builds(
-    Delta,
-    text=st.text(max_size=5),
-    tokens=st.integers(0, 4),
-    finish_reason=st.none(),
-    stop_reason=st.none(),
-)
-PIECES: st.SearchStrategy[Piece] = st.one_of(DELTAS, st.builds(Chunk, payload=st.binary(max_size=3)))
-
-
-def spelled(pieces: list[Piece]) -> list[str | bytes]:
-    """The content in order: runs of text, and documents."""
-    out: list[str | bytes] = []
-    for piece in pieces:
-        if isinstance(piece, Chunk):
-            out.append(piece.payload)
-        elif out and isinstance(out[-1], str):
-            out[-1] += piece.text
-        else:
-            out.append(piece.text)
-    return out
-
-
-@given(st.lists(PIECES, max_size=20))
-def test_merging_keeps_every_text_and_document_in_order_and_counts_every_token(pieces: list[Piece]) -> None:
-    merged = merge(list(pieces))
-
-    assert spelled(merged) == spelled(pieces)
-    assert sum(piece.tokens for piece in merged if isinstance(piece, Delta)) == sum(
-        piece.tokens for piece in pieces if isinstance(piece, Delta)
-    )
-
-
-@given(st.lists(PIECES, max_size=20))
-def test_no_two_deltas_stand_side_by_side_after_merging(pieces: list[Piece]) -> None:
-    merged = merge(list(pieces))
-
-    assert not any(isinstance(left, Delta) and isinstance(right, Delta) for left, right in pairwise(merged))
-
-
-def test_the_ending_of_the_last_delta_wins() -> None:
-    assert merge([Delta("a", 1), Delta("b", 2, "stop", "END")]) == [Delta("ab", 3, "stop", "END")]
+DONE = Ended(Cause.COMPLETED)
 
 
 @in_virtual_time
-async def test_a_single_piece_is_handed_over_as_it_is() -> None:
-    """The usual case: the reader is faster than the engine. It must cost nothing."""
-    log, facts = PendingLog(), Recorder()
-    delta = Delta("a", 1)
-    log.append(delta)
-    batch = await Follower(log, facts).take()
+async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    producer.put(Delta("a", 1))
+    producer.seal()
+    producer.put(Delta("b", 1))
 
-    assert batch.pieces[0] is delta
-    assert facts.spared == []
+    assert await follower.take() == Batch(1, [b"a", b"b"], None)
+    assert follower.cursor == 2
 
+    producer.finish()
 
-@in_virtual_time
-async def test_pieces_that_piled_up_come_joined_and_are_counted() -> None:
-    log, facts = PendingLog(), Recorder()
-    for text in "abc":
-        log.append(Delta(text, 1))
-    log.close(Ended(Cause.COMPLETED))
-    batch = await Follower(log, facts).take()
-
-    assert batch.pieces == [Delta("abc", 3)]
-    assert batch.ended == Ended(Cause.COMPLETED)
-    assert facts.spared == [2]
+    assert await follower.take() == Batch(3, [b"end"], DONE)
+    assert await follower.take() == Batch(4, [], DONE), "the end stays readable"
 
 
 @in_virtual_time
-async def test_documents_are_never_joined() -> None:
-    log, facts = PendingLog(), Recorder()
-    log.append(Chunk(b"1"))
-    log.append(Chunk(b"2"))
+async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_turn() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+    producer.put(Delta("a", 1))
+    producer.put(Delta("b", 1))
+    producer.finish()
 
-    assert (await Follower(log, facts).take()).pieces == [Chunk(b"1"), Chunk(b"2")]
-    assert facts.spared == []
+    assert await reading == Batch(1, [b"ab", b"end"], DONE)
+
+
+@in_virtual_time
+async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    for _ in range(2):
+        reading = asyncio.get_running_loop().create_task(follower.take())
+        await settle()
+        follower.nudge()
+
+        assert await reading is None
+
+    assert follower.cursor == 0
+
+
+@in_virtual_time
+async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+    follower.nudge()
+    producer.put(Delta("a", 1))
+
+    assert await reading == Batch(1, [b"a"], None)
+
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+
+    assert not reading.done()
+
+    producer.finish()
+    await reading
+
+
+@in_virtual_time
+async def test_nobody_waits_nobody_is_nudged() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    follower.nudge()
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+
+    assert not reading.done()
+
+    producer.finish()
+    await reading
+
+
+@in_virtual_time
+async def test_a_token_that_adds_no_text_is_no_news() -> None:
+    """Otherwise a reader would be sent a keep-alive for every piece of a character."""
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    for _ in range(3):
+        producer.put(Delta("", 1))
+        await settle()
+
+    assert not reading.done()
+
+    producer.put(Delta("a", 1))
+
+    assert await reading == Batch(1, [b"a"], None)
+
+    producer.finish()
+
+
+@in_virtual_time
+async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own_cursor() -> None:
+    producer = await Bench().running(2**20)
+    slow, fast = Follower(producer, 0), Follower(producer, 0)
+    producer.put(Delta("a", 1))
+
+    assert await fast.take() == Batch(1, [b"a"], None)
+
+    producer.put(Delta("b", 1))
+
+    assert await fast.take() == Batch(2, [b"b"], None)
+    assert await slow.take() == Batch(1, [b"a", b"b"], None)
+
+    reading = [asyncio.get_running_loop().create_task(one.take()) for one in (slow, fast)]
+    await settle()
+    producer.finish()
+
+    assert [await one for one in reading] == [Batch(3, [b"end"], DONE)] * 2
+
+
+@in_virtual_time
+async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_place() -> None:
+    producer = await Bench().running(keep_bytes=300)
+    follower = Follower(producer, 0)
+    for _ in range(20):
+        producer.put(Delta("x" * 50, 1))
+        producer.seal()
+    for _ in range(2):
+        with pytest.raises(Expired):
+            await follower.take()
+
+    assert follower.cursor == 0
+
+    fresh = Follower(producer, 19)
+
+    assert await fresh.take() == Batch(20, [b"x" * 50], None)
+
+    producer.finish()
+
+
+@in_virtual_time
+async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
+    producer = await Bench().running(keep_bytes=300)
+    follower = Follower(producer, 0)
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+    for _ in range(20):
+        producer.put(Delta("x" * 50, 1))
+        producer.seal()
+    with pytest.raises(Expired):
+        await reading
+    producer.finish()
+
+
+@in_virtual_time
+async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    reading = asyncio.get_running_loop().create_task(follower.take())
+    await settle()
+    producer.put(Delta("a", 1))
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    assert await follower.take() == Batch(1, [b"a"], None)
+
+    follower.close()
+    producer.finish()
+
+
+@in_virtual_time
+async def test_a_closed_follower_is_left_alone() -> None:
+    producer = await Bench().running()
+    follower = Follower(producer, 0)
+    follower.close()
+
+    assert producer._readers == []
+
+    producer.finish()

@@ -34,6 +34,7 @@ class Client:
         self.reading.set()
         self._parts = [body] if isinstance(body, bytes) else list(body)
         self._unfinished = unfinished
+        path, _, query = path.partition("?")
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
         scope = {
             "type": "http",
@@ -43,7 +44,7 @@ class Client:
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "root_path": "",
             "headers": lines,
             "client": ("127.0.0.1", 50000),
@@ -116,10 +117,39 @@ class Client:
 
     def events(self) -> list[Any]:
         """What an SSE reader makes of the body: JSON documents, and the string `[DONE]`."""
-        blocks = self.body.split(b"\n\n")
-        assert blocks.pop() == b"", "the last event is not complete"
-        lines = [block.removeprefix(b"data: ") for block in blocks]
-        return ["[DONE]" if line == b"[DONE]" else orjson.loads(line) for line in lines]
+        return [document for _, document in self.numbered()]
+
+    def numbered(self) -> list[tuple[int | None, Any]]:
+        """The events with their ids, None for those that have none."""
+        return read_events(self.body)
+
+    @property
+    def comments(self) -> int:
+        """How many keep-alive comments came."""
+        return self.body.count(b": keep-alive\n")
 
 
-__all__ = ["Client"]
+def read_events(body: bytes) -> list[tuple[int | None, Any]]:
+    """The events of a body that ends with a whole one, by the rules of the WHATWG as far as we use them."""
+    events: list[tuple[int | None, Any]] = []
+    number: int | None = None
+    data: bytes | None = None
+    for line in body.split(b"\n"):
+        if line.startswith(b": "):
+            continue
+        if not line:
+            if data is not None:
+                events.append((number, "[DONE]" if data == b"[DONE]" else orjson.loads(data)))
+            number = data = None
+        elif line.startswith(b"id: "):
+            number = int(line.removeprefix(b"id: "))
+        else:
+            assert line.startswith(b"data: "), line
+            assert data is None, "an event of ours has one line of data"
+            data = line.removeprefix(b"data: ")
+    assert number is None, "the last event is not complete"
+    assert data is None, "the last event is not complete"
+    return events
+
+
+__all__ = ["Client", "read_events"]

@@ -10,15 +10,17 @@ from typing import Any
 import orjson
 
 from gateway.admission.gate import Gate
+from gateway.engine.base import Revival
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.model import Endpoint
-from gateway.streamlog.memory import PendingLog
-from gateway.streams.registry import Registry
+from gateway.streamlog.memory import MemoryLog
+from gateway.streams.registry import Limits, Registry
 from gateway.web import health
 from gateway.web.guard import Guard
 from gateway.web.keys import Keys
-from gateway.web.respond import Completions
+from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
+from gateway.wire import openai
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
 from tests.support.facts import Recorder
@@ -31,6 +33,9 @@ COMPLETION = Endpoint.COMPLETION.value
 def key_line(name: str, key: str) -> str:
     """A line of a keys file."""
     return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}\n"
+
+
+LIMITS = Limits(max_timeout_s=3600, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
 
 
 class Edge:
@@ -46,6 +51,9 @@ class Edge:
         keys_file: Path | None = None,
         protect_metrics: bool = False,
         ready: bool = True,
+        keepalive_s: float = 15.0,
+        stall_timeout_s: float = 30.0,
+        limits: Limits = LIMITS,
         metrics: Callable[[], bytes] = lambda: b"sluice_numbers 1\n",
     ) -> None:
         self.clock = clock()
@@ -58,14 +66,23 @@ class Edge:
             clock=self.clock,
             facts=self.facts,
         )
-        began = self.clock.now()
-        self.supervisor = Supervisor(self._launch, lambda: self.clock.now() - began)
+        self.supervisor = Supervisor(
+            self._launch,
+            max_restarts=3,
+            window_s=600,
+            clock=self.clock,
+            on_lost=self._lost,
+            on_regained=self._regained,
+        )
         if ready:
             self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
         self.registry = Registry(
             engine=lambda: self.supervisor.engine,
+            engine_soon=self.supervisor.soon,
             gate=self.gate,
-            log=PendingLog,
+            log=MemoryLog,
+            wire=openai,
+            limits=limits,
             clock=self.clock,
             facts=self.facts,
         )
@@ -82,12 +99,14 @@ class Edge:
             lifespan=None,
             version="0.1.0",
         )
-        completions = {endpoint: Completions(endpoint, self.registry, self.clock, self.facts) for endpoint in Endpoint}
+        self.responder = Responder(self.registry, Pace(keepalive_s, stall_timeout_s), self.clock, self.facts)
+        completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
         self.app = Guard(
-            Dispatch(completions, small, self.registry),
+            Dispatch(completions, Resume(self.responder), small, self.registry),
             keys=None if keys_file is None else Keys(keys_file, self.clock),
             protect_metrics=protect_metrics,
             max_body_bytes=max_body_bytes,
+            closing=lambda: self.registry.draining,
             clock=self.clock,
             facts=self.facts,
         )
@@ -95,13 +114,32 @@ class Edge:
     async def _launch(self) -> ScriptedEngine:
         return self.engine
 
+    def _lost(self) -> None:
+        self.registry.lost()
+
+    def _regained(self, revival: Revival) -> None:
+        self.registry.regained()
+
     def client(self, method: str, path: str, **options: Any) -> Client:
         """Somebody sends a request."""
         return Client(self.app, method, path, **options)
 
-    def ask(self, path: str = CHAT, *, headers: Mapping[str, str] | None = None, **fields: Any) -> Client:
-        """Somebody asks for a stream; `fields` go into the body."""
-        return Client(self.app, "POST", path, headers=headers, body=orjson.dumps({"stream": True, **fields}))
+    def ask(
+        self,
+        path: str = CHAT,
+        *,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Client:
+        """Somebody asks for a stream; `fields` go into the body, `extra` into the scope."""
+        body = orjson.dumps({"stream": True, **fields})
+        return Client(self.app, "POST", path, headers=headers, extra=extra, body=body)
+
+    def come_back(self, stream_id: str, last: int | None = None, **options: Any) -> Client:
+        """Somebody who has seen event number `last` comes back for the rest."""
+        headers = {**options.pop("headers", {}), **({} if last is None else {"Last-Event-ID": str(last)})}
+        return self.client("GET", f"/v1/streams/{stream_id}", headers=headers, **options)
 
     @property
     def at_rest(self) -> bool:
@@ -109,4 +147,4 @@ class Edge:
         return (self.gate.taken, self.gate.waiting, self.registry.active) == (0, 0, 0)
 
 
-__all__ = ["CHAT", "COMPLETION", "Edge", "key_line"]
+__all__ = ["CHAT", "COMPLETION", "LIMITS", "Edge", "key_line"]

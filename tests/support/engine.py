@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.base import ASGIApp, Route, Sink
-from gateway.errors import ClientError, SluiceError
+from gateway.engine.base import ASGIApp, Revival, Route, Sink
+from gateway.errors import ClientError, EngineFailed, SluiceError
 from gateway.model import Chunk, Delta, Endpoint, Frame, Tally
 
 
@@ -40,6 +40,19 @@ class Run:
     prepared: Prepared
     sink: Sink
     aborts: int = 0
+    over: bool = False
+    """Whether it has said its last word."""
+
+    @property
+    def id(self) -> str:
+        """The id that the request's client sees."""
+        assert self.prepared.tally.id is not None
+        return self.prepared.tally.id
+
+    @property
+    def live(self) -> bool:
+        """Whether it occupies the engine."""
+        return not self.over and not self.aborts
 
     def say(self, text: str, tokens: int = 1) -> None:
         """Generate some text."""
@@ -47,6 +60,7 @@ class Run:
 
     def end(self, text: str = "", reason: str = "stop", tokens: int = 1) -> None:
         """Generate the last text."""
+        self.over = True
         self.sink.put(Delta(text, tokens, reason))
 
     def document(self, payload: bytes, tokens: int = 0) -> None:
@@ -54,8 +68,14 @@ class Run:
         self.prepared.tally.generated(tokens, None)
         self.sink.put(Chunk(payload))
 
+    def finish(self) -> None:
+        """The documents are complete."""
+        self.over = True
+        self.sink.finish()
+
     def fail(self, error: SluiceError) -> None:
         """Give up."""
+        self.over = True
         self.sink.fail(error)
 
     def abort(self) -> None:
@@ -78,6 +98,12 @@ class ScriptedEngine:
     prepare_error: Exception | None = None
     submit_error: Exception | None = None
     death: asyncio.Event = field(default_factory=asyncio.Event)
+    revive_takes_s: float = 0.0
+    revive_errors: list[Exception] = field(default_factory=list)
+    """Raised by the next revivals, one each."""
+    revival: Revival = field(default_factory=lambda: Revival(continued=0, failed={}))
+    revivals: int = 0
+    given_up: bool = False
     stops: int = 0
 
     def schema(self) -> dict[str, Any]:
@@ -101,25 +127,29 @@ class ScriptedEngine:
             endpoint, document.get("stream", False), document.get("n", 1), document.get("formatted", False), document
         )
 
-    async def prepare(self, call: Call, tally: Tally) -> Prepared:
+    async def prepare(self, call: Any, tally: Tally) -> Prepared:
         if self.prepare_hold is not None:
             await self.prepare_hold.wait()
         if self.prepare_error is not None:
             raise self.prepare_error
-        chat = call.endpoint is Endpoint.CHAT
-        tally.id = f"{'chatcmpl' if chat else 'cmpl'}-{len(self.runs) + 1}"
+        assert tally.id is not None
         tally.model = self.model
         tally.prompt_tokens = self.prompt_tokens
         plain = call.stream and call.seats == 1 and not call.formatted
         frame = a_frame(call.endpoint, id=tally.id, prompt_tokens=self.prompt_tokens)
         return Prepared(call, tally, frame if plain else None)
 
-    async def submit(self, prepared: Prepared, sink: Sink) -> Run:
+    async def submit(self, prepared: Any, sink: Sink) -> Run:
         run = Run(prepared, sink)
         self.runs.append(run)
-        if self.submit_hold is not None:
-            await self.submit_hold.wait()
+        try:
+            if self.submit_hold is not None:
+                await self.submit_hold.wait()
+        except asyncio.CancelledError:
+            run.aborts += 1
+            raise
         if self.submit_error is not None:
+            run.over = True
             raise self.submit_error
         return run
 
@@ -129,8 +159,52 @@ class ScriptedEngine:
     async def dead(self) -> None:
         await self.death.wait()
 
+    async def revive(self) -> Revival:
+        await asyncio.sleep(self.revive_takes_s)
+        if self.revive_errors:
+            raise self.revive_errors.pop(0)
+        self.revivals += 1
+        self.death.clear()
+        return self.revival
+
+    def give_up(self) -> None:
+        self.given_up = True
+        for run in self.runs:
+            if run.live:
+                run.fail(EngineFailed("The engine died."))
+
     async def stop(self) -> None:
         self.stops += 1
+
+
+class Switch:
+    """What a registry knows of the supervisor: the engine, why there is none, or that there will be one."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.up = engine
+        self.error: SluiceError | None = None
+        self._back: asyncio.Event | None = None
+
+    def lose(self) -> None:
+        """The engine dies; another is on its way."""
+        self._back = asyncio.Event()
+
+    def regain(self, error: SluiceError | None = None) -> None:
+        """It is there, or will never be."""
+        self.error = error
+        assert self._back is not None
+        self._back.set()
+        self._back = None
+
+    def engine(self) -> ScriptedEngine:
+        if self.error is not None or self._back is not None:
+            raise self.error or EngineFailed("The engine has died and is being restarted.", retry_after_s=9)
+        return self.up
+
+    async def soon(self) -> ScriptedEngine:
+        while self._back is not None:
+            await self._back.wait()
+        return self.engine()
 
 
 def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> Frame:
@@ -151,4 +225,4 @@ def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> Frame:
     return Frame(**{**usual, **changes})
 
 
-__all__ = ["Prepared", "Run", "ScriptedEngine", "a_frame"]
+__all__ = ["Prepared", "Run", "ScriptedEngine", "Switch", "a_frame"]

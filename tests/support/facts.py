@@ -18,6 +18,9 @@ class Recorder:
     gaps: list[float] = field(default_factory=list)
     spared: list[int] = field(default_factory=list)
     endings: list[tuple[Cause, int]] = field(default_factory=list)
+    resumes: list[str] = field(default_factory=list)
+    recoveries: list[tuple[str, int]] = field(default_factory=list)
+    restarts: int = 0
     exchanges: list[tuple[str, str, float]] = field(default_factory=list)
 
     def waited(self, seconds: float) -> None:
@@ -41,6 +44,15 @@ class Recorder:
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         self.endings.append((cause, wasted_tokens))
 
+    def resumed(self, result: str) -> None:
+        self.resumes.append(result)
+
+    def recovered(self, result: str, streams: int) -> None:
+        self.recoveries.append((result, streams))
+
+    def restarted(self) -> None:
+        self.restarts += 1
+
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         self.exchanges.append((endpoint, outcome, seconds))
 
@@ -55,9 +67,11 @@ def a_caller(owner: str | None = None, arrival_s: float = 1000.0) -> Caller:
     return Caller(owner=owner, request_id="req-1", arrival_s=arrival_s, arrival_wall_s=1_700_001_000.0)
 
 
-def a_tally(facts: Recorder | None = None, owner: str | None = None) -> Tally:
-    """The count of a request that has just come."""
-    return Tally(a_caller(owner), facts or Recorder())
+def a_tally(
+    facts: Recorder | None = None, owner: str | None = None, stream_id: str | None = None, arrival_s: float = 1000.0
+) -> Tally:
+    """The count of a request that has just come; with `stream_id` as the registry gives it."""
+    return Tally(a_caller(owner, arrival_s), facts or Recorder(), id=stream_id)
 
 
 __all__ = ["Recorder", "a_caller", "a_tally"]

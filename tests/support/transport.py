@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import orjson
@@ -12,12 +13,41 @@ from uvicorn.server import ServerState
 from gateway.server import KEEP_ALIVE_S, Protocol
 
 
+class Socket:
+    """What the protocol asks of a socket: its family, and what the kernel knows of the peer."""
+
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self.family = family
+        self.options: dict[tuple[int, int], int] = {}
+        self.retransmits = 0
+        self.probes = 0
+        self.closed = False
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 8000)
+
+    def getpeername(self) -> tuple[str, int]:
+        return ("127.0.0.1", 50000)
+
+    def setsockopt(self, level: int, name: int, value: int) -> None:
+        self.options[level, name] = value
+
+    def getsockopt(self, level: int, name: int, length: int) -> bytes:
+        if self.closed:
+            raise OSError("closed")
+        return bytes([1, 0, self.retransmits, self.probes, 0, 0, 0, 0])[:length]
+
+
 class Transport(asyncio.Transport):
     """Collects what is written; closing is reported to the protocol in the next turn, as a socket's is."""
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        super().__init__({"peername": ("127.0.0.1", 50000), "sockname": ("127.0.0.1", 8000)})
+    def __init__(self, protocol: asyncio.Protocol, family: int) -> None:
+        self.socket = Socket(family)
+        addresses = {"peername": ("127.0.0.1", 50000), "sockname": ("127.0.0.1", 8000)}
+        super().__init__({**addresses, "socket": self.socket})
         self.written = b""
+        self.aborted = False
+        self.high_water: int | None = None
         self._protocol = protocol
         self._closing = False
 
@@ -29,6 +59,16 @@ class Transport(asyncio.Transport):
         if not self._closing:
             self._closing = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.close()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high_water = high
+
+    def get_write_buffer_size(self) -> int:
+        return 7
 
     def is_closing(self) -> bool:
         return self._closing
@@ -46,7 +86,7 @@ class Transport(asyncio.Transport):
 class Connection:
     """A client's connection to the server's protocol in front of `app`."""
 
-    def __init__(self, app: Any, **limits: Any) -> None:
+    def __init__(self, app: Any, *, family: int = socket.AF_INET, **limits: Any) -> None:
         config = uvicorn.Config(
             app,
             ws="none",
@@ -59,7 +99,7 @@ class Connection:
         kind = type("Limited", (Protocol,), limits)
         state = ServerState()
         self.protocol: Protocol = kind(config=config, server_state=state, app_state={})
-        self.transport = Transport(self.protocol)
+        self.transport = Transport(self.protocol, family)
         self.protocol.connection_made(self.transport)
 
     def say(self, *parts: bytes) -> None:
@@ -86,4 +126,4 @@ class Connection:
         return int(head.split()[1]), orjson.loads(body)
 
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Socket"]

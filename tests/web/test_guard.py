@@ -8,9 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import ClientError, Overloaded
+from gateway.errors import ClientError, DeadlineExceeded, HeadersTooSlow, Overloaded, SluiceError
 from gateway.logs import ACCESS
-from gateway.web.guard import ARRIVAL, EXCHANGE, ClientGone, Guard
+from gateway.model import Cause
+from gateway.streams.leash import Left
+from gateway.web.guard import ARRIVAL, DETACHED, EXCHANGE, Guard
 from gateway.web.keys import Keys
 from gateway.web.respond import read_body
 from tests.support.asgi import Client
@@ -62,11 +64,13 @@ class Door:
         max_body_bytes: int = 1000,
     ) -> None:
         self.facts = Recorder()
+        self.closing = False
         self.guard = Guard(
             app,
             keys=None if keys_file is None else Keys(keys_file, clock()),
             protect_metrics=protect_metrics,
             max_body_bytes=max_body_bytes,
+            closing=lambda: self.closing,
             clock=clock(),
             facts=self.facts,
         )
@@ -190,7 +194,7 @@ async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytes
     assert "the secret reason" in caplog.text, "the log has the details"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a defect"), ClientError("No."), ClientGone()])
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), ClientError("No."), Left()])
 @in_virtual_time
 async def test_an_error_after_the_first_byte_leaves_the_response_incomplete(error: Exception) -> None:
     """The server then breaks the connection without the final chunk, so that the client notices."""
@@ -206,6 +210,90 @@ async def test_retry_after_is_what_the_error_computed() -> None:
     answer = await Door(raising(Overloaded("Full.", retry_after_s=17))).get()
 
     assert (answer.status, answer.headers["retry-after"]) == (503, "17")
+
+
+def working(*, outlives: bool, cause: Cause | None = None, error: Exception | None = None) -> Callable[..., Any]:
+    """An app that makes the engine work, and stops in the middle of its answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tally = scope[EXCHANGE].tally
+        tally.works, tally.outlives, tally.cause, tally.completion_tokens = True, outlives, cause, 3
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if error is not None:
+            raise error
+
+    return app
+
+
+@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@in_virtual_time
+async def test_an_exchange_ends_with_the_reason_for_which_its_reader_left(left: Left) -> None:
+    door = Door(working(outlives=False, error=left))
+    await door.get()
+
+    assert door.facts.endings == [(left.cause, 3)]
+    assert door.facts.labels == [("other", left.cause.value)]
+
+
+@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@in_virtual_time
+async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending(left: Left) -> None:
+    door = Door(working(outlives=True, error=left))
+    await door.get()
+
+    assert door.facts.endings == []
+    assert door.facts.labels == [("other", DETACHED)]
+
+
+@in_virtual_time
+async def test_an_exchange_whose_resumable_stream_has_ended_tells_how_and_counts_nothing() -> None:
+    """The stream's own end has been counted when it came."""
+    door = Door(working(outlives=True, cause=Cause.COMPLETED))
+    await door.get()
+
+    assert door.facts.endings == []
+    assert door.facts.labels == [("other", "completed")]
+
+
+@in_virtual_time
+async def test_a_response_that_stops_without_a_word_is_a_disconnect() -> None:
+    door = Door(working(outlives=False))
+    await door.get()
+
+    assert door.facts.endings == [(Cause.DISCONNECTED, 3)]
+
+
+@in_virtual_time
+async def test_a_server_about_to_stop_asks_for_no_more_on_this_connection() -> None:
+    door = Door()
+
+    assert "connection" not in (await door.get()).headers
+
+    door.closing = True
+
+    assert (await door.get()).headers["connection"] == "close"
+
+
+@in_virtual_time
+async def test_connection_is_said_once() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"keep-alive")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    door = Door(app)
+    door.closing = True
+    answer = await door.get()
+
+    assert [value for name, value in answer.messages[0]["headers"] if name.lower() == b"connection"] == [b"close"]
+
+
+@pytest.mark.parametrize(("error", "advice"), [(DeadlineExceeded("Late."), "false"), (HeadersTooSlow("Slow."), None)])
+@in_virtual_time
+async def test_a_408_that_must_not_come_again_says_so(error: SluiceError, advice: str | None) -> None:
+    """openai-python sends every 408 again by itself, unless this header forbids it."""
+    answer = await Door(raising(error)).get()
+
+    assert (answer.status, answer.headers.get("x-should-retry")) == (408, advice)
 
 
 @pytest.mark.parametrize("status", [429, 503])

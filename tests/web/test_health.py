@@ -24,6 +24,12 @@ async def test_ready_is_200_only_when_a_request_sent_now_would_be_served(path: s
 
     assert (up.status, up.json()) == (200, {"status": "ready"})
 
+    edge.supervisor.phase = Phase.RESTARTING
+    restarting = await edge.client("GET", path).finish()
+
+    assert (restarting.status, restarting.json()["status"]) == (503, "engine_failed")
+    assert restarting.error()["retryable"] is True
+
     edge.supervisor.phase = Phase.FAILED
     failed = await edge.client("GET", path).finish()
 
@@ -32,7 +38,12 @@ async def test_ready_is_200_only_when_a_request_sent_now_would_be_served(path: s
 
 @pytest.mark.parametrize(
     ("phase", "status", "word"),
-    [(Phase.STARTING, 200, "alive"), (Phase.UP, 200, "alive"), (Phase.FAILED, 503, "failed")],
+    [
+        (Phase.STARTING, 200, "alive"),
+        (Phase.UP, 200, "alive"),
+        (Phase.RESTARTING, 200, "alive"),
+        (Phase.FAILED, 503, "failed"),
+    ],
 )
 @in_virtual_time
 async def test_live_is_200_while_the_process_is_worth_keeping(phase: Phase, status: int, word: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from gateway.errors import ClientError, EngineFailed
 from gateway.logs import ACCESS
 from gateway.model import Cause
-from gateway.web.guard import ClientGone
+from gateway.streams.leash import Left
 from gateway.web.respond import Presence, read_body
 from tests.support.asgi import Client
 from tests.support.edge import CHAT, COMPLETION, Edge
@@ -37,7 +38,8 @@ async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
 
     assert (client.status, said(client)) == (200, "Hel")
     assert client.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert client.headers["x-stream-id"] == "chatcmpl-1"
+    assert client.headers["x-stream-id"] == run.id
+    assert re.fullmatch("chatcmpl-[0-9a-f]{32}", run.id), "an id that gives access must not be guessable"
 
     run.say("lo")
     await settle()
@@ -111,7 +113,7 @@ async def test_a_whole_answer_is_one_json_document() -> None:
 
     assert (client.status, client.json()) == (200, {"id": "chatcmpl-1"})
     assert client.headers["content-length"] == str(len(client.body))
-    assert client.headers["x-stream-id"] == "chatcmpl-1"
+    assert client.headers["x-stream-id"] == edge.engine.runs[0].id
     assert edge.facts.endings == [(Cause.COMPLETED, 0)]
     assert edge.at_rest
 
@@ -338,7 +340,7 @@ async def test_reading_a_body_tells_when_the_client_has_gone() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(Left):
         await read_body(receive)
 
 
@@ -365,6 +367,80 @@ async def test_presence_that_is_excused_lets_the_client_leave() -> None:
         presence.excuse()
         gone.set()
         await settle()
+
+
+@in_virtual_time
+async def test_a_client_that_is_still_there_can_be_dropped_with_a_cause_even_when_it_is_excused() -> None:
+    """The last write may be stuck, too."""
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def hold(presence: Presence) -> None:
+        async with presence:
+            presence.excuse()
+            await asyncio.Event().wait()
+
+    presence = Presence(receive)
+    task = asyncio.get_running_loop().create_task(hold(presence))
+    await settle()
+    presence.drop(Cause.CLIENT_STALLED)
+    with pytest.raises(Left) as caught:
+        await task
+
+    assert caught.value.cause is Cause.CLIENT_STALLED
+
+
+@in_virtual_time
+async def test_what_is_received_besides_the_departure_is_passed_over() -> None:
+    messages = [{"type": "http.request"}, {"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def stay() -> None:
+        async with Presence(receive):
+            await asyncio.Event().wait()
+
+    with pytest.raises(Left):
+        await stay()
+
+    assert messages == []
+
+
+@in_virtual_time
+async def test_a_client_that_left_before_its_stream_was_opened_is_found_with_it() -> None:
+    edge = Edge()
+    client = edge.ask()
+    client.gone.set()
+    client._parts.clear()
+    await client.finish()
+    other = edge.ask()
+    await asyncio.sleep(0)
+    other.leave()
+    await other.finish()
+
+    assert edge.at_rest
+    assert [cause for cause, _ in edge.facts.endings] == [Cause.DISCONNECTED] * 2
+
+
+@in_virtual_time
+async def test_tokens_that_add_no_text_are_no_reason_to_write() -> None:
+    edge = Edge()
+    client = edge.ask(COMPLETION, formatted=True)
+    await settle()
+    for _ in range(5):
+        edge.engine.runs[0].say("")
+        await settle()
+
+    assert not client.started
+
+    edge.engine.runs[0].document(b"{}")
+    edge.engine.runs[0].finish()
+    await client.finish()
+
+    assert client.body == b"data: {}\n\ndata: [DONE]\n\n"
 
 
 @in_virtual_time
@@ -420,7 +496,7 @@ async def test_the_log_line_of_a_stream_tells_its_course_and_nothing_of_its_text
     line = next(record for record in caplog.records if record.name == ACCESS.name)
 
     assert line.fields == {  # type: ignore[attr-defined]
-        "id": "chatcmpl-1",
+        "id": edge.engine.runs[0].id,
         "request_id": "req-7",
         "path": CHAT,
         "model": "scripted",

@@ -52,14 +52,17 @@ async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Pa
     await settle()
     edge.engine.runs[0].say("Hel", 2)
     await settle()
-    path = f"/v1/streams/{stream.headers['x-stream-id']}{suffix}"
+    stream_id = stream.headers["x-stream-id"]
+    path = f"/v1/streams/{stream_id}{suffix}"
     answer = await edge.client(method, path, headers=ANN).finish()
     await stream.finish()
 
     assert answer.status == 200
     assert answer.json() == {
-        "id": "chatcmpl-1",
+        "id": stream_id,
         "status": "cancelled",
+        "resumable": False,
+        "events": 4,
         "prompt_tokens": 7,
         "completion_tokens": 2,
     }
@@ -77,7 +80,7 @@ async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_nobody_re
     edge = Edge()
     client = edge.ask(stream=stream)
     await settle()
-    answer = await edge.client("DELETE", "/v1/streams/chatcmpl-1").finish()
+    answer = await edge.client("DELETE", f"/v1/streams/{edge.engine.runs[0].id}").finish()
     await client.finish()
 
     assert answer.status == 200
@@ -89,12 +92,13 @@ async def test_anothers_stream_looks_like_one_that_does_not_exist(keys_file: Pat
     edge = Edge(keys_file=keys_file)
     stream = edge.ask(headers=ANN)
     await settle()
-    other = await edge.client("DELETE", "/v1/streams/chatcmpl-1", headers=BOB).finish()
+    stream_id = edge.engine.runs[0].id
+    other = await edge.client("DELETE", f"/v1/streams/{stream_id}", headers=BOB).finish()
     unknown = await edge.client("DELETE", "/v1/streams/chatcmpl-2", headers=BOB).finish()
 
     assert (other.status, unknown.status) == (404, 404)
     assert other.error()["code"] == "not_found"
-    assert other.body == unknown.body.replace(b"chatcmpl-2", b"chatcmpl-1")
+    assert other.body == unknown.body.replace(b"chatcmpl-2", stream_id.encode())
 
     edge.engine.runs[0].end("still here")
     await stream.finish()
@@ -110,7 +114,9 @@ async def test_a_stream_that_is_over_is_unknown() -> None:
     edge.engine.runs[0].end("x")
     await stream.finish()
 
-    assert (await edge.client("DELETE", "/v1/streams/chatcmpl-1").finish()).status == 404
+    stream_id = stream.headers["x-stream-id"]
+
+    assert (await edge.client("DELETE", f"/v1/streams/{stream_id}").finish()).status == 404
 
 
 @in_virtual_time

@@ -1,27 +1,56 @@
 from __future__ import annotations
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import ClientError
 from gateway.wire import sse
+from tests.support.asgi import read_events
+
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_an_event_is_one_data_line_and_a_blank_one(text: str) -> None:
+@given(TEXTS)
+def test_an_event_is_one_data_line_and_a_blank_one(texts: list[str]) -> None:
     """A raw line break inside would cut the document in two; JSON escapes every one that SSE knows (CR, LF)."""
-    framed = sse.event(orjson.dumps(text))
+    framed = sse.events([orjson.dumps(text) for text in texts])
 
-    assert framed.startswith(b"data: ")
-    assert framed.endswith(b"\n\n")
-    assert framed.count(b"\n") == 2
+    assert framed.count(b"\n") == 2 * len(texts)
     assert b"\r" not in framed
-    assert orjson.loads(framed.removeprefix(b"data: ")) == text
+    assert read_events(framed) == [(None, text) for text in texts]
 
 
-def test_done_is_an_event_and_keep_alive_a_comment_of_its_own() -> None:
-    assert sse.event(b"[DONE]") == sse.DONE
+@given(TEXTS, st.integers(1, 10**9))
+def test_numbered_events_count_on_from_the_first(texts: list[str], first: int) -> None:
+    framed = sse.numbered([orjson.dumps(text) for text in texts], first)
+
+    assert read_events(framed) == [(first + index, text) for index, text in enumerate(texts)]
+
+
+@given(TEXTS, st.integers(0, 5), st.integers(1, 10**9))
+def test_events_in_two_sends_are_the_bytes_of_one(texts: list[str], cut: int, first: int) -> None:
+    documents = [orjson.dumps(text) for text in texts]
+    cut = min(cut, len(documents))
+
+    assert sse.events(documents[:cut]) + sse.events(documents[cut:]) == sse.events(documents)
+    assert sse.numbered(documents[:cut], first) + sse.numbered(documents[cut:], first + cut) == sse.numbered(
+        documents, first
+    )
+
+
+def test_the_framing_byte_by_byte() -> None:
+    assert sse.events([]) == sse.numbered([], 1) == b""
+    assert sse.events([b"1", b"[DONE]"]) == b"data: 1\n\ndata: [DONE]\n\n"
+    assert sse.numbered([b"1", b"[DONE]"], 7) == b"id: 7\ndata: 1\n\nid: 8\ndata: [DONE]\n\n"
+
+
+def test_keep_alive_is_a_comment_of_its_own_or_a_line_before_the_next_event() -> None:
     assert sse.KEEP_ALIVE == b": keep-alive\n\n"
+    assert sse.KEEP_ALIVE_NUMBERED == b": keep-alive\n"
+    assert read_events(sse.KEEP_ALIVE + sse.events([b"1"])) == [(None, 1)]
+    assert read_events(sse.KEEP_ALIVE_NUMBERED * 2 + sse.numbered([b"1"], 3)) == [(3, 1)]
 
 
 def test_the_headers_forbid_caching_compressing_and_buffering() -> None:
@@ -30,3 +59,23 @@ def test_the_headers_forbid_caching_compressing_and_buffering() -> None:
         b"cache-control": b"no-cache, no-transform",
         b"x-accel-buffering": b"no",
     }
+
+
+@pytest.mark.parametrize(
+    ("header", "query", "number"),
+    [(None, None, 0), ("", "", 0), ("0", None, 0), ("17", None, 17), (None, "17", 17), ("", "3", 3), ("5", "3", 5)],
+)
+def test_a_cursor_is_taken_from_the_header_else_from_the_query(
+    header: str | None, query: str | None, number: int
+) -> None:
+    assert sse.cursor(header, query) == number
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", " 1", "+1", "٣", "²", "1" * 19, "0x1"])
+def test_a_cursor_that_is_no_number_is_named_by_where_it_stood(text: str) -> None:
+    with pytest.raises(ClientError, match="Last-Event-ID") as header:
+        sse.cursor(text, "1")
+    with pytest.raises(ClientError, match="starting_after") as query:
+        sse.cursor(None, text)
+
+    assert (header.value.param, query.value.param) == ("Last-Event-ID", "starting_after")

@@ -94,4 +94,4 @@ class Command:
             return
 
 
-__all__ = ["Command", "DEAD", "NUMBERS", "Pace"]
+__all__ = ["DEAD", "NUMBERS", "Command", "Pace"]

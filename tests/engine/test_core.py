@@ -1,0 +1,386 @@
+"""The client that outlives its engine, over stand-ins for vLLM's: importing the real one takes ten seconds. The
+end-to-end tests hold it against vLLM's own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.engine.test_continuation import a_request
+from tests.support.time import clock, in_virtual_time, settle
+
+_CORE = "gateway.engine.vllm.core"
+
+
+class Died(Exception):
+    """Stands for vLLM's EngineDeadError."""
+
+
+@pytest.fixture(autouse=True)
+def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module under test, imported beside a vLLM that has nothing but that error."""
+    names = ["vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.exceptions"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].EngineDeadError = Died  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, _CORE, raising=False)
+    module = importlib.import_module(_CORE)
+    yield module
+    sys.modules.pop(_CORE, None)
+
+
+class Process:
+    def __init__(self) -> None:
+        self.acts: list[str] = []
+
+    def kill(self) -> None:
+        self.acts.append("kill")
+
+    def join(self, timeout_s: float) -> None:
+        self.acts.append(f"join {timeout_s:g}")
+
+
+class Core:
+    """vLLM's client of one engine process."""
+
+    def __init__(self) -> None:
+        self.process = Process()
+        self.resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[self.process]))
+        self.utility_results: dict[int, asyncio.Future[Any]] = {}
+        self.outputs: asyncio.Queue[Any] = asyncio.Queue()
+        self.added: list[Any] = []
+        self.aborted: list[str] = []
+        self.adding: asyncio.Event | None = None
+        self.dead = False
+        self.paused_after_s = 0.0
+        self.other = "whatever AsyncLLM wants to know"
+
+    async def get_output_async(self) -> Any:
+        got = await self.outputs.get()
+        if isinstance(got, Exception):
+            raise got
+        return got
+
+    async def add_request_async(self, request: Any) -> None:
+        if self.dead:
+            raise Died
+        if self.adding is not None:
+            await self.adding.wait()
+        self.added.append(request)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        self.aborted += request_ids
+
+    async def is_scheduler_paused_async(self) -> bool:
+        await asyncio.sleep(self.paused_after_s)
+        if self.dead:
+            raise Died
+        return False
+
+    def shutdown(self, timeout: float) -> None:
+        self.process.acts.append(f"shutdown {timeout:g}")
+
+
+class OutputProcessor:
+    """As much of vLLM's as is used: states by internal id."""
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, Any] = {}
+        self.aborted: list[tuple[list[str], bool]] = []
+
+    def add(self, name: str, tokens: list[int] | None, parent: Any = None) -> list[Any]:
+        """A request of which these tokens have been received; gives its queue. None: one without a detokenizer."""
+        heard: list[Any] = []
+        self.request_states[name] = SimpleNamespace(
+            detokenizer=None if tokens is None else SimpleNamespace(output_token_ids=tokens),
+            parent_req=parent,
+            queue=SimpleNamespace(put=heard.append),
+        )
+        return heard
+
+    def abort_requests(self, names: list[str], internal: bool) -> None:
+        self.aborted.append((names, internal))
+        for name in names:
+            state = self.request_states.pop(name, None)
+            if state is not None:
+                state.queue.put("the abort's own word")
+        for name, state in list(self.request_states.items()):
+            if state.parent_req is not None and state.parent_req.request_id in names:
+                del self.request_states[name]
+                state.queue.put("the abort's own word")
+
+
+class Bench:
+    def __init__(self, core: Any) -> None:
+        self.first, self.second = Core(), Core()
+        self.processor = OutputProcessor()
+        self.core = core.LastingCore(self.first, self.processor, clock())
+
+    async def add(self, name: str, tokens: list[int] | None, parent: Any = None, **changes: Any) -> list[Any]:
+        heard = self.processor.add(name, tokens, parent)
+        await self.core.add_request_async(a_request(request_id=name, **changes))
+        return heard
+
+
+def outputs(*finished: tuple[str, str | None]) -> Any:
+    return SimpleNamespace(
+        outputs=[SimpleNamespace(request_id=name, finish_reason=reason) for name, reason in finished]
+    )
+
+
+@in_virtual_time
+async def test_while_the_engine_lives_everything_passes(core: Any) -> None:
+    bench = Bench(core)
+    await bench.add("r1", [])
+    await asyncio.sleep(5)
+    said = outputs(("r1", None))
+    bench.first.outputs.put_nowait(said)
+
+    assert await bench.core.get_output_async() is said
+    assert bench.core.heard_s == clock().now()
+    assert [request.request_id for request in bench.first.added] == ["r1"]
+    assert bench.core.other == bench.first.other
+    assert not bench.core.lost.is_set()
+
+    await bench.core.abort_requests_async(["r1"])
+
+    assert bench.first.aborted == ["r1"]
+
+
+@in_virtual_time
+async def test_a_death_is_a_pause_for_whoever_waits_for_outputs(core: Any) -> None:
+    bench = Bench(core)
+    waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
+    bench.first.outputs.put_nowait(Died())
+    await asyncio.sleep(100)
+
+    assert bench.core.lost.is_set()
+    assert not waiting.done()
+    assert not bench.core.resources.engine_dead, "AsyncLLM would fail every request"
+
+    revival = await bench.core.replace(bench.second)
+    said = outputs()
+    bench.second.outputs.put_nowait(said)
+
+    assert await waiting is said
+    assert (revival.continued, dict(revival.failed)) == (0, {})
+    assert not bench.core.lost.is_set()
+    assert bench.core.heard_s == clock().now()
+
+
+@in_virtual_time
+async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None:
+    bench = Bench(core)
+    await bench.add("begun", [7, 8])
+    await bench.add("waiting", [], params_seed=1, params_temperature=1.0)
+    await bench.add("pooling", None, sampling_params=None)
+    await bench.add("over", [9])
+    await bench.add("aborted", [9])
+    bench.first.outputs.put_nowait(outputs(("over", "stop"), ("begun", None)))
+    await bench.core.get_output_async()
+    await bench.core.abort_requests_async(["aborted"])
+    bench.core.lose()
+    revival = await bench.core.replace(bench.second)
+
+    assert [(one.request_id, one.prompt_token_ids) for one in bench.second.added] == [
+        ("begun", [1, 2, 3, 7, 8]),
+        ("waiting", [1, 2, 3]),
+        ("pooling", [1, 2, 3]),
+    ]
+    assert revival.continued == 3
+
+
+@in_virtual_time
+async def test_what_comes_while_there_is_no_engine_goes_to_the_next(core: Any) -> None:
+    bench = Bench(core)
+    bench.core.lose()
+    await bench.add("new", [])
+
+    assert bench.first.added == []
+
+    await bench.core.replace(bench.second)
+
+    assert [one.request_id for one in bench.second.added] == ["new"]
+
+
+@in_virtual_time
+async def test_a_request_that_meets_a_dead_engine_is_what_finds_it(core: Any) -> None:
+    bench = Bench(core)
+    bench.first.dead = True
+    await bench.add("new", [])
+
+    assert bench.core.lost.is_set()
+
+    await bench.core.replace(bench.second)
+
+    assert [one.request_id for one in bench.second.added] == ["new"]
+
+
+@in_virtual_time
+async def test_what_comes_or_goes_while_others_are_sent_again_is_not_forgotten_and_not_sent_twice(core: Any) -> None:
+    bench = Bench(core)
+    for name in ("a", "b"):
+        await bench.add(name, [7])
+    bench.core.lose()
+    bench.second.adding = asyncio.Event()
+    replacing = asyncio.get_running_loop().create_task(bench.core.replace(bench.second))
+    await settle()
+    await bench.add("late", [])
+    await bench.core.abort_requests_async(["b"])
+    bench.second.adding.set()
+    await replacing
+
+    assert [one.request_id for one in bench.second.added] == ["a", "late"]
+
+
+@in_virtual_time
+async def test_what_cannot_go_on_fails_at_once_with_its_reason_counted(core: Any) -> None:
+    bench = Bench(core)
+    hopeless = await bench.add("hopeless", [7], params_structured_outputs=object())
+    hopeful = await bench.add("hopeful", [7])
+    bench.core.lose()
+
+    assert [type(word) for word in hopeless] == [Died], "and not an ending of the abort's own"
+    assert bench.processor.aborted == [(["hopeless"], True)]
+    assert hopeful == []
+
+    revival = await bench.core.replace(bench.second)
+
+    assert (revival.continued, dict(revival.failed)) == (1, {"its grammar would start anew": 1})
+    assert [one.request_id for one in bench.second.added] == ["hopeful"]
+    assert dict((await bench.core.replace(Core())).failed) == {}, "counted once"
+
+
+@in_virtual_time
+async def test_a_request_that_became_hopeless_by_the_dead_engines_last_words_fails_too(core: Any) -> None:
+    bench = Bench(core)
+    heard = await bench.add("r1", [], params_seed=1, params_temperature=1.0)
+    bench.core.lose()
+
+    assert heard == []
+
+    bench.processor.request_states["r1"].detokenizer.output_token_ids.append(7)
+    revival = await bench.core.replace(bench.second)
+
+    assert [type(word) for word in heard] == [Died]
+    assert (revival.continued, bench.second.added) == (0, [])
+
+
+@in_virtual_time
+async def test_the_choices_of_one_request_fail_together_and_once(core: Any) -> None:
+    bench = Bench(core)
+    parent = SimpleNamespace(request_id="r", child_requests={"r_0", "r_1"})
+    shared: list[Any] = []
+    for name in ("r_0", "r_1"):
+        await bench.add(name, [7], parent, params_presence_penalty=1.0)
+        bench.processor.request_states[name].queue = SimpleNamespace(put=shared.append)
+    bench.core.lose()
+    revival = await bench.core.replace(bench.second)
+
+    assert [type(word) for word in shared] == [Died]
+    assert bench.processor.aborted == [(["r"], True)]
+    assert dict(revival.failed) == {"presence_penalty counts output tokens only": 1}
+    assert (bench.second.added, bench.processor.request_states) == ([], {})
+
+
+@in_virtual_time
+async def test_a_request_that_the_output_processor_has_forgotten_is_not_sent_again(core: Any) -> None:
+    bench = Bench(core)
+    await bench.add("r1", [7])
+    del bench.processor.request_states["r1"]
+    bench.core.lose()
+    revival = await bench.core.replace(bench.second)
+
+    assert (revival.continued, bench.second.added) == (0, [])
+
+
+@in_virtual_time
+async def test_whoever_waits_for_an_answer_of_the_dead_engine_hears_that_there_will_be_none(core: Any) -> None:
+    bench = Bench(core)
+    loop = asyncio.get_running_loop()
+    asked, answered = loop.create_future(), loop.create_future()
+    answered.set_result("yes")
+    bench.first.utility_results = {1: asked, 2: answered}
+    bench.core.lose()
+    bench.core.lose()
+
+    assert isinstance(asked.exception(), Died)
+    assert answered.result() == "yes"
+
+
+@in_virtual_time
+async def test_when_there_will_be_no_other_engine_everything_fails(core: Any) -> None:
+    bench = Bench(core)
+    waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
+    bench.first.outputs.put_nowait(Died())
+    await settle()
+    bench.core.give_up()
+    with pytest.raises(Died):
+        await waiting
+    with pytest.raises(Died):
+        await bench.core.add_request_async(a_request())
+    assert bench.core.resources.engine_dead
+
+
+@in_virtual_time
+async def test_an_old_clients_last_error_is_not_the_new_ones(core: Any) -> None:
+    bench = Bench(core)
+    waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
+    await settle()
+    bench.core.lose()
+    await bench.core.replace(bench.second)
+    bench.first.outputs.put_nowait(Died())
+    bench.second.outputs.put_nowait(outputs())
+    await waiting
+
+    assert not bench.core.lost.is_set()
+
+
+@in_virtual_time
+async def test_a_busy_loop_that_turns_answers_and_one_that_does_not_is_found_in_time(core: Any) -> None:
+    bench = Bench(core)
+    await asyncio.sleep(7)
+    heard_s = clock().now()
+
+    assert await bench.core.answers(5)
+    assert bench.core.heard_s == heard_s
+
+    bench.first.paused_after_s = 100
+    began_s = clock().now()
+
+    assert not await bench.core.answers(5)
+    assert clock().now() == pytest.approx(began_s + 5)
+
+    bench.first.paused_after_s, bench.first.dead = 0, True
+
+    assert not await bench.core.answers(5)
+    assert bench.core.heard_s == heard_s
+
+
+@in_virtual_time
+async def test_processes_are_killed_and_waited_for(core: Any) -> None:
+    bench = Bench(core)
+    bench.core.kill()
+    bench.core.end()
+
+    assert bench.first.process.acts == ["kill", "shutdown 0", "join 10"]
+
+    bench.first.resources.engine_manager = None
+    bench.core.kill()
+
+
+@in_virtual_time
+async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
+    bench = Bench(core)
+
+    assert not bench.core.process_died()
+
+    bench.first.resources.engine_dead = True
+
+    assert bench.core.process_died()
