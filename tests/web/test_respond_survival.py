@@ -85,6 +85,23 @@ async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str
     assert edge.facts.endings == [(Cause.COMPLETED, 0)]
 
 
+@pytest.mark.parametrize("began_s", [0.1 * number for number in range(20)])
+@in_virtual_time
+async def test_rounding_does_not_make_the_pulse_turn_for_ever(began_s: float) -> None:
+    """Seconds do not add up exactly: `(t + 0.3) - t` may be less than 0.3."""
+    edge = Edge(keepalive_s=0.3, stall_timeout_s=0.7)
+    await asyncio.sleep(began_s)
+    client = edge.ask()
+    await asyncio.sleep(1)
+
+    assert client.comments == 3
+
+    client.reading.clear()
+    await client.finish()
+
+    assert edge.facts.endings == [(Cause.CLIENT_STALLED, 0)]
+
+
 @in_virtual_time
 async def test_a_stream_that_speaks_is_sent_no_comments() -> None:
     edge = Edge()
