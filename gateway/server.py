@@ -28,6 +28,7 @@ logger = logging.getLogger("sluice")
 
 ARRIVAL = "sluice.arrival_s"
 ABORT = "sluice.abort"
+WRITE = "sluice.write"
 Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sluice]
 """Makes the app from what the process has to give: whom to tell of readiness, whom of failure."""
 
@@ -98,6 +99,7 @@ class Protocol(HttpToolsProtocol):
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
         scope[ABORT] = self.transport.abort
+        scope[WRITE] = self.write_piece
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -115,6 +117,17 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
             self._refuse(ClientError("This is not a valid HTTP request."))
+
+    def write_piece(self, piece: bytes) -> bool:
+        """Write one more piece of a response whose start has been sent, if the client keeps up; False if not, and
+        then nothing has been written. What a token takes: past the coroutines that stand between an app and this."""
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
 
     def look_after_peer(self, now_s: float) -> None:
         """Break a connection whose peer has vanished while it is being answered; to be called every second."""

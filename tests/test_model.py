@@ -20,7 +20,7 @@ def test_nouns_are_frozen_and_slotted(noun: type) -> None:
 
 
 def test_a_nouns_fields_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Delta("a", 1).text = "b"  # type: ignore[misc]
 
 

@@ -10,12 +10,12 @@ Everything about transitions is in the two tables below; who drives them does no
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from gateway.model import Cause
 
 
-class State(Enum):
+class State(IntEnum):
     """Where a stream is."""
 
     QUEUED = auto()
@@ -26,7 +26,7 @@ class State(Enum):
     ENDED = auto()
 
 
-class Signal(Enum):
+class Signal(IntEnum):
     """What can happen to it, besides its end."""
 
     START = auto()
@@ -58,26 +58,33 @@ class Lifecycle:
     """One stream's state; `cause` is set exactly when it has ended. What the tables do not allow is refused, never an
     exception: an engine may well deliver one more token for a stream that has just been cancelled."""
 
-    __slots__ = ("cause", "state")
+    __slots__ = ("cause", "speaks", "state")
 
     def __init__(self) -> None:
         self.state = State.QUEUED
         self.cause: Cause | None = None
+        self.speaks = False
+        """Whether a piece may come now: what `step(Signal.PIECE)` would say, without a look-up for every token."""
 
     def step(self, signal: Signal) -> bool:
         """Take the step if the table has it; say whether it was taken."""
         after = _TABLE.get((self.state, signal))
         if after is None:
             return False
-        self.state = after
+        self._enter(after)
         return True
 
     def end(self, cause: Cause) -> bool:
         """End with `cause` if the state allows it; say whether that was the end."""
         if cause not in _ENDINGS[self.state]:
             return False
-        self.state, self.cause = State.ENDED, cause
+        self._enter(State.ENDED)
+        self.cause = cause
         return True
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self.speaks = (state, Signal.PIECE) in _TABLE
 
 
 __all__ = ["Lifecycle", "Signal", "State"]

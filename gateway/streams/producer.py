@@ -61,8 +61,11 @@ class Producer:
         self._on_end = on_end
         self._lifecycle = Lifecycle()
         self._encode = wire.encoder(None)
+        # What nobody has read yet: pieces, and behind them the text of deltas that are not pieces yet.
         self._pending: list[Piece] = []
         self._pending_bytes = 0
+        self._texts: list[str] = []
+        self._tokens = 0
         self._said = False
         self._readers: list[Callable[[], None]] = []
         self._room: asyncio.Future[None] | None = None
@@ -100,10 +103,22 @@ class Producer:
 
     # What the engine says: `Sink`.
 
+    def say(self, text: str, tokens: int) -> None:
+        if not self._lifecycle.speaks:
+            return
+        self._said = True
+        self._texts.append(text)
+        self._tokens += tokens
+        self.tally.generated(tokens, self._clock.now())
+        if len(self._texts) >= _COMPACT_AT:
+            self._compact()
+        self._wake()
+
     def put(self, piece: Piece) -> None:
         if not self._lifecycle.step(Signal.PIECE):
             return
         self._said = True
+        self._gather()
         self._pending.append(piece)
         if isinstance(piece, Delta):
             self.tally.generated(piece.tokens, self._clock.now())
@@ -160,7 +175,9 @@ class Producer:
 
     def seal(self) -> None:
         """Turn what is pending into events of the log; what piled up leaves together."""
-        if not self._pending:
+        if self._texts:
+            self._gather()
+        elif not self._pending:
             return
         pieces = self._merged() if len(self._pending) > 1 else self._pending
         self._pending = []
@@ -168,6 +185,17 @@ class Producer:
         self.log.append(self._encode(pieces))
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+    def _gather(self) -> None:
+        """Make a piece of the texts."""
+        texts = self._texts
+        if not texts:
+            return
+        if len(texts) > 1:
+            self._on_merged(len(texts) - 1)
+        self._pending.append(Delta("".join(texts), self._tokens))
+        texts.clear()
+        self._tokens = 0
 
     def _merged(self) -> list[Piece]:
         pieces = merge(self._pending)
@@ -180,6 +208,7 @@ class Producer:
         if self.log.keeps:
             self.seal()
         else:
+            self._gather()
             self._pending = self._merged()
 
     def _end(self, ended: Ended) -> bool:

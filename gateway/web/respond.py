@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +30,9 @@ from gateway.wire import sse, wishes
 
 ABORT = "sluice.abort"
 """Scope key: breaks the connection at once, whatever is still in its buffers."""
+WRITE = "sluice.write"
+"""Scope key: writes a piece of a started response at once and says so, or does nothing because the client is slow. What
+it writes would else pass four coroutines for every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +100,21 @@ class Responder:
             # The reader outside: it has to see why the client's presence ended.
             with stream.read(cursor) as follower:
                 async with Presence(receive) as presence:
-                    await self._answer(exchange, presence, send, stream, follower)
+                    if stream.streaming:
+                        write = scope.get(WRITE, _never)
+                        await Sender(self, exchange, presence, send, write, stream, follower).run()
+                    else:
+                        await _whole(exchange, presence, send, follower)
         except Left as left:
             if left.cause is Cause.CLIENT_STALLED and (abort := scope.get(ABORT)) is not None:
                 # Closing would wait for the client to read what is in the buffers.
                 abort()
             raise
 
-    async def _answer(
-        self, exchange: Exchange, presence: Presence, send: Any, stream: Stream, follower: Follower
-    ) -> None:
-        if stream.streaming:
-            await Sender(self, exchange, presence, send, stream, follower).run()
-        else:
-            await _whole(exchange, presence, send, follower)
+
+def _never(piece: bytes) -> bool:
+    """Where the server has nothing for `WRITE`."""
+    return False
 
 
 class Completions:
@@ -170,9 +174,12 @@ class Sender:
         exchange: Exchange,
         presence: Presence,
         send: Any,
+        write: Callable[[bytes], bool],
         stream: Stream,
         follower: Follower,
     ) -> None:
+        self._write_now = write
+        self._clock = responder.clock
         self._responder = responder
         self._exchange = exchange
         self._presence = presence
@@ -180,6 +187,8 @@ class Sender:
         self._stream = stream
         self._follower = follower
         self._started = False
+        # Whether headers and first token are out, and nothing but more of the same is to be sent.
+        self._settled = False
         self._is_first = exchange.tally is stream.producer.tally
         self._quiet_since_s = responder.clock.now()
         self._sending_since_s: float | None = None
@@ -199,15 +208,18 @@ class Sender:
         if batch is None:
             await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
             return False
-        error = None if batch.ended is None else batch.ended.error
+        body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
+        if batch.ended is None:
+            if self._settled and self._write_now(body):
+                self._quiet_since_s = self._clock.now()
+            else:
+                await self._write(body)
+            return False
+        error = batch.ended.error
         if error is not None and not self._started and self._stream.producer.silent and self._is_first:
             # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
             # what has been seen of this stream began with a 200.
             raise error
-        body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
-        if batch.ended is None:
-            await self._write(body)
-            return False
         self._presence.excuse()
         await self._write(body, more=False)
         if not self._stream.resumable:
@@ -222,10 +234,12 @@ class Sender:
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers()})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since_s, self._quiet_since_s = None, self._responder.clock.now()
-        tally = self._exchange.tally
-        if not tally.first_token_sent and tally.first_token_s is not None:
-            tally.first_token_sent = True
-            self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
+        tally = self._stream.producer.tally
+        if tally.first_token_s is not None:
+            self._settled = True
+            if self._is_first and not tally.first_token_sent:
+                tally.first_token_sent = True
+                self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         headers = [*sse.HEADERS, (b"x-stream-id", self._stream.id.encode("ascii"))]

@@ -57,6 +57,9 @@ class Encoder:
         # A text completion's token chunks name stop_reason and prompt_token_ids; a chat's do not.
         between = b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]'
         self._running = self._close + b',"logprobs":null,"finish_reason":null,' + between
+        # All that surrounds the text of a token where nothing else changes from one to the next.
+        self._before = self._head + self._open
+        self._behind = None if frame.continuous_usage else self._running + b"}"
 
     def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
         """The documents for `pieces`; neighbouring deltas have been merged by whoever calls."""
@@ -76,6 +79,9 @@ class Encoder:
         text = orjson.dumps(delta.text)
         if delta.finish_reason is None:
             if self._frame.drop_empty and not delta.text:
+                return
+            if self._behind is not None:
+                documents.append(self._before + text + self._behind)
                 return
             documents.append(b"%b%b%b%b%b}" % (self._head, self._open, text, self._running, self._usage_so_far()))
             return

@@ -1,4 +1,4 @@
-"""The client of `frontend`, a process of its own: `python -m loadtest.bench.hammer PORT STREAMS TOKENS`.
+"""The client of `frontend`, a process of its own: `python -m loadtest.bench.hammer PORT STREAMS TOKENS [HEADER ...]`.
 
 Opens STREAMS connections at once, asks each for TOKENS tokens, and prints one JSON object. It looks only for event
 boundaries, because a client that parses would cost more than the servers that it measures; that every stream ended as
@@ -64,7 +64,7 @@ class Stream(asyncio.Protocol):
             self._left.set_result(None)
 
 
-async def run(port: int, streams: int, tokens: int) -> dict[str, float]:
+async def run(port: int, streams: int, tokens: int, headers: list[str]) -> dict[str, float]:
     """All streams once. Raises SystemExit if one did not end with `[DONE]`."""
     body = json.dumps(
         {
@@ -76,8 +76,8 @@ async def run(port: int, streams: int, tokens: int) -> dict[str, float]:
             "messages": [{"role": "user", "content": "Tell me a story about a river."}],
         }
     ).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d"
-    request = head % len(body) + b"\r\n\r\n" + body
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", *headers]
+    request = "\r\n".join([*lines, f"Content-Length: {len(body)}"]).encode() + b"\r\n\r\n" + body
     loop = asyncio.get_running_loop()
     lefts: list[asyncio.Future[None]] = []
 
@@ -111,7 +111,7 @@ def main() -> None:
     """Run and print."""
     gc.disable()
     port, streams, tokens = (int(word) for word in sys.argv[1:4])
-    print(json.dumps(uvloop.run(run(port, streams, tokens))))
+    print(json.dumps(uvloop.run(run(port, streams, tokens, sys.argv[4:]))))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.vllm import contract, failures, fallback
 from gateway.engine.vllm.core import LastingCore
-from gateway.engine.vllm.steps import SinkQueue, unframe
+from gateway.engine.vllm.steps import PlainSteps, SinkQueue, bulk_observer, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
 from gateway.engine.vllm.versions import find
 from gateway.errors import ClientError, SluiceError, Unsupported
@@ -93,6 +93,7 @@ class VllmEngine:
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
+        self._steps = PlainSteps(self._llm.output_processor, bulk_observer(self._llm.logger_manager))
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
@@ -234,14 +235,11 @@ class VllmEngine:
             raise
         except Exception as error:
             raise failures.named(failures.from_exception(error), prepared.call.request) from None
-        direct = SinkQueue(sink)
-        state = llm.output_processor.request_states.get(queue.request_id)
-        if state is not None:
-            state.queue = direct
-        # What came before the swap is in vLLM's own collector; there was no await in between, so nothing is lost.
+        self._steps.adopt(queue.request_id, sink)
+        # What came before is in vLLM's own collector; there was no await in between, so nothing is lost.
         early = queue.output
         if early is not None:
-            direct.put(early)
+            SinkQueue(sink).put(early)
         return _Running(None, self, queue.request_id)
 
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:

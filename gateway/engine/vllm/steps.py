@@ -2,13 +2,21 @@
 
 vLLM gives every request a queue object of which only `put` is ever called by the output processor; the queue wakes
 a task, and the task makes the chunk. Here the queue *is* the sink's front, so there is no task to wake.
+
+A plain request's first and last outputs go that way, through everything that vLLM does with them. The tokens between
+need none of that, only their text and their count: `PlainSteps` takes them past the objects that nobody would read.
 """
 
 from __future__ import annotations
 
+import os
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.outputs import RequestOutput
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 from gateway.engine.base import Sink
 from gateway.engine.vllm.failures import from_exception
@@ -41,6 +49,126 @@ class SinkQueue:
                 self._sink.put(Delta(choice.text, len(choice.token_ids), reason, choice.stop_reason))
 
 
+@dataclass(slots=True)
+class _Slot:
+    """What the tokens of one plain request need. vLLM's request state carries it, so that both end together."""
+
+    detokenizer: Any
+    stream: Any
+    tokenizer: Any
+    token_ids: list[int]
+    stats: Any
+    say: Callable[[str, int], None]
+
+
+class PlainSteps:
+    """Stands where AsyncLLM calls its output processor's `process_outputs`."""
+
+    def __init__(self, output_processor: Any, observe: Callable[[list[float]], None] | None) -> None:
+        """`observe` counts inter-token latencies (seconds) in vLLM's own histogram, many at once; None: vLLM does."""
+        self._states = output_processor.request_states
+        self._process = output_processor.process_outputs
+        self._observe = observe
+        output_processor.process_outputs = self.process_outputs
+
+    def adopt(self, request_id: str, sink: Sink) -> None:
+        """Take the tokens of this request, if its state is as simple as its lane promises."""
+        state = self._states.get(request_id)
+        if state is None:
+            return
+        state.queue = SinkQueue(sink)
+        detokenizer = state.detokenizer
+        if (
+            type(detokenizer) is FastIncrementalDetokenizer
+            and detokenizer.spaces_between_special_tokens
+            # A stop string may begin in one token and end in another; vLLM keeps the text for that.
+            and not detokenizer.stop
+            and state.stream_interval == 1
+            and not state.streaming_input
+            and not os.environ.get("VLLM_COMPUTE_NANS_IN_LOGITS")
+        ):
+            state.sluice = _Slot(
+                detokenizer,
+                detokenizer.stream,
+                detokenizer.tokenizer,
+                detokenizer.token_ids,
+                state.stats,
+                sink.say,
+            )
+
+    def process_outputs(
+        self, outputs: list[Any], timestamp: float | None, iteration_stats: Any, weight_version: str | None = None
+    ) -> Any:
+        """As OutputProcessor.process_outputs."""
+        states = self._states
+        rest: list[Any] = []
+        gaps: list[float] = []
+        generated = 0
+        for output in outputs:
+            state = states.get(output.request_id)
+            slot: _Slot | None = getattr(state, "sluice", None)
+            if slot is None or output.finish_reason is not None or output.events is not None or state.is_prefilling:
+                rest.append(output)
+                continue
+            if weight_version is not None:
+                state.track_weight_version(weight_version)
+            token_ids = output.new_token_ids
+            text = ""
+            for token_id in token_ids:
+                slot.token_ids.append(token_id)
+                try:
+                    text += slot.stream.step(slot.tokenizer, token_id) or ""
+                except Exception:
+                    # vLLM knows what to do about it, and may put another stream in the place of this one.
+                    text += slot.detokenizer.decode_next(token_id)
+                    slot.stream = slot.detokenizer.stream
+            count = len(token_ids)
+            if iteration_stats is not None:
+                stats = slot.stats
+                generated += count
+                stats.num_generation_tokens += count
+                gaps.append(timestamp - stats.last_token_ts)
+                stats.last_token_ts = timestamp
+            if count:
+                slot.say(text, count)
+        if iteration_stats is not None:
+            iteration_stats.num_generation_tokens += generated
+            if self._observe is None:
+                iteration_stats.inter_token_latencies_iter.extend(gaps)
+            elif gaps:
+                self._observe(gaps)
+        return self._process(rest, timestamp, iteration_stats, weight_version)
+
+
+def bulk_observer(logger_manager: Any) -> Callable[[list[float]], None] | None:
+    """What counts inter-token latencies in vLLM's histogram without a lock and a search for each; None where its
+    loggers are not the ones we know."""
+    loggers = [] if logger_manager is None else list(logger_manager.stat_loggers)
+    # One that only prints averages keeps no latencies; whatever else somebody has plugged in may want each of them.
+    known = {"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLoggingStatLogger"}
+    inner = [one for logger in loggers for one in vars(logger).get("per_engine_stat_loggers", {}).values()]
+    outer = [logger for logger in loggers if "per_engine_stat_loggers" not in vars(logger)]
+    histograms = [vars(logger).get("histogram_inter_token_latency") for logger in loggers]
+    found = [histogram for histogram in histograms if histogram is not None]
+    if len(found) != 1 or len(found[0]) != 1 or any(type(one).__name__ not in known for one in inner + outer):
+        return None
+    (child,) = found[0].values()
+    if not all(hasattr(child, name) for name in ("_upper_bounds", "_buckets", "_sum")):
+        return None
+    bounds, buckets, total = list(child._upper_bounds), child._buckets, child._sum
+
+    def observe(values: list[float]) -> None:
+        counts: dict[int, int] = {}
+        for value in values:
+            at = bisect_left(bounds, value)
+            counts[at] = counts.get(at, 0) + 1
+        for at, count in counts.items():
+            buckets[at].inc(count)
+        total.inc(sum(values))
+
+    return observe
+
+
 def unframe(framed: str) -> bytes:
     """The document in one event of vLLM's stream generators. Raises ValueError if it is not a single event."""
     if not (framed.startswith("data: ") and framed.endswith("\n\n")) or "\n" in framed[6:-2]:
@@ -48,4 +176,4 @@ def unframe(framed: str) -> bytes:
     return framed[6:-2].encode()
 
 
-__all__ = ["SinkQueue", "unframe"]
+__all__ = ["PlainSteps", "SinkQueue", "bulk_observer", "unframe"]
