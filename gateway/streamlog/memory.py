@@ -42,7 +42,8 @@ class MemoryLog:
             return
         self._documents += documents
         if self._keep_bytes is not None:
-            self._size_bytes += sum(map(len, documents)) + _OVERHEAD_BYTES * len(documents)
+            for document in documents:
+                self._size_bytes += len(document) + _OVERHEAD_BYTES
             if self._size_bytes > self._keep_bytes:
                 self._trim(self._keep_bytes)
 
@@ -57,11 +58,12 @@ class MemoryLog:
         if cursor < self._start - 1:
             raise Expired(f"The events after number {cursor} are kept no longer.")
         skipped = cursor + 1 - self._start
-        batch = Batch(cursor + 1, self._documents[skipped:], self._ended)
+        documents = self._documents[skipped:] if skipped or self._keep_bytes is not None else self._documents
         if self._keep_bytes is None:
-            self._start = self.last + 1
-            self._documents.clear()
-        return batch
+            # Handed over as it is: nobody else will read it.
+            self._start += len(self._documents)
+            self._documents = []
+        return Batch(cursor + 1, documents, self._ended)
 
     def _trim(self, keep_bytes: int) -> None:
         """Drop the oldest events, down to three quarters of the limit so that the next append need not come here."""

@@ -30,6 +30,8 @@ def events(documents: list[bytes]) -> bytes:
 
 def numbered(documents: list[bytes], first: int) -> bytes:
     """Frame documents as events with the ids `first`, `first + 1`, ..."""
+    if len(documents) == 1:
+        return b"id: %d\ndata: %b\n\n" % (first, documents[0])
     return b"".join([b"id: %d\ndata: %b\n\n" % (first + index, document) for index, document in enumerate(documents)])
 
 
