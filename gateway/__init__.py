@@ -6,19 +6,19 @@ The rooms, and who may import whom:
 - `settings`: one frozen tree; `app`, `server` and `cli` may.
 - `wire`: bytes and nouns; `web` may.
 - `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
-- `streamlog`: where pieces wait to be read.
+- `streamlog`: where events get their numbers and wait to be read.
 - `admission`: who may start now.
 - `engine`: the protocol and its supervisor, and what an engine without a model says; `engine/vllm` is the only folder
   that imports vllm, and uses `engine.base` and `engine.oracle`.
 - `web`: the HTTP edge.
 - `metrics`: every metric; `logs`: every log line.
-- `app`: joins the rooms. `server`: the process. `cli`: the command.
+- `app`: joins the rooms. `server`: the process, and `sockets`, what its sockets are told. `cli`: the command.
 - `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 
 One request: `server` notes its first byte, `web.guard` gives it an id and checks its key, `web.respond` reads the
 body and opens a stream in `streams.registry`, which asks the engine to parse it, waits at the `admission` gate, has
-it rendered and submits it. The engine's output handler puts deltas into `streams.producer`, which appends them to
-the `streamlog`; that wakes the `streams.follower` in `web.respond`, which takes all that is new, has it encoded by
-`wire`, and sends once.
+it rendered and submits it. The engine's output handler tells `streams.producer`, which wakes the `streams.follower`
+in `web.respond`; that takes all that is new, encoded by `wire` and numbered by the `streamlog`, and sends once.
+When the engine dies, `engine.supervisor` has it replaced, and `engine/vllm/core` sends it what was in flight.
 """
