@@ -16,6 +16,7 @@ import pytest
 
 from tests.faults.conftest import SYNTHETIC, Serve
 from tests.faults.reader import Answer, ask, completion
+from tests.support.oracle import expected_text
 from tests.support.server import CHAT, MODEL, Server, poll
 
 SEED = 7
@@ -53,16 +54,27 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
             await asyncio.sleep(0.1)
         pauses.append(time.monotonic() - began)
 
+    # vLLM's own endpoints on the same engine, whole and streamed.
+    question = [{"role": "user", "content": "Hello"}]
+    theirs = [
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": tokens}),
+        ("/v1/messages", {"messages": question, "max_tokens": tokens, "stream": True}),
+    ]
+
     async def run() -> list[Answer]:
         tasks = [asyncio.create_task(ask(server.port, completion(first, tokens))) for first in range(streams)]
-        await until_all_have_tokens(tasks, server, streams)
+        tasks += [
+            asyncio.create_task(ask(server.port, {"model": MODEL, "temperature": 0, **body}, path=path))
+            for path, body in theirs
+        ]
+        await until_all_have_tokens(tasks, server, len(tasks))
         for _ in range(kills):
             await asyncio.sleep(chance.uniform(0.2, 1.2))
             assert not any(task.done() for task in tasks), "a stream ended before the last kill: make them longer"
             await kill_and_wait()
         return await asyncio.gather(*tasks)
 
-    answers = asyncio.run(run())
+    *answers, responded, messaged = asyncio.run(run())
     inexact = [first for first, answer in enumerate(answers) if not answer.exact(first, tokens)]
     longest = [answer.longest_gap_s for answer in answers]
     figure("G1", f"{streams} streams x {kills} engine kills: inexact", str(len(inexact)), "0")
@@ -77,7 +89,15 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
     assert quantile(longest, 0.99) <= max(pauses) + 1
     assert all(b": keep-alive" in answer.body for answer in answers), "the pause is bridged"
     assert server.sample("sluice_engine_restarts_total") == kills
-    assert server.sample('sluice_streams_recovered_total{result="continued"}') == streams * kills
+    assert server.sample('sluice_streams_recovered_total{result="continued"}') == (streams + len(theirs)) * kills
+    # Every chat's prompt begins with the same token, and only that and the length matter to the oracle.
+    first = server.post("/tokenize", model=MODEL, messages=question).json()["tokens"][0]
+    whole = json.loads(responded.body)
+    said = expected_text([first] * whole["usage"]["input_tokens"], tokens)
+    assert whole["output"][0]["content"][0]["text"] == said
+    lines = [json.loads(line[6:]) for line in messaged.body.split(b"\n") if line.startswith(b"data: {")]
+    said = expected_text([first] * lines[0]["message"]["usage"]["input_tokens"], tokens)
+    assert "".join(line.get("delta", {}).get("text", "") for line in lines) == said
     server.wait_idle()
 
 
