@@ -1,5 +1,5 @@
 """What the engine process itself says about its requests: a plugin that notes every request as the scheduler takes it
-and as the scheduler aborts it.
+and as the scheduler aborts it. It can also set the wall clock of both processes wrong.
 
 A metric would not do: scraping costs the server milliseconds, and vLLM's gauges are as old as the last step. This line
 is written inside the call that drops the request, with a clock that all processes of the machine share.
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # Not SLUICE_...: those are settings.
 _VARIABLE = "ENGINE_PROBE_FILE"
+_CLOCK = "ENGINE_PROBE_CLOCK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,16 @@ class Probe:
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: engine-probe\nVersion: 0\n")
         (info / "entry_points.txt").write_text("[vllm.general_plugins]\nengine_probe = tests.support.probe:settle\n")
         path = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.env = {_VARIABLE: str(self._file), "PYTHONPATH": path}
+        self._clock = folder / "wall-clock.txt"
+        self.set_clock(0)
+        self.env = {_VARIABLE: str(self._file), _CLOCK: str(self._clock), "PYTHONPATH": path}
         """For the server."""
+
+    def set_clock(self, seconds: float) -> None:
+        """Have Python's wall clock in the gateway and in the engine be wrong by so much; they look every 20 ms."""
+        fresh = self._clock.with_suffix(".new")
+        fresh.write_text(f"{seconds}")
+        fresh.replace(self._clock)
 
     def notes(self) -> list[Note]:
         """Everything noted so far; a look costs the server nothing."""
@@ -70,7 +81,10 @@ class Probe:
 
 def settle() -> None:
     """Entry point of the group `vllm.general_plugins`."""
-    if _VARIABLE not in os.environ or multiprocessing.parent_process() is None:
+    if _VARIABLE not in os.environ:
+        return
+    _bend_clock(Path(os.environ[_CLOCK]))
+    if multiprocessing.parent_process() is None:
         return
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -93,6 +107,25 @@ def settle() -> None:
         return dropped
 
     Scheduler.add_request, Scheduler.finish_requests = noted_add, noted_finish
+
+
+def _bend_clock(file: Path) -> None:
+    wrong_by_s = 0.0
+    right, right_ns = time.time, time.time_ns
+
+    def follow() -> None:
+        nonlocal wrong_by_s
+        while True:
+            wrong_by_s = float(file.read_text())
+            time.sleep(0.02)
+
+    bent: dict[str, Callable[[], float]] = {
+        "time": lambda: right() + wrong_by_s,
+        "time_ns": lambda: right_ns() + int(wrong_by_s * 1e9),
+    }
+    for name, clock in bent.items():
+        setattr(time, name, clock)
+    threading.Thread(target=follow, name="bent-clock", daemon=True).start()
 
 
 __all__ = ["Note", "Probe", "settle"]
