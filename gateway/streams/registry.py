@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -203,8 +203,16 @@ class Registry:
     # Requests that vLLM's own app answers.
 
     @asynccontextmanager
-    async def mounted(self, method: str, path: str, tally: Tally, wishes: Wishes) -> AsyncIterator[Engine]:
-        """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`."""
+    async def mounted(
+        self,
+        method: str,
+        path: str,
+        tally: Tally,
+        wishes: Wishes,
+        waiting: AbstractAsyncContextManager[object] | None = None,
+    ) -> AsyncIterator[Engine]:
+        """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`. `waiting` is a scope
+        around the wait for its seat, which may end that."""
         self._refuse_when_draining()
         engine = self._engine()
         route = engine.route(method, path)
@@ -227,8 +235,9 @@ class Registry:
             token = CURRENT_TALLY.set(tally)
             try:
                 began_s = self._clock.now()
-                permit = await self._gate.enter()
-                engine = await self._engine_soon()
+                async with waiting or nullcontext():
+                    permit = await self._gate.enter()
+                    engine = await self._engine_soon()
                 tally.queued_s = self._clock.now() - began_s
                 yield engine
             finally:

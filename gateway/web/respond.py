@@ -17,7 +17,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
-from gateway.errors import InternalError, NotFound
+from gateway.errors import InternalError, NotFound, SluiceError
 from gateway.model import Cause, Endpoint, Facts
 from gateway.streamlog.base import Batch
 from gateway.streams.follower import Follower
@@ -75,8 +75,13 @@ class Presence(AbstractAsyncContextManager["Presence"]):
         self._leash.end(Left(cause))
 
     async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except SluiceError as error:
+            # Of a body that comes meanwhile and is too large.
+            self._leash.end(error)
+            return
         if not self._excused:
             self._leash.end(Left())
 

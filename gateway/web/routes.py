@@ -6,6 +6,7 @@ socket. The OpenAPI document shows ours and vLLM's together.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,7 @@ from gateway.errors import ClientError, InternalError, MethodNotAllowed, SluiceE
 from gateway.model import Endpoint
 from gateway.streams.registry import Registry
 from gateway.web.guard import EXCHANGE, error_headers
-from gateway.web.respond import Resume
+from gateway.web.respond import Presence, Resume
 from gateway.wire import wishes
 
 STREAMS = "/v1/streams"
@@ -65,8 +66,27 @@ class Dispatch:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
         tally = scope[EXCHANGE].tally
         wished = wishes.read(tally.caller.headers)
-        async with self._registry.mounted(scope["method"], scope["path"], tally, wished) as engine:
-            await engine.http(scope, receive, send)
+        inbox = _Inbox(receive)
+        waiting = Presence(inbox.ahead)
+        async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting) as engine:
+            await engine.http(scope, inbox, send)
+
+
+class _Inbox:
+    """A request's messages. While it waits for its seat nobody wants them yet, but only they tell that the client has
+    left."""
+
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
+        self._kept: deque[Any] = deque()
+
+    async def ahead(self) -> Any:
+        """The next message, which will be given again."""
+        self._kept.append(await self._receive())
+        return self._kept[-1]
+
+    async def __call__(self) -> Any:
+        return self._kept.popleft() if self._kept else await self._receive()
 
 
 def _wants_json(scope: MutableMapping[str, Any]) -> bool:

@@ -239,6 +239,44 @@ async def test_a_body_too_large_is_a_413_whoever_reads_it() -> None:
     assert edge.at_rest
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+@in_virtual_time
+async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinished: bool) -> None:
+    edge = with_mounted(Edge(max_concurrent=1))
+    held = await edge.gate.enter()
+    client = edge.client("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
+    await settle()
+
+    assert edge.gate.waiting == 1
+
+    client.leave()
+    await client.finish()
+
+    assert (edge.gate.waiting, client.started) == (0, False)
+    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+
+    held.release()
+
+    assert edge.at_rest
+
+
+@in_virtual_time
+async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
+    edge = with_mounted(Edge(max_concurrent=1, max_body_bytes=100))
+    held = await edge.gate.enter()
+    headers = {"Content-Type": "application/json"}
+    waits = edge.client("POST", "/v1/embeddings", headers=headers, body=[b'{"input"', b': "x"}'])
+    too_large = await edge.client("POST", "/v1/embeddings", headers=headers, body=[b"x" * 60, b"x" * 60]).finish()
+
+    assert too_large.status == 413
+
+    held.release()
+    await waits.finish()
+
+    assert waits.json() == {"seats": 1, "input": "x"}
+    assert edge.at_rest
+
+
 @in_virtual_time
 async def test_a_defect_in_a_small_route_is_a_500_in_openais_shape(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> bytes:

@@ -100,7 +100,7 @@ class VllmEngine:
         tasks = await self._llm.get_supported_tasks()
         proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements)
         self._app = await fallback.build(proxy, args, tasks)
-        self._http = contract.keep(self._screen.app(self._app), self._death)
+        self._http = contract.keep(fallback.owning(self._screen.app(self._app), self._engagements), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property

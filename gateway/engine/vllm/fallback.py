@@ -7,6 +7,7 @@ is an error and never a good end.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -21,11 +22,14 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
-from gateway.engine.base import CURRENT_TALLY, Route
+from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
 from gateway.engine.vllm import lanes
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
 from gateway.model import Cause, Tally
+
+_BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING})
+"""Causes that say that nobody waits for an answer any more; one that is complete may have left work of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class GivenUp(Aborted, GracefulHTTPError):  # type: ignore[misc,unused-ignore]
 class _Running:
     request_id: str
     tally: Tally | None
+    task: asyncio.Task[Any] | None
+    """vLLM's handler that asked for it."""
 
 
 @dataclass(slots=True)
@@ -67,6 +73,12 @@ class Engagements:
     """What the proxy runs at the moment, so that it can be found and cancelled by id."""
 
     running: list[_Running] = field(default_factory=list)
+
+    def leave(self, tally: Tally | None) -> None:
+        """End what still runs for a request that has been broken off."""
+        for run in self.running:
+            if tally is not None and run.tally is tally and run.task is not None:
+                run.task.cancel()
 
     def of(self, request_id: str, owner: str | None) -> list[_Running]:
         """Everything under that id; vLLM appends `-0` or `_0` to the id of a sub-request."""
@@ -97,17 +109,28 @@ class EngineProxy:
         """As AsyncLLM.generate; nothing runs before the first iteration."""
         if (notes := CAPTURE.get()) is not None:
             notes.append(Submission(prompt, sampling_params, request_id, options))
-        return self._counted(self._llm.generate, prompt, sampling_params, request_id, options)
+        task = asyncio.current_task()
+        return self._counted(self._llm.generate, prompt, sampling_params, request_id, options, task)
 
     def encode(self, prompt: Any, pooling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
         """As AsyncLLM.encode."""
-        return self._counted(self._llm.encode, prompt, pooling_params, request_id, options)
+        task = asyncio.current_task()
+        return self._counted(self._llm.encode, prompt, pooling_params, request_id, options, task)
 
     async def _counted(
-        self, method: Callable[..., Any], prompt: Any, params: Any, request_id: str, options: dict[str, Any]
+        self,
+        method: Callable[..., Any],
+        prompt: Any,
+        params: Any,
+        request_id: str,
+        options: dict[str, Any],
+        task: asyncio.Task[Any] | None,
     ) -> AsyncIterator[Any]:
         tally = CURRENT_TALLY.get()
-        run = _Running(request_id, tally)
+        if tally is not None and tally.cause in _BROKEN_OFF:
+            # Its request was broken off while it was being rendered.
+            raise asyncio.CancelledError
+        run = _Running(request_id, tally, task)
         self._engagements.running.append(run)
         count = _Count(tally, self._clock, params)
         try:
@@ -153,6 +176,20 @@ class _Count:
         self._tally.generated(new, None if whole else self._clock.now())
 
 
+def owning(app: ASGIApp, engagements: Engagements) -> ASGIApp:
+    """`app`, whose work in the engine ends with it when it is broken off: most of vLLM's handlers run in a task of
+    their own, which does not end when the one that waits for it is cancelled."""
+
+    async def http(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        except BaseException:
+            engagements.leave(CURRENT_TALLY.get())
+            raise
+
+    return http
+
+
 async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     """vLLM's FastAPI app on `proxy`, with our overrides of the stream generators. Its lifespan is the caller's."""
     args = copy.copy(args)
@@ -196,4 +233,4 @@ def _matching(app: Any, path: str) -> Iterator[Any]:
             yield known
 
 
-__all__ = ["CAPTURE", "Engagements", "EngineProxy", "Submission", "build", "route", "template"]
+__all__ = ["CAPTURE", "Engagements", "EngineProxy", "Submission", "build", "owning", "route", "template"]

@@ -1,0 +1,455 @@
+"""G14: what a client may send and how long it may take, from raw sockets; deadlines; cursors and ids that are not
+theirs. G12: the wall clock jumps, and nobody notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import SYNTHETIC
+from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
+from tests.support.probe import Probe
+from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body, poll, request_bytes
+
+pytestmark = pytest.mark.timeout(600)
+
+HEADER_TIMEOUT_S = 2.0
+STEP_MS = 20
+MAX_BODY_BYTES = 64 * 2**10
+HEADER_LIMIT_BYTES = 32 * 2**10
+FOREVER = 20_000
+RESPONSES = "/v1/responses"
+# Longer than the deadlines here, so that who waits hears nothing before.
+KEEPALIVE_S = 0.8
+EVERYONE = {**completion(0, 100, temperature=1), "n": int(SYNTHETIC["SLUICE_ADMISSION__MAX_CONCURRENT"])}
+"""Asks for every seat there is. While anybody sits, it waits, and nobody overtakes it."""
+
+
+@dataclass
+class House:
+    server: Server
+    probe: Probe
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One server for all tests here."""
+    folder = tmp_path_factory.mktemp("limits")
+    probe = Probe(folder)
+    env = {
+        **SYNTHETIC,
+        **probe.env,
+        "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+        "SLUICE_SERVER__HEADER_TIMEOUT_S": str(HEADER_TIMEOUT_S),
+        "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+        "SLUICE_SERVER__MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+    }
+    server = Server(folder, env=env)
+    try:
+        server.wait_ready()
+        yield House(server, probe)
+        assert server.running(), server.stderr()
+        assert "Traceback" not in server.stderr()
+    finally:
+        server.close()
+
+
+class Healthy:
+    """A stream that is read all the time by a thread of its own, with its longest gap."""
+
+    def __init__(self, port: int) -> None:
+        self.longest_ms = 0.0
+        self._raw = Raw(port, request_bytes(completion(0, FOREVER), COMPLETIONS))
+        self._raw.read_until(b"data: {")
+        self._last_s = time.monotonic()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while self._raw.sock.recv(65536):
+            now_s = time.monotonic()
+            self.longest_ms = max(self.longest_ms, 1000 * (now_s - self._last_s))
+            self._last_s = now_s
+
+    def fresh(self) -> None:
+        """Measure from now on."""
+        self.longest_ms = 0.0
+
+    def close(self) -> None:
+        self._raw.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._raw.close()
+
+
+@contextmanager
+def healthy(server: Server) -> Iterator[Healthy]:
+    one = Healthy(server.port)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def resident_bytes(pid: int) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+# Headers.
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(("GET /livez HTTP/1.1", "Host: faults", *lines)).encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(head(f"X-Long: {'x' * HEADER_LIMIT_BYTES}") + b"\r\n\r\n", id="one"),
+        pytest.param(head(*(f"X-{i}: {'x' * 100}" for i in range(330))) + b"\r\n\r\n", id="many"),
+        pytest.param(head("X-Long: ") + b"x" * (HEADER_LIMIT_BYTES + 1), id="without an end"),
+        pytest.param(b"GET /" + b"x" * (HEADER_LIMIT_BYTES + 1) + b" HTTP/1.1\r\n\r\n", id="the path"),
+    ],
+)
+def test_headers_beyond_the_limit_are_a_431(house: House, sent: bytes) -> None:
+    client = Raw(house.server.port, sent)
+    try:
+        top, _, body = client.read_all().partition(b"\r\n\r\n")
+    finally:
+        client.close()
+    assert top.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in top
+    check_error_body(json.loads(body), code="headers_too_large")
+
+
+def test_headers_below_the_limit_are_served(house: House) -> None:
+    client = Raw(house.server.port, head("Connection: close", f"X-Long: {'x' * 32000}") + b"\r\n\r\n")
+    try:
+        assert client.read_all().startswith(b"HTTP/1.1 200 ")
+    finally:
+        client.close()
+
+
+def flood(port: int, first: bytes, piece: bytes, total_bytes: int) -> int:
+    """Send until the server breaks the connection, or everything; the bytes that the kernel took."""
+    client = Raw(port, first)
+    sent = 0
+    try:
+        while sent < total_bytes:
+            sent += client.sock.send(piece)
+    except OSError:
+        pass
+    finally:
+        client.rst()
+    return sent
+
+
+def test_64_mib_of_headers_cost_nothing(house: House, figure: Any) -> None:
+    """From one connection that goes on for as long as it is let, and from a thousand that each send as much as is read
+    before they are refused."""
+    total = 64 * 2**20
+    line = b"X-Flood: " + b"x" * 1000 + b"\r\n"
+    shapes = {
+        "lines": (head("A: b") + b"\r\n", line * 64),
+        "one line": (head("X-Long: "), b"x" * 65536),
+        "path": (b"GET /", b"x" * 65536),
+    }
+
+    def attack() -> int:
+        sent = sum(flood(house.server.port, first, piece, total) for first, piece in shapes.values())
+        for _ in range(total // 65536):
+            sent += flood(house.server.port, *shapes["lines"], 65536)
+        return sent
+
+    with healthy(house.server) as one:
+        # The first time, pools and caches grow to what the server uses anyway.
+        attack()
+        before = resident_bytes(house.server.pid)
+        one.fresh()
+        sent = attack()
+        grown = resident_bytes(house.server.pid) - before
+        figure("G14", f"RSS after {sent / 2**20:.0f} MiB of headers sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
+        figure("G14", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}")
+    assert sent >= total
+    assert grown < 2**20
+
+
+# Time.
+
+
+def test_headers_that_do_not_come_to_an_end(house: House, figure: Any) -> None:
+    client = Raw(house.server.port, head("X-Half: "))
+    began_s = time.monotonic()
+    try:
+        answer = client.read_all()
+        took_s = time.monotonic() - began_s
+    finally:
+        client.close()
+    figure("G14", "half a header: 408 after", f"{took_s:.2f} s", f"{HEADER_TIMEOUT_S:g} s")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    check_error_body(json.loads(answer.partition(b"\r\n\r\n")[2]), code="headers_timeout")
+    assert HEADER_TIMEOUT_S - 0.1 < took_s < HEADER_TIMEOUT_S + 1
+
+
+def test_silent_sockets_are_closed_in_time_and_disturb_nobody(house: House, full: bool, figure: Any) -> None:
+    count = 5000 if full else 500
+    closed_s: list[float] = []
+    with ExitStack() as stack:
+        one = stack.enter_context(healthy(house.server))
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for _ in range(count):
+            client = Raw(house.server.port)
+            stack.callback(client.close)
+            selector.register(client.sock, selectors.EVENT_READ, time.monotonic())
+        while len(closed_s) < count:
+            ready = selector.select(HEADER_TIMEOUT_S + 5)
+            assert ready, f"{count - len(closed_s)} silent sockets are still open"
+            for key, _ in ready:
+                with suppress(ConnectionError):
+                    assert key.fileobj.recv(1) == b""  # type: ignore[union-attr]
+                closed_s.append(time.monotonic() - key.data)
+                selector.unregister(key.fileobj)
+        gap_ms = one.longest_ms
+    figure(
+        "G14", f"{count} silent sockets: the last closed after", f"{max(closed_s):.2f} s", f"{HEADER_TIMEOUT_S + 1} s"
+    )
+    figure("G14", "longest gap of a healthy stream meanwhile", f"{gap_ms:.0f} ms", f"a step is {STEP_MS}")
+    assert min(closed_s) > HEADER_TIMEOUT_S - 0.1
+    assert max(closed_s) < HEADER_TIMEOUT_S + 1
+    # Far from what a person would notice; the machine may have other things to do.
+    assert gap_ms < 500
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_body_beyond_the_limit_is_a_413(house: House, path: str) -> None:
+    """Declared, it is not read; in chunks, only so far. Megabytes follow, and go nowhere."""
+    top = f"POST {path} HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    chunk = b"%x\r\n" % 16384 + b"x" * 16384 + b"\r\n"
+    for sent in (
+        f"{top}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(),
+        f"{top}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * (MAX_BODY_BYTES // 16384 + 1),
+    ):
+        client = Raw(house.server.port, sent)
+        try:
+            answer = client.read_until(b"}}")
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            check_error_body(json.loads(answer.partition(b"\r\n\r\n")[2]), code="body_too_large")
+        finally:
+            client.close()
+
+
+def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None:
+    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n" % 65536 + b"x" * 65536 + b"\r\n"
+
+    def attack() -> int:
+        return sum(flood(house.server.port, top, chunk, 16 * 2**20) for _ in range(4))
+
+    attack()
+    before = resident_bytes(house.server.pid)
+    sent = attack()
+    grown = resident_bytes(house.server.pid) - before
+    figure("G14", f"RSS after {sent / 2**20:.0f} MiB of chunked bodies sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
+    assert grown < 2**20
+
+
+# Wishes, cursors, ids.
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+def test_a_wish_that_is_no_number_is_a_400_that_names_its_header(house: House, path: str) -> None:
+    body = {"model": MODEL, "messages": ASK, "prompt": "x", "input": "x", "max_tokens": 2}
+    garbage = ("abc", "-1", "nan", "inf", "1e999", "", "1 s", "0x10", "1,5")
+    for header, values in {"X-Request-Timeout": (*garbage, "0"), "X-Stream-Resumable": garbage}.items():
+        for value in values:
+            response = house.server.post(path, headers={header: value}, **body)
+            assert header in check_error(response, 400, param=header, code="invalid_request")["message"], value
+
+
+def test_a_wrong_cursor_is_a_400_and_a_guessed_id_a_404(house: House) -> None:
+    server = house.server
+    body = completion(3, 5)
+    made = server.post(COMPLETIONS, headers={"X-Stream-Resumable": "30"}, **body)
+    assert made.status_code == 200
+    path = f"/v1/streams/{made.headers['x-stream-id']}"
+    last = made.text.count("\nid: ") + 1
+    for cursor in ("abc", "-1", "1.5", "9" * 30, str(last + 1), "\u0661"):
+        for where in ("header", "query"):
+            given: Json = {"headers": {"Last-Event-ID": cursor.encode()}} if where == "header" else {}
+            response = server.http.get(path, params={"starting_after": cursor} if where == "query" else None, **given)
+            assert response.status_code == 400, (cursor, where, response.text)
+            assert response.json()["error"]["param"] in ("Last-Event-ID", "starting_after")
+    assert server.http.get(path, headers={"Last-Event-ID": str(last)}).status_code == 204
+
+    # Every neighbour of an id that exists, and as many that might.
+    exists = made.headers["x-stream-id"]
+    prefix, secret = exists.split("-")
+    assert len(secret) * 4 >= 96
+    guesses = [f"{prefix}-{secret[:i]}{int(secret[i], 16) ^ 1:x}{secret[i + 1 :]}" for i in range(len(secret))]
+    guesses += [f"{prefix}-{secrets.token_hex(16)}" for _ in range(100)]
+    guesses += [exists.upper(), exists[:-1], exists + "0", f"chatcmpl-{secret}", prefix, f"{prefix}-"]
+    for guess in guesses:
+        assert server.http.get(f"/v1/streams/{guess}").status_code == 404, guess
+        assert server.http.delete(f"/v1/streams/{guess}").status_code == 404, guess
+
+
+# Deadlines.
+
+
+def kinds(tokens: int) -> dict[str, tuple[str, Json]]:
+    """Path and body of a request of every kind that generates until its deadline."""
+    usual = {"model": MODEL, "ignore_eos": True}
+    chat = {**usual, "messages": ASK, "max_tokens": tokens}
+    mounted = {**usual, "input": "Hello", "max_output_tokens": tokens}
+    return {
+        "stream": (CHAT, {**chat, "stream": True}),
+        "formatted": (CHAT, {**chat, "stream": True, "logprobs": True}),
+        "whole": (CHAT, chat),
+        "mounted": (RESPONSES, mounted),
+        "mounted stream": (RESPONSES, {**mounted, "stream": True}),
+    }
+
+
+KINDS = tuple(kinds(1))
+TOKENS = iter(range(5_000, FOREVER))
+TIMEOUT_S = 0.6
+LATE_S = 0.5
+
+
+def with_deadline(house: House, kind: str, tokens: int) -> Answer:
+    path, body = kinds(tokens)[kind]
+    return asyncio.run(ask(house.server.port, body, path=path, headers={"X-Request-Timeout": str(TIMEOUT_S)}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_hears_of_it(house: House, kind: str) -> None:
+    server, number = house.server, next(TOKENS)
+    with ExitStack() as stack:
+        for body in (completion(0, FOREVER), EVERYONE):
+            client = Raw(server.port, request_bytes(body, COMPLETIONS))
+            stack.callback(client.close)
+        poll("one waits", lambda: server.sample("sluice_requests_waiting") == 1, 10, 0.05)
+        poll("one sits", lambda: server.sample("vllm:num_requests_running") == 1, 10, 0.05)
+        prompts = server.sample("vllm:prompt_tokens_total")
+        answer = with_deadline(house, kind, number)
+        took_s = time.monotonic() - answer.sent_s
+        assert server.sample("vllm:prompt_tokens_total") == prompts
+        assert server.sample("sluice_requests_waiting") == 1
+
+    assert answer.status == 408
+    error = check_error_body(json.loads(answer.body), code="deadline_exceeded")
+    assert "nothing was generated" in error["message"]
+    assert error["retryable"] is False
+    assert answer.headers["x-should-retry"] == "false"
+    assert TIMEOUT_S - 0.05 < took_s < TIMEOUT_S + LATE_S
+    assert number not in house.probe.of("add")
+    server.wait_idle()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deadline_in_the_engine_frees_it_and_tells_what_was_spent(house: House, kind: str, figure: Any) -> None:
+    server, number = house.server, next(TOKENS)
+    ended = server.ended("deadline_exceeded")
+    answer = with_deadline(house, kind, number)
+    took_s = time.monotonic() - answer.sent_s
+    dropped = poll("the engine has dropped it", lambda: house.probe.of("drop").get(number), 5)
+    (note,) = dropped
+    figure(
+        "G4",
+        f"deadline to the engine's drop, {kind}",
+        f"{1000 * (note.at_s - answer.sent_s - TIMEOUT_S):.0f} ms",
+        "100 ms",
+    )
+
+    if kind in ("stream", "formatted"):
+        assert (answer.status, answer.whole, answer.done, answer.finish) == (200, True, True, [])
+        assert answer.text, "there was output before"
+        assert answer.error is not None
+        assert (answer.error["code"], answer.error["retryable"]) == ("deadline_exceeded", False)
+        assert "completion tokens" in answer.error["message"]
+    elif kind == "mounted stream":
+        # vLLM's stream has begun and has no event for this: the connection is broken off.
+        assert answer.status == 200
+        assert b"output_text.delta" in answer.body
+        assert b"response.completed" not in answer.body
+        assert not answer.whole or b"deadline" in answer.body
+    else:
+        assert answer.status == 408
+        error = check_error_body(json.loads(answer.body), code="deadline_exceeded")
+        assert "completion tokens" in error["message"]
+        assert (error["retryable"], answer.headers["x-should-retry"]) == (False, "false")
+    assert TIMEOUT_S - 0.05 < took_s < TIMEOUT_S + LATE_S
+    assert note.output_tokens > 0
+    assert note.at_s - answer.sent_s - TIMEOUT_S < LATE_S
+    poll("it is counted", lambda: server.ended("deadline_exceeded") == ended + 1, 2, 0.05)
+    server.wait_idle()
+
+
+# The wall clock.
+
+
+def test_the_wall_clock_jumps_and_nobody_notices(house: House, figure: Any) -> None:
+    """An hour forward, two back, under streams with a deadline and one in the queue. It is Python's wall clock that
+    jumps, in the gateway and in the engine; timers of native code are the kernel's monotonic ones."""
+    server, tokens = house.server, 3000 // STEP_MS
+    server.wait_idle()
+    bent: list[int] = []
+
+    async def shown_s() -> float:
+        answer = await ask(server.port, None, method="GET", path="/livez")
+        return parsedate_to_datetime(answer.headers["date"]).timestamp()
+
+    async def jump(hours: int) -> None:
+        house.probe.set_clock(3600 * hours)
+        while abs(await shown_s() - time.time() - 3600 * hours) > 5:
+            await asyncio.sleep(0.05)
+        bent.append(hours)
+
+    async def comments(connection: Connection) -> None:
+        await connection.head()
+        while b": keep-alive" in await connection.chunk():
+            connection.answer.arrivals_s.append(time.monotonic())
+
+    async def run() -> tuple[list[Answer], Answer]:
+        limits = {"X-Request-Timeout": "30", "X-Stream-Resumable": "30"}
+        streams = [asyncio.create_task(ask(server.port, completion(i, tokens), headers=limits)) for i in range(20)]
+        while server.sample("vllm:num_requests_running") < len(streams):
+            await asyncio.sleep(0.02)
+        waiting = await Connection.open(server.port, EVERYONE)
+        reading = asyncio.create_task(comments(waiting))
+        for hours in (1, -1):
+            await jump(hours)
+        assert not any(one.done() for one in streams), "they were to run through both jumps"
+        answers = await asyncio.gather(*streams)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        waiting.writer.close()
+        await jump(0)
+        return answers, waiting.answer
+
+    answers, waited = asyncio.run(run())
+    inexact = [i for i, answer in enumerate(answers) if not answer.exact(i, tokens)]
+    gaps = [b - a for a, b in zip(waited.arrivals_s, waited.arrivals_s[1:], strict=False)]
+    figure("G12", "wall clock +1 h, -2 h under 20 streams: inexact or ended early", str(len(inexact)), "0")
+    figure("G12", "longest time between keep-alives", f"{max(gaps):.2f} s", f"{KEEPALIVE_S:g} s")
+    assert bent == [1, -1, 0]
+    assert inexact == []
+    assert max(gaps) < 2 * KEEPALIVE_S
+    server.wait_idle()
