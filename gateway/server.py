@@ -34,8 +34,9 @@ Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sl
 
 # nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
 KEEP_ALIVE_S = 75
-# A peer that owes an acknowledgement for so long is gone; with the second between two looks, and the first
-# retransmission, it is found within 21 s.
+# A peer that owes an acknowledgement and has sent none for so long is gone; with a second between two looks, and two
+# looks to be sure, it is found within 21 s. Counted from its last sign of life and not from when it was first asked
+# again, because what is sent to an idle peer in between (a keep-alive comment) puts the kernel's own probes off.
 PEER_GONE_AFTER_S = 18.0
 # When a drain is over, connections get so long to take what they have been sent last.
 FLUSH_WITHIN_S = 2
@@ -58,7 +59,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._owing_since_s: float | None = None
+        self._owes = False
         self._socket = transport.get_extra_info("socket")
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             sockets.tune(self._socket)
@@ -129,13 +130,11 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         return True
 
-    def look_after_peer(self, now_s: float) -> None:
+    def look_after_peer(self) -> None:
         """Break a connection whose peer has vanished while it is being answered; to be called every second."""
-        if not self._answering() or not sockets.unanswered(self._socket):
-            self._owing_since_s = None
-        elif self._owing_since_s is None:
-            self._owing_since_s = now_s
-        elif now_s - self._owing_since_s >= PEER_GONE_AFTER_S:
+        owed, self._owes = self._owes, self._answering() and sockets.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
+        # Probes of a live peer may be far apart, and one may be on its way at this moment.
+        if owed and self._owes:
             self.transport.abort()
 
     @property
@@ -200,10 +199,9 @@ class _Uvicorn(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
-            now_s = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.look_after_peer(now_s)
+                    connection.look_after_peer()
         return await super().on_tick(counter)
 
     def unsent_bytes(self) -> int:

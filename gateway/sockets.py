@@ -14,12 +14,13 @@ UNSENT_BYTES = 16 * 2**10
 # Beyond this our own buffer makes the writer wait.
 HIGH_WATER_BYTES = 16 * 2**10
 # A peer that vanished without a word (power, cable, NAT) is found after 10 + 2 * 5 s where nothing is on its way to it.
-# Where something is, see `unanswered`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
+# Where something is, see `unanswered_s`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 
 # struct tcp_info of linux/tcp.h begins with eight bytes; the third counts retransmissions since the last progress, the
-# fourth probes of a closed window since the last answer.
-_INFO = struct.Struct("8B")
+# fourth unanswered probes, of a closed window or of an idle connection. Of the numbers that follow, the thirteenth is
+# how many milliseconds ago the peer last acknowledged anything.
+_INFO = struct.Struct("=2x2B4x48xI")
 
 
 def tune(sock: Any) -> None:
@@ -31,16 +32,19 @@ def tune(sock: Any) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def unanswered(sock: Any) -> bool:
-    """Whether the peer owes the kernel an acknowledgement that it has been asked for again."""
+def unanswered_s(sock: Any) -> float:
+    """For how long the peer has acknowledged nothing, if it has been asked again; 0 if it owes no acknowledgement.
+
+    One that has only just been asked counts, too: ask twice, a second apart.
+    """
     option = getattr(socket, "TCP_INFO", None)
     if option is None:
-        return False
+        return 0.0
     try:
-        info = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, option, _INFO.size))
-    except OSError:
-        return False
-    return bool(info[2] or info[3])
+        retransmissions, probes, silent_ms = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, option, _INFO.size))
+    except (OSError, struct.error):
+        return 0.0
+    return silent_ms / 1000 if retransmissions or probes else 0.0
 
 
-__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "tune", "unanswered"]
+__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "tune", "unanswered_s"]

@@ -338,47 +338,65 @@ async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
 
 
 async def look(connection: Connection, seconds: int) -> int:
-    """Look after the peer every second; after how many it was found gone."""
+    """Look after a silent peer every second; after how many it was found gone."""
+    one = connection.transport.socket
+    one.silent_ms = 0
     for second in range(1, seconds + 1):
-        connection.protocol.look_after_peer(clock().now())
+        connection.protocol.look_after_peer()
         if connection.transport.aborted:
             return second - 1
         await asyncio.sleep(1)
+        one.silent_ms += 1000
     return seconds
 
 
+@pytest.mark.parametrize("sign", ["retransmits", "probes"])
 @in_virtual_time
-async def test_a_peer_that_owes_an_answer_for_too_long_is_gone() -> None:
+async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> None:
     app = App(slow=True)
     connection = Connection(app)
     connection.say(GET)
     await settle()
 
-    assert await look(connection, 60) == 60, "a peer that answers may read as slowly as it likes"
+    assert await look(connection, 60) == 60, "a peer that owes nothing may be as silent as it likes"
 
-    connection.transport.socket.retransmits = 1
+    setattr(connection.transport.socket, sign, 1)
 
-    assert await look(connection, 60) == server.PEER_GONE_AFTER_S == 18
+    assert await look(connection, 60) == server.PEER_GONE_AFTER_S + 1 == 19
     assert connection.transport.aborted
 
     app.go_on.set()
     await settle()
 
 
-@pytest.mark.parametrize("sign", ["retransmits", "probes"])
 @in_virtual_time
-async def test_an_answer_in_between_pays_the_debt(sign: str) -> None:
+async def test_an_answer_in_between_pays_the_debt() -> None:
+    app = App(slow=True)
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+    connection.transport.socket.retransmits = 3
+    for _ in range(5):
+        assert await look(connection, 18) == 18
+
+    assert not connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer() -> None:
     app = App(slow=True)
     connection = Connection(app)
     connection.say(GET)
     await settle()
     for _ in range(5):
-        setattr(connection.transport.socket, sign, 3)
-
-        assert await look(connection, 17) == 17
-
-        setattr(connection.transport.socket, sign, 0)
-        connection.protocol.look_after_peer(clock().now())
+        connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
+        connection.protocol.look_after_peer()
+        connection.transport.socket.probes = 0
+        connection.protocol.look_after_peer()
 
     assert not connection.transport.aborted
 
@@ -470,7 +488,7 @@ async def test_every_second_all_connections_are_looked_after() -> None:
     for connection in connections:
         connection.say(GET)
     await settle()
-    connections[0].transport.socket.retransmits = 1
+    connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000
     house.server.server_state.connections = {connection.protocol for connection in connections}
 
     assert house.server.unsent_bytes() == 14
@@ -481,7 +499,7 @@ async def test_every_second_all_connections_are_looked_after() -> None:
         await asyncio.sleep(0.1)
         ticks += 1
 
-    assert ticks == 181, "one look a second, 18 s after the first that found a debt"
+    assert ticks == 11, "one look a second, and two that find the debt"
     assert not connections[1].transport.aborted
 
     for app in apps:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,12 +58,12 @@ def test_a_healthy_peer_owes_nothing(pair: tuple[socket.socket, socket.socket]) 
     ours, theirs = pair
     sockets.tune(ours)
 
-    assert not sockets.unanswered(ours)
+    assert not sockets.unanswered_s(ours)
 
     ours.sendall(b"x" * 1000)
 
     assert theirs.recv(1000)
-    assert not sockets.unanswered(ours)
+    assert not sockets.unanswered_s(ours)
 
 
 @LINUX
@@ -70,7 +71,7 @@ def test_a_peer_that_does_not_read_is_still_there(pair: tuple[socket.socket, soc
     ours, _ = pair
     fill(ours)
 
-    assert not sockets.unanswered(ours)
+    assert not sockets.unanswered_s(ours)
 
 
 @LINUX
@@ -88,16 +89,29 @@ def test_a_reader_that_stops_costs_the_kernel_no_more_than_its_window_and_our_li
 @pytest.mark.parametrize(("retransmits", "probes", "owes"), [(0, 0, False), (1, 0, True), (0, 1, True), (3, 2, True)])
 def test_who_was_asked_again_and_did_not_answer_owes(retransmits: int, probes: int, owes: bool) -> None:
     one = Socket()
-    one.retransmits, one.probes = retransmits, probes
+    one.retransmits, one.probes, one.silent_ms = retransmits, probes, 4500
 
-    assert sockets.unanswered(one) is owes
+    assert sockets.unanswered_s(one) == (4.5 if owes else 0)
+
+
+@LINUX
+def test_the_kernel_tells_when_it_last_heard_of_a_peer(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    ours.sendall(b"x")
+
+    assert theirs.recv(1)
+
+    time.sleep(0.2)
+    *_, silent_ms = sockets._INFO.unpack(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, sockets._INFO.size))
+
+    assert 150 <= silent_ms < 10_000
 
 
 def test_a_closed_socket_owes_nothing() -> None:
     one = Socket()
     one.closed = True
 
-    assert not sockets.unanswered(one)
+    assert not sockets.unanswered_s(one)
 
 
 def test_where_the_kernel_knows_no_such_options_its_defaults_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +119,7 @@ def test_where_the_kernel_knows_no_such_options_its_defaults_stay(monkeypatch: p
         monkeypatch.delattr(socket, name, raising=False)
     one = Socket()
     sockets.tune(one)
-    one.retransmits = 5
+    one.retransmits, one.silent_ms = 5, 60_000
 
     assert one.options == {(socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1}
-    assert not sockets.unanswered(one)
+    assert not sockets.unanswered_s(one)

@@ -45,6 +45,9 @@ class StreamLog(Protocol):
     def size_bytes(self) -> int:
         """What the kept events weigh."""
 
+    def keep(self, keep_bytes: int) -> None:
+        """Keep so much from now on; what is older goes at once. A log that keeps nothing goes on doing so."""
+
     def append(self, documents: list[bytes]) -> None:
         """Add events. After `close` this does nothing."""
 

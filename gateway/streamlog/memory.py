@@ -37,6 +37,12 @@ class MemoryLog:
     def size_bytes(self) -> int:
         return self._size_bytes
 
+    def keep(self, keep_bytes: int) -> None:
+        if self._keep_bytes is not None:
+            self._keep_bytes = keep_bytes
+            if self._size_bytes > keep_bytes:
+                self._trim(keep_bytes)
+
     def append(self, documents: list[bytes]) -> None:
         if self._ended is not None or not documents:
             return

@@ -35,6 +35,8 @@ from gateway.streams.stream import Stream, overdue
 
 logger = logging.getLogger(__name__)
 
+# Where resumable streams crowd, each keeps its share of the room, but no less than this part of what one may keep.
+_SMALLEST_SHARE = 1 / 4
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
 _ID_BYTES = 16
 
@@ -93,6 +95,7 @@ class Registry:
         self._live: dict[str, Stream] = {}
         self._mounted: set[Leash] = set()
         self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
+        self._share = limits.max_bytes
         self._empty: asyncio.Future[None] | None = None
         self.draining = False
 
@@ -118,7 +121,7 @@ class Registry:
         call = self._engine().parse(endpoint, body)
         # A whole answer has no events to come back for.
         grace_s = None if wishes.grace_s is None or not call.stream else min(wishes.grace_s, self._limits.max_grace_s)
-        if grace_s is not None and not self._shelf.shrink(self._live_bytes() + self._limits.max_bytes):
+        if grace_s is not None and not self._has_room():
             self._facts.rejected("resumable_full")
             raise Overloaded("There is no room for another resumable stream.", retry_after_s=5)
         tally.id = endpoint.id_prefix + secrets.token_hex(_ID_BYTES)
@@ -137,6 +140,8 @@ class Registry:
             grace_s=grace_s,
         )
         self._live[tally.id] = stream
+        if stream.resumable:
+            self._share_out()
         stream.walk = asyncio.get_running_loop().create_task(self._walk(call, stream.producer))
         timeout_s = self._timeout(wishes)
         stream.expire_in(self._left(tally.caller, timeout_s), timeout_s)
@@ -165,6 +170,7 @@ class Registry:
         stream = self._live.pop(stream_id)
         stream.settle()
         if stream.resumable:
+            self._share_out()
             stream.producer.tally.settle()
             self._shelf.put(stream, self._live_bytes())
         self._look_if_empty()
@@ -287,6 +293,22 @@ class Registry:
     def _look_if_empty(self) -> None:
         if self._empty is not None and not self.active and not self._empty.done():
             self._empty.set_result(None)
+
+    def _has_room(self) -> bool:
+        """Whether another resumable stream would find room: now, and when all have grown."""
+        logs = sum([stream.resumable for stream in self._live.values()])
+        fits = (logs + 1) * self._limits.max_bytes * _SMALLEST_SHARE <= self._limits.max_total_bytes
+        return self._shelf.shrink(self._live_bytes() + self._limits.max_bytes) and fits
+
+    def _share_out(self) -> None:
+        """Streams grow after they were let in: where they could pass the limit together, each keeps its share."""
+        logs = [stream.producer.log for stream in self._live.values() if stream.resumable]
+        share = min(self._limits.max_bytes, self._limits.max_total_bytes // max(1, len(logs)))
+        if share == self._share == self._limits.max_bytes:
+            return
+        self._share = share
+        for log in logs:
+            log.keep(share)
 
     def _live_bytes(self) -> int:
         return sum([stream.producer.log.size_bytes for stream in self._live.values()])

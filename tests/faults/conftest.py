@@ -6,9 +6,12 @@ Two sizes: `ci` (part of `make test`) and `full` (`make faults`), chosen with `-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from gateway.web.keys import new_key
 from tests.support.server import Server
 
 SYNTHETIC = {
@@ -64,3 +67,96 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     yield start
     for one in servers:
         one.close()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A server that several files use, one after the other. With `keys`, each client names one of them."""
+
+    server: Server
+    keys: dict[str, dict[str, str]]
+
+    @property
+    def me(self) -> dict[str, str]:
+        """The headers of whoever asks first."""
+        return self.keys["anna"]
+
+
+KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**16, 2**18, 20
+"""Of the shared synthetic server: as small as the promises about them allow to be tested soon."""
+
+_SHARED = {
+    "synthetic": {
+        **SYNTHETIC,
+        "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+        "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+        "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
+        "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
+        "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
+        "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
+    },
+    # A keep-alive comment falls between a peer's last sign of life and the kernel's first probe.
+    "patient": {
+        **SYNTHETIC,
+        "SLUICE_SERVER__HOST": "0.0.0.0",
+        "SLUICE_SYNTHETIC__STEP_MS": "10",
+        "SLUICE_STREAMS__KEEPALIVE_S": "4",
+    },
+    # So few seats that a queue is easily had; a sign of life every 50 ms.
+    "demo": {
+        "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
+        "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
+        "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
+        "SLUICE_STREAMS__RETENTION_S": "600",
+        "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",
+    },
+}
+
+
+def _keys(file: Path) -> dict[str, dict[str, str]]:
+    made = {name: new_key(name) for name in ("anna", "bert")}
+    file.write_text("".join(f"{line}\n" for _, line in made.values()))
+    return {name: {"Authorization": f"Bearer {key}"} for name, (key, _) in made.items()}
+
+
+@pytest.fixture(scope="session")
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Shared]]:
+    """Those shared servers that this run's tests ask for, started at the same time: a start is mostly waiting."""
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    servers: dict[str, Shared] = {}
+    try:
+        for name, env in _SHARED.items():
+            if name not in wanted:
+                continue
+            folder = tmp_path_factory.mktemp(name)
+            keys: dict[str, dict[str, str]] = {}
+            more: dict[str, str] = {}
+            if name == "synthetic":
+                keys = _keys(folder / "keys")
+                more["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
+            servers[name] = Shared(Server(folder, env={**env, **more}), keys)
+        yield servers
+    finally:
+        for shared in servers.values():
+            shared.server.close()
+
+
+@pytest.fixture(scope="session")
+def synthetic(fleet: dict[str, Shared]) -> Shared:
+    """A server without a model, with API keys and small limits."""
+    fleet["synthetic"].server.wait_ready()
+    return fleet["synthetic"]
+
+
+@pytest.fixture(scope="session")
+def patient(fleet: dict[str, Shared]) -> Server:
+    """A server without a model that listens everywhere and has the usual stall timeout."""
+    fleet["patient"].server.wait_ready()
+    return fleet["patient"].server
+
+
+@pytest.fixture(scope="session")
+def demo(fleet: dict[str, Shared]) -> Server:
+    """A server with the demo model."""
+    fleet["demo"].server.wait_ready()
+    return fleet["demo"].server

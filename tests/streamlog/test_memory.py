@@ -134,6 +134,21 @@ def test_an_event_larger_than_the_limit_is_kept_all_the_same() -> None:
         log.read(0)
 
 
+def test_a_narrower_limit_holds_at_once() -> None:
+    log = MemoryLog(1000)
+    log.append([b"x" * 59] * 8)
+    log.keep(200)
+
+    assert log.size_bytes <= 200
+    assert log.read(7) == Batch(8, [b"x" * 59], None)
+
+    plain = MemoryLog()
+    plain.append([b"a", b"b"])
+    plain.keep(1)
+
+    assert plain.read(0) == Batch(1, [b"a", b"b"], None)
+
+
 @given(
     st.lists(st.lists(st.binary(max_size=60), max_size=5), max_size=20),
     st.integers(100, 2000),

@@ -562,6 +562,33 @@ async def test_one_stream_may_keep_all_there_is() -> None:
     house.registry.end_all()
 
 
+@in_virtual_time
+async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() -> None:
+    house = House(10, limits=replace(LIMITS, max_bytes=10_000, max_total_bytes=20_000))
+    streams = [house.open(grace_s=10) for _ in range(8)]
+    with pytest.raises(Overloaded):
+        house.open(grace_s=10)
+    await settle()
+    for _ in range(20):
+        for stream in streams:
+            house.run_of(stream).say("x" * 100)
+            stream.producer.seal()
+
+            assert house.registry.kept_bytes <= 20_000
+
+    assert all(stream.producer.log.size_bytes > 1_500 for stream in streams), "an equal share each"
+
+    for stream in streams[1:]:
+        stream.producer.cancel(Cancelled("gone"))
+    for _ in range(50):
+        house.run_of(streams[0]).say("x" * 100)
+        streams[0].producer.seal()
+
+    assert streams[0].producer.log.size_bytes > 7_000, "who is left has all that one may have"
+
+    house.registry.end_all()
+
+
 # Requests that vLLM's own app answers.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ class Socket:
         self.options: dict[tuple[int, int], int] = {}
         self.retransmits = 0
         self.probes = 0
+        self.silent_ms = 0
         self.closed = False
 
     def getsockname(self) -> tuple[str, int]:
@@ -35,7 +37,8 @@ class Socket:
     def getsockopt(self, level: int, name: int, length: int) -> bytes:
         if self.closed:
             raise OSError("closed")
-        return bytes([1, 0, self.retransmits, self.probes, 0, 0, 0, 0])[:length]
+        info = bytes([1, 0, self.retransmits, self.probes]) + bytes(52) + self.silent_ms.to_bytes(4, sys.byteorder)
+        return info[:length]
 
 
 class Transport(asyncio.Transport):
