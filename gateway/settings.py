@@ -71,9 +71,7 @@ class Streams(_Section):
         600.0, ge=0, description="Longest time that a resumable stream goes on without a reader."
     )
     retention_s: float = Field(120.0, ge=0, description="How long a finished resumable stream stays readable.")
-    max_bytes: int = Field(
-        4 * 2**20, ge=4096, description="Events that one resumable stream keeps; the oldest go first."
-    )
+    max_bytes: int = Field(2**20, ge=4096, description="Events that one resumable stream keeps; the oldest go first.")
     max_total_bytes: int = Field(
         256 * 2**20, ge=4096, description="Events that all resumable streams keep; the oldest finished go first."
     )
