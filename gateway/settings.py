@@ -82,8 +82,11 @@ class Supervision(_Section):
 
     max_restarts: int = Field(3, ge=0, description="Restarts within window_s; the next death ends the process.")
     window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted.")
-    hang_timeout_s: float = Field(
-        60.0, gt=0, description="An engine that says nothing for so long, even if asked, is ended and restarted."
+    hang_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="An engine that says nothing for so long, even if asked, is ended and restarted. "
+        "Default: 60, and 600 where a real model runs on CPUs, whose steps can take minutes.",
     )
 
 

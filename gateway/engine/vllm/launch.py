@@ -60,6 +60,7 @@ class Plan:
 
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
     `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
+    `hang_timeout_s` is how long the engine may say nothing; None: what suits the machine.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
@@ -68,7 +69,7 @@ class Plan:
     small: bool = False
     synthetic: Mapping[str, Any] | None = None
     trust_client_fields: bool = False
-    hang_timeout_s: float = 60.0
+    hang_timeout_s: float | None = None
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
@@ -179,6 +180,14 @@ def _defaults(plan: Plan) -> dict[str, Any]:
     return defaults
 
 
+def _longest_silence_s(plan: Plan) -> float:
+    """How long an engine that is well may say nothing: one step, in which it does not answer either."""
+    from vllm.platforms import current_platform
+
+    # A step of 4,096 prompt tokens of an 8B model takes minutes on a few cores.
+    return 600.0 if current_platform.is_cpu() and not plan.small and plan.synthetic is None else 60.0
+
+
 def _has_bf16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
@@ -267,7 +276,7 @@ async def start(plan: Plan, clock: Clock) -> Any:
             llm.engine_core,
             clock,
             make_core=lambda: _in_daemon(lambda: _another_core(args, llm)),
-            hang_timeout_s=plan.hang_timeout_s,
+            hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
             trust_client_fields=plan.trust_client_fields,
         )
         await engine.open(args)
