@@ -35,6 +35,8 @@ class LastingCore:
         self._output_processor = output_processor
         self._clock = clock
         self._requests: dict[str, Any] = {}
+        self._arrived: set[str] = set()
+        """Those that came while there was no engine: they do not go on, they begin."""
         self._failed: Counter[str] = Counter()
         self._replaced = asyncio.Event()
         self._given_up = False
@@ -74,7 +76,9 @@ class LastingCore:
         if self._given_up:
             raise EngineDeadError
         self._requests[request.request_id] = request
-        if not self.lost.is_set():
+        if self.lost.is_set():
+            self._arrived.add(request.request_id)
+        else:
             try:
                 await self._core.add_request_async(request)
             except EngineDeadError:
@@ -135,6 +139,7 @@ class LastingCore:
         self._fail_hopeless()
         self._core = core
         sent: set[str] = set()
+        continued = 0
         while left := [request for name, request in self._requests.items() if name not in sent]:
             for request in left:
                 sent.add(request.request_id)
@@ -142,11 +147,13 @@ class LastingCore:
                 if request.request_id in self._requests:
                     tokens = self._received(request.request_id)
                     await core.add_request_async(continuation.continued(request, tokens))
+                    continued += request.request_id not in self._arrived
+        self._arrived.clear()
         self.heard_s = self._clock.now()
         self.lost.clear()
         self._replaced.set()
         failed, self._failed = self._failed, Counter()
-        return Revival(continued=len(sent), failed=dict(failed))
+        return Revival(continued=continued, failed=dict(failed))
 
     def give_up(self) -> None:
         """There will be no other engine: everything in flight fails, and so does everything to come."""
