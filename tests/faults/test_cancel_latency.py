@@ -357,7 +357,8 @@ def test_cancelling_by_id(setup: Setup, figure: Any, kind: str) -> None:
             connection = Raw(setup.server.port, request_bytes(body, path, {"Connection": "close"}))
             stack.callback(connection.close)
             who.append(Leaver(number, kind, "delete", connection))
-            who[-1].wait_begun()
+        for one in who:
+            one.wait_begun()
         ids = [_id(one.connection.seen, kind) for one in who]
         for one, stream_id in zip(who, ids, strict=True):
             one.left_s = time.monotonic()
