@@ -82,7 +82,7 @@ class Shared:
         return self.keys["anna"]
 
 
-KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**16, 2**18, 20
+KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**17, 2**19, 20
 """Of the shared synthetic server: as small as the promises about them allow to be tested soon."""
 
 _SHARED = {
