@@ -106,6 +106,8 @@ _SHARED = {
     "demo": {
         "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
         "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
+        # Otherwise the parser takes what is said without thinking for thoughts.
+        "SLUICE_ENGINE__DEFAULT_CHAT_TEMPLATE_KWARGS": '{"enable_thinking": false}',
         "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
         "SLUICE_STREAMS__RETENTION_S": "600",
         "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",

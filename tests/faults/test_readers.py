@@ -213,7 +213,7 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
     """Half of them get our own chunks, half vLLM's. The healthy ones' gaps are compared with and without them."""
     if full:
         # 2.5 tokens a second and stream: a thousand streams are what two cores carry.
-        stalled, healthy, window_s, stall_timeout_s, me = 1000, 50, 20.0, 240.0, {}
+        stalled, healthy, window_s, stall_timeout_s, me = 1000, 50, 20.0, 120.0, {}
         env = {
             **SYNTHETIC,
             "SLUICE_SYNTHETIC__STEP_MS": "400",
