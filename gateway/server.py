@@ -99,7 +99,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("headers too large")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
-        scope[ABORT] = self.transport.abort
+        scope[ABORT] = self.break_off
         scope[WRITE] = self.write_piece
         super().on_headers_complete()
 
@@ -135,7 +135,13 @@ class Protocol(HttpToolsProtocol):
         owed, self._owes = self._owes, self._answering() and sockets.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
         # Probes of a live peer may be far apart, and one may be on its way at this moment.
         if owed and self._owes:
-            self.transport.abort()
+            self.break_off()
+
+    def break_off(self) -> None:
+        """End the connection at once, whatever is still in its buffers."""
+        if not self.transport.is_closing():
+            sockets.forget(self._socket)
+        self.transport.abort()
 
     @property
     def unsent_bytes(self) -> int:

@@ -32,6 +32,12 @@ def tune(sock: Any) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def forget(sock: Any) -> None:
+    """Make the socket's close a reset. Otherwise the kernel keeps what is unsent for minutes, for a client that does
+    not read."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def unanswered_s(sock: Any) -> float:
     """For how long the peer has acknowledged nothing, if it has been asked again; 0 if it owes no acknowledgement.
 
@@ -47,4 +53,4 @@ def unanswered_s(sock: Any) -> float:
     return silent_ms / 1000 if retransmissions or probes else 0.0
 
 
-__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "tune", "unanswered_s"]
+__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "forget", "tune", "unanswered_s"]

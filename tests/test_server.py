@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -334,6 +335,7 @@ async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
     await settle()
 
     assert connection.transport.aborted
+    assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_LINGER] == struct.pack("ii", 1, 0)
     assert not connection.heard.endswith(b"0\r\n\r\n")
 
 

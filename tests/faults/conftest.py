@@ -82,7 +82,7 @@ class Shared:
         return self.keys["anna"]
 
 
-KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**16, 2**18, 20
+KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**17, 2**19, 20
 """Of the shared synthetic server: as small as the promises about them allow to be tested soon."""
 
 _SHARED = {
@@ -106,6 +106,8 @@ _SHARED = {
     "demo": {
         "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
         "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
+        # Otherwise the parser takes what is said without thinking for thoughts.
+        "SLUICE_ENGINE__DEFAULT_CHAT_TEMPLATE_KWARGS": '{"enable_thinking": false}',
         "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
         "SLUICE_STREAMS__RETENTION_S": "600",
         "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",

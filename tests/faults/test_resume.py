@@ -428,6 +428,7 @@ def test_openai_python_over_the_resuming_transport_says_the_same_through_cuts(de
             stream = plain.chat.completions.create(model=MODEL, temperature=0, stream=True, **body)
             wanted[kind] = said(list(stream))
     assert all(reason in ("stop", "tool_calls") for _, _, reason in wanted.values()), wanted
+    assert all(text or arguments for text, arguments, _ in wanted.values()), wanted
 
     def options(proxy: ChaosProxy) -> dict[str, Any]:
         return {"base_url": f"{proxy.url}/v1", "api_key": "none", "max_retries": 0}

@@ -19,7 +19,7 @@ class Socket:
 
     def __init__(self, family: int = socket.AF_INET) -> None:
         self.family = family
-        self.options: dict[tuple[int, int], int] = {}
+        self.options: dict[tuple[int, int], int | bytes] = {}
         self.retransmits = 0
         self.probes = 0
         self.silent_ms = 0
@@ -31,7 +31,7 @@ class Socket:
     def getpeername(self) -> tuple[str, int]:
         return ("127.0.0.1", 50000)
 
-    def setsockopt(self, level: int, name: int, value: int) -> None:
+    def setsockopt(self, level: int, name: int, value: int | bytes) -> None:
         self.options[level, name] = value
 
     def getsockopt(self, level: int, name: int, length: int) -> bytes:
