@@ -273,7 +273,7 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
         figure(
             "G5",
             f"{stalled} stalled readers, {window_s:g} s after the last window was shut: each",
-            f"{each / 1024:.0f} KiB, {usual / 1024:.0f} of it as if it read, {kernels / stalled / 1024:.0f} the kernel's",
+            f"{each / 1024:.0f} KiB ({usual / 1024:.0f} if it read; kernel's {kernels / stalled / 1024:.0f})",
             "128 KiB",
         )
         figure(
