@@ -86,6 +86,13 @@ KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 
 """Of the shared synthetic server: as small as the promises about them allow to be tested soon."""
 
 _SHARED = {
+    # A keep-alive comment falls between a peer's last sign of life and the kernel's first probe.
+    "patient": {
+        **SYNTHETIC,
+        "SLUICE_SERVER__HOST": "0.0.0.0",
+        "SLUICE_SYNTHETIC__STEP_MS": "10",
+        "SLUICE_STREAMS__KEEPALIVE_S": "4",
+    },
     "synthetic": {
         **SYNTHETIC,
         "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
@@ -94,13 +101,6 @@ _SHARED = {
         "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
         "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
         "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
-    },
-    # A keep-alive comment falls between a peer's last sign of life and the kernel's first probe.
-    "patient": {
-        **SYNTHETIC,
-        "SLUICE_SERVER__HOST": "0.0.0.0",
-        "SLUICE_SYNTHETIC__STEP_MS": "10",
-        "SLUICE_STREAMS__KEEPALIVE_S": "4",
     },
     # So few seats that a queue is easily had; a sign of life every 50 ms.
     "demo": {
@@ -123,7 +123,8 @@ def _keys(file: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Shared]]:
-    """Those shared servers that this run's tests ask for, started at the same time: a start is mostly waiting."""
+    """Those shared servers that this run's tests ask for. They start at the same time, but for the patient one: whoever
+    asks for that waits long for very little, and the others start meanwhile."""
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     servers: dict[str, Shared] = {}
     try:
@@ -137,6 +138,8 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 keys = _keys(folder / "keys")
                 more["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
             servers[name] = Shared(Server(folder, env={**env, **more}), keys)
+            if name == "patient":
+                servers[name].server.wait_ready()
         yield servers
     finally:
         for shared in servers.values():
