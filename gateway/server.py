@@ -38,6 +38,8 @@ KEEP_ALIVE_S = 75
 # looks to be sure, it is found within 21 s. Counted from its last sign of life and not from when it was first asked
 # again, because what is sent to an idle peer in between (a keep-alive comment) puts the kernel's own probes off.
 PEER_GONE_AFTER_S = 18.0
+# A finished answer whose last kilobytes nobody reads holds its connection for so long.
+UNREAD_AFTER_S = 30
 # When a drain is over, connections get so long to take what they have been sent last.
 FLUSH_WITHIN_S = 2
 
@@ -60,6 +62,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._owes = False
+        self._unread_s = 0
         self._socket = transport.get_extra_info("socket")
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             sockets.tune(self._socket)
@@ -131,7 +134,11 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def look_after_peer(self) -> None:
-        """Break a connection whose peer has vanished while it is being answered; to be called every second."""
+        """Break a connection whose peer has vanished while it is being answered, or does not read what is left of an
+        answer; to be called every second."""
+        self._unread_s = self._unread_s + 1 if self.unsent_bytes and not self._answering() else 0
+        if self._unread_s >= UNREAD_AFTER_S:
+            self.break_off()
         owed, self._owes = self._owes, self._answering() and sockets.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
         # Probes of a live peer may be far apart, and one may be on its way at this moment.
         if owed and self._owes:

@@ -310,6 +310,8 @@ async def test_an_accepted_socket_is_tuned_and_its_buffer_bounded() -> None:
 
     assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_KEEPALIVE] == 1
     assert connection.transport.high_water == 16 * 2**10
+    connection.transport.unsent_bytes = 7
+
     assert connection.protocol.unsent_bytes == 7
 
     connection.hang_up()
@@ -417,6 +419,30 @@ async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
     connection.hang_up()
 
 
+@in_virtual_time
+async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_for_ever() -> None:
+    app = App()
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+    connection.transport.unsent_bytes = 100
+    await look(connection, server.UNREAD_AFTER_S - 1)
+
+    assert not connection.transport.aborted
+
+    connection.transport.unsent_bytes = 0
+    await look(connection, 1)
+    connection.transport.unsent_bytes = 100
+    await look(connection, server.UNREAD_AFTER_S - 1)
+
+    assert not connection.transport.aborted, "it has read on meanwhile"
+
+    await look(connection, 2)
+
+    assert connection.transport.aborted
+    connection.hang_up()
+
+
 class House:
     """What the server asks of the app, and a server that is asked to stop."""
 
@@ -489,6 +515,7 @@ async def test_every_second_all_connections_are_looked_after() -> None:
     connections = [Connection(app) for app in apps]
     for connection in connections:
         connection.say(GET)
+        connection.transport.unsent_bytes = 7
     await settle()
     connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000
     house.server.server_state.connections = {connection.protocol for connection in connections}

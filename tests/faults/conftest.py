@@ -26,6 +26,14 @@ SYNTHETIC = {
 _FIGURES: list[tuple[str, str, str, str]] = []
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `full` in the small size, and with it the servers that only it needs."""
+    if config.getoption("--faults") != "full":
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _FIGURES:
         terminalreporter.section("fault suite: figures and goals")

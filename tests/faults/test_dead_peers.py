@@ -137,6 +137,7 @@ def live(server: Server, stream_id: str) -> bool:
     return server.http.get(f"/v1/streams/{stream_id}", headers={"Accept": "application/json"}).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 def test_a_vanished_peer_is_noticed_and_a_slow_one_is_not_taken_for_it(
     patient: Server, elsewhere: Elsewhere, full: bool, figure: Any

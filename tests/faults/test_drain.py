@@ -48,13 +48,14 @@ ROLLOUT = env(DRAIN_S, SLUICE_ADMISSION__MAX_CONCURRENT=str(STREAMS + 6))
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def pool(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Iterator[dict[str, Server]]:
     """The servers of the tests that take one each, started side by side, because a start is mostly waiting."""
     wanted = {
         "rollout": ROLLOUT,
         "twice": env(60),
-        "restarting": env(SHORT_DRAIN_S),
     }
+    if full:
+        wanted["restarting"] = env(SHORT_DRAIN_S)
     servers = {name: Server(tmp_path_factory.mktemp(name), env=settings) for name, settings in wanted.items()}
     try:
         for one in servers.values():
@@ -279,6 +280,7 @@ async def signalled_in_a_restart(server: Server, tokens: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.full
 def test_a_signal_in_a_restart_that_takes_too_long(pool: dict[str, Server], figure: Any) -> None:
     """Streams hear so at the drain's deadline, and the half-started engine does not outlive the process."""
     server = pool["restarting"]
@@ -292,10 +294,9 @@ def test_a_signal_in_a_restart_that_takes_too_long(pool: dict[str, Server], figu
     assert_clean(server)
 
 
-def test_a_signal_in_a_restart_within_the_drain(serve: Serve, full: bool, figure: Any) -> None:
+@pytest.mark.full
+def test_a_signal_in_a_restart_within_the_drain(serve: Serve, figure: Any) -> None:
     """A drain is no reason to give up: streams go on with the next engine and finish."""
-    if not full:
-        pytest.skip("takes two starts of an engine: in the full size only")
     server = serve(env=env(90))
     found = asyncio.run(signalled_in_a_restart(server, 200))
     inexact = [i for i, answer in enumerate(found["streams"]) if not answer.exact(i, 200)]

@@ -50,6 +50,7 @@ class Transport(asyncio.Transport):
         super().__init__({**addresses, "socket": self.socket})
         self.written = b""
         self.aborted = False
+        self.unsent_bytes = 0
         self.high_water: int | None = None
         self._protocol = protocol
         self._closing = False
@@ -71,7 +72,7 @@ class Transport(asyncio.Transport):
         self.high_water = high
 
     def get_write_buffer_size(self) -> int:
-        return 7
+        return self.unsent_bytes
 
     def is_closing(self) -> bool:
         return self._closing
