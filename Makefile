@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e faults lock demo-model clean
+.PHONY: help install serve test lint unit e2e faults bench lock demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,7 +46,11 @@ unit: install
 e2e: install
 	@$(BIN)/pytest -q tests/e2e tests/faults
 
-faults: install  ## the fault suite in its full size (most of an hour), with the model check
+bench: install  ## compare front ends on one engine; ARGS="--vllm-rs PATH" adds vLLM's Rust front end
+	@$(BIN)/python -m loadtest.bench.frontend $(ARGS)
+
+faults: install  ## the fault suite in its full size (about half an hour), and the model check
+	@$(BIN)/pytest -q tests/streams --hypothesis-profile=full
 	@$(BIN)/pytest -q tests/faults --faults full
 
 lock: install  ## resolve the locks anew

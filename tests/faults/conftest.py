@@ -109,6 +109,7 @@ _SHARED = {
         "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
         "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
         "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
+        "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
     },
     # So few seats that a queue is easily had; a sign of life every 50 ms.
     "demo": {
@@ -119,6 +120,7 @@ _SHARED = {
         "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
         "SLUICE_STREAMS__RETENTION_S": "600",
         "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",
+        "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
     },
 }
 

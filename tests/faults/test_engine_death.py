@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import SYNTHETIC, Serve
+from tests.faults.conftest import SYNTHETIC, Serve, Shared
 from tests.faults.reader import Answer, ask, completion
 from tests.support.oracle import expected_text
 from tests.support.server import CHAT, MODEL, Server, poll
@@ -34,14 +34,15 @@ async def until_all_have_tokens(tasks: list[asyncio.Task[Answer]], server: Serve
 
 
 @pytest.mark.timeout(900)
-def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figure: Any) -> None:
+def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, figure: Any) -> None:
     """Deaths come at random times while all streams run, every second by standing still instead of SIGKILL; every
     stream crosses all of them."""
     streams, kills = (200, 20) if full else (200, 2)
-    # 2 tokens a second and stream, so that a kill falls between any two tokens, and inside characters.
-    tokens = 40 + 20 * kills
-    env = {"SLUICE_SYNTHETIC__STEP_MS": "100", "SLUICE_STREAMS__KEEPALIVE_S": "1"}
-    server = serve(env={**SYNTHETIC, **env, "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3"})
+    # More than are said until the last death, which may fall between any two tokens, and inside a character.
+    tokens = 400 + 80 * kills
+    server, me = synthetic.server, synthetic.me
+    restarts = server.sample("sluice_engine_restarts_total")
+    continued = server.sample('sluice_streams_recovered_total{result="continued"}')
     chance = random.Random(SEED)
     pauses: list[float] = []
 
@@ -55,6 +56,10 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
             assert server.http.get("/livez").status_code == 200
             await asyncio.sleep(0.1)
         pauses.append(time.monotonic() - began)
+        # Two deaths without a token between them would be one pause to a client.
+        said = server.sample("vllm:generation_tokens_total")
+        while server.sample("vllm:generation_tokens_total") < said + 2 * streams:
+            await asyncio.sleep(0.05)
 
     # vLLM's own endpoints on the same engine, whole and streamed.
     question = [{"role": "user", "content": "Hello"}]
@@ -64,9 +69,11 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
     ]
 
     async def run() -> list[Answer]:
-        tasks = [asyncio.create_task(ask(server.port, completion(first, tokens))) for first in range(streams)]
+        tasks = [
+            asyncio.create_task(ask(server.port, completion(first, tokens), headers=me)) for first in range(streams)
+        ]
         tasks += [
-            asyncio.create_task(ask(server.port, {"model": MODEL, "temperature": 0, **body}, path=path))
+            asyncio.create_task(ask(server.port, {"model": MODEL, "temperature": 0, **body}, path=path, headers=me))
             for path, body in theirs
         ]
         await until_all_have_tokens(tasks, server, len(tasks))
@@ -90,10 +97,11 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
     assert inexact == []
     assert quantile(longest, 0.99) <= max(pauses) + 1
     assert all(b": keep-alive" in answer.body for answer in answers), "the pause is bridged"
-    assert server.sample("sluice_engine_restarts_total") == kills
-    assert server.sample('sluice_streams_recovered_total{result="continued"}') == (streams + len(theirs)) * kills
+    assert server.sample("sluice_engine_restarts_total") == restarts + kills
+    continued = server.sample('sluice_streams_recovered_total{result="continued"}') - continued
+    assert continued == (streams + len(theirs)) * kills
     # Every chat's prompt begins with the same token, and only that and the length matter to the oracle.
-    first = server.post("/tokenize", model=MODEL, messages=question).json()["tokens"][0]
+    first = server.post("/tokenize", headers=me, model=MODEL, messages=question).json()["tokens"][0]
     whole = json.loads(responded.body)
     said = expected_text([first] * whole["usage"]["input_tokens"], tokens)
     assert whole["output"][0]["content"][0]["text"] == said
@@ -103,10 +111,12 @@ def test_the_engine_is_killed_under_live_streams(serve: Serve, full: bool, figur
     server.wait_idle()
 
 
-def test_the_real_engine_dies_and_texts_equal_an_undisturbed_runs(serve: Serve, full: bool) -> None:
+def test_the_real_engine_dies_and_texts_equal_an_undisturbed_runs(demo: Server, full: bool) -> None:
     """Killed, and in the full size stopped, too: greedy streams of every kind that can go on do; the others say so, and
     the queue just waits."""
-    server = serve("--max-concurrent", "9", env={"SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3"})
+    server = demo
+    restarts = server.sample("sluice_engine_restarts_total")
+    known = {result: recovered(server, result) for result in ("continued", "failed")}
     usual: dict[str, Any] = {
         "model": MODEL,
         "stream": True,
@@ -122,7 +132,6 @@ def test_the_real_engine_dies_and_texts_equal_an_undisturbed_runs(serve: Serve, 
         {"stop": ["no such words"]},
         {"logprobs": True, "top_logprobs": 2},
         {"tools": [tool]},
-        {"repetition_penalty": 1.1},
         {"stream": False},
         {"stream": False, "logprobs": True},
     ]
@@ -153,12 +162,16 @@ def test_the_real_engine_dies_and_texts_equal_an_undisturbed_runs(serve: Serve, 
         assert failed.error is not None
         assert (failed.error["code"], failed.error["retryable"], failed.done) == ("engine_failed", True, True)
         assert (waited.status, waited.finish) == (200, ["length"])
-        assert server.sample("sluice_engine_restarts_total") == deaths
-        assert server.sample('sluice_streams_recovered_total{result="failed"}') == deaths
+        assert server.sample("sluice_engine_restarts_total") == restarts + deaths
+        assert recovered(server, "failed") == known["failed"] + deaths
         # The one in the queue may slip in with the seat of the one that failed; the next engine then gets it, too.
-        continued = server.sample('sluice_streams_recovered_total{result="continued"}')
+        continued = recovered(server, "continued") - known["continued"]
         assert deaths * len(kinds) <= continued <= deaths * (len(kinds) + 1)
     server.wait_idle()
+
+
+def recovered(server: Server, result: str) -> float:
+    return server.sample(f'sluice_streams_recovered_total{{result="{result}"}}')
 
 
 def content(answer: Answer) -> Any:
