@@ -294,14 +294,14 @@ class VllmEngine:
         except Exception as error:
             raise failures.named(failures.from_exception(error), call.request) from None
         if isinstance(made, find("ErrorResponse")):
-            raise failures.named(failures.from_response(made), call.request)
+            raise failures.known() or failures.named(failures.from_response(made), call.request)
         return made
 
     def _death(self) -> SluiceError | None:
         return failures.from_exception(self._llm.dead_error) if self._llm.errored else None
 
     def _in_band(self, info: dict[str, Any]) -> SluiceError:
-        return self._death() or failures.from_info(
+        return failures.known() or failures.from_info(
             int(info.get("code") or 500), str(info.get("message")), info.get("param")
         )
 

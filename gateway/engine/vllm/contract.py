@@ -12,10 +12,9 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.base import CURRENT_TALLY, ASGIApp
+from gateway.engine.base import ASGIApp
 from gateway.engine.vllm import failures
-from gateway.errors import Cancelled, ClientError, SluiceError
-from gateway.model import Cause
+from gateway.errors import ClientError, SluiceError
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
 # vLLM prints pydantic's error entries as Python dictionaries; this is what a client needs of them.
@@ -30,19 +29,11 @@ def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGI
         try:
             await inner(scope, receive, outlet)
         except Exception as error:
-            raise _explained(engine_error()) or error from None
+            raise failures.known() or engine_error() or error from None
         if outlet.failed:
             await outlet.answer()
 
     return kept
-
-
-def _explained(engine_error: SluiceError | None) -> SluiceError | None:
-    """Why vLLM's app broke off an answer, where we know it."""
-    tally = CURRENT_TALLY.get()
-    if tally is not None and tally.cause is Cause.CANCELLED:
-        return Cancelled("The request was cancelled by its id.")
-    return engine_error
 
 
 class _Outlet:
@@ -85,7 +76,7 @@ class _Outlet:
         else:
             detail = document.get("detail") if isinstance(document, dict) else None
             message, param = detail if isinstance(detail, str) else "", None
-        if (known := _explained(None)) is not None:
+        if (known := failures.known()) is not None:
             return known
         problems = _PROBLEM.findall(message)
         if problems:

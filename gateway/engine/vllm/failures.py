@@ -10,6 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from gateway.engine.base import CURRENT_TALLY
 from gateway.engine.vllm.versions import find
 from gateway.errors import (
     Cancelled,
@@ -21,6 +22,7 @@ from gateway.errors import (
     SluiceError,
     Unsupported,
 )
+from gateway.model import Cause
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +135,19 @@ def named(error: SluiceError, request: Any) -> SluiceError:
     return type(error)(message, param=param, retry_after_s=error.retry_after_s)
 
 
+def known() -> SluiceError | None:
+    """Why the request that the running task works on was lost, where we know it; what vLLM's handlers make of it is
+    some internal error."""
+    tally = CURRENT_TALLY.get()
+    if tally is None:
+        return None
+    if tally.cause is Cause.CANCELLED:
+        return Cancelled("The request was cancelled by its id.")
+    if tally.cause is Cause.ENGINE_FAILED:
+        return EngineFailed("The engine died or gave up while it worked on this request.", retry_after_s=1)
+    return None
+
+
 def from_exception(error: BaseException) -> SluiceError:
     """Whatever vLLM raised. What we do not know is logged here with its stack, and nowhere else."""
     if isinstance(error, SluiceError):
@@ -153,4 +168,13 @@ def from_exception(error: BaseException) -> SluiceError:
     return from_response(response)
 
 
-__all__ = ["Aborted", "from_exception", "from_info", "from_response", "from_validation", "from_validator", "named"]
+__all__ = [
+    "Aborted",
+    "from_exception",
+    "from_info",
+    "from_response",
+    "from_validation",
+    "from_validator",
+    "known",
+    "named",
+]
