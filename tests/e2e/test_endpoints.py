@@ -8,8 +8,8 @@ import re
 
 import httpx
 import pytest
-from conftest import Starting
 
+from tests.e2e.conftest import Starting
 from tests.support.server import (
     ASK,
     CHAT,

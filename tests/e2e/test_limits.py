@@ -14,8 +14,8 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from conftest import Keyed, new_key
 
+from tests.e2e.conftest import Keyed, new_key
 from tests.support.server import (
     ASK,
     CHAT,
