@@ -36,6 +36,8 @@ PACED_S = 8.0
 def measure(server: FrontEnd, streams: int, tokens: int, client_cpus: set[int]) -> dict[str, float]:
     """One run of the client process, with the CPU time that the front end used meanwhile."""
     argv = [sys.executable, "-m", "loadtest.bench.hammer", str(server.port), str(streams), str(tokens)]
+    if server.name == "sluice-resumable":
+        argv.append("X-Stream-Resumable: 5")
     before, engine_before = server.cpu_s(), server.engine_cpu_s()
     cpus = ",".join(map(str, client_cpus))
     ran = subprocess.run(["taskset", "-c", cpus, *argv], check=True, capture_output=True, text=True)
@@ -125,7 +127,11 @@ def main() -> None:
     parser.add_argument("--vllm-rs", type=Path, help="vLLM's Rust front end")
     parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", help="names of front ends, the first is compared with the others")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="front ends, the first is compared with the others; sluice-resumable is ours with resumable streams",
+    )
     parser.add_argument("--real", action="store_true", help="the demo model on the CPU instead of the synthetic engine")
     parser.add_argument("--json", type=Path, help="write everything measured here")
     options = parser.parse_args()

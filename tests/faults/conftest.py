@@ -109,7 +109,6 @@ _SHARED = {
         "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
         "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
         "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
-        "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
     },
     # So few seats that a queue is easily had; a sign of life every 50 ms.
     "demo": {

@@ -127,8 +127,8 @@ class Healthy:
             connection = await Connection.open(self._server.port, body, headers=self._headers)
             self._connections.append(connection)
             self._tasks.append(asyncio.create_task(connection.rest()))
-        while not all(len(connection.answer.arrivals_s) > 3 for connection in self._connections):
-            await asyncio.sleep(0.05)
+        started = lambda: all(len(connection.answer.arrivals_s) > 3 for connection in self._connections)  # noqa: E731
+        await until(started, 60, "all have tokens")
 
     def gaps(self, since_s: float) -> list[float]:
         """Between two reads since then, of all."""
