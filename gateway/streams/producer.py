@@ -183,8 +183,7 @@ class Producer:
         self._pending = []
         self._pending_bytes = 0
         self.log.append(self._encode(pieces))
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._make_room()
 
     def _gather(self) -> None:
         """Make a piece of the texts."""
@@ -221,11 +220,15 @@ class Producer:
         self.log.close(ended, self._wire.ending(ended.error) if self._streaming else [])
         if self._permit is not None:
             self._permit.release()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._make_room()
         self._on_end()
         self._wake()
         return True
+
+    def _make_room(self) -> None:
+        """Let a formatter that waits look again."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def _wake(self) -> None:
         for wake in self._readers:

@@ -233,12 +233,12 @@ class Sender:
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         first = not self._started
-        self._sending_since_s = self._responder.clock.now()
+        self._sending_since_s = self._clock.now()
         if first:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers()})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        self._sending_since_s, self._quiet_since_s = None, self._responder.clock.now()
+        self._sending_since_s, self._quiet_since_s = None, self._clock.now()
         tally = self._stream.producer.tally
         if tally.first_token_s is not None:
             self._settled = True
@@ -309,4 +309,4 @@ async def read_body(receive: Any) -> bytes:
             return b"".join(parts)
 
 
-__all__ = ["ABORT", "Completions", "Pace", "Presence", "Responder", "Resume", "read_body"]
+__all__ = ["ABORT", "WRITE", "Completions", "Pace", "Presence", "Responder", "Resume", "read_body"]

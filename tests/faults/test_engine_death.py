@@ -14,17 +14,13 @@ from typing import Any
 
 import pytest
 
+from loadtest.bench.client import quantile
 from tests.faults.conftest import SYNTHETIC, Serve, Shared
 from tests.faults.reader import Answer, ask, completion
 from tests.support.oracle import expected_text
 from tests.support.server import CHAT, MODEL, Server, poll
 
 SEED = 7
-
-
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 async def until_all_have_tokens(tasks: list[asyncio.Task[Answer]], server: Server, streams: int) -> None:

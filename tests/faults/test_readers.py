@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.bench.client import quantile
 from tests.faults.conftest import KEEPALIVE_S, STALL_TIMEOUT_S, SYNTHETIC, Serve, Shared
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import Server, poll, request_bytes
@@ -60,11 +61,6 @@ def kernel_bytes(port: int, clients: set[int]) -> int:
     ).stdout
     pairs = re.findall(r":(\d+)\s*\n?\s*skmem:\(r\d+,rb\d+,t\d+,tb\d+,f\d+,w(\d+)", shown)
     return sum(int(size) for client, size in pairs if int(client) in clients)
-
-
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 class Stuck:

@@ -21,6 +21,7 @@ import httpx
 import openai
 
 from gateway.client import ResumingTransport
+from loadtest.bench.client import quantile
 from tests.faults.conftest import RETENTION_S, STREAM_BYTES, TOTAL_BYTES, Shared
 from tests.faults.proxy import Chaos, ChaosProxy
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion, prompt
@@ -67,11 +68,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "n = 2": (CHAT, {"messages": ASK, "n": 2, "temperature": 1, "seed": 3, "max_tokens": 24}),
     "logprobs": (CHAT, {"messages": ASK, "logprobs": True, "top_logprobs": 2, "max_tokens": 16}),
 }
-
-
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 def seen(body: bytes) -> tuple[bytes, int]:
