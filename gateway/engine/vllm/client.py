@@ -209,7 +209,10 @@ class VllmEngine:
         """vLLM's gauges are written by engine steps only. After an abort there is no further step, and autoscalers
         would see requests running for ever."""
         if self._llm.logger_manager is not None:
-            self._llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+            for index in range(self._core.engines):
+                self._llm.logger_manager.record(
+                    scheduler_stats=SchedulerStats(), iteration_stats=None, engine_idx=index
+                )
 
     async def stop(self) -> None:
         for task in list(self._tasks):
