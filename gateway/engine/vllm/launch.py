@@ -23,6 +23,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from gateway.clock import Clock
 from gateway.engine.vllm import child
 from gateway.engine.vllm.pace import NUMBERS
@@ -136,7 +138,15 @@ def parse_args(plan: Plan) -> Any:
         raise SettingsError(f"vLLM does not accept these engine settings: {error}") from None
     if plan.synthetic is not None:
         _leave_out_model(args, plan.synthetic)
+    elif plan.small and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
+        _unite_no_more(args)
     return args
+
+
+def _unite_no_more(args: Any) -> None:
+    """The one process that our default starts for the demo model cannot be several ranks."""
+    if args.distributed_executor_backend == "uni":
+        args.distributed_executor_backend = None
 
 
 def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
@@ -323,6 +333,9 @@ def _build(plan: Plan) -> tuple[Any, Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    child.take_coordinator(DPCoordinatorProc)
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
         def __del__(self) -> None:
@@ -356,6 +369,9 @@ def _why(error: Exception, words: Path, model: str) -> str:
     """One sentence for a failed start: the engine process's own last error where it left one."""
     cause = str(error).strip().splitlines()
     text = cause[0] if cause else type(error).__name__
+    if isinstance(error, ValidationError):
+        # Its own first line only counts.
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
     if words.exists():
         lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
@@ -363,6 +379,8 @@ def _why(error: Exception, words: Path, model: str) -> str:
             text = named[-1].split(": ", 1)[1]
     if "is not a local folder and is not a valid model identifier" in text or "Repo id must" in text:
         text = f"{model} is neither a local folder nor a model that the hub knows."
+    if "No module named 'ray'" in text:
+        text = "Ray is asked for, but not installed in this environment (`pip install ray`)."
     if "cache blocks" in text or "KV cache" in text:
         text = (
             "there is not enough memory for the KV cache. Give it more with kv_cache_memory_bytes or "
