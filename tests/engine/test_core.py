@@ -55,7 +55,12 @@ class Core:
 
     def __init__(self) -> None:
         self.process = Process()
-        self.resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[self.process]))
+        self.resources = SimpleNamespace(
+            engine_dead=False,
+            engine_manager=SimpleNamespace(processes=[self.process]),
+            # It receives already.
+            output_queue_task="a task",
+        )
         self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.outputs: asyncio.Queue[Any] = asyncio.Queue()
         self.added: list[Any] = []

@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from gateway.clock import Clock
 from gateway.engine.base import Revival
 from gateway.engine.vllm import continuation
+from gateway.engine.vllm.pull import Pull
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class LastingCore:
 
     def __init__(self, core: Any, output_processor: Any, clock: Clock) -> None:
         self._core = core
+        self._pull: Pull | None = None
+        self._receive()
         self._output_processor = output_processor
         self._clock = clock
         self._requests: dict[str, Any] = {}
@@ -49,6 +52,17 @@ class LastingCore:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
+
+    def _receive(self) -> None:
+        """Have vLLM's task receive from the core in our way, unless it has begun to do so in its own."""
+        if self._pull is not None:
+            self._pull.close()
+        resources = self._core.resources
+        if resources.output_queue_task is None:
+            theirs = resources.output_socket
+            self._pull = resources.output_socket = Pull(theirs)
+            self._core._ensure_output_queue_task()
+            resources.output_socket = theirs
 
     # What AsyncLLM calls for every request.
 
@@ -173,6 +187,7 @@ class LastingCore:
         # Again: what the engine had said before it died has been processed since.
         self._fail_hopeless()
         self._core = core
+        self._receive()
         sent: set[str] = set()
         continued = 0
         while left := [request for name, request in self._requests.items() if name not in sent]:
