@@ -30,6 +30,9 @@ from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
 from gateway.wire import openai
 from gateway.workers.engines import Cores
+from gateway.workers.exposition import Page
+from gateway.workers.numbers import Inner, collect
+from gateway.workers.relay import Relay
 from gateway.workers.seat import Seat
 
 logger = logging.getLogger("sluice")
@@ -76,15 +79,11 @@ def check(settings: Settings, plan: Plan) -> None:
 
 
 def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
-    """What starts the engine processes that several workers use."""
+    """What starts the engine processes that several workers use, again and again."""
+    # Not above: who serves by himself has no use for it.
+    from gateway.engine.vllm.cores import Maker
 
-    async def make() -> Cores:
-        # Not above: who serves by himself has no use for it.
-        from gateway.engine.vllm.cores import make
-
-        return await make(plan)
-
-    return make
+    return Maker(plan).make
 
 
 class Sluice:
@@ -134,6 +133,8 @@ class Sluice:
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._seat = seat
+        self.inner: Any = None
+        """What the other workers may ask of this one."""
         self.metrics = metrics
         self.supervisor: Supervisor[Engine] = Supervisor(
             launch,
@@ -174,7 +175,7 @@ class Sluice:
             health=health.make_router(
                 unready=self._unready,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
-                metrics=metrics.render,
+                metrics=self._exposition,
                 metrics_type=metrics.content_type,
                 version=versions(),
             ),
@@ -200,6 +201,8 @@ class Sluice:
             facts=metrics,
         )
         self.asgi = with_cors(guard, settings.server.cors_origins)
+        if seat is not None:
+            self._take_seat(seat, streams.stall_timeout_s)
 
     @property
     def model(self) -> str:
@@ -223,6 +226,28 @@ class Sluice:
     def end_now(self) -> None:
         """End whatever runs."""
         self.registry.end_all()
+
+    def _take_seat(self, seat: Seat, stall_timeout_s: float) -> None:
+        """Be one of several: what concerns another worker's stream goes there, and theirs may come here."""
+        self.metrics.watch("workers", "Processes that serve together.", lambda: 1)
+        self.inner = Inner(self.asgi, self._page, self.registry.holds)
+        self.asgi = Relay(
+            self.asgi,
+            number=seat.number,
+            count=seat.count,
+            place=seat.socket_of,
+            holds=self.registry.holds,
+            stall_timeout_s=stall_timeout_s,
+        )
+
+    def _page(self) -> Page:
+        assert self._seat is not None
+        return self._seat.page(self.metrics.render())
+
+    async def _exposition(self) -> bytes:
+        if self._seat is None:
+            return self.metrics.render()
+        return await collect(self._page, self._seat.others())
 
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:

@@ -190,6 +190,9 @@ class Engine(Mortal, Protocol):
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
 
+    def runs(self, request_id: str) -> bool:
+        """Whether `http` runs anything under that id, for whomever."""
+
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:
         """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 

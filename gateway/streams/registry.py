@@ -196,6 +196,13 @@ class Registry:
             raise Expired(f"The stream {stream_id!r} is kept no longer.", param="id")
         raise NotFound(f"There is no request with the id {stream_id!r}.", param="id")
 
+    def holds(self, request_id: str) -> bool:
+        """Whether vLLM's own app runs something under that id here, for whomever."""
+        try:
+            return self._engine().runs(request_id)
+        except SluiceError:
+            return False
+
     def status(self, stream_id: str, caller: Caller) -> Status:
         """Where the caller's request is. Raises as `find`."""
         return _status(self.find(stream_id, caller))

@@ -18,4 +18,6 @@ A worker:
 - `tenancy`: where the engine of the day is.
 - `gate`: asks the house for seats.
 - `ids`: ids that tell whose a stream is.
+- `siblings`: HTTP to another worker; `relay`: sends it the requests that are about its streams.
+- `numbers`: what workers tell each other; `exposition`: their metrics as one.
 """

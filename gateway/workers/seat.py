@@ -18,6 +18,7 @@ from gateway.clock import Clock
 from gateway.engine.base import Revival
 from gateway.workers import ids
 from gateway.workers.channel import Channel
+from gateway.workers.exposition import Page
 from gateway.workers.gate import RemoteGate
 from gateway.workers.messages import (
     Ask,
@@ -67,6 +68,17 @@ class Seat:
         """The gate of this worker; there is one."""
         self._gate = RemoteGate(max_concurrent=max_concurrent, clock=clock, facts=facts, send=self.report)
         return self._gate
+
+    def others(self) -> dict[int, Path]:
+        """Where the other workers listen, by number."""
+        return {number: self.socket_of(number) for number in range(self.count) if number != self.number}
+
+    def page(self, text: bytes) -> Page:
+        """This worker's metrics, with what the others need to make one of them all."""
+        tenant = self.tenancy.tenant
+        if tenant is None:
+            return Page(text.decode())
+        return Page(text.decode(), {str(engine): when_s for engine, when_s in tenant.stats_s.items()}, tenant.busy)
 
     def share(self, total: int) -> int:
         """This worker's part of what all of them may have together."""

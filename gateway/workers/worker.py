@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class WorkerServer(server.HttpServer):
         self.seat.on_order = self._obey
         await self.seat.open(self._forsaken)
         await super().startup(sockets)
+        inner = server.configure(self.sluice.inner, lifespan="off")
+        inner.load()
+        make = partial(server.Protocol, inner, self.server_state, self.lifespan.state)
+        place = self.seat.socket_of(self.seat.number)
+        self.servers.append(await asyncio.get_running_loop().create_unix_server(make, place))
 
     def _obey(self, order: Drain | Leave | EndNow) -> None:
         match order:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gateway.engine.vllm import launch
@@ -70,17 +71,28 @@ def _settle(died: asyncio.Future[None]) -> None:
         died.set_result(None)
 
 
-async def make(plan: Plan) -> Cores:
-    """Start the engine processes of `plan` and wait until they are ready. Raises SettingsError, in one sentence, if
-    they cannot start."""
-    words = launch.set_up(plan)
-    try:
-        return await launch.in_daemon(lambda: _make(plan))
-    except SettingsError:
-        raise
-    except Exception as error:
-        launch.logger.debug("the engine could not start", exc_info=True)
-        raise SettingsError(why(error, words, str(plan.engine.get("model", ""))), exit_code=1) from error
+class Maker:
+    """Starts the engine processes of `plan`, again and again."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._words: Path | None = None
+
+    async def make(self) -> Cores:
+        """Start them and wait until they are ready. Raises SettingsError, in one sentence, if they cannot start."""
+        plan = self._plan
+        if self._words is None:
+            self._words = launch.set_up(plan)
+        else:
+            # Stages are told once.
+            plan = replace(plan, say=lambda _: None)
+        try:
+            return await launch.in_daemon(lambda: _make(plan))
+        except SettingsError:
+            raise
+        except Exception as error:
+            launch.logger.debug("the engine could not start", exc_info=True)
+            raise SettingsError(why(error, self._words, str(plan.engine.get("model", ""))), exit_code=1) from error
 
 
 def _make(plan: Plan) -> Cores:
@@ -123,4 +135,4 @@ def _make(plan: Plan) -> Cores:
     )
 
 
-__all__ = ["Cores", "make"]
+__all__ = ["Cores", "Maker"]
