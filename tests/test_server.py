@@ -449,7 +449,9 @@ class House:
     def __init__(self, running_s: float = 5.0) -> None:
         self.running_s = running_s
         self.asked: list[Any] = []
-        self.server = server.HttpServer(uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None))
+        self.server = server.HttpServer(
+            uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None)
+        )
         self.server.sluice = self  # type: ignore[assignment]
         self.server.drain_timeout_s = 30.0
 

@@ -190,7 +190,7 @@ class Engine(Mortal, Protocol):
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
 
-    def runs(self, request_id: str) -> bool:
+    def knows(self, request_id: str) -> bool:
         """Whether `http` runs anything under that id, for whomever."""
 
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:

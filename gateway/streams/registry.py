@@ -199,7 +199,7 @@ class Registry:
     def holds(self, request_id: str) -> bool:
         """Whether vLLM's own app runs something under that id here, for whomever."""
         try:
-            return self._engine().runs(request_id)
+            return self._engine().knows(request_id)
         except SluiceError:
             return False
 
