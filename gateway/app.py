@@ -74,6 +74,11 @@ def plan_engine(
 def check(settings: Settings, plan: Plan) -> None:
     """Everything that can be found wrong without starting. Raises SettingsError."""
     launch.parse_args(plan)
+    check_files(settings)
+
+
+def check_files(settings: Settings) -> None:
+    """What of that takes no time. Raises SettingsError."""
     if settings.server.api_keys_file is not None:
         Keys(settings.server.api_keys_file, SystemClock())
 
@@ -312,4 +317,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Sluice", "check", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]
+__all__ = ["Sluice", "check", "check_files", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]

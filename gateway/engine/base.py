@@ -153,6 +153,9 @@ class Landlord(Protocol):
     async def addresses(self) -> Mapping[str, str]:
         """Where the next engine is to be met, once it is up. Raises SettingsError if there will be no other."""
 
+    async def loss(self) -> None:
+        """Return when the engine of the addresses given last has died."""
+
     def meet(self, tenant: Tenant) -> None:
         """`tenant` uses the engine of the addresses given last. It is told of that engine's death, now if need be."""
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from gateway import app, server
@@ -45,22 +46,25 @@ logger = logging.getLogger("sluice")
 
 # From the end of its time to finish, a worker gets so long to tell its clients and to go.
 _LEAVE_WITHIN_S = 10.0
+_LOOK_EVERY_S = 5.0
 
 
 def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     """Serve with several workers until a signal or a failure; returns the exit code."""
+    app.check_files(settings)
     count = settings.server.workers
     socks = server.bind_many(settings.server.host, settings.server.port, count)
     url = server.url_of(settings.server.host, socks[0])
     # Of this user alone: what comes in through its sockets is taken for a worker's word.
     folder = Path(tempfile.mkdtemp(prefix="sluice-workers-"))
+    house = House(settings, wanted, watch, url)
     try:
-        house = House(settings, wanted, watch, url)
         watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
         for number, sock in enumerate(socks):
             house.take_in(number, sock, folder)
         code = asyncio.run(house.live())
     finally:
+        house.abandon()
         shutil.rmtree(folder, ignore_errors=True)
     return server.leave(code, hurry=house.hurry)
 
@@ -111,16 +115,22 @@ class House:
         process = spawn(worker.main, (self._settings, self._wanted, seat, sock), f"worker-{number}")
         theirs.close()
         sock.close()
-        self._members.append(Member(number, process, ours, self._gate))
+        self._members.append(Member(number, process, ours, self._gate, self._clock))
 
     async def live(self) -> int:
         """Until there is a reason to end; the exit code."""
         loop = asyncio.get_running_loop()
+        for member in self._members:
+            await member.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         following = [loop.create_task(self._follow(member)) for member in self._members]
         running = loop.create_task(self._supervise())
-        await self._over.wait()
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _LOOK_EVERY_S)
+            for member in self._members:
+                member.look_after()
         self.hurry = self._supervisor.launching
         left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now()) + _LEAVE_WITHIN_S
         await asyncio.gather(*(member.end(left_s) for member in self._members))
@@ -131,6 +141,11 @@ class House:
             return 0
         print(f"sluice: {self._failure}", file=sys.stderr)
         return self._failure.exit_code
+
+    def abandon(self) -> None:
+        """End what is left, where something went wrong: the interpreter's exit would wait for it."""
+        for member in self._members:
+            member.process.kill()
 
     # The engine.
 

@@ -73,6 +73,11 @@ class EndNow:
     """End whatever runs, and go."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Say that you live."""
+
+
 # From a worker to the house.
 
 
@@ -122,15 +127,20 @@ class GiveBack:
     ask: int
 
 
-Order = Up | Lost | GivenUp | Granted | Refused | Evict | Drain | Leave | EndNow
-Report = Ready | Complaint | Failed | Drained | Ask | GiveBack
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """I do."""
+
+
+Order = Ping | Up | Lost | GivenUp | Granted | Refused | Evict | Drain | Leave | EndNow
+Report = Pong | Ready | Complaint | Failed | Drained | Ask | GiveBack
 Message = Order | Report
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        *(Up, Lost, GivenUp, Granted, Refused, Evict, Drain, Leave, EndNow),
-        *(Ready, Complaint, Failed, Drained, Ask, GiveBack),
+        *(Ping, Up, Lost, GivenUp, Granted, Refused, Evict, Drain, Leave, EndNow),
+        *(Pong, Ready, Complaint, Failed, Drained, Ask, GiveBack),
     )
 }
 
@@ -161,6 +171,8 @@ __all__ = [
     "Lost",
     "Message",
     "Order",
+    "Ping",
+    "Pong",
     "Ready",
     "Refused",
     "Report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -11,10 +12,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from gateway.admission.gate import Gate
+from gateway.clock import Clock
 from gateway.workers.channel import Channel
-from gateway.workers.messages import Ask, GiveBack, Message, Order
+from gateway.workers.messages import Ask, GiveBack, Message, Order, Ping, Pong
 from gateway.workers.permits import Permits
 
+logger = logging.getLogger("sluice")
+
+# What a worker's event loop may be held up by at the worst: imports on a busy machine, which a start is full of. A
+# probe of Kubernetes would not find one of several that is stuck: it meets another worker each time.
+_STUCK_AFTER_S = 60.0
 _DEAF = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -34,8 +41,10 @@ def spawn(target: Callable[..., None], arguments: tuple[Any, ...], name: str) ->
 class Member:
     """One worker. `line` is the house's end of the channel."""
 
-    def __init__(self, number: int, process: BaseProcess, line: socket.socket, gate: Gate) -> None:
+    def __init__(self, number: int, process: BaseProcess, line: socket.socket, gate: Gate, clock: Clock) -> None:
         self.number = number
+        self._clock = clock
+        self._heard_s = clock.now()
         self.process = process
         self.permits = Permits(gate, self.tell)
         self.gone = False
@@ -44,11 +53,19 @@ class Member:
         self._line = line
         self._channel: Channel | None = None
 
+    async def open(self) -> None:
+        """Begin to use the line. Before, nothing can be told."""
+        self._channel = await Channel.over(self._line)
+        self._heard_s = self._clock.now()
+
     async def follow(self, hear: Callable[[Member, Message], None]) -> None:
         """Pass on what it says, until it is gone."""
-        self._channel = await Channel.over(self._line)
+        assert self._channel is not None
         async for message in self._channel.messages():
+            self._heard_s = self._clock.now()
             match message:
+                case Pong():
+                    pass
                 case Ask():
                     self.permits.ask(message)
                 case GiveBack():
@@ -62,6 +79,14 @@ class Member:
         """Say something to it."""
         if self._channel is not None:
             self._channel.send(message)
+
+    def look_after(self) -> None:
+        """To be called now and then: a worker that is stuck is ended, so that the others notice."""
+        silent_s = self._clock.now() - self._heard_s
+        if silent_s > _STUCK_AFTER_S and not self.gone:
+            logger.error("worker %d has not answered for %.0f s; it is ended", self.number, silent_s)
+            self.process.kill()
+        self.tell(Ping())
 
     async def end(self, within_s: float) -> None:
         """Wait for its end, and enforce it after so long."""

@@ -34,6 +34,8 @@ from gateway.workers.messages import (
     Leave,
     Lost,
     Message,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Report,
@@ -131,7 +133,9 @@ class Seat:
                 self._own(asyncio.get_running_loop().create_task(self._evict(number)))
             case Drain() | Leave() | EndNow():
                 self.on_order(message)
-            case Ready() | Complaint() | Failed() | Drained() | Ask() | GiveBack():
+            case Ping():
+                self.report(Pong())
+            case Pong() | Ready() | Complaint() | Failed() | Drained() | Ask() | GiveBack():
                 raise AssertionError("workers say this, and do not hear it")
             case _:
                 assert_never(message)

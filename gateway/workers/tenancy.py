@@ -24,6 +24,7 @@ class Tenancy:
         self._lost = 0
         self._given_up: GivenUp | None = None
         self._news = asyncio.Event()
+        self._losses = asyncio.Event()
 
     # What the engine room asks: `Landlord`.
 
@@ -35,6 +36,11 @@ class Tenancy:
             raise SettingsError(self._given_up.message, exit_code=1)
         self.generation = self._newest.generation
         return self._newest.addresses
+
+    async def loss(self) -> None:
+        while self._lost < self.generation:
+            self._losses.clear()
+            await self._losses.wait()
 
     def meet(self, tenant: Tenant) -> None:
         self.tenant = tenant
@@ -54,6 +60,7 @@ class Tenancy:
     def lost(self, message: Lost) -> None:
         """It has died."""
         self._lost = max(self._lost, message.generation)
+        self._losses.set()
         if self.tenant is not None and self.generation <= self._lost:
             self.tenant.lose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.workers.messages import Drain, EndNow, Leave
 from gateway.workers.seat import Seat
+
+logger = logging.getLogger("sluice")
 
 # Without the house there is nobody to serve for; streams get so long to hear of it.
 _GONE_WITHIN_S = 2.0
@@ -87,6 +90,7 @@ def main(settings: Settings, wanted: Wanted, seat: tuple[int, int, socket.socket
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     logs.configure(settings.log.level, settings.log.as_json)
     place = Seat(*seat)
+    ready = False
     plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, lambda _: None)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
@@ -101,9 +105,18 @@ def main(settings: Settings, wanted: Wanted, seat: tuple[int, int, socket.socket
         one.seat = place
         return one
 
-    sluice, failure = server.run(settings, build, lambda ready: place.serves(ready.model, ready.chats), sock, make)
-    code = 0 if failure is None else failure.exit_code
-    raise SystemExit(server.leave(code, hurry=sluice.starting))
+    def on_ready(sluice: app.Sluice) -> None:
+        nonlocal ready
+        ready = True
+        place.serves(sluice.model, sluice.chats)
+
+    try:
+        _, failure = server.run(settings, build, on_ready, sock, make)
+    except SettingsError as error:
+        failure = error
+        logger.error("%s", error)
+    # A thread that waits for the engine may still be there, and would be waited for.
+    raise SystemExit(server.leave(0 if failure is None else failure.exit_code, hurry=not ready))
 
 
 __all__ = ["Wanted", "WorkerServer", "main"]

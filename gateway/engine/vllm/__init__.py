@@ -1,6 +1,6 @@
 """vLLM's AsyncLLM as our engine: the only folder that imports vllm.
 
-- `launch`: settings to vLLM's arguments to a running AsyncLLM.
+- `launch`: settings to vLLM's arguments to a running AsyncLLM; `another`: another engine for it.
 - `client`: the `Engine` protocol over it.
 - `lanes`: which requests are plain enough for our own chunks.
 - `steps`: the output step, from vLLM's outputs to our sink.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.engine.vllm import launch
+from gateway.engine.vllm.another import configure
 from gateway.engine.vllm.launch import Plan
 from gateway.engine.vllm.words import why
 from gateway.errors import SettingsError
@@ -107,7 +108,7 @@ def _make(plan: Plan) -> Cores:
 
     args = launch.parse_args(plan)
     plan.say("reading the model's configuration")
-    config = launch.configure(args, mark)
+    config = configure(args, mark)
     weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
     plan.say(f"starting the engine process and {weights}")
     # Sockets of this machine, so the clients may bind theirs when they come: until then the engine tries again.

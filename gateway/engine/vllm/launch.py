@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
-from gateway.engine.vllm import child, sharing
+from gateway.engine.vllm import another, child, sharing
 from gateway.engine.vllm.pace import NUMBERS
 from gateway.engine.vllm.words import why
 from gateway.errors import SettingsError
@@ -292,7 +292,7 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
             llm,
             llm.engine_core,
             clock,
-            make_core=lambda: in_daemon(lambda: _another_core(args, llm, joining)),
+            make_core=lambda: another.make_core(args, llm, joining, in_daemon),
             hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
             trust_client_fields=plan.trust_client_fields,
         )
@@ -335,18 +335,6 @@ async def in_daemon(work: Callable[[], T]) -> T:
     return await done
 
 
-def configure(args: Any, mark: Callable[[Any], None] | None = None) -> Any:
-    """vLLM's configuration. One for each start: starting an engine writes into it (block counts are added up, ports
-    taken out). `mark` may write into the arguments before."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    if mark is not None:
-        mark(engine_args)
-    return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-
-
 def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     plan.say("importing vLLM")
     from vllm.usage.usage_lib import UsageContext
@@ -358,7 +346,7 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
 
     args = parse_args(plan)
     plan.say("reading the model's configuration")
-    config = configure(args, None if joining is None else joining.mark)
+    config = another.configure(args, None if joining is None else joining.mark)
     weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
     plan.say(f"starting the engine process and {weights}")
     llm = Engine.from_vllm_config(
@@ -371,21 +359,10 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     return llm, args
 
 
-def _another_core(args: Any, llm: Any, joining: sharing.Joining | None) -> Any:
-    """Start another engine process for a running AsyncLLM; vLLM's client of it, once it is ready."""
-    from vllm.v1.engine.core_client import EngineCoreClient
-    from vllm.v1.executor import Executor
-
-    config = configure(args, None if joining is None else joining.mark)
-    client = {} if joining is None else joining.client()
-    return EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), llm.log_stats, **client)
-
-
 __all__ = [
     "Plan",
     "arguments",
     "command_line",
-    "configure",
     "in_daemon",
     "parse_args",
     "set_up",

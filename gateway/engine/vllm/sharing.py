@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.engine.base import Landlord
 from gateway.engine.vllm import child
-from gateway.errors import SettingsError
+from gateway.errors import EngineFailed, SettingsError
 
 # Of vLLM's variables, those that make it keep in one process what the next request, in another one, would need.
 _ENVIRONMENT = {
@@ -72,15 +73,28 @@ class Joining:
 
     def client(self) -> dict[str, Any]:
         """The further arguments of vLLM's client; waits until there is an engine."""
-        found = asyncio.run_coroutine_threadsafe(self._addresses(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._client(), self._loop).result()
+
+    async def _client(self) -> dict[str, Any]:
         return {
-            "client_addresses": dict(found),
+            "client_addresses": dict(await self._landlord.addresses()),
             "client_count": self._landlord.count,
             "client_index": self._landlord.number,
         }
 
-    async def _addresses(self) -> Any:
-        return await self._landlord.addresses()
+    async def join(self, make: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
+        """What `make` makes of those arguments. Raises EngineFailed if the engine dies meanwhile: vLLM's constructor
+        would go on to wait for it, for ten minutes in a thread that cannot be stopped."""
+        made = asyncio.ensure_future(make(await self._client()))
+        lost = asyncio.ensure_future(self._landlord.loss())
+        try:
+            await asyncio.wait((made, lost), return_when=asyncio.FIRST_COMPLETED)
+            if made.done():
+                return made.result()
+            raise EngineFailed("The engine died before it could be used.")
+        finally:
+            made.cancel()
+            lost.cancel()
 
 
 __all__ = ["Joining", "refuse"]
