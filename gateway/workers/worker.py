@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class WorkerServer(server.HttpServer):
         self.seat.drained()
 
     def _forsaken(self) -> None:
+        # Nobody else will.
+        shutil.rmtree(self.seat.folder, ignore_errors=True)
         if not self.should_exit:
             self.end_now()
         asyncio.get_running_loop().call_later(_GONE_WITHIN_S, os._exit, 1)

@@ -124,7 +124,7 @@ _SHARED = {
 }
 
 
-def _keys(file: Path) -> dict[str, dict[str, str]]:
+def make_keys(file: Path) -> dict[str, dict[str, str]]:
     made = {name: new_key(name) for name in ("anna", "bert")}
     file.write_text("".join(f"{line}\n" for _, line in made.values()))
     return {name: {"Authorization": f"Bearer {key}"} for name, (key, _) in made.items()}
@@ -144,7 +144,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             keys: dict[str, dict[str, str]] = {}
             more: dict[str, str] = {}
             if name == "synthetic":
-                keys = _keys(folder / "keys")
+                keys = make_keys(folder / "keys")
                 more["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
             servers[name] = Shared(Server(folder, env={**env, **more}), keys)
             if name == "patient":
