@@ -44,10 +44,10 @@ class Request:
         """The answer's status and headers, names in lower case."""
         try:
             raw = await self._reader.readuntil(b"\r\n\r\n")
-        except (OSError, EOFError, asyncio.LimitOverrunError):
+            first, *lines = raw[:-4].split(b"\r\n")
+            self._status = int(first.removeprefix(b"HTTP/1.1 ")[:3])
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
             raise Broken from None
-        first, *lines = raw[:-4].split(b"\r\n")
-        self._status = int(first.split(b" ", 2)[1])
         headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
         self._headers = dict(headers)
         return self._status, headers

@@ -89,9 +89,12 @@ class Joining:
         lost = asyncio.ensure_future(self._landlord.loss())
         try:
             await asyncio.wait((made, lost), return_when=asyncio.FIRST_COMPLETED)
-            if made.done():
-                return made.result()
-            raise EngineFailed("The engine died before it could be used.")
+            if not made.done():
+                raise EngineFailed("The engine died before it could be used.")
+            if made.exception() is not None:
+                # It may be well, but not with us, and there is no other client that we could make for it.
+                self._landlord.complain()
+            return made.result()
         finally:
             made.cancel()
             lost.cancel()
