@@ -10,7 +10,8 @@
     |  |- BodyTooLarge              413     invalid_request_error   body_too_large       RESOURCE_EXHAUSTED   no
     |  |- HeadersTooLarge           431     invalid_request_error   headers_too_large    RESOURCE_EXHAUSTED   no
     |  |- HeadersTooSlow            408     invalid_request_error   headers_timeout      DEADLINE_EXCEEDED    yes
-    |  `- Cancelled                 499     cancelled_error         cancelled            CANCELLED            no
+    |  |- Cancelled                 499     cancelled_error         cancelled            CANCELLED            no
+    |  `- ClientStalled             499     cancelled_error         client_stalled       CANCELLED            yes
     |- Overloaded                   503     overloaded_error        overloaded           RESOURCE_EXHAUSTED   yes
     |- NotReady                     503     server_error            server_starting      UNAVAILABLE          yes
     |- Draining                     503     server_error            server_draining      UNAVAILABLE          yes
@@ -152,6 +153,17 @@ class Cancelled(ClientError):
     cause = Cause.CANCELLED
 
 
+class ClientStalled(ClientError):
+    """The client did not read what was sent to it."""
+
+    status = 499
+    type = "cancelled_error"
+    code = "client_stalled"
+    grpc = "CANCELLED"
+    retryable = True
+    cause = Cause.CLIENT_STALLED
+
+
 class Overloaded(SluiceError):
     """All seats and all places in the waiting room are taken, or the wait was too long: `reason`, as in the metric."""
 
@@ -225,6 +237,7 @@ __all__ = [
     "BodyTooLarge",
     "Cancelled",
     "ClientError",
+    "ClientStalled",
     "DeadlineExceeded",
     "Draining",
     "EngineFailed",

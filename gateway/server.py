@@ -27,8 +27,7 @@ from gateway.settings import Settings
 logger = logging.getLogger("sluice")
 
 ARRIVAL = "sluice.arrival_s"
-ABORT = "sluice.abort"
-WRITE = "sluice.write"
+LINE = "sluice.line"
 Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sluice]
 """Makes the app from what the process has to give: whom to tell of readiness, whom of failure."""
 
@@ -102,8 +101,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("headers too large")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
-        scope[ABORT] = self.break_off
-        scope[WRITE] = self.write_piece
+        scope[LINE] = self
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -122,33 +120,39 @@ class Protocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(ClientError("This is not a valid HTTP request."))
 
-    def write_piece(self, piece: bytes) -> bool:
-        """Write one more piece of a response whose start has been sent, if the client keeps up; False if not, and
-        then nothing has been written. What a token takes: past the coroutines that stand between an app and this."""
-        if self.flow.write_paused or self.transport.is_closing():
-            return False
+    # What apps find in the scope under `LINE`.
+
+    def open(self) -> bool:
+        """Whether the body of a response that has been started can be added to, and the client keeps up."""
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.chunked_encoding:
-            return False
+        return (
+            not self.flow.write_paused
+            and cycle is not None
+            and not cycle.response_complete
+            and cycle.chunked_encoding is True
+            and not self.transport.is_closing()
+        )
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece to the body of the response; only while it is open."""
         self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        return True
+
+    def abort(self) -> None:
+        """End the connection at once, whatever is still in its buffers."""
+        if not self.transport.is_closing():
+            sockets.forget(self._socket)
+        self.transport.abort()
 
     def look_after_peer(self) -> None:
         """Break a connection whose peer has vanished while it is being answered, or does not read what is left of an
         answer; to be called every second."""
         self._unread_s = self._unread_s + 1 if self.unsent_bytes and not self._answering() else 0
         if self._unread_s >= UNREAD_AFTER_S:
-            self.break_off()
+            self.abort()
         owed, self._owes = self._owes, self._answering() and sockets.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
         # Probes of a live peer may be far apart, and one may be on its way at this moment.
         if owed and self._owes:
-            self.break_off()
-
-    def break_off(self) -> None:
-        """End the connection at once, whatever is still in its buffers."""
-        if not self.transport.is_closing():
-            sockets.forget(self._socket)
-        self.transport.abort()
+            self.abort()
 
     @property
     def unsent_bytes(self) -> int:

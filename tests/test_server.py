@@ -332,7 +332,7 @@ async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
     connection = Connection(app)
     connection.say(GET)
     await settle()
-    app.scopes[0][respond.ABORT]()
+    app.scopes[0][respond.LINE].abort()
     app.go_on.set()
     await settle()
 

@@ -43,7 +43,10 @@ class StreamLog(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """What the kept events weigh."""
+        """What the kept or packed events weigh."""
+
+    def pack(self) -> None:
+        """Make what nobody has read small; it is read as before."""
 
     def keep(self, keep_bytes: int) -> None:
         """Keep so much from now on; what is older goes at once. A log that keeps nothing goes on doing so."""

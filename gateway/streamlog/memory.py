@@ -6,22 +6,29 @@ that any number of readers can come back to any of them, up to a limit in bytes;
 
 from __future__ import annotations
 
+import zlib
+
 from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
 
 # What a list slot and a bytes object cost besides their content (CPython 3.11, 64 bit).
 _OVERHEAD_BYTES = 41
+# The usual 256 KiB of working memory for every block would leave more holes in the heap than the blocks fill.
+_WINDOW_BITS, _MEMORY_LEVEL = 12, 5
 
 
 class MemoryLog:
     """A log that keeps nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
 
-    __slots__ = ("_documents", "_ended", "_keep_bytes", "_size_bytes", "_start")
+    __slots__ = ("_documents", "_ended", "_keep_bytes", "_packed", "_packed_documents", "_size_bytes", "_start")
 
     def __init__(self, keep_bytes: int | None = None) -> None:
         self._keep_bytes = keep_bytes
         self._documents: list[bytes] = []
         self._start = 1
+        # Before `_documents`: blocks of them.
+        self._packed: list[bytes] = []
+        self._packed_documents = 0
         self._size_bytes = 0
         self._ended: Ended | None = None
 
@@ -31,11 +38,23 @@ class MemoryLog:
 
     @property
     def last(self) -> int:
-        return self._start + len(self._documents) - 1
+        return self._start + self._packed_documents + len(self._documents) - 1
 
     @property
     def size_bytes(self) -> int:
         return self._size_bytes
+
+    def pack(self) -> None:
+        # What is kept may be read at any place.
+        if self._keep_bytes is not None or not self._documents:
+            return
+        # JSON on one line each, so that a line break can stand between two.
+        press = zlib.compressobj(wbits=_WINDOW_BITS, memLevel=_MEMORY_LEVEL)
+        block = press.compress(b"\n".join(self._documents)) + press.flush()
+        self._packed.append(block)
+        self._packed_documents += len(self._documents)
+        self._size_bytes += len(block) + _OVERHEAD_BYTES
+        self._documents = []
 
     def keep(self, keep_bytes: int) -> None:
         if self._keep_bytes is not None:
@@ -64,12 +83,21 @@ class MemoryLog:
         if cursor < self._start - 1:
             raise Expired(f"The events after number {cursor} are kept no longer.")
         skipped = cursor + 1 - self._start
-        documents = self._documents[skipped:] if skipped or self._keep_bytes is not None else self._documents
-        if self._keep_bytes is None:
-            # Handed over as it is: nobody else will read it.
-            self._start += len(self._documents)
-            self._documents = []
-        return Batch(cursor + 1, documents, self._ended)
+        if self._keep_bytes is not None:
+            return Batch(cursor + 1, self._documents[skipped:], self._ended)
+        # Handed over as it is: nobody else will read it.
+        documents = self._unpack() if self._packed else self._documents
+        self._start += len(documents)
+        self._documents = []
+        return Batch(cursor + 1, documents[skipped:] if skipped else documents, self._ended)
+
+    def _unpack(self) -> list[bytes]:
+        """All that nobody has read."""
+        documents = [document for block in self._packed for document in zlib.decompress(block).split(b"\n")]
+        documents += self._documents
+        self._packed = []
+        self._packed_documents = self._size_bytes = 0
+        return documents
 
     def _trim(self, keep_bytes: int) -> None:
         """Drop the oldest events, down to three quarters of the limit so that the next append need not come here."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from gateway.admission.gate import Permit
 from gateway.clock import Clock
 from gateway.engine.base import Handle
-from gateway.errors import SluiceError
+from gateway.errors import ClientStalled, SluiceError
 from gateway.model import Cause, Delta, Frame, Piece, Tally
 from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
@@ -23,7 +23,12 @@ from gateway.streams.merging import merge
 # So many unread pieces are merged (or become events, where the log keeps them): a reader that stops costs its text.
 _COMPACT_AT = 64
 # Unread documents of vLLM's own beyond this make their formatter wait; vLLM then merges what the engine goes on to say.
-_FULL_BYTES = 32 * 2**10
+_FULL_BYTES = 16 * 2**10
+# Some documents cannot be merged (log probabilities); their formatter does not wait. From here on they are packed, and
+# when so much packed waits for a reader who has not looked for so long, he has stopped: 32 KiB hold several hundred.
+_PACK_BYTES = 20 * 2**10
+_STALLED_BYTES = 32 * 2**10
+_STALLED_S = 1.0
 
 
 class Wire(Protocol):
@@ -67,6 +72,7 @@ class Producer:
         self._texts: list[str] = []
         self._tokens = 0
         self._said = False
+        self._unread_since_s = 0.0
         self._readers: list[Callable[[], None]] = []
         self._room: asyncio.Future[None] | None = None
         self._permit: Permit | None = None
@@ -133,8 +139,8 @@ class Producer:
 
     @property
     def full(self) -> bool:
-        """Whether a formatter should wait in `room` before its next piece. A log that keeps is never full: its stream
-        goes on without a reader."""
+        """Whether a formatter should wait in `room` before its next piece, if that can be merged with those behind it.
+        A log that keeps is never full: its stream goes on without a reader."""
         return self._pending_bytes > _FULL_BYTES
 
     async def room(self) -> None:
@@ -206,9 +212,22 @@ class Producer:
         """Nobody has read for a while. A log that keeps takes all of it, so that its limit holds for it."""
         if self.log.keeps:
             self.seal()
-        else:
-            self._gather()
-            self._pending = self._merged()
+            return
+        self._gather()
+        self._pending = self._merged()
+        if self._streaming and self._pending_bytes > _PACK_BYTES:
+            self._pack()
+
+    def _pack(self) -> None:
+        """As `_compact`, for what cannot be merged."""
+        now_s, waiting = self._clock.now(), self.log.size_bytes
+        if waiting == 0:
+            self._unread_since_s = now_s
+        self.seal()
+        self.log.pack()
+        # One large document, or many at once, are no sign of a reader who has stopped.
+        if waiting > _STALLED_BYTES and now_s - self._unread_since_s > _STALLED_S:
+            self.cancel(ClientStalled("The client did not read, and too much waited for it."))
 
     def _end(self, ended: Ended) -> bool:
         if not self._lifecycle.end(ended.cause):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
@@ -28,11 +28,34 @@ from gateway.web.guard import EXCHANGE, Exchange
 from gateway.web.pulse import Pulse
 from gateway.wire import sse, wishes
 
-ABORT = "sluice.abort"
-"""Scope key: breaks the connection at once, whatever is still in its buffers."""
-WRITE = "sluice.write"
-"""Scope key: writes a piece of a started response at once and says so, or does nothing because the client is slow. What
-it writes would else pass four coroutines for every token."""
+LINE = "sluice.line"
+"""Scope key: the connection itself, a `Line`."""
+
+
+class Line(Protocol):
+    """What the server offers past ASGI. What is written to it would else pass four coroutines for every token."""
+
+    def open(self) -> bool:
+        """Whether a response has been started that can be added to, and the client keeps up."""
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece to the response's body, now; only while it is open."""
+
+    def abort(self) -> None:
+        """Break the connection at once, whatever is still in its buffers."""
+
+
+class _NoLine:
+    """Where the server offers none."""
+
+    def open(self) -> bool:
+        return False
+
+    def write(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +124,20 @@ class Responder:
     ) -> None:
         """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
         exchange: Exchange = scope[EXCHANGE]
+        line: Line = scope.get(LINE) or _NoLine()
         try:
             # The reader outside: it has to see why the client's presence ended.
             with stream.read(cursor) as follower:
                 async with Presence(receive) as presence:
                     if stream.streaming:
-                        write = scope.get(WRITE, _never)
-                        await Sender(self, exchange, presence, send, write, stream, follower).run()
+                        await Sender(self, exchange, presence, send, line, stream, follower).run()
                     else:
                         await _whole(exchange, presence, send, follower)
         except Left as left:
-            if left.cause is Cause.CLIENT_STALLED and (abort := scope.get(ABORT)) is not None:
+            if left.cause is Cause.CLIENT_STALLED:
                 # Closing would wait for the client to read what is in the buffers.
-                abort()
+                line.abort()
             raise
-
-
-def _never(piece: bytes) -> bool:
-    """Where the server has nothing for `WRITE`."""
-    return False
 
 
 class Completions:
@@ -171,7 +189,7 @@ class Resume:
 
 
 class Sender:
-    """Writes one stream to one connection."""
+    """Writes one stream to one connection; the follower's outlet while that keeps up."""
 
     def __init__(
         self,
@@ -179,11 +197,11 @@ class Sender:
         exchange: Exchange,
         presence: Presence,
         send: Any,
-        write: Callable[[bytes], bool],
+        line: Line,
         stream: Stream,
         follower: Follower,
     ) -> None:
-        self._write_now = write
+        self._line = line
         self._clock = responder.clock
         self._responder = responder
         self._exchange = exchange
@@ -203,22 +221,31 @@ class Sender:
         pulse, pace = self._responder.pulse, self._responder.pace
         number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
         try:
-            while not await self._turn(await self._follower.take()):
+            while not await self._turn(await self._follower.take(self)):
                 pass
         finally:
             pulse.leave(number)
+
+    # `Outlet`.
+
+    def open(self) -> bool:
+        return self._settled and self._line.open()
+
+    def put(self, batch: Batch) -> None:
+        self._line.write(self._framed(batch))
+        self._quiet_since_s = self._clock.now()
+
+    def _framed(self, batch: Batch) -> bytes:
+        return sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
 
     async def _turn(self, batch: Batch | None) -> bool:
         """Send one batch, or a sign of life; whether that was the end."""
         if batch is None:
             await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
             return False
-        body = sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
+        body = self._framed(batch)
         if batch.ended is None:
-            if self._settled and self._write_now(body):
-                self._quiet_since_s = self._clock.now()
-            else:
-                await self._write(body)
+            await self._write(body)
             return False
         error = batch.ended.error
         if error is not None and not self._started and self._stream.producer.silent and self._is_first:
@@ -309,4 +336,4 @@ async def read_body(receive: Any) -> bytes:
             return b"".join(parts)
 
 
-__all__ = ["ABORT", "WRITE", "Completions", "Pace", "Presence", "Responder", "Resume", "read_body"]
+__all__ = ["LINE", "Completions", "Line", "Pace", "Presence", "Responder", "Resume", "read_body"]

@@ -17,8 +17,8 @@ from gateway.errors import Draining, SluiceError
 from gateway.workers import ids
 from gateway.workers.siblings import Broken, Request
 
-ABORT = "sluice.abort"
-"""Scope key: breaks the connection at once, whatever is still in its buffers."""
+LINE = "sluice.line"
+"""Scope key: the connection, which can be broken at once, whatever is still in its buffers."""
 HOLDS = b"/holds/"
 """Path, on the workers' own sockets: whether that worker has the request of the id behind it."""
 
@@ -126,7 +126,8 @@ class Relay:
             # Half a response is out. Returning now makes the server break the connection without the final chunk.
             return
         except TimeoutError:
-            scope.get(ABORT, _nothing)()
+            if LINE in scope:
+                scope[LINE].abort()
             return
         await send({"type": "http.response.body", "body": b""})
 
@@ -156,10 +157,6 @@ async def _refuse(send: Any) -> None:
 
 def _quoted(stream_id: str) -> bytes:
     return "".join(f"%{byte:02X}" for byte in stream_id.encode()).encode()
-
-
-def _nothing() -> None:
-    pass
 
 
 __all__ = ["HOLDS", "Relay"]

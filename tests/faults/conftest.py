@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.web.keys import new_key
+from tests.support.probe import Probe
 from tests.support.server import Server
 
 SYNTHETIC = {
@@ -78,11 +79,23 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A server that tests want for longer than one of them. `env` makes its settings, told whether this is the full
+    size; `keys` and `probe` as in `Shared`; `full` is one for the full size only."""
+
+    env: Callable[[bool], dict[str, str]]
+    keys: bool = False
+    probe: bool = False
+    full: bool = False
+
+
+@dataclass(frozen=True)
 class Shared:
-    """A server that several files use, one after the other. With `keys`, each client names one of them."""
+    """A server that several tests use, one after the other. With `keys`, each client names one of them."""
 
     server: Server
     keys: dict[str, dict[str, str]]
+    probe: Probe | None
 
     @property
     def me(self) -> dict[str, str]:
@@ -95,60 +108,78 @@ KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 
 
 _SHARED = {
     # A keep-alive comment falls between a peer's last sign of life and the kernel's first probe.
-    "patient": {
-        **SYNTHETIC,
-        "SLUICE_SERVER__HOST": "0.0.0.0",
-        "SLUICE_SYNTHETIC__STEP_MS": "10",
-        "SLUICE_STREAMS__KEEPALIVE_S": "4",
-    },
-    "synthetic": {
-        **SYNTHETIC,
-        "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
-        "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
-        "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
-        "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
-        "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
-        "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
-    },
+    "patient": Wanted(
+        lambda _: {
+            **SYNTHETIC,
+            "SLUICE_SERVER__HOST": "0.0.0.0",
+            "SLUICE_SYNTHETIC__STEP_MS": "10",
+            "SLUICE_STREAMS__KEEPALIVE_S": "4",
+        }
+    ),
+    "synthetic": Wanted(
+        lambda _: {
+            **SYNTHETIC,
+            "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+            "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+            "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
+            "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),
+            "SLUICE_STREAMS__MAX_BYTES": str(STREAM_BYTES),
+            "SLUICE_STREAMS__MAX_TOTAL_BYTES": str(TOTAL_BYTES),
+        },
+        keys=True,
+    ),
     # So few seats that a queue is easily had; a sign of life every 50 ms.
-    "demo": {
-        "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
-        "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
-        # Otherwise the parser takes what is said without thinking for thoughts.
-        "SLUICE_ENGINE__DEFAULT_CHAT_TEMPLATE_KWARGS": '{"enable_thinking": false}',
-        "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
-        "SLUICE_STREAMS__RETENTION_S": "600",
-        "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",
-        "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
-    },
+    "demo": Wanted(
+        lambda _: {
+            "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
+            "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
+            # Otherwise the parser takes what is said without thinking for thoughts.
+            "SLUICE_ENGINE__DEFAULT_CHAT_TEMPLATE_KWARGS": '{"enable_thinking": false}',
+            "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
+            "SLUICE_STREAMS__RETENTION_S": "600",
+            "SLUICE_SUPERVISOR__MAX_RESTARTS": "1000",
+            "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
+        }
+    ),
 }
+"""Those that several files use, by the fixture that gives them. Those of one file are its own `SERVERS`."""
 
 
-def make_keys(file: Path) -> dict[str, dict[str, str]]:
+def _keys(file: Path) -> dict[str, dict[str, str]]:
     made = {name: new_key(name) for name in ("anna", "bert")}
     file.write_text("".join(f"{line}\n" for _, line in made.values()))
     return {name: {"Authorization": f"Bearer {key}"} for name, (key, _) in made.items()}
 
 
 @pytest.fixture(scope="session")
-def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Shared]]:
-    """Those shared servers that this run's tests ask for. They start at the same time, but for the patient one: whoever
-    asks for that waits long for very little, and the others start meanwhile."""
-    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full: bool
+) -> Iterator[dict[str, Shared]]:
+    """The servers that this run's tests want, by name. They start at the same time, because a start is mostly waiting;
+    but for the patient one: whoever asks for that waits long for very little, and the others start meanwhile."""
+    items = request.session.items
+    names = {name for item in items for name in getattr(item, "fixturenames", ())}
+    wanted = {name: one for name, one in _SHARED.items() if name in names}
+    for item in items:
+        wanted |= getattr(getattr(item, "module", None), "SERVERS", {})
     servers: dict[str, Shared] = {}
     try:
-        for name, env in _SHARED.items():
-            if name not in wanted:
+        for name, one in wanted.items():
+            if one.full and not full:
                 continue
             folder = tmp_path_factory.mktemp(name)
-            keys: dict[str, dict[str, str]] = {}
-            more: dict[str, str] = {}
-            if name == "synthetic":
-                keys = make_keys(folder / "keys")
-                more["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
-            servers[name] = Shared(Server(folder, env={**env, **more}), keys)
+            env = one.env(full)
+            keys = _keys(folder / "keys") if one.keys else {}
+            if keys:
+                env["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
+            probe = Probe(folder) if one.probe else None
+            if probe is not None:
+                env |= probe.env
+            servers[name] = Shared(Server(folder, env=env), keys, probe)
             if name == "patient":
                 servers[name].server.wait_ready()
+        for shared in servers.values():
+            shared.server.wait_ready()
         yield servers
     finally:
         for shared in servers.values():
@@ -158,19 +189,16 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def synthetic(fleet: dict[str, Shared]) -> Shared:
     """A server without a model, with API keys and small limits."""
-    fleet["synthetic"].server.wait_ready()
     return fleet["synthetic"]
 
 
 @pytest.fixture(scope="session")
 def patient(fleet: dict[str, Shared]) -> Server:
     """A server without a model that listens everywhere and has the usual stall timeout."""
-    fleet["patient"].server.wait_ready()
     return fleet["patient"].server
 
 
 @pytest.fixture(scope="session")
 def demo(fleet: dict[str, Shared]) -> Server:
     """A server with the demo model."""
-    fleet["demo"].server.wait_ready()
     return fleet["demo"].server

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import SYNTHETIC
+from tests.faults.conftest import SYNTHETIC, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, completion, prompt
 from tests.support.oracle import expected_text
 from tests.support.probe import Note, Probe
@@ -52,6 +52,10 @@ class Size:
     storm: int
     step_ms: int
     batch: int
+
+
+SIZES = {False: Size(200, 4, 500, 50, 2048), True: Size(1000, 50, 2000, 250, 4096)}
+"""By whether it is the full one."""
 
 
 class Crowd:
@@ -109,34 +113,34 @@ class Setup:
     size: Size
 
 
-@pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Iterator[Setup]:
-    """One server for all tests here, with its crowd."""
-    size = Size(1000, 50, 2000, 250, 4096) if full else Size(200, 4, 500, 50, 2048)
-    folder = tmp_path_factory.mktemp("cancel")
-    probe = Probe(folder)
-    env = {
+def env(full: bool) -> dict[str, str]:
+    size = SIZES[full]
+    return {
         **SYNTHETIC,
-        **probe.env,
         "SLUICE_SYNTHETIC__STEP_MS": str(size.step_ms),
         # Prompts come in small pieces that take their time, so that there is a prefill to leave in.
         "SLUICE_SYNTHETIC__PREFILL_US": "20",
         "SLUICE_ENGINE__MAX_NUM_BATCHED_TOKENS": str(size.batch),
         "SLUICE_LOG__JSON": "true",
     }
-    server = Server(folder, env=env)
-    crowd = None
+
+
+SERVERS = {"cancel": Wanted(env, probe=True)}
+
+
+@pytest.fixture(scope="module")
+def setup(fleet: dict[str, Shared], full: bool) -> Iterator[Setup]:
+    """One server for all tests here, with its crowd."""
+    server, probe, size = fleet["cancel"].server, fleet["cancel"].probe, SIZES[full]
+    assert probe is not None
+    crowd = Crowd(server.port, size.live)
     try:
-        server.wait_ready()
-        crowd = Crowd(server.port, size.live)
         poll("all live streams have begun", crowd.have_begun, 60)
         yield Setup(server, probe, crowd, size)
     finally:
-        if crowd is not None:
-            crowd.stop()
-            for one in crowd.streams:
-                one.close()
-        server.close()
+        crowd.stop()
+        for one in crowd.streams:
+            one.close()
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import SYNTHETIC
+from tests.faults.conftest import SYNTHETIC, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.probe import Probe
 from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body, poll, request_bytes
@@ -45,27 +45,28 @@ class House:
     probe: Probe
 
 
+SERVERS = {
+    "limits": Wanted(
+        lambda _: {
+            **SYNTHETIC,
+            "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+            "SLUICE_SERVER__HEADER_TIMEOUT_S": str(HEADER_TIMEOUT_S),
+            "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+            "SLUICE_SERVER__MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+        },
+        probe=True,
+    )
+}
+
+
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(fleet: dict[str, Shared]) -> Iterator[House]:
     """One server for all tests here."""
-    folder = tmp_path_factory.mktemp("limits")
-    probe = Probe(folder)
-    env = {
-        **SYNTHETIC,
-        **probe.env,
-        "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
-        "SLUICE_SERVER__HEADER_TIMEOUT_S": str(HEADER_TIMEOUT_S),
-        "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
-        "SLUICE_SERVER__MAX_BODY_BYTES": str(MAX_BODY_BYTES),
-    }
-    server = Server(folder, env=env)
-    try:
-        server.wait_ready()
-        yield House(server, probe)
-        assert server.running(), server.stderr()
-        assert "Traceback" not in server.stderr()
-    finally:
-        server.close()
+    server, probe = fleet["limits"].server, fleet["limits"].probe
+    assert probe is not None
+    yield House(server, probe)
+    assert server.running(), server.stderr()
+    assert "Traceback" not in server.stderr()
 
 
 class Healthy:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.conftest import SYNTHETIC, Shared, make_keys
+from tests.faults.conftest import SYNTHETIC, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import MODEL, READY_WITHIN_S, Server, check_error, descendants, poll
 
@@ -38,36 +38,25 @@ ENV = {
 }
 
 
-def start(folder: Path) -> Shared:
-    known = make_keys(folder / "keys")
-    return Shared(Server(folder, env={**ENV, "SLUICE_SERVER__API_KEYS_FILE": str(folder / "keys")}), known)
+SERVERS = {
+    "workers": Wanted(lambda _: ENV.copy(), keys=True),
+    "workers drained": Wanted(lambda _: ENV.copy(), keys=True, full=True),
+    "workers ended": Wanted(lambda _: ENV.copy(), keys=True, full=True),
+    "workers orphaned": Wanted(lambda _: ENV.copy(), keys=True, full=True),
+}
 
 
-def wait_ready(server: Server) -> None:
-    """Until all workers serve: one that answers does not speak for the others."""
+def ready(fleet: dict[str, Shared], name: str) -> Shared:
+    """That server, when all its workers serve: one that answers does not speak for the others."""
+    server = fleet[name].server
     poll("all workers are ready", lambda: "ready: " in server.stderr() or not server.running(), READY_WITHIN_S, 0.1)
     server.wait_ready()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    one = start(tmp_path_factory.mktemp("workers"))
-    try:
-        wait_ready(one.server)
-        yield one
-    finally:
-        one.server.close()
+    return fleet[name]
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Shared]:
-    """A server that its test may end."""
-    one = start(tmp_path)
-    try:
-        wait_ready(one.server)
-        yield one
-    finally:
-        one.server.close()
+def shared(fleet: dict[str, Shared]) -> Shared:
+    return ready(fleet, "workers")
 
 
 def worker_of(stream_id: str) -> int:
@@ -337,7 +326,8 @@ def test_a_worker_dies_and_the_others_finish_before_the_server_ends(shared: Shar
 
 
 @pytest.mark.full
-def test_on_sigterm_all_workers_drain(alone: Shared) -> None:
+def test_on_sigterm_all_workers_drain(fleet: dict[str, Shared]) -> None:
+    alone = ready(fleet, "workers drained")
     server, tokens = alone.server, 200
 
     async def run() -> list[Answer]:
@@ -356,7 +346,8 @@ def test_on_sigterm_all_workers_drain(alone: Shared) -> None:
 
 
 @pytest.mark.full
-def test_a_second_signal_ends_all_workers_now(alone: Shared) -> None:
+def test_a_second_signal_ends_all_workers_now(fleet: dict[str, Shared]) -> None:
+    alone = ready(fleet, "workers ended")
     server = alone.server
 
     async def run() -> list[Answer]:
@@ -374,7 +365,8 @@ def test_a_second_signal_ends_all_workers_now(alone: Shared) -> None:
 
 
 @pytest.mark.full
-def test_nothing_outlives_a_house_that_is_killed(alone: Shared) -> None:
+def test_nothing_outlives_a_house_that_is_killed(fleet: dict[str, Shared]) -> None:
+    alone = ready(fleet, "workers orphaned")
     server = alone.server
 
     async def run() -> list[Answer]:

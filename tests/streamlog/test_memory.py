@@ -175,3 +175,35 @@ def test_what_is_kept_is_always_a_suffix_of_what_was_appended_within_the_limit(
         assert sum(map(len, kept)) + OVERHEAD * len(kept) > keep_bytes * 3 // 4
     else:
         assert read == (Batch(cursor + 1, everything[cursor:], None) if everything[cursor:] else None)
+
+
+@given(
+    st.lists(st.lists(st.binary(min_size=1).map(lambda text: text.replace(b"\n", b"n")), max_size=4), max_size=8),
+    st.data(),
+)
+def test_packing_changes_nothing_that_can_be_read(batches: list[list[bytes]], data: st.DataObject) -> None:
+    log, plain = MemoryLog(), MemoryLog()
+    cursor = 0
+    for documents in batches:
+        for one in (log, plain):
+            one.append(documents)
+        if data.draw(st.booleans()):
+            log.pack()
+        assert log.last == plain.last
+        if data.draw(st.booleans()):
+            batch = log.read(cursor)
+            assert batch == plain.read(cursor)
+            cursor = log.last
+    log.close(DONE, [b"[DONE]"])
+    plain.close(DONE, [b"[DONE]"])
+    assert log.read(cursor) == plain.read(cursor)
+    assert log.size_bytes == 0
+
+
+def test_a_log_that_keeps_is_not_packed() -> None:
+    log = MemoryLog(10_000)
+    log.append([b"a" * 1000])
+    log.pack()
+
+    assert log.size_bytes == 1000 + OVERHEAD
+    assert log.read(0) == Batch(1, [b"a" * 1000], None)

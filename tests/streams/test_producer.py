@@ -289,7 +289,7 @@ async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
 
     async def format_() -> None:
         nonlocal written
-        for _ in range(100):
+        for _ in range(50):
             producer.put(Chunk(b"x" * 1024))
             written += 1
             if producer.full:
@@ -299,23 +299,23 @@ async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
     task = asyncio.get_running_loop().create_task(format_())
     await settle()
 
-    assert (producer.full, written) == (True, 33), "32 KiB, and the one that was too many"
+    assert (producer.full, written) == (True, 17), "16 KiB, and the one that was too many"
 
     await asyncio.sleep(100)
 
-    assert written == 33
+    assert written == 17
 
     producer.seal()
     await settle()
 
-    assert written == 66
+    assert written == 34
 
     producer.seal()
     await settle()
     producer.seal()
     await task
 
-    assert producer.log.last == 101
+    assert producer.log.last == 51
 
 
 @in_virtual_time
@@ -335,7 +335,7 @@ async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
 @in_virtual_time
 async def test_a_formatter_that_waits_hears_of_the_end() -> None:
     producer = await Bench(clock()).running()
-    producer.put(Chunk(b"x" * 40_000))
+    producer.put(Chunk(b"x" * 18_000))
     task = asyncio.get_running_loop().create_task(producer.room())
     await settle()
     producer.cancel(Cancelled("By its id."))
@@ -348,7 +348,7 @@ async def test_a_formatter_that_waits_hears_of_the_end() -> None:
 @in_virtual_time
 async def test_a_formatter_that_is_cancelled_while_it_waits_is_no_hindrance() -> None:
     producer = await Bench(clock()).running()
-    producer.put(Chunk(b"x" * 40_000))
+    producer.put(Chunk(b"x" * 18_000))
     task = asyncio.get_running_loop().create_task(producer.room())
     await settle()
     task.cancel()
@@ -405,3 +405,67 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
             assert bench.handle.aborts <= 1
 
     run(play(), debug=False)
+
+
+def _log_probabilities(number: int) -> Chunk:
+    """Some 700 bytes that do not compress away."""
+    return Chunk(f'{{"{number}":{[hash((number, i)) for i in range(32)]}}}'.encode())
+
+
+@in_virtual_time
+async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_lost() -> None:
+    bench = Bench(clock())
+    producer = await bench.running()
+    said = [_log_probabilities(number) for number in range(100)]
+    for piece in said:
+        producer.put(piece)
+
+    assert producer.ended is None
+    assert 0 < producer.log.size_bytes < sum(len(piece.payload) for piece in said) / 2
+    assert documents(producer) == [piece.payload for piece in said]
+    assert (producer.log.size_bytes, producer.log.last) == (0, 100)
+
+    producer.finish()
+
+
+@in_virtual_time
+async def test_who_lets_documents_pile_up_for_too_long_is_stalled_and_hears_so() -> None:
+    bench = Bench(clock())
+    producer = await bench.running()
+    number = 0
+    while producer.ended is None:
+        producer.put(_log_probabilities(number))
+        number += 1
+        bench.clock.advance(0.02)
+        assert number < 1000
+
+    assert producer.ended.cause is Cause.CLIENT_STALLED
+    assert producer.log.size_bytes < 64 * 2**10
+    assert (bench.handle.aborts, bench.gate.taken) == (1, 0)
+    assert documents(producer) == [*[_log_probabilities(i).payload for i in range(number)], b'"client_stalled"']
+
+
+@in_virtual_time
+async def test_large_documents_that_come_together_are_no_sign_of_a_stall() -> None:
+    """The log probabilities of a long prompt, for each choice of n, before the reader has had a turn."""
+    bench = Bench(clock())
+    producer = await bench.running()
+    large = Chunk(b"".join(_log_probabilities(i).payload for i in range(1000)))
+    for _ in range(8):
+        producer.put(large)
+
+    assert producer.ended is None
+    assert documents(producer) == [large.payload] * 8
+
+    producer.finish()
+
+
+@in_virtual_time
+async def test_a_whole_answer_may_be_of_any_size() -> None:
+    bench = Bench(clock())
+    producer = await bench.running(streaming=False)
+    producer.put(Chunk(b"x" * 2**20))
+
+    assert producer.log.size_bytes == 0
+
+    producer.finish()

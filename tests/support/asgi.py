@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from gateway.web.respond import LINE
+
 
 class Client:
     """One request and its response."""
@@ -25,13 +27,18 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | Sequence[bytes] = b"",
         unfinished: bool = False,
+        line: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """`body` in several parts comes in several messages; `unfinished`: its last part never comes."""
+        """`body` in several parts comes in several messages; `unfinished`: its last part never comes; `line`: the app
+        finds the connection itself in its scope, and `extra` in any case."""
         self.messages: list[MutableMapping[str, Any]] = []
         self.gone = asyncio.Event()
         self.reading = asyncio.Event()
         self.reading.set()
+        self.written = 0
+        """How often something came past ASGI."""
+        self.broken = False
         self._parts = [body] if isinstance(body, bytes) else list(body)
         self._unfinished = unfinished
         path, _, query = path.partition("?")
@@ -50,6 +57,7 @@ class Client:
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8000),
             "state": {},
+            **({LINE: self} if line else {}),
             **(extra or {}),
         }
         self.task = asyncio.get_running_loop().create_task(app(scope, self._receive, self._send))
@@ -70,6 +78,19 @@ class Client:
         if self.complete:
             self.gone.set()
         await self.reading.wait()
+
+    # `Line`.
+
+    def open(self) -> bool:
+        return self.started and not self.complete and self.reading.is_set() and not self.gone.is_set()
+
+    def write(self, piece: bytes) -> None:
+        assert self.open()
+        self.written += 1
+        self.messages.append({"type": "http.response.body", "body": piece, "more_body": True})
+
+    def abort(self) -> None:
+        self.broken = True
 
     def leave(self) -> None:
         """Close the connection."""

@@ -136,12 +136,12 @@ class Edge:
         path: str = CHAT,
         *,
         headers: Mapping[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
+        line: bool = False,
         **fields: Any,
     ) -> Client:
-        """Somebody asks for a stream; `fields` go into the body, `extra` into the scope."""
+        """Somebody asks for a stream; `fields` go into the body, `line` as in `Client`."""
         body = orjson.dumps({"stream": True, **fields})
-        return Client(self.app, "POST", path, headers=headers, extra=extra, body=body)
+        return Client(self.app, "POST", path, headers=headers, line=line, body=body)
 
     def come_back(self, stream_id: str, last: int | None = None, **options: Any) -> Client:
         """Somebody who has seen event number `last` comes back for the rest."""

@@ -22,6 +22,12 @@ RESUMABLE = {"X-Stream-Resumable": "60"}
 SHAPES = pytest.mark.parametrize(("headers", "comment"), [({}, b": keep-alive\n\n"), (RESUMABLE, b": keep-alive\n")])
 
 
+def said(client: Client) -> str:
+    """The text of a stream so far."""
+    chunks = [event for event in client.events() if event != "[DONE]"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
 # Silence.
 
 
@@ -154,8 +160,7 @@ async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dic
 @in_virtual_time
 async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: str) -> None:
     edge = Edge(stall_timeout_s=30)
-    broken: list[float] = []
-    client = edge.ask(extra={respond.ABORT: lambda: broken.append(clock().now())})
+    client = edge.ask(line=True)
     await asyncio.sleep(7)
     engine_run = edge.engine.runs[0]
     engine_run.say("a", 2)
@@ -169,11 +174,12 @@ async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: 
     if when == "middle":
         engine_run.say("more")
 
-    assert (broken, client.task.done()) == ([], False)
+    assert (client.broken, client.task.done()) == (False, False)
 
     await client.finish()
 
-    assert broken == [pytest.approx(began + 30, abs=1e-3)], "closing politely would wait for the client to read"
+    assert client.broken, "closing politely would wait for the client to read"
+    assert clock().now() == pytest.approx(began + 30, abs=1e-3)
     assert engine_run.aborts == (1 if when == "middle" else 0)
     assert edge.at_rest
     assert [cause for cause, _ in edge.facts.endings] == [Cause.CLIENT_STALLED]
@@ -234,15 +240,14 @@ async def test_one_stalled_client_slows_nobody_else() -> None:
 @in_virtual_time
 async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None:
     edge = Edge(stall_timeout_s=30)
-    broken: list[str] = []
-    client = edge.ask(headers=RESUMABLE, extra={respond.ABORT: lambda: broken.append("broken")})
+    client = edge.ask(headers=RESUMABLE, line=True)
     await settle()
     client.reading.clear()
     engine_run = edge.engine.runs[0]
     engine_run.say("a")
     await client.finish()
 
-    assert (broken, engine_run.aborts, edge.facts.endings) == (["broken"], 0, [])
+    assert (client.broken, engine_run.aborts, edge.facts.endings) == (True, 0, [])
     assert edge.facts.labels == [(CHAT, guard.DETACHED)]
 
     engine_run.end("b")
@@ -253,8 +258,88 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
     assert edge.facts.resumes == ["ok"]
 
 
-def test_the_server_and_the_edge_agree_on_how_a_connection_is_broken() -> None:
-    assert server.ABORT == respond.ABORT
+def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
+    assert server.LINE == respond.LINE
+
+
+# Past ASGI.
+
+
+@SHAPES
+@in_virtual_time
+async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_not(
+    headers: dict[str, str], comment: bytes
+) -> None:
+    edge = Edge(keepalive_s=15)
+    client = edge.ask(headers=headers, line=True)
+    await settle()
+    engine_run = edge.engine.runs[0]
+    for text in ("a", "b", "c"):
+        engine_run.say(text)
+        await settle()
+
+    assert client.written == 2, "the first token carries the status line with it"
+
+    client.reading.clear()
+    engine_run.say("d")
+    await settle()
+
+    assert client.written == 2
+
+    client.reading.set()
+    await asyncio.sleep(14)
+    engine_run.say("e")
+    await asyncio.sleep(14)
+
+    assert (client.written, client.comments) == (3, 0), "what takes the line is a sign of life"
+
+    await asyncio.sleep(2)
+
+    assert client.comments == 1
+
+    engine_run.end("f")
+    await client.finish()
+
+    assert client.written == 3
+    assert said(client) == "abcdef"
+    assert [number for number, _ in client.numbered() if number] == (list(range(1, 9)) if headers else [])
+    assert edge.at_rest
+
+
+@in_virtual_time
+async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
+    edge = Edge()
+    client = edge.ask(line=True)
+    await settle()
+    engine_run = edge.engine.runs[0]
+    engine_run.say("a")
+    await settle()
+    for text in "bcd":
+        engine_run.say(text)
+    await settle()
+
+    assert client.written == 1
+
+    engine_run.end()
+    await client.finish()
+
+    assert said(client) == "abcd"
+
+
+@in_virtual_time
+async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> None:
+    edge = Edge()
+    client = edge.ask(line=True)
+    await settle()
+    engine_run = edge.engine.runs[0]
+    engine_run.say("a")
+    await settle()
+    client.leave()
+    engine_run.say("b")
+    await client.finish()
+
+    assert client.written == 0
+    assert edge.facts.endings == [(Cause.DISCONNECTED, 2)]
 
 
 # Deadlines.

@@ -194,7 +194,6 @@ async def test_a_client_that_leaves_has_left_there_too() -> None:
 async def test_a_client_that_does_not_read_costs_little_and_is_let_go() -> None:
     """The other worker is held up as the client would hold it up, and nothing piles up between."""
     written = 0
-    aborted = asyncio.Event()
 
     async def script(_: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal written
@@ -206,13 +205,13 @@ async def test_a_client_that_does_not_read_costs_little_and_is_let_go() -> None:
 
     async with Sibling(script) as sibling:
         app = relay(sibling.place, stall_timeout_s=0.3)
-        client = Client(app, "GET", f"/v1/streams/{THEIRS}", extra={"sluice.abort": aborted.set})
+        client = Client(app, "GET", f"/v1/streams/{THEIRS}", line=True)
         while len(client.messages) < 3:
             await asyncio.sleep(0)
         client.reading.clear()
         await client.finish()
 
-    assert aborted.is_set()
+    assert client.broken
     assert written < 2**20
 
 

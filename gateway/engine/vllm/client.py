@@ -250,7 +250,9 @@ class VllmEngine:
         CURRENT_TALLY.set(prepared.tally)
         try:
             if prepared.chunks is not None:
-                await self._feed(prepared.chunks, sink)
+                logprobs = prepared.call.request.logprobs
+                # In completions a number, and 0 asks for some, too.
+                await self._feed(prepared.chunks, sink, logprobs is None or logprobs is False)
             else:
                 made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
                 sink.put(Chunk(orjson.dumps(made.model_dump(mode="json"))))
@@ -258,7 +260,7 @@ class VllmEngine:
         except Exception as error:
             sink.fail(failures.from_exception(error))
 
-    async def _feed(self, chunks: AsyncGenerator[str, None], sink: Sink) -> None:
+    async def _feed(self, chunks: AsyncGenerator[str, None], sink: Sink, mergeable: bool) -> None:
         """Pass vLLM's formatted stream on, chunk by chunk; its in-band errors become ours."""
         async with aclosing(chunks):
             async for framed in chunks:
@@ -268,8 +270,9 @@ class VllmEngine:
                 if document.startswith(b'{"error"'):
                     raise self._in_band(orjson.loads(document)["error"])
                 sink.put(Chunk(document))
-                if sink.full:
-                    # Meanwhile vLLM's collector merges what the engine says.
+                if sink.full and mergeable:
+                    # Meanwhile vLLM's collector merges what the engine says. Log probabilities it would keep, at
+                    # several times the size of their documents.
                     await sink.room()
 
     # Helpers.

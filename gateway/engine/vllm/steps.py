@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 from gateway.engine.base import Sink
 from gateway.engine.vllm.failures import from_exception
 from gateway.errors import EngineFailed
 from gateway.model import Delta
+
+# To mend the text of a token that ends within a character, vLLM looks at the four before it.
+_CONTEXT_TOKENS = 8
 
 
 class SinkQueue:
@@ -137,7 +141,19 @@ class PlainSteps:
                 iteration_stats.inter_token_latencies_iter.extend(gaps)
             elif gaps:
                 self._observe(gaps)
-        return self._process(rest, timestamp, iteration_stats, weight_version)
+        done = self._process(rest, timestamp, iteration_stats, weight_version)
+        for output in rest:
+            if output.new_logprobs is not None:
+                self._forget_logprobs(output.request_id)
+        return done
+
+    def _forget_logprobs(self, request_id: str) -> None:
+        """vLLM keeps the log probabilities of a stream, some kilobytes a token, to its end; it looks at the newest."""
+        state = self._states.get(request_id)
+        if state is not None and state.output_kind is RequestOutputKind.DELTA and state.stream_interval == 1:
+            held = state.logprobs_processor.logprobs
+            if isinstance(held, list):
+                del held[:-_CONTEXT_TOKENS]
 
 
 def bulk_observer(logger_manager: Any) -> Callable[[list[float]], None] | None:
