@@ -39,14 +39,13 @@ from gateway.workers.messages import (
     Order,
     Ready,
 )
-from gateway.workers.roster import Member, spawn
+from gateway.workers.roster import LOOK_EVERY_S, Member, spawn
 from gateway.workers.worker import Wanted
 
 logger = logging.getLogger("sluice")
 
 # From the end of its time to finish, a worker gets so long to tell its clients and to go.
 _LEAVE_WITHIN_S = 10.0
-_LOOK_EVERY_S = 5.0
 
 
 def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
@@ -103,6 +102,7 @@ class House:
         self._failure: SettingsError | None = None
         self._deadline_s: float | None = None
         """When running requests have to be over; set when the draining begins."""
+        self._signals = 0
         self._over = asyncio.Event()
         self.hurry = False
         """Whether an engine is being started at the end, in a thread that will not stop."""
@@ -115,7 +115,7 @@ class House:
         process = spawn(worker.main, (self._settings, self._wanted, seat, sock), f"worker-{number}")
         theirs.close()
         sock.close()
-        self._members.append(Member(number, process, ours, self._gate, self._clock))
+        self._members.append(Member(number, process, ours, self._gate))
 
     async def live(self) -> int:
         """Until there is a reason to end; the exit code."""
@@ -128,7 +128,7 @@ class House:
         running = loop.create_task(self._supervise())
         while not self._over.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), _LOOK_EVERY_S)
+                await asyncio.wait_for(self._over.wait(), LOOK_EVERY_S)
             for member in self._members:
                 member.look_after()
         self.hurry = self._supervisor.launching
@@ -206,12 +206,14 @@ class House:
 
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._deadline_s is None:
+        if not self._signals:
+            # Also where the death of a worker has begun the same already.
             logger.info("%s: no new requests, running ones may finish (again to end now)", name)
             self._drain()
         else:
             logger.warning("%s: ending now", name)
             self._end_now()
+        self._signals += 1
 
     def _drain(self) -> None:
         if self._deadline_s is None:
