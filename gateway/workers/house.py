@@ -39,6 +39,7 @@ from gateway.workers.messages import (
     Order,
     Ready,
 )
+from gateway.workers.permits import Silence
 from gateway.workers.roster import LOOK_EVERY_S, Member, spawn
 from gateway.workers.worker import Wanted
 
@@ -68,16 +69,6 @@ def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     return server.leave(code, hurry=house.hurry)
 
 
-class _Silence:
-    """Workers report to their own metrics what the gate has to say of their requests."""
-
-    def waited(self, seconds: float) -> None:
-        """Nothing."""
-
-    def rejected(self, reason: str) -> None:
-        """Nothing."""
-
-
 class House:
     """Workers, engine and gate of one server."""
 
@@ -97,7 +88,7 @@ class House:
             on_lost=_ignore,
             on_regained=_ignore_revival,
         )
-        self._gate = app.make_gate(settings, self._clock, _Silence())
+        self._gate = app.make_gate(settings, self._clock, Silence())
         self._members: list[Member] = []
         self._failure: SettingsError | None = None
         self._deadline_s: float | None = None
@@ -131,6 +122,9 @@ class House:
                 await asyncio.wait_for(self._over.wait(), LOOK_EVERY_S)
             for member in self._members:
                 member.look_after()
+            if self._deadline_s is not None and self._clock.now() > self._deadline_s + _LEAVE_WITHIN_S:
+                logger.error("a worker has not finished in time; ending now")
+                self._end_now()
         self.hurry = self._supervisor.launching
         left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now()) + _LEAVE_WITHIN_S
         await asyncio.gather(*(member.end(left_s) for member in self._members))

@@ -10,6 +10,16 @@ from gateway.errors import Overloaded
 from gateway.workers.messages import Ask, GiveBack, Granted, Order, Refused
 
 
+class Silence:
+    """A `Witness` for the house's gate: of their requests the workers report themselves."""
+
+    def waited(self, seconds: float) -> None:
+        """Nothing."""
+
+    def rejected(self, reason: str) -> None:
+        """Nothing."""
+
+
 class Permits:
     """What one worker has asked for: each ask is a task that waits at the gate, then a permit."""
 
@@ -51,4 +61,4 @@ class Permits:
         self._send(Granted(message.ask))
 
 
-__all__ = ["Permits"]
+__all__ = ["Permits", "Silence"]

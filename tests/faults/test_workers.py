@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.conftest import SYNTHETIC, Shared, Wanted
+from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import MODEL, READY_WITHIN_S, Server, check_error, descendants, poll
 
@@ -38,25 +38,27 @@ ENV = {
 }
 
 
-SERVERS = {
-    "workers": Wanted(lambda _: ENV.copy(), keys=True),
-    "workers drained": Wanted(lambda _: ENV.copy(), keys=True, full=True),
-    "workers ended": Wanted(lambda _: ENV.copy(), keys=True, full=True),
-    "workers orphaned": Wanted(lambda _: ENV.copy(), keys=True, full=True),
-}
+SERVERS = {"workers": Wanted(lambda _: ENV.copy(), keys=True)}
 
 
-def ready(fleet: dict[str, Shared], name: str) -> Shared:
-    """That server, when all its workers serve: one that answers does not speak for the others."""
-    server = fleet[name].server
+def wait_for_all(server: Server) -> None:
+    """Until all workers serve: one that answers does not speak for the others."""
     poll("all workers are ready", lambda: "ready: " in server.stderr() or not server.running(), READY_WITHIN_S, 0.1)
     server.wait_ready()
-    return fleet[name]
 
 
 @pytest.fixture
 def shared(fleet: dict[str, Shared]) -> Shared:
-    return ready(fleet, "workers")
+    wait_for_all(fleet["workers"].server)
+    return fleet["workers"]
+
+
+@pytest.fixture
+def alone(serve: Serve) -> Shared:
+    """A server that its test may end."""
+    server = serve(env=ENV)
+    wait_for_all(server)
+    return Shared(server, {"anna": {}}, None)
 
 
 def worker_of(stream_id: str) -> int:
@@ -326,8 +328,7 @@ def test_a_worker_dies_and_the_others_finish_before_the_server_ends(shared: Shar
 
 
 @pytest.mark.full
-def test_on_sigterm_all_workers_drain(fleet: dict[str, Shared]) -> None:
-    alone = ready(fleet, "workers drained")
+def test_on_sigterm_all_workers_drain(alone: Shared) -> None:
     server, tokens = alone.server, 200
 
     async def run() -> list[Answer]:
@@ -346,8 +347,7 @@ def test_on_sigterm_all_workers_drain(fleet: dict[str, Shared]) -> None:
 
 
 @pytest.mark.full
-def test_a_second_signal_ends_all_workers_now(fleet: dict[str, Shared]) -> None:
-    alone = ready(fleet, "workers ended")
+def test_a_second_signal_ends_all_workers_now(alone: Shared) -> None:
     server = alone.server
 
     async def run() -> list[Answer]:
@@ -365,8 +365,7 @@ def test_a_second_signal_ends_all_workers_now(fleet: dict[str, Shared]) -> None:
 
 
 @pytest.mark.full
-def test_nothing_outlives_a_house_that_is_killed(fleet: dict[str, Shared]) -> None:
-    alone = ready(fleet, "workers orphaned")
+def test_nothing_outlives_a_house_that_is_killed(alone: Shared) -> None:
     server = alone.server
 
     async def run() -> list[Answer]:
