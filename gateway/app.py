@@ -18,6 +18,7 @@ from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm import launch
 from gateway.engine.vllm.launch import Plan
 from gateway.errors import Draining, SettingsError, SluiceError
+from gateway.looplag import LoopLag
 from gateway.metrics import Metrics
 from gateway.model import Endpoint
 from gateway.settings import Settings, engine_source
@@ -149,6 +150,7 @@ class Sluice:
             on_lost=self._lost,
             on_regained=self._regained,
         )
+        self._lag = LoopLag(clock, metrics)
         gate: Doorkeeper = (
             make_gate(settings, clock, metrics)
             if seat is None
@@ -276,9 +278,11 @@ class Sluice:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         running = asyncio.get_running_loop().create_task(self._supervise())
+        self._lag.start()
         try:
             yield
         finally:
+            self._lag.stop()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await self.supervisor.stop()

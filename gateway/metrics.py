@@ -22,6 +22,7 @@ _TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 
 _ITL_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
 # So many values are counted at once at the latest; some 30 KiB of them.
@@ -83,6 +84,9 @@ class Metrics:
         self._wait = self._histogram("queue_wait_seconds", "Time at the gate, zero for those who walked in.", _WAIT_S)
         self._overhead = self._histogram(
             "overhead_seconds", "Time in the gateway: from arrival to engine submit, without the queue.", _OVERHEAD_S
+        )
+        self._lag = self._histogram(
+            "loop_lag_seconds", "By how much a timer of the event loop was late; ten a second.", _LAG_S
         )
         self._duration = Histogram(
             "sluice_request_duration_seconds",
@@ -154,6 +158,9 @@ class Metrics:
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         self._requests.labels(endpoint, outcome).inc()
         self._duration.labels(endpoint).observe(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"sluice_{name}", text, buckets=buckets, registry=self._registry)

@@ -146,6 +146,9 @@ class Facts(Protocol):
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         """A whole HTTP exchange is over."""
 
+    def loop_lag(self, seconds: float) -> None:
+        """A timer of the event loop was late by this."""
+
 
 @dataclass(slots=True)
 class Tally:

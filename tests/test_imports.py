@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "logs": set(),
+    "looplag": set(),
     "metrics": set(),
     "settings": set(),
     "sockets": set(),

@@ -30,6 +30,7 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
     metrics.recovered("continued", 5)
     metrics.restarted()
     metrics.served("/v1/completions", "cancelled", 4.0)
+    metrics.loop_lag(0.5)
     expected = {
         ("sluice_queue_wait_seconds_sum", ()): 2.0,
         ("sluice_rejections_total", (("reason", "queue_full"),)): 1,
@@ -45,6 +46,7 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
         ("sluice_engine_restarts_total", ()): 1,
         ("sluice_requests_total", (("endpoint", "/v1/completions"), ("outcome", "cancelled"))): 1,
         ("sluice_request_duration_seconds_sum", (("endpoint", "/v1/completions"),)): 4.0,
+        ("sluice_loop_lag_seconds_sum", ()): 0.5,
         ("sluice_build_info", (("version", "0.1.0"),)): 1,
     }
 

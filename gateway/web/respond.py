@@ -154,7 +154,7 @@ class Completions:
         tally.works = True
         wished = wishes.read(tally.caller.headers)
         body = await read_body(receive)
-        stream = self._responder.registry.open(self._endpoint, body, tally, wished)
+        stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished)
         await self._responder.serve(scope, receive, send, stream, 0)
 
 

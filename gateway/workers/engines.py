@@ -61,6 +61,8 @@ class Engines:
     async def dead(self) -> None:
         assert self._cores is not None
         await self._cores.dead()
+        # One of several takes the others along. What is ended politely aborts what it has, and tells the workers so.
+        self._cores.kill()
         self._say_lost()
 
     async def revive(self) -> Revival:

@@ -95,14 +95,14 @@ class FrontEnd:
                 os.kill(pid, signal.SIGKILL)
 
 
-def start(name: str, folder: Path, vllm_rs: Path | None = None) -> FrontEnd:
+def start(name: str, folder: Path, vllm_rs: Path | None = None, context: int = CONTEXT) -> FrontEnd:
     """Start `sluice`, `vllm` (Python) or `rust` on an engine without a model, or `sluice-real` and `vllm-real` on the
-    demo model."""
+    demo model. `context` is the longest sequence, in tokens, where there is no model."""
     port = free_port()
     control = folder / f"{name}.json"
     control.write_text("{}", encoding="utf-8")
     log = folder / f"{name}.log"
-    argv, env = _command_line(name, port, control, vllm_rs)
+    argv, env = _command_line(name, port, control, vllm_rs, context)
     with log.open("wb") as out:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True
@@ -110,7 +110,9 @@ def start(name: str, folder: Path, vllm_rs: Path | None = None) -> FrontEnd:
     return FrontEnd(name, process, port, control, log)
 
 
-def _command_line(name: str, port: int, control: Path, vllm_rs: Path | None) -> tuple[list[str], dict[str, str]]:
+def _command_line(
+    name: str, port: int, control: Path, vllm_rs: Path | None, context: int
+) -> tuple[list[str], dict[str, str]]:
     real = name.endswith("-real")
     if name.startswith("sluice"):
         env = {"SLUICE_ADMISSION__MAX_CONCURRENT": "4096"}
@@ -119,7 +121,7 @@ def _command_line(name: str, port: int, control: Path, vllm_rs: Path | None) -> 
                 "SLUICE_SYNTHETIC__ENABLED": "true",
                 "SLUICE_SYNTHETIC__STEP_MS": "0",
                 "SLUICE_SYNTHETIC__CONTROL_FILE": str(control),
-                "SLUICE_ENGINE__MAX_MODEL_LEN": str(CONTEXT),
+                "SLUICE_ENGINE__MAX_MODEL_LEN": str(context),
             }
         return [sys.executable, "-m", "gateway", "serve", "--port", str(port)], env
     from gateway import demo
@@ -128,7 +130,7 @@ def _command_line(name: str, port: int, control: Path, vllm_rs: Path | None) -> 
     from gateway.settings import Settings
 
     numbers: dict[str, Any] = {} if real else {"enabled": True, "step_ms": 0, "control_file": control}
-    engine = {} if real else {"max_model_len": CONTEXT}
+    engine = {} if real else {"max_model_len": context}
     settings = Settings.model_validate({"synthetic": numbers, "engine": engine})
     plan = plan_engine(settings, None, (), None, lambda _: None)
     argv = launch.arguments(plan)

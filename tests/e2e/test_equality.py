@@ -30,6 +30,9 @@ TALK = [
     {"role": "assistant", "content": "Hello! Ask me about Sluice."},
     {"role": "user", "content": "What is TTFT?"},
 ]
+# Longer than what is rendered and decoded in the usual way.
+LONG_TALK = [message for _ in range(12) for message in TALK[1:]] + ASK
+LONG_TEXT = "Sluice is a gate for streams. " * 150
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "TTFT?"}]}]
 GREEK = [{"role": "user", "content": "Say hello in Greek."}]
 
@@ -58,6 +61,8 @@ CHATS: dict[str, tuple[str, Json]] = {
     "multi-byte": ("none", {"messages": GREEK}),
     "turns": ("none", {"messages": TALK}),
     "parts": ("none", {"messages": PARTS}),
+    "many turns": ("none", {"messages": LONG_TALK}),
+    "long message": ("none", {"messages": [{"role": "user", "content": LONG_TEXT}], "max_tokens": 40}),
     "usage": ("none", {"messages": ASK, **USAGE}),
     "running usage": ("none", {"messages": ASK, **RUNNING}),
     "max_tokens": ("none", {"messages": STORY, "max_tokens": 7}),

@@ -38,6 +38,10 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 class Process:
     def __init__(self) -> None:
         self.acts: list[str] = []
+        self.alive = True
+
+    def is_alive(self) -> bool:
+        return self.alive
 
     def kill(self) -> None:
         self.acts.append("kill")
@@ -51,7 +55,12 @@ class Core:
 
     def __init__(self) -> None:
         self.process = Process()
-        self.resources = SimpleNamespace(engine_dead=False, engine_manager=SimpleNamespace(processes=[self.process]))
+        self.resources = SimpleNamespace(
+            engine_dead=False,
+            engine_manager=SimpleNamespace(processes=[self.process]),
+            # It receives already.
+            output_queue_task="a task",
+        )
         self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.outputs: asyncio.Queue[Any] = asyncio.Queue()
         self.added: list[Any] = []
@@ -369,7 +378,7 @@ async def test_processes_are_killed_and_waited_for(core: Any) -> None:
     bench.core.kill()
     bench.core.end()
 
-    assert bench.first.process.acts == ["kill", "shutdown 0", "join 10"]
+    assert bench.first.process.acts == ["kill", "shutdown 0", "kill", "join 10"]
 
     bench.first.resources.engine_manager = None
     bench.core.kill()
@@ -384,3 +393,65 @@ async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
     bench.first.resources.engine_dead = True
 
     assert bench.core.process_died()
+
+
+# Data-parallel engines: vLLM ends all of them when one dies.
+
+
+@in_virtual_time
+async def test_what_is_aborted_because_another_engine_died_goes_on(core: Any) -> None:
+    """vLLM stops the others in good order, and they abort what they have; nobody has asked for that."""
+    bench = Bench(core)
+    heard = await bench.add("r1", [7])
+    await bench.add("r2", [8])
+    await bench.add("mine", [9])
+    await bench.core.abort_requests_async(["mine"])
+    bench.first.resources.engine_manager.processes.append(other := Process())
+    other.alive = False
+    bench.first.outputs.put_nowait(outputs(("r1", "abort"), ("r2", "length"), ("mine", "abort"), ("r1", None)))
+    said = await bench.core.get_output_async()
+
+    assert [(one.request_id, one.finish_reason) for one in said.outputs] == [
+        ("r2", "length"),
+        ("mine", "abort"),
+        ("r1", None),
+    ]
+    assert bench.core.lost.is_set()
+    assert bench.core.process_died()
+
+    revival = await bench.core.replace(bench.second)
+
+    assert [request.request_id for request in bench.second.added] == ["r1"]
+    assert revival.continued == 1
+    assert heard == []
+
+
+@in_virtual_time
+async def test_an_engine_that_gives_up_a_request_by_itself_is_believed(core: Any) -> None:
+    bench = Bench(core)
+    await bench.add("r1", [7])
+    bench.first.outputs.put_nowait(said := outputs(("r1", "abort")))
+
+    assert await bench.core.get_output_async() is said
+    assert [one.finish_reason for one in said.outputs] == ["abort"]
+    assert not bench.core.lost.is_set()
+
+
+@in_virtual_time
+async def test_of_several_engines_the_silent_one_counts(core: Any) -> None:
+    bench = Bench(core)
+    bench.first.core_engines = (b"0", b"1")
+    await bench.core.replace(bench.first)
+    began_s = clock().now()
+    for number in (0, 0, 1):
+        await asyncio.sleep(5)
+        said = outputs()
+        said.engine_index = number
+        bench.first.outputs.put_nowait(said)
+        await bench.core.get_output_async()
+
+        assert bench.core.heard_s == (began_s if number == 0 else clock().now() - 5)
+
+    assert bench.core.engines == 2
+    assert await bench.core.answers(5)
+    assert bench.core.heard_s == clock().now()

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from contextlib import suppress
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from gateway.engine.base import CURRENT_TALLY, Route
@@ -86,6 +88,71 @@ async def test_a_bad_body_never_reaches_the_gate() -> None:
     await settle()
 
     assert house.facts.waits == []
+    assert house.at_rest
+
+
+@in_virtual_time
+async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
+    """What it takes in Python and in one call of a library, the other streams would wait for."""
+    house = House()
+    threads: list[int] = []
+    parse = house.engine.parse
+
+    def parse_somewhere(endpoint: Endpoint, body: bytes) -> object:
+        threads.append(threading.get_ident())
+        return parse(endpoint, body)
+
+    house.engine.parse = parse_somewhere  # type: ignore[method-assign, assignment]
+    for size in (10, 2**17):
+        body = orjson.dumps({"stream": True, "prompt": "x" * size})
+        stream = await house.registry.open_any(Endpoint.COMPLETION, body, a_tally(house.facts), Wishes())
+        stream.producer.cancel(Cancelled("Enough."))
+    await settle()
+
+    assert [thread == threading.get_ident() for thread in threads] == [True, False]
+    assert house.at_rest
+
+
+@in_virtual_time
+async def test_a_long_body_that_is_wrong_is_the_clients_error() -> None:
+    house = House()
+    with pytest.raises(ClientError):
+        await house.registry.open_any(Endpoint.CHAT, b"{" * 2**17, a_tally(house.facts), Wishes())
+
+    assert house.at_rest
+
+
+@in_virtual_time
+async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> None:
+    """The drain has counted what was there; a request that came later would be cut off without a word."""
+    house = House()
+    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
+    opening = asyncio.ensure_future(house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes()))
+    await asyncio.sleep(0)
+    await house.registry.drain(1)
+    with pytest.raises(Draining):
+        await opening
+
+    assert house.at_rest
+
+
+@in_virtual_time
+async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
+    house = House()
+    tally = a_tally(house.facts, arrival_s=clock().now())
+    parse = house.engine.parse
+
+    def parse_slowly(endpoint: Endpoint, body: bytes) -> object:
+        loop_clock.advance(7)
+        return parse(endpoint, body)
+
+    loop_clock = clock()
+    house.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
+    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
+    stream = await house.registry.open_any(Endpoint.CHAT, body, tally, Wishes(timeout_s=5))
+    await settle()
+
+    assert cause(stream) is Cause.DEADLINE_EXCEEDED
     assert house.at_rest
 
 

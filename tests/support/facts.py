@@ -22,6 +22,7 @@ class Recorder:
     recoveries: list[tuple[str, int]] = field(default_factory=list)
     restarts: int = 0
     exchanges: list[tuple[str, str, float]] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
 
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -55,6 +56,9 @@ class Recorder:
 
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         self.exchanges.append((endpoint, outcome, seconds))
+
+    def loop_lag(self, seconds: float) -> None:
+        self.lags.append(seconds)
 
     @property
     def labels(self) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What runs inside the engine process.
 
-vLLM loads general plugins in every process it starts, so this is the one official place where code of ours runs
+vLLM loads general plugins in every process of an engine, so this is the one official place where code of ours runs
 there. It does three things, so that the gateway stays in charge of its engine:
 
 - leave the gateway's process group: a signal to the group is meant for the gateway, and an engine that stops by
@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 # Set by `launch` for the processes that it starts; without it this plugin stays out of other programs' way.
@@ -53,10 +54,33 @@ def _evict(engine: Any, client: int) -> int:
     return len(left)
 
 
+_run: Callable[..., Any] | None = None
+
+
+def take_coordinator(process: Any) -> None:
+    """Have the process that balances data-parallel engines settle, too: vLLM loads no plugins there. `process` is its
+    class, vLLM's DPCoordinatorProc."""
+    global _run  # noqa: PLW0603 - where processes are forked, the child has what its parent had
+    if process.run_coordinator is not run_coordinator:
+        _run = process.run_coordinator
+        process.run_coordinator = staticmethod(run_coordinator)
+
+
+def run_coordinator(*args: Any, **kwargs: Any) -> None:
+    """Stands where vLLM names the function that the coordinator runs; processes find it by this name."""
+    settle()
+    run = _run
+    if run is None:
+        from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+        run = DPCoordinatorProc.run_coordinator
+    run(*args, **kwargs)
+
+
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_EVERY_S)
     os._exit(1)
 
 
-__all__ = ["EVICT", "MARK", "settle"]
+__all__ = ["EVICT", "MARK", "run_coordinator", "settle", "take_coordinator"]

@@ -25,7 +25,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
-from gateway.engine.vllm import contract, failures, fallback
+from gateway.engine.vllm import contract, failures, fallback, longprompts
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, bulk_observer, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
@@ -94,6 +94,7 @@ class VllmEngine:
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
         self._steps = PlainSteps(self._llm.output_processor, bulk_observer(self._llm.logger_manager))
+        longprompts.adopt(self._llm)
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
@@ -211,7 +212,10 @@ class VllmEngine:
         """vLLM's gauges are written by engine steps only. After an abort there is no further step, and autoscalers
         would see requests running for ever."""
         if self._llm.logger_manager is not None:
-            self._llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+            for index in range(self._core.engines):
+                self._llm.logger_manager.record(
+                    scheduler_stats=SchedulerStats(), iteration_stats=None, engine_idx=index
+                )
 
     async def stop(self) -> None:
         for task in list(self._tasks):

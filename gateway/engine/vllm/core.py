@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from gateway.clock import Clock
 from gateway.engine.base import Revival
 from gateway.engine.vllm import continuation
+from gateway.engine.vllm.pull import Pull
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class LastingCore:
 
     def __init__(self, core: Any, output_processor: Any, clock: Clock) -> None:
         self._core = core
+        self._pull: Pull | None = None
+        self._receive()
         self._output_processor = output_processor
         self._clock = clock
         self._requests: dict[str, Any] = {}
@@ -44,11 +47,22 @@ class LastingCore:
         self.resources = SimpleNamespace(engine_dead=False)
         self.lost = asyncio.Event()
         """Set while there is no engine."""
-        self.heard_s = clock.now()
-        """When the engine last said anything."""
+        self._heard_s: dict[int, float] = {}
+        self._hear_all()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
+
+    def _receive(self) -> None:
+        """Have vLLM's task receive from the core in our way, unless it has begun to do so in its own."""
+        if self._pull is not None:
+            self._pull.close()
+        resources = self._core.resources
+        if resources.output_queue_task is None:
+            theirs = resources.output_socket
+            self._pull = resources.output_socket = Pull(theirs)
+            self._core._ensure_output_queue_task()
+            resources.output_socket = theirs
 
     # What AsyncLLM calls for every request.
 
@@ -65,11 +79,27 @@ class LastingCore:
                 if self._given_up:
                     raise EngineDeadError from None
                 continue
-            self.heard_s = self._clock.now()
+            self._heard_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
             for output in outputs.outputs:
                 if output.finish_reason is not None:
+                    if str(output.finish_reason) == "abort" and self._falls():
+                        outputs.outputs = self._without_given_up(outputs.outputs)
+                        self.lose()
+                        break
                     self._requests.pop(output.request_id, None)
             return outputs
+
+    def _without_given_up(self, outputs: list[Any]) -> list[Any]:
+        """What an engine says that vLLM ends because another one has died, without its aborts of requests that nobody
+        has aborted: those go on with the next."""
+        kept = []
+        for output in outputs:
+            if str(output.finish_reason) == "abort" and output.request_id in self._requests:
+                continue
+            if output.finish_reason is not None:
+                self._requests.pop(output.request_id, None)
+            kept.append(output)
+        return kept
 
     async def add_request_async(self, request: Any) -> None:
         """Send a request to the engine, or to the next one."""
@@ -105,8 +135,25 @@ class LastingCore:
         self._fail_hopeless()
 
     def process_died(self) -> bool:
-        """Whether vLLM's own monitor has found the process dead."""
-        return bool(self._core.resources.engine_dead)
+        """Whether vLLM's own monitor has found the process dead, or is still ending the others with it: data-parallel
+        engines live and die together."""
+        return bool(self._core.resources.engine_dead) or self._falls()
+
+    def _falls(self) -> bool:
+        return not all(process.is_alive() for process in self._processes())
+
+    @property
+    def engines(self) -> int:
+        """How many engines there are: one, or as many as are data-parallel."""
+        return len(getattr(self._core, "core_engines", (0,)))
+
+    @property
+    def heard_s(self) -> float:
+        """When the engine last said anything; of several the one that has been silent the longest."""
+        return min(self._heard_s.values())
+
+    def _hear_all(self) -> None:
+        self._heard_s = dict.fromkeys([*self._heard_s, *range(self.engines)], self._clock.now())
 
     async def answers(self, within_s: float) -> bool:
         """Whether the engine's busy loop turns: a call that only it can answer comes back in time."""
@@ -114,7 +161,7 @@ class LastingCore:
             await asyncio.wait_for(self._core.is_scheduler_paused_async(), within_s)
         except (TimeoutError, EngineDeadError):
             return False
-        self.heard_s = self._clock.now()
+        self._hear_all()
         return True
 
     def kill(self) -> None:
@@ -131,6 +178,8 @@ class LastingCore:
         next engine needs their memory."""
         self._core.shutdown(timeout=0)
         for process in self._processes():
+            # Of several that are ended with one that died, each gets its time to say goodbye; nobody listens.
+            process.kill()
             process.join(_GONE_WITHIN_S)
 
     async def replace(self, core: Any) -> Revival:
@@ -138,6 +187,7 @@ class LastingCore:
         # Again: what the engine had said before it died has been processed since.
         self._fail_hopeless()
         self._core = core
+        self._receive()
         sent: set[str] = set()
         continued = 0
         while left := [request for name, request in self._requests.items() if name not in sent]:
@@ -149,7 +199,7 @@ class LastingCore:
                     await core.add_request_async(continuation.continued(request, tokens))
                     continued += request.request_id not in self._arrived
         self._arrived.clear()
-        self.heard_s = self._clock.now()
+        self._hear_all()
         self.lost.clear()
         self._replaced.set()
         failed, self._failed = self._failed, Counter()

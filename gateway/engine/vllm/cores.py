@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.engine.vllm import launch
+from gateway.engine.vllm import child, launch
 from gateway.engine.vllm.another import configure
 from gateway.engine.vllm.launch import Plan
 from gateway.engine.vllm.words import why
@@ -98,8 +98,11 @@ class Maker:
 
 def _make(plan: Plan) -> Cores:
     plan.say("importing vLLM")
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
     from vllm.v1.engine.utils import EngineZmqAddresses, get_engine_zmq_bind_addresses, launch_core_engines
     from vllm.v1.executor import Executor
+
+    child.take_coordinator(DPCoordinatorProc)
 
     def mark(engine_args: Any) -> None:
         # The front end is several processes, and this is none of them.

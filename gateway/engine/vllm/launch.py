@@ -140,9 +140,17 @@ def parse_args(plan: Plan) -> Any:
         raise SettingsError(f"vLLM does not accept these engine settings: {error}") from None
     if plan.synthetic is not None:
         _leave_out_model(args, plan.synthetic)
+    elif plan.small and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
+        _unite_no_more(args)
     if plan.workers > 1:
         sharing.refuse(args)
     return args
+
+
+def _unite_no_more(args: Any) -> None:
+    """The one process that our default starts for the demo model cannot be several ranks."""
+    if args.distributed_executor_backend == "uni":
+        args.distributed_executor_backend = None
 
 
 def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
@@ -339,6 +347,9 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     plan.say("importing vLLM")
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    child.take_coordinator(DPCoordinatorProc)
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
         def __del__(self) -> None:

@@ -30,7 +30,7 @@ class SharedCore(LastingCore):
     async def get_output_async(self) -> Any:
         outputs = await super().get_output_async()
         if outputs.scheduler_stats is not None:
-            self.stats_s[outputs.engine_index] = self.heard_s
+            self.stats_s[outputs.engine_index] = self._clock.now()
         return outputs
 
     def lose(self) -> None:
@@ -38,6 +38,10 @@ class SharedCore(LastingCore):
             # Heard of by the landlord already, or to be heard: then its processes are ended, whatever they do.
             self._landlord.complain()
         super().lose()
+
+    def _falls(self) -> bool:
+        # The processes are not ours to look at.
+        return self.lost.is_set()
 
     def kill(self) -> None:
         """`lose` follows, which tells whose processes they are."""

@@ -1,0 +1,114 @@
+"""What vLLM does on the event loop in proportion to a prompt's length, done shorter or aside.
+
+One loop serves every stream, so 100,000 tokens of one request must not hold up the others. vLLM tokenizes and applies
+templates in a thread; these three it does not, and each takes milliseconds (figures: 100,000 tokens, or a thousand
+messages, on a 2.5 GHz Xeon). Short prompts are left alone: a thread would cost them more than it saves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import tokenizers.decoders
+from vllm.utils.async_utils import make_async
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+# Decoding so many tokens takes 0.1 ms.
+SHORT_TO_DECODE = 512
+# Characters take up to four tokens, and what ends a chat template has a few that say nothing.
+TAIL = 64
+# Looking at so many takes 0.2 ms, twice what a thread costs.
+SHORT_TO_CHECK = 8192
+# So many messages take 0.3 ms.
+SHORT_TO_RENDER = 32
+
+
+def adopt(llm: Any) -> None:
+    """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app."""
+    prime_with_tails(llm.output_processor)
+    render_aside(llm.renderer)
+    check_aside(llm)
+
+
+def prime_with_tails(output_processor: Any) -> None:
+    """Prime the decoders of long prompts with their last tokens.
+
+    vLLM primes with the whole prompt, all of which is turned into text with the request's first token, 20 ms in one
+    call that keeps the interpreter to itself, so that a thread would not help. All that the decoder wants of it is
+    where the new text begins; from the second piece on it remembers no more than the tokens of the last one.
+    """
+    add = output_processor.add_request
+
+    def add_request(request: Any, *args: Any, **kwargs: Any) -> None:
+        add(request, *args, **kwargs)
+        prompt = request.prompt_token_ids
+        if prompt is None or len(prompt) <= SHORT_TO_DECODE:
+            return
+        detokenizer = output_processor.request_states[request.request_id].detokenizer
+        # A request whose input goes on has a decoder that is in use already.
+        if type(detokenizer) is FastIncrementalDetokenizer and not detokenizer.token_ids:
+            _prime(detokenizer, list(prompt[-TAIL:]))
+
+    output_processor.add_request = add_request
+
+
+def _prime(detokenizer: Any, tail: list[int]) -> None:
+    special = detokenizer.skip_special_tokens
+    text = detokenizer.tokenizer.decode(tail, skip_special_tokens=special)
+    # Where a text begins some decoders drop a space, and half a character at its end is a case of its own: then
+    # everything stays as vLLM has it.
+    if text and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+        detokenizer.stream = tokenizers.decoders.DecodeStream(ids=tail, skip_special_tokens=special)
+
+
+def render_aside(renderer: Any) -> None:
+    """Go through the messages of long chats in the renderer's own thread, which applies the template anyway: 10 ms."""
+    if not hasattr(renderer, "_render_with_timeout"):
+        # One for tokenizers that are not Hugging Face's; it has ways of its own.
+        return
+    at_once = renderer.render_messages_async
+    aside = make_async(renderer.render_messages, executor=renderer._executor)
+
+    async def render_messages_async(messages: list[Any], params: Any) -> Any:
+        if len(messages) <= SHORT_TO_RENDER or not all(map(_is_text, messages)):
+            return await at_once(messages, params)
+        return await renderer._render_with_timeout(aside(messages, params))
+
+    renderer.render_messages_async = render_messages_async
+
+
+def _is_text(message: Any) -> bool:
+    """Whether a message brings nothing that would have to be fetched. An iterator could, and can be read only once."""
+    content = message.get("content") if isinstance(message, dict) else message
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    return content is None or isinstance(content, str)
+
+
+def check_aside(llm: Any) -> None:
+    """Look for token ids that are out of the vocabulary in a thread: 2 ms."""
+    add, renderer = llm.add_request, llm.renderer
+    validate = renderer.validate_token_ids
+    checked: list[list[int]] = []
+
+    async def add_request(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if not isinstance(ids, list) or len(ids) <= SHORT_TO_CHECK:
+            return await add(request_id, prompt, *args, **kwargs)
+        await asyncio.to_thread(validate, ids)
+        checked.append(ids)
+        try:
+            return await add(request_id, prompt, *args, **kwargs)
+        finally:
+            checked[:] = [one for one in checked if one is not ids]
+
+    def validate_token_ids(token_ids: Any, **kwargs: Any) -> None:
+        if not any(one is token_ids for one in checked):
+            validate(token_ids, **kwargs)
+
+    llm.add_request = add_request
+    renderer.validate_token_ids = validate_token_ids
+
+
+__all__ = ["adopt", "check_aside", "prime_with_tails", "render_aside"]

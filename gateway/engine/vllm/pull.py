@@ -1,0 +1,62 @@
+"""The socket on which the engine's outputs come in, without pyzmq's asyncio layer.
+
+That layer makes two futures and reads several options for every message, which for a few streams costs more than their
+tokens. All that is needed here is one reader that takes what there is and sleeps when there is nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import zmq
+
+
+class Pull:
+    """Stands where vLLM's task receives from its `zmq.asyncio.Socket`."""
+
+    def __init__(self, sock: Any) -> None:
+        """`sock` must not have been received from, and stays its owner's to close. To be made in the loop that will
+        receive."""
+        self._sock: Any = zmq.Socket.shadow(sock.underlying)
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        # A descriptor of our own: ZeroMQ closes its, and the number may be somebody else's by the time that we hear.
+        self._fd: int | None = os.dup(self._sock.FD)
+        self._loop.add_reader(self._fd, self._wake)
+
+    async def recv_multipart(self, *, copy: bool) -> Any:
+        """The next message. Gives other tasks a turn, also where there is one already."""
+        try:
+            while True:
+                try:
+                    frames = self._sock.recv_multipart(zmq.NOBLOCK, copy=copy)
+                except zmq.Again:
+                    # The descriptor only says that something has happened since the socket was last found empty
+                    # (zmq_getsockopt(3), ZMQ_FD), which it is now.
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                else:
+                    break
+            if self._waiter is None:
+                await asyncio.sleep(0)
+            self._waiter = None
+        except BaseException:
+            self.close()
+            raise
+        return frames
+
+    def close(self) -> None:
+        """Watch no more."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+__all__ = ["Pull"]

@@ -1,0 +1,202 @@
+"""With vLLM and the demo model's tokenizer; the renderer and the engine around them are stood in for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway import demo
+
+
+@pytest.fixture(scope="module")
+def longprompts() -> Any:
+    """The module; importing it imports vLLM, which takes ten seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from gateway.engine.vllm import longprompts
+
+    return longprompts
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo.MODEL_PATH)
+
+
+class Processor:
+    """vLLM's output processor, as far as decoders go."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.request_states: dict[str, Any] = {}
+
+    def add_request(self, request: Any, prompt: str | None) -> None:
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        made = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
+        self.request_states[request.request_id] = SimpleNamespace(detokenizer=made)
+
+
+def a_request(prompt: list[int], **params: Any) -> Any:
+    usual = {
+        "stop": None,
+        "min_tokens": 0,
+        "include_stop_str_in_output": False,
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "detokenize": True,
+    }
+    return SimpleNamespace(
+        request_id="r1", prompt_token_ids=prompt, prompt_embeds=None, sampling_params=SimpleNamespace(**usual, **params)
+    )
+
+
+def pieces(processor: Processor, prompt: list[int], said: list[int]) -> list[str]:
+    processor.add_request(a_request(prompt), None)
+    decoder = processor.request_states["r1"].detokenizer
+    return [decoder.decode_next(token) for token in said]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_decoder_that_knows_only_the_tail_says_the_same(longprompts: Any, tokenizer: Any, seed: int) -> None:
+    """Token by token, also where a prompt ends, or its tail begins, inside a character."""
+    chance = random.Random(seed)
+    words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
+    ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
+    cut = chance.randrange(longprompts.SHORT_TO_DECODE + 1, len(ids) - 60)
+    prompt, said = ids[:cut], ids[cut : cut + 60]
+    whole, tail = Processor(tokenizer), Processor(tokenizer)
+    longprompts.prime_with_tails(tail)
+
+    assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
+
+
+@pytest.mark.parametrize(
+    ("length", "last", "primed"),
+    [(512, 300, [512]), (513, 300, [513, 64]), (513, "<|end|>", [513, 64]), (513, "half a crab", [513])],
+)
+def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
+    longprompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int, last: int | str, primed: list[int]
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("tokenizers.decoders.DecodeStream", lambda ids, skip_special_tokens: seen.append(len(ids)))
+    processor = Processor(tokenizer)
+    longprompts.prime_with_tails(processor)
+    if last == "half a crab":
+        last = tokenizer("🦀", add_special_tokens=False)["input_ids"][0]
+    elif isinstance(last, str):
+        last = tokenizer.convert_tokens_to_ids(last)
+    processor.add_request(a_request([300] * (length - 1) + [last]), None)
+
+    assert seen == primed
+
+
+def a_renderer() -> Any:
+    where: list[str] = []
+
+    def render_messages(messages: list[Any], params: Any) -> str:
+        where.append("loop" if threading.current_thread() is threading.main_thread() else "thread")
+        return "rendered"
+
+    async def render_messages_async(messages: list[Any], params: Any) -> str:
+        return render_messages(messages, params)
+
+    async def in_time(work: Any) -> Any:
+        return await work
+
+    return SimpleNamespace(
+        where=where,
+        render_messages=render_messages,
+        render_messages_async=render_messages_async,
+        _render_with_timeout=in_time,
+        _executor=ThreadPoolExecutor(1),
+    )
+
+
+TEXT = {"role": "user", "content": "Hello"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://there/"}}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": []}
+
+
+@pytest.mark.parametrize(
+    ("messages", "where"),
+    [
+        ([TEXT], "loop"),
+        ([TEXT, PARTS, CALL] * 20, "thread"),
+        ([TEXT] * 59 + [IMAGE], "loop"),
+        ([TEXT] * 59 + [{"role": "user", "content": iter(())}], "loop"),
+    ],
+)
+def test_long_chats_of_text_are_rendered_in_a_thread(longprompts: Any, messages: list[Any], where: str) -> None:
+    """What has something to fetch is fetched on the loop, as vLLM does it."""
+    renderer = a_renderer()
+    longprompts.render_aside(renderer)
+
+    assert asyncio.run(renderer.render_messages_async(messages, None)) == "rendered"
+    assert renderer.where == [where]
+
+
+def test_renderers_of_another_kind_are_left_alone(longprompts: Any) -> None:
+    renderer = SimpleNamespace(render_messages_async=None)
+    longprompts.render_aside(renderer)
+
+    assert renderer.render_messages_async is None
+
+
+class Llm:
+    """AsyncLLM, as far as it looks at a prompt's tokens."""
+
+    def __init__(self) -> None:
+        self.looked: list[tuple[int, bool]] = []
+        self.added: list[str] = []
+        self.renderer = SimpleNamespace(validate_token_ids=self._validate)
+
+    def _validate(self, token_ids: list[int], *, parameter: str | None = None) -> None:
+        self.looked.append((len(token_ids), threading.current_thread() is threading.main_thread()))
+        if max(token_ids) > 100:
+            raise ValueError("out of vocabulary")
+
+    async def add_request(self, request_id: str, prompt: Any, params: Any, **options: Any) -> str:
+        if isinstance(prompt, dict):
+            self.renderer.validate_token_ids(prompt["prompt_token_ids"])
+        self.added.append(request_id)
+        return request_id
+
+
+def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(longprompts: Any) -> None:
+    llm = Llm()
+    longprompts.check_aside(llm)
+    long = longprompts.SHORT_TO_CHECK + 1
+
+    async def main() -> None:
+        for number, prompt in enumerate(([1], [1] * long, [1] * long)):
+            name = await llm.add_request(f"r{number}", {"type": "token", "prompt_token_ids": prompt}, None, priority=0)
+            assert name == f"r{number}"
+        await llm.add_request("raw", "a text", None)
+
+    asyncio.run(main())
+
+    assert llm.looked == [(1, True), (long, False), (long, False)]
+    assert llm.added == ["r0", "r1", "r2", "raw"]
+
+
+def test_a_token_out_of_the_vocabulary_is_still_refused(longprompts: Any) -> None:
+    llm = Llm()
+    longprompts.check_aside(llm)
+    wrong = {"type": "token", "prompt_token_ids": [1] * longprompts.SHORT_TO_CHECK + [101]}
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="out of vocabulary"):
+            asyncio.run(llm.add_request("r", wrong, None))
+
+    assert llm.added == []
