@@ -378,3 +378,27 @@ def test_nothing_outlives_a_house_that_is_killed(alone: Shared) -> None:
     assert all(answer.error is not None or not answer.whole for answer in answers), "nobody takes it for an end"
     server.process.wait(5)
     server.assert_no_orphan()
+
+
+@pytest.mark.full
+def test_several_workers_on_several_engines(serve: Serve) -> None:
+    """One engine that dies takes the others along; no stream of any worker notices more than a pause."""
+    streams, tokens = 40, 150
+    server = serve(env={**ENV, "SLUICE_ENGINE__DATA_PARALLEL_SIZE": "2"})
+    wait_for_all(server)
+    two = Shared(server, {"anna": {}}, None)
+
+    async def run() -> list[Answer]:
+        tasks = await begin_many(two, streams, tokens)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        return await asyncio.gather(*tasks)
+
+    assert_exact(asyncio.run(run()), tokens)
+    said = server.samples()
+    assert said["vllm:generation_tokens_total"] == streams * tokens
+    assert 0.3 < said['vllm:generation_tokens_total{engine="0"}'] / (streams * tokens) < 0.7
+    server.wait_idle()
+    server.family = descendants(server.pid)
+    os.kill(server.pid, signal.SIGKILL)
+    server.process.wait(5)
+    server.assert_no_orphan()
