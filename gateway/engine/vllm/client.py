@@ -166,6 +166,9 @@ class VllmEngine:
             return await self._submit_plain(prepared, prepared.submission, sink)
         return _Running(self._own(self._run(prepared, sink)))
 
+    def knows(self, request_id: str) -> bool:
+        return self._engagements.has(request_id)
+
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:
         runs = self._engagements.of(request_id, owner)
         if not runs:
