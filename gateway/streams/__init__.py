@@ -8,4 +8,5 @@
 - `shelf`: where finished resumable streams stay readable.
 - `leash`: a scope that others can end.
 - `registry`: who lives here; open, find, cancel, drain.
+- `turnstile`: so many requests begin in each turn of the event loop.
 """

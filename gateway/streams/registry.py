@@ -33,6 +33,7 @@ from gateway.streams.leash import Leash
 from gateway.streams.producer import Producer, Wire
 from gateway.streams.shelf import Shelf
 from gateway.streams.stream import Stream, overdue
+from gateway.streams.turnstile import Turnstile
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _SMALLEST_SHARE = 1 / 4
 # Bodies up to this size are parsed where they arrive. A thread costs 0.1 ms; so many bytes take 0.7 ms as token ids,
 # which are the slowest, and 0.03 ms as text.
 _SHORT_BYTES = 64 * 2**10
+# So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
+_BEGIN_PER_TURN = 8
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
 _ID_BYTES = 16
 
@@ -109,6 +112,8 @@ class Registry:
         self._empty: asyncio.Future[None] | None = None
         # One thread: more of them would only take turns, and take the event loop's from it.
         self._aside = ThreadPoolExecutor(1, "sluice-parse")
+        self._parsing = Turnstile(_BEGIN_PER_TURN)
+        self._preparing = Turnstile(_BEGIN_PER_TURN)
         self.draining = False
 
     @property
@@ -133,7 +138,8 @@ class Registry:
         return self._begin(endpoint, self._engine().parse(endpoint, body), tally, wishes)
 
     async def open_any(self, endpoint: Endpoint, body: bytes, tally: Tally, wishes: Wishes) -> Stream:
-        """As `open`, for bodies of any length: what it takes to parse a long one does not hold up other streams."""
+        """As `open`, for any number of bodies of any length: what it takes to parse them does not hold up others."""
+        await self._parsing.enter()
         if len(body) <= _SHORT_BYTES:
             return self.open(endpoint, body, tally, wishes)
         self._refuse_when_draining()
@@ -180,6 +186,7 @@ class Registry:
             # The engine that is running now, which need not be the one that was when the wait began.
             engine = await self._engine_soon()
             tally.queued_s = self._clock.now() - began_s
+            await self._preparing.enter()
             prepared = await engine.prepare(call, tally)
             producer.start(prepared.frame)
             self._facts.overhead(self._clock.now() - tally.caller.arrival_s - tally.queued_s)
