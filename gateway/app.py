@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import demo
-from gateway.admission.gate import Gate
+from gateway.admission.gate import Doorkeeper, Gate, Witness
 from gateway.clock import Clock, SystemClock
 from gateway.engine.base import Engine, Revival, Route
 from gateway.engine.supervisor import Phase, Supervisor
@@ -30,6 +30,11 @@ from gateway.web.keys import Keys, new_key
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
 from gateway.wire import openai
+from gateway.workers.engines import Cores
+from gateway.workers.exposition import Page
+from gateway.workers.numbers import Inner, collect
+from gateway.workers.relay import Relay
+from gateway.workers.seat import Seat
 
 logger = logging.getLogger("sluice")
 
@@ -59,6 +64,7 @@ def plan_engine(
         else None,
         trust_client_fields=settings.server.trust_client_fields,
         hang_timeout_s=settings.supervisor.hang_timeout_s,
+        workers=settings.server.workers,
         log_level=settings.log.level,
         log_json=settings.log.as_json,
         source=lambda name: engine_source(file, name),
@@ -69,8 +75,21 @@ def plan_engine(
 def check(settings: Settings, plan: Plan) -> None:
     """Everything that can be found wrong without starting. Raises SettingsError."""
     launch.parse_args(plan)
+    check_files(settings)
+
+
+def check_files(settings: Settings) -> None:
+    """What of that takes no time. Raises SettingsError."""
     if settings.server.api_keys_file is not None:
         Keys(settings.server.api_keys_file, SystemClock())
+
+
+def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
+    """What starts the engine processes that several workers use, again and again."""
+    # Not above: who serves by himself has no use for it.
+    from gateway.engine.vllm.cores import Maker
+
+    return Maker(plan).make
 
 
 class Sluice:
@@ -84,12 +103,13 @@ class Sluice:
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],
+        seat: Seat | None = None,
     ) -> Sluice:
         """The real thing: vLLM, the machine's clock, the process's metrics."""
         clock = SystemClock()
 
         async def start() -> Engine:
-            engine: Engine = await launch.start(plan, clock)
+            engine: Engine = await launch.start(plan, clock, None if seat is None else seat.tenancy)
             return engine
 
         sluice = cls(
@@ -99,6 +119,7 @@ class Sluice:
             metrics=Metrics(versions()["sluice"]),
             on_ready=lambda: on_ready(sluice),
             on_failure=on_failure,
+            seat=seat,
         )
         return sluice
 
@@ -111,26 +132,29 @@ class Sluice:
         metrics: Metrics,
         on_ready: Callable[[], None],
         on_failure: Callable[[SettingsError], None],
+        seat: Seat | None = None,
     ) -> None:
-        """`on_failure` is told when the engine cannot start or has died; the process should then end."""
+        """`on_failure` is told when the engine cannot start or has died; the process should then end. `seat`: this
+        process's place among others that serve together; None: it serves alone."""
         self._on_ready = on_ready
         self._on_failure = on_failure
+        self._seat = seat
+        self.inner: Any = None
+        """What the other workers may ask of this one."""
         self.metrics = metrics
-        self.supervisor = Supervisor(
+        self.supervisor: Supervisor[Engine] = Supervisor(
             launch,
-            max_restarts=settings.supervisor.max_restarts,
+            max_restarts=settings.supervisor.max_restarts if seat is None else None,
             window_s=settings.supervisor.window_s,
             clock=clock,
             on_lost=self._lost,
             on_regained=self._regained,
         )
         self._lag = LoopLag(clock, metrics)
-        gate = Gate(
-            max_concurrent=settings.admission.max_concurrent,
-            max_waiting=settings.admission.max_waiting,
-            queue_timeout_s=settings.admission.queue_timeout_s,
-            clock=clock,
-            facts=metrics,
+        gate: Doorkeeper = (
+            make_gate(settings, clock, metrics)
+            if seat is None
+            else seat.gate(max_concurrent=settings.admission.max_concurrent, clock=clock, facts=metrics)
         )
         streams = settings.streams
         self.registry = Registry(
@@ -144,10 +168,11 @@ class Sluice:
                 max_grace_s=streams.max_grace_s,
                 retention_s=streams.retention_s,
                 max_bytes=streams.max_bytes,
-                max_total_bytes=streams.max_total_bytes,
+                max_total_bytes=streams.max_total_bytes if seat is None else seat.share(streams.max_total_bytes),
             ),
             clock=clock,
             facts=metrics,
+            **({} if seat is None else {"new_id": seat.new_id}),
         )
         metrics.watch("streams_active", "Requests that the engine works on.", lambda: gate.taken)
         metrics.watch("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
@@ -157,7 +182,7 @@ class Sluice:
             health=health.make_router(
                 unready=self._unready,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
-                metrics=metrics.render,
+                metrics=self._exposition,
                 metrics_type=metrics.content_type,
                 version=versions(),
             ),
@@ -183,6 +208,8 @@ class Sluice:
             facts=metrics,
         )
         self.asgi = with_cors(guard, settings.server.cors_origins)
+        if seat is not None:
+            self._take_seat(seat, streams.stall_timeout_s)
 
     @property
     def model(self) -> str:
@@ -207,6 +234,28 @@ class Sluice:
         """End whatever runs."""
         self.registry.end_all()
 
+    def _take_seat(self, seat: Seat, stall_timeout_s: float) -> None:
+        """Be one of several: what concerns another worker's stream goes there, and theirs may come here."""
+        self.metrics.watch("workers", "Processes that serve together.", lambda: 1)
+        self.inner = Inner(self.asgi, self._page, self.registry.holds)
+        self.asgi = Relay(
+            self.asgi,
+            number=seat.number,
+            count=seat.count,
+            place=seat.socket_of,
+            holds=self.registry.holds,
+            stall_timeout_s=stall_timeout_s,
+        )
+
+    def _page(self) -> Page:
+        assert self._seat is not None
+        return self._seat.page(self.metrics.render())
+
+    async def _exposition(self) -> bytes:
+        if self._seat is None:
+            return self.metrics.render()
+        return await collect(self._page, self._seat.others())
+
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
             return Draining("The server is stopping.", retry_after_s=1)
@@ -220,6 +269,8 @@ class Sluice:
         self.metrics.restarted()
         self.metrics.recovered("continued", revival.continued)
         self.metrics.recovered("failed", sum(revival.failed.values()))
+        if self._seat is not None:
+            self._seat.serves(self.model, self.chats, revival)
 
     def _engine_schema(self) -> dict[str, Any]:
         return self.supervisor.engine.schema() if self.supervisor.ready else {}
@@ -246,6 +297,17 @@ class Sluice:
             self._on_failure(SettingsError("The engine failed.", exit_code=1))
 
 
+def make_gate(settings: Settings, clock: Clock, facts: Witness) -> Gate:
+    """The gate of the settings."""
+    return Gate(
+        max_concurrent=settings.admission.max_concurrent,
+        max_waiting=settings.admission.max_waiting,
+        queue_timeout_s=settings.admission.queue_timeout_s,
+        clock=clock,
+        facts=facts,
+    )
+
+
 def versions() -> dict[str, str]:
     """The versions of Sluice and of the engine's distribution."""
     found = {}
@@ -259,4 +321,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Sluice", "check", "new_key", "plan_engine", "versions"]
+__all__ = ["Sluice", "check", "check_files", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]

@@ -56,6 +56,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", dest="server.port", type=int, help="port to listen on (default 8000; 0: any free one)"
     )
+    parser.add_argument(
+        "--workers", dest="server.workers", type=int, metavar="N", help="front-end processes on one engine (default 1)"
+    )
     parser.add_argument("--api-keys-file", dest="server.api_keys_file", metavar="FILE", help="ask for the keys in FILE")
     parser.add_argument(
         "--max-concurrent",
@@ -123,6 +126,10 @@ def _serve(args: argparse.Namespace, flags: Sequence[str]) -> int:
     settings = _load(args)
     logs.configure(settings.log.level, settings.log.as_json)
     watch = logs.Stopwatch()
+    if settings.server.workers > 1:
+        from gateway.workers import house
+
+        return house.serve(settings, house.Wanted(args.model, tuple(flags), args.config), watch)
     plan = app.plan_engine(settings, args.model, flags, args.config, watch.say)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:

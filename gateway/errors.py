@@ -165,7 +165,7 @@ class ClientStalled(ClientError):
 
 
 class Overloaded(SluiceError):
-    """All seats and all places in the waiting room are taken, or the wait was too long."""
+    """All seats and all places in the waiting room are taken, or the wait was too long: `reason`, as in the metric."""
 
     status = 503
     type = "overloaded_error"
@@ -173,6 +173,12 @@ class Overloaded(SluiceError):
     grpc = "RESOURCE_EXHAUSTED"
     retryable = True
     cause = Cause.OVERLOADED
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.reason = reason
 
 
 class NotReady(SluiceError):

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import uvicorn
@@ -211,7 +211,7 @@ def _too_large(limit: int) -> HeadersTooLarge:
     return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
 
 
-class _Uvicorn(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn with our way to stop: it would close its listeners first and raise the signal again at the end."""
 
     sluice: Sluice
@@ -243,8 +243,12 @@ class _Uvicorn(uvicorn.Server):
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             logger.warning("%s: ending now", name)
-            self.sluice.end_now()
-            self.should_exit = self.force_exit = True
+            self.end_now()
+
+    def end_now(self) -> None:
+        """End whatever runs, and the process."""
+        self.sluice.end_now()
+        self.should_exit = self.force_exit = True
 
     async def _drain(self) -> None:
         await self.sluice.drain(self.drain_timeout_s)
@@ -253,28 +257,61 @@ class _Uvicorn(uvicorn.Server):
 
 def bind(host: str, port: int) -> socket.socket:
     """The listening socket, open before anything slow happens. Raises SettingsError if the address is taken."""
-    sock = None
+    return bind_many(host, port, 1)[0]
+
+
+def bind_many(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets at one address, among which the kernel shares out the connections. Raises as `bind`."""
+    socks: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = found[0]
-        sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(1024)
+        for number in range(count):
+            sock = socket.socket(family, kind, proto)
+            socks.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if number > 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(address)
+            address = sock.getsockname()
+            if count > 1:
+                # The first is bound without it, so that another program that would share the address is noticed.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for sock in socks:
+            sock.listen(1024)
     except socket.gaierror:
         raise SettingsError(f"server.host: {host!r} is not an address of this machine.") from None
     except OSError as error:
-        if sock is not None:
+        for sock in socks:
             sock.close()
         taken = " Another program listens there; choose another with --port." if error.errno == errno.EADDRINUSE else ""
         raise SettingsError(f"Cannot listen on {host}:{port}: {error.strerror}.{taken}", exit_code=1) from None
-    return sock
+    return socks
 
 
 def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
     """Serve what `build` makes until a signal or a failure; returns the exit code."""
     sock = bind(settings.server.host, settings.server.port)
-    url = _url(settings.server.host, sock.getsockname()[1])
+    url = url_of(settings.server.host, sock)
+
+    def announce_it(ready: Sluice) -> None:
+        announce(watch, url, settings, ready.model, ready.chats)
+
+    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
+    sluice, failure = run(settings, build, announce_it, sock, HttpServer)
+    if failure is not None:
+        print(f"sluice: {failure}", file=sys.stderr)
+    return leave(0 if failure is None else failure.exit_code, hurry=sluice.starting)
+
+
+def run(
+    settings: Settings,
+    build: Build,
+    on_ready: Callable[[Sluice], None],
+    sock: socket.socket,
+    make: Callable[[uvicorn.Config], HttpServer],
+) -> tuple[Sluice, SettingsError | None]:
+    """Serve what `build` makes on `sock`; with it, why it had to end, None if it was asked to."""
     failure: list[SettingsError] = []
 
     def fail(error: SettingsError) -> None:
@@ -283,37 +320,24 @@ def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
             failure.append(error)
             server.should_exit = True
 
-    sluice = build(lambda ready: _announce(watch, url, ready, settings), fail)
+    sluice = build(on_ready, fail)
     Protocol.max_header_bytes = settings.server.max_header_bytes
     Protocol.header_timeout_s = settings.server.header_timeout_s
-    server = _Uvicorn(
-        uvicorn.Config(
-            sluice.asgi,
-            http=Protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=FLUSH_WITHIN_S,
-        )
-    )
+    server = make(configure(sluice.asgi))
     server.sluice = sluice
     server.drain_timeout_s = settings.server.drain_timeout_s
     sluice.metrics.watch("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
-    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
     # What a thread computes in Python must not keep the event loop waiting for the usual 5 ms each time it wakes.
     sys.setswitchinterval(SWITCH_EVERY_S)
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[sock, *[sock.dup() for _ in range(ACCEPTS_PER_TURN - 1)]])
-    code = 0
-    if failure:
-        print(f"sluice: {failure[0]}", file=sys.stderr)
-        code = failure[0].exit_code
-    if sluice.starting:
-        # A thread is in the middle of building an engine and would hold the interpreter's exit for as long as that
-        # takes.
+    return sluice, failure[0] if failure else None
+
+
+def leave(code: int, *, hurry: bool) -> int:
+    """The exit code. `hurry`: a thread is in the middle of building an engine and would hold the interpreter's exit for
+    as long as that takes."""
+    if hurry:
         for process in multiprocessing.active_children():
             process.kill()
         logging.shutdown()
@@ -322,22 +346,39 @@ def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
     return code
 
 
-def _url(host: str, port: int) -> str:
+def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
+    """uvicorn as we use it."""
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=FLUSH_WITHIN_S,
+    )
+
+
+def url_of(host: str, sock: socket.socket) -> str:
+    """What to type to reach it."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
     shown = everywhere.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    return f"http://{shown}:{sock.getsockname()[1]}"
 
 
-def _announce(watch: Stopwatch, url: str, sluice: Sluice, settings: Settings) -> None:
-    watch.say(f"ready: {sluice.model} at {url} (docs at {url}/docs)")
+def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: bool) -> None:
+    """Say that the server is ready, and what to try."""
+    watch.say(f"ready: {model} at {url} (docs at {url}/docs)")
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
-    if not sluice.chats:
+    if not chats:
         logger.info("try:\n\n  curl %s/v1/models%s\n", url, key)
         return
     ask = [{"role": "user", "content": "What is Sluice?"}]
-    body = orjson.dumps({"model": sluice.model, "stream": True, "messages": ask}).decode()
+    body = orjson.dumps({"model": model, "stream": True, "messages": ask}).decode()
     content_type = "-H 'Content-Type: application/json'"
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
 
 
-__all__ = ["Protocol", "bind", "serve"]
+__all__ = ["HttpServer", "Protocol", "announce", "bind", "bind_many", "configure", "leave", "run", "serve", "url_of"]

@@ -35,6 +35,7 @@ class Server(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    workers: int = Field(1, ge=1, le=64, description="Front-end processes that serve together on one engine.")
     drain_timeout_s: float = Field(30.0, ge=0, description="How long running requests may go on after SIGTERM.")
     api_keys_file: Path | None = Field(None, description="File of `name:sha256` lines; without it no key is asked for.")
     protect_metrics: bool = Field(False, description="Ask for an API key on /metrics, too.")
@@ -167,9 +168,23 @@ def load(flags: Mapping[str, Mapping[str, Any]], file: Path | None) -> Settings:
 
     try:
         given: dict[str, Any] = {section: dict(values) for section, values in flags.items() if values}
-        return Sources(**given)
+        # Of the class itself, which workers can be given as it is.
+        settings = Settings.model_construct(**dict(Sources(**given)))
     except ValidationError as error:
         raise SettingsError(_explain(error, flags, document, file)) from None
+    _check_together(settings)
+    return settings
+
+
+def _check_together(settings: Settings) -> None:
+    """What only holds between two settings."""
+    workers, streams = settings.server.workers, settings.streams
+    if workers > 1 and streams.max_total_bytes // workers < streams.max_bytes:
+        raise SettingsError(
+            f"server.workers: {workers} workers divide streams.max_total_bytes ({streams.max_total_bytes}), and no "
+            f"share would hold one resumable stream (streams.max_bytes, {streams.max_bytes}). Set "
+            f"streams.max_total_bytes to {workers * streams.max_bytes} or more, or server.workers to 1."
+        )
 
 
 def show(settings: Settings) -> str:

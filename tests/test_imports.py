@@ -37,10 +37,15 @@ ARROWS: dict[str, set[str]] = {
     "engine.vllm": {"engine.base", "engine.oracle"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
     "server": {"app", "settings", "logs", "sockets"},
-    "cli": {"app", "settings", "server", "logs"},
+    "workers": {"admission.gate", "engine.base"},
+    # Its two processes, each a `server` of its own kind.
+    "workers.house": {"workers", "app", "server", "settings", "logs", "engine.base", "engine.supervisor"},
+    "workers.worker": {"workers", "app", "server", "settings", "logs"},
+    "cli": {"app", "settings", "server", "logs", "workers.house"},
     "__main__": {"cli"},
     "client": set(),
 }
+PROCESSES = {"workers.house", "workers.worker"}
 EXEMPT = {"app", "demo", "__init__"}
 
 # library -> where it may be imported
@@ -70,6 +75,8 @@ def name_of(file: Path) -> str:
 
 def room_of(module: str) -> str:
     """`engine.vllm.client` -> `engine.vllm`, `streams.registry` -> `streams`."""
+    if module in PROCESSES:
+        return module
     return "engine.vllm" if module.startswith("engine.vllm") else module.partition(".")[0]
 
 
@@ -116,7 +123,9 @@ def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
     wrong = {
         module
         for module in ours(file)
-        if not any(is_at(module, place) for place in allowed) or (room == "engine" and is_at(module, "engine.vllm"))
+        if not any(is_at(module, place) for place in allowed)
+        or (room == "engine" and is_at(module, "engine.vllm"))
+        or (room == "workers" and module in PROCESSES)
     }
 
     assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
@@ -126,7 +135,7 @@ def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
 def test_only_the_wiring_knows_the_settings(file: Path) -> None:
     """Rooms get plain values, never Settings."""
     if "settings" in ours(file):
-        assert name_of(file) in {"app", "server", "cli"}
+        assert name_of(file) in {"app", "server", "cli", *PROCESSES}
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
@@ -213,9 +222,22 @@ def test_importing_has_no_side_effects_on_logging_or_signals() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", ["streams", "streamlog", "wire", "web", "admission"])
+@pytest.mark.parametrize("room", ["streams", "streamlog", "wire", "web", "admission", "workers"])
 def test_a_rooms_page_lists_its_modules(room: str) -> None:
     page = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     modules = {file.stem for file in (ROOT / room).glob("*.py")} - {"__init__"}
 
-    assert modules <= set(re.findall(r"^- `(\w+)`:", page, re.M))
+    assert modules <= set(re.findall(r"(?:^- |; )`(\w+)`:", page, re.M))
+
+
+def test_the_house_and_its_workers_share_only_what_they_say_to_each_other() -> None:
+    shared = {"messages", "channel"}
+    house = {"house", "roster", "permits", "engines"}
+    sides = {file.stem: file for file in (ROOT / "workers").glob("*.py") if file.stem not in {*shared, "__init__"}}
+
+    assert house < set(sides)
+    for name, file in sides.items():
+        known = {module.removeprefix("workers.") for module in ours(file) if module.startswith("workers.")}
+        # The house starts the process of a worker by naming what it runs.
+        known -= {"worker"} if name == "house" else set()
+        assert known <= shared | (house if name in house else set(sides) - house), name

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gateway import server
 from gateway.errors import SettingsError
-from gateway.server import Protocol, bind
+from gateway.server import Protocol, bind, bind_many
 from gateway.web import guard, respond
 from gateway.web.respond import read_body
 from tests.support.time import clock, in_virtual_time, run, settle
@@ -449,7 +449,9 @@ class House:
     def __init__(self, running_s: float = 5.0) -> None:
         self.running_s = running_s
         self.asked: list[Any] = []
-        self.server = server._Uvicorn(uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None))
+        self.server = server.HttpServer(
+            uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None)
+        )
         self.server.sluice = self  # type: ignore[assignment]
         self.server.drain_timeout_s = 30.0
 
@@ -564,3 +566,40 @@ def test_a_host_that_is_no_address_is_a_setting_to_mend() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"Cannot listen on 192\.0\.2\.1"):
         bind("192.0.2.1", 0)
+
+
+def test_several_sockets_share_one_address() -> None:
+    socks = bind_many("127.0.0.1", 0, 3)
+    try:
+        (address,) = {sock.getsockname() for sock in socks}
+        clients = [socket.create_connection(address) for _ in range(60)]
+        accepted = []
+        for sock in socks:
+            sock.setblocking(False)
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.accept()[0].close()
+                    count += 1
+            accepted.append(count)
+        for client in clients:
+            client.close()
+    finally:
+        for sock in socks:
+            sock.close()
+
+    assert sum(accepted) == 60
+    assert all(accepted), "the kernel shares them out"
+
+
+def test_an_address_is_not_shared_with_another_server() -> None:
+    """Two servers of several workers would otherwise divide the clients between them, and nobody would notice."""
+    socks = bind_many("127.0.0.1", 0, 2)
+    port = socks[0].getsockname()[1]
+    try:
+        for count in (1, 2):
+            with pytest.raises(SettingsError, match=f"127.0.0.1:{port}"):
+                bind_many("127.0.0.1", port, count)
+    finally:
+        for sock in socks:
+            sock.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,24 @@ def test_a_key_for_vllm_that_would_guard_nothing_is_refused(monkeypatch: pytest.
     with pytest.raises(SettingsError, match=r"server\.api_keys_file") as refused:
         load({}, None)
     assert "hush" not in str(refused.value)
+
+
+def test_workers_divide_what_resumable_streams_may_keep() -> None:
+    """A share that holds no stream would refuse every resumable one; that is said at the start."""
+    streams = {"max_bytes": 2**20, "max_total_bytes": 4 * 2**20}
+
+    assert load({"server": {"workers": 4}, "streams": streams}, None).server.workers == 4
+
+    said = complaint({"server": {"workers": 5}, "streams": streams})
+
+    assert "server.workers" in said
+    assert f"streams.max_total_bytes to {5 * 2**20}" in said
+
+
+def test_settings_can_be_given_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are: what has changed in the environment since must not count."""
+    settings = load({"server": {"workers": 2}, "engine": {"model": "m"}}, None)
+    sent = pickle.dumps(settings)
+    monkeypatch.setenv("SLUICE_SERVER__PORT", "9000")
+
+    assert pickle.loads(sent) == settings

@@ -9,11 +9,43 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.admission.budget import Budget
 from gateway.clock import Clock
 from gateway.errors import ClientError, Overloaded
-from gateway.model import Facts
+
+
+class Witness(Protocol):
+    """What of `Facts` the gate reports."""
+
+    def waited(self, seconds: float) -> None:
+        """A request left the waiting room after this long."""
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away."""
+
+
+class _Lender(Protocol):
+    """Where seats go back to."""
+
+    def give_back(self, seats: int, granted_s: float) -> None:
+        """Free seats that were granted at `granted_s`."""
+
+
+class Doorkeeper(Protocol):
+    """Whoever lets requests in: a `Gate`, or somebody who asks one in another process."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the waiting room."""
+
+    @property
+    def taken(self) -> int:
+        """Seats in use."""
+
+    async def enter(self, seats: int = 1) -> Permit:
+        """See `Gate.enter`."""
 
 
 class Permit:
@@ -21,7 +53,7 @@ class Permit:
 
     __slots__ = ("_gate", "_granted_s", "_released", "seats")
 
-    def __init__(self, gate: Gate, seats: int, granted_s: float) -> None:
+    def __init__(self, gate: _Lender, seats: int, granted_s: float) -> None:
         self._gate = gate
         self._granted_s = granted_s
         self._released = False
@@ -44,7 +76,7 @@ class Gate:
     """First come, first served: a large request at the head is not overtaken, so it cannot starve."""
 
     def __init__(
-        self, *, max_concurrent: int, max_waiting: int, queue_timeout_s: float, clock: Clock, facts: Facts
+        self, *, max_concurrent: int, max_waiting: int, queue_timeout_s: float, clock: Clock, facts: Witness
     ) -> None:
         self._budget = Budget(max_concurrent)
         self._max_waiting = max_waiting
@@ -70,11 +102,7 @@ class Gate:
         passed the queue timeout. A cancelled wait leaves no trace.
         """
         if seats > self._budget.seats:
-            raise ClientError(
-                f"This request asks for {seats} sequences at once; this server runs at most {self._budget.seats}. "
-                f"Ask for a smaller n, or for fewer prompts in one request.",
-                param="n",
-            )
+            raise too_many(seats, self._budget.seats)
         if not self._waiting and self._budget.fits(seats):
             self._budget.take(seats)
             self._facts.waited(0.0)
@@ -131,7 +159,16 @@ class Gate:
     def _overloaded(self, reason: str, message: str) -> Overloaded:
         self._facts.rejected(reason)
         ahead = sum(waiter.seats for waiter in self._waiting)
-        return Overloaded(message, retry_after_s=self._budget.retry_after_s(ahead))
+        return Overloaded(message, reason=reason, retry_after_s=self._budget.retry_after_s(ahead))
 
 
-__all__ = ["Gate", "Permit"]
+def too_many(seats: int, most: int) -> ClientError:
+    """The error of a request that could never fit."""
+    return ClientError(
+        f"This request asks for {seats} sequences at once; this server runs at most {most}. "
+        f"Ask for a smaller n, or for fewer prompts in one request.",
+        param="n",
+    )
+
+
+__all__ = ["Doorkeeper", "Gate", "Permit", "Witness", "too_many"]

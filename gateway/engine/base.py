@@ -104,7 +104,66 @@ class Handle(Protocol):
         """Stop generating and free the sequence. Returns at once; a request that is over is left alone."""
 
 
-class Engine(Protocol):
+class Mortal(Protocol):
+    """What can die and be replaced: an engine, or the processes of one that others use."""
+
+    async def dead(self) -> None:
+        """Return when the engine process has died, or is stuck and has been killed."""
+
+    async def revive(self) -> Revival:
+        """Put another engine process in the dead one's place; what can go on goes on. Raises if it cannot start, and
+        SettingsError if no other attempt will be made."""
+
+    def give_up(self) -> None:
+        """There will be no other: fail everything in flight."""
+
+    async def stop(self) -> None:
+        """End the engine and its processes."""
+
+
+class Tenant(Protocol):
+    """A client of engine processes that belong to somebody else."""
+
+    @property
+    def stats_s(self) -> Mapping[int, float]:
+        """When each engine last told us its scheduler's numbers, which it tells only one of its clients at a time."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request of ours is in the engine."""
+
+    def lose(self) -> None:
+        """The engine has died."""
+
+    async def evict(self, number: int) -> None:
+        """Have the engine abort all requests of another client, which has died."""
+
+
+class Landlord(Protocol):
+    """Whoever runs the engine processes where they are not ours: they have `count` clients, numbered from 0."""
+
+    @property
+    def number(self) -> int:
+        """Which of the clients we are."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    async def addresses(self) -> Mapping[str, str]:
+        """Where the next engine is to be met, once it is up. Raises SettingsError if there will be no other."""
+
+    async def loss(self) -> None:
+        """Return when the engine of the addresses given last has died."""
+
+    def meet(self, tenant: Tenant) -> None:
+        """`tenant` uses the engine of the addresses given last. It is told of that engine's death, now if need be."""
+
+    def complain(self) -> None:
+        """Say that this engine does not answer. It will be ended, and another one started."""
+
+
+class Engine(Mortal, Protocol):
     """A running engine."""
 
     @property
@@ -134,20 +193,24 @@ class Engine(Protocol):
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
 
+    def knows(self, request_id: str) -> bool:
+        """Whether `http` runs anything under that id, for whomever."""
+
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:
         """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 
-    async def dead(self) -> None:
-        """Return when the engine process has died, or is stuck and has been killed."""
 
-    async def revive(self) -> Revival:
-        """Put another engine process in the dead one's place; what can go on goes on. Raises if it cannot start."""
-
-    def give_up(self) -> None:
-        """There will be no other: fail everything in flight."""
-
-    async def stop(self) -> None:
-        """End the engine and its processes."""
-
-
-__all__ = ["CURRENT_TALLY", "ASGIApp", "Call", "Engine", "Handle", "Prepared", "Revival", "Route", "Sink"]
+__all__ = [
+    "CURRENT_TALLY",
+    "ASGIApp",
+    "Call",
+    "Engine",
+    "Handle",
+    "Landlord",
+    "Mortal",
+    "Prepared",
+    "Revival",
+    "Route",
+    "Sink",
+    "Tenant",
+]

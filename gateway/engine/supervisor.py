@@ -11,12 +11,15 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from gateway.clock import Clock
-from gateway.engine.base import Engine, Revival
+from gateway.engine.base import Mortal, Revival
 from gateway.errors import Draining, EngineFailed, NotReady, SettingsError, SluiceError
 
 logger = logging.getLogger("sluice")
+
+E = TypeVar("E", bound=Mortal)
 
 # What a start takes when it goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
 EXPECTED_START_S = 30.0
@@ -34,20 +37,21 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-class Supervisor:
+class Supervisor(Generic[E]):
     """Owns the engine from launch to stop."""
 
     def __init__(
         self,
-        launch: Callable[[], Awaitable[Engine]],
+        launch: Callable[[], Awaitable[E]],
         *,
-        max_restarts: int,
+        max_restarts: int | None,
         window_s: float,
         clock: Clock,
         on_lost: Callable[[], None],
         on_regained: Callable[[Revival], None],
     ) -> None:
-        """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final.
+        """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final;
+        None: whoever makes its engines counts, says so, and raises SettingsError from `revive` when it was the last.
         `on_lost` and `on_regained` are told of each death and of each successful restart."""
         self._launch = launch
         self._max_restarts = max_restarts
@@ -55,7 +59,7 @@ class Supervisor:
         self._clock = clock
         self._on_lost = on_lost
         self._on_regained = on_regained
-        self._engine: Engine | None = None
+        self._engine: E | None = None
         self._began_s = clock.now()
         self._start_took_s = EXPECTED_START_S
         self._restarts: deque[float] = deque()
@@ -64,13 +68,13 @@ class Supervisor:
         self.launching = False
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> E:
         """The engine, if a request sent now can be served; otherwise the error to answer with."""
         if self.phase is Phase.UP and self._engine is not None:
             return self._engine
         raise self.unready()
 
-    async def soon(self) -> Engine:
+    async def soon(self) -> E:
         """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
         while self.phase is Phase.RESTARTING:
             if self._changed is None:
@@ -122,29 +126,23 @@ class Supervisor:
         if engine is not None:
             await asyncio.shield(engine.stop())
 
-    async def _restart(self, engine: Engine) -> None:
+    async def _restart(self, engine: E) -> None:
         self._began_s = self._clock.now()
         self._enter(Phase.RESTARTING)
         self._on_lost()
         attempt = 0
         while True:
-            while self._restarts and self._clock.now() - self._restarts[0] > self._window_s:
-                self._restarts.popleft()
-            if len(self._restarts) >= self._max_restarts:
-                self._enter(Phase.FAILED)
-                engine.give_up()
-                raise SettingsError(
-                    f"The engine died, after {len(self._restarts)} restarts within {self._window_s:g} s "
-                    "(supervisor.max_restarts, supervisor.window_s); see its last words above.",
-                    exit_code=1,
-                )
-            self._restarts.append(self._clock.now())
-            logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), self._max_restarts)
-            await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+            if self._max_restarts is not None:
+                self._count(engine, self._max_restarts)
+                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
             attempt += 1
             self.launching = True
             try:
                 revival = await engine.revive()
+            except SettingsError:
+                self._enter(Phase.FAILED)
+                engine.give_up()
+                raise
             except Exception:
                 logger.exception("the engine could not be started again")
                 continue
@@ -154,12 +152,28 @@ class Supervisor:
         self._start_took_s = self._clock.now() - self._began_s
         self._enter(Phase.UP)
         self._on_regained(revival)
-        logger.warning(
-            "the engine is back after %.1f s: %d requests go on%s",
-            self._start_took_s,
-            revival.continued,
-            "".join(f", {count} could not ({reason})" for reason, count in revival.failed.items()),
-        )
+        if self._max_restarts is not None:
+            logger.warning(
+                "the engine is back after %.1f s: %d requests go on%s",
+                self._start_took_s,
+                revival.continued,
+                "".join(f", {count} could not ({reason})" for reason, count in revival.failed.items()),
+            )
+
+    def _count(self, engine: E, most: int) -> None:
+        """One more restart. Raises SettingsError if that is one too many."""
+        while self._restarts and self._clock.now() - self._restarts[0] > self._window_s:
+            self._restarts.popleft()
+        if len(self._restarts) >= most:
+            self._enter(Phase.FAILED)
+            engine.give_up()
+            raise SettingsError(
+                f"The engine died, after {len(self._restarts)} restarts within {self._window_s:g} s "
+                "(supervisor.max_restarts, supervisor.window_s); see its last words above.",
+                exit_code=1,
+            )
+        self._restarts.append(self._clock.now())
+        logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), most)
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase

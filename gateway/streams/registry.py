@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.admission.gate import Gate
+from gateway.admission.gate import Doorkeeper
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, Call, Engine, Route
 from gateway.errors import (
@@ -74,6 +74,10 @@ class Status:
     completion_tokens: int
 
 
+def _random() -> str:
+    return secrets.token_hex(_ID_BYTES)
+
+
 class Registry:
     """All requests of this process that have passed, or stand at, the gate."""
 
@@ -82,15 +86,16 @@ class Registry:
         *,
         engine: Callable[[], Engine],
         engine_soon: Callable[[], Awaitable[Engine]],
-        gate: Gate,
+        gate: Doorkeeper,
         log: Callable[[int | None], StreamLog],
         wire: Wire,
         limits: Limits,
         clock: Clock,
         facts: Facts,
+        new_id: Callable[[], str] = _random,
     ) -> None:
         """`engine` gives the running engine or raises why there is none; `engine_soon` waits where one is on its way.
-        `log` makes a fresh log that keeps so many bytes, or nothing."""
+        `log` makes a fresh log that keeps so many bytes, or nothing; `new_id` an id that nobody can guess."""
         self._engine = engine
         self._engine_soon = engine_soon
         self._gate = gate
@@ -99,6 +104,7 @@ class Registry:
         self._limits = limits
         self._clock = clock
         self._facts = facts
+        self._new_id = new_id
         self._live: dict[str, Stream] = {}
         self._mounted: set[Leash] = set()
         self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
@@ -148,7 +154,7 @@ class Registry:
         if grace_s is not None and not self._has_room():
             self._facts.rejected("resumable_full")
             raise Overloaded("There is no room for another resumable stream.", retry_after_s=5)
-        tally.id = endpoint.id_prefix + secrets.token_hex(_ID_BYTES)
+        tally.id = endpoint.id_prefix + self._new_id()
         tally.outlives = grace_s is not None
         stream = Stream(
             Producer(
@@ -214,6 +220,13 @@ class Registry:
         if stream is None and self._shelf.was_here(stream_id, caller.owner):
             raise Expired(f"The stream {stream_id!r} is kept no longer.", param="id")
         raise NotFound(f"There is no request with the id {stream_id!r}.", param="id")
+
+    def holds(self, request_id: str) -> bool:
+        """Whether vLLM's own app runs something under that id here, for whomever."""
+        try:
+            return self._engine().knows(request_id)
+        except SluiceError:
+            return False
 
     def status(self, stream_id: str, caller: Caller) -> Status:
         """Where the caller's request is. Raises as `find`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,7 +16,7 @@ def make_router(
     *,
     unready: Callable[[], SluiceError | None],
     alive: Callable[[], bool],
-    metrics: Callable[[], bytes],
+    metrics: Callable[[], Awaitable[bytes]],
     metrics_type: str,
     version: dict[str, Any],
 ) -> APIRouter:
@@ -37,7 +37,7 @@ def make_router(
 
     @router.get("/metrics", summary="Prometheus metrics: sluice_* and vllm:*")
     async def expose() -> Response:
-        return Response(metrics(), media_type=metrics_type)
+        return Response(await metrics(), media_type=metrics_type)
 
     @router.get("/version", summary="Versions of Sluice and its engine")
     async def show_version() -> Response:

@@ -5,9 +5,11 @@ with an engine of its own (synthetic: real scheduler and transport, no model), a
 so that what else happens on the machine hits all of them. The front end has a CPU of its own; engine and client share
 the other.
 
-- saturation: streams one after the other as fast as they go. Tokens/s, CPU microseconds per token of the front end
-  (/proc), TTFT.
-- half load: the engine paced so that the slowest front end would be half busy; the same load for all. ITL, TTFT.
+- saturation: all streams as fast as they go, most of them read lazily (`hammer`). Tokens/s, CPU microseconds per token
+  of the front end (/proc), TTFT.
+- half load: the engine paced so that the slowest front end would be half busy; the same load for all, and every token
+  read at once. ITL, TTFT. Beside the CPU per token stands what is left of it without the requests' own.
+- requests: two tokens each, CPU microseconds per request.
 
 To obtain the Rust binary: `pip download vllm==0.32.0 --no-deps -d w && unzip -j w/vllm-*.whl vllm/vllm-rs -d bin`.
 """
@@ -28,14 +30,20 @@ from typing import Any
 from loadtest.bench.servers import FrontEnd, start
 
 STREAMS = (1, 32, 256, 1024)
-# About so many tokens a measurement, whatever the number of streams; at least 16 a stream.
+# About so many tokens a measurement, whatever the number of streams; between these a stream.
 TOKENS = 60_000
+FEWEST, MOST = 256, 4000
 PACED_S = 8.0
+REQUESTS = 256
 
 
-def measure(server: FrontEnd, streams: int, tokens: int, client_cpus: set[int]) -> dict[str, float]:
+def measure(
+    server: FrontEnd, streams: int, tokens: int, client_cpus: set[int], *, lazy: bool = False
+) -> dict[str, float]:
     """One run of the client process, with the CPU time that the front end used meanwhile."""
     argv = [sys.executable, "-m", "loadtest.bench.hammer", str(server.port), str(streams), str(tokens)]
+    if lazy:
+        argv.append("--lazy")
     if server.name == "sluice-resumable":
         argv.append("X-Stream-Resumable: 5")
     before, engine_before = server.cpu_s(), server.engine_cpu_s()
@@ -49,16 +57,31 @@ def measure(server: FrontEnd, streams: int, tokens: int, client_cpus: set[int]) 
     return found
 
 
-def compare(servers: list[FrontEnd], streams: int, rounds: int, client_cpus: set[int]) -> dict[str, Any]:
-    """Saturation, then half load, in interleaved rounds."""
-    tokens = max(16, min(4000, TOKENS // streams))
+def requests(servers: list[FrontEnd], rounds: int, client_cpus: set[int]) -> dict[str, float]:
+    """CPU microseconds of the front end per request: of streams of two tokens, `REQUESTS` at once."""
+    found: dict[str, list[float]] = {server.name: [] for server in servers}
+    for server in servers:
+        server.pace(step_ms=1)
+        measure(server, REQUESTS, 2, client_cpus)
+    for turn in range(rounds):
+        for server in servers if turn % 2 == 0 else reversed(servers):
+            run = measure(server, REQUESTS, 2, client_cpus)
+            found[server.name].append(run["cpu_us_per_token"] * 2)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def compare(
+    servers: list[FrontEnd], streams: int, rounds: int, client_cpus: set[int], per_request: dict[str, float]
+) -> dict[str, Any]:
+    """Saturation, then half load, in interleaved rounds. `per_request` as from `requests`."""
+    tokens = max(FEWEST, min(MOST, TOKENS // streams))
     saturated: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     for server in servers:
         server.pace()
         measure(server, streams, max(16, tokens // 8), client_cpus)
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
-            saturated[server.name].append(measure(server, streams, tokens, client_cpus))
+            saturated[server.name].append(measure(server, streams, tokens, client_cpus, lazy=True))
     slowest = min(_median(runs, "tokens_per_s") for runs in saturated.values())
     step_s = streams / (slowest / 2)
     paced: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
@@ -68,6 +91,9 @@ def compare(servers: list[FrontEnd], streams: int, rounds: int, client_cpus: set
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
             paced[server.name].append(measure(server, streams, paced_tokens, client_cpus))
+    for server in servers:
+        for run in paced[server.name]:
+            run["cpu_us_per_token_alone"] = run["cpu_us_per_token"] - per_request[server.name] / paced_tokens
     return {
         "streams": streams,
         "tokens_per_stream": tokens,
@@ -92,6 +118,7 @@ _SATURATED = (
 )
 _HALF = (
     ("us/token", "cpu_us_per_token", "10.1f"),
+    ("alone", "cpu_us_per_token_alone", "8.1f"),
     ("ITL50", "itl_p50_ms", "8.2f"),
     ("ITL99", "itl_p99_ms", "8.2f"),
     ("TTFT50", "ttft_p50_ms", "8.1f"),
@@ -112,10 +139,15 @@ def report(result: dict[str, Any]) -> None:
         print(f"  {name:<12}{full}  |{half}{result['peak_rss_mb'][name]:>8.0f}")
     ours = next(iter(saturated))
     for name in list(saturated)[1:]:
-        for key in ("cpu_us_per_token", "tokens_per_s"):
-            pairs = [a[key] / b[key] for a, b in zip(saturated[ours], saturated[name], strict=True)]
+        for load, runs, key in (
+            ("saturated", saturated, "tokens_per_s"),
+            ("saturated", saturated, "cpu_us_per_token"),
+            ("half load", paced, "cpu_us_per_token"),
+            ("half load", paced, "cpu_us_per_token_alone"),
+        ):
+            pairs = [a[key] / b[key] for a, b in zip(runs[ours], runs[name], strict=True)]
             spread = f"{min(pairs):.2f} to {max(pairs):.2f}"
-            print(f"  {ours} / {name}: {key} x {statistics.median(pairs):.2f} ({spread})")
+            print(f"  {ours} / {name}: {load}, {key} x {statistics.median(pairs):.2f} ({spread})")
     for name, runs in saturated.items():
         if _median(runs, "client_busy") + _median(runs, "engine_busy") > 0.95 and _median(runs, "front_busy") < 0.9:
             print(f"  note: {name} was not saturated: client and engine had no CPU left ({len(runs)} rounds)")
@@ -148,16 +180,22 @@ def main() -> None:
                 servers.append(start(name, Path(folder), options.vllm_rs))
                 servers[-1].wait_ready()
                 servers[-1].pin(front, others)
+            per_request = requests(servers, options.rounds, others)
+            for name, cpu_us in per_request.items():
+                print(f"  {name:<12}{cpu_us:>8.0f} us of CPU a request")
             results = []
             for streams in options.streams:
-                results.append(compare(servers, streams, options.rounds, others))
+                results.append(compare(servers, streams, options.rounds, others, per_request))
                 report(results[-1])
         finally:
             for server in servers:
                 server.end()
     if options.json:
         options.json.write_text(
-            json.dumps({"machine": platform.platform(), "cpus": len(cpus), "results": results}, indent=1)
+            json.dumps(
+                {"machine": platform.platform(), "cpus": len(cpus), "us_per_request": per_request, "results": results},
+                indent=1,
+            )
         )
 
 

@@ -19,7 +19,7 @@ class House:
         self,
         launch: Callable[[], Awaitable[ScriptedEngine]] | None = None,
         *,
-        max_restarts: int = 3,
+        max_restarts: int | None = 3,
         window_s: float = 600,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -328,3 +328,38 @@ async def test_stopping_during_a_restart_lets_those_who_wait_go() -> None:
 
     assert house.engine.stops == 1
     assert not house.supervisor.launching
+
+
+@in_virtual_time
+async def test_where_somebody_else_counts_restarts_are_neither_counted_nor_delayed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Several workers that share an engine have one count, and one line in the log."""
+    house = House(max_restarts=None)
+    house.engine.revive_errors = [RuntimeError("it died again")] * 5
+    caplog.set_level("WARNING", "sluice")
+    began = clock().now()
+    await settle()
+    for _ in range(10):
+        house.engine.death.set()
+        await settle()
+
+    assert house.engine.revivals == 10
+    assert clock().now() - began < 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    await house.stop()
+
+
+@pytest.mark.parametrize("max_restarts", [None, 100])
+@in_virtual_time
+async def test_who_makes_the_engines_may_say_that_there_will_be_no_other(max_restarts: int | None) -> None:
+    house = House(max_restarts=max_restarts)
+    house.engine.revive_errors = [SettingsError("Too often.", exit_code=1)]
+    await settle()
+    house.engine.death.set()
+    with pytest.raises(SettingsError, match="Too often"):
+        await house.running
+
+    assert house.supervisor.phase is Phase.FAILED
+    assert house.engine.given_up

@@ -884,3 +884,17 @@ def test_the_errors_of_an_end_have_their_causes() -> None:
     errors: list[SluiceError] = [Cancelled("."), Draining("."), DeadlineExceeded("."), EngineFailed(".")]
 
     assert [error.cause.value for error in errors] == [error.code for error in errors]
+
+
+@in_virtual_time
+async def test_whoever_asks_can_learn_whether_vllms_app_runs_something_here() -> None:
+    """Several workers ask each other; whose it is matters only to the one that has it."""
+    house = House()
+    house.engine.mounted["resp-1", "ann"] = a_tally()
+
+    assert house.registry.holds("resp-1")
+    assert not house.registry.holds("resp-2")
+
+    house.switch.lose()
+
+    assert not house.registry.holds("resp-1")

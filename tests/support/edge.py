@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ def key_line(name: str, key: str) -> str:
 
 
 LIMITS = Limits(max_timeout_s=3600, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
+
+
+def _later(metrics: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
+    async def expose() -> bytes:
+        return metrics()
+
+    return expose
 
 
 class Edge:
@@ -91,7 +98,7 @@ class Edge:
             health=health.make_router(
                 unready=lambda: None if self.supervisor.ready else self.supervisor.unready(),
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
-                metrics=metrics,
+                metrics=_later(metrics),
                 metrics_type="text/plain; version=0.0.4",
                 version={"sluice": "0.1.0", "vllm": "scripted"},
             ),

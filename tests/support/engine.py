@@ -153,6 +153,9 @@ class ScriptedEngine:
             raise self.submit_error
         return run
 
+    def knows(self, request_id: str) -> bool:
+        return any(known == request_id for known, _ in self.mounted)
+
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:
         return self.mounted.get((request_id, owner))
 

@@ -1,12 +1,13 @@
 """vLLM's AsyncLLM as our engine: the only folder that imports vllm.
 
-- `launch`: settings to vLLM's arguments to a running AsyncLLM.
+- `launch`: settings to vLLM's arguments to a running AsyncLLM; `another`: another engine for it.
 - `client`: the `Engine` protocol over it.
 - `lanes`: which requests are plain enough for our own chunks.
 - `steps`: the output step, from vLLM's outputs to our sink.
 - `fallback`: vLLM's own HTTP app and the proxy it runs on.
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
-- `failures`: vLLM's errors as ours.
+- `failures`: vLLM's errors as ours; `words`: why an engine could not start.
+- `sharing`: one engine with several clients; `cores`: its processes, for the parent; `tenant`: a worker's client.
 - `child`: what runs inside the engine process.
 - `synthetic`: an executor without a model; `pace`: how long its steps take, and which goes wrong.
 - `versions`: import shims between vLLM releases.

@@ -1,17 +1,19 @@
 """What runs inside the engine process.
 
 vLLM loads general plugins in every process of an engine, so this is the one official place where code of ours runs
-there. It does two things, both so that the gateway stays in charge of its engine's life:
+there. It does three things, so that the gateway stays in charge of its engine:
 
 - leave the gateway's process group: a signal to the group is meant for the gateway, and an engine that stops by
   itself cuts the streams that the gateway still wants to finish;
-- end when the gateway is gone: after a kill -9 of the gateway nobody else would stop the engine.
+- end when the gateway is gone: after a kill -9 of the gateway nobody else would stop the engine;
+- let a client abort what another one has left behind: vLLM goes on for a front end that has died.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import traceback
@@ -23,6 +25,8 @@ MARK = "SLUICE_ENGINE_PROCESS"
 WITH_STACKS = "debug"
 # An orphan holds the accelerator's memory, so it must be gone before a restarted gateway wants it.
 CHECK_EVERY_S = 0.5
+# A method of the engine's: clients call those by name.
+EVICT = "sluice_evict"
 
 
 def settle() -> None:
@@ -38,7 +42,16 @@ def settle() -> None:
         traceback.print_exc = lambda *_, **__: None
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
+    if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
+        setattr(core.EngineCoreProc, EVICT, _evict)
     threading.Thread(target=_end_with, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
+
+
+def _evict(engine: Any, client: int) -> int:
+    """Abort all requests of that client; how many there were."""
+    left = [name for name, request in engine.scheduler.requests.items() if request.client_index == client]
+    engine.abort_requests(left)
+    return len(left)
 
 
 _run: Callable[..., Any] | None = None
@@ -70,4 +83,4 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-__all__ = ["MARK", "run_coordinator", "settle", "take_coordinator"]
+__all__ = ["EVICT", "MARK", "run_coordinator", "settle", "take_coordinator"]

@@ -27,7 +27,7 @@ from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.vllm import contract, failures, fallback, longprompts
 from gateway.engine.vllm.core import LastingCore
-from gateway.engine.vllm.steps import PlainSteps, SinkQueue, bulk_observer, unframe
+from gateway.engine.vllm.steps import PlainSteps, SinkQueue, observer, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
 from gateway.engine.vllm.versions import find
 from gateway.errors import ClientError, SluiceError, Unsupported
@@ -93,7 +93,9 @@ class VllmEngine:
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
-        self._steps = PlainSteps(self._llm.output_processor, bulk_observer(self._llm.logger_manager))
+        self._steps = PlainSteps(
+            self._llm.output_processor, observer(self._llm.logger_manager), self._core.behind, self._clock
+        )
         longprompts.adopt(self._llm)
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()
@@ -163,6 +165,9 @@ class VllmEngine:
         if prepared.submission is not None:
             return await self._submit_plain(prepared, prepared.submission, sink)
         return _Running(self._own(self._run(prepared, sink)))
+
+    def knows(self, request_id: str) -> bool:
+        return self._engagements.has(request_id)
 
     def cancel(self, request_id: str, owner: str | None) -> Tally | None:
         runs = self._engagements.of(request_id, owner)

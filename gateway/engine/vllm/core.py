@@ -101,6 +101,10 @@ class LastingCore:
             kept.append(output)
         return kept
 
+    def behind(self) -> bool:
+        """Whether outputs have arrived that nobody has taken yet."""
+        return not self._core.outputs_queue.empty()
+
     async def add_request_async(self, request: Any) -> None:
         """Send a request to the engine, or to the next one."""
         if self._given_up:

@@ -67,6 +67,10 @@ class _Running:
     task: asyncio.Task[Any] | None
     """vLLM's handler that asked for it."""
 
+    def answers_to(self, request_id: str) -> bool:
+        """Whether that is its id; vLLM appends `-0` or `_0` to the id of a sub-request."""
+        return self.request_id == request_id or self.request_id.rstrip("0123456789")[:-1] == request_id
+
 
 @dataclass(slots=True)
 class Engagements:
@@ -81,14 +85,16 @@ class Engagements:
                 run.task.cancel()
 
     def of(self, request_id: str, owner: str | None) -> list[_Running]:
-        """Everything under that id; vLLM appends `-0` or `_0` to the id of a sub-request."""
+        """Everything under that id."""
         return [
             run
             for run in self.running
-            if run.tally is not None
-            and run.tally.caller.owner == owner
-            and (run.request_id == request_id or run.request_id.rstrip("0123456789")[:-1] == request_id)
+            if run.tally is not None and run.tally.caller.owner == owner and run.answers_to(request_id)
         ]
+
+    def has(self, request_id: str) -> bool:
+        """Whether there is anything under that id."""
+        return any(run.answers_to(request_id) for run in self.running)
 
 
 class EngineProxy:

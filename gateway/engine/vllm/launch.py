@@ -23,11 +23,11 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from gateway.clock import Clock
-from gateway.engine.vllm import child
+from gateway.engine.base import Landlord
+from gateway.engine.vllm import another, child, sharing
 from gateway.engine.vllm.pace import NUMBERS
+from gateway.engine.vllm.words import why
 from gateway.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _OURS = {
     "api_key": "use server.api_keys_file",
     "ssl_keyfile": "terminate TLS in front of Sluice",
     "ssl_certfile": "terminate TLS in front of Sluice",
-    "api_server_count": "Sluice runs its front end in one process",
+    "api_server_count": "use server.workers",
     "headless": "start headless engines with `vllm serve --headless`",
     "grpc": "Sluice serves HTTP",
     "config": "use `sluice serve --config`",
@@ -62,7 +62,8 @@ class Plan:
 
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
     `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
-    `hang_timeout_s` is how long the engine may say nothing; None: what suits the machine.
+    `hang_timeout_s` is how long the engine may say nothing; None: what suits the machine. `workers` is how many
+    processes of ours will use it.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
@@ -72,6 +73,7 @@ class Plan:
     synthetic: Mapping[str, Any] | None = None
     trust_client_fields: bool = False
     hang_timeout_s: float | None = None
+    workers: int = 1
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
@@ -140,6 +142,8 @@ def parse_args(plan: Plan) -> Any:
         _leave_out_model(args, plan.synthetic)
     elif plan.small and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
         _unite_no_more(args)
+    if plan.workers > 1:
+        sharing.refuse(args)
     return args
 
 
@@ -260,32 +264,43 @@ def _set_environment(plan: Plan, words: Path) -> None:
     (words.parent / "logging.json").write_text(json.dumps(logging_config), encoding="utf-8")
 
 
-async def start(plan: Plan, clock: Clock) -> Any:
-    """Start the engine of `plan` and vLLM's app on it; a `VllmEngine`.
-
-    Raises SettingsError, in one sentence, if it cannot start.
-    """
+def set_up(plan: Plan) -> Path:
+    """Prepare this process for vLLM; where the engine process will leave its last words. Raises SettingsError."""
     model = str(plan.engine.get("model", ""))
-    if model.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(model)):  # noqa: ASYNC240, PTH - one stat
+    if model.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(model)):
         raise SettingsError(f"The model path {model} does not exist.")
     # Lives as long as the process: whatever vLLM spawns later reads its logging configuration from here, too.
     folder = Path(tempfile.mkdtemp(prefix="sluice-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     words = folder / "last-words.log"
     _set_environment(plan, words)
+    return words
+
+
+async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> Any:
+    """Start the engine of `plan`, or meet the one that `landlord` has started, and vLLM's app on it; a `VllmEngine`.
+
+    Raises SettingsError, in one sentence, if it cannot start.
+    """
+    words = set_up(plan)
+    joining = None if landlord is None else sharing.Joining(landlord)
     engine = None
     try:
-        llm, args = await _in_daemon(lambda: _build(plan))
+        llm, args = await in_daemon(lambda: _build(plan, joining))
         # Imported now, not above: it needs vLLM, which `_build` has imported off the event loop.
         from gateway.engine.vllm.client import VllmEngine
         from gateway.engine.vllm.core import LastingCore
+        from gateway.engine.vllm.tenant import SharedCore
 
-        llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
+        if landlord is None:
+            llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
+        else:
+            llm.engine_core = SharedCore(llm.engine_core, llm.output_processor, clock, landlord)
         engine = VllmEngine(
             llm,
             llm.engine_core,
             clock,
-            make_core=lambda: _in_daemon(lambda: _another_core(args, llm)),
+            make_core=lambda: another.make_core(args, llm, joining, in_daemon),
             hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
             trust_client_fields=plan.trust_client_fields,
         )
@@ -296,11 +311,11 @@ async def start(plan: Plan, clock: Clock) -> Any:
         logger.debug("the engine could not start", exc_info=True)
         if engine is not None:
             await engine.stop()
-        raise SettingsError(_why(error, words, model), exit_code=1) from error
+        raise SettingsError(why(error, words, str(plan.engine.get("model", ""))), exit_code=1) from error
     return engine
 
 
-async def _in_daemon(work: Callable[[], T]) -> T:
+async def in_daemon(work: Callable[[], T]) -> T:
     """Run `work` in a thread that does not keep the process alive: who presses Ctrl-C during a start that takes
     minutes must not have to wait for it."""
     loop = asyncio.get_running_loop()
@@ -328,9 +343,8 @@ async def _in_daemon(work: Callable[[], T]) -> T:
     return await done
 
 
-def _build(plan: Plan) -> tuple[Any, Any]:
+def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     plan.say("importing vLLM")
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.coordinator import DPCoordinatorProc
@@ -343,50 +357,25 @@ def _build(plan: Plan) -> tuple[Any, Any]:
 
     args = parse_args(plan)
     plan.say("reading the model's configuration")
-    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    config = another.configure(args, None if joining is None else joining.mark)
     weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
     plan.say(f"starting the engine process and {weights}")
     llm = Engine.from_vllm_config(
-        config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        disable_log_stats=args.disable_log_stats,
+        **({} if joining is None else joining.client()),
     )
     plan.say("building the API")
     return llm, args
 
 
-def _another_core(args: Any, llm: Any) -> Any:
-    """Start another engine process for a running AsyncLLM; vLLM's client of it, once it is ready."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.core_client import EngineCoreClient
-    from vllm.v1.executor import Executor
-
-    # A configuration of its own: starting an engine writes into it (block counts are added up, ports taken out).
-    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    return EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), llm.log_stats)
-
-
-def _why(error: Exception, words: Path, model: str) -> str:
-    """One sentence for a failed start: the engine process's own last error where it left one."""
-    cause = str(error).strip().splitlines()
-    text = cause[0] if cause else type(error).__name__
-    if isinstance(error, ValidationError):
-        # Its own first line only counts.
-        text = error.errors()[0]["msg"].removeprefix("Value error, ")
-    if words.exists():
-        lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
-        if named:
-            text = named[-1].split(": ", 1)[1]
-    if "is not a local folder and is not a valid model identifier" in text or "Repo id must" in text:
-        text = f"{model} is neither a local folder nor a model that the hub knows."
-    if "No module named 'ray'" in text:
-        text = "Ray is asked for, but not installed in this environment (`pip install ray`)."
-    if "cache blocks" in text or "KV cache" in text:
-        text = (
-            "there is not enough memory for the KV cache. Give it more with kv_cache_memory_bytes or "
-            f"gpu_memory_utilization, or lower max_model_len. vLLM says: {text}"
-        )
-    return f"The engine could not start: {text}"
-
-
-__all__ = ["Plan", "arguments", "command_line", "parse_args", "start"]
+__all__ = [
+    "Plan",
+    "arguments",
+    "command_line",
+    "in_daemon",
+    "parse_args",
+    "set_up",
+    "start",
+]

@@ -10,6 +10,7 @@ need none of that, only their text and their count: `PlainSteps` takes them past
 from __future__ import annotations
 
 import os
+from asyncio import get_running_loop
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
+from gateway.clock import Clock
 from gateway.engine.base import Sink
 from gateway.engine.vllm.failures import from_exception
 from gateway.errors import EngineFailed
 from gateway.model import Delta
 
+# The longest that a token waits for others while the loop is behind.
+_BEHIND_S = 0.01
 # To mend the text of a token that ends within a character, vLLM looks at the four before it.
 _CONTEXT_TOKENS = 8
 
@@ -63,16 +67,54 @@ class _Slot:
     token_ids: list[int]
     stats: Any
     say: Callable[[str, int], None]
+    text: str = ""
+    count: int = 0
+    """What has been taken and not said: text and tokens."""
+
+    def take(self, token_ids: list[int]) -> None:
+        """Decode new tokens."""
+        text = self.text
+        for token_id in token_ids:
+            self.token_ids.append(token_id)
+            try:
+                text += self.stream.step(self.tokenizer, token_id) or ""
+            except Exception:
+                # vLLM knows what to do about it, and may put another stream in the place of this one.
+                text += self.detokenizer.decode_next(token_id)
+                self.stream = self.detokenizer.stream
+        self.text = text
+        self.count += len(token_ids)
+
+    def flush(self) -> None:
+        """Say what has been taken."""
+        if self.count:
+            text, count, self.text, self.count = self.text, self.count, "", 0
+            self.say(text, count)
 
 
 class PlainSteps:
-    """Stands where AsyncLLM calls its output processor's `process_outputs`."""
+    """Stands where AsyncLLM calls its output processor's `process_outputs`.
 
-    def __init__(self, output_processor: Any, observe: Callable[[list[float]], None] | None) -> None:
-        """`observe` counts inter-token latencies (seconds) in vLLM's own histogram, many at once; None: vLLM does."""
+    While further outputs of the engine have arrived already, the loop is behind, and what one of them adds to a stream
+    is said together with what the next ones add: the more there is to do, the less it costs.
+    """
+
+    def __init__(
+        self,
+        output_processor: Any,
+        observe: Callable[[Any, list[float]], None],
+        behind: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        """`observe` counts inter-token latencies (seconds), see `observer`. `behind` tells whether further outputs
+        wait to be processed."""
         self._states = output_processor.request_states
         self._process = output_processor.process_outputs
         self._observe = observe
+        self._behind = behind
+        self._clock = clock
+        self._unsaid: list[_Slot] = []
+        self._unsaid_since_s = 0.0
         output_processor.process_outputs = self.process_outputs
 
     def adopt(self, request_id: str, sink: Sink) -> None:
@@ -108,44 +150,49 @@ class PlainSteps:
         rest: list[Any] = []
         gaps: list[float] = []
         generated = 0
+        unsaid = self._unsaid
+        announced = bool(unsaid)
         for output in outputs:
             state = states.get(output.request_id)
             slot: _Slot | None = getattr(state, "sluice", None)
             if slot is None or output.finish_reason is not None or output.events is not None or state.is_prefilling:
                 rest.append(output)
+                if slot is not None:
+                    # In order.
+                    slot.flush()
                 continue
             if weight_version is not None:
                 state.track_weight_version(weight_version)
             token_ids = output.new_token_ids
-            text = ""
-            for token_id in token_ids:
-                slot.token_ids.append(token_id)
-                try:
-                    text += slot.stream.step(slot.tokenizer, token_id) or ""
-                except Exception:
-                    # vLLM knows what to do about it, and may put another stream in the place of this one.
-                    text += slot.detokenizer.decode_next(token_id)
-                    slot.stream = slot.detokenizer.stream
-            count = len(token_ids)
             if iteration_stats is not None:
+                count = len(token_ids)
                 stats = slot.stats
                 generated += count
                 stats.num_generation_tokens += count
                 gaps.append(timestamp - stats.last_token_ts)
                 stats.last_token_ts = timestamp
-            if count:
-                slot.say(text, count)
-        if iteration_stats is not None:
+            if not slot.count:
+                unsaid.append(slot)
+            slot.take(token_ids)
+        if unsaid and not announced:
+            self._unsaid_since_s = self._clock.now()
+            get_running_loop().call_soon(self._say)
+        if gaps:
             iteration_stats.num_generation_tokens += generated
-            if self._observe is None:
-                iteration_stats.inter_token_latencies_iter.extend(gaps)
-            elif gaps:
-                self._observe(gaps)
+            self._observe(iteration_stats, gaps)
         done = self._process(rest, timestamp, iteration_stats, weight_version)
         for output in rest:
             if output.new_logprobs is not None:
                 self._forget_logprobs(output.request_id)
         return done
+
+    def _say(self) -> None:
+        if self._behind() and self._clock.now() - self._unsaid_since_s < _BEHIND_S:
+            get_running_loop().call_soon(self._say)
+            return
+        unsaid, self._unsaid = self._unsaid, []
+        for slot in unsaid:
+            slot.flush()
 
     def _forget_logprobs(self, request_id: str) -> None:
         """vLLM keeps the log probabilities of a stream, some kilobytes a token, to its end; it looks at the newest."""
@@ -156,9 +203,9 @@ class PlainSteps:
                 del held[:-_CONTEXT_TOKENS]
 
 
-def bulk_observer(logger_manager: Any) -> Callable[[list[float]], None] | None:
-    """What counts inter-token latencies in vLLM's histogram without a lock and a search for each; None where its
-    loggers are not the ones we know."""
+def observer(logger_manager: Any) -> Callable[[Any, list[float]], None]:
+    """What counts inter-token latencies (seconds) of one step, given the step's IterationStats: in vLLM's histogram
+    without a lock and a search for each, or left to vLLM where its loggers are not the ones we know."""
     loggers = [] if logger_manager is None else list(logger_manager.stat_loggers)
     # One that only prints averages keeps no latencies; whatever else somebody has plugged in may want each of them.
     known = {"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLoggingStatLogger"}
@@ -167,13 +214,13 @@ def bulk_observer(logger_manager: Any) -> Callable[[list[float]], None] | None:
     histograms = [vars(logger).get("histogram_inter_token_latency") for logger in loggers]
     found = [histogram for histogram in histograms if histogram is not None]
     if len(found) != 1 or len(found[0]) != 1 or any(type(one).__name__ not in known for one in inner + outer):
-        return None
+        return _leave
     (child,) = found[0].values()
     if not all(hasattr(child, name) for name in ("_upper_bounds", "_buckets", "_sum")):
-        return None
+        return _leave
     bounds, buckets, total = list(child._upper_bounds), child._buckets, child._sum
 
-    def observe(values: list[float]) -> None:
+    def observe(_: Any, values: list[float]) -> None:
         counts: dict[int, int] = {}
         for value in values:
             at = bisect_left(bounds, value)
@@ -185,6 +232,10 @@ def bulk_observer(logger_manager: Any) -> Callable[[list[float]], None] | None:
     return observe
 
 
+def _leave(iteration_stats: Any, values: list[float]) -> None:
+    iteration_stats.inter_token_latencies_iter.extend(values)
+
+
 def unframe(framed: str) -> bytes:
     """The document in one event of vLLM's stream generators. Raises ValueError if it is not a single event."""
     if not (framed.startswith("data: ") and framed.endswith("\n\n")) or "\n" in framed[6:-2]:
@@ -192,4 +243,4 @@ def unframe(framed: str) -> bytes:
     return framed[6:-2].encode()
 
 
-__all__ = ["PlainSteps", "SinkQueue", "bulk_observer", "unframe"]
+__all__ = ["PlainSteps", "SinkQueue", "observer", "unframe"]

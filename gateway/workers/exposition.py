@@ -1,0 +1,124 @@
+"""Several workers' metrics as one exposition: samples of the same name and labels become one. Pure.
+
+What counts adds up. What the engine says of itself does not: its scheduler's numbers go to one client at a time, so the
+newest are right and all others are old.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_ENGINE = re.compile(r'[{,]engine="([^"]*)"')
+# A fact about all workers, which each of them knows.
+_SHARED = frozenset({"sluice_engine_restarts_total", "process_max_fds"})
+_OLDEST = frozenset({"process_start_time_seconds"})
+# What vLLM leaves as it was when the last request has been aborted, because there is no further step.
+_NOUGHT_WHEN_IDLE = ("vllm:num_requests_", "vllm:kv_cache_usage_perc")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One worker's exposition. `stats_s`: when each engine last told this worker its numbers, on a clock that all
+    workers share; `busy`: whether the engine has requests of this worker's."""
+
+    text: str
+    stats_s: Mapping[str, float] = field(default_factory=dict)
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class _Family:
+    name: str
+    kind: str
+    comments: list[str]
+    samples: dict[str, float] = field(default_factory=dict)
+    """By name and labels, as they are written: all workers write them alike."""
+
+
+def merge(pages: Sequence[Page]) -> str:
+    """One exposition of all; families and samples stand in the order in which they are first met."""
+    merged: dict[str, _Family] = {}
+    newest = _newest(pages)
+    idle = not any(page.busy for page in pages)
+    for number, page in enumerate(pages):
+        for family in _families(page.text):
+            into = merged.setdefault(family.name, _Family(family.name, family.kind, family.comments))
+            if family.kind == "gauge" and family.name.startswith("vllm:"):
+                _take_newest(family, into, number, newest)
+            else:
+                _add_up(family, into)
+    if idle:
+        for family in merged.values():
+            if family.name.startswith(_NOUGHT_WHEN_IDLE):
+                family.samples = dict.fromkeys(family.samples, 0.0)
+    return "".join(_lines(merged.values()))
+
+
+def _newest(pages: Sequence[Page]) -> dict[str, int]:
+    """By engine: whose numbers are the newest."""
+    found: dict[str, int] = {}
+    for number, page in enumerate(pages):
+        for engine, when_s in page.stats_s.items():
+            if engine not in found or when_s > pages[found[engine]].stats_s[engine]:
+                found[engine] = number
+    return found
+
+
+def _take_newest(family: _Family, into: _Family, number: int, newest: Mapping[str, int]) -> None:
+    for key, value in family.samples.items():
+        engine = _ENGINE.search(key)
+        if newest.get("" if engine is None else engine[1], 0) == number:
+            into.samples[key] = value
+
+
+def _add_up(family: _Family, into: _Family) -> None:
+    name, samples = family.name, into.samples
+    if name in _OLDEST or name.endswith("_created"):
+        for key, value in family.samples.items():
+            samples[key] = min(samples.get(key, math.inf), value)
+    elif name in _SHARED or (family.kind == "gauge" and name.endswith("_info")):
+        for key, value in family.samples.items():
+            samples[key] = max(samples.get(key, -math.inf), value)
+    else:
+        for key, value in family.samples.items():
+            samples[key] = samples.get(key, 0.0) + value
+
+
+def _families(text: str) -> Iterator[_Family]:
+    """The families of one exposition as `prometheus_client` writes it: HELP, TYPE, samples."""
+    family: _Family | None = None
+    comments: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            if family is not None:
+                yield family
+            _, _, name, kind = line.split(" ", 3)
+            family = _Family(name, kind, [*comments, line])
+            comments = []
+        elif line.startswith("#"):
+            comments.append(line)
+        elif line and family is not None:
+            key, _, value = line.rpartition(" ")
+            family.samples[key] = float(value)
+    if family is not None:
+        yield family
+
+
+def _lines(families: Iterable[_Family]) -> Iterator[str]:
+    for family in families:
+        for comment in family.comments:
+            yield comment + "\n"
+        for key, value in family.samples.items():
+            yield f"{key} {_written(value)}\n"
+
+
+def _written(value: float) -> str:
+    if math.isfinite(value):
+        return repr(value)
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+__all__ = ["Page", "merge"]

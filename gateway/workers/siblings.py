@@ -1,0 +1,83 @@
+"""HTTP to another worker, over its Unix socket: as much of a client as our own server needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+Headers = list[tuple[bytes, bytes]]
+
+# Beyond this the other worker's socket is not read, until who reads here has taken it.
+_LIMIT_BYTES = 2**16
+
+
+class Broken(Exception):
+    """The other worker is not there, or broke off."""
+
+
+class Request:
+    """One request on a connection of its own. Every method raises Broken."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._headers: dict[bytes, bytes] = {}
+        self._status = 0
+
+    @classmethod
+    async def send(
+        cls, place: Path, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> Request:
+        """Ask the worker that listens at `place`; without a body."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(place, limit=_LIMIT_BYTES)
+        except OSError:
+            raise Broken from None
+        lines = [method.encode() + b" " + target + b" HTTP/1.1", *(name + b": " + value for name, value in headers)]
+        if not any(name == b"host" for name, _ in headers):
+            lines.append(b"host: sibling")
+        writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        return cls(reader, writer)
+
+    async def head(self) -> tuple[int, Headers]:
+        """The answer's status and headers, names in lower case."""
+        try:
+            raw = await self._reader.readuntil(b"\r\n\r\n")
+            first, *lines = raw[:-4].split(b"\r\n")
+            self._status = int(first.removeprefix(b"HTTP/1.1 ")[:3])
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+            raise Broken from None
+        headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+        self._headers = dict(headers)
+        return self._status, headers
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes; it is complete when this ends."""
+        if self._status in (204, 304):
+            return
+        try:
+            if b"content-length" in self._headers:
+                left = int(self._headers[b"content-length"])
+                while left > 0:
+                    piece = await self._reader.read(min(left, _LIMIT_BYTES))
+                    if not piece:
+                        raise Broken
+                    left -= len(piece)
+                    yield piece
+                return
+            while size := int(await self._reader.readuntil(b"\r\n"), 16):
+                yield (await self._reader.readexactly(size + 2))[:-2]
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+            raise Broken from None
+
+    async def body(self) -> bytes:
+        """All of the body."""
+        return b"".join([piece async for piece in self.pieces()])
+
+    def close(self) -> None:
+        """Leave; if the answer is not complete, the other worker notices."""
+        self._writer.transport.abort()
+
+
+__all__ = ["Broken", "Headers", "Request"]
