@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import test_cancel_latency
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import ASK, CHAT, MODEL, Raw, Server, descendants, request_bytes
@@ -49,7 +50,8 @@ ROLLOUT = env(DRAIN_S, SLUICE_ADMISSION__MAX_CONCURRENT=str(STREAMS + 6))
 
 SERVERS = {
     "rollout": Wanted(lambda _: ROLLOUT),
-    "twice": Wanted(lambda _: env(60)),
+    # Its own tests, in the file before, are done with it; a start of another would take as long as all tests here.
+    **test_cancel_latency.SERVERS,
     "restarting": Wanted(lambda _: env(SHORT_DRAIN_S), full=True),
 }
 
@@ -212,7 +214,7 @@ def roll_out(server: Server, number: signal.Signals) -> dict[str, Any]:
 
 def test_a_second_signal_ends_now(fleet: dict[str, Shared], figure: Any) -> None:
     """Streams hear why; nobody waits."""
-    server = fleet["twice"].server
+    server = fleet["cancel"].server
     found: dict[str, Any] = {}
 
     async def run() -> None:
