@@ -78,18 +78,26 @@ class MemoryLog:
             self._ended = ended
 
     def read(self, cursor: int) -> Batch | None:
+        documents = self._documents
+        if cursor == self._start - 1 and self._keep_bytes is None and not self._packed:
+            # A hand-over, and the usual case.
+            if not documents and self._ended is None:
+                return None
+            self._start += len(documents)
+            self._documents = []
+            return Batch(cursor + 1, documents, self._ended)
         if cursor >= self.last and self._ended is None:
             return None
         if cursor < self._start - 1:
             raise Expired(f"The events after number {cursor} are kept no longer.")
         skipped = cursor + 1 - self._start
         if self._keep_bytes is not None:
-            return Batch(cursor + 1, self._documents[skipped:], self._ended)
+            return Batch(cursor + 1, documents[skipped:], self._ended)
         # Handed over as it is: nobody else will read it.
-        documents = self._unpack() if self._packed else self._documents
+        documents = self._unpack()
         self._start += len(documents)
         self._documents = []
-        return Batch(cursor + 1, documents[skipped:] if skipped else documents, self._ended)
+        return Batch(cursor + 1, documents[skipped:], self._ended)
 
     def _unpack(self) -> list[bytes]:
         """All that nobody has read."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from gateway.errors import Expired
 from gateway.streamlog.base import Batch
 from gateway.streams.producer import Producer
 
@@ -32,6 +31,7 @@ class Follower:
         self._waiter: asyncio.Future[None] | None = None
         self._due = False
         self._nudged = False
+        self._failure: Exception | None = None
         producer.watch(self._wake)
 
     async def take(self, outlet: Outlet | None = None) -> Batch | None:
@@ -42,6 +42,9 @@ class Follower:
         """
         self._outlet = outlet
         while True:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             batch = self._read()
             if batch is not None:
                 # News are a sign of life, too.
@@ -75,35 +78,41 @@ class Follower:
             self.cursor = batch.first + len(batch.documents) - 1
         return batch
 
-    def _wake(self) -> None:
+    def _wake(self, at_once: bool) -> None:
         """There is something new."""
-        if self._due or self._waiter is None:
+        if self._due or self._waiter is None or self._waiter.done():
             return
-        if self._outlet is not None and self._outlet.open():
-            # Not here: more may come in this turn of the loop, for this stream and for others.
+        outlet = self._outlet
+        if outlet is None or not outlet.open():
+            self._rouse()
+        elif at_once and self._producer.ended is None:
+            self._deliver(outlet)
+        else:
             self._due = True
             self._loop.call_soon(self._pass_on)
-        else:
-            self._rouse()
 
     def _pass_on(self) -> None:
         self._due = False
         outlet = self._outlet
-        if self._waiter is None:
+        # Who is about to wake takes the news along, unless they have given up.
+        if self._waiter is None or self._waiter.done():
             return
         if self._producer.ended is not None or outlet is None or not outlet.open():
             self._rouse()
-            return
+        else:
+            self._deliver(outlet)
+
+    def _deliver(self, outlet: Outlet) -> None:
         try:
             batch = self._read()
-        except Expired:
-            # Said again to whoever waits.
+            if batch is not None:
+                # As in `take`.
+                self._nudged = False
+                outlet.put(batch)
+        except Exception as error:
+            # It concerns whoever waits, not whoever brings news.
+            self._failure = error
             self._rouse()
-            return
-        if batch is not None:
-            # As in `take`.
-            self._nudged = False
-            outlet.put(batch)
 
     def _rouse(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -73,7 +73,7 @@ class Producer:
         self._tokens = 0
         self._said = False
         self._unread_since_s = 0.0
-        self._readers: list[Callable[[], None]] = []
+        self._readers: list[Callable[[bool], None]] = []
         self._room: asyncio.Future[None] | None = None
         self._permit: Permit | None = None
         self._handle: Handle | None = None
@@ -118,7 +118,9 @@ class Producer:
         self.tally.generated(tokens, self._clock.now())
         if len(self._texts) >= _COMPACT_AT:
             self._compact()
-        self._wake()
+        # What is said is all that there is for now, so it can go on at once.
+        for wake in self._readers:
+            wake(True)
 
     def put(self, piece: Piece) -> None:
         if not self._lifecycle.step(Signal.PIECE):
@@ -171,11 +173,12 @@ class Producer:
 
     # The reader's side.
 
-    def watch(self, wake: Callable[[], None]) -> None:
-        """Call `wake` whenever there is something new."""
+    def watch(self, wake: Callable[[bool], None]) -> None:
+        """Call `wake` whenever there is something new, and say whether it may be taken within the call; otherwise more
+        may follow in the same turn of the loop."""
         self._readers.append(wake)
 
-    def unwatch(self, wake: Callable[[], None]) -> None:
+    def unwatch(self, wake: Callable[[bool], None]) -> None:
         """Stop calling `wake`."""
         self._readers.remove(wake)
 
@@ -183,23 +186,29 @@ class Producer:
         """Turn what is pending into events of the log; what piled up leaves together."""
         if self._texts:
             self._gather()
-        elif not self._pending:
+        pieces = self._pending
+        if not pieces:
             return
-        pieces = self._merged() if len(self._pending) > 1 else self._pending
+        if len(pieces) > 1:
+            pieces = self._merged()
         self._pending = []
         self._pending_bytes = 0
         self.log.append(self._encode(pieces))
-        self._make_room()
+        if self._room is not None:
+            self._make_room()
 
     def _gather(self) -> None:
         """Make a piece of the texts."""
         texts = self._texts
         if not texts:
             return
-        if len(texts) > 1:
+        if len(texts) == 1:
+            (text,) = texts
+        else:
             self._on_merged(len(texts) - 1)
-        self._pending.append(Delta("".join(texts), self._tokens))
-        texts.clear()
+            text = "".join(texts)
+        self._pending.append(Delta(text, self._tokens))
+        self._texts = []
         self._tokens = 0
 
     def _merged(self) -> list[Piece]:
@@ -251,7 +260,7 @@ class Producer:
 
     def _wake(self) -> None:
         for wake in self._readers:
-            wake()
+            wake(False)
 
 
 __all__ = ["Producer", "Wire"]

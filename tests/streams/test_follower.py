@@ -191,3 +191,105 @@ async def test_a_closed_follower_is_left_alone() -> None:
     assert producer._readers == []
 
     producer.finish()
+
+
+class Shelf:
+    """An outlet that can be shut, and that can break."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.shut = False
+        self.broken = False
+
+    def open(self) -> bool:
+        return not self.shut
+
+    def put(self, batch: Batch) -> None:
+        if self.broken:
+            raise OSError("broken")
+        self.batches.append(batch)
+
+
+@in_virtual_time
+async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> None:
+    producer = await Bench().running()
+    follower, outlet = Follower(producer, 0), Shelf()
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.say("a", 1)
+
+    assert outlet.batches == [Batch(1, [b"a"], None)], "within the call"
+
+    producer.put(Delta("b", 1))
+    producer.put(Delta("c", 1))
+
+    assert len(outlet.batches) == 1, "more may come in this turn"
+
+    producer.say("d", 1)
+    await settle()
+
+    assert outlet.batches[1:] == [Batch(2, [b"bcd"], None)]
+    assert follower.cursor == 2
+
+    producer.finish()
+
+    assert await reading == Batch(3, [b"end"], DONE)
+
+
+@in_virtual_time
+async def test_a_shut_outlet_wakes_whoever_waits() -> None:
+    producer = await Bench().running()
+    follower, outlet = Follower(producer, 0), Shelf()
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.put(Delta("a", 1))
+    # Between the news and the turn in which they would have gone.
+    outlet.shut = True
+
+    assert await reading == Batch(1, [b"a"], None)
+
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.say("b", 1)
+
+    assert await reading == Batch(2, [b"b"], None)
+    assert outlet.batches == []
+
+    producer.finish()
+
+
+@in_virtual_time
+async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> None:
+    producer = await Bench().running()
+    follower, outlet = Follower(producer, 0), Shelf()
+    outlet.broken = True
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.say("a", 1)
+
+    with pytest.raises(OSError, match="broken"):
+        await reading
+
+    assert producer.ended is None
+
+    follower.close()
+    producer.finish()
+
+
+@in_virtual_time
+async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> None:
+    producer = await Bench().running()
+    follower, outlet = Follower(producer, 0), Shelf()
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.put(Delta("a", 1))
+    reading.cancel()
+    await settle()
+    producer.say("b", 1)
+    await settle()
+
+    assert outlet.batches == []
+    assert await follower.take() == Batch(1, [b"ab"], None)
+
+    follower.close()
+    producer.finish()

@@ -238,19 +238,19 @@ async def test_it_is_silent_until_the_engine_has_said_something() -> None:
 @in_virtual_time
 async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stops_watching() -> None:
     producer = await Bench().running()
-    woken: list[str] = []
-    ann, bob = (lambda: woken.append("ann")), (lambda: woken.append("bob"))
+    woken: list[tuple[str, bool]] = []
+    ann, bob = (lambda at_once: woken.append(("ann", at_once))), (lambda at_once: woken.append(("bob", at_once)))
     producer.watch(ann)
     producer.watch(bob)
     producer.put(Delta("a", 1))
 
-    assert woken == ["ann", "bob"]
+    assert woken == [("ann", False), ("bob", False)], "more may follow"
 
     producer.unwatch(ann)
-    producer.put(Delta("b", 1))
+    producer.say("b", 1)
     producer.finish()
 
-    assert woken == ["ann", "bob", "bob", "bob"]
+    assert woken[2:] == [("bob", True), ("bob", False)]
 
 
 @in_virtual_time

@@ -12,6 +12,9 @@ from typing import Any
 
 import zmq
 
+# A plain number: flags of an enum are made anew by every operation.
+_READABLE = int(zmq.POLLIN)
+
 
 class Pull:
     """Stands where vLLM's task receives from its `zmq.asyncio.Socket`."""
@@ -29,19 +32,16 @@ class Pull:
     async def recv_multipart(self, *, copy: bool) -> Any:
         """The next message. Gives other tasks a turn, also where there is one already."""
         try:
-            while True:
-                try:
-                    frames = self._sock.recv_multipart(zmq.NOBLOCK, copy=copy)
-                except zmq.Again:
-                    # The descriptor only says that something has happened since the socket was last found empty
-                    # (zmq_getsockopt(3), ZMQ_FD), which it is now.
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
-                else:
-                    break
-            if self._waiter is None:
+            waited = False
+            # The descriptor only says that something has happened since the socket was last found empty
+            # (zmq_getsockopt(3), ZMQ_FD), so it is asked first and waited for then.
+            while not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+                waited = True
+            if not waited:
                 await asyncio.sleep(0)
-            self._waiter = None
+            frames = self._sock.recv_multipart(zmq.NOBLOCK, copy=copy)
         except BaseException:
             self.close()
             raise
