@@ -27,7 +27,8 @@ from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.vllm import contract, failures, fallback, longprompts
 from gateway.engine.vllm.core import LastingCore
-from gateway.engine.vllm.steps import PlainSteps, SinkQueue, observer, unframe
+from gateway.engine.vllm.statistics import Statistics
+from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
 from gateway.engine.vllm.versions import find
 from gateway.errors import ClientError, SluiceError, Unsupported
@@ -93,9 +94,8 @@ class VllmEngine:
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
-        self._steps = PlainSteps(
-            self._llm.output_processor, observer(self._llm.logger_manager), self._core.behind, self._clock
-        )
+        statistics = Statistics(self._llm.logger_manager)
+        self._steps = PlainSteps(self._llm.output_processor, statistics.latencies, self._core.behind, self._clock)
         longprompts.adopt(self._llm)
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()

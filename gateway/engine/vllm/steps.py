@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from asyncio import get_running_loop
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +105,7 @@ class PlainSteps:
         behind: Callable[[], bool],
         clock: Clock,
     ) -> None:
-        """`observe` counts inter-token latencies (seconds), see `observer`. `behind` tells whether further outputs
+        """`observe` counts inter-token latencies as `Statistics.latencies` does. `behind` tells whether further outputs
         wait to be processed."""
         self._states = output_processor.request_states
         self._process = output_processor.process_outputs
@@ -203,39 +202,6 @@ class PlainSteps:
                 del held[:-_CONTEXT_TOKENS]
 
 
-def observer(logger_manager: Any) -> Callable[[Any, list[float]], None]:
-    """What counts inter-token latencies (seconds) of one step, given the step's IterationStats: in vLLM's histogram
-    without a lock and a search for each, or left to vLLM where its loggers are not the ones we know."""
-    loggers = [] if logger_manager is None else list(logger_manager.stat_loggers)
-    # One that only prints averages keeps no latencies; whatever else somebody has plugged in may want each of them.
-    known = {"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLoggingStatLogger"}
-    inner = [one for logger in loggers for one in vars(logger).get("per_engine_stat_loggers", {}).values()]
-    outer = [logger for logger in loggers if "per_engine_stat_loggers" not in vars(logger)]
-    histograms = [vars(logger).get("histogram_inter_token_latency") for logger in loggers]
-    found = [histogram for histogram in histograms if histogram is not None]
-    if len(found) != 1 or len(found[0]) != 1 or any(type(one).__name__ not in known for one in inner + outer):
-        return _leave
-    (child,) = found[0].values()
-    if not all(hasattr(child, name) for name in ("_upper_bounds", "_buckets", "_sum")):
-        return _leave
-    bounds, buckets, total = list(child._upper_bounds), child._buckets, child._sum
-
-    def observe(_: Any, values: list[float]) -> None:
-        counts: dict[int, int] = {}
-        for value in values:
-            at = bisect_left(bounds, value)
-            counts[at] = counts.get(at, 0) + 1
-        for at, count in counts.items():
-            buckets[at].inc(count)
-        total.inc(sum(values))
-
-    return observe
-
-
-def _leave(iteration_stats: Any, values: list[float]) -> None:
-    iteration_stats.inter_token_latencies_iter.extend(values)
-
-
 def unframe(framed: str) -> bytes:
     """The document in one event of vLLM's stream generators. Raises ValueError if it is not a single event."""
     if not (framed.startswith("data: ") and framed.endswith("\n\n")) or "\n" in framed[6:-2]:
@@ -243,4 +209,4 @@ def unframe(framed: str) -> bytes:
     return framed[6:-2].encode()
 
 
-__all__ = ["PlainSteps", "SinkQueue", "observer", "unframe"]
+__all__ = ["PlainSteps", "SinkQueue", "unframe"]
