@@ -21,6 +21,7 @@ _GAUGES = frozenset(
         "num_running_reqs",
         "num_waiting_reqs",
         "num_skipped_waiting_reqs",
+        "num_kv_fetch_reqs_by_stage",
         "kv_cache_usage",
         "step_counter",
         "current_wave",
