@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.servers import FrontEnd, start
+from loadtest.bench.servers import CONTEXT, FrontEnd, start
 
 STREAMS = (1, 32, 256, 1024)
 # About so many tokens a measurement, whatever the number of streams; between these a stream.
@@ -35,6 +35,7 @@ TOKENS = 60_000
 FEWEST, MOST = 256, 4000
 PACED_S = 8.0
 REQUESTS = 256
+PROMPT_AT_MOST = 1024
 
 
 def measure(
@@ -85,7 +86,7 @@ def compare(
     slowest = min(_median(runs, "tokens_per_s") for runs in saturated.values())
     step_s = streams / (slowest / 2)
     paced: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
-    paced_tokens = max(8, round(PACED_S / step_s))
+    paced_tokens = min(CONTEXT - PROMPT_AT_MOST, max(8, round(PACED_S / step_s)))
     for server in servers:
         server.pace(step_ms=step_s * 1e3)
     for turn in range(rounds):
