@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -104,14 +105,12 @@ class Supervisor(Generic[E]):
         Raises SettingsError if it cannot start, or if it dies too often: the process then exits non-zero, which is
         what restart policies look at.
         """
-        self.launching = True
         try:
-            self._engine = await self._launch()
+            with self._building():
+                self._engine = await self._launch()
         except Exception:
             self._enter(Phase.FAILED)
             raise
-        finally:
-            self.launching = False
         self._start_took_s = self._clock.now() - self._began_s
         self._enter(Phase.UP)
         on_ready()
@@ -136,9 +135,9 @@ class Supervisor(Generic[E]):
                 self._count(engine, self._max_restarts)
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
             attempt += 1
-            self.launching = True
             try:
-                revival = await engine.revive()
+                with self._building():
+                    revival = await engine.revive()
             except SettingsError:
                 self._enter(Phase.FAILED)
                 engine.give_up()
@@ -146,8 +145,6 @@ class Supervisor(Generic[E]):
             except Exception:
                 logger.exception("the engine could not be started again")
                 continue
-            finally:
-                self.launching = False
             break
         self._start_took_s = self._clock.now() - self._began_s
         self._enter(Phase.UP)
@@ -159,6 +156,19 @@ class Supervisor(Generic[E]):
                 revival.continued,
                 "".join(f", {count} could not ({reason})" for reason, count in revival.failed.items()),
             )
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        """Around the wait for an engine that is being built, in a thread that goes on if the wait is given up."""
+        self.launching = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self.launching = False
+            raise
+        self.launching = False
 
     def _count(self, engine: E, most: int) -> None:
         """One more restart. Raises SettingsError if that is one too many."""

@@ -17,7 +17,7 @@ import pytest
 from tests.faults import test_cancel_latency
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
 from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
-from tests.support.server import ASK, CHAT, MODEL, Raw, Server, descendants, request_bytes
+from tests.support.server import ASK, CHAT, MODEL, Raw, Server, descendants, poll, request_bytes
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -297,16 +297,24 @@ def test_a_signal_in_a_restart_within_the_drain(serve: Serve, figure: Any) -> No
     assert_clean(server)
 
 
-def test_a_signal_during_the_start(tmp_path_factory: pytest.TempPathFactory, figure: Any) -> None:
-    """Nobody waits for an engine that nobody will use."""
+@pytest.mark.parametrize("stage", ["importing", "starting the engine process"])
+def test_a_signal_during_the_start(tmp_path_factory: pytest.TempPathFactory, stage: str, figure: Any) -> None:
+    """Nobody waits for an engine that nobody will use, and it does not outlive who wanted it."""
     server = Server(tmp_path_factory.mktemp("start"), env=env(30))
     try:
         server.wait_open()
+        if stage != "importing":
+            # The first child is multiprocessing's resource tracker.
+            poll("the engine process is there", lambda: len(descendants(server.pid)) > 1, 60)
+            time.sleep(2)
         assert server.http.get("/livez").status_code == 200
+        server.family = descendants(server.pid)
         began_s = time.monotonic()
         assert server.end(signal.SIGTERM, 10) == 0
         took = f"{time.monotonic() - began_s:.1f} s"
-        figure("G7", "SIGTERM during the start: process ended", took, f"{GOAL_S:g} s")
+        figure("G7", f"SIGTERM during the start ({stage}): process ended", took, f"{GOAL_S:g} s")
         assert "Traceback" not in server.stderr()
+        if server.family:
+            server.assert_no_orphan()
     finally:
         server.close()
