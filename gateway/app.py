@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -35,8 +34,6 @@ from gateway.workers.exposition import Page
 from gateway.workers.numbers import Inner, collect
 from gateway.workers.relay import Relay
 from gateway.workers.seat import Seat
-
-logger = logging.getLogger("sluice")
 
 
 def plan_engine(
@@ -277,7 +274,7 @@ class Sluice:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        running = asyncio.get_running_loop().create_task(self._supervise())
+        running = asyncio.get_running_loop().create_task(self.supervisor.keep(self._on_ready, self._on_failure))
         self._lag.start()
         try:
             yield
@@ -286,15 +283,6 @@ class Sluice:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await self.supervisor.stop()
-
-    async def _supervise(self) -> None:
-        try:
-            await self.supervisor.run(self._on_ready)
-        except SettingsError as error:
-            self._on_failure(error)
-        except Exception:
-            logger.exception("the engine failed in a way that nobody foresaw")
-            self._on_failure(SettingsError("The engine failed.", exit_code=1))
 
 
 def make_gate(settings: Settings, clock: Clock, facts: Witness) -> Gate:

@@ -13,6 +13,11 @@ from typing import NamedTuple, NewType, Protocol
 
 StreamId = NewType("StreamId", str)
 
+ARRIVAL = "sluice.arrival_s"
+"""Scope key: when a request's first byte came, in monotonic seconds."""
+LINE = "sluice.line"
+"""Scope key: the connection itself; `web.respond.Line` is what it offers."""
+
 
 class Endpoint(StrEnum):
     """The two endpoints whose streams are ours; the value is the path."""
@@ -196,6 +201,8 @@ class Tally:
 
 
 __all__ = [
+    "ARRIVAL",
+    "LINE",
     "Caller",
     "Cause",
     "Chunk",

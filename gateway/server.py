@@ -23,12 +23,11 @@ from gateway import sockets
 from gateway.app import Sluice
 from gateway.errors import ClientError, HeadersTooLarge, HeadersTooSlow, SettingsError, SluiceError
 from gateway.logs import Stopwatch
+from gateway.model import ARRIVAL, LINE
 from gateway.settings import Settings
 
 logger = logging.getLogger("sluice")
 
-ARRIVAL = "sluice.arrival_s"
-LINE = "sluice.line"
 Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sluice]
 """Makes the app from what the process has to give: whom to tell of readiness, whom of failure."""
 

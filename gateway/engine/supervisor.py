@@ -118,6 +118,16 @@ class Supervisor(Generic[E]):
             await self._engine.dead()
             await self._restart(self._engine)
 
+    async def keep(self, on_ready: Callable[[], None], on_failure: Callable[[SettingsError], None]) -> None:
+        """As `run`; whatever ends it is told to `on_failure` instead."""
+        try:
+            await self.run(on_ready)
+        except SettingsError as error:
+            on_failure(error)
+        except Exception:
+            logger.exception("the engine failed in a way that nobody foresaw")
+            on_failure(SettingsError("The engine failed.", exit_code=1))
+
     async def stop(self) -> None:
         """End the engine; safe at any time."""
         self._enter(Phase.STOPPED)

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from gateway.clock import Clock
 from gateway.errors import BodyTooLarge, InternalError, SluiceError, Unauthorized
 from gateway.logs import ACCESS
-from gateway.model import Caller, Cause, Facts, Tally
+from gateway.model import ARRIVAL, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
 from gateway.web.keys import Keys
 
@@ -31,7 +31,6 @@ _QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 # What may be echoed into a header and a log line without a second thought.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 EXCHANGE = "sluice.exchange"
-ARRIVAL = "sluice.arrival_s"
 DETACHED = "detached"
 """How an exchange ends whose resumable stream goes on without it."""
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 
 from gateway.clock import Clock
 from gateway.errors import InternalError, NotFound, SluiceError
-from gateway.model import Cause, Endpoint, Facts
+from gateway.model import LINE, Cause, Endpoint, Facts
 from gateway.streamlog.base import Batch
 from gateway.streams.follower import Follower
 from gateway.streams.leash import Leash, Left
@@ -27,9 +27,6 @@ from gateway.streams.stream import Stream
 from gateway.web.guard import EXCHANGE, Exchange
 from gateway.web.pulse import Pulse
 from gateway.wire import sse, wishes
-
-LINE = "sluice.line"
-"""Scope key: the connection itself, a `Line`."""
 
 
 class Line(Protocol):

@@ -116,7 +116,7 @@ class House:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         following = [loop.create_task(self._follow(member)) for member in self._members]
-        running = loop.create_task(self._supervise())
+        running = loop.create_task(self._supervisor.keep(self._ready, self._fail))
         while not self._over.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), LOOK_EVERY_S)
@@ -142,15 +142,6 @@ class House:
             member.process.kill()
 
     # The engine.
-
-    async def _supervise(self) -> None:
-        try:
-            await self._supervisor.run(self._ready)
-        except SettingsError as error:
-            self._fail(error)
-        except Exception:
-            logger.exception("the engine failed in a way that nobody foresaw")
-            self._fail(SettingsError("The engine failed.", exit_code=1))
 
     def _ready(self) -> None:
         served = self._engines.served

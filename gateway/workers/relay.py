@@ -14,11 +14,10 @@ from typing import Any
 import orjson
 
 from gateway.errors import Draining, SluiceError
+from gateway.model import LINE
 from gateway.workers import ids
 from gateway.workers.siblings import Broken, Request
 
-LINE = "sluice.line"
-"""Scope key: the connection, which can be broken at once, whatever is still in its buffers."""
 HOLDS = b"/holds/"
 """Path, on the workers' own sockets: whether that worker has the request of the id behind it."""
 

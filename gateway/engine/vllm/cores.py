@@ -112,8 +112,7 @@ def _make(plan: Plan) -> Cores:
     args = launch.parse_args(plan)
     plan.say("reading the model's configuration")
     config = configure(args, mark)
-    weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
-    plan.say(f"starting the engine process and {weights}")
+    plan.say_starting()
     # Sockets of this machine, so the clients may bind theirs when they come: until then the engine tries again.
     places = get_engine_zmq_bind_addresses(config, plan.workers)
     addresses = EngineZmqAddresses(places.inputs, places.outputs)

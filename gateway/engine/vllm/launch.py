@@ -79,6 +79,11 @@ class Plan:
     source: Callable[[str], str] = field(default=lambda _: "command line")
     say: Callable[[str], None] = field(default=lambda _: None)
 
+    def say_starting(self) -> None:
+        """Tell the stage that takes longest."""
+        weights = "loading the weights" if self.synthetic is None else "leaving out the model: its tokens are invented"
+        self.say(f"starting the engine process and {weights}")
+
 
 def command_line(engine: Mapping[str, Any]) -> list[str]:
     """vLLM's arguments by name, as the flags of `vllm serve`."""
@@ -358,8 +363,7 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     args = parse_args(plan)
     plan.say("reading the model's configuration")
     config = another.configure(args, None if joining is None else joining.mark)
-    weights = "loading the weights" if plan.synthetic is None else "leaving out the model: its tokens are invented"
-    plan.say(f"starting the engine process and {weights}")
+    plan.say_starting()
     llm = Engine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
