@@ -1,4 +1,4 @@
-"""The process: the listening socket, limits on what comes before a request, signals, and the exit code."""
+"""The process: the listening socket, signals, and the exit code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from typing import Any, Literal
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway import sockets
 from gateway.app import Sluice
-from gateway.errors import ClientError, HeadersTooLarge, HeadersTooSlow, SettingsError, SluiceError
+from gateway.errors import SettingsError
 from gateway.logs import Stopwatch
-from gateway.model import ARRIVAL, LINE
+from gateway.protocol import Protocol
 from gateway.settings import Settings
 
 logger = logging.getLogger("sluice")
@@ -33,12 +31,6 @@ Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sl
 
 # nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
 KEEP_ALIVE_S = 75
-# A peer that owes an acknowledgement and has sent none for so long is gone; with a second between two looks, and two
-# looks to be sure, it is found within 21 s. Counted from its last sign of life and not from when it was first asked
-# again, because what is sent to an idle peer in between (a keep-alive comment) puts the kernel's own probes off.
-PEER_GONE_AFTER_S = 18.0
-# A finished answer whose last kilobytes nobody reads holds its connection for so long.
-UNREAD_AFTER_S = 30
 # How long a thread may go on in Python while the event loop has something to do.
 SWITCH_EVERY_S = 0.0005
 # libuv takes one new connection per listening socket and turn of the event loop, and under load a turn takes
@@ -51,163 +43,6 @@ ACCEPTS_PER_TURN = 16
 GC_THRESHOLDS = (10_000, 10, 100)
 # When a drain is over, connections get so long to take what they have been sent last.
 FLUSH_WITHIN_S = 2
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with what it lacks: a limit on the size of headers and a deadline for them, error
-    bodies that OpenAI clients understand, and the time of a request's first byte."""
-
-    max_header_bytes = 32 * 2**10
-    header_timeout_s = 10.0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.url = b""
-        self._in_head = True
-        self._head_bytes = 0
-        self._head_began_s = 0.0
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._owes = False
-        self._unread_s = 0
-        self._socket = transport.get_extra_info("socket")
-        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
-            sockets.tune(self._socket)
-        transport.set_write_buffer_limits(high=sockets.HIGH_WATER_BYTES)
-        # A connection that says nothing at all is held to the same deadline.
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            if self._head_bytes == 0:
-                self._head_began_s = self.loop.time()
-                self._arm()
-            # Counted raw as well as by header: a header line that never ends is never reported as one.
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
-            self._refuse(_too_large(self.max_header_bytes))
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._header_bytes = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value) + 4
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._disarm()
-        if self._header_bytes + len(self.url) > self.max_header_bytes:
-            self._refuse(_too_large(self.max_header_bytes))
-            # The parser treats any exception of a callback as a broken request; the connection is closing already.
-            raise ValueError("headers too large")
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope[ARRIVAL] = self._head_began_s or self.loop.time()
-        scope[LINE] = self
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_head = True
-        self._head_bytes = 0
-        self._head_began_s = 0.0
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._in_head and self._head_bytes and not self._answering():
-            # Part of the next request came while the last one was being answered; its time runs from now.
-            self._arm()
-
-    def send_400_response(self, msg: str) -> None:
-        if not self.transport.is_closing():
-            self._refuse(ClientError("This is not a valid HTTP request."))
-
-    # What apps find in the scope under `LINE`.
-
-    def open(self) -> bool:
-        """Whether the body of a response that has been started can be added to, and the client keeps up."""
-        cycle = self.cycle
-        return (
-            not self.flow.write_paused
-            and cycle is not None
-            and not cycle.response_complete
-            and cycle.chunked_encoding is True
-            and not self.transport.is_closing()
-        )
-
-    def write(self, piece: bytes) -> None:
-        """Add a piece to the body of the response; only while it is open."""
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-
-    def abort(self) -> None:
-        """End the connection at once, whatever is still in its buffers."""
-        if not self.transport.is_closing():
-            sockets.forget(self._socket)
-        self.transport.abort()
-
-    def look_after_peer(self) -> None:
-        """Break a connection whose peer has vanished while it is being answered, or does not read what is left of an
-        answer; to be called every second."""
-        self._unread_s = self._unread_s + 1 if self.unsent_bytes and not self._answering() else 0
-        if self._unread_s >= UNREAD_AFTER_S:
-            self.abort()
-        owed, self._owes = self._owes, self._answering() and sockets.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
-        # Probes of a live peer may be far apart, and one may be on its way at this moment.
-        if owed and self._owes:
-            self.abort()
-
-    @property
-    def unsent_bytes(self) -> int:
-        """What waits in our own buffer."""
-        return self.transport.get_write_buffer_size()
-
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _arm(self) -> None:
-        self._disarm()
-        if self._answering():
-            # A client may send ahead while it is being answered, and take its time.
-            return
-        self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_slow(self) -> None:
-        if self.transport.is_closing():
-            return
-        if self._head_bytes == 0 or not self.url:
-            # Silence, or a stray line break after the last request.
-            self.transport.close()
-        else:
-            self._refuse(HeadersTooSlow(f"The request's headers were not complete after {self.header_timeout_s:g} s."))
-
-    def _refuse(self, error: SluiceError) -> None:
-        """Answer before there is a request, then close. In the middle of an answer, which this would become a part of,
-        only close."""
-        self._disarm()
-        if self._answering():
-            self.transport.close()
-            return
-        body = orjson.dumps(error.body())
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.status] + head + body)
-        self.transport.close()
-
-
-def _too_large(limit: int) -> HeadersTooLarge:
-    return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
 
 
 class HttpServer(uvicorn.Server):
@@ -380,4 +215,4 @@ def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: 
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
 
 
-__all__ = ["HttpServer", "Protocol", "announce", "bind", "bind_many", "configure", "leave", "run", "serve", "url_of"]
+__all__ = ["HttpServer", "announce", "bind", "bind_many", "configure", "leave", "run", "serve", "url_of"]

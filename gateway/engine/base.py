@@ -57,8 +57,9 @@ class Sink(Protocol):
     def put(self, piece: Piece) -> None:
         """Take a piece. A delta with a finish reason is the last one."""
 
-    def say(self, text: str, tokens: int) -> None:
-        """Take a delta without an ending; what `put` does, for the one call that is made for every token."""
+    def say(self, text: str, tokens: int, now_s: float) -> None:
+        """Take a delta without an ending that came at `now_s`; what `put` does, for the one call that is made for every
+        token."""
 
     def finish(self) -> None:
         """The answer is complete."""

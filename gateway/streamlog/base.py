@@ -54,6 +54,9 @@ class StreamLog(Protocol):
     def append(self, documents: list[bytes]) -> None:
         """Add events. After `close` this does nothing."""
 
+    def through(self, document: bytes) -> int:
+        """Add one event for a reader who has all that came before and takes it now; its number. Only before `close`."""
+
     def close(self, ended: Ended, documents: list[bytes]) -> None:
         """Add the last events and the end. The first close counts; later ones do nothing."""
 

@@ -72,6 +72,14 @@ class MemoryLog:
             if self._size_bytes > self._keep_bytes:
                 self._trim(self._keep_bytes)
 
+    def through(self, document: bytes) -> int:
+        if self._keep_bytes is None:
+            # A hand-over: nothing else waits, or its reader would not have it all.
+            self._start += 1
+            return self._start - 1
+        self.append([document])
+        return self.last
+
     def close(self, ended: Ended, documents: list[bytes]) -> None:
         if self._ended is None:
             self.append(documents)

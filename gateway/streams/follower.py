@@ -16,8 +16,8 @@ class Outlet(Protocol):
     def open(self) -> bool:
         """Whether a batch put now would be on its way before `put` returns."""
 
-    def put(self, batch: Batch) -> None:
-        """Send a batch; never the last one."""
+    def put(self, first: int, documents: list[bytes]) -> None:
+        """Send events, of which the first has that number; never the last one."""
 
 
 class Follower:
@@ -32,7 +32,7 @@ class Follower:
         self._due = False
         self._nudged = False
         self._failure: Exception | None = None
-        producer.watch(self._wake)
+        producer.watch(self)
 
     async def take(self, outlet: Outlet | None = None) -> Batch | None:
         """Wait for news and take all of it; None if somebody nudged. While the outlet is open, news go there and the
@@ -69,7 +69,7 @@ class Follower:
     def close(self) -> None:
         """Stop following."""
         self._outlet = None
-        self._producer.unwatch(self._wake)
+        self._producer.unwatch(self)
 
     def _read(self) -> Batch | None:
         self._producer.seal()
@@ -78,41 +78,59 @@ class Follower:
             self.cursor = batch.first + len(batch.documents) - 1
         return batch
 
-    def _wake(self, at_once: bool) -> None:
-        """There is something new."""
-        if self._due or self._waiter is None or self._waiter.done():
+    # `Reader`, for the producer.
+
+    def wake(self) -> None:
+        if self._due or not self._waits:
             return
-        outlet = self._outlet
-        if outlet is None or not outlet.open():
+        if self._outlet is None or not self._outlet.open():
             self._rouse()
-        elif at_once and self._producer.ended is None:
-            self._deliver(outlet)
         else:
             self._due = True
-            self._loop.call_soon(self._pass_on)
+            self._loop.call_soon(self._deliver)
 
-    def _pass_on(self) -> None:
-        self._due = False
+    def ready(self, last: int) -> bool:
         outlet = self._outlet
+        return self.cursor == last and outlet is not None and not self._due and self._waits and outlet.open()
+
+    def pass_on(self, number: int, document: bytes) -> None:
+        self._put(number, [document])
+
+    @property
+    def _waits(self) -> bool:
         # Who is about to wake takes the news along, unless they have given up.
-        if self._waiter is None or self._waiter.done():
+        return self._waiter is not None and not self._waiter.done()
+
+    def _deliver(self) -> None:
+        self._due = False
+        if not self._waits:
             return
+        outlet = self._outlet
         if self._producer.ended is not None or outlet is None or not outlet.open():
             self._rouse()
-        else:
-            self._deliver(outlet)
-
-    def _deliver(self, outlet: Outlet) -> None:
+            return
         try:
             batch = self._read()
-            if batch is not None:
-                # As in `take`.
-                self._nudged = False
-                outlet.put(batch)
         except Exception as error:
-            # It concerns whoever waits, not whoever brings news.
-            self._failure = error
-            self._rouse()
+            self._fail(error)
+            return
+        if batch is not None:
+            self._put(batch.first, batch.documents)
+
+    def _put(self, first: int, documents: list[bytes]) -> None:
+        assert self._outlet is not None
+        # News are a sign of life.
+        self._nudged = False
+        self.cursor = first + len(documents) - 1
+        try:
+            self._outlet.put(first, documents)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """It concerns whoever waits, not whoever brings news."""
+        self._failure = error
+        self._rouse()
 
     def _rouse(self) -> None:
         if self._waiter is not None and not self._waiter.done():

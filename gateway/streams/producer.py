@@ -31,14 +31,37 @@ _STALLED_BYTES = 32 * 2**10
 _STALLED_S = 1.0
 
 
+class Encoder(Protocol):
+    """Makes the documents of one stream."""
+
+    def encode(self, pieces: list[Piece]) -> list[bytes]:
+        """Those of some pieces."""
+
+    def said(self, text: str, tokens: int) -> bytes | None:
+        """That of a text in the middle of a stream, if there is one."""
+
+
 class Wire(Protocol):
     """From pieces to documents; the room of bytes is passed in, because streams do not know it."""
 
-    def encoder(self, frame: Frame | None) -> Callable[[list[Piece]], list[bytes]]:
+    def encoder(self, frame: Frame | None) -> Encoder:
         """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
 
     def ending(self, error: SluiceError | None) -> list[bytes]:
         """The documents with which a stream ends."""
+
+
+class Reader(Protocol):
+    """Who reads a stream."""
+
+    def wake(self) -> None:
+        """There is something new, and there may be more in the same turn of the loop."""
+
+    def ready(self, last: int) -> bool:
+        """Whether everything up to event number `last` is taken, and what `pass_on` brings would be on its way."""
+
+    def pass_on(self, number: int, document: bytes) -> None:
+        """Take the next event; only if `ready`, and never the last one of the stream."""
 
 
 class Producer:
@@ -65,7 +88,7 @@ class Producer:
         self._on_merged = on_merged
         self._on_end = on_end
         self._lifecycle = Lifecycle()
-        self._encode = wire.encoder(None)
+        self._encoder = wire.encoder(None)
         # What nobody has read yet: pieces, and behind them the text of deltas that are not pieces yet.
         self._pending: list[Piece] = []
         self._pending_bytes = 0
@@ -73,7 +96,7 @@ class Producer:
         self._tokens = 0
         self._said = False
         self._unread_since_s = 0.0
-        self._readers: list[Callable[[bool], None]] = []
+        self._readers: list[Reader] = []
         self._room: asyncio.Future[None] | None = None
         self._permit: Permit | None = None
         self._handle: Handle | None = None
@@ -99,7 +122,7 @@ class Producer:
     def start(self, frame: Frame | None) -> None:
         """The engine is about to be asked. `frame` as in `Prepared`."""
         if self._lifecycle.step(Signal.START):
-            self._encode = self._wire.encoder(frame)
+            self._encoder = self._wire.encoder(frame)
 
     def attach(self, handle: Handle) -> None:
         """The engine has taken the request. If the stream ended meanwhile, the engine is told at once."""
@@ -109,18 +132,25 @@ class Producer:
 
     # What the engine says: `Sink`.
 
-    def say(self, text: str, tokens: int) -> None:
+    def say(self, text: str, tokens: int, now_s: float) -> None:
         if not self._lifecycle.speaks:
             return
         self._said = True
+        self.tally.generated(tokens, now_s)
+        if not self._texts and not self._pending and len(self._readers) == 1:
+            (reader,) = self._readers
+            last = self.log.last
+            if last and reader.ready(last):
+                # The usual case, and the way of nearly every token: nothing waits, and it can go on at once.
+                document = self._encoder.said(text, tokens)
+                if document is not None:
+                    reader.pass_on(self.log.through(document), document)
+                return
         self._texts.append(text)
         self._tokens += tokens
-        self.tally.generated(tokens, self._clock.now())
         if len(self._texts) >= _COMPACT_AT:
             self._compact()
-        # What is said is all that there is for now, so it can go on at once.
-        for wake in self._readers:
-            wake(True)
+        self._wake()
 
     def put(self, piece: Piece) -> None:
         if not self._lifecycle.step(Signal.PIECE):
@@ -173,14 +203,13 @@ class Producer:
 
     # The reader's side.
 
-    def watch(self, wake: Callable[[bool], None]) -> None:
-        """Call `wake` whenever there is something new, and say whether it may be taken within the call; otherwise more
-        may follow in the same turn of the loop."""
-        self._readers.append(wake)
+    def watch(self, reader: Reader) -> None:
+        """Tell a reader of everything new."""
+        self._readers.append(reader)
 
-    def unwatch(self, wake: Callable[[bool], None]) -> None:
-        """Stop calling `wake`."""
-        self._readers.remove(wake)
+    def unwatch(self, reader: Reader) -> None:
+        """Tell it no more."""
+        self._readers.remove(reader)
 
     def seal(self) -> None:
         """Turn what is pending into events of the log; what piled up leaves together."""
@@ -193,7 +222,7 @@ class Producer:
             pieces = self._merged()
         self._pending = []
         self._pending_bytes = 0
-        self.log.append(self._encode(pieces))
+        self.log.append(self._encoder.encode(pieces))
         if self._room is not None:
             self._make_room()
 
@@ -259,8 +288,8 @@ class Producer:
             self._room.set_result(None)
 
     def _wake(self) -> None:
-        for wake in self._readers:
-            wake(False)
+        for reader in self._readers:
+            reader.wake()
 
 
-__all__ = ["Producer", "Wire"]
+__all__ = ["Encoder", "Producer", "Reader", "Wire"]

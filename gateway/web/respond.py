@@ -36,7 +36,10 @@ class Line(Protocol):
         """Whether a response has been started that can be added to, and the client keeps up."""
 
     def write(self, piece: bytes) -> None:
-        """Add a piece to the response's body, now; only while it is open."""
+        """Add a piece to the response's body, in this turn of the loop; only while it is open."""
+
+    def flush(self) -> None:
+        """Have what has been written leave before anything that is sent otherwise."""
 
     def abort(self) -> None:
         """Break the connection at once, whatever is still in its buffers."""
@@ -50,6 +53,9 @@ class _NoLine:
 
     def write(self, piece: bytes) -> None:
         raise NotImplementedError
+
+    def flush(self) -> None:
+        pass
 
     def abort(self) -> None:
         pass
@@ -228,19 +234,19 @@ class Sender:
     def open(self) -> bool:
         return self._settled and self._line.open()
 
-    def put(self, batch: Batch) -> None:
-        self._line.write(self._framed(batch))
+    def put(self, first: int, documents: list[bytes]) -> None:
+        self._line.write(self._framed(first, documents))
         self._quiet_since_s = self._clock.now()
 
-    def _framed(self, batch: Batch) -> bytes:
-        return sse.numbered(batch.documents, batch.first) if self._stream.resumable else sse.events(batch.documents)
+    def _framed(self, first: int, documents: list[bytes]) -> bytes:
+        return sse.numbered(documents, first) if self._stream.resumable else sse.events(documents)
 
     async def _turn(self, batch: Batch | None) -> bool:
         """Send one batch, or a sign of life; whether that was the end."""
         if batch is None:
             await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
             return False
-        body = self._framed(batch)
+        body = self._framed(batch.first, batch.documents)
         if batch.ended is None:
             await self._write(body)
             return False
@@ -257,6 +263,8 @@ class Sender:
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         first = not self._started
+        if not first:
+            self._line.flush()
         self._sending_since_s = self._clock.now()
         if first:
             self._started = True

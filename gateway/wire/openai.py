@@ -9,7 +9,7 @@ The constant parts are laid out once per stream, so that a token costs one JSON 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import orjson
 
@@ -20,18 +20,15 @@ DONE = b"[DONE]"
 """The document that OpenAI clients wait for: after it nothing follows."""
 
 
-def encoder(frame: Frame | None) -> Callable[[list[Piece]], list[bytes]]:
-    """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
-    return _payloads if frame is None else Encoder(frame).encode
+class Payloads:
+    """The pieces of a stream that has been formatted already."""
 
+    def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
+        """The documents that they are."""
+        return [piece.payload for piece in pieces if isinstance(piece, Chunk)]
 
-def _payloads(pieces: list[Piece]) -> list[bytes]:
-    return [piece.payload for piece in pieces if isinstance(piece, Chunk)]
-
-
-def ending(error: SluiceError | None) -> list[bytes]:
-    """How a stream says that it is over: its finish chunk has been sent, or an error is; then `[DONE]`."""
-    return [DONE] if error is None else [orjson.dumps(error.body()), DONE]
+    def said(self, text: str, tokens: int) -> None:
+        """There is no text."""
 
 
 class Encoder:
@@ -41,6 +38,7 @@ class Encoder:
         chat = frame.endpoint is Endpoint.CHAT
         self._frame = frame
         self._completion_tokens = 0
+        self._drop_empty = frame.drop_empty
         self._is_chat = self._role_due = chat
         kind = b"chat.completion.chunk" if chat else b"text_completion"
         self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
@@ -71,21 +69,26 @@ class Encoder:
                 self._encode_delta(piece, documents)
         return documents
 
+    def said(self, text: str, tokens: int) -> bytes | None:
+        """The document for text in the middle of a stream; None if there is none to send."""
+        self._completion_tokens += tokens
+        if self._drop_empty and not text:
+            return None
+        if self._behind is not None:
+            return self._before + orjson.dumps(text) + self._behind
+        return b"%b%b%b%b}" % (self._before, orjson.dumps(text), self._running, self._usage_so_far())
+
     def _encode_delta(self, delta: Delta, documents: list[bytes]) -> None:
         if self._role_due:
             self._role_due = False
             documents.append(self._role())
-        self._completion_tokens += delta.tokens
-        text = orjson.dumps(delta.text)
         if delta.finish_reason is None:
-            if self._frame.drop_empty and not delta.text:
-                return
-            if self._behind is not None:
-                documents.append(self._before + text + self._behind)
-                return
-            documents.append(b"%b%b%b%b%b}" % (self._head, self._open, text, self._running, self._usage_so_far()))
+            document = self.said(delta.text, delta.tokens)
+            if document is not None:
+                documents.append(document)
             return
-        documents.append(self._finish(text, delta.finish_reason, delta.stop_reason))
+        self._completion_tokens += delta.tokens
+        documents.append(self._finish(orjson.dumps(delta.text), delta.finish_reason, delta.stop_reason))
         if self._frame.include_usage:
             documents.append(b"%b],%b%b}" % (self._head, self._usage(), self._fingerprint))
 
@@ -102,7 +105,7 @@ class Encoder:
         # The fingerprint rides on a stream's last document, which is the usage chunk if there is one.
         fingerprint = b"" if self._frame.include_usage else self._fingerprint
         said = self._open + text + self._close
-        if self._frame.drop_empty and text == b'""':
+        if self._drop_empty and text == b'""':
             said = b'{"index":0,"delta":{}'
         return b'%b%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b,%b"token_ids":null}]%b%b}' % (
             self._head,
@@ -128,6 +131,16 @@ class Encoder:
             completion,
             details,
         )
+
+
+def encoder(frame: Frame | None) -> Encoder | Payloads:
+    """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
+    return Payloads() if frame is None else Encoder(frame)
+
+
+def ending(error: SluiceError | None) -> list[bytes]:
+    """How a stream says that it is over: its finish chunk has been sent, or an error is; then `[DONE]`."""
+    return [DONE] if error is None else [orjson.dumps(error.body()), DONE]
 
 
 __all__ = ["DONE", "Encoder", "encoder", "ending"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway import app, logs, server
 from gateway.errors import SettingsError
+from gateway.protocol import Protocol
 from gateway.settings import Settings
 from gateway.workers.messages import Drain, EndNow, Leave
 from gateway.workers.seat import Seat
@@ -50,7 +51,7 @@ class WorkerServer(server.HttpServer):
         await super().startup(sockets)
         inner = server.configure(self.sluice.inner, lifespan="off")
         inner.load()
-        make = partial(server.Protocol, inner, self.server_state, self.lifespan.state)
+        make = partial(Protocol, inner, self.server_state, self.lifespan.state)
         place = self.seat.socket_of(self.seat.number)
         self.servers.append(await asyncio.get_running_loop().create_unix_server(make, place))
 

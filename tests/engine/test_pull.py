@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,8 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-from gateway.engine.vllm.pull import Pull
+from gateway.engine.vllm.pull import Outputs, Pull
+from tests.support.time import in_virtual_time, settle
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 
@@ -133,3 +135,75 @@ def test_a_receiver_of_a_closed_socket_fails_instead_of_waiting(new_loop: Any, p
             await asyncio.wait_for(pull.recv_multipart(copy=False), 5)
 
     run(new_loop, work())
+
+
+@LOOPS
+def test_asking_whether_there_is_a_message_wakes_who_waits_for_it(new_loop: Any, pipe: Pipe) -> None:
+    """ZeroMQ's descriptor speaks up once for each change, and asking is hearing it."""
+
+    async def work() -> None:
+        pull = Pull(pipe.theirs)
+        receiving = asyncio.create_task(pull.recv_multipart(copy=False))
+        await asyncio.sleep(0.05)
+
+        assert not pull.readable
+
+        pipe.sender.send(b"x")
+        # Without a turn for the loop, which would hear of it first.
+        deadline = time.monotonic() + 5
+        while not pull.readable:
+            assert time.monotonic() < deadline
+
+        assert text(await asyncio.wait_for(receiving, 5)) == [b"x"]
+
+        pull.close()
+
+        assert not pull.readable
+
+    run(new_loop, work())
+
+
+@in_virtual_time
+async def test_what_can_be_taken_at_once_does_not_wait_for_the_other_task() -> None:
+    taken: list[str] = []
+
+    def take(item: str) -> bool:
+        taken.append(item)
+        return item.startswith("plain")
+
+    outputs = Outputs(take)
+    outputs.put_nowait("plain 0")
+
+    assert taken == [], "nobody is there to have been passed"
+
+    got = asyncio.create_task(outputs.get())
+    await settle()
+
+    assert await got == "plain 0"
+
+    got = asyncio.create_task(outputs.get())
+    await settle()
+    outputs.put_nowait("plain 1")
+    outputs.put_nowait("plain 2")
+    await settle()
+
+    assert taken == ["plain 1", "plain 2"]
+    assert not got.done()
+
+    outputs.put_nowait("other 3")
+    outputs.put_nowait("plain 4")
+
+    assert taken == ["plain 1", "plain 2", "other 3"], "nothing passes what waits"
+    assert await got == "other 3"
+
+    outputs.put_nowait("plain 5")
+
+    assert [await outputs.get(), await outputs.get()] == ["plain 4", "plain 5"]
+
+    got = asyncio.create_task(outputs.get())
+    await settle()
+    failure = OSError("the engine is gone")
+    outputs.put_nowait(failure)
+
+    assert await got is failure
+    assert len(taken) == 3

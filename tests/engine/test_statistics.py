@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gateway.engine.vllm.statistics import WRITE_EVERY_S, Statistics
+from gateway.engine.vllm.statistics import WRITE_EVERY_S, Statistics, plain
 from tests.support.time import in_virtual_time, run
 
 
@@ -89,6 +89,10 @@ def iteration(tokens: int, finished: int = 0, gaps: tuple[float, ...] = ()) -> A
     )
 
 
+def blank() -> Any:
+    return iteration(0)
+
+
 STEPS = st.lists(
     st.tuples(st.integers(0, 100), st.integers(0, 9), st.sampled_from([0, 0, 0, 1]), st.sampled_from([0, 0, 0, 3])),
     max_size=30,
@@ -97,31 +101,34 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_every_metric_ends_as_if_each_step_had_been_written(steps: list[tuple[int, int, int, int]]) -> None:
-    plain, logging = Manager(LoggingStatLogger()), LoggingStatLogger()
+    plain_manager, logging = Manager(LoggingStatLogger()), LoggingStatLogger()
     held = Manager(logging)
 
     async def record() -> None:
-        statistics = Statistics(held)
+        statistics = Statistics(held, blank)
         for tokens, running, finished, hits in steps:
-            gaps = (0.01,) * tokens
-            step = iteration(tokens, finished)
-            statistics.latencies(step, list(gaps))
-            held.record(scheduler(running, hits), step)
-            plain.record(scheduler(running, hits), iteration(tokens, finished, gaps))
+            gaps = [0.01] * tokens
+            stats = scheduler(running, hits)
+            plain_manager.record(stats, iteration(tokens, finished, tuple(gaps)))
+            statistics.latencies(0, gaps)
+            if tokens and not finished and plain(stats):
+                statistics.add(0, stats, tokens)
+            else:
+                held.record(stats, iteration(tokens, finished))
         await asyncio.sleep(2 * WRITE_EVERY_S)
 
     run(record())
 
-    assert held.prometheus.samples() == pytest.approx(plain.prometheus.samples())
+    assert held.prometheus.samples() == pytest.approx(plain_manager.prometheus.samples())
     assert logging.tokens == sum(tokens for tokens, *_ in steps)
 
 
 @in_virtual_time
 async def test_plain_steps_are_written_together_and_the_gauges_are_the_newest() -> None:
     manager = Manager()
-    Statistics(manager)
+    statistics = Statistics(manager, blank)
     for number in range(100):
-        manager.record(scheduler(number), iteration(8))
+        statistics.add(0, scheduler(number), 8)
         await asyncio.sleep(WRITE_EVERY_S / 10)
 
     assert manager.prometheus.writes <= 10
@@ -132,28 +139,44 @@ async def test_plain_steps_are_written_together_and_the_gauges_are_the_newest() 
     assert (found["tokens_total",], found["sizes_count",], found["running",]) == (800, 100, 99)
 
 
-@pytest.mark.parametrize(
-    ("what", "step"),
-    [
-        ("an end", (scheduler(3), iteration(1, finished=1))),
-        ("a cache hit", (scheduler(3, hits=2), iteration(1))),
-        ("what this version does not know", (scheduler(3, invented=[1]), iteration(1))),
-        ("no step", (scheduler(3), None)),
-    ],
-)
 @in_virtual_time
-async def test_what_is_not_plain_is_written_at_once_behind_what_came_before(what: str, step: tuple[Any, Any]) -> None:
+async def test_a_client_that_is_told_no_gauges_writes_none() -> None:
     manager = Manager()
-    Statistics(manager)
-    manager.record(scheduler(7), iteration(5))
+    statistics = Statistics(manager, blank)
+    manager.record(scheduler(7), None)
+    statistics.add(0, None, 8)
+    await asyncio.sleep(2 * WRITE_EVERY_S)
+    found = manager.prometheus.samples()
+
+    assert (found["tokens_total",], found["sizes_count",], found["running",]) == (8, 1, 7)
+
+
+@in_virtual_time
+async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> None:
+    manager = Manager()
+    statistics = Statistics(manager, blank)
+    statistics.add(0, scheduler(7), 5)
 
     assert manager.prometheus.writes == 0
 
-    manager.record(*step)
+    manager.record(scheduler(3), iteration(1, finished=1))
     found = manager.prometheus.samples()
 
-    assert found["running",] == 3
-    assert found["tokens_total",] == 5 + (step[1].num_generation_tokens if step[1] else 0), what
+    assert (found["running",], found["tokens_total",]) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("stats", "is_plain"),
+    [
+        (scheduler(3), True),
+        (None, True),
+        (scheduler(3, hits=2), False),
+        (scheduler(3, invented=[1]), False),
+        (scheduler(3, invented=[]), True),
+    ],
+)
+def test_a_step_is_plain_if_its_scheduler_says_nothing_but_the_usual(stats: Any, is_plain: bool) -> None:
+    assert plain(stats) is is_plain
 
 
 class Custom(LoggingStatLogger):
@@ -164,17 +187,17 @@ class Custom(LoggingStatLogger):
 @in_virtual_time
 async def test_with_loggers_that_it_does_not_know_it_leaves_everything_to_vllm(make: Callable[[], Manager]) -> None:
     manager = make()
-    statistics = Statistics(manager)
-    step = iteration(1)
-    statistics.latencies(step, [0.5])
-    manager.record(scheduler(1), step)
 
-    assert step.inter_token_latencies_iter == [0.5]
+    assert not Statistics(manager, blank).adds
+
+    manager.record(scheduler(1), iteration(1))
+
     assert manager.prometheus.writes == 1
 
 
-def test_without_vllms_statistics_there_is_nothing_to_do() -> None:
-    step = iteration(1)
-    Statistics(None).latencies(step, [0.5])
+def test_without_vllms_statistics_there_is_nothing_to_count() -> None:
+    statistics = Statistics(None, blank)
+    statistics.latencies(0, [0.5])
+    statistics.add(0, scheduler(1), 1)
 
-    assert step.inter_token_latencies_iter == [0.5]
+    assert statistics.adds

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import orjson
 
 from gateway.admission.gate import Gate
@@ -19,12 +17,18 @@ class PlainWire:
     """One document a piece: the text of a delta, the payload of a chunk; an empty text gets none. With a frame, texts
     are in angle brackets, so that it shows."""
 
-    def encoder(self, frame: Frame | None) -> Callable[[list[Piece]], list[bytes]]:
-        def encode(pieces: list[Piece]) -> list[bytes]:
-            texts = [piece.payload if isinstance(piece, Chunk) else piece.text.encode() for piece in pieces]
-            return [text if frame is None else b"<%b>" % text for text in texts if text]
+    def __init__(self, frame: Frame | None = None) -> None:
+        self._frame = frame
 
-        return encode
+    def encoder(self, frame: Frame | None) -> PlainWire:
+        return PlainWire(frame)
+
+    def encode(self, pieces: list[Piece]) -> list[bytes]:
+        texts = [piece.payload if isinstance(piece, Chunk) else piece.text.encode() for piece in pieces]
+        return [text if self._frame is None else b"<%b>" % text for text in texts if text]
+
+    def said(self, text: str, tokens: int) -> bytes | None:
+        return next(iter(self.encode([Delta(text, tokens)])), None)
 
     def ending(self, error: SluiceError | None) -> list[bytes]:
         return [b"end" if error is None else orjson.dumps(error.code)]

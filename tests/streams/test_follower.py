@@ -9,7 +9,7 @@ from gateway.model import Cause, Delta
 from gateway.streamlog.base import Batch, Ended
 from gateway.streams.follower import Follower
 from tests.streams.bench import Bench
-from tests.support.time import in_virtual_time, settle
+from tests.support.time import clock, in_virtual_time, settle
 
 DONE = Ended(Cause.COMPLETED)
 
@@ -204,10 +204,10 @@ class Shelf:
     def open(self) -> bool:
         return not self.shut
 
-    def put(self, batch: Batch) -> None:
+    def put(self, first: int, documents: list[bytes]) -> None:
         if self.broken:
             raise OSError("broken")
-        self.batches.append(batch)
+        self.batches.append(Batch(first, documents, None))
 
 
 @in_virtual_time
@@ -216,24 +216,68 @@ async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> 
     follower, outlet = Follower(producer, 0), Shelf()
     reading = asyncio.get_running_loop().create_task(follower.take(outlet))
     await settle()
-    producer.say("a", 1)
+    producer.put(Delta("a", 1))
 
-    assert outlet.batches == [Batch(1, [b"a"], None)], "within the call"
+    assert outlet.batches == [], "more may come in this turn"
 
-    producer.put(Delta("b", 1))
-    producer.put(Delta("c", 1))
+    await settle()
+    producer.say("b", 1, clock().now())
+    producer.say("", 1, clock().now())
+    producer.say("c", 1, clock().now())
 
-    assert len(outlet.batches) == 1, "more may come in this turn"
+    assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)], "within the call"
 
-    producer.say("d", 1)
+    producer.put(Delta("d", 1))
+    # What comes behind something that waits waits, too.
+    producer.say("e", 1, clock().now())
+
+    assert len(outlet.batches) == 3
+
     await settle()
 
-    assert outlet.batches[1:] == [Batch(2, [b"bcd"], None)]
-    assert follower.cursor == 2
+    assert outlet.batches[3:] == [Batch(4, [b"de"], None)]
+    assert follower.cursor == 4
 
     producer.finish()
 
-    assert await reading == Batch(3, [b"end"], DONE)
+    assert await reading == Batch(5, [b"end"], DONE)
+
+
+@in_virtual_time
+async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
+    producer = await Bench().running(keep_bytes=1000)
+    follower, outlet = Follower(producer, 0), Shelf()
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.put(Delta("a", 1))
+    await settle()
+    late = Follower(producer, 0)
+    producer.say("b", 1, clock().now())
+    await settle()
+    late.close()
+    producer.say("c", 1, clock().now())
+
+    assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)]
+    assert Follower(producer, 0)._read() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
+
+    producer.finish()
+    await reading
+
+
+@in_virtual_time
+async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
+    """It has come back to an older event, and its own task has not run yet."""
+    producer = await Bench().running(keep_bytes=1000)
+    producer.put(Delta("a", 1))
+    producer.seal()
+    follower, outlet = Follower(producer, 0), Shelf()
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    producer.say("b", 1, clock().now())
+
+    assert outlet.batches == []
+    assert await reading == Batch(1, [b"a", b"b"], None)
+
+    producer.finish()
 
 
 @in_virtual_time
@@ -250,7 +294,7 @@ async def test_a_shut_outlet_wakes_whoever_waits() -> None:
 
     reading = asyncio.get_running_loop().create_task(follower.take(outlet))
     await settle()
-    producer.say("b", 1)
+    producer.say("b", 1, clock().now())
 
     assert await reading == Batch(2, [b"b"], None)
     assert outlet.batches == []
@@ -265,7 +309,16 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
     outlet.broken = True
     reading = asyncio.get_running_loop().create_task(follower.take(outlet))
     await settle()
-    producer.say("a", 1)
+    producer.put(Delta("a", 1))
+
+    with pytest.raises(OSError, match="broken"):
+        await reading
+
+    assert producer.ended is None
+
+    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    await settle()
+    producer.say("b", 1, clock().now())
 
     with pytest.raises(OSError, match="broken"):
         await reading
@@ -285,7 +338,7 @@ async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> Non
     producer.put(Delta("a", 1))
     reading.cancel()
     await settle()
-    producer.say("b", 1)
+    producer.say("b", 1, clock().now())
     await settle()
 
     assert outlet.batches == []

@@ -88,6 +88,15 @@ class Witness(MemoryLog):
             self.history += documents
         assert self.last == len(self.history), "I2: numbered without gaps"
 
+    def through(self, document: bytes) -> int:
+        assert not self.ends, "I3: nothing after the end"
+        known = len(self.history)
+        number = super().through(document)
+        if not self.keeps:
+            self.history.append(document)
+        assert number == self.last == len(self.history) == known + 1, "I2: numbered without gaps"
+        return number
+
     def close(self, ended: Ended, documents: list[bytes]) -> None:
         open_ = self._ended is None
         super().close(ended, documents)
@@ -545,9 +554,10 @@ class Machine(RuleBasedStateMachine):
             assert log.size_bytes <= LIMITS.max_bytes or len(log._documents) == 1
             assert log._documents == log.history[log._start - 1 :], "I2: what is kept is what was appended"
         said = log.history[: len(log.history) - log.closing]
-        assert spelled([*map(read, said), *(pending(one) for one in producer._pending)]) == spelled(record.said)
+        unsealed = [*(pending(one) for one in producer._pending), *producer._texts]
+        assert spelled([*map(read, said), *unsealed]) == spelled(record.said)
         if producer.ended is not None:
-            assert not producer._pending
+            assert not unsealed
             if record.stream.streaming:
                 *error, done = log.history[len(said) :]
                 assert done == b"[DONE]"
@@ -586,8 +596,12 @@ class Machine(RuleBasedStateMachine):
         assert facts.endings == endings, "I6: endings"
         assert all(record.stream.producer.tally.completion_tokens == record.tokens for record in self.records)
         merged = sum(
-            len(record.said) - (len(record.log.history) - record.log.closing) - len(record.stream.producer._pending)
+            len(record.said)
+            - (len(record.log.history) - record.log.closing)
+            - len(producer._pending)
+            - len(producer._texts)
             for record in self.records
+            for producer in (record.stream.producer,)
         )
         assert sum(facts.spared) == merged, "I6: merged deltas"
 

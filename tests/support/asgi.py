@@ -89,6 +89,9 @@ class Client:
         self.written += 1
         self.messages.append({"type": "http.response.body", "body": piece, "more_body": True})
 
+    def flush(self) -> None:
+        """What is written here has left already."""
+
     def abort(self) -> None:
         self.broken = True
 

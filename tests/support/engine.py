@@ -42,6 +42,8 @@ class Run:
     aborts: int = 0
     over: bool = False
     """Whether it has said its last word."""
+    spoke: bool = False
+    """Whether it has said its first."""
 
     @property
     def id(self) -> str:
@@ -55,8 +57,12 @@ class Run:
         return not self.over and not self.aborts
 
     def say(self, text: str, tokens: int = 1) -> None:
-        """Generate some text."""
-        self.sink.put(Delta(text, tokens))
+        """Generate some text: the first of it as a delta, as every engine does."""
+        if self.spoke and self.prepared.frame is not None:
+            self.sink.say(text, tokens, asyncio.get_running_loop().time())
+        else:
+            self.spoke = True
+            self.sink.put(Delta(text, tokens))
 
     def end(self, text: str = "", reason: str = "stop", tokens: int = 1) -> None:
         """Generate the last text."""

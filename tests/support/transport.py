@@ -11,7 +11,8 @@ import orjson
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.server import KEEP_ALIVE_S, Protocol
+from gateway.protocol import Protocol
+from gateway.server import KEEP_ALIVE_S
 
 
 class Socket:
@@ -90,7 +91,9 @@ class Transport(asyncio.Transport):
 class Connection:
     """A client's connection to the server's protocol in front of `app`."""
 
-    def __init__(self, app: Any, *, family: int = socket.AF_INET, **limits: Any) -> None:
+    def __init__(
+        self, app: Any, *, family: int = socket.AF_INET, state: ServerState | None = None, **limits: Any
+    ) -> None:
         config = uvicorn.Config(
             app,
             ws="none",
@@ -101,8 +104,7 @@ class Connection:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         kind = type("Limited", (Protocol,), limits)
-        state = ServerState()
-        self.protocol: Protocol = kind(config=config, server_state=state, app_state={})
+        self.protocol: Protocol = kind(config=config, server_state=state or ServerState(), app_state={})
         self.transport = Transport(self.protocol, family)
         self.protocol.connection_made(self.transport)
 

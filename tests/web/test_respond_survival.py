@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import server
+from gateway import protocol
 from gateway.errors import EngineFailed, Overloaded
-from gateway.model import Cause
+from gateway.model import Cause, Delta
 from gateway.web import guard, respond
 from tests.support.asgi import Client, read_events
 from tests.support.edge import CHAT, LIMITS, Edge, key_line
@@ -259,7 +259,7 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
 
 
 def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
-    assert server.LINE == respond.LINE
+    assert protocol.LINE == respond.LINE
 
 
 # Past ASGI.
@@ -315,7 +315,7 @@ async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
     engine_run.say("a")
     await settle()
     for text in "bcd":
-        engine_run.say(text)
+        engine_run.sink.put(Delta(text, 1))
     await settle()
 
     assert client.written == 1

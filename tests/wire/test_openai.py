@@ -145,18 +145,19 @@ def test_no_document_holds_a_raw_line_break(texts: list[str]) -> None:
 
 def test_an_encoder_without_a_frame_hands_ready_made_documents_on() -> None:
     """There is no text without a frame, so a delta there is nobody's: it is not made up into a chunk."""
-    encode = encoder(None)
+    encode = encoder(None).encode
 
+    assert encoder(None).said("lost", 1) is None
     assert encode([Chunk(b"1"), Delta("lost", 1), Chunk(b"2")]) == [b"1", b"2"]
     assert encode([]) == []
 
 
 def test_an_encoder_with_a_frame_is_that_streams_own() -> None:
-    encode = encoder(a_frame(Endpoint.COMPLETION, continuous_usage=True, include_usage=True))
+    encode = encoder(a_frame(Endpoint.COMPLETION, continuous_usage=True, include_usage=True)).encode
     counts = [orjson.loads(encode([Delta("a", 2)])[0])["usage"]["completion_tokens"] for _ in range(2)]
 
     assert counts == [2, 4], "it remembers"
-    assert orjson.loads(encoder(a_frame(Endpoint.COMPLETION))([Delta("a", 1)])[0])["choices"][0]["text"] == "a"
+    assert orjson.loads(encoder(a_frame(Endpoint.COMPLETION)).encode([Delta("a", 1)])[0])["choices"][0]["text"] == "a"
 
 
 def test_a_stream_ends_with_done_and_a_failed_one_says_why_first() -> None:

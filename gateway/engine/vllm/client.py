@@ -21,7 +21,7 @@ import orjson
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
@@ -94,8 +94,10 @@ class VllmEngine:
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
-        statistics = Statistics(self._llm.logger_manager)
-        self._steps = PlainSteps(self._llm.output_processor, statistics.latencies, self._core.behind, self._clock)
+        statistics = Statistics(self._llm.logger_manager, IterationStats)
+        self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
+        if statistics.adds:
+            self._core.express = self._steps.express
         longprompts.adopt(self._llm)
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from gateway.clock import Clock
 from gateway.engine.base import Revival
 from gateway.engine.vllm import continuation
-from gateway.engine.vllm.pull import Pull
+from gateway.engine.vllm.pull import Outputs, Pull
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class LastingCore:
     def __init__(self, core: Any, output_processor: Any, clock: Clock) -> None:
         self._core = core
         self._pull: Pull | None = None
+        self.express: Callable[[Any], bool] | None = None
+        """Does what it can of a step as soon as that arrives, and tells whether AsyncLLM need not see the rest."""
         self._receive()
         self._output_processor = output_processor
         self._clock = clock
@@ -61,8 +64,19 @@ class LastingCore:
         if resources.output_queue_task is None:
             theirs = resources.output_socket
             self._pull = resources.output_socket = Pull(theirs)
+            self._core.outputs_queue = Outputs(self._take)
             self._core._ensure_output_queue_task()
             resources.output_socket = theirs
+
+    def _take(self, outputs: Any) -> bool:
+        if self.express is None or not self.express(outputs):
+            return False
+        self._hear(outputs)
+        return True
+
+    def _hear(self, outputs: Any) -> None:
+        """The engine has said this."""
+        self._heard_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
 
     # What AsyncLLM calls for every request.
 
@@ -79,7 +93,7 @@ class LastingCore:
                 if self._given_up:
                     raise EngineDeadError from None
                 continue
-            self._heard_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
+            self._hear(outputs)
             for output in outputs.outputs:
                 if output.finish_reason is not None:
                     if str(output.finish_reason) == "abort" and self._falls():
@@ -103,7 +117,7 @@ class LastingCore:
 
     def behind(self) -> bool:
         """Whether outputs have arrived that nobody has taken yet."""
-        return not self._core.outputs_queue.empty()
+        return not self._core.outputs_queue.empty() or (self._pull is not None and self._pull.readable)
 
     async def add_request_async(self, request: Any) -> None:
         """Send a request to the engine, or to the next one."""

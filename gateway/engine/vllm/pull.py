@@ -1,13 +1,14 @@
-"""The socket on which the engine's outputs come in, without pyzmq's asyncio layer.
+"""How the engine's outputs come in: without pyzmq's asyncio layer, and past vLLM's queue where they can.
 
-That layer makes two futures and reads several options for every message, which for a few streams costs more than their
-tokens. All that is needed here is one reader that takes what there is and sleeps when there is nothing.
+That layer makes two futures and reads several options for every message, and vLLM's task that receives only wakes
+another one that processes: for a few streams, both cost more than their tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -28,6 +29,15 @@ class Pull:
         # A descriptor of our own: ZeroMQ closes its, and the number may be somebody else's by the time that we hear.
         self._fd: int | None = os.dup(self._sock.FD)
         self._loop.add_reader(self._fd, self._wake)
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a message."""
+        if self._fd is None or not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
+            return False
+        # Who asks is told once: the descriptor will not speak of this message any more.
+        self._wake()
+        return True
 
     async def recv_multipart(self, *, copy: bool) -> Any:
         """The next message. Gives other tasks a turn, also where there is one already."""
@@ -59,4 +69,30 @@ class Pull:
             self._waiter.set_result(None)
 
 
-__all__ = ["Pull"]
+class Outputs(asyncio.Queue[Any]):
+    """Stands where vLLM keeps a step of the engine between its task that receives and its task that processes.
+
+    What `take` can do within the call need not wait for the other task. Nothing passes what waits already, or is being
+    processed.
+    """
+
+    def __init__(self, take: Callable[[Any], bool]) -> None:
+        """`take` does what it can of a step and tells whether that was all of it."""
+        super().__init__()
+        self._take = take
+        self._wanted = False
+
+    async def get(self) -> Any:
+        self._wanted = True
+        try:
+            return await super().get()
+        finally:
+            self._wanted = False
+
+    def put_nowait(self, item: Any) -> None:
+        if self._wanted and self.empty() and not isinstance(item, Exception) and self._take(item):
+            return
+        super().put_nowait(item)
+
+
+__all__ = ["Outputs", "Pull"]

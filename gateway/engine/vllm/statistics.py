@@ -2,7 +2,8 @@
 
 vLLM writes some twenty metrics after every step of its engine, each under a lock, and one per token. Most steps only
 add a token to every stream: those are added up here and written together, twenty times a second at the most. What says
-anything else (a first token, an end, a preemption, a cache hit, ...) is written at once, after what came before it.
+anything else (a first token, an end, a preemption, a cache hit, ...) is written by vLLM at once, after what came before
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 WRITE_EVERY_S = 0.05
 
-# What a step may say and still be a plain one; everything that is not named here must be absent, zero or empty.
+# What a scheduler may say of a plain step; everything that is not named here must be absent, zero or empty.
 _GAUGES = frozenset(
     {
         "num_running_reqs",
@@ -27,76 +28,71 @@ _GAUGES = frozenset(
         "current_wave",
     }
 )
-_TOKENS = frozenset({"iteration_timestamp", "num_generation_tokens"})
-# Their own statistics are objects, true even if they say nothing.
-_NESTED = frozenset({"prefix_cache_stats", "prompt_token_stats"})
+# An object, true even if it says nothing.
+_NESTED = "prefix_cache_stats"
 # One that only prints averages keeps no latencies; whatever else somebody has plugged in may want every step.
 _KNOWN = frozenset({"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLoggingStatLogger"})
 
 
 @dataclass(slots=True)
 class _Held:
-    """What the plain steps of one engine have said since the last writing."""
+    """What plain steps of one engine have said since the last writing: the newest gauges, the tokens of each step."""
 
     scheduler: Any = None
-    iteration: Any = None
     sizes: list[float] = field(default_factory=list)
 
 
 class Statistics:
     """Stands where AsyncLLM calls its logger manager's `record`. To be used in one event loop."""
 
-    def __init__(self, manager: Any) -> None:
-        """`manager`: vLLM's StatLoggerManager; None where its statistics are off."""
-        self._record = None if manager is None else manager.record
+    def __init__(self, manager: Any, blank: Callable[[], Any]) -> None:
+        """`manager`: vLLM's StatLoggerManager; None where its statistics are off. `blank` makes an IterationStats."""
+        self.adds = manager is None
+        """Whether steps may be added up. Not so if somebody who may want to see each of them has been plugged in."""
+        self._manager = manager
+        self._blank = blank
         self._held: dict[int, _Held] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._latencies: Callable[[list[float]], None] | None = None
         prometheus = _prometheus(manager)
         if prometheus is None:
             return
-        latencies = list(prometheus.histogram_inter_token_latency.values())
-        if len(latencies) == 1:
-            self._latencies = _bulk(latencies[0])
+        latencies = [_bulk(one) for one in prometheus.histogram_inter_token_latency.values()]
         sizes = {index: _bulk(one) for index, one in prometheus.histogram_iteration_tokens.items()}
-        if all(sizes.values()):
+        if all(latencies) and all(sizes.values()):
+            self.adds = True
+            self._latencies: dict[int, Any] = dict(
+                zip(prometheus.histogram_inter_token_latency, latencies, strict=True)
+            )
             self._sizes: dict[int, Any] = sizes
             self._tokens = prometheus.counter_generation_tokens
             self._others = [one for one in manager.stat_loggers if one is not prometheus]
+            self._record = manager.record
             manager.record = self.record
 
-    def latencies(self, iteration: Any, values: list[float]) -> None:
-        """Count inter-token latencies (seconds) of a step whose IterationStats is `iteration`."""
-        if self._latencies is None:
-            iteration.inter_token_latencies_iter.extend(values)
-        else:
-            self._latencies(values)
+    def latencies(self, index: int, values: list[float]) -> None:
+        """Count inter-token latencies, in seconds, of engine number `index`."""
+        if values and self._manager is not None:
+            self._latencies[index](values)
+
+    def add(self, index: int, scheduler_stats: Any, tokens: int) -> None:
+        """Count a plain step of engine number `index`. An engine with several clients tells its gauges to one of them
+        at a time; the others get None."""
+        if self._manager is None:
+            return
+        held = self._held.setdefault(index, _Held())
+        if scheduler_stats is not None:
+            held.scheduler = scheduler_stats
+        if tokens:
+            held.sizes.append(tokens)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WRITE_EVERY_S, self._write_all)
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int | None = None
     ) -> None:
         """As StatLoggerManager.record."""
-        index = engine_idx or 0
-        if (
-            scheduler_stats is None
-            or iteration_stats is None
-            or (mm_cache_stats is not None and _says(mm_cache_stats, _TOKENS))
-            or _says(scheduler_stats, _GAUGES)
-            or _says(iteration_stats, _TOKENS)
-        ):
-            self._write(index)
-            assert self._record is not None
-            self._record(scheduler_stats, iteration_stats, mm_cache_stats=mm_cache_stats, engine_idx=engine_idx)
-            return
-        held = self._held.setdefault(index, _Held())
-        held.scheduler = scheduler_stats
-        held.sizes.append(iteration_stats.num_generation_tokens)
-        if held.iteration is None:
-            held.iteration = iteration_stats
-        else:
-            held.iteration.num_generation_tokens += iteration_stats.num_generation_tokens
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WRITE_EVERY_S, self._write_all)
+        self._write(engine_idx or 0)
+        self._record(scheduler_stats, iteration_stats, mm_cache_stats=mm_cache_stats, engine_idx=engine_idx)
 
     def _write_all(self) -> None:
         self._timer = None
@@ -107,27 +103,29 @@ class Statistics:
         held = self._held.pop(index, None)
         if held is None:
             return
-        assert self._record is not None
-        # The gauges, everywhere.
-        self._record(held.scheduler, None, engine_idx=index)
-        self._tokens[index].inc(held.iteration.num_generation_tokens)
-        # Every step is one observation, so they cannot be added up.
-        self._sizes[index](held.sizes)
-        for logger in self._others:
-            logger.record(None, held.iteration, engine_idx=index)
+        if held.scheduler is not None:
+            # The gauges, everywhere.
+            self._record(held.scheduler, None, engine_idx=index)
+        if held.sizes:
+            total = self._blank()
+            total.num_generation_tokens = int(sum(held.sizes))
+            self._tokens[index].inc(total.num_generation_tokens)
+            # Every step is one observation, so they cannot be added up.
+            self._sizes[index](held.sizes)
+            for logger in self._others:
+                logger.record(None, total, engine_idx=index)
 
 
-def _says(stats: Any, usual: frozenset[str]) -> bool:
-    """Whether there is anything in these statistics but the usual."""
-    for name, value in vars(stats).items():
-        if name in usual:
+def plain(scheduler_stats: Any) -> bool:
+    """Whether a scheduler says nothing of its step but the usual gauges."""
+    if scheduler_stats is None:
+        return True
+    for name, value in vars(scheduler_stats).items():
+        if name in _GAUGES or not value:
             continue
-        if name in _NESTED:
-            if any(vars(value).values()):
-                return True
-        elif value:
-            return True
-    return False
+        if name != _NESTED or any(vars(value).values()):
+            return False
+    return True
 
 
 def _prometheus(manager: Any) -> Any:
@@ -162,4 +160,4 @@ def _bulk(child: Any) -> Callable[[list[float]], None] | None:
     return observe
 
 
-__all__ = ["WRITE_EVERY_S", "Statistics"]
+__all__ = ["WRITE_EVERY_S", "Statistics", "plain"]

@@ -1,10 +1,11 @@
-"""The output step: from vLLM's outputs to our sink, in the call that vLLM's output handler makes.
+"""The output step: from vLLM's outputs to our sink.
 
 vLLM gives every request a queue object of which only `put` is ever called by the output processor; the queue wakes
 a task, and the task makes the chunk. Here the queue *is* the sink's front, so there is no task to wake.
 
 A plain request's first and last outputs go that way, through everything that vLLM does with them. The tokens between
-need none of that, only their text and their count: `PlainSteps` takes them past the objects that nobody would read.
+need none of that, only their text and their count: `PlainSteps` takes them out of what the engine says as it arrives,
+past the tasks, objects and statistics that nobody would read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 from gateway.clock import Clock
 from gateway.engine.base import Sink
 from gateway.engine.vllm.failures import from_exception
+from gateway.engine.vllm.statistics import Statistics, plain
 from gateway.errors import EngineFailed
 from gateway.model import Delta
 
@@ -61,59 +63,56 @@ class _Slot:
     """What the tokens of one plain request need. vLLM's request state carries it, so that both end together."""
 
     detokenizer: Any
-    stream: Any
     tokenizer: Any
     token_ids: list[int]
     stats: Any
-    say: Callable[[str, int], None]
+    say: Callable[[str, int, float], None]
     text: str = ""
     count: int = 0
     """What has been taken and not said: text and tokens."""
+    version: str | None = None
+    """Of the weights that made the newest token."""
 
-    def take(self, token_ids: list[int]) -> None:
-        """Decode new tokens."""
-        text = self.text
+    def decode(self, token_ids: list[int]) -> str:
+        """The text that new tokens add."""
+        text = ""
         for token_id in token_ids:
             self.token_ids.append(token_id)
             try:
-                text += self.stream.step(self.tokenizer, token_id) or ""
+                text += self.detokenizer.stream.step(self.tokenizer, token_id) or ""
             except Exception:
                 # vLLM knows what to do about it, and may put another stream in the place of this one.
                 text += self.detokenizer.decode_next(token_id)
-                self.stream = self.detokenizer.stream
-        self.text = text
-        self.count += len(token_ids)
+        return text
 
-    def flush(self) -> None:
+    def flush(self, now_s: float) -> None:
         """Say what has been taken."""
         if self.count:
             text, count, self.text, self.count = self.text, self.count, "", 0
-            self.say(text, count)
+            self.say(text, count, now_s)
 
 
 class PlainSteps:
-    """Stands where AsyncLLM calls its output processor's `process_outputs`.
+    """Takes what the steps of the engine add to plain requests, and stands where AsyncLLM calls its output processor's
+    `process_outputs` for the rest.
 
     While further outputs of the engine have arrived already, the loop is behind, and what one of them adds to a stream
     is said together with what the next ones add: the more there is to do, the less it costs.
     """
 
-    def __init__(
-        self,
-        output_processor: Any,
-        observe: Callable[[Any, list[float]], None],
-        behind: Callable[[], bool],
-        clock: Clock,
-    ) -> None:
-        """`observe` counts inter-token latencies as `Statistics.latencies` does. `behind` tells whether further outputs
-        wait to be processed."""
+    def __init__(self, output_processor: Any, statistics: Statistics, behind: Callable[[], bool], clock: Clock) -> None:
+        """`behind` tells whether further outputs wait to be processed."""
+        self._processor = output_processor
         self._states = output_processor.request_states
         self._process = output_processor.process_outputs
-        self._observe = observe
+        self._statistics = statistics
         self._behind = behind
         self._clock = clock
         self._unsaid: list[_Slot] = []
         self._unsaid_since_s = 0.0
+        self._due = False
+        # Tokens taken out of the step whose rest vLLM processes next.
+        self._taken = 0
         output_processor.process_outputs = self.process_outputs
 
     def adopt(self, request_id: str, sink: Sink) -> None:
@@ -132,66 +131,92 @@ class PlainSteps:
             and not state.streaming_input
             and not os.environ.get("VLLM_COMPUTE_NANS_IN_LOGITS")
         ):
-            state.sluice = _Slot(
-                detokenizer,
-                detokenizer.stream,
-                detokenizer.tokenizer,
-                detokenizer.token_ids,
-                state.stats,
-                sink.say,
-            )
+            state.sluice = _Slot(detokenizer, detokenizer.tokenizer, detokenizer.token_ids, state.stats, sink.say)
+
+    def express(self, outputs: Any) -> bool:
+        """Take what a step adds to plain requests; whether that was all that it says. Otherwise the rest is left in it,
+        and is vLLM's to process before the next step comes here."""
+        now_s = self._clock.now()
+        at_once = not self._unsaid and not self._behind()
+        states, timestamp, version = self._states, outputs.timestamp, outputs.weight_version
+        rest: list[Any] = []
+        gaps: list[float] = []
+        tokens = 0
+        for output in outputs.outputs:
+            state = states.get(output.request_id)
+            slot: _Slot | None = getattr(state, "sluice", None)
+            if slot is None or output.finish_reason is not None or output.events is not None or state.is_prefilling:
+                rest.append(output)
+                continue
+            token_ids = output.new_token_ids
+            count = len(token_ids)
+            tokens += count
+            stats = slot.stats
+            if stats is not None:
+                stats.num_generation_tokens += count
+                gaps.append(timestamp - stats.last_token_ts)
+                stats.last_token_ts = timestamp
+            if version != slot.version:
+                state.track_weight_version(version)
+                slot.version = version
+            text = slot.decode(token_ids)
+            if at_once:
+                slot.say(text, count, now_s)
+            else:
+                if not self._unsaid:
+                    self._unsaid_since_s = now_s
+                if not slot.count:
+                    self._unsaid.append(slot)
+                slot.text += text
+                slot.count += count
+        if not at_once:
+            self._say(now_s)
+        self._statistics.latencies(outputs.engine_index, gaps)
+        outputs.outputs = rest
+        if rest:
+            self._taken = tokens
+            return False
+        # It also fills in what the scheduler does not know.
+        self._processor.update_scheduler_stats(outputs.scheduler_stats)
+        if plain(outputs.scheduler_stats):
+            self._statistics.add(outputs.engine_index, outputs.scheduler_stats, tokens)
+            return True
+        self._statistics.add(outputs.engine_index, None, tokens)
+        return False
 
     def process_outputs(
         self, outputs: list[Any], timestamp: float | None, iteration_stats: Any, weight_version: str | None = None
     ) -> Any:
         """As OutputProcessor.process_outputs."""
-        states = self._states
-        rest: list[Any] = []
-        gaps: list[float] = []
-        generated = 0
-        unsaid = self._unsaid
-        announced = bool(unsaid)
         for output in outputs:
-            state = states.get(output.request_id)
-            slot: _Slot | None = getattr(state, "sluice", None)
-            if slot is None or output.finish_reason is not None or output.events is not None or state.is_prefilling:
-                rest.append(output)
-                if slot is not None:
-                    # In order.
-                    slot.flush()
-                continue
-            if weight_version is not None:
-                state.track_weight_version(weight_version)
-            token_ids = output.new_token_ids
-            if iteration_stats is not None:
-                count = len(token_ids)
-                stats = slot.stats
-                generated += count
-                stats.num_generation_tokens += count
-                gaps.append(timestamp - stats.last_token_ts)
-                stats.last_token_ts = timestamp
-            if not slot.count:
-                unsaid.append(slot)
-            slot.take(token_ids)
-        if unsaid and not announced:
-            self._unsaid_since_s = self._clock.now()
-            get_running_loop().call_soon(self._say)
-        if gaps:
-            iteration_stats.num_generation_tokens += generated
-            self._observe(iteration_stats, gaps)
-        done = self._process(rest, timestamp, iteration_stats, weight_version)
-        for output in rest:
+            slot: _Slot | None = getattr(self._states.get(output.request_id), "sluice", None)
+            if slot is not None:
+                # In order.
+                slot.flush(self._clock.now())
+        if iteration_stats is not None:
+            iteration_stats.num_generation_tokens += self._taken
+        self._taken = 0
+        done = self._process(outputs, timestamp, iteration_stats, weight_version)
+        for output in outputs:
             if output.new_logprobs is not None:
                 self._forget_logprobs(output.request_id)
         return done
 
-    def _say(self) -> None:
-        if self._behind() and self._clock.now() - self._unsaid_since_s < _BEHIND_S:
-            get_running_loop().call_soon(self._say)
+    def _say(self, now_s: float) -> None:
+        """Say what has been taken, unless more is about to come."""
+        if self._behind() and now_s - self._unsaid_since_s < _BEHIND_S:
+            if not self._due:
+                # What comes next may be no step that brings us here.
+                self._due = True
+                get_running_loop().call_soon(self._say_later)
             return
         unsaid, self._unsaid = self._unsaid, []
         for slot in unsaid:
-            slot.flush()
+            slot.flush(now_s)
+
+    def _say_later(self) -> None:
+        self._due = False
+        self._say(self._clock.now())
 
     def _forget_logprobs(self, request_id: str) -> None:
         """vLLM keeps the log probabilities of a stream, some kilobytes a token, to its end; it looks at the newest."""

@@ -27,11 +27,10 @@ class SharedCore(LastingCore):
     def busy(self) -> bool:
         return bool(self._output_processor.has_unfinished_requests())
 
-    async def get_output_async(self) -> Any:
-        outputs = await super().get_output_async()
+    def _hear(self, outputs: Any) -> None:
+        super()._hear(outputs)
         if outputs.scheduler_stats is not None:
             self.stats_s[outputs.engine_index] = self._clock.now()
-        return outputs
 
     def lose(self) -> None:
         if not self.lost.is_set():
