@@ -47,6 +47,8 @@ class Connection(asyncio.Protocol):
         self._fd = -1
         self._busy = False
         self._keep_alive = True
+        # What came before the connection is accepted, if that takes a while.
+        self._early: list[bytes] | None = None
         self.arrived_ns = 0
         self.job: Job | None = None
 
@@ -54,13 +56,16 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's is no subclass.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._fd = transport.get_extra_info("socket").fileno()
         if delay_s := self._accept_delay_s():
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(delay_s, self._resume)
+            self._early = []
+            asyncio.get_running_loop().call_later(delay_s, self._accept)
 
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:
+            self._early.append(data)
+            return
         self.arrived_ns = perf_counter_ns()
         try:
             self._parser.feed_data(data)
@@ -158,9 +163,10 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         self._gone()
 
-    def _resume(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+    def _accept(self) -> None:
+        early, self._early = self._early, None
+        if early:
+            self.data_received(b"".join(early))
 
     def _gone(self) -> None:
         # The number may soon be another socket's.
