@@ -88,9 +88,9 @@ class App:
 
     def _generate(self, connection: Connection, chat: bool, headers: dict[str, str], body: bytes) -> None:
         self._plan_freezes(connection.arrived_ns)
-        request_id = headers.get("x-request-id")
-        rng = self._plan.chance(request_id or str(len(self.records)))
+        rng = self._plan.chance(len(self.records))
         stream_id = f"{'chatcmpl' if chat else 'cmpl'}-{rng.getrandbits(128):032x}"
+        request_id = headers.get("x-request-id") or f"mock-{len(self.records)}"
         record = Record(stream_id, request_id, False, None, connection.arrived_ns)
         self.records.append(record)
         try:
@@ -105,8 +105,7 @@ class App:
             record.status, record.end = status, "refused"
             _fail(connection, status, fault)
             return
-        echo = f"x-request-id: {request_id}\r\n" if request_id else ""
-        head = f"x-stream-id: {stream_id}\r\n{echo}".encode("latin-1")
+        head = f"x-stream-id: {stream_id}\r\nx-request-id: {request_id}\r\n".encode("latin-1")
         self._start(connection, wanted, fault, record, rng, head)
 
     def _start(

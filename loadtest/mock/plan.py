@@ -1,5 +1,5 @@
-"""What the mock is going to do: read from YAML, checked, seeded. A request's own times depend on the seed and on its
-`X-Request-Id` (without one: on its number), so that runs with the same ids are alike whatever the order of arrival."""
+"""What the mock is going to do: read from YAML, checked, seeded. A request's own times depend on the seed and on how
+many came before it, so two clients that send alike are answered alike."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class Plan(_Part):
             lines = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()]
             raise PlanError(f"{path}: " + "; ".join(lines)) from error
 
-    def chance(self, name: str) -> Random:
-        """The source of all that is drawn for the request of that name."""
-        return Random(f"{self.seed}/{name}")  # noqa: S311 - reproducible on purpose
+    def chance(self, of: int | str) -> Random:
+        """The source of all that is drawn for the request of that number, or for another purpose."""
+        return Random(f"{self.seed}/{of}")  # noqa: S311 - reproducible on purpose
 
     def fault(self, rng: Random) -> Fault | None:
         """Which fault a request gets, if any."""

@@ -26,7 +26,7 @@ class Record:
     """One request. Times are `perf_counter_ns`."""
 
     id: str
-    request_id: str | None
+    request_id: str
     stream: bool
     fault: str | None
     arrived_ns: int
@@ -71,8 +71,8 @@ class Truth:
         return bool(self.mock["on_time"])
 
     def by_request(self) -> dict[str, Record]:
-        """The records of requests that had an `X-Request-Id`."""
-        return {record.request_id: record for record in self.records if record.request_id is not None}
+        """The records by `X-Request-Id`, the client's or the mock's."""
+        return {record.request_id: record for record in self.records}
 
     @staticmethod
     def write(path: Path, records: Iterable[Record], mock: dict[str, Any]) -> None:
