@@ -66,7 +66,7 @@ class App:
             case "GET", "/metrics":
                 connection.answer(200, self._gauges.exposition(self._turns), kind=b"text/plain; version=0.0.4")
             case "GET", "/v1/models":
-                model = {"id": self._plan.model, "object": "model", "created": 0, "owned_by": "mock"}
+                model = {"id": self._plan.model, "object": "model", "created": 0, "owned_by": "vllm"}
                 connection.answer(200, orjson.dumps({"object": "list", "data": [model]}))
             case "GET", "/health" | "/livez" | "/readyz":
                 connection.answer(200, b"{}")
