@@ -1,6 +1,6 @@
 """How many: numbers that a scenario leaves to chance (lengths in tokens, numbers of turns, seconds of thought).
 
-A plain number stands for itself. Every draw takes the random generator from its caller, so that equal seeds ask equally.
+A plain number stands for itself. Every draw takes its caller's random generator, so that equal seeds ask equally.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Clamped(_Amount):
 
 
 class Normal(_Clamped):
-    """Around `mean` with the standard deviation `sd`; what falls outside `min` to `max` counts as the nearer of them."""
+    """Around `mean` with the standard deviation `sd`; what falls outside `min` to `max` counts as the nearer one."""
 
     kind: Literal["normal"]
     mean: float = Field(ge=0)

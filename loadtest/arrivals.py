@@ -4,8 +4,8 @@ A process says how regular arrivals are (Poisson, gamma, constant gaps), a rate 
 process is made at a rate of one, and its points are carried over to the time at which the wanted rate has added up to
 as much; for a Poisson process that is exactly the inhomogeneous one.
 
-Workers share a schedule by dealing: of n workers, number i takes arrivals i, i + n, i + 2n, ... of the one schedule that
-all of them compute. What the server sees is that schedule, to the last arrival, however many workers there are.
+Workers share a schedule by dealing: of n workers, number i takes arrivals i, i + n, i + 2n, ... of the one schedule
+that all of them compute. What the server sees is that schedule, to the last arrival, however many workers there are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loadtest.amounts import Amount, Constant as ConstantAmount
+from loadtest.amounts import Amount
+from loadtest.amounts import Constant as ConstantAmount
 
 __all__ = ["Closed", "Constant", "Gamma", "Load", "Poisson", "Ramp", "Rated", "Sine", "Spike", "Step", "Trace", "dealt"]
 
