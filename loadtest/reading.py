@@ -1,5 +1,5 @@
-"""One answer as it is read: its times, its tokens, and whether what it says is true and whole. Pure: bytes and times in,
-a `Record` out.
+"""One answer as it is read: its times, its tokens, and whether what it says is true and whole. Pure: bytes and times
+in, a `Record` out.
 
 The first thing that is wrong names the error; reading goes on all the same, so that times stay complete. What is
 checked: every event is JSON with choices, of the same completion; ids of resumable streams have no gap; exactly one
@@ -9,6 +9,7 @@ finish reason for each choice and no content after it; usage, once, equal to the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -288,10 +289,8 @@ class Reading:
         else:
             kind = ErrorKind.HTTP_5XX if status >= 500 else ErrorKind.HTTP_4XX
         text = bytes(self._body[:4096]).decode(errors="replace")
-        try:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
             text = orjson.loads(self._body)["error"]["message"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            pass
         self.fail(kind, f"{status}: {text}")
 
     def _check_stream(self) -> None:
