@@ -70,43 +70,33 @@ class Asker:
         self._timeouts = timeouts
         self._end_ns = end_ns
 
-    def perform(self, ask: Ask, intended_ns: int, on_sent: Callable[[Record], object]) -> tuple[Record, str]:
+    def perform(self, ask: Ask, intended_ns: int, on_start: Callable[[Record], object]) -> tuple[Record, str]:
         """Send a request and read its answer; what became of it, and its text if it was to be kept."""
         record = Record(
             ask.number, ask.turn, ask.workload, ask.tenant, ask.model, ask.stream, ask.plan.manner, intended_ns
         )
+        record.started_ns = perf_counter_ns()
+        on_start(record)
         reading = Reading(ask, record)
         headers = {"Accept": "text/event-stream" if ask.stream else "application/json", **ask.headers}
         payload = self._pool.address.request("POST", ask.path, headers, ask.body)
         listener = _Listener(ask, reading, self)
-        end, detail = self._exchange(payload, ask, listener, on_sent, record)
+        end, detail = self._exchange(payload, ask, listener, record)
         while end is End.LEFT and listener.is_cut:
             listener.is_cut = False
             end, detail = self._resume(ask, reading, listener, record)
         return reading.end(perf_counter_ns(), end, detail), reading.text
 
-    def _exchange(
-        self,
-        payload: bytes,
-        ask: Ask,
-        listener: _Listener,
-        on_sent: Callable[[Record], object],
-        record: Record,
-    ) -> tuple[End, str]:
+    def _exchange(self, payload: bytes, ask: Ask, listener: _Listener, record: Record) -> tuple[End, str]:
         timeouts, plan = self._timeouts, ask.plan
         pace = Pace(plan.bytes_per_s, small_buffer=plan.manner in {Manner.SLOW, Manner.STALL})
         try:
             connection = self._pool.take(pace)
         except ConnectionFailed as error:
-            record.sent_ns = record.sent_ns or perf_counter_ns()
-            on_sent(record)
             return error.end, str(error)
         listener.connection = connection
         try:
-            now_ns = perf_counter_ns()
-            if not record.sent_ns:
-                record.sent_ns = now_ns
-                on_sent(record)
+            record.sent_ns = record.sent_ns or perf_counter_ns()
             connection.send(payload, timeouts.connect_s)
             leave_s = plan.leave_after_s
             waits = Waits(
@@ -134,4 +124,4 @@ class Asker:
         }
         stream_id = listener.stream_id or record.completion_id
         payload = self._pool.address.request("GET", f"/v1/streams/{stream_id}", headers)
-        return self._exchange(payload, ask, listener, lambda _: None, record)
+        return self._exchange(payload, ask, listener, record)

@@ -163,7 +163,7 @@ class Host:
     def _perform(self, ask: Ask, due_ns: int) -> tuple[Record, str]:
         self._in_flight += 1
         try:
-            record, text = self._asker.perform(ask, due_ns, lambda sent: self.tally.sent(self._window, sent))
+            record, text = self._asker.perform(ask, due_ns, lambda begun: self.tally.started(self._window, begun))
         finally:
             self._in_flight -= 1
         self.tally.ended(self._window, record, lambda: gevent.sleep(0))

@@ -34,6 +34,8 @@ class Record:
     stream: bool
     manner: Manner
     intended_ns: int
+    # When the generator turned to it; then it connects, if it must, and sends.
+    started_ns: int = 0
     sent_ns: int = 0
     first_byte_ns: int = 0
     content_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -121,6 +123,7 @@ class Record:
             "output_tokens": self.output_tokens,
             "events": self.events,
             "intended_us": us(self.intended_ns),
+            "started_us": us(self.started_ns),
             "sent_us": us(self.sent_ns),
             "first_byte_us": us(self.first_byte_ns),
             "first_content_us": us(content[0]) if content else None,

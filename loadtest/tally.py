@@ -118,7 +118,7 @@ class Second(_Part):
 class Tally:
     """All of it."""
 
-    def __init__(self, per_request: Mapping[str, float] | None = None) -> None:
+    def __init__(self, per_request: Mapping[Any, float] | None = None) -> None:
         """`per_request`: the SLO's limits of a good request, in milliseconds."""
         self._limits = dict(per_request or {})
         self._clear()
@@ -149,11 +149,11 @@ class Tally:
             group.requests += 1
             group.errors[kind] += 1
 
-    def sent(self, window: Window, record: Record) -> None:
-        """A request is about to be sent."""
-        self.second(window.second(record.sent_ns)).sent += 1
+    def started(self, window: Window, record: Record) -> None:
+        """The generator has turned to a request. What comes then (connecting, too) is the server's time."""
+        self.second(window.second(record.started_ns)).sent += 1
         if window.measures(record.intended_ns):
-            self.lateness.add((record.sent_ns - record.intended_ns) // 1000)
+            self.lateness.add((record.started_ns - record.intended_ns) // 1000)
 
     def ended(self, window: Window, record: Record, breathe: Callable[[], object] = lambda: None) -> None:
         """A request has ended. `breathe` is called now and then where that takes long."""
