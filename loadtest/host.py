@@ -152,7 +152,7 @@ class Host:
         """One turn after the other, as long as they end well and there is time to ask."""
         while ask is not None:
             record, text = self._perform(ask, due_ns)
-            ask = talk.next(text) if record.ok else None
+            ask = talk.next(text, record.prompt_tokens + record.output_tokens) if record.ok else None
             if ask is not None:
                 due_ns = perf_counter_ns() + int(talk.think_s() * 1e9)
                 if due_ns >= self._arrivals_end_ns:

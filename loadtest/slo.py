@@ -17,6 +17,7 @@ from loadtest.presets import PRESETS
 __all__ = ["Limit", "Slo"]
 
 _NAME = re.compile(r"(ttft|itl|tpot|e2e)_(p50|p90|p95|p99|p999)_ms")
+_PER_REQUEST = ["ttft_ms", "tpot_ms", "e2e_ms"]
 Metric = Literal["ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
 
 
@@ -37,7 +38,7 @@ class Slo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limits: tuple[Limit, ...] = ()
-    per_request: dict[Literal["ttft_ms", "tpot_ms", "e2e_ms"], float] = Field(
+    per_request: dict[str, float] = Field(
         default_factory=dict, description="A request that ended well and is within all of these is good."
     )
     error_rate_max: float = Field(0.0, ge=0, le=1, description="Share of all requests that were due.")
@@ -62,7 +63,16 @@ class Slo(BaseModel):
             if name not in cls.model_fields:
                 right = [*(field for field in cls.model_fields if field != "limits"), *_examples()]
                 raise ValueError(f"{name} is not a limit.{nearest(str(name), right)} Limits look like ttft_p99_ms")
+        _check_per_request(rest.get("per_request"))
         return {**rest, "limits": [_limit(name, value) for name, value in limits.items()]}
+
+
+def _check_per_request(given: object) -> None:
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if name not in _PER_REQUEST:
+            raise ValueError(f"per_request.{name} is not a limit.{nearest(str(name), _PER_REQUEST)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"per_request.{name} is {value!r}; give milliseconds above 0")
 
 
 def nearest(wrong: str, right: list[str]) -> str:

@@ -21,6 +21,8 @@ __all__ = ["Numbers", "Second", "Tally", "Window"]
 _EXAMPLES = 20
 # Counting a thousand gaps takes about a millisecond, in which nothing else could be read.
 _BREATHE_EVERY = 256
+# What is due at the very end of the measured stage is begun after it; a generator that falls behind is later than this.
+_GRACE_NS = 100_000_000
 
 Packed = dict[str, Any]
 
@@ -118,7 +120,7 @@ class Second(_Part):
 class Tally:
     """All of it."""
 
-    def __init__(self, per_request: Mapping[Any, float] | None = None) -> None:
+    def __init__(self, per_request: Mapping[str, float] | None = None) -> None:
         """`per_request`: the SLO's limits of a good request, in milliseconds."""
         self._limits = dict(per_request or {})
         self._clear()
@@ -127,6 +129,9 @@ class Tally:
         self.groups: dict[tuple[str, str], Numbers] = {}
         self.seconds: dict[int, Second] = {}
         self.lateness = Histogram()
+        # Of the requests due in the measured stage: all, those begun in time to count as sent, those never begun.
+        self.asked = 0
+        self.begun = 0
         self.dropped = 0
         self.checked_streams = 0
         self.verified_tokens = 0
@@ -138,6 +143,7 @@ class Tally:
     def due(self, window: Window, at_ns: int) -> None:
         """A request was due."""
         self.second(window.second(at_ns)).due += 1
+        self.asked += window.measures(at_ns)
 
     def drop(self, window: Window, at_ns: int, workload: str, tenant: str) -> None:
         """A request was due and could not be sent, because too many were in flight."""
@@ -154,6 +160,7 @@ class Tally:
         self.second(window.second(record.started_ns)).sent += 1
         if window.measures(record.intended_ns):
             self.lateness.add((record.started_ns - record.intended_ns) // 1000)
+            self.begun += record.started_ns < window.drain_ns + _GRACE_NS
 
     def ended(self, window: Window, record: Record, breathe: Callable[[], object] = lambda: None) -> None:
         """A request has ended. `breathe` is called now and then where that takes long."""
@@ -280,6 +287,8 @@ class Tally:
             "groups": [[*key, one.packed()] for key, one in self.groups.items()],
             "seconds": [[number, one.packed()] for number, one in self.seconds.items()],
             "lateness": self.lateness.packed(),
+            "asked": self.asked,
+            "begun": self.begun,
             "dropped": self.dropped,
             "checked_streams": self.checked_streams,
             "verified_tokens": self.verified_tokens,
@@ -296,6 +305,8 @@ class Tally:
         for number, second in packed["seconds"]:
             self.second(number).merge(second)
         self.lateness.merge(Histogram.unpacked(packed["lateness"]))
+        self.asked += packed["asked"]
+        self.begun += packed["begun"]
         self.dropped += packed["dropped"]
         self.checked_streams += packed["checked_streams"]
         self.verified_tokens += packed["verified_tokens"]

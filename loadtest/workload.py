@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from gateway.engine import oracle
-from loadtest import words
+from loadtest import prompts
 from loadtest.behaviours import Behaviour, Cancel, Resume, Slow, Stall
 from loadtest.record import Manner
 from loadtest.scenario import Scenario, Tenant, Workload
@@ -35,6 +35,8 @@ class Served:
     # Fields that only vLLM's servers know are left out otherwise.
     is_vllm: bool = False
     tokens_per_word: float = 1.0
+    # The longest prompt and answer together, if the server tells.
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Work:
         self._scenario = scenario
         self._served = served
         self._keys = keys
-        self._block = lru_cache(maxsize=4096)(words.block)
+        self._block = lru_cache(maxsize=4096)(prompts.block)
         self._prefixes: dict[tuple[str, int], str] = {}
 
     def conversation(self, arrival: Arrival, number: int) -> Conversation:
@@ -108,6 +110,10 @@ class Work:
         workload = _one_of(chance, self._scenario.workloads)
         tenant = _one_of(chance, self._scenario.tenants)
         return Conversation(self, arrival, number, chance, workload, tenant)
+
+    def is_full(self, used: int, more: int) -> bool:
+        """Whether `more` tokens, with some room for chance, do not fit behind `used`."""
+        return self._served.context is not None and used + 2 * more > self._served.context
 
     def ask(self, talk: Conversation, turn: int, *, last: bool) -> Ask:
         """The request of one turn."""
@@ -165,7 +171,7 @@ class Work:
             spelled = " ".join(self._block(block, per_word) for block in arrival.blocks).split(" ")
             said = " ".join(spelled[: max(1, round(length / per_word))])
         else:
-            said = words.text(chance, length, per_word)
+            said = prompts.text(chance, length, per_word)
         prefix = self._prefix(talk)
         if workload.endpoint == "completions":
             body["prompt"] = f"{prefix} {said}" if prefix else said
@@ -183,7 +189,7 @@ class Work:
         key = (talk.workload.name, talk.prefix_group)
         if key not in self._prefixes:
             chance = Random(f"{self._scenario.seed}/prefix/{key}")
-            self._prefixes[key] = words.text(chance, wanted.tokens.count(chance), self._served.tokens_per_word)
+            self._prefixes[key] = prompts.text(chance, wanted.tokens.count(chance), self._served.tokens_per_word)
         return self._prefixes[key]
 
 
@@ -201,16 +207,19 @@ class Conversation:
     turns: int = 1
     prefix_group: int = 0
     _turn: int = 0
+    _used: int = 0
 
     def __post_init__(self) -> None:
         self.turns = self.workload.turns.count(self.chance)
         if self.workload.prefix is not None:
             self.prefix_group = self.chance.randrange(self.workload.prefix.groups)
 
-    def next(self, answer: str | None = None) -> Ask | None:
-        """The next request, `answer` being what the last one brought; None if all has been said."""
-        if self._turn >= self.turns:
+    def next(self, answer: str | None = None, used: int = 0) -> Ask | None:
+        """The next request; `answer` is what the last one brought, and `used` are its tokens with those of its prompt.
+        None if all has been said, or if the context is so full that another turn like the last would not fit."""
+        if self._turn >= self.turns or self._work.is_full(used, used - self._used):
             return None
+        self._used = used
         if self._turn:
             # Chat templates refuse two questions in a row; an answer may have been empty.
             self.messages.append({"role": "assistant", "content": answer or "..."})
