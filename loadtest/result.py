@@ -203,6 +203,8 @@ class Check(_Part):
     limit: float
     value: float | None
     met: bool
+    low: float | None = Field(None, description="where the quantile's 95 % interval begins; None: cannot be told")
+    high: float | None = Field(None, description="where it ends")
 
 
 class Outcome(StrEnum):
