@@ -2,8 +2,8 @@
 
 Bytes are taken in a callback of the loop, not by a greenlet that waits in `recv`: no switch of greenlets and no failed
 `recv` for each event, and a reader that must be slow simply has its watcher stopped, so that the kernel's buffers fill
-and the server feels it. The time is taken right after `recv`, before anything is parsed. One greenlet waits for the end
-and keeps the timeouts; those cost nothing while bytes come.
+and the server feels it. The time is the kernel's (`loadtest/arrival.py`), whatever the loop does meanwhile; a slow
+reader's is that of reading. One greenlet waits for the end and keeps the timeouts; those cost nothing while bytes come.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.monkey import get_original
 
+from loadtest import arrival
 from loadtest.reading import End
 from loadtest.tls import Tls
 
@@ -109,6 +110,8 @@ class Connection:
         self._pace = pace
         self._chunk = _CHUNK if pace.bytes_per_s is None else max(64, min(4096, int(pace.bytes_per_s / 8)))
         self._sock = _connected(address, pace.small_buffer, connect_s)
+        if pace == Pace():
+            arrival.note(self._sock)
         self._tls: Tls | None = None
         self._loop = get_hub().loop
         self._watcher: Any = self._loop.io(self._sock.fileno(), _READ)
@@ -205,20 +208,20 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(self._chunk)
+            data, self._arrived_ns = arrival.take(self._sock, self._chunk)
         except BlockingIOError:
             return
         except OSError as error:
             self._finish(End.RESET, str(error))
             return
-        self._last_ns = at_ns = perf_counter_ns()
+        self._last_ns = perf_counter_ns()
         closed = not data
         if data and self._tls is not None:
             data, closed = self._tls.decrypt(data)
         if data:
             if not self._has_bytes:
                 self._has_bytes = True
-                self._answer.first_byte(at_ns)
+                self._answer.first_byte(self._arrived_ns)
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserError as error:
@@ -239,7 +242,7 @@ class Connection:
 
     def on_body(self, data: bytes) -> None:
         if self._ended is None:
-            self._answer.body(self._last_ns, data)
+            self._answer.body(self._arrived_ns, data)
 
     def on_message_complete(self) -> None:
         self._finish(End.COMPLETE, "")

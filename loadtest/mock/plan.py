@@ -93,7 +93,7 @@ class Plan(_Part):
 
     def chance(self, of: int | str) -> Random:
         """The source of all that is drawn for the request of that number, or for another purpose."""
-        return Random(f"{self.seed}/{of}")  # noqa: S311 - reproducible on purpose
+        return Random(f"{self.seed}/{of}")
 
     def fault(self, rng: Random) -> Fault | None:
         """Which fault a request gets, if any."""
