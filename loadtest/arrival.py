@@ -21,6 +21,7 @@ _TIMESPEC = struct.Struct("qq")
 _SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 # Older than this, somebody has set the clock.
 _LIMIT_NS = 60_000_000_000
+_TOGETHER_NS = 5_000
 
 
 def note(sock: socket.socket) -> None:
@@ -32,11 +33,19 @@ def note(sock: socket.socket) -> None:
 def take(sock: socket.socket, most: int) -> tuple[bytes, int]:
     """Up to `most` bytes, and when the last of them arrived, as `perf_counter_ns` tells it. Raises as `recv` does."""
     data, ancillary, _, _ = sock.recvmsg(most, _SPACE)
-    now_ns = perf_counter_ns()
     for _, kind, payload in ancillary:
         if kind == _SO_TIMESTAMPNS and len(payload) == _TIMESPEC.size:
             seconds, rest_ns = _TIMESPEC.unpack(payload)
-            age_ns = time_ns() - (seconds * 1_000_000_000 + rest_ns)
+            now_ns, today_ns = _clocks()
+            age_ns = today_ns - (seconds * 1_000_000_000 + rest_ns)
             if 0 < age_ns < _LIMIT_NS:
                 return data, now_ns - age_ns
-    return data, now_ns
+    return data, perf_counter_ns()
+
+
+def _clocks() -> tuple[int, int]:
+    """Both clocks at one moment. Who is interrupted between looking at the one and the other looks again."""
+    while True:
+        now_ns, today_ns = perf_counter_ns(), time_ns()
+        if perf_counter_ns() - now_ns < _TOGETHER_NS:
+            return now_ns, today_ns

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.truthful import Row, compare, pairs, read_lines, start_us
+from loadtest.bench.truthful import Row, compare, crossed, pairs, read_lines
 from loadtest.mock.child import running
 from loadtest.mock.plan import Plan
 from loadtest.result import Result
@@ -123,14 +123,13 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
         raise SystemExit(f"the generator ended with code {process.returncode}:\n{said[-3000:]}")
     result = Result.read(out / "result.json")
     found = pairs(result, read_lines(out), truth)
-    earliest_us, latest_us = start_us(found)
     span_s = result.run.warmup_s + result.run.duration_s
     return Found(
         case=case,
         result=result,
         rows=compare(result, found),
         mock=truth.mock,
-        crossed=earliest_us > latest_us,
+        crossed=crossed(found),
         events_per_s=result.generator.events / span_s,
     )
 

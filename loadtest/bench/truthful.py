@@ -20,8 +20,10 @@ import orjson
 from loadtest.mock.truth import Record, Truth
 from loadtest.result import Distribution, Result
 
-__all__ = ["Pair", "Row", "compare", "pairs", "read_lines", "start_us"]
+__all__ = ["Pair", "Row", "compare", "crossed", "pairs", "read_lines", "start_us"]
 
+# Lines hold whole microseconds, rounded down.
+ROUNDED_US = 2.0
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 # What the issue promises.
 SHARE, LEAST_MS = 0.02, 1.0
@@ -95,6 +97,12 @@ def start_us(found: Sequence[Pair]) -> tuple[float, float]:
     earliest = max(pair.record.sent_ns[0] / 1000 - pair.line["first_content_us"] for pair in found)
     latest = min(pair.record.arrived_ns / 1000 - pair.line["sent_us"] for pair in found)
     return earliest, latest
+
+
+def crossed(found: Sequence[Pair]) -> bool:
+    """Whether the client has seen an effect before its cause."""
+    earliest, latest = start_us(found)
+    return earliest > latest + ROUNDED_US
 
 
 def compare(result: Result, found: Sequence[Pair]) -> list[Row]:
