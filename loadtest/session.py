@@ -22,9 +22,10 @@ from loadtest.host import Host
 from loadtest.lag import Health
 from loadtest.library import Loaded, ScenarioError, parse
 from loadtest.plan import Plan, keys_of
-from loadtest.preflight import PreflightError, look
+from loadtest.preflight import PreflightError, look, poke
 from loadtest.record import Record
 from loadtest.results import Counted
+from loadtest.scrape import Scraper
 from loadtest.tally import Tally
 from loadtest.workload import Served
 
@@ -66,7 +67,10 @@ class Session:
         self.served: Served | None = None
         self.counted: Counted | None = None
         self.began_s = 0.0
+        self._keys: dict[str, str] = {}
+        self.scraper: Scraper | None = None
         self.failure: str | None = None
+        self._prepared = False
         self.ended = Event()
         self._listen()
 
@@ -74,7 +78,7 @@ class Session:
 
     def tick(self) -> tuple[int, float] | None:
         """How many users Locust should have, and how many it may start a second; None when the run is over."""
-        if self.loaded is None and not self._prepare():
+        if not self._prepared and not self._prepare():
             return None
         assert self.loaded is not None
         if self.counted is not None and self._is_over():
@@ -100,7 +104,7 @@ class Session:
             self.ended.set()
             self._environment.process_exit_code = 2
             return False
-        self.loaded, self._keys = loaded, keys
+        self.loaded, self._keys, self._prepared = loaded, keys, True
         return True
 
     def refresh(self) -> Counted | None:
@@ -117,11 +121,15 @@ class Session:
         if isinstance(self._runner, WorkerRunner):
             return
         # The shape has prepared it, unless somebody took the shape away (the web UI's class picker does).
-        if self.loaded is None and not self._prepare():
+        if not self._prepared and not self._prepare():
             return
         assert self.loaded is not None
         assert self.served is not None
         clients = [client.id for client in self._runner.clients.ready] if self._workers_are_others else [None]
+        if self._workers_are_others:
+            # Only where nothing is measured: reading a page of metrics takes as long as some tokens.
+            self.scraper = Scraper(self.metrics_urls, self.headers)
+            self.scraper.start()
         self.began_s = time() + _LEAD_S
         self.counted = Counted(self.loaded.scenario, Tally(), len(clients))
         self._waiting = set(range(len(clients)))
@@ -130,7 +138,7 @@ class Session:
             plan = Plan(
                 document=self.loaded.document,
                 served=self.served,
-                url=self._environment.host or "",
+                url=self.url,
                 keys=self._keys,
                 began_s=self.began_s,
                 index=index,
@@ -138,6 +146,29 @@ class Session:
                 log_file=file,
             )
             self._runner.send_message(_PLAN, plan.packed(), client_id=client)
+
+    @property
+    def metrics_urls(self) -> list[str]:
+        """Where the server shows its metrics."""
+        assert self.loaded is not None
+        return [self.url, *self.loaded.scenario.metrics_urls]
+
+    @property
+    def url(self) -> str:
+        """The server."""
+        return self._environment.host or ""
+
+    def nudge(self) -> None:
+        """One small request, which has an engine take a step."""
+        assert self.loaded is not None
+        assert self.served is not None
+        poke(self.loaded.scenario, self.url, self.served.model, self.headers)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The key that the master itself uses."""
+        key = next(iter(self._keys.values()), None)
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     @property
     def _workers_are_others(self) -> bool:
@@ -158,7 +189,10 @@ class Session:
 
     def _forget(self, **_: Any) -> None:
         """Locust has stopped, at the end of a run or before it: the next one begins from the start."""
-        self.loaded = None
+        self._prepared = False
+        if self.scraper is not None and not self.ended.is_set():
+            self.scraper.stop()
+            self.scraper = None
 
     def _on_ended(self, msg: Any, **_: Any) -> None:
         assert self.counted is not None

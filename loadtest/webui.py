@@ -1,10 +1,10 @@
-"""Tabs of Locust's web UI: streams, errors by kind, and how the generator does. Only tables; Locust draws its charts."""
+"""Tabs of Locust's web UI: streams, errors by kind, and how the generator does. Tables only: charts are
+Locust's own."""
 
 from __future__ import annotations
 
 import csv
 import io
-from typing import Any
 
 from flask import Response, request
 from locust.web import WebUI
@@ -21,7 +21,10 @@ _TIMES = (("TTFT", "ttft"), ("TTFT from sending", "ttft_sent"), ("ITL", "itl"), 
 
 # key -> (title, columns)
 _TABS: dict[str, tuple[str, list[str]]] = {
-    "load-streams": ("Streams", ["workload", "tenant", "what", "count", "mean_ms", *(f"{q}_ms" for q, _ in _QUANTILES)]),
+    "load-streams": (
+        "Streams",
+        ["workload", "tenant", "what", "count", "mean_ms", *(f"{q}_ms" for q, _ in _QUANTILES)],
+    ),
     "load-errors": ("Error kinds", ["workload", "tenant", "kind", "count"]),
     "load-generator": ("Generator", ["what", "value", "allowed"]),
 }
@@ -38,11 +41,14 @@ def extend(ui: WebUI, session: Session) -> None:
         {"href": f"/{key}/csv", "title": f"Download {title.lower()} CSV"} for key, (title, _) in _TABS.items()
     ]
 
+    app = ui.app
+    assert app is not None
+
     def answer(response: Response) -> Response:
         if request.path.endswith("/stats/requests"):
             rows = _rows(session.refresh())
             extended = [{"key": key, "data": data} for key, data in rows.items()]
-            response.set_data(ui.app.json.dumps({**(response.json or {}), "extended_stats": extended}))
+            response.set_data(app.json.dumps({**(response.json or {}), "extended_stats": extended}))
         return response
 
     def download(key: str) -> Response:
@@ -52,9 +58,9 @@ def extend(ui: WebUI, session: Session) -> None:
             headers={"Content-Disposition": f"attachment; filename={key}.csv"},
         )
 
-    ui.app.after_request(answer)
+    app.after_request(answer)
     for key in _TABS:
-        ui.app.add_url_rule(f"/{key}/csv", key, ui.auth_required_if_enabled(lambda key=key: download(key)))
+        app.add_url_rule(f"/{key}/csv", key, ui.auth_required_if_enabled(lambda key=key: download(key)))
 
 
 def _rows(counted: Counted | None) -> dict[str, list[Row]]:
