@@ -179,7 +179,8 @@ def _read(place: Path) -> Result:
 
 
 def _report(args: argparse.Namespace) -> int:
-    report = import_module("loadtest.report")
+    from loadtest import report
+
     result = _read(args.run)
     out = args.out or (args.run if args.run.is_dir() else args.run.parent)
     report.write(result, out)

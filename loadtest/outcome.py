@@ -6,10 +6,10 @@ import os
 import platform
 import shutil
 from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
-from loadtest import scrape
+from loadtest import report, scrape
 from loadtest.behaviours import Cancel
 from loadtest.plan import began_ns
 from loadtest.result import Distribution, Result, Run, Server
@@ -124,7 +124,7 @@ def _write(result: Result, out: Path, workers: int) -> None:
                     shutil.copyfileobj(piece, whole)
                 part.unlink()
     result.write(out / "result.json")
-    import_module("loadtest.report").write(result, out)
+    report.write(result, out)
 
 
 def _versions(server: str) -> dict[str, str]:

@@ -52,7 +52,8 @@ class Session:
     def __init__(
         self, environment: Environment, choose: Callable[[], Loaded], tell: Callable[[Record], object], out: Path | None
     ) -> None:
-        """`choose`: the scenario of the next run, when it begins; raises ScenarioError."""
+        """`choose`: the scenario of the next run, when it begins; raises ScenarioError. `tell`: what Locust is to be
+        told of each request. `out`: the folder of a run that will be concluded (`loadtest/outcome.py`)."""
         self._of[id(environment)] = self
         self._environment = environment
         self._choose = choose
@@ -126,7 +127,7 @@ class Session:
         assert self.loaded is not None
         assert self.served is not None
         clients = [client.id for client in self._runner.clients.ready] if self._workers_are_others else [None]
-        if self._workers_are_others:
+        if self._workers_are_others and self._out is not None:
             # Only where nothing is measured: reading a page of metrics takes as long as some tokens.
             self.scraper = Scraper(self.metrics_urls, self.headers)
             self.scraper.start()
@@ -177,6 +178,8 @@ class Session:
     def _is_over(self) -> bool:
         assert self.loaded is not None
         assert self.counted is not None
+        if self.ended.is_set():
+            return True
         if self._waiting:
             stages = self.loaded.scenario.stages
             if time() < self.began_s + stages.arrivals_s + stages.drain_s + _LATE_S:
@@ -190,9 +193,10 @@ class Session:
     def _forget(self, **_: Any) -> None:
         """Locust has stopped, at the end of a run or before it: the next one begins from the start."""
         self._prepared = False
-        if self.scraper is not None and not self.ended.is_set():
-            self.scraper.stop()
-            self.scraper = None
+        if not self.ended.is_set():
+            if self.counted is not None:
+                self.counted.notes.append("it was stopped before its end, or lost its workers")
+            self.ended.set()
 
     def _on_ended(self, msg: Any, **_: Any) -> None:
         assert self.counted is not None
