@@ -8,6 +8,7 @@ UI, `--headless`, `--processes` and master and workers on several machines.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import time
@@ -18,6 +19,8 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest import traces
+from loadtest.arrivals import Trace
 from loadtest.host import Host
 from loadtest.lag import Health
 from loadtest.library import Loaded, ScenarioError, parse
@@ -27,6 +30,7 @@ from loadtest.record import Record
 from loadtest.results import Counted
 from loadtest.scrape import Scraper
 from loadtest.tally import Tally
+from loadtest.traces import TraceError
 from loadtest.workload import Served
 
 __all__ = ["Session"]
@@ -98,8 +102,11 @@ class Session:
             keys = keys_of(loaded)
             if not self._environment.host:
                 raise ScenarioError("No server to load: give its URL (--host).")
+            if isinstance(loaded.scenario.load, Trace):
+                # All of it, once: a line that cannot be read must not come up in the middle of a run.
+                deque(traces.arrivals(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0)
             self.served = look(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
-        except (ScenarioError, PreflightError) as error:
+        except (ScenarioError, PreflightError, TraceError) as error:
             _log.error("%s", error)
             self.failure = str(error)
             self.ended.set()
@@ -202,6 +209,7 @@ class Session:
         assert self.counted is not None
         self.counted.tally.merge(msg.data["tally"])
         self.counted.healths.append(Health.unpacked(msg.data["health"]))
+        self.counted.notes += msg.data["failures"]
         self._waiting.discard(msg.data["index"])
 
     def _on_report(self, data: dict[str, Any], **_: Any) -> None:
@@ -229,7 +237,7 @@ class Session:
 
     def _finish(self, host: Host, index: int) -> None:
         host.join()
-        ended = {"tally": host.tally.take(), "health": host.health.packed(), "index": index}
+        ended = {"tally": host.tally.take(), "health": host.health.packed(), "failures": host.failures, "index": index}
         self._runner.send_message(_ENDED, ended)
 
     def _report(self, data: dict[str, Any], **_: Any) -> None:
