@@ -63,6 +63,11 @@ class Histogram:
         """How many values were larger than `value`, to the precision of a bucket."""
         return sum(count for bucket, count in self.buckets.items() if _middle(bucket) > value)
 
+    @staticmethod
+    def value(bucket: int) -> float:
+        """The middle of a bucket, in microseconds."""
+        return _middle(bucket)
+
     @property
     def mean(self) -> float | None:
         """The exact mean in microseconds, None if nothing was counted."""

@@ -31,6 +31,9 @@ from loadtest.workload import Ask, Conversation, Served, Work
 
 __all__ = ["Host", "Part"]
 
+# A fault of the generator repeats itself; some are enough to find it.
+_FAILURES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -72,6 +75,8 @@ class Host:
         self._own = Greenlets()
         self._in_flight = 0
         self._next_number = part.index
+        # What went wrong in the generator itself; a run with any of these proves nothing.
+        self.failures: list[str] = []
         self.tally = Tally(scenario.slo.per_request)
 
     @property
@@ -84,7 +89,7 @@ class Host:
         self._own.spawn(self._probe.run)
         self._own.spawn(self._count_in_flight)
         if not isinstance(self._scenario.load, Closed):
-            self._own.spawn(self._release)
+            self._own.spawn(self._release).link_exception(self._note)
 
     def join(self) -> None:
         """Wait until every request of the run has ended, or the drain is over, and close everything."""
@@ -103,6 +108,10 @@ class Host:
             self._log.close()
             self._log = None
 
+    def _note(self, greenlet: gevent.Greenlet) -> None:
+        if len(self.failures) < _FAILURES:
+            self.failures.append(f"the generator failed: {greenlet.exception!r}")
+
     # Open loop.
 
     def _release(self) -> None:
@@ -118,7 +127,7 @@ class Host:
                 if self._requests.full():
                     self.tally.drop(self._window, due_ns, ask.workload, ask.tenant)
                 else:
-                    self._requests.spawn(self._converse, talk, ask, due_ns)
+                    self._requests.spawn(self._converse, talk, ask, due_ns).link_exception(self._note)
         finally:
             alarm.close()
 

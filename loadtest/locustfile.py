@@ -33,60 +33,64 @@ def _three_digits(response_time: float) -> int:
     return round(response_time, min(0, 3 - digits)) if response_time else 0  # type: ignore[return-value]
 
 
-@events.init_command_line_parser.add_listener
 def _options(parser: Any, **_: Any) -> None:
-    group = parser.add_argument_group("Streams", "What is asked, and how often")
-    group.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(library.ready())}")
-    group.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
-    group.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
-    group.add_argument("--model", default=None, help="default: the first that the server names")
-    group.add_argument("--seed", type=int, default=None, help="another one asks other questions at other times")
-    group.add_argument("--api-key", default=None, is_secret=True, help="for tenants without a key of their own")
-    group.add_argument(
+    parser.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(library.ready())}")
+    parser.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
+    parser.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
+    parser.add_argument("--model", default=None, help="default: the first that the server names")
+    parser.add_argument("--seed", type=int, default=None, help="another one asks other questions at other times")
+    parser.add_argument("--api-key", default=None, is_secret=True, help="for tenants without a key of their own")
+    parser.add_argument(
         "--load-out", default=None, include_in_web_ui=False, help="folder for result.json and the report (headless)"
     )
 
 
-@events.init.add_listener
 def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
-    # Locust would cut requests off at that time; a scenario has a drain.
-    run_time_s, options.run_time = options.run_time, None
-    users = options.num_users
     out = Path(options.load_out) if options.load_out else None
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    is_worker = isinstance(environment.runner, WorkerRunner)
-    session = Session(environment, lambda: _chosen(options, users, run_time_s), tell, out)
-    if is_worker:
+    if isinstance(environment.runner, WorkerRunner):
+        Session(environment, lambda: _chosen(options), tell, None)
         return
+    # Locust would cut requests off at that time; a scenario has a drain.
+    options.duration, options.run_time = options.duration or options.run_time, None
+    options.is_closed = options.num_users is not None
+    session = Session(environment, lambda: _chosen(options), tell, out)
+    try:
+        load = _chosen(options).scenario.load
+    except library.ScenarioError as error:
+        print(f"locust: {error}", file=sys.stderr)
+        sys.exit(2)
+    if load.kind == "closed":
+        options.is_closed, options.num_users = True, load.users
     if isinstance(environment.shape_class, LoadShape):
-        try:
-            environment.shape_class.use_common_options = _chosen(options, users, run_time_s).scenario.is_closed
-        except library.ScenarioError as error:
-            print(f"locust: {error}", file=sys.stderr)
-            sys.exit(2)
+        # Fields for users and run time in the form make sense in a closed loop only.
+        type(environment.shape_class).use_common_options = options.is_closed
     if web_ui is not None:
         webui.extend(web_ui, session)
     else:
-
-        @environment.events.quitting.add_listener
-        def _quitting(**_: Any) -> None:
-            outcome.conclude(session, environment, out)
+        environment.events.quitting.add_listener(lambda **_: _conclude(session, environment, out))
 
 
-def _chosen(options: Namespace, users: int | None, run_time_s: float | None) -> Loaded:
+def _conclude(session: Session, environment: Environment, out: Path | None) -> None:
+    if session.failure is None and session.ended.is_set():
+        result = outcome.conclude(session, out, " ".join(sys.argv))
+        print(outcome.text(result))
+        environment.process_exit_code = result.verdict.exit_code
+
+
+def _chosen(options: Namespace) -> Loaded:
     overrides = {
-        "users": users,
+        # In an open loop the number of users says nothing, and Locust always has one.
+        "users": options.num_users if getattr(options, "is_closed", False) else None,
         "rate": options.rate,
-        "duration_s": options.duration if options.duration is not None else run_time_s,
+        "duration_s": options.duration,
         "model": options.model or None,
         "seed": options.seed,
         "api_key": options.api_key or None,
     }
-    loaded = library.load(options.scenario, overrides)
-    if loaded.scenario.is_closed and users is None and options.num_users:
-        # What the web UI's form says.
-        loaded = library.load(options.scenario, {**overrides, "users": options.num_users})
-    return loaded
+    return library.load(options.scenario, overrides)
+
+
+events.init_command_line_parser.add_listener(_options)
+events.init.add_listener(_init)

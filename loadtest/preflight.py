@@ -6,6 +6,8 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -13,7 +15,7 @@ from loadtest import prompts, tls
 from loadtest.scenario import Scenario
 from loadtest.workload import Served
 
-__all__ = ["PreflightError", "look"]
+__all__ = ["PreflightError", "look", "poke"]
 
 _TIMEOUT_S = 10.0
 _SAMPLE_WORDS = 400
@@ -43,7 +45,25 @@ def look(scenario: Scenario, url: str, key: str | None) -> Served:
         is_vllm=chosen.get("owned_by") == "vllm",
         tokens_per_word=_tokens_per_word(url, model, key, trust),
         context=context if isinstance(context, int) else None,
+        version=_version(url, key, trust),
     )
+
+
+def poke(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -> None:
+    """Ask for one token, whatever comes of it."""
+    key = headers.get("Authorization", "").removeprefix("Bearer ") or None
+    with suppress(PreflightError):
+        body = {"model": model, "prompt": "a", "max_tokens": 1}
+        _ask(url, "/v1/completions", key, tls.context(scenario.tls_verify), body)
+
+
+def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
+    """What the server calls itself; nothing where it does not tell."""
+    try:
+        said = _ask(url, "/version", key, trust)
+    except PreflightError:
+        return ""
+    return ", ".join(f"{name} {number}" for name, number in said.items() if isinstance(number, str))
 
 
 def _tokens_per_word(url: str, model: str, key: str | None, trust: ssl.SSLContext) -> float:

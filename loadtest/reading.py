@@ -193,6 +193,9 @@ class Reading:
 
     def _take(self, at_ns: int, said: dict[str, Any], choices: list[dict[str, Any]]) -> None:
         has_content, counted = False, 0
+        if self._ask.synthetic and self._prompt is None:
+            for place in (said, *choices):
+                self._learn_prompt(place)
         for choice in choices:
             delta = choice.get("delta")
             text = choice.get("text") if delta is None else delta.get("content")
@@ -208,12 +211,8 @@ class Reading:
                     counted += len(ids)
                     if self._ask.synthetic:
                         self._verify(index, ids)
-            if self._prompt is None and self._ask.synthetic:
-                self._learn_prompt(choice)
             if (reason := choice.get("finish_reason")) is not None:
                 self._finish(index, reason)
-        if self._prompt is None and self._ask.synthetic:
-            self._learn_prompt(said)
         if usage := said.get("usage"):
             grown = self._use(usage, final=not choices)
             counted = counted if self._ask.by_ids else grown

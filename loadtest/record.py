@@ -95,7 +95,8 @@ class Record:
     @property
     def max_gap_us(self) -> int | None:
         """The longest time between two events with content, in microseconds."""
-        return max((b - a for a, b in pairwise(self.content_ns)), default=None) if self.stream else None
+        longest = max((b - a for a, b in pairwise(self.content_ns)), default=None)
+        return longest // 1000 if self.stream and longest is not None else None
 
     def line(self, began_ns: int) -> dict[str, object]:
         """As one line of `requests.jsonl.gz`: microseconds since the run began, gaps in microseconds."""

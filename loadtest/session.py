@@ -8,6 +8,7 @@ UI, `--headless`, `--processes` and master and workers on several machines.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import time
@@ -18,14 +19,18 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest import traces
+from loadtest.arrivals import Trace
 from loadtest.host import Host
 from loadtest.lag import Health
 from loadtest.library import Loaded, ScenarioError, parse
 from loadtest.plan import Plan, keys_of
-from loadtest.preflight import PreflightError, look
+from loadtest.preflight import PreflightError, look, poke
 from loadtest.record import Record
 from loadtest.results import Counted
+from loadtest.scrape import Scraper
 from loadtest.tally import Tally
+from loadtest.traces import TraceError
 from loadtest.workload import Served
 
 __all__ = ["Session"]
@@ -51,7 +56,8 @@ class Session:
     def __init__(
         self, environment: Environment, choose: Callable[[], Loaded], tell: Callable[[Record], object], out: Path | None
     ) -> None:
-        """`choose`: the scenario of the next run, when it begins; raises ScenarioError."""
+        """`choose`: the scenario of the next run, when it begins; raises ScenarioError. `tell`: what Locust is to be
+        told of each request. `out`: the folder of a run that will be concluded (`loadtest/outcome.py`)."""
         self._of[id(environment)] = self
         self._environment = environment
         self._choose = choose
@@ -66,7 +72,10 @@ class Session:
         self.served: Served | None = None
         self.counted: Counted | None = None
         self.began_s = 0.0
+        self._keys: dict[str, str] = {}
+        self.scraper: Scraper | None = None
         self.failure: str | None = None
+        self._prepared = False
         self.ended = Event()
         self._listen()
 
@@ -74,7 +83,7 @@ class Session:
 
     def tick(self) -> tuple[int, float] | None:
         """How many users Locust should have, and how many it may start a second; None when the run is over."""
-        if self.loaded is None and not self._prepare():
+        if not self._prepared and not self._prepare():
             return None
         assert self.loaded is not None
         if self.counted is not None and self._is_over():
@@ -93,14 +102,17 @@ class Session:
             keys = keys_of(loaded)
             if not self._environment.host:
                 raise ScenarioError("No server to load: give its URL (--host).")
+            if isinstance(loaded.scenario.load, Trace):
+                # All of it, once: a line that cannot be read must not come up in the middle of a run.
+                deque(traces.arrivals(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0)
             self.served = look(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
-        except (ScenarioError, PreflightError) as error:
+        except (ScenarioError, PreflightError, TraceError) as error:
             _log.error("%s", error)
             self.failure = str(error)
             self.ended.set()
             self._environment.process_exit_code = 2
             return False
-        self.loaded, self._keys = loaded, keys
+        self.loaded, self._keys, self._prepared = loaded, keys, True
         return True
 
     def refresh(self) -> Counted | None:
@@ -117,11 +129,15 @@ class Session:
         if isinstance(self._runner, WorkerRunner):
             return
         # The shape has prepared it, unless somebody took the shape away (the web UI's class picker does).
-        if self.loaded is None and not self._prepare():
+        if not self._prepared and not self._prepare():
             return
         assert self.loaded is not None
         assert self.served is not None
         clients = [client.id for client in self._runner.clients.ready] if self._workers_are_others else [None]
+        if self._workers_are_others and self._out is not None:
+            # Only where nothing is measured: reading a page of metrics takes as long as some tokens.
+            self.scraper = Scraper(self.metrics_urls, self.headers)
+            self.scraper.start()
         self.began_s = time() + _LEAD_S
         self.counted = Counted(self.loaded.scenario, Tally(), len(clients))
         self._waiting = set(range(len(clients)))
@@ -130,7 +146,7 @@ class Session:
             plan = Plan(
                 document=self.loaded.document,
                 served=self.served,
-                url=self._environment.host or "",
+                url=self.url,
                 keys=self._keys,
                 began_s=self.began_s,
                 index=index,
@@ -140,12 +156,37 @@ class Session:
             self._runner.send_message(_PLAN, plan.packed(), client_id=client)
 
     @property
+    def metrics_urls(self) -> list[str]:
+        """Where the server shows its metrics."""
+        assert self.loaded is not None
+        return [self.url, *self.loaded.scenario.metrics_urls]
+
+    @property
+    def url(self) -> str:
+        """The server."""
+        return self._environment.host or ""
+
+    def nudge(self) -> None:
+        """One small request, which has an engine take a step."""
+        assert self.loaded is not None
+        assert self.served is not None
+        poke(self.loaded.scenario, self.url, self.served.model, self.headers)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The key that the master itself uses."""
+        key = next(iter(self._keys.values()), None)
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+    @property
     def _workers_are_others(self) -> bool:
         return isinstance(self._runner, MasterRunner)
 
     def _is_over(self) -> bool:
         assert self.loaded is not None
         assert self.counted is not None
+        if self.ended.is_set():
+            return True
         if self._waiting:
             stages = self.loaded.scenario.stages
             if time() < self.began_s + stages.arrivals_s + stages.drain_s + _LATE_S:
@@ -158,12 +199,17 @@ class Session:
 
     def _forget(self, **_: Any) -> None:
         """Locust has stopped, at the end of a run or before it: the next one begins from the start."""
-        self.loaded = None
+        self._prepared = False
+        if not self.ended.is_set():
+            if self.counted is not None:
+                self.counted.notes.append("it was stopped before its end, or lost its workers")
+            self.ended.set()
 
     def _on_ended(self, msg: Any, **_: Any) -> None:
         assert self.counted is not None
         self.counted.tally.merge(msg.data["tally"])
         self.counted.healths.append(Health.unpacked(msg.data["health"]))
+        self.counted.notes += msg.data["failures"]
         self._waiting.discard(msg.data["index"])
 
     def _on_report(self, data: dict[str, Any], **_: Any) -> None:
@@ -191,7 +237,7 @@ class Session:
 
     def _finish(self, host: Host, index: int) -> None:
         host.join()
-        ended = {"tally": host.tally.take(), "health": host.health.packed(), "index": index}
+        ended = {"tally": host.tally.take(), "health": host.health.packed(), "failures": host.failures, "index": index}
         self._runner.send_message(_ENDED, ended)
 
     def _report(self, data: dict[str, Any], **_: Any) -> None:

@@ -109,8 +109,8 @@ def _latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
     below = "no lower end" if low is None else ms(low)
     if high is None:
         return check, (
-            f"{said}; but {measured.count:,} samples are too few for {limit.quantile} "
-            f"({needed(q):,} are needed): its 95 % interval is from {below} to no upper end"
+            f"{said}; but this comes from {measured.count:,} of the {needed(q):,} samples that {limit.quantile} needs: "
+            f"its 95 % interval is from {below} to no upper end"
         )
     said = f"{said} (95 % interval {below} to {ms(high)}, {measured.count:,} samples)"
     if met and high > limit.limit:

@@ -7,6 +7,8 @@ from math import floor, log10
 __all__ = ["count", "ms", "number", "share", "signed"]
 
 NONE = "-"
+# More than a float has.
+_DIGITS = 17
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -33,8 +35,13 @@ def count(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of one, in percent."""
-    return NONE if value is None else f"{number(value * 100, 3)} %"
+    """A part of one, in percent; what is not quite all does not read as all."""
+    if value is None:
+        return NONE
+    digits = 3
+    while value < 1 and digits < _DIGITS and number(value * 100, digits) == "100":
+        digits += 1
+    return f"{number(value * 100, digits)} %"
 
 
 def signed(value: float | None, digits: int = 3) -> str:

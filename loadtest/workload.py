@@ -37,6 +37,7 @@ class Served:
     tokens_per_word: float = 1.0
     # The longest prompt and answer together, if the server tells.
     context: int | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_too_few_samples_for_a_quantile_are_said() -> None:
     assert check.met
     assert check.low is not None
     assert check.high is None
-    assert "100 samples are too few for p99 (368 are needed)" in verdict.reasons[0]
+    assert "100 of the 368 samples that p99 needs" in verdict.reasons[0]
     assert "to no upper end" in verdict.reasons[0]
 
 

@@ -16,6 +16,6 @@ def test_numbers(value: float | None, said: str) -> None:
 
 def test_with_units() -> None:
     assert [ms(412.34), ms(9_999), ms(12_345), ms(None)] == ["412.3 ms", "9,999 ms", "12.35 s", "-"]
-    assert [share(0.0666), share(1), share(None)] == ["6.66 %", "100 %", "-"]
+    assert [share(0.0666), share(1), share(0.99995), share(None)] == ["6.66 %", "100 %", "99.995 %", "-"]
     assert [count(12_345.0), count(None)] == ["12,345", "-"]
     assert [signed(0.0514), signed(-2), signed(0), signed(None)] == ["+0.0514", "-2", "0", "-"]
