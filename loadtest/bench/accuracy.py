@@ -127,7 +127,7 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
     return Found(
         case=case,
         result=result,
-        rows=compare(result, found),
+        rows=compare(result, found, truth),
         mock=truth.mock,
         crossed=crossed(found),
         events_per_s=result.generator.events / span_s,

@@ -105,6 +105,8 @@ class App:
             record.status, record.end = status, "refused"
             _fail(connection, status, fault)
             return
+        if fault is not None and fault.kind is Kind.SILENCE:
+            return
         head = f"x-stream-id: {stream_id}\r\nx-request-id: {request_id}\r\n".encode("latin-1")
         self._start(connection, wanted, fault, record, rng, head)
 

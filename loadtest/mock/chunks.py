@@ -39,8 +39,12 @@ class Chunks:
 
     def role(self) -> bytes:
         """What a chat begins with."""
-        delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}'
-        return self._head + delta
+        delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
+        prompt = b"}"
+        if self._asked.token_ids:
+            # Of a chat's prompt nobody knows more than where it begins and how long it is.
+            prompt = b',"prompt_token_ids":%b}' % orjson.dumps([self._asked.first_token] * self._asked.prompt_tokens)
+        return self._head + delta + prompt
 
     def content(self, start: int, count: int, finish: str | None = None, *, wrong: bool = False) -> bytes:
         """Tokens `start` to `start + count`. `wrong`: other ids than those that are due."""

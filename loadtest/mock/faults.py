@@ -17,6 +17,7 @@ class Kind(StrEnum):
     HTTP_429 = "http_429"
     HTTP_500 = "http_500"
     HTTP_503 = "http_503"
+    SILENCE = "silence"  # not even a status comes
 
     CUT = "cut"  # the connection ends without the last HTTP chunk, within an event
     ERROR_EVENT = "error_event"  # an error in band, then [DONE]

@@ -52,6 +52,14 @@ def test_token_ids_are_the_synthetic_engines(mock: Child) -> None:
     assert [token for choice in choices for token in choice["token_ids"]] == oracle.tokens(300, 3, 8)
 
 
+def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: Child) -> None:
+    answer = ask(mock.port, CHAT, return_token_ids=True)
+
+    (first, *_), *_ = [one["prompt_token_ids"] for one in answer.documents if "prompt_token_ids" in one]
+    said = [token for one in answer.documents for choice in one["choices"] for token in choice.get("token_ids") or []]
+    assert said == oracle.tokens(first, 3, 8)
+
+
 def test_running_usage_is_told_when_asked_for(mock: Child) -> None:
     answer = ask(mock.port, stream_options={"include_usage": True, "continuous_usage_stats": True})
 

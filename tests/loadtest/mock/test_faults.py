@@ -88,6 +88,17 @@ def test_a_stall_that_does_not(mock: Child, kind: str, after: int, said: bytes) 
     raw.close()
 
 
+@fault("silence")
+def test_no_answer_at_all(mock: Child, kind: str) -> None:
+    raw = begin(mock.port, headers={"X-Mock-Fault": kind})
+    raw.sock.settimeout(0.2)
+
+    with pytest.raises(TimeoutError):
+        raw.read_all()
+    assert raw.seen == b""
+    raw.close()
+
+
 @fault("no_done")
 def test_no_done(mock: Child, kind: str) -> None:
     answer = spoiled(mock.port, kind)
