@@ -60,7 +60,7 @@ def test_the_reported_times_are_those_of_the_mock(tmp_path: Path) -> None:
         "steps": True,
         "faults": [{"kind": "stall", "share": 0.05, "after": 5, "seconds": 0.5}],
     }
-    case = Case("ci", plan, tokens=40, streams=100, warmup_s=2, measure_s=10)
+    case = Case("ci", plan, itl_ms=40, tokens=40, streams=100, warmup_s=2, measure_s=10)
     cpus = sorted(os.sched_getaffinity(0))
     spread = ({cpus[0]}, {cpus[1]}) if len(cpus) > 1 else (None, None)
     for attempt in range(3):
