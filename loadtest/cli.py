@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--precision", type=_positive, default=0.05, metavar="P", help="how near the limit must be (default 0.05: 5 %%)"
     )
+    sweep.add_argument("--replicas", type=_count, default=1, metavar="N", help="servers behind the URL (default 1)")
     sweep.set_defaults(do=_sweep)
 
     compare = commands.add_parser("compare", help="compare two runs, with confidence intervals")
@@ -121,28 +122,40 @@ def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
 
     command = shlex.join(["sluice-load", *_hidden(args.words)])
     try:
-        return run.measure(
-            loaded, _url(args.url), out, args.workers, command, lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        return run.measure(loaded, _url(args.url), out, args.workers, command, _say)
     except PreflightError as error:
         raise UsageError(str(error)) from None
 
 
 def _sweep(args: argparse.Namespace) -> int:
     sweeping = import_module("loadtest.sweep")
+    slo = _loaded(args).scenario.slo
 
     def measure(rate: float) -> Result:
         return _measure(args, _loaded(args, rate=rate), args.out / f"rate-{rate:g}")
 
-    found = sweeping.sweep(measure, _loaded(args).scenario.slo, args.low, args.high, args.precision)
+    try:
+        found = sweeping.sweep(
+            measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=lambda line: _say(str(line))
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "sweep.json").write_text(found.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
+    (args.out / "sweep.html").write_text(found.html(), encoding="utf-8")
     print(found.text())
-    return 0
+    print(f"written to {args.out}/: sweep.html, sweep.json, and each run in a folder of its own")
+    return 0 if found.limit is not None else 1
 
 
 def _compare(args: argparse.Namespace) -> int:
     compared = import_module("loadtest.compare").compare(_read(args.a), _read(args.b))
     print(compared.text())
     return 1 if compared.regressed else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:
