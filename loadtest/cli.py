@@ -140,9 +140,7 @@ def _sweep(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "sweep.json").write_text(found.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
-    (args.out / "sweep.html").write_text(found.html(), encoding="utf-8")
+    found.write(args.out)
     print(found.text())
     print(f"written to {args.out}/: sweep.html, sweep.json, and each run in a folder of its own")
     return 0 if found.limit is not None else 1

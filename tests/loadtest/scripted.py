@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,10 +26,11 @@ GOOD = HEAD + framed(event(chunk("a")), event(chunk("b")), ending(2)) + LAST
 class Scripted:
     """Listens until it is closed. `requests` are the bytes of each; `connections` how many there were."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[bytes] = []
         self.connections = 0
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -52,7 +54,7 @@ class Scripted:
                 self._threads.append(thread)
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock, suppress(OSError):
+        with suppress(OSError), self._tls.wrap_socket(sock, server_side=True) if self._tls else sock as sock:
             while (request := _request(sock)) is not None:
                 self.requests.append(request)
                 self._script(sock, request)

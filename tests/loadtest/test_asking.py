@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import ipaddress
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +13,11 @@ from dataclasses import replace
 from time import perf_counter_ns
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from loadtest import tls
 from loadtest.asking import Asker
@@ -22,7 +30,7 @@ from loadtest.workload import Ask, Plan
 from tests.loadtest.asks import ASK, chunk, ending, event
 from tests.loadtest.scripted import GOOD, HEAD, LAST, Script, Scripted, framed
 
-Serve = Callable[[Script], Scripted]
+Serve = Callable[..., Scripted]
 SHORT = Timeouts(connect_s=1, first_byte_s=0.2, idle_s=0.2, deadline_s=1)
 LONG = Timeouts(connect_s=5, first_byte_s=10, idle_s=10, deadline_s=20)
 
@@ -31,8 +39,8 @@ LONG = Timeouts(connect_s=5, first_byte_s=10, idle_s=10, deadline_s=20)
 def serve() -> Iterator[Serve]:
     servers: list[Scripted] = []
 
-    def start(script: Script) -> Scripted:
-        servers.append(Scripted(script))
+    def start(script: Script, tls: ssl.SSLContext | None = None) -> Scripted:
+        servers.append(Scripted(script, tls))
         return servers[-1]
 
     yield start
@@ -40,8 +48,8 @@ def serve() -> Iterator[Serve]:
         one.close()
 
 
-def pool_of(url: str) -> Pool:
-    return Pool(Address.of(url, tls.context(verify=True)), 2.0)
+def pool_of(url: str, verify: bool = True) -> Pool:
+    return Pool(Address.of(url, tls.context(verify)), 2.0)
 
 
 def ask(url: str, plan: Plan | None = None, timeouts: Timeouts = LONG, pool: Pool | None = None) -> Record:
@@ -174,6 +182,39 @@ def test_no_tls_there(serve: Serve) -> None:
     server = serve(says(b"what?", then=close))
 
     assert ask(server.url.replace("http", "https")).error is ErrorKind.TLS
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate that nobody has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    pem = made.add_extension(place, critical=False).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+def test_tls_and_a_connection_that_is_used_again(serve: Serve, certified: ssl.SSLContext) -> None:
+    server = serve(trickle(30, 0.001), certified)
+    pool = pool_of(server.url, verify=False)
+    records = [ask(server.url, pool=pool) for _ in range(3)]
+    pool.close()
+
+    assert [(record.error, record.output_tokens) for record in records] == [(None, 30)] * 3
+    assert server.connections == 1
+
+
+def test_a_certificate_that_nobody_signed(serve: Serve, certified: ssl.SSLContext) -> None:
+    record = ask(serve(good, certified).url)
+
+    assert record.error is ErrorKind.TLS
+    assert "certificate" in record.detail
 
 
 def test_a_body_without_length_ends_with_its_connection(serve: Serve) -> None:
