@@ -182,14 +182,16 @@ class SweepResult(_Part):
         return [] if self.limit is None else [Rule(self.limit, f"limit {number(self.limit)}/s", "x")]
 
 
-def autoscaler(results: Sequence[Result], replicas: int) -> Autoscaler:
-    """From the runs at the limit."""
+def autoscaler(results: Sequence[Result], replicas: int) -> Autoscaler | None:
+    """From the runs at the limit; None if nothing ran that could be counted."""
     running, source = _gauge(results, _RUNNING)
     if not running:
         running = [float(each.in_flight) for run in results for each in run.timeline if each.stage == "measure"]
         source = "requests in flight, by the client"
     waiting, _ = _gauge(results, _WAITING)
-    at_limit = sum(running) / len(running) / replicas if running else 0.0
+    if not any(running):
+        return None
+    at_limit = sum(running) / len(running) / replicas
     # What a replica within its SLO shows nearly always is no sign that it is full.
     usual = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
     return Autoscaler(
@@ -209,7 +211,8 @@ def _gauge(results: Sequence[Result], names: Sequence[str]) -> tuple[list[float]
             for t_s, value in run.server.series.get(name, ())
             if run.run.warmup_s <= t_s <= run.run.warmup_s + run.run.duration_s
         ]
-        if values:
+        # A gauge that is there and never moves is one that this server does not keep.
+        if any(values):
             return values, name
     return [], ""
 

@@ -238,6 +238,12 @@ def test_without_vllms_gauges_sluices_own_will_do_and_else_the_clients() -> None
     assert client.running == int(client.running_at_limit * 0.8) > 1
 
 
+def test_where_nothing_was_seen_to_run_there_is_no_advice() -> None:
+    found = sweep(exact, SLO, 1, 1, 0.05)
+
+    assert (found.autoscaler, found.advice()) == (None, [])
+
+
 def test_every_step_is_told() -> None:
     told: list[str] = []
     sweep(exact, SLO, 1, 2, 0.5, tell=told.append)
