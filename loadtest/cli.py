@@ -10,7 +10,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="compare two runs, with confidence intervals")
     compare.add_argument("a", type=Path, help="folder or result.json of the run to compare with")
     compare.add_argument("b", type=Path, help="folder or result.json of the newer run")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.md")
     compare.set_defaults(do=_compare)
 
     report = commands.add_parser("report", help="draw the report of a run anew")
@@ -128,16 +128,15 @@ def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    sweeping = import_module("loadtest.sweep")
+    from loadtest.sweep import sweep
+
     slo = _loaded(args).scenario.slo
 
     def measure(rate: float) -> Result:
         return _measure(args, _loaded(args, rate=rate), args.out / f"rate-{rate:g}")
 
     try:
-        found = sweeping.sweep(
-            measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=lambda line: _say(str(line))
-        )
+        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=_say)
     except ValueError as error:
         raise UsageError(str(error)) from None
     found.write(args.out)
@@ -147,8 +146,14 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    compared = import_module("loadtest.compare").compare(_read(args.a), _read(args.b))
+    from loadtest.compare import compare
+
+    compared = compare(_read(args.a), _read(args.b))
     print(compared.text())
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "compare.html").write_text(compared.html(), encoding="utf-8")
+        (args.out / "compare.md").write_text(compared.markdown(), encoding="utf-8")
     return 1 if compared.regressed else 0
 
 
