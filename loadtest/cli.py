@@ -107,22 +107,22 @@ class UsageError(Exception):
 
 
 def _run(args: argparse.Namespace) -> int:
+    result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
     from loadtest import outcome
 
-    result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
     print(outcome.text(result))
     print(f"written to {args.out}/: report.html, summary.md, result.json, requests.jsonl.gz")
     return result.verdict.exit_code
 
 
 def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
+    url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
     # Locust patches the process when it is imported, and takes a second.
     from loadtest import run
     from loadtest.preflight import PreflightError
 
-    command = shlex.join(["sluice-load", *_hidden(args.words)])
     try:
-        return run.measure(loaded, _url(args.url), out, args.workers, command, _say)
+        return run.measure(loaded, url, out, args.workers, command, _say)
     except PreflightError as error:
         raise UsageError(str(error)) from None
 

@@ -130,6 +130,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
+    assert "locust" not in sys.modules, "it would patch this process"
 
 
 @pytest.mark.parametrize("words", [["run", "smoke"], ["run", "smoke", "--url", "http://x", "--workers", "0"], []])
