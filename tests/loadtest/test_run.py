@@ -108,6 +108,57 @@ def test_a_server_that_is_not_true(server: Callable[[bytes], Scripted], tmp_path
     assert "40 x no_done" in done.stdout
 
 
+VISITOR = """
+from locust import constant, task
+from loadtest.user import SSEUser
+
+class Visitor(SSEUser):
+    wait_time = constant(0.1)
+
+    @task
+    def chat(self):
+        record = self.stream({"model": "m", "messages": [], "max_tokens": 9})
+        assert len(record.content_ns) == 2
+"""
+
+
+@pytest.mark.parametrize(("answer", "failed"), [(GOOD, False), (HEAD + framed(event(chunk("a"))) + LAST, True)])
+def test_users_of_ones_own(server: Callable[[bytes], Scripted], tmp_path: Path, answer: bytes, failed: bool) -> None:
+    """Locust's own tables have one sample for each stream, and its kind of error."""
+    (tmp_path / "mine.py").write_text(VISITOR)
+    words = [
+        "-f",
+        "mine.py",
+        "--host",
+        server(answer).url,
+        "--headless",
+        "-u",
+        "2",
+        "-t",
+        "2s",
+        "--csv",
+        "c",
+        "-L",
+        "ERROR",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    row = (tmp_path / "c_stats.csv").read_text().splitlines()[1].split(",")
+
+    assert row[:2] == ["SSE", "chat"], done.stdout + done.stderr
+    assert int(row[2]) > 5
+    assert int(row[3]) == (int(row[2]) if failed else 0)
+    if failed:
+        assert "no_done" in (tmp_path / "c_failures.csv").read_text()
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
