@@ -10,7 +10,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--precision", type=_positive, default=0.05, metavar="P", help="how near the limit must be (default 0.05: 5 %%)"
     )
+    sweep.add_argument("--replicas", type=_count, default=1, metavar="N", help="servers behind the URL (default 1)")
     sweep.set_defaults(do=_sweep)
 
     compare = commands.add_parser("compare", help="compare two runs, with confidence intervals")
     compare.add_argument("a", type=Path, help="folder or result.json of the run to compare with")
     compare.add_argument("b", type=Path, help="folder or result.json of the newer run")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.md")
     compare.set_defaults(do=_compare)
 
     report = commands.add_parser("report", help="draw the report of a run anew")
@@ -106,43 +107,58 @@ class UsageError(Exception):
 
 
 def _run(args: argparse.Namespace) -> int:
+    result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
     from loadtest import outcome
 
-    result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
     print(outcome.text(result))
     print(f"written to {args.out}/: report.html, summary.md, result.json, requests.jsonl.gz")
     return result.verdict.exit_code
 
 
 def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
+    url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
     # Locust patches the process when it is imported, and takes a second.
     from loadtest import run
     from loadtest.preflight import PreflightError
 
-    command = shlex.join(["sluice-load", *_hidden(args.words)])
     try:
-        return run.measure(
-            loaded, _url(args.url), out, args.workers, command, lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        return run.measure(loaded, url, out, args.workers, command, _say)
     except PreflightError as error:
         raise UsageError(str(error)) from None
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    sweeping = import_module("loadtest.sweep")
+    from loadtest.sweep import sweep
+
+    slo = _loaded(args).scenario.slo
 
     def measure(rate: float) -> Result:
         return _measure(args, _loaded(args, rate=rate), args.out / f"rate-{rate:g}")
 
-    found = sweeping.sweep(measure, _loaded(args).scenario.slo, args.low, args.high, args.precision)
+    try:
+        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=_say)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    found.write(args.out)
     print(found.text())
-    return 0
+    print(f"written to {args.out}/: sweep.html, sweep.json, and each run in a folder of its own")
+    return 0 if found.limit is not None else 1
 
 
 def _compare(args: argparse.Namespace) -> int:
-    compared = import_module("loadtest.compare").compare(_read(args.a), _read(args.b))
+    from loadtest.compare import compare
+
+    compared = compare(_read(args.a), _read(args.b))
     print(compared.text())
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "compare.html").write_text(compared.html(), encoding="utf-8")
+        (args.out / "compare.md").write_text(compared.markdown(), encoding="utf-8")
     return 1 if compared.regressed else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:

@@ -118,6 +118,7 @@ class Connection:
         self._timer: Any = None
         self._ended: tuple[End, str] | None = None
         self._to_the_end = False
+        self._stays_open = False
         self.idle_since_ns = 0
         if address.trust is not None:
             try:
@@ -135,7 +136,7 @@ class Connection:
         self._answer = answer
         self._parser: Any = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
-        self._to_the_end = False
+        self._to_the_end = self._stays_open = False
         self._ended = None
         self._wake = Event()
         self._failure: BaseException | None = None
@@ -159,8 +160,7 @@ class Connection:
     @property
     def reusable(self) -> bool:
         """Whether the next request may use it."""
-        complete = self._ended is not None and self._ended[0] is End.COMPLETE
-        return complete and self._pace == Pace() and not self._to_the_end and self._parser.should_keep_alive()
+        return self._stays_open and self._pace == Pace()
 
     def is_alive(self) -> bool:
         """Whether the server has said nothing since the last answer, not even that it closes."""
@@ -245,6 +245,8 @@ class Connection:
             self._answer.body(self._arrived_ns, data)
 
     def on_message_complete(self) -> None:
+        # The parser knows it only now.
+        self._stays_open = self._ended is None and not self._to_the_end and self._parser.should_keep_alive()
         self._finish(End.COMPLETE, "")
 
     # Inside.

@@ -86,7 +86,7 @@ class Host:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._own.spawn(self._probe.run)
+        self._probing = self._own.spawn(self._probe.run)
         self._own.spawn(self._count_in_flight)
         if not isinstance(self._scenario.load, Closed):
             self._own.spawn(self._release).link_exception(self._note)
@@ -97,6 +97,7 @@ class Host:
         # A second more than requests have: they end by themselves then, as errors.
         while (self._requests or self._in_flight) and perf_counter_ns() < self._end_ns + 1_000_000_000:
             gevent.sleep(0.05)
+        self._probing.join(1.0)
         self.stop()
 
     def stop(self) -> None:

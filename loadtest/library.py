@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ def _overridden(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
     if (users := overrides.get("users")) is not None:
         document["load"] = {**(document["load"] if loaded.scenario.is_closed else {"kind": "closed"}), "users": users}
     if (rate := overrides.get("rate")) is not None:
+        if not 0 < rate < math.inf:
+            raise ScenarioError(f"--rate: {rate:g} arrivals per second cannot be; give a number above 0.")
         between = parse(document, "with overrides")
         document["load"] = _at_rate(between, document["load"], rate)
     if (key := overrides.get("api_key")) is not None:

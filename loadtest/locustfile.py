@@ -29,8 +29,10 @@ stats.PERCENTILES_TO_STATISTICS = [0.9, 0.95, 0.99]
 
 def _three_digits(response_time: float) -> int:
     """Locust counts times in buckets of two digits, which is 5 % off; three are 0.5 %."""
-    digits = len(str(int(response_time)))
-    return round(response_time, min(0, 3 - digits)) if response_time else 0  # type: ignore[return-value]
+    return int(round(response_time, min(0, 3 - len(str(int(response_time))))))
+
+
+stats.bucket_response_time = _three_digits
 
 
 def _options(parser: Any, **_: Any) -> None:
@@ -83,13 +85,23 @@ def _chosen(options: Namespace) -> Loaded:
     overrides = {
         # In an open loop the number of users says nothing, and Locust always has one.
         "users": options.num_users if getattr(options, "is_closed", False) else None,
-        "rate": options.rate,
-        "duration_s": options.duration,
+        "rate": _number("rate", options.rate),
+        "duration_s": _number("duration", options.duration),
         "model": options.model or None,
-        "seed": options.seed,
+        "seed": None if (seed := _number("seed", options.seed)) is None else int(seed),
         "api_key": options.api_key or None,
     }
     return library.load(options.scenario, overrides)
+
+
+def _number(name: str, given: object) -> float | None:
+    """The web UI's form gives text."""
+    if given is None or given == "":
+        return None
+    try:
+        return float(str(given))
+    except ValueError:
+        raise library.ScenarioError(f"{name}: {given!r} is not a number.") from None
 
 
 events.init_command_line_parser.add_listener(_options)

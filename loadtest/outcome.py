@@ -117,6 +117,7 @@ def _server(session: Session, counted: Counted, ttft: Distribution) -> Server:
 
 
 def _write(result: Result, out: Path, workers: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     with (out / "requests.jsonl.gz").open("wb") as whole:
         for part in (out / f"requests.{index}.jsonl.gz" for index in range(workers)):
             if part.exists():

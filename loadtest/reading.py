@@ -15,10 +15,10 @@ from typing import Any
 
 import orjson
 
-from gateway.engine import oracle
 from loadtest import sse
 from loadtest.record import Manner, Record
 from loadtest.result import ErrorKind
+from loadtest.tokens import Tokens
 from loadtest.workload import Ask
 
 __all__ = ["End", "Reading"]
@@ -65,11 +65,7 @@ class Reading:
         self._body = bytearray()
         self._texts: list[str] = []
         self._finished: set[int] = set()
-        self._said: dict[int, int] = {}
-        # Tokens by the latest usage, and whether it was the one that ends an answer.
-        self._running = 0
-        self._has_usage = False
-        self._prompt = ask.prompt_ids
+        self._tokens = Tokens(ask, record, self.fail)
 
     @property
     def text(self) -> str:
@@ -193,9 +189,7 @@ class Reading:
 
     def _take(self, at_ns: int, said: dict[str, Any], choices: list[dict[str, Any]]) -> None:
         has_content, counted = False, 0
-        if self._ask.synthetic and self._prompt is None:
-            for place in (said, *choices):
-                self._learn_prompt(place)
+        self._tokens.learn_prompt(said, choices)
         for choice in choices:
             delta = choice.get("delta")
             text = choice.get("text") if delta is None else delta.get("content")
@@ -209,12 +203,11 @@ class Reading:
                     self._texts.append(text)
                 if ids:
                     counted += len(ids)
-                    if self._ask.synthetic:
-                        self._verify(index, ids)
+                    self._tokens.verify(index, ids)
             if (reason := choice.get("finish_reason")) is not None:
                 self._finish(index, reason)
         if usage := said.get("usage"):
-            grown = self._use(usage, final=not choices)
+            grown = self._tokens.use(usage, final=not choices)
             counted = counted if self._ask.by_ids else grown
         if has_content:
             countable = self._ask.by_ids or (self._ask.by_usage and usage)
@@ -239,43 +232,12 @@ class Reading:
             self.fail(ErrorKind.BAD_EVENT, "finish reason 'abort': an error that does not say so")
         self._finished.add(index)
 
-    def _use(self, usage: dict[str, Any], *, final: bool) -> int:
-        """Take the counts; how many tokens they are more than the last."""
-        total = int(usage["completion_tokens"])
-        grown = total - self._running
-        if grown < 0:
-            self.fail(ErrorKind.USAGE_MISMATCH, f"usage went from {self._running} to {total} tokens")
-        elif grown and final and self._running:
-            self.fail(ErrorKind.USAGE_MISMATCH, f"{self._running} tokens up to the last event, {total} in all")
-        self._running = total
-        self._has_usage = self._has_usage or final or not self._ask.by_usage
-        self.record.prompt_tokens = int(usage["prompt_tokens"])
-        return max(0, grown)
-
     def _in_band(self, error: object) -> None:
         said = error if isinstance(error, dict) else {"message": str(error)}
         if self.record.manner is Manner.STALL and said.get("code") == "client_stalled":
             self.record.left_by_plan = True
             return
         self.fail(ErrorKind.SSE_ERROR, f"{said.get('code')}: {said.get('message')}")
-
-    # Every token, where the engine's are known.
-
-    def _learn_prompt(self, said: dict[str, Any]) -> None:
-        if ids := said.get("prompt_token_ids"):
-            self._prompt = (int(ids[0]), len(ids))
-
-    def _verify(self, index: int, ids: list[int]) -> None:
-        if self._prompt is None:
-            self.fail(ErrorKind.BAD_EVENT, "tokens before the prompt's ids, which return_token_ids asks for")
-            return
-        first, start = self._prompt
-        at = start + self._said.get(index, 0)
-        if ids != (due := oracle.tokens(first, at, len(ids))):
-            self.fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at}, where {due[:8]} were due")
-        else:
-            self.record.verified_tokens += len(ids)
-        self._said[index] = self._said.get(index, 0) + len(ids)
 
     # At the end.
 
@@ -300,7 +262,7 @@ class Reading:
         missing = self._ask.choices - len(self._finished)
         if missing:
             self.fail(ErrorKind.NO_FINISH, f"no finish reason for {missing} of {self._ask.choices} choices")
-        self._check_usage(sum(self.record.content_tokens) if self._ask.by_ids else None)
+        self._tokens.check(sum(self.record.content_tokens) if self._ask.by_ids else None, self.content_events)
 
     def _whole(self, at_ns: int) -> None:
         """An answer that was not streamed."""
@@ -316,12 +278,11 @@ class Reading:
                     self._texts.append(text)
                 if choice.get("finish_reason") is not None:
                     self._finish(choice["index"], choice["finish_reason"])
+                self._tokens.learn_prompt(said, choices)
                 if self._ask.synthetic:
-                    self._learn_prompt(choice)
-                    self._learn_prompt(said)
-                    self._verify(choice["index"], choice["token_ids"])
+                    self._tokens.verify(choice["index"], choice["token_ids"])
             if usage := said.get("usage"):
-                self._use(usage, final=True)
+                self._tokens.use(usage, final=True)
         except orjson.JSONDecodeError:
             self.fail(ErrorKind.BAD_JSON, repr(bytes(self._body[:120])))
             return
@@ -330,23 +291,12 @@ class Reading:
             return
         if len(choices) != self._ask.choices or len(self._finished) != len(choices):
             self.fail(ErrorKind.NO_FINISH, f"{len(self._finished)} finish reasons for {self._ask.choices} choices")
-        self._check_usage(sum(len(choice["token_ids"]) for choice in choices) if self._ask.by_ids else None)
-
-    def _check_usage(self, counted: int | None) -> None:
-        most = self._ask.max_tokens * self._ask.choices
-        if not self._has_usage:
-            self.fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
-        elif self._running > most:
-            self.fail(ErrorKind.USAGE_MISMATCH, f"{self._running} tokens, where {most} were allowed")
-        elif counted is not None and counted != self._running:
-            self.fail(ErrorKind.USAGE_MISMATCH, f"usage says {self._running} tokens, {counted} came")
-        elif self.content_events > self._running:
-            self.fail(ErrorKind.USAGE_MISMATCH, f"usage says {self._running} tokens, {self.content_events} events came")
+        self._tokens.check(sum(len(choice["token_ids"]) for choice in choices) if self._ask.by_ids else None, 0)
 
     def _settle(self) -> None:
         """The number of tokens, and where they are counted: what only the end told goes to the last event."""
         tokens = self.record.content_tokens
-        self.record.output_tokens = max(self._running, 0) or sum(tokens)
+        self.record.output_tokens = self._tokens.total or sum(tokens)
         if tokens and (rest := self.record.output_tokens - sum(tokens)) > 0:
             tokens[-1] += rest
 

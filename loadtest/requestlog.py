@@ -23,6 +23,7 @@ class RequestLog:
         self._began_ns = began_ns
         self._lines: list[bytes] = []
         self._thread = ThreadPool(1)
+        file.parent.mkdir(parents=True, exist_ok=True)
         # Level 1: a worker has better things to do than to save a third of the bytes.
         self._file = gzip.open(file, "wb", compresslevel=1)  # noqa: SIM115 - open as long as the run lasts
         self._writer = gevent.spawn(self._run)

@@ -7,13 +7,23 @@ that its own tables, CSV files and reports are right.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from time import perf_counter_ns
 from typing import Any
 
 import gevent
+import orjson
 from locust import LoadTestShape, User, events, task
 
+from loadtest import tls
+from loadtest.asking import Asker
+from loadtest.connection import Address
+from loadtest.pool import Pool
 from loadtest.record import Record
+from loadtest.scenario import Timeouts
 from loadtest.session import Session
+from loadtest.workload import Ask, Plan
 
 __all__ = ["LoadShape", "LoadUser", "SSEUser", "StreamError"]
 
@@ -23,13 +33,63 @@ class StreamError(Exception):
 
 
 class SSEUser(User):
-    """A user whose requests are told to Locust as whole streams. Derive from it for tasks of your own."""
+    """A user of your own: derive from it and ask in your tasks.
+
+    class Visitor(SSEUser):
+        @task
+        def chat(self):
+            record = self.stream({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50})
+    """
 
     abstract = True
+    timeouts = Timeouts()
+    tls_verify = True
 
-    def tell(self, record: Record) -> None:
-        """Tell Locust what became of a request."""
+    def on_start(self) -> None:
+        """Locust calls it before the first task; call it from your own."""
+        self._connections = Pool(Address.of(self.host or "", tls.context(self.tls_verify)), self.timeouts.connect_s)
+        self._asked = 0
+
+    def on_stop(self) -> None:
+        """As `on_start`."""
+        self._connections.close()
+
+    def stream(
+        self,
+        body: Mapping[str, Any],
+        *,
+        name: str = "chat",
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Ask for a stream and read it; Locust is told once, and the record has all times and tokens."""
+        usage = {"stream_options": {"include_usage": True}}
+        whole = {**usage, **body, "stream": True}
+        asked = Ask(
+            number=self._asked,
+            turn=1,
+            workload=name,
+            tenant="default",
+            model=str(body.get("model", "")),
+            path=path,
+            body=orjson.dumps(whole),
+            headers=headers or {},
+            stream=True,
+            choices=int(body.get("n") or 1),
+            max_tokens=int(body.get("max_tokens") or body.get("max_completion_tokens") or sys.maxsize),
+            plan=Plan(),
+            by_usage=bool(whole["stream_options"].get("continuous_usage_stats")),
+            by_ids=bool(body.get("return_token_ids")),
+            synthetic=False,
+            prompt_ids=None,
+            keeps_text=False,
+        )
+        self._asked += 1
+        now_ns = perf_counter_ns()
+        asker = Asker(self._connections, self.timeouts, now_ns + int(self.timeouts.deadline_s * 1e9))
+        record, _ = asker.perform(asked, now_ns, lambda _: None)
         tell(record)
+        return record
 
 
 def tell(record: Record) -> None:
@@ -56,7 +116,7 @@ def tell(record: Record) -> None:
     )
 
 
-class LoadUser(SSEUser):
+class LoadUser(User):
     """One user of the scenario."""
 
     @task

@@ -26,7 +26,7 @@ PLOT_W, PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 _LABEL_GAP = 30
 _CHAR = 6.2
 
-Kind = Literal["line", "bars", "points"]
+Kind = Literal["line", "bars", "points", "crosses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,12 @@ class Chart:
         if line.kind == "points":
             return [
                 f'<circle class="dot c{line.colour}" cx="{self._x(x):.1f}" cy="{self._y(value):.1f}" r="3.5"/>'
+                for x, value in line.points
+                if value is not None
+            ]
+        if line.kind == "crosses":
+            return [
+                f'<path class="cross c{line.colour}" d="M{self._x(x) - 4:.1f} {self._y(value) - 4:.1f}l8 8m0 -8l-8 8"/>'
                 for x, value in line.points
                 if value is not None
             ]

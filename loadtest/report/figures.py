@@ -217,7 +217,7 @@ def _curve(metric: str, title: str, series: Sequence[tuple[str, Distribution]], 
     return Chart(
         title, f"{_NAMES[metric]} at each percentile; the axis gives every further nine the same room", x,
         latency(f"{_NAMES[metric]} (ms)", [*known, *drawn]), lines, " ms", (), rules,
-        note=f"number of values: {max(counts):,}", x_labels=[f"p{number(q * 100, 6)}" for q, _ in longest],
+        note=f"number of values: {max(counts):,}", x_labels=[f"p{number(q * 100, 5)}" for q, _ in longest],
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from loadtest.result import Outcome, Result
 
 __all__ = ["escaped", "of_run", "table"]
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+# Links, images, emphasis, HTML, headings and cells; and what makes a list at the beginning of a line.
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&]|^[+-](?= )|(?<=^\d)[.)](?= ))")
 _LATENCY = ("ms", "count", "mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
 

@@ -21,8 +21,10 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     }
     hair.setAttribute("d", `M${x[near]} ${box[1]}v${box[3]}`);
     tip.textContent = [l[near], ...s.filter((one) => one.v[near]).map((one) => `${one.n}: ${one.v[near]}`)].join("\n");
-    const left = x[near] * scale + svg.offsetLeft + 12;
-    tip.style.left = `${Math.max(0, Math.min(left, figure.clientWidth - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${svg.offsetTop + 14}px`;
+    // An SVG element has no offsetLeft.
+    const around = figure.getBoundingClientRect();
+    const left = frame.left - around.left + x[near] * scale + 12;
+    tip.style.left = `${Math.max(0, Math.min(left, around.width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${frame.top - around.top + box[1] * scale + 4}px`;
   });
 }

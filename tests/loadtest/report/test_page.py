@@ -167,3 +167,12 @@ def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> No
     assert fair.soon == pytest.approx(1, abs=0.01)
     assert unfair.served == 0.5
     assert tables.fairness(made(seconds=5, tenants=("a",)).groups) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a_b*c", r"a\_b\*c"), ("- a", r"\- a"), ("+5 pp", "+5 pp"), ("1. a", r"1\. a"), ("[a](b)", r"\[a\](b)"),
+     ("a\n# b", r"a \# b"), ("x (5 %)", "x (5 %)")],
+)  # fmt: skip
+def test_text_stays_text_in_markdown(text: str, said: str) -> None:
+    assert markdown.escaped(text) == said
