@@ -125,14 +125,13 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
         raise SystemExit(f"the generator ended with code {process.returncode}:\n{said[-3000:]}")
     result = Result.read(out / "result.json")
     found = pairs(result, read_lines(out), truth)
-    span_s = result.run.warmup_s + result.run.duration_s
     return Found(
         case=case,
         result=result,
         rows=compare(result, found, truth),
         mock=truth.mock,
         crossed=crossed(found),
-        events_per_s=result.generator.events / span_s,
+        events_per_s=result.generator.events / result.run.duration_s,
     )
 
 
