@@ -156,7 +156,7 @@ def _command_line(
         # Ours writes one line a request; this is the same.
         argv += ["--uvicorn-log-level", "warning"]
     return [
-        sys.executable, "-m", "loadtest.bench.vllm_serve", str(demo.MODEL_PATH),
+        sys.executable, "-m", "loadtest.bench.vllm_command", "serve", str(demo.MODEL_PATH),
         "--host", "127.0.0.1", "--port", str(port), *argv,
     ], env  # fmt: skip
 

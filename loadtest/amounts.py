@@ -1,0 +1,112 @@
+"""How many: numbers that a scenario leaves to chance (lengths in tokens, numbers of turns, seconds of thought).
+
+A plain number stands for itself. Every draw takes its caller's random generator, so that equal seeds ask equally.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = ["Amount", "Choice", "Constant", "Lognormal", "Normal", "Uniform"]
+
+
+class _Amount(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def draw(self, chance: Random) -> float:
+        """One number."""
+        raise NotImplementedError
+
+    def count(self, chance: Random, least: int = 1) -> int:
+        """One whole number, at least `least`."""
+        return max(least, round(self.draw(chance)))
+
+
+class Constant(_Amount):
+    """Always the same."""
+
+    kind: Literal["constant"] = "constant"
+    value: float = Field(ge=0)
+
+    def draw(self, chance: Random) -> float:
+        return self.value
+
+
+class Uniform(_Amount):
+    """Anything from `min` to `max`, all equally likely."""
+
+    kind: Literal["uniform"]
+    min: float = Field(ge=0)
+    max: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g}); swap them")
+        return self
+
+    def draw(self, chance: Random) -> float:
+        return chance.uniform(self.min, self.max)
+
+
+class _Clamped(_Amount):
+    min: float = Field(0, ge=0)
+    max: float = Field(math.inf, gt=0)
+
+    def _clamp(self, value: float) -> float:
+        return min(self.max, max(self.min, value))
+
+
+class Normal(_Clamped):
+    """Around `mean` with the standard deviation `sd`; what falls outside `min` to `max` counts as the nearer one."""
+
+    kind: Literal["normal"]
+    mean: float = Field(ge=0)
+    sd: float = Field(ge=0)
+
+    def draw(self, chance: Random) -> float:
+        return self._clamp(chance.gauss(self.mean, self.sd))
+
+
+class Lognormal(_Clamped):
+    """Half below `median`, with a long tail: what lengths of real prompts and answers look like."""
+
+    kind: Literal["lognormal"]
+    median: float = Field(gt=0)
+    sigma: float = Field(ge=0, le=5)
+
+    def draw(self, chance: Random) -> float:
+        return self._clamp(self.median * math.exp(chance.gauss(0.0, self.sigma)))
+
+
+class Choice(_Amount):
+    """One of `values`, by `weights` if there are some."""
+
+    kind: Literal["choice"]
+    values: tuple[float, ...] = Field(min_length=1)
+    weights: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _paired(self) -> Choice:
+        if self.weights is not None and (len(self.weights) != len(self.values) or sum(self.weights) <= 0):
+            raise ValueError(f"weights need one number for each of the {len(self.values)} values, and a sum above 0")
+        if any(value < 0 for value in self.values) or any(weight < 0 for weight in self.weights or ()):
+            raise ValueError("values and weights are 0 or more")
+        return self
+
+    def draw(self, chance: Random) -> float:
+        return chance.choices(self.values, self.weights)[0]
+
+
+def _number(given: object) -> object:
+    plain = isinstance(given, (int, float)) and not isinstance(given, bool)
+    return {"kind": "constant", "value": given} if plain else given
+
+
+Amount = Annotated[
+    Annotated[Constant | Uniform | Normal | Lognormal | Choice, Field(discriminator="kind")], BeforeValidator(_number)
+]

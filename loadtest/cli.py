@@ -1,0 +1,240 @@
+"""The command `sluice-load`: parse, run, answer with an exit code.
+
+0: good; 1: the SLO is missed, or a comparison found a regression; 2: wrong usage, or the run could not begin; 3: the
+generator was the bottleneck; 4: the server said something untrue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loadtest import library
+from loadtest.library import Loaded, ScenarioError
+from loadtest.result import Result
+
+__all__ = ["main", "make_parser"]
+
+_EPILOG = """\
+examples:
+  sluice-load run smoke --url http://127.0.0.1:8000
+  sluice-load run chat --url https://llm.example --rate 5 --duration 300 --workers 4 --out runs/monday
+  sluice-load run my.yaml --url http://127.0.0.1:8000 --users 50
+  sluice-load sweep chat --url http://127.0.0.1:8000 --low 1 --high 64
+  sluice-load compare runs/monday runs/tuesday
+
+exit codes: 0 good, 1 SLO missed or regression, 2 wrong usage or no server, 3 the generator was too slow for the run to
+prove anything, 4 streams were not whole or not true
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="sluice-load",
+        description="Load tests of OpenAI-compatible streaming servers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run a scenario and judge it")
+    _add_run(run)
+    run.add_argument("--rate", type=_positive, metavar="R", help="arrivals per second on average (open loop)")
+    run.add_argument("--users", type=int, metavar="N", help="users that ask one after the other (closed loop)")
+    run.set_defaults(do=_run)
+
+    sweep = commands.add_parser("sweep", help="find the highest rate that meets the SLO")
+    _add_run(sweep)
+    sweep.add_argument("--low", type=_positive, default=1.0, metavar="R", help="first rate (default 1)")
+    sweep.add_argument("--high", type=_positive, default=1024.0, metavar="R", help="highest rate tried (default 1024)")
+    sweep.add_argument(
+        "--precision", type=_positive, default=0.05, metavar="P", help="how near the limit must be (default 0.05: 5 %%)"
+    )
+    sweep.add_argument("--replicas", type=_count, default=1, metavar="N", help="servers behind the URL (default 1)")
+    sweep.set_defaults(do=_sweep)
+
+    compare = commands.add_parser("compare", help="compare two runs, with confidence intervals")
+    compare.add_argument("a", type=Path, help="folder or result.json of the run to compare with")
+    compare.add_argument("b", type=Path, help="folder or result.json of the newer run")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.md")
+    compare.set_defaults(do=_compare)
+
+    report = commands.add_parser("report", help="draw the report of a run anew")
+    report.add_argument("run", type=Path, help="folder or result.json")
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: beside the result")
+    report.set_defaults(do=_report)
+
+    scenarios = commands.add_parser("scenarios", help="list the ready scenarios")
+    scenarios.set_defaults(do=_scenarios)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", help=f"a YAML file, or one of: {', '.join(library.ready())}")
+    parser.add_argument("--url", required=True, help="the server, without /v1: http://127.0.0.1:8000")
+    parser.add_argument("--out", type=Path, default=Path("load-out"), metavar="DIR", help="default: load-out")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the measured stage")
+    parser.add_argument("--warmup", type=float, metavar="S", help="seconds before it")
+    parser.add_argument("--model", metavar="NAME", help="default: the first that the server names")
+    parser.add_argument("--seed", type=int, metavar="N", help="another one asks other questions at other times")
+    parser.add_argument("--api-key", metavar="KEY", help="for tenants without a key of their own")
+    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that send (default 1)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = make_parser().parse_args(words)
+    args.words = words
+    try:
+        return int(args.do(args))
+    except (ScenarioError, UsageError) as error:
+        print(f"sluice-load: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done."""
+
+
+def _run(args: argparse.Namespace) -> int:
+    result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
+    from loadtest import outcome
+
+    print(outcome.text(result))
+    print(f"written to {args.out}/: report.html, summary.md, result.json, requests.jsonl.gz")
+    return result.verdict.exit_code
+
+
+def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
+    url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
+    # Locust patches the process when it is imported, and takes a second.
+    from loadtest import run
+    from loadtest.preflight import PreflightError
+
+    try:
+        return run.measure(loaded, url, out, args.workers, command, _say)
+    except PreflightError as error:
+        raise UsageError(str(error)) from None
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from loadtest.sweep import sweep
+
+    slo = _loaded(args).scenario.slo
+
+    def measure(rate: float) -> Result:
+        return _measure(args, _loaded(args, rate=rate), args.out / f"rate-{rate:g}")
+
+    try:
+        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=_say)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    found.write(args.out)
+    print(found.text())
+    print(f"written to {args.out}/: sweep.html, sweep.json, and each run in a folder of its own")
+    return 0 if found.limit is not None else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from loadtest.compare import compare
+
+    compared = compare(_read(args.a), _read(args.b))
+    print(compared.text())
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "compare.html").write_text(compared.html(), encoding="utf-8")
+        (args.out / "compare.md").write_text(compared.markdown(), encoding="utf-8")
+    return 1 if compared.regressed else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:
+    return library.load(
+        args.scenario,
+        {
+            "duration_s": args.duration,
+            "warmup_s": args.warmup,
+            "model": args.model,
+            "seed": args.seed,
+            "api_key": args.api_key,
+            **more,
+        },
+    )
+
+
+def _url(given: str) -> str:
+    url = given.rstrip("/").removesuffix("/v1")
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--url: {given!r} is no URL; write it like http://127.0.0.1:8000")
+    return url
+
+
+def _read(place: Path) -> Result:
+    file = place / "result.json" if place.is_dir() else place
+    try:
+        return Result.read(file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}. Give the folder of a run.") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(f"{file} is no result of a run: {where}: {problem['msg']}.") from None
+
+
+def _report(args: argparse.Namespace) -> int:
+    from loadtest import report
+
+    result = _read(args.run)
+    out = args.out or (args.run if args.run.is_dir() else args.run.parent)
+    report.write(result, out)
+    print(f"written to {out}/: report.html, summary.md")
+    return 0
+
+
+def _scenarios(_: argparse.Namespace) -> int:
+    for name in library.ready():
+        comment = (Path(library.__file__).parent / "scenarios" / f"{name}.yaml").read_text().partition("\n")[0]
+        print(f"{name:8} {comment.removeprefix('# ')}")
+    return 0
+
+
+def _hidden(words: Sequence[str]) -> list[str]:
+    """The command line without its key."""
+    hidden = list(words)
+    for number, word in enumerate(words):
+        if word == "--api-key" and number + 1 < len(words):
+            hidden[number + 1] = "********"
+        elif word.startswith("--api-key="):
+            hidden[number] = "--api-key=********"
+    return hidden
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

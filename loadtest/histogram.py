@@ -1,0 +1,97 @@
+"""Times counted in log-linear buckets: at most 0.8 % from the truth at any quantile, whatever the length of the run.
+
+A value is an integer of microseconds. Below 128 us every value has a bucket of its own; above, each power of two is cut
+into 64 (the idea of HdrHistogram, with seven significant bits). Merging is adding, so that workers, seconds and stages
+can be summed in any order without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import ceil
+
+__all__ = ["Histogram"]
+
+_BITS = 7
+_HALF = 1 << (_BITS - 1)
+
+
+class Histogram:
+    """Counts by bucket, with the exact sum and maximum beside them. All values in microseconds."""
+
+    __slots__ = ("buckets", "count", "largest", "total")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, int] = {}
+        self.count = 0
+        self.total = 0
+        self.largest = 0
+
+    def add(self, value: int, times: int = 1) -> None:
+        """Count a value; a negative one (clocks of two threads) counts as 0."""
+        value = max(value, 0)
+        shift = value.bit_length() - _BITS
+        bucket = value if shift <= 0 else (shift << (_BITS - 1)) + (value >> shift)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + times
+        self.count += times
+        self.total += value * times
+        self.largest = max(self.largest, value)
+
+    def merge(self, other: Histogram) -> None:
+        """Add all that another one has counted."""
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
+        self.count += other.count
+        self.total += other.total
+        self.largest = max(self.largest, other.largest)
+
+    def quantile(self, q: float) -> float | None:
+        """The value, in microseconds, that a share `q` (0 to 1) of the values does not exceed.
+
+        It is the middle of a bucket, never above the largest value; None if nothing was counted."""
+        if not self.count:
+            return None
+        rank = max(1, ceil(q * self.count - 1e-9))
+        seen = 0
+        for bucket in sorted(self.buckets):
+            seen += self.buckets[bucket]
+            if seen >= rank:
+                return min(_middle(bucket), float(self.largest))
+        return float(self.largest)
+
+    def above(self, value: int) -> int:
+        """How many values were larger than `value`, to the precision of a bucket."""
+        return sum(count for bucket, count in self.buckets.items() if _middle(bucket) > value)
+
+    @staticmethod
+    def value(bucket: int) -> float:
+        """The middle of a bucket, in microseconds."""
+        return _middle(bucket)
+
+    @property
+    def mean(self) -> float | None:
+        """The exact mean in microseconds, None if nothing was counted."""
+        return self.total / self.count if self.count else None
+
+    def packed(self) -> dict[str, object]:
+        """As JSON: `{"total": us, "max": us, "buckets": [[bucket, count], ...]}`."""
+        return {"total": self.total, "max": self.largest, "buckets": sorted(map(list, self.buckets.items()))}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, object]) -> Histogram:
+        """What `packed` made. Raises KeyError, TypeError or ValueError if it was something else."""
+        made = cls()
+        pairs: Iterable[tuple[int, int]] = packed["buckets"]  # type: ignore[assignment]
+        made.buckets = {int(bucket): int(count) for bucket, count in pairs}
+        made.count = sum(made.buckets.values())
+        made.total = int(packed["total"])  # type: ignore[call-overload]
+        made.largest = int(packed["max"])  # type: ignore[call-overload]
+        return made
+
+
+def _middle(bucket: int) -> float:
+    if bucket < 2 * _HALF:
+        return float(bucket)
+    shift = (bucket >> (_BITS - 1)) - 1
+    low = ((bucket & (_HALF - 1)) + _HALF) << shift
+    return low + ((1 << shift) - 1) / 2

@@ -1,0 +1,108 @@
+"""For Locust itself: `locust -f loadtest/locustfile.py --host URL [--scenario NAME|FILE]`, with its web UI or without.
+
+Everything that Locust offers works: `--headless`, `--csv`, `--html`, `--processes`, `--master` and `--worker`. The
+scenario says how many requests there are and for how long; `--users` and `--run-time` override that, where given. With
+`--load-out` a run without web UI also writes what `sluice-load run` writes, and ends with its exit codes.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from locust import events, stats
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+from loadtest import library, outcome, webui
+from loadtest.library import Loaded
+from loadtest.session import Session
+from loadtest.user import LoadShape, LoadUser, tell
+
+__all__ = ["LoadShape", "LoadUser"]
+
+stats.PERCENTILES_TO_CHART = [0.5, 0.95, 0.99]
+stats.PERCENTILES_TO_STATISTICS = [0.9, 0.95, 0.99]
+
+
+def _three_digits(response_time: float) -> int:
+    """Locust counts times in buckets of two digits, which is 5 % off; three are 0.5 %."""
+    return int(round(response_time, min(0, 3 - len(str(int(response_time))))))
+
+
+stats.bucket_response_time = _three_digits
+
+
+def _options(parser: Any, **_: Any) -> None:
+    parser.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(library.ready())}")
+    parser.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
+    parser.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
+    parser.add_argument("--model", default=None, help="default: the first that the server names")
+    parser.add_argument("--seed", type=int, default=None, help="another one asks other questions at other times")
+    parser.add_argument("--api-key", default=None, is_secret=True, help="for tenants without a key of their own")
+    parser.add_argument(
+        "--load-out", default=None, include_in_web_ui=False, help="folder for result.json and the report (headless)"
+    )
+
+
+def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
+    options = environment.parsed_options
+    assert options is not None
+    out = Path(options.load_out) if options.load_out else None
+    if isinstance(environment.runner, WorkerRunner):
+        Session(environment, lambda: _chosen(options), tell, None)
+        return
+    # Locust would cut requests off at that time; a scenario has a drain.
+    options.duration, options.run_time = options.duration or options.run_time, None
+    options.is_closed = options.num_users is not None
+    session = Session(environment, lambda: _chosen(options), tell, out)
+    try:
+        load = _chosen(options).scenario.load
+    except library.ScenarioError as error:
+        print(f"locust: {error}", file=sys.stderr)
+        sys.exit(2)
+    if load.kind == "closed":
+        options.is_closed, options.num_users = True, load.users
+    if isinstance(environment.shape_class, LoadShape):
+        # Fields for users and run time in the form make sense in a closed loop only.
+        type(environment.shape_class).use_common_options = options.is_closed
+    if web_ui is not None:
+        webui.extend(web_ui, session)
+    else:
+        environment.events.quitting.add_listener(lambda **_: _conclude(session, environment, out))
+
+
+def _conclude(session: Session, environment: Environment, out: Path | None) -> None:
+    if session.failure is None and session.ended.is_set():
+        result = outcome.conclude(session, out, " ".join(sys.argv))
+        print(outcome.text(result))
+        environment.process_exit_code = result.verdict.exit_code
+
+
+def _chosen(options: Namespace) -> Loaded:
+    overrides = {
+        # In an open loop the number of users says nothing, and Locust always has one.
+        "users": options.num_users if getattr(options, "is_closed", False) else None,
+        "rate": _number("rate", options.rate),
+        "duration_s": _number("duration", options.duration),
+        "model": options.model or None,
+        "seed": None if (seed := _number("seed", options.seed)) is None else int(seed),
+        "api_key": options.api_key or None,
+    }
+    return library.load(options.scenario, overrides)
+
+
+def _number(name: str, given: object) -> float | None:
+    """The web UI's form gives text."""
+    if given is None or given == "":
+        return None
+    try:
+        return float(str(given))
+    except ValueError:
+        raise library.ScenarioError(f"{name}: {given!r} is not a number.") from None
+
+
+events.init_command_line_parser.add_listener(_options)
+events.init.add_listener(_init)

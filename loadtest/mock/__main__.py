@@ -1,0 +1,30 @@
+"""`python -m loadtest.mock --port P [--plan FILE] [--truth FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import uvloop
+
+from loadtest.mock.plan import Plan, PlanError
+from loadtest.mock.server import serve
+
+
+def main() -> None:
+    """Parse, run."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.mock", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9000, help="0: one that is free; the first line of output names it")
+    parser.add_argument("--plan", type=Path, help="YAML, see loadtest/mock/plan.py; without it a steady 20 ms a token")
+    parser.add_argument("--truth", type=Path, help="where to write what happened, as JSON lines, at the end")
+    options = parser.parse_args()
+    try:
+        plan = Plan() if options.plan is None else Plan.read(options.plan)
+        uvloop.run(serve(plan, options.host, options.port, options.truth))
+    except (PlanError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""A request for tokens, read from its body and headers and checked. No socket here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from loadtest.mock import faults
+
+__all__ = ["Asked", "Refused", "read"]
+
+# Where a chat's own prompt begins: chats have no ids in their bodies, so all of them count as this one.
+_CHAT_FIRST_TOKEN = 1
+
+
+class Refused(Exception):
+    """The request cannot be served: `status`, and a message that names the field and the fix."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the mock needs to know of a request."""
+
+    chat: bool
+    stream: bool
+    max_tokens: int | None
+    prompt_tokens: int
+    first_token: int
+    include_usage: bool
+    continuous_usage: bool
+    token_ids: bool
+    resumable: bool
+    fault: faults.Fault | None
+
+
+def read(chat: bool, headers: Mapping[str, str], body: bytes) -> Asked:
+    """Raises Refused."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(f"The body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Refused("The body must be a JSON object.")
+    first_token, prompt_tokens = _messages(document) if chat else _prompt(document)
+    options = document.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise Refused("stream_options must be an object.", "stream_options")
+    return Asked(
+        chat=chat,
+        stream=document.get("stream") is True,
+        max_tokens=_max_tokens(document),
+        prompt_tokens=prompt_tokens,
+        first_token=first_token,
+        include_usage=options.get("include_usage") is True,
+        continuous_usage=options.get("continuous_usage_stats") is True,
+        token_ids=document.get("return_token_ids") is True,
+        resumable="x-stream-resumable" in headers,
+        fault=_fault(document, headers),
+    )
+
+
+def _messages(document: dict[str, Any]) -> tuple[int, int]:
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refused("messages must be a list with at least one message.", "messages")
+    texts = [message.get("content") or "" for message in messages if isinstance(message, dict)]
+    return _CHAT_FIRST_TOKEN, sum(len(text.split()) for text in texts if isinstance(text, str)) or 1
+
+
+def _prompt(document: dict[str, Any]) -> tuple[int, int]:
+    prompt = document.get("prompt")
+    if isinstance(prompt, str) and prompt:
+        return _CHAT_FIRST_TOKEN, len(prompt.split())
+    if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
+        return prompt[0], len(prompt)
+    raise Refused("prompt must be a text or a list of token ids, not empty.", "prompt")
+
+
+def _max_tokens(document: dict[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = document.get(name)
+        if value is not None:
+            if not isinstance(value, int) or value < 1:
+                raise Refused(f"{name} must be a whole number of at least 1.", name)
+            return value
+    return None
+
+
+def _fault(document: dict[str, Any], headers: Mapping[str, str]) -> faults.Fault | None:
+    """The header wins. A `user` that names no fault is a user."""
+    try:
+        if named := headers.get("x-mock-fault"):
+            return faults.read(named)
+    except ValueError as error:
+        raise Refused(f"X-Mock-Fault: {error}") from error
+    user = document.get("user")
+    if not isinstance(user, str) or not (user in set(faults.Kind) or user.startswith("{")):
+        return None
+    try:
+        return faults.read(user)
+    except ValueError as error:
+        raise Refused(f"user: {error}", "user") from error

@@ -1,0 +1,61 @@
+"""A mock in a process of its own, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtest.mock.plan import Plan
+from loadtest.mock.truth import Truth
+
+__all__ = ["Child", "running"]
+
+
+class Child:
+    """A mock that runs. `cpus`: where it may."""
+
+    def __init__(self, folder: Path, plan: Plan, cpus: set[int] | None = None) -> None:
+        """Starts it and waits until it listens. Raises RuntimeError if it does not."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._truth = folder / "truth.jsonl"
+        plan_file = folder / "plan.yaml"
+        plan_file.write_text(json.dumps(plan.model_dump(mode="json")), encoding="utf-8")
+        argv = [sys.executable, "-m", "loadtest.mock", "--port", "0", "--plan", str(plan_file)]
+        self.process = subprocess.Popen(  # noqa: S603 - our own module
+            [*argv, "--truth", str(self._truth)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        if cpus is not None:
+            os.sched_setaffinity(self.process.pid, cpus)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline().split()
+        if not said:
+            raise RuntimeError(f"the mock ended with code {self.process.wait()}")
+        self.url = said[-1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def end(self) -> Truth:
+        """End it, and read what happened."""
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+        return Truth.read(self._truth)
+
+    def close(self) -> None:
+        """End it if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def running(folder: Path, plan: Plan, cpus: set[int] | None = None) -> Iterator[Child]:
+    """A mock for as long as the block lasts; `end` it inside to get its truth."""
+    child = Child(folder, plan, cpus)
+    try:
+        yield child
+    finally:
+        child.close()

@@ -1,0 +1,95 @@
+"""What is due, in order: each stream at its own times, or all that are ready together in the engine's next step.
+
+Times follow from what was due before, never from when it was done, so that lateness does not add up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Protocol
+
+from loadtest.mock.timer import Timer
+from loadtest.mock.truth import Lateness
+
+__all__ = ["Due", "Engine"]
+
+
+class Due(Protocol):
+    """Something that is done at its time."""
+
+    def fire(self) -> int | None:
+        """Do it. Returns after how many ns it is due again, None for never."""
+
+
+class Engine:
+    """The mock's clock. Without `step_ns` everything has its own times."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, step_ns: Callable[[], int] | None, lateness: Lateness) -> None:
+        self._step_ns = step_ns
+        self._lateness = lateness
+        self._timer = Timer(loop, self._wake)
+        # With a number between, because things that are due together have no order of their own.
+        self._heap: list[tuple[int, int, Due]] = []
+        self._number = 0
+        self._armed_ns = 0
+        self._next_step_ns = 0
+        self._thawed_ns = 0
+
+    def push(self, at_ns: int, due: Due) -> None:
+        """`due` fires at that time."""
+        self._put(at_ns, due)
+        self._arm()
+
+    def freeze(self, for_s: float) -> None:
+        """Stand still, the whole process. What was due meanwhile is due at the end."""
+        time.sleep(for_s)
+        self._thawed_ns = perf_counter_ns()
+
+    def close(self) -> None:
+        self._timer.close()
+
+    def _put(self, at_ns: int, due: Due) -> None:
+        self._number += 1
+        heapq.heappush(self._heap, (at_ns, self._number, due))
+
+    def _due_ns(self) -> int:
+        first = self._heap[0][0]
+        return first if self._step_ns is None else max(first, self._next_step_ns)
+
+    def _arm(self) -> None:
+        if self._heap and (due := self._due_ns()) != self._armed_ns:
+            self._armed_ns = due
+            self._timer.set(due)
+
+    def _wake(self) -> None:
+        self._armed_ns = 0
+        first = True
+        while self._heap and (due := self._due_ns()) <= perf_counter_ns():
+            due = max(due, self._thawed_ns)
+            if first:
+                self._lateness.starts.add((perf_counter_ns() - due) // 1000)
+                first = False
+            if self._step_ns is None:
+                self._fire([heapq.heappop(self._heap)], due)
+            else:
+                self._next_step_ns = due + self._step_ns()
+                self._fire(self._ready(due), due)
+        self._arm()
+
+    def _ready(self, due_ns: int) -> list[tuple[int, int, Due]]:
+        """Those that take part in a step, in the order in which they became ready."""
+        ready = []
+        while self._heap and self._heap[0][0] <= due_ns:
+            ready.append(heapq.heappop(self._heap))
+        return ready
+
+    def _fire(self, things: list[tuple[int, int, Due]], due_ns: int) -> None:
+        for _, _, thing in things:
+            self._lateness.sends.add((perf_counter_ns() - due_ns) // 1000)
+            wait_ns = thing.fire()
+            if wait_ns is not None:
+                self._put(max(due_ns, self._thawed_ns) + wait_ns, thing)

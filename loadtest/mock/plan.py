@@ -1,0 +1,107 @@
+"""What the mock is going to do: read from YAML, checked, seeded. A request's own times depend on the seed and on how
+many came before it, so two clients that send alike are answered alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from loadtest.mock.draw import Constant, Draw
+from loadtest.mock.faults import Fault
+
+__all__ = ["Freeze", "Plan", "PlanError", "Share"]
+
+
+class PlanError(ValueError):
+    """The plan cannot be used; the message names the field and what is wrong with it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Share(Fault):
+    """A fault and the share of requests that get it."""
+
+    share: float = Field(gt=0, le=1)
+
+
+class Freeze(_Part):
+    """The whole process stands still: it accepts, reads and says nothing."""
+
+    at_s: NonNegativeFloat
+    """After the first request."""
+    for_s: PositiveFloat
+
+
+class Plan(_Part):
+    """Everything that a run of the mock depends on."""
+
+    seed: int = 1
+    model: str = "mock"
+    ttft_ms: Draw = Constant(value=50)
+    """From the arrival of a request's last byte (or from its turn, with `max_running`) to its first token."""
+    itl_ms: Draw = Constant(value=20)
+    """From event to event of a stream; with `steps`, from step to step of the engine."""
+    steps: bool = False
+    """Whether all running streams get their tokens in the same instant, like a real engine's."""
+    tokens_per_event: Draw = Constant(value=1)
+    """Rounded, at least 1. More than one is what a server with merging or speculative decoding sends."""
+    output_tokens: PositiveInt = 128
+    """Of a request that asks for no number."""
+    role: Literal["first_token", "early"] = "first_token"
+    """When a chat's role chunk comes: with the first token (vLLM), or at once (some others)."""
+    max_running: PositiveInt | None = None
+    """More wait for their turn."""
+    kv_tokens: PositiveInt = 1_000_000
+    """How many tokens would be a KV usage of 1."""
+    accept_delay_s: Draw = Constant(value=0)
+    """Between the connection and the first look at what it says."""
+    freezes: list[Freeze] = []
+    faults: list[Share] = []
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Plan:
+        if (total := sum(fault.share for fault in self.faults)) > 1 + 1e-9:
+            raise ValueError(f"faults: the shares add up to {total:g}; make them 1 or less together")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Raises PlanError or OSError."""
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls.model_validate({} if document is None else document)
+        except yaml.YAMLError as error:
+            raise PlanError(f"{path}: not YAML: {error}") from error
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()]
+            raise PlanError(f"{path}: " + "; ".join(lines)) from error
+
+    def chance(self, of: int | str) -> Random:
+        """The source of all that is drawn for the request of that number, or for another purpose."""
+        return Random(f"{self.seed}/{of}")
+
+    def fault(self, rng: Random) -> Fault | None:
+        """Which fault a request gets, if any."""
+        if not self.faults:
+            return None
+        place = rng.random()
+        for fault in self.faults:
+            place -= fault.share
+            if place < 0:
+                return fault
+        return None

@@ -1,0 +1,67 @@
+"""The HTML pages: one file each, with everything in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from loadtest.report import figures, tables
+from loadtest.result import Outcome, Result
+
+__all__ = ["of_run", "render"]
+
+
+def of_run(result: Result) -> str:
+    """The report of one run."""
+    latencies = tables.latencies(result.summary)
+    length_s = result.timeline[-1].t_s + 1 if result.timeline else 1
+    return render(
+        "run.html",
+        {
+            "title": f"{result.run.scenario}: {tables.HEADLINES[Outcome(result.verdict.outcome)]}",
+            "result": result,
+            "headline": tables.HEADLINES[Outcome(result.verdict.outcome)],
+            "cards": tables.cards(result.summary),
+            "checks": tables.checks(result.verdict.checks),
+            "latencies": latencies,
+            "weak": tables.weak(latencies),
+            "curves": figures.curves(result),
+            "over_time": figures.over_time(result),
+            "errors": tables.errors(result.summary),
+            "groups": tables.groups(result.groups),
+            "fairness": tables.fairness(result.groups),
+            "server": tables.server(result),
+            "server_charts": figures.server(result.server, length_s, figures.bands(result)),
+            "generator": tables.generator(result),
+            "integrity": tables.integrity(result),
+        },
+    )
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A page of ours. What `values` hold is escaped, charts apart, which escape for themselves (`__html__`)."""
+    hashes = {"style_hash": _hash("style.css"), "script_hash": _hash("hover.js")}
+    return _environment().get_template(template).render({**values, **hashes})
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("loadtest.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _hash(asset: str) -> str:
+    """Of what stands between the tags, as a content security policy wants it: the browser takes this text and no
+    other."""
+    text = _environment().get_template(asset).render()
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

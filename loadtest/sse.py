@@ -1,0 +1,75 @@
+"""Server-Sent Events out of bytes that come in any pieces. Pure.
+
+Lines may end in LF, CRLF or CR. Comments (keep-alives) and fields other than `data` and `id` are skipped, as browsers
+do. The usual case, whole events of one `data:` line each, costs one split.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Event", "EventTooLarge", "Splitter"]
+
+# The id line's value and the data; either may be missing.
+Event = tuple[bytes | None, bytes | None]
+# The first event of a stream can hold the ids of a whole prompt; this is far beyond any context.
+_LIMIT_BYTES = 32 * 2**20
+
+
+class EventTooLarge(Exception):
+    """What came has no end."""
+
+
+class Splitter:
+    """One stream's bytes in, events out."""
+
+    __slots__ = ("_at_start", "_rest", "_skip_lf", "comments")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._at_start = True
+        self._skip_lf = False
+        self.comments = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether bytes of an event wait for its end."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that `data` completes. Raises EventTooLarge."""
+        if self._skip_lf and data:
+            data = data.removeprefix(b"\n")
+            self._skip_lf = False
+        if b"\r" in data:
+            # A CR is an end of line at once; should a LF follow, in the next piece even, it belongs to it.
+            self._skip_lf = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        whole = self._rest + data if self._rest else data
+        if self._at_start and len(whole) >= 3:
+            whole = whole.removeprefix(b"\xef\xbb\xbf")
+            self._at_start = False
+        *parts, self._rest = whole.split(b"\n\n")
+        if len(self._rest) > _LIMIT_BYTES:
+            raise EventTooLarge(f"An event of more than {_LIMIT_BYTES} bytes.")
+        events: list[Event] = []
+        for part in parts:
+            if part.startswith(b"data: ") and b"\n" not in part:
+                events.append((None, part[6:]))
+            elif (event := self._parsed(part)) is not None:
+                events.append(event)
+        return events
+
+    def _parsed(self, part: bytes) -> Event | None:
+        number: bytes | None = None
+        data: list[bytes] = []
+        for line in part.split(b"\n"):
+            name, colon, value = line.partition(b":")
+            if not name and colon:
+                self.comments += 1
+            value = value.removeprefix(b" ")
+            if name == b"data":
+                data.append(value)
+            elif name == b"id":
+                number = value
+        if number is None and not data:
+            return None
+        return number, b"\n".join(data) if data else None

@@ -1,0 +1,53 @@
+"""TLS as a filter between bytes and bytes, so that a connection decides by itself when it reads and writes."""
+
+from __future__ import annotations
+
+import ssl
+
+__all__ = ["Tls", "context"]
+
+
+def context(verify: bool) -> ssl.SSLContext:
+    """How to trust: the system's authorities, or anybody."""
+    made = ssl.create_default_context()
+    if not verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    made.set_alpn_protocols(["http/1.1"])
+    return made
+
+
+class Tls:
+    """One connection's encryption."""
+
+    def __init__(self, trust: ssl.SSLContext, host: str) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = trust.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+
+    def shake(self, received: bytes) -> tuple[bool, bytes]:
+        """One step of the handshake: whether it is done, and what must be sent. Raises ssl.SSLError."""
+        self._incoming.write(received)
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False, self._outgoing.read()
+        return True, self._outgoing.read()
+
+    def encrypt(self, data: bytes) -> bytes:
+        """What must be sent so that the other side reads `data`."""
+        self._object.write(data)
+        return self._outgoing.read()
+
+    def decrypt(self, received: bytes) -> tuple[bytes, bool]:
+        """What was said, and whether the other side has said that it ends. Raises ssl.SSLError."""
+        self._incoming.write(received)
+        parts = []
+        try:
+            while part := self._object.read(65536):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            return b"".join(parts), False
+        except ssl.SSLZeroReturnError:
+            pass
+        return b"".join(parts), True

@@ -1,0 +1,51 @@
+"""Numbers as people read them: enough digits to tell two runs apart, and no more. Pure."""
+
+from __future__ import annotations
+
+from math import floor, log10
+
+__all__ = ["count", "ms", "number", "share", "signed"]
+
+NONE = "-"
+# More than a float has.
+_DIGITS = 17
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """With so many significant digits, at least all before the point: 0.04213, 12.35, 1,234."""
+    if value is None:
+        return NONE
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - floor(log10(abs(value))))
+    said = f"{value:,.{places}f}"
+    return said.rstrip("0").rstrip(".") if "." in said else said
+
+
+def ms(value: float | None) -> str:
+    """A time in milliseconds, with its unit; long ones in seconds."""
+    if value is None:
+        return NONE
+    return f"{number(value / 1000)} s" if abs(value) >= 10_000 else f"{number(value)} ms"
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands parted."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def share(value: float | None) -> str:
+    """A part of one, in percent; what is not quite all does not read as all."""
+    if value is None:
+        return NONE
+    digits = 3
+    while value < 1 and digits < _DIGITS and number(value * 100, digits) == "100":
+        digits += 1
+    return f"{number(value * 100, digits)} %"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """With its sign, because it is a difference."""
+    if value is None:
+        return NONE
+    return ("+" if value > 0 else "") + number(value, digits)

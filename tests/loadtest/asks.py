@@ -1,0 +1,67 @@
+"""Requests and answers for the tests of the load generator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from loadtest.reading import Reading
+from loadtest.record import Record
+from loadtest.workload import Ask, Plan
+
+ASK = Ask(
+    number=0,
+    turn=1,
+    workload="chat",
+    tenant="anna",
+    model="m",
+    path="/v1/chat/completions",
+    body=b"{}",
+    headers={},
+    stream=True,
+    choices=1,
+    max_tokens=100,
+    plan=Plan(),
+    by_usage=False,
+    by_ids=False,
+    synthetic=False,
+    prompt_ids=None,
+    keeps_text=True,
+)
+ID = "chatcmpl-1"
+
+
+def reading(**changes: Any) -> Reading:
+    """The reading of an answer that has just been opened."""
+    ask = replace(ASK, **changes)
+    record = Record(0, 1, ask.workload, ask.tenant, ask.model, ask.stream, ask.plan.manner, intended_ns=1, started_ns=2)
+    record.sent_ns = 3
+    one = Reading(ask, record)
+    one.first_byte(5)
+    one.head(200, "text/event-stream; charset=utf-8" if ask.stream else "application/json", "r-1")
+    return one
+
+
+def event(document: object, number: int | None = None) -> bytes:
+    """One event."""
+    said = document if isinstance(document, bytes) else orjson.dumps(document)
+    return (b"id: %d\n" % number if number is not None else b"") + b"data: " + said + b"\n\n"
+
+
+def chunk(content: str | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    """One chunk of a chat."""
+    delta = {} if content is None else {"content": content}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, **more.pop("choice", {})}
+    return {"id": ID, "choices": [choice], **more}
+
+
+def usage(tokens: int, prompt: int = 7) -> dict[str, Any]:
+    """Usage."""
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def ending(tokens: int) -> bytes:
+    """How a stream ends well."""
+    return event(chunk(finish="stop")) + event({"id": ID, "choices": [], "usage": usage(tokens)}) + event(b"[DONE]")

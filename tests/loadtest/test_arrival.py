@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from loadtest import arrival
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname()) as client:
+            server, _ = listening.accept()
+            with server:
+                yield server, client
+
+
+def test_bytes_arrive_when_they_come_not_when_they_are_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    server, client = pair
+    arrival.note(client)
+    lags_ms, late_ms = [], []
+    for _ in range(20):
+        sent_ns = time.perf_counter_ns()
+        server.sendall(b"data: {}\n\n")
+        time.sleep(0.01)
+        data, at_ns = arrival.take(client, 4096)
+        assert data == b"data: {}\n\n"
+        lags_ms.append((at_ns - sent_ns) / 1e6)
+        late_ms.append((time.perf_counter_ns() - sent_ns) / 1e6)
+
+    # The kernel begins to keep account some moments after it was first asked, so not of the first.
+    assert sorted(lags_ms)[10] < 2 < 10 <= min(late_ms)
+    assert min(lags_ms) > -0.1, "no effect before its cause"
+
+
+def test_a_socket_that_was_not_asked_for_counts_from_the_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    server, client = pair
+    server.sendall(b"x")
+    time.sleep(0.01)
+    began_ns = time.perf_counter_ns()
+    data, at_ns = arrival.take(client, 4096)
+
+    assert data == b"x"
+    assert began_ns <= at_ns <= time.perf_counter_ns()
+
+
+def test_the_end_and_an_empty_socket_are_as_with_recv(pair: tuple[socket.socket, socket.socket]) -> None:
+    server, client = pair
+    arrival.note(client)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        arrival.take(client, 4096)
+    server.close()
+    client.settimeout(5)
+
+    assert arrival.take(client, 4096)[0] == b""

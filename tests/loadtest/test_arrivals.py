@@ -1,0 +1,179 @@
+"""Schedules: as many arrivals as asked for, at their times, the same for the same seed; dealing loses none."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from loadtest import arrivals, traces
+from loadtest.arrivals import Load, Rated, Trace, dealt
+from loadtest.traces import TraceError
+
+LENGTH_S = 400.0
+
+
+def made(**given: Any) -> Rated:
+    load: Any = TypeAdapter(Load).validate_python(given)
+    assert isinstance(load, Rated)
+    return load
+
+
+def times(length_s: float = LENGTH_S, seed: int = 1, **given: Any) -> list[float]:
+    return list(made(**given).times(seed, length_s))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "poisson": {"kind": "poisson", "rate": 20},
+    "constant": {"kind": "constant", "rate": 20},
+    "gamma": {"kind": "gamma", "rate": 20, "cv": 2},
+    "ramp": {"kind": "ramp", "start": 0, "end": 40},
+    "step": {"kind": "step", "steps": [[0, 10], [100, 30], [200, 20]]},
+    "spike": {"kind": "spike", "base": 15, "peak": 100, "at_s": 50, "for_s": 20},
+    "sine": {"kind": "sine", "mean": 20, "amplitude": 15, "period_s": 100},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_schedule_is_in_order_seeded_and_as_large_as_its_rate_adds_up_to(shape: dict[str, Any]) -> None:
+    found = times(**shape)
+    expected = made(**shape).total(LENGTH_S, LENGTH_S)
+
+    assert found == sorted(found)
+    assert 0 <= found[0] <= found[-1] < LENGTH_S
+    assert found == times(**shape)
+    # Five standard deviations of a Poisson count; gamma with cv 2 has twice as large ones.
+    assert abs(len(found) - expected) < 10 * expected**0.5
+    if shape["kind"] != "constant":
+        assert found != times(seed=2, **shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_arrivals_are_where_the_rate_says(shape: dict[str, Any]) -> None:
+    """Quarter by quarter of the run."""
+    found, load = times(**shape), made(**shape)
+    for quarter in range(4):
+        low, high = quarter * LENGTH_S / 4, (quarter + 1) * LENGTH_S / 4
+        expected = load.total(high, LENGTH_S) - load.total(low, LENGTH_S)
+        here = sum(low <= at_s < high for at_s in found)
+        assert abs(here - expected) < 10 * expected**0.5, f"quarter {quarter}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "cv"), [("poisson", {}, 1.0), ("constant", {}, 0.0), ("gamma", {"cv": 2}, 2.0)]
+)
+def test_gaps_vary_as_much_as_the_process_says(kind: str, more: dict[str, Any], cv: float) -> None:
+    gaps = [b - a for a, b in pairwise(times(kind=kind, rate=20, **more))]
+
+    assert pstdev(gaps) / mean(gaps) == pytest.approx(cv, abs=0.12)
+
+
+def test_a_varying_rate_can_have_constant_gaps() -> None:
+    """A ramp from 0 to 2 per second over 100 s: the n-th arrival when t * t / 100 reaches n."""
+    found = times(100, kind="ramp", start=0, end=2, process="constant")
+
+    assert found == pytest.approx([(100 * number) ** 0.5 for number in range(1, 100)], abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_workers_together_send_exactly_the_schedule(shape: dict[str, Any], count: int) -> None:
+    load = made(**shape)
+    parts = [list(dealt(load.times(1, 60), index, count)) for index in range(count)]
+
+    assert sorted(one for part in parts for one in part) == list(enumerate(load.times(1, 60)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+WRONG: list[dict[str, Any]] = [
+    {"kind": "poisson", "rate": 0},
+    {"kind": "gamma", "rate": 1},
+    {"kind": "ramp", "start": 0, "end": 0},
+    {"kind": "step", "steps": [[1, 5]]},
+    {"kind": "step", "steps": [[0, 5], [0, 6]]},
+    {"kind": "step", "steps": [[0, 0]]},
+    {"kind": "sine", "mean": 1, "amplitude": 2, "period_s": 10},
+    {"kind": "closed", "users": 0},
+]
+
+
+@pytest.mark.parametrize("given", WRONG, ids=str)
+def test_a_load_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Load).validate_python(given)
+
+
+# Traces.
+
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+2023-11-16 18:16:46.6805900,879,0
+"""
+MOONCAKE = """{"timestamp": 3000, "input_length": 6755, "output_length": 500, "hash_ids": [0, 1, 2]}
+{"timestamp": 3000, "input_length": 7319, "output_length": 490, "hash_ids": [0, 4]}
+
+{"timestamp": 6052, "input_length": 7234, "output_length": 794, "hash_ids": [0]}
+"""
+
+
+def trace(folder: Path, text: str, form: Any, **more: Any) -> Trace:
+    (folder / "trace").write_text(text)
+    return Trace(kind="trace", file=str(folder / "trace"), format=form, **more)
+
+
+def test_azure(tmp_path: Path) -> None:
+    found = list(traces.arrivals(trace(tmp_path, AZURE, "azure"), 1, 60.0))
+
+    assert [(round(one.at_s, 3), one.prompt_tokens, one.output_tokens) for one in found] == [
+        (0, 374, 44),
+        (4.315, 396, 109),
+    ]
+    assert list(traces.arrivals(trace(tmp_path, AZURE, "azure"), 1, 61.0))[-1].output_tokens == 1, "none can ask for 0"
+
+
+def test_mooncake(tmp_path: Path) -> None:
+    found = list(traces.arrivals(trace(tmp_path, MOONCAKE, "mooncake", speed=2), 1, 60.0))
+
+    assert [one.at_s for one in found] == pytest.approx([0, 0, 1.526])
+    assert found[1].blocks == (0, 4)
+    assert found[1].prompt_tokens == 7319
+
+
+def test_a_share_of_a_trace(tmp_path: Path) -> None:
+    text = "".join(f'{{"timestamp": {at}, "input_length": 5, "output_length": 5}}\n' for at in range(1000))
+    found = list(traces.arrivals(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
+
+    assert 250 < len(found) < 350
+    assert found == list(traces.arrivals(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "place"),
+    [
+        ("a,b\n1,2\n", "azure", "line 1: no column ContextTokens"),
+        (AZURE + "yesterday,1,2\n", "azure", "line 5"),
+        (AZURE + "2023-11-16 18:16:47,many,2\n", "azure", "line 5"),
+        (AZURE + "2023-11-16 18:10:00,1,2\n", "azure", "line 5: the time goes back"),
+        (MOONCAKE + '{"timestamp": 1}\n', "mooncake", "line 5: no 'input_length'"),
+        (MOONCAKE + "{\n", "mooncake", "line 5"),
+    ],
+)
+def test_a_file_that_is_no_trace_names_the_line(tmp_path: Path, text: str, form: str, place: str) -> None:
+    with pytest.raises(TraceError, match=place):
+        list(traces.arrivals(trace(tmp_path, text, form), 1, 1e6))
+
+
+def test_a_trace_that_is_not_there() -> None:
+    with pytest.raises(TraceError, match="cannot be read"):
+        list(traces.arrivals(Trace(kind="trace", file="/nowhere", format="azure"), 1, 1.0))
+
+
+def test_every_shape_is_tested() -> None:
+    kinds = {one.model_fields["kind"].annotation.__args__[0] for one in arrivals.Open.__args__}  # type: ignore[union-attr]
+
+    assert kinds == set(SHAPES)

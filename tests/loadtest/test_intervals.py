@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from loadtest.histogram import Histogram
+from loadtest.intervals import interval, needed, ranks
+
+
+@pytest.mark.parametrize(("q", "count"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368), (0.999, 3688)])
+def test_the_upper_end_can_be_told_from_so_many_samples_on(q: float, count: int) -> None:
+    assert needed(q) == count
+    assert ranks(count, q)[1] == count
+    assert ranks(count - 1, q)[1] is None
+
+
+def test_the_ranks_are_those_of_the_tables() -> None:
+    """Hahn and Meeker print, for the median of ten, the second and the ninth: 97.9 % in all."""
+    assert ranks(10, 0.5) == (2, 9)
+    assert ranks(100, 0.5) == (40, 61)
+
+
+def test_too_few_for_the_lower_end() -> None:
+    assert ranks(3, 0.5) == (None, None)
+    assert interval(Histogram(), 0.5) == (None, None)
+
+
+@pytest.mark.parametrize(("count", "q"), [(1_000, 0.99), (400, 0.9), (50, 0.5)])
+def test_the_interval_holds_the_true_quantile_as_often_as_it_says(count: int, q: float) -> None:
+    """Of uniform numbers the q-quantile is q. At least 95 %; the steps of the binomial make it a little more."""
+    dice = random.Random(7)
+    held, tries = 0, 400
+    for _ in range(tries):
+        counted = Histogram()
+        for _ in range(count):
+            counted.add(round(dice.random() * 1e6))
+        low, high = interval(counted, q)
+        # 0.8 %: the width of a bucket.
+        held += low is not None and high is not None and low * 0.992 <= q * 1e6 <= high * 1.008
+
+    assert held / tries >= 0.93
+
+
+def test_many_samples_are_no_problem() -> None:
+    low, high = ranks(20_000_000, 0.99)
+
+    assert low is not None
+    assert high is not None
+    assert 19_799_000 < low < 19_800_000 < high < 19_801_000

@@ -1,0 +1,170 @@
+"""Scenarios: the ready ones are right, wrong ones say where and what to do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loadtest import library
+from loadtest.arrivals import Closed, Poisson, Ramp
+from loadtest.library import ScenarioError
+from loadtest.presets import PRESETS
+from loadtest.slo import Slo
+
+BASE: dict[str, Any] = {
+    "name": "base",
+    "load": {"kind": "poisson", "rate": 2},
+    "workloads": [
+        {
+            "name": "one",
+            "prompt_tokens": {"kind": "uniform", "min": 1, "max": 9},
+            "behaviours": [{"kind": "cancel", "share": 0.5, "after_s": 1}],
+        }
+    ],
+    "slo": {"ttft_p99_ms": 100},
+}
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize("name", library.ready())
+def test_ready_scenarios_are_right(name: str) -> None:
+    loaded = library.load(name)
+
+    assert loaded.scenario.name == name
+    assert loaded.scenario.slo.limits
+
+
+def test_there_are_the_four_that_are_promised() -> None:
+    assert set(library.ready()) == {"agent", "chat", "rag", "smoke"}
+
+
+def test_smoke_takes_less_than_half_a_minute_without_its_drain() -> None:
+    assert library.load("smoke").scenario.stages.arrivals_s <= 30
+
+
+WRONG: list[tuple[Change, str]] = [
+    (lambda d: d.update(lod={}), "lod (x.yaml) is not a setting. Did you mean `load`?"),
+    (lambda d: d.pop("load"), "load (x.yaml) is missing."),
+    (lambda d: d["load"].update(rat=1), "load.rat (x.yaml) is not a setting. Did you mean `rate`?"),
+    (lambda d: d["load"].update(rate=-1), "load.rate (x.yaml): -1: input should be greater than 0."),
+    (lambda d: d["load"].update(kind="poison"), "load (x.yaml): input tag 'poison' found"),
+    (lambda d: d["workloads"][0].update(promt=1), "workloads[0].promt (x.yaml) is not a setting. Did you mean `prompt`?"),  # noqa: E501
+    (lambda d: d["workloads"][0]["prompt_tokens"].update(min=10), "workloads[0].prompt_tokens (x.yaml): min (10) is above"),  # noqa: E501
+    (lambda d: d["workloads"][0]["prompt_tokens"].update(mx=10), "workloads[0].prompt_tokens.mx (x.yaml) is not a setting. Did you mean `max`?"),  # noqa: E501
+    (lambda d: d["workloads"][0]["behaviours"][0].update(after_tokens=3), "workloads[0].behaviours[0] (x.yaml): say when"),  # noqa: E501
+    (lambda d: d["workloads"][0]["behaviours"][0].update(shar=3), "workloads[0].behaviours[0].shar (x.yaml) is not a setting. Did you mean `share`?"),  # noqa: E501
+    (lambda d: d["workloads"][0].update(stream=False), "behaviours are for streams"),
+    (lambda d: d["workloads"][0].update(prompt="token_ids"), "prompt: token_ids needs endpoint: completions"),
+    (lambda d: d["workloads"].append(d["workloads"][0]), "two workloads have the same name"),
+    (lambda d: d.update(tenants=[{"name": "a", "key": "k", "key_env": "K"}]), "give key or key_env, not both"),
+    (lambda d: d["slo"].update(ttft_p98_ms=1), "ttft_p98_ms is not a limit. Did you mean `ttft_p99_ms`?"),
+    (lambda d: d["slo"].update(ttft_p99_ms=0), "ttft_p99_ms is 0; give milliseconds above 0"),
+    (lambda d: d["slo"].update(preset="llama-3.1-8b"), "Did you mean `llama-3.1-8b/server`?"),
+    (lambda d: d["slo"].update(per_request={"tttf_ms": 1}), "per_request.tttf_ms is not a limit. Did you mean `ttft_ms`?"),  # noqa: E501
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG, ids=[said[:40] for _, said in WRONG])
+def test_what_is_wrong_is_named_with_its_place_and_the_fix(change: Change, said: str) -> None:
+    document = copy.deepcopy(BASE)
+    change(document)
+
+    with pytest.raises(ScenarioError) as caught:
+        library.parse(document, "x.yaml")
+    assert said in str(caught.value)
+
+
+def test_limits_are_written_flat_and_read_as_a_list() -> None:
+    slo = Slo.model_validate(
+        {"ttft_p99_ms": 2000, "itl_p50_ms": 30, "per_request": {"tpot_ms": 50}, "goodput_min": 0.9}
+    )
+
+    assert [(one.name, one.metric, one.quantile, one.limit) for one in slo.limits] == [
+        ("ttft_p99_ms", "ttft_ms", "p99", 2000),
+        ("itl_p50_ms", "itl_ms", "p50", 30),
+    ]
+    assert (slo.per_request, slo.goodput_min, slo.error_rate_max) == ({"tpot_ms": 50}, 0.9, 0.0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_a_start_and_what_is_written_wins(preset: str) -> None:
+    ttft, tpot = PRESETS[preset]
+    slo = Slo.model_validate({"preset": preset, "tpot_p99_ms": 7})
+
+    assert {one.name: one.limit for one in slo.limits} == {"ttft_p99_ms": ttft, "tpot_p99_ms": 7}
+    assert slo.per_request == {"ttft_ms": ttft, "tpot_ms": tpot}
+
+
+def scenario_file(folder: Path, **changes: Any) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump({**BASE, **changes}))
+    return str(file)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    file = scenario_file(tmp_path)
+    closed = library.load(file, {"users": 7, "duration_s": 9, "seed": None}).scenario
+    paced = library.load(file, {"rate": 7, "model": "m"})
+
+    assert isinstance(closed.load, Closed)
+    assert (closed.load.users, closed.stages.measure_s, closed.seed) == (7, 9, 1)
+    assert isinstance(paced.scenario.load, Poisson)
+    assert (paced.scenario.load.rate, paced.scenario.model) == (7, "m")
+    assert yaml.safe_load(paced.yaml())["load"]["rate"] == 7, "the result shows what was run"
+
+
+def test_a_rate_scales_a_shape(tmp_path: Path) -> None:
+    file = scenario_file(tmp_path, load={"kind": "ramp", "start": 1, "end": 3})
+    load = library.load(file, {"rate": 4}).scenario.load
+
+    assert isinstance(load, Ramp)
+    assert (load.start, load.end) == (2, 6)
+
+
+def test_a_rate_opens_a_closed_loop(tmp_path: Path) -> None:
+    file = scenario_file(tmp_path, load={"kind": "closed", "users": 3})
+
+    assert isinstance(library.load(file, {"rate": 4}).scenario.load, Poisson)
+
+
+def test_a_trace_keeps_its_own_arrivals_and_lies_beside_its_scenario(tmp_path: Path) -> None:
+    file = scenario_file(tmp_path, load={"kind": "trace", "file": "t.csv", "format": "azure"})
+
+    assert library.load(file).document["load"]["file"] == str(tmp_path / "t.csv")
+    with pytest.raises(ScenarioError, match="--rate: a trace has its own arrivals"):
+        library.load(file, {"rate": 4})
+
+
+def test_keys_are_not_shown(tmp_path: Path) -> None:
+    loaded = library.load(scenario_file(tmp_path), {"api_key": "sk-secret"})
+
+    assert loaded.scenario.tenants[0].key == "sk-secret"
+    assert "sk-secret" not in loaded.yaml()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smok", "There is no scenario named 'smok'. Did you mean `smoke`?"),
+        ("nowhere/x.yaml", "The scenario file nowhere/x.yaml does not exist."),
+    ],
+)
+def test_a_scenario_that_is_not_there(name: str, said: str) -> None:
+    with pytest.raises(ScenarioError, match=said.replace("?", r"\?")):
+        library.load(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "is not valid YAML (line"), ("[]", "must hold keys such as `load:`")]
+)
+def test_a_file_that_is_no_scenario(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+
+    with pytest.raises(ScenarioError) as caught:
+        library.load(str(tmp_path / "x.yaml"))
+    assert said in str(caught.value)

@@ -1,0 +1,76 @@
+"""Splitting bytes into events, wherever they are cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import sse
+from loadtest.sse import Event, EventTooLarge, Splitter
+
+STREAM = (
+    b"\xef\xbb\xbf: welcome\n\n"
+    b'data: {"a": 1}\n\n'
+    b": keep-alive\nid: 7\ndata: two\n\n"
+    b"event: x\ndata:no space\ndata:  second line\nretry: 5\n\n"
+    b"id: 8\n\n"
+    b"\n\n\ndata: \xf0\x9f\x98\x80\n\n"
+    b"data: [DONE]\n\n"
+)
+EVENTS: list[Event] = [
+    (None, b'{"a": 1}'),
+    (b"7", b"two"),
+    (None, b"no space\n second line"),
+    (b"8", None),
+    (None, b"\xf0\x9f\x98\x80"),
+    (None, b"[DONE]"),
+]
+
+
+def split(parts: list[bytes]) -> list[Event]:
+    splitter = Splitter()
+    return [event for part in parts for event in splitter.feed(part)]
+
+
+@pytest.mark.parametrize("end_of_line", [b"\n", b"\r\n", b"\r"])
+def test_whole_and_byte_by_byte_are_the_same(end_of_line: bytes) -> None:
+    stream = STREAM.replace(b"\n", end_of_line)
+
+    assert split([stream]) == EVENTS
+    assert split([stream[at : at + 1] for at in range(len(stream))]) == EVENTS
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_cuts_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> None:
+    stream = STREAM.replace(b"\n", end_of_line)
+    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    parts = [stream[a:b] for a, b in pairwise(places)]
+
+    assert split(parts) == EVENTS
+
+
+def test_an_event_comes_with_its_last_byte() -> None:
+    """Not with the first one of the next event."""
+    splitter = Splitter()
+
+    assert splitter.feed(b"data: a\r\n\r") == [(None, b"a")]
+    assert splitter.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
+
+
+def test_comments_are_counted() -> None:
+    splitter = Splitter()
+    splitter.feed(b": keep-alive\n\n: keep-alive\n\n")
+
+    assert splitter.comments == 2
+
+
+def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_LIMIT_BYTES", 100)
+    splitter = Splitter()
+    splitter.feed(b"data: " + b"x" * 90)
+
+    with pytest.raises(EventTooLarge):
+        splitter.feed(b"x" * 90)

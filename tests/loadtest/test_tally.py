@@ -1,0 +1,178 @@
+"""Tallies: what counts where, and that the sum over workers is what one worker would have counted."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+
+from loadtest.record import Manner, Record
+from loadtest.result import ErrorKind
+from loadtest.tally import Tally, Window
+
+MS = 1_000_000
+SECOND = 1000 * MS
+WINDOW = Window.of(100 * SECOND, 2.0, 10.0)
+# In the third second of the run, the first of the measured stage.
+DUE = 102 * SECOND + 500 * MS
+
+
+def record(due_ns: int = DUE, gaps_ms: tuple[float, ...] = (10, 20), **changes: Any) -> Record:
+    """A stream: begun 1 ms late, sent 1 ms later, its first token 100 ms after that, then gaps."""
+    one = Record(1, 1, "chat", "anna", "m", True, Manner.PLAIN, due_ns)
+    one.started_ns, one.sent_ns = due_ns + MS, due_ns + 2 * MS
+    at_ns = one.sent_ns + 100 * MS
+    for gap in (0.0, *gaps_ms):
+        at_ns += int(gap * MS)
+        one.content_ns.append(at_ns)
+        one.content_tokens.append(1)
+    one.first_byte_ns, one.done_ns, one.ended_ns = one.content_ns[0], at_ns, at_ns
+    one.status, one.prompt_tokens, one.output_tokens = 200, 7, len(one.content_ns)
+    for name, value in changes.items():
+        setattr(one, name, value)
+    return one
+
+
+def tally(*records: Record, **limits: float) -> Tally:
+    made = Tally(limits)
+    for one in records:
+        made.due(WINDOW, one.intended_ns)
+        made.started(WINDOW, one)
+        made.ended(WINDOW, one)
+    return made
+
+
+def test_times_count_from_when_a_request_was_due_and_from_when_it_was_sent() -> None:
+    found = tally(record()).whole()
+
+    assert found.ttft.mean == 102_000
+    assert found.ttft_sent.mean == 100_000
+    assert (found.e2e.mean, found.e2e_sent.mean) == (132_000, 130_000)
+    assert (found.itl.count, found.itl.total, found.stall.largest) == (2, 30_000, 20_000)
+    assert found.tpot.mean == 15_000
+
+
+def test_things_are_in_the_second_in_which_they_happened() -> None:
+    found = tally(record(gaps_ms=(300, 800)))
+
+    assert {number: one.output_tokens for number, one in found.seconds.items() if one.output_tokens} == {2: 2, 3: 1}
+    assert (found.second(2).due, found.second(2).ttft.count, found.second(2).itl.count) == (1, 1, 1)
+    assert (found.second(3).ended, found.second(3).ok, found.second(3).e2e.count) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("due_ns", [101 * SECOND, 112 * SECOND])
+def test_warm_up_and_drain_are_in_the_seconds_alone(due_ns: int) -> None:
+    found = tally(record(due_ns))
+
+    assert found.whole().requests == 0
+    assert (found.asked, found.begun, found.lateness.count, found.checked_streams) == (0, 0, 0, 0)
+    assert sum(one.ended for one in found.seconds.values()) == 1
+
+
+def test_tokens_count_when_they_come() -> None:
+    """A stream of the warm-up that goes on into the measured stage is load there, too."""
+    found = tally(record(101 * SECOND, gaps_ms=(500, 800)))
+
+    assert found.whole().output_tokens == 1
+    assert found.whole().itl.count == 0
+
+
+def test_what_was_left_or_failed_is_not_in_the_times_of_whole_answers() -> None:
+    left = record(left_by_plan=True, manner=Manner.CANCEL)
+    cut = record(error=ErrorKind.TRUNCATED)
+    found = tally(left, cut, ttft_ms=1000.0)
+    whole = found.whole()
+
+    assert (whole.requests, whole.ok, whole.cancelled, whole.good) == (2, 0, 1, 0)
+    assert whole.errors == {"truncated": 1}
+    assert (whole.ttft.count, whole.itl.count) == (2, 4), "what they had of the server was real"
+    assert (whole.e2e.count, whole.tpot.count) == (0, 0)
+    assert found.violations == {"truncated": 1}
+    assert "truncated" in found.examples[0]
+
+
+@pytest.mark.parametrize(
+    ("manner", "ttft", "gaps"),
+    [(Manner.SLOW, 0, 0), (Manner.STALL, 1, 0), (Manner.RESUME, 1, 0), (Manner.CANCEL, 1, 2), (Manner.PLAIN, 1, 2)],
+)
+def test_what_a_client_does_to_its_own_times_is_not_the_servers(manner: Manner, ttft: int, gaps: int) -> None:
+    found = tally(record(manner=manner)).whole()
+
+    assert (found.ttft.count, found.itl.count) == (ttft, gaps)
+    assert found.ok == 1
+
+
+def test_who_gave_up_waiting_has_waited_so_long() -> None:
+    one = record(error=ErrorKind.TIMEOUT_FIRST, ended_ns=DUE + 60 * SECOND, done_ns=0)
+    del one.content_ns[:], one.content_tokens[:]
+
+    assert tally(one).whole().ttft.largest == 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "good"),
+    [
+        ({}, 1),
+        ({"ttft_ms": 102}, 1),
+        ({"ttft_ms": 101}, 0),
+        ({"tpot_ms": 14}, 0),
+        ({"e2e_ms": 131}, 0),
+        ({"e2e_ms": 132}, 1),
+    ],
+)
+def test_good_is_within_every_limit(limits: dict[str, float], good: int) -> None:
+    assert tally(record(), **limits).whole().good == good
+
+
+def test_a_dropped_arrival_is_due_and_an_error() -> None:
+    found = Tally()
+    found.due(WINDOW, DUE)
+    found.drop(WINDOW, DUE, "chat", "anna")
+
+    assert (found.asked, found.begun, found.dropped) == (1, 0, 1)
+    assert found.whole().errors == {"dropped_arrival": 1}
+    assert found.second(2).errors == {"dropped_arrival": 1}
+
+
+def test_a_generator_that_falls_behind_has_not_sent_what_was_asked() -> None:
+    late = record(started_ns=WINDOW.drain_ns + SECOND)
+
+    assert (tally(late).asked, tally(late).begun) == (1, 0)
+
+
+def test_long_streams_let_others_breathe() -> None:
+    breaths: list[int] = []
+    Tally().ended(WINDOW, record(gaps_ms=(1.0,) * 1000), lambda: breaths.append(1))
+
+    assert len(breaths) == 3
+
+
+def test_workers_together_are_as_one() -> None:
+    """In pieces, too: workers report what is new every three seconds."""
+    chance = Random(1)
+    records = [
+        record(
+            100 * SECOND + chance.randrange(13 * SECOND),
+            tuple(chance.uniform(1, 400) for _ in range(chance.randrange(1, 20))),
+            workload=chance.choice("ab"),
+            tenant=chance.choice("xy"),
+            error=chance.choice([None, None, ErrorKind.HTTP_429, ErrorKind.CROSS_TALK]),
+            verified_tokens=3,
+        )
+        for _ in range(300)
+    ]
+    together = Tally()
+    for part in range(6):
+        piece = tally(*records[part::6])
+        together.merge(json.loads(json.dumps(piece.take())))
+        together.merge(piece.take())
+    alone = tally(*records).take()
+    merged = together.take()
+    for one in (alone, merged):
+        one["groups"].sort(key=lambda group: group[:2])
+        one["seconds"].sort(key=lambda second: second[0])
+        one.pop("examples")
+
+    assert merged == alone
