@@ -29,6 +29,8 @@ __all__ = ["BLOCKS_MIN", "Draws", "interval", "student"]
 CONFIDENCE = 0.95
 # Of so many draws the 2.5 % on either side are 50, and the widened tails of short runs still some.
 _DRAWS = 2000
+# What happened in two stretches only is missing from a seventh of the draws: too little to tell how much it varies.
+_KNOWN = 0.9
 # With fewer independent stretches there is no telling how much they vary.
 BLOCKS_MIN = 4
 _SHORTEST_S = 5
@@ -96,7 +98,7 @@ class Draws:
 def interval(drawn: Numbers, blocks: float) -> tuple[float, float] | None:
     """The 95 % interval of what was drawn, for so many independent blocks; None if they or the draws are too few."""
     known = drawn[np.isfinite(drawn)]
-    if blocks < BLOCKS_MIN or len(known) < _DRAWS / 2:
+    if blocks < BLOCKS_MIN or len(known) < _KNOWN * _DRAWS:
         return None
     wide = sqrt(blocks / (blocks - 1)) * student((1 + CONFIDENCE) / 2, blocks - 1)
     tail = NormalDist().cdf(-wide)

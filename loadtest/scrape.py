@@ -212,7 +212,7 @@ class _Source:
             if kept and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
                 # The server had closed the idle connection.
                 return self.read()
-            raise ScrapeFailed(f"{self._url.hostname}{self._path}: {error or type(error).__name__}") from error
+            raise ScrapeFailed(f"{self._url.hostname}{self._path}: {str(error) or type(error).__name__}") from error
 
     def close(self) -> None:
         """Leave the server alone; a later `read` connects again."""

@@ -101,7 +101,7 @@ class SweepResult(_Part):
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """The steps as a table, by rate: its head and its rows."""
         names = list(dict.fromkeys(check.name for step in self.steps for check in step.checks))
-        head = ["asked", "result", "achieved", "goodput", "tokens/s", *names]
+        head = ["asked", "result", "achieved", "good", "tokens/s", *names]
         rows = []
         for step in sorted(self.steps, key=lambda step: step.rate):
             values = {check.name: check for check in step.checks}

@@ -142,7 +142,7 @@ class Chart:
             f"{escape(self.x.title)}</text>"
         )
         made.append(
-            f'<text class="name" transform="translate(11 {_TOP + PLOT_H / 2:.0f}) rotate(-90)" text-anchor="middle">'
+            f'<text class="name" transform="translate(9 {_TOP + PLOT_H / 2:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y.title)}</text>"
         )
         return made

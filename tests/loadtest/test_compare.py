@@ -150,6 +150,22 @@ def test_what_makes_runs_hard_to_compare_is_a_warning() -> None:
     ]
 
 
+def test_a_run_whose_streams_were_not_whole_is_a_warning() -> None:
+    a = changed(1)
+    b = a.model_copy(update={"verdict": a.verdict.model_copy(update={"outcome": Outcome.INTEGRITY})})
+
+    assert list(compare(b, a).warnings) == ["what the server said in run a was not true or not whole"]
+
+
+def test_what_happened_in_one_second_only_has_no_interval() -> None:
+    """Most draws lack that second, so there is no telling how much it may vary."""
+    whole = made(1, seconds=120, gaps=20)
+    bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
+    found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")
+
+    assert found.words()[5] == "unknown: too little happened in most stretches of seconds"
+
+
 def test_it_is_said_alike_in_the_terminal_in_markdown_and_on_the_page() -> None:
     hostile = "<script>|`"
     found = compare(changed(1), changed(1, machine=hostile))

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from loadtest import scrape
 from loadtest.scrape import Scraper, freed
 
 KEY = {"Authorization": "Bearer k"}
@@ -22,6 +23,7 @@ class Pages:
     def __init__(self) -> None:
         self.page: Callable[[], str | int] = lambda: ""
         self.asked: list[tuple[str, str | None]] = []
+        self.hangs_up = False
         pages = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +37,7 @@ class Pages:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+                self.close_connection = pages.hangs_up
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -155,6 +158,38 @@ def test_a_failed_reading_amid_others_costs_that_one(pages: Pages) -> None:
 
     assert found.generated_tokens == 10
     assert found.notes == [f"1 of {len(pages.asked)} readings of the metrics failed: 127.0.0.1/metrics: HTTP 500"]
+
+
+def test_a_server_that_closes_idle_connections_is_asked_again(pages: Pages) -> None:
+    pages.page = lambda: page(tokens=1)
+    pages.hangs_up = True
+    scraper = Scraper(pages.url, KEY)
+    scraper.start()
+    scraper.stop()
+    found = scraper.server(0, 0, None)
+
+    assert (found.scraped, found.notes, len(pages.asked)) == (True, [], 2)
+
+
+def test_a_restarted_server_is_a_note(pages: Pages) -> None:
+    pages.page = lambda: page(tokens=500)
+    scraper = Scraper(pages.url, KEY)
+    scraper.start()
+    pages.page = lambda: page(tokens=20)
+    scraper.stop()
+    found = scraper.server(0, 20, None)
+
+    assert (found.generated_tokens, found.notes) == (20, ["a server was restarted: counters began anew (1 x)"])
+
+
+def test_a_page_without_end_is_a_note(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "_LARGEST_BYTES", 100)
+    pages.page = lambda: page(tokens=1)
+    scraper = Scraper(pages.url, KEY)
+    scraper.start()
+    scraper.stop()
+
+    assert "more than 100 bytes" in scraper.server(0, 0, None).notes[0]
 
 
 def test_several_servers_are_added_up(pages: Pages) -> None:
