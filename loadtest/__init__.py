@@ -15,6 +15,7 @@
 - `tally`, `histogram`: the numbers as they grow; `lag`: how the generator itself does
 - `results`, `outcome`, `result`: from tallies to the document of a run; `verdict`: whether it is good
 - `scrape`, `exposition`: the server's own metrics beside it; `report`: pages for people
+- `ownserver`: a run against a server that is started for it (`make load`)
 - `bench`: benchmarks, of which each compares in one run and prints figures
 
 One request, from its due time to the report:
