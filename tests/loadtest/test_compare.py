@@ -26,8 +26,9 @@ def alike() -> list[Comparison]:
 
 
 def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> None:
-    """Fourteen numbers are looked at each time; one of them is wrong in at most one comparison of twenty."""
-    assert sum(found.regressed for found in alike) <= PAIRS * 0.05
+    """Fourteen numbers are looked at each time, and one of twenty comparisons may be wrong in any of them (ten of these
+    200 are). The limit leaves room for two standard errors of so many comparisons."""
+    assert sum(found.regressed for found in alike) <= PAIRS * 0.08
 
 
 @pytest.mark.parametrize(
