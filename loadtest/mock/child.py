@@ -45,10 +45,12 @@ class Child:
         return Truth.read(self._truth)
 
     def close(self) -> None:
-        """End it if it has not ended."""
+        """End it if it has not ended. May be called again."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextmanager
