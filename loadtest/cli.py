@@ -10,6 +10,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,13 @@ def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
 def _sweep(args: argparse.Namespace) -> int:
     from loadtest.sweep import sweep
 
-    slo = _loaded(args).scenario.slo
+    scenario = _loaded(args).scenario
+    slo, seeds = scenario.slo, count(scenario.seed)
 
     def measure(rate: float) -> Result:
-        return _measure(args, _loaded(args, rate=rate), args.out / f"rate-{rate:g}")
+        # A repetition with the same questions at the same times would prove less.
+        seed = next(seeds)
+        return _measure(args, _loaded(args, rate=rate, seed=seed), args.out / f"rate-{rate:g}-seed-{seed}")
 
     try:
         found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=_say)
