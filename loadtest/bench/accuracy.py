@@ -128,7 +128,7 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
     return Found(
         case=case,
         result=result,
-        # What arrives while the mock stands still is read when it no longer does: its own clock knows nothing of the wait.
+        # What arrives while the mock stands still is read afterwards: its own clock knows nothing of the wait.
         rows=[
             row
             for row in compare(result, found, truth)
