@@ -6,7 +6,7 @@
 - `core`: vLLM's client of the engine process, made to outlive it; `continuation`: which requests go on, and how.
 - `pull`: how the engine's outputs are received; `steps`: the output step, from them to our sink; `statistics`: vLLM's
   own metrics, written less often.
-- `longprompts`: what would hold up the event loop for long prompts, done shorter or aside.
+- `prompts`: where the work on a prompt is done: of a long one aside, of a short one on the event loop.
 - `fallback`: vLLM's own HTTP app and the proxy it runs on.
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `failures`: vLLM's errors as ours; `words`: why an engine could not start.

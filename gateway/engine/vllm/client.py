@@ -25,7 +25,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
-from gateway.engine.vllm import contract, failures, fallback, longprompts
+from gateway.engine.vllm import contract, failures, fallback, prompts
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
@@ -98,7 +98,7 @@ class VllmEngine:
         self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
         if statistics.adds:
             self._core.express = self._steps.express
-        longprompts.adopt(self._llm)
+        prompts.adopt(self._llm, foreign_templates=bool(args.trust_request_chat_template))
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()

@@ -1,8 +1,8 @@
-"""What vLLM does on the event loop in proportion to a prompt's length, done shorter or aside.
+"""Where the work on a prompt is done: of a long one aside, of a short one on the event loop.
 
 One loop serves every stream, so 100,000 tokens of one request must not hold up the others. vLLM tokenizes and applies
-templates in a thread; these three it does not, and each takes milliseconds (figures: 100,000 tokens, or a thousand
-messages, on a 2.5 GHz Xeon). Short prompts are left alone: a thread would cost them more than it saves.
+templates in a thread; three other things it does not, and each takes milliseconds (figures: 100,000 tokens, or a
+thousand messages, on a 2.5 GHz Xeon). For a short prompt a thread costs more than it saves.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ SHORT_TO_DECODE = 512
 TAIL = 64
 # Looking at so many takes 0.2 ms, twice what a thread costs.
 SHORT_TO_CHECK = 8192
+# So many characters take 0.1 ms, about what a thread costs.
+SHORT_TO_TOKENIZE = 2048
 # So many messages take 0.3 ms.
 SHORT_TO_RENDER = 32
 
 
-def adopt(llm: Any) -> None:
-    """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app."""
+def adopt(llm: Any, *, foreign_templates: bool) -> None:
+    """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app. `foreign_templates`: whether
+    clients may bring chat templates of their own."""
     prime_with_tails(llm.output_processor)
-    render_aside(llm.renderer)
+    render_aside(llm.renderer, foreign_templates=foreign_templates)
+    tokenize_here(llm.renderer)
     check_aside(llm)
 
 
@@ -62,8 +66,21 @@ def _prime(detokenizer: Any, tail: list[int]) -> None:
         detokenizer.stream = tokenizers.decoders.DecodeStream(ids=tail, skip_special_tokens=special)
 
 
-def render_aside(renderer: Any) -> None:
-    """Go through the messages of long chats in the renderer's own thread, which applies the template anyway: 10 ms."""
+def tokenize_here(renderer: Any) -> None:
+    """Tokenize short texts on the loop: a thread takes as long to be woken, and waits for the interpreter besides."""
+    aside = renderer._tokenize_prompt_async
+
+    async def tokenize(prompt: Any, params: Any) -> Any:
+        if len(prompt["prompt"]) > SHORT_TO_TOKENIZE:
+            return await aside(prompt, params)
+        return renderer._tokenize_prompt(prompt, params)
+
+    renderer._tokenize_prompt_async = tokenize
+
+
+def render_aside(renderer: Any, *, foreign_templates: bool) -> None:
+    """Go through the messages of long chats in the renderer's own thread, which applies the template anyway: 10 ms. And
+    render short ones on the loop, unless the template is somebody else's, who may take his time."""
     if not hasattr(renderer, "_render_with_timeout"):
         # One for tokenizers that are not Hugging Face's; it has ways of its own.
         return
@@ -71,11 +88,27 @@ def render_aside(renderer: Any) -> None:
     aside = make_async(renderer.render_messages, executor=renderer._executor)
 
     async def render_messages_async(messages: list[Any], params: Any) -> Any:
-        if len(messages) <= SHORT_TO_RENDER or not all(map(_is_text, messages)):
+        if not all(map(_is_text, messages)):
             return await at_once(messages, params)
+        if len(messages) <= SHORT_TO_RENDER:
+            if foreign_templates or params.chat_template_kwargs.get("tools") or not _is_short(messages):
+                return await at_once(messages, params)
+            return renderer.render_messages(messages, params)
         return await renderer._render_with_timeout(aside(messages, params))
 
     renderer.render_messages_async = render_messages_async
+
+
+def _is_short(messages: list[Any]) -> bool:
+    """Whether these messages of text have nothing else, and not much of it."""
+    left = SHORT_TO_TOKENIZE
+    for message in messages:
+        if not isinstance(message, dict) or message.keys() - {"role", "content", "name"}:
+            return False
+        content = message.get("content") or ""
+        for text in [content] if isinstance(content, str) else [part["text"] for part in content]:
+            left -= len(text)
+    return left >= 0
 
 
 def _is_text(message: Any) -> bool:

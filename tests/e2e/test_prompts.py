@@ -16,13 +16,13 @@ from gateway import demo
 
 
 @pytest.fixture(scope="module")
-def longprompts() -> Any:
+def prompts() -> Any:
     """The module; importing it imports vLLM, which takes ten seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from gateway.engine.vllm import longprompts
+        from gateway.engine.vllm import prompts
 
-    return longprompts
+    return prompts
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def pieces(processor: Processor, prompt: list[int], said: list[int]) -> list[str
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_decoder_that_knows_only_the_tail_says_the_same(longprompts: Any, tokenizer: Any, seed: int) -> None:
+def test_a_decoder_that_knows_only_the_tail_says_the_same(prompts: Any, tokenizer: Any, seed: int) -> None:
     """Token by token, also where a prompt ends, or its tail begins, inside a character."""
     chance = random.Random(seed)
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
     ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
-    cut = chance.randrange(longprompts.SHORT_TO_DECODE + 1, len(ids) - 60)
+    cut = chance.randrange(prompts.SHORT_TO_DECODE + 1, len(ids) - 60)
     prompt, said = ids[:cut], ids[cut : cut + 60]
     whole, tail = Processor(tokenizer), Processor(tokenizer)
-    longprompts.prime_with_tails(tail)
+    prompts.prime_with_tails(tail)
 
     assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
 
@@ -85,12 +85,12 @@ def test_a_decoder_that_knows_only_the_tail_says_the_same(longprompts: Any, toke
     [(512, 300, [512]), (513, 300, [513, 64]), (513, "<|end|>", [513, 64]), (513, "half a crab", [513])],
 )
 def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
-    longprompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int, last: int | str, primed: list[int]
+    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int, last: int | str, primed: list[int]
 ) -> None:
     seen: list[int] = []
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", lambda ids, skip_special_tokens: seen.append(len(ids)))
     processor = Processor(tokenizer)
-    longprompts.prime_with_tails(processor)
+    prompts.prime_with_tails(processor)
     if last == "half a crab":
         last = tokenizer("🦀", add_special_tokens=False)["input_ids"][0]
     elif isinstance(last, str):
@@ -124,6 +124,7 @@ def a_renderer() -> Any:
 
 TEXT = {"role": "user", "content": "Hello"}
 PARTS = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
+PLAIN = SimpleNamespace(chat_template_kwargs={})
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://there/"}}]}
 CALL = {"role": "assistant", "content": None, "tool_calls": []}
 
@@ -137,18 +138,61 @@ CALL = {"role": "assistant", "content": None, "tool_calls": []}
         ([TEXT] * 59 + [{"role": "user", "content": iter(())}], "loop"),
     ],
 )
-def test_long_chats_of_text_are_rendered_in_a_thread(longprompts: Any, messages: list[Any], where: str) -> None:
+def test_long_chats_of_text_are_rendered_in_a_thread(prompts: Any, messages: list[Any], where: str) -> None:
     """What has something to fetch is fetched on the loop, as vLLM does it."""
     renderer = a_renderer()
-    longprompts.render_aside(renderer)
+    prompts.render_aside(renderer, foreign_templates=True)
 
-    assert asyncio.run(renderer.render_messages_async(messages, None)) == "rendered"
+    assert asyncio.run(renderer.render_messages_async(messages, PLAIN)) == "rendered"
     assert renderer.where == [where]
 
 
-def test_renderers_of_another_kind_are_left_alone(longprompts: Any) -> None:
+@pytest.mark.parametrize(
+    ("messages", "params", "foreign", "there"),
+    [
+        ([TEXT, PARTS], {}, False, True),
+        ([{"role": "user", "content": "x" * 2048}], {}, False, True),
+        ([{"role": "user", "content": None, "name": "ann"}], {}, False, True),
+        ([{"role": "user", "content": "x" * 2049}], {}, False, False),
+        ([{"role": "user", "content": [{"type": "text", "text": "x" * 2049}]}], {}, False, False),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], {}, False, False),
+        ([TEXT], {"tools": ["one"]}, False, False),
+        ([TEXT], {}, True, False),
+        ([IMAGE], {}, False, False),
+    ],
+)
+def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ours(
+    prompts: Any, messages: list[Any], params: dict[str, Any], foreign: bool, there: bool
+) -> None:
+    renderer = a_renderer()
+    theirs = []
+
+    async def vllms(messages: list[Any], params: Any) -> str:
+        theirs.append(messages)
+        return "rendered"
+
+    renderer.render_messages_async = vllms
+    prompts.render_aside(renderer, foreign_templates=foreign)
+    wanted = SimpleNamespace(chat_template_kwargs=params)
+
+    assert asyncio.run(renderer.render_messages_async(messages, wanted)) == "rendered"
+    assert (renderer.where, theirs) == ((["loop"], []) if there else ([], [messages]))
+
+
+@pytest.mark.parametrize(("length", "where"), [(2048, "here"), (2049, "aside")])
+def test_short_texts_are_tokenized_where_they_are(prompts: Any, length: int, where: str) -> None:
+    async def aside(prompt: Any, params: Any) -> str:
+        return "aside"
+
+    renderer = SimpleNamespace(_tokenize_prompt_async=aside, _tokenize_prompt=lambda prompt, params: "here")
+    prompts.tokenize_here(renderer)
+
+    assert asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * length}, None)) == where
+
+
+def test_renderers_of_another_kind_are_left_alone(prompts: Any) -> None:
     renderer = SimpleNamespace(render_messages_async=None)
-    longprompts.render_aside(renderer)
+    prompts.render_aside(renderer, foreign_templates=False)
 
     assert renderer.render_messages_async is None
 
@@ -173,10 +217,10 @@ class Llm:
         return request_id
 
 
-def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(longprompts: Any) -> None:
+def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompts: Any) -> None:
     llm = Llm()
-    longprompts.check_aside(llm)
-    long = longprompts.SHORT_TO_CHECK + 1
+    prompts.check_aside(llm)
+    long = prompts.SHORT_TO_CHECK + 1
 
     async def main() -> None:
         for number, prompt in enumerate(([1], [1] * long, [1] * long)):
@@ -190,10 +234,10 @@ def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(longpromp
     assert llm.added == ["r0", "r1", "r2", "raw"]
 
 
-def test_a_token_out_of_the_vocabulary_is_still_refused(longprompts: Any) -> None:
+def test_a_token_out_of_the_vocabulary_is_still_refused(prompts: Any) -> None:
     llm = Llm()
-    longprompts.check_aside(llm)
-    wrong = {"type": "token", "prompt_token_ids": [1] * longprompts.SHORT_TO_CHECK + [101]}
+    prompts.check_aside(llm)
+    wrong = {"type": "token", "prompt_token_ids": [1] * prompts.SHORT_TO_CHECK + [101]}
 
     for _ in range(2):
         with pytest.raises(ValueError, match="out of vocabulary"):
