@@ -84,7 +84,7 @@ def refusal(*files: Path, values: Object | None = None, kubernetes: str = NEWEST
 @lru_cache(maxsize=2000)
 def parse(rendered: str) -> list[Object]:
     """Documents of YAML."""
-    return [one for one in yaml.load_all(rendered, Loader=_loader) if one is not None]  # noqa: S506
+    return [one for one in yaml.load_all(rendered, Loader=_loader) if one is not None]
 
 
 def render(*files: Path, values: Object | None = None, kubernetes: str = NEWEST, chart: Path = CHART) -> list[Object]:

@@ -275,7 +275,8 @@ def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
         for rule in rules[1:] if component == "server" else rules:
             for peer in rule["from"]:
                 assert set(peer["podSelector"]["matchLabels"]) == {
-                    "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component", "sluice/model",
+                    "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component",
+                    "sluice/model",
                 }  # fmt: skip
         dns = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
         assert {"ports": dns} in one["spec"]["egress"]
