@@ -14,6 +14,7 @@
 {{- $source := $m.source -}}
 {{- if and (has $source.type (list "hub" "download")) (not $source.repository) }}{{ fail (printf "%s.source.repository is empty. Set it to a name on the hub, such as Qwen/Qwen3-8B, or %s.source.type to demo." $at $at) }}{{ end -}}
 {{- if and (eq $source.type "download") (not $source.revision) }}{{ fail (printf "%s.source.revision is empty, and with source.type download it names the folder that is filled once. Set it to a commit's hash or to main." $at) }}{{ end -}}
+{{- if and (eq $source.type "download") (ne $source.claim.accessMode "ReadWriteMany") }}{{ fail (printf "%s.source.claim.accessMode is %s, but the Job that downloads and the pods that wait for it mount the claim at the same time, perhaps on two machines. Set it to ReadWriteMany, or use source.type hub with cache.type pvc." $at $source.claim.accessMode) }}{{ end -}}
 {{- if and (eq $source.type "pvc") (not $source.claim.name) }}{{ fail (printf "%s.source.claim.name is empty. Set it to the claim with the weights." $at) }}{{ end -}}
 {{- if and (eq $source.type "hostPath") (not $source.hostPath.path) }}{{ fail (printf "%s.source.hostPath.path is empty. Set it to the model's folder on the nodes." $at) }}{{ end -}}
 {{- if eq $source.type "image" -}}
@@ -22,7 +23,7 @@
 {{- end -}}
 {{- if and (eq $source.type "s3") (not $source.s3.uri) }}{{ fail (printf "%s.source.s3.uri is empty. Set it to s3://bucket/folder." $at) }}{{ end -}}
 {{- $pods := mul $is.most $is.size -}}
-{{- if and (has $source.type (list "pvc" "download")) (gt $pods 1) (has $source.claim.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}{{ fail (printf "%s: up to %d pods cannot mount a %s claim. Set %s.source.claim.accessMode to ReadWriteMany or ReadOnlyMany if the claim is that, or run one replica." $at $pods $source.claim.accessMode $at) }}{{ end -}}
+{{- if and (eq $source.type "pvc") (gt $pods 1) (has $source.claim.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}{{ fail (printf "%s: up to %d pods cannot mount a %s claim. Set %s.source.claim.accessMode to ReadWriteMany or ReadOnlyMany if the claim is that, or run one replica." $at $pods $source.claim.accessMode $at) }}{{ end -}}
 {{- if eq $m.cache.type "pvc" -}}
 {{- if not $m.cache.claimName }}{{ fail (printf "%s.cache.claimName is empty. Set it, or %s.cache.type to emptyDir." $at $at) }}{{ end -}}
 {{- if and (gt $pods 1) (has $m.cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}{{ fail (printf "%s: up to %d pods cannot mount a %s cache. Set %s.cache.type to emptyDir, or use a ReadWriteMany claim." $at $pods $m.cache.accessMode $at) }}{{ end -}}
