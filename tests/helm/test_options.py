@@ -144,7 +144,7 @@ def test_keys_are_a_file_that_can_change() -> None:
             {
                 "alb.ingress.kubernetes.io/target-type": "ip",
                 "alb.ingress.kubernetes.io/healthcheck-path": "/readyz",
-                "alb.ingress.kubernetes.io/load-balancer-attributes": "idle_timeout.timeout_seconds=900",
+                "alb.ingress.kubernetes.io/load-balancer-attributes": "idle_timeout.timeout_seconds=70",
                 "alb.ingress.kubernetes.io/target-group-attributes": "deregistration_delay.timeout_seconds=630,"
                 "load_balancing.algorithm.type=least_outstanding_requests",
             },

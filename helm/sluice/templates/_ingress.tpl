@@ -11,8 +11,9 @@ nginx.ingress.kubernetes.io/proxy-body-size: {{ int64 (get .settings.server "max
 {{- else if eq .ingress.preset "alb" -}}
 alb.ingress.kubernetes.io/target-type: ip
 alb.ingress.kubernetes.io/healthcheck-path: /readyz
-# The longest that one may be silent; the server says something every streams.keepalive_s.
-alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=900
+# Longer than streams.keepalive_s, so that no stream is idle; shorter than the 75 s after which the server closes an idle
+# connection, or the load balancer would now and then send a request into one that is just being closed (502).
+alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=70
 alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds={{ min 3600 .is.grace }},load_balancing.algorithm.type=least_outstanding_requests
 {{- else if eq .ingress.preset "haproxy" -}}
 haproxy.org/timeout-server: {{ $longest }}s
