@@ -14,7 +14,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
-from tests.helm.chart import CHART, refusal, text
+from tests.helm.chart import CHART, NEWEST, refusal, render, text
+from tests.helm.strict import problems
 
 PLAN = yaml.safe_load((Path(__file__).parent / "changes.yaml").read_text(encoding="utf-8"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
@@ -48,6 +49,34 @@ def test_every_value_does_something(path: str) -> None:
     change = {f"{path}.{key}": value for key, value in case["to"].items()} if path == "models" else {path: case["to"]}
 
     assert text(values=base | change) != before
+
+
+def _plain_text(path: str) -> bool:
+    """Whether any string may be set there."""
+    node = {"properties": SCHEMA["properties"] | {"modelDefaults": SCHEMA["definitions"]["model"]}}
+    for key in path.split("."):
+        node = node.get("properties", {}).get(key, {})
+    return node.get("type") == "string" and not node.keys() & {"enum", "pattern"}
+
+
+# As names these would not do, or they are whole documents.
+NOT_NUMBERS = {
+    "fullnameOverride",
+    "modelDefaults.inferencePool.endpointPicker.config",
+    "loadTest.scenarioYaml",
+    "loadTest.model",
+}
+
+
+@pytest.mark.parametrize("path", [path for path in PLAN["changes"] if _plain_text(path) and path not in NOT_NUMBERS])
+def test_texts_stay_texts(path: str) -> None:
+    """A Secret may be called 1e3, a folder {a}: unquoted, YAML would make something else of them."""
+    extra = PLAN["changes"][path].get("with", {})
+    base = PLAN["base"] | (PLAN["groups"][extra] if isinstance(extra, str) else extra)
+
+    for words in ("1e3", "yes"):
+        objects = render(values=base | {path: words})
+        assert [problem for one in objects for problem in problems(one, NEWEST)] == []
 
 
 def test_every_value_is_tried(generate: ModuleType) -> None:

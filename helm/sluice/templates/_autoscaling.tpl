@@ -35,7 +35,7 @@
     authModes: {{ . | quote }}
     {{- end }}
   {{- with $m.autoscaling.keda.authenticationRef }}
-  authenticationRef: {name: {{ . }}}
+  authenticationRef: {name: {{ . | quote }}}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -44,8 +44,8 @@
 - type: External
   external:
     metric:
-      name: {{ .metric }}
+      name: {{ .metric | quote }}
       selector:
-        matchLabels: {namespace: {{ .root.Release.Namespace }}, app_kubernetes_io_instance: {{ .root.Release.Name }}, sluice_model: {{ .key }}}
+        matchLabels: {namespace: {{ .root.Release.Namespace | quote }}, app_kubernetes_io_instance: {{ .root.Release.Name | quote }}, sluice_model: {{ .key | quote }}}
     target: {type: AverageValue, averageValue: {{ toString .value | quote }}}
 {{- end }}

@@ -17,7 +17,7 @@ spec:
   {{- end }}
   containers:
     - name: download
-      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) }}
+      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
       # What is there already is kept, so a restart goes on where it stopped. The mark comes last.
       command: [sh, -euc, 'mkdir -p "$MODEL"; test -e "$MODEL/.complete" || hf download "$REPOSITORY" --revision "$REVISION" --local-dir "$MODEL"; touch "$MODEL/.complete"']
@@ -31,7 +31,7 @@ spec:
         - {name: tmp, mountPath: /tmp}
   volumes:
     - name: weights
-      persistentVolumeClaim: {claimName: {{ $m.is.claim }}}
+      persistentVolumeClaim: {claimName: {{ $m.is.claim | quote }}}
     - name: tmp
       emptyDir: {}
 {{- end }}

@@ -12,10 +12,10 @@
      Takes root, component and, for what belongs to a model, key. */}}
 {{- define "sluice.selector" -}}
 app.kubernetes.io/name: sluice
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .key }}
-sluice/model: {{ . }}
+sluice/model: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -56,7 +56,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* What every pod of the chart starts with: nothing talks to Kubernetes unless it says so. */}}
 {{- define "sluice.podBasics" -}}
-serviceAccountName: {{ include "sluice.serviceAccountName" . }}
+serviceAccountName: {{ include "sluice.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}

@@ -20,10 +20,10 @@ spec:
   terminationGracePeriodSeconds: {{ $m.is.terminationGracePeriod }}
   securityContext: {{- toYaml $m.podSecurityContext | nindent 4 }}
   {{- with $m.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $m.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   {{- with $m.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
@@ -37,7 +37,7 @@ spec:
   {{- if and $m.topologySpread (not $worker) }}
   topologySpreadConstraints:
     {{- range $m.topologySpread }}
-    - topologyKey: {{ . }}
+    - topologyKey: {{ . | quote }}
       maxSkew: 1
       whenUnsatisfiable: ScheduleAnyway
       labelSelector:
@@ -55,7 +55,7 @@ spec:
   initContainers:
     {{- if eq $m.source.type "download" }}
     - name: wait-for-weights
-      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) }}
+      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
       command: [sh, -c, 'until test -e "$MODEL/.complete"; do echo "waiting for the download of $MODEL"; sleep 5; done']
       env:
@@ -73,7 +73,7 @@ spec:
   {{- end }}
   containers:
     - name: {{ .role }}
-      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) }}
+      image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
       {{- if $worker }}
       {{- include "sluice.workerCommand" $m | nindent 6 }}
@@ -122,14 +122,14 @@ spec:
     {{- if and $m.apiKeys.existingSecret (not $worker) }}
     - name: api-keys
       secret:
-        secretName: {{ $m.apiKeys.existingSecret }}
-        items: [{key: {{ $m.apiKeys.key }}, path: api-keys}]
+        secretName: {{ $m.apiKeys.existingSecret | quote }}
+        items: [{key: {{ $m.apiKeys.key | quote }}, path: api-keys}]
     {{- end }}
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ $m.is.shm }}}
     - name: cache
       {{- if eq $m.cache.type "pvc" }}
-      persistentVolumeClaim: {claimName: {{ $m.cache.claimName }}}
+      persistentVolumeClaim: {claimName: {{ $m.cache.claimName | quote }}}
       {{- else }}
       emptyDir: {sizeLimit: {{ $m.cache.sizeLimit }}}
       {{- end }}
@@ -137,10 +137,10 @@ spec:
       emptyDir: {}
     {{- if has $m.source.type (list "pvc" "download") }}
     - name: weights
-      persistentVolumeClaim: {claimName: {{ $m.is.claim }}, readOnly: true}
+      persistentVolumeClaim: {claimName: {{ $m.is.claim | quote }}, readOnly: true}
     {{- else if eq $m.source.type "hostPath" }}
     - name: weights
-      hostPath: {path: {{ $m.source.hostPath.path }}, type: Directory}
+      hostPath: {path: {{ $m.source.hostPath.path | quote }}, type: Directory}
     {{- else if eq $m.source.type "image" }}
     - name: weights
       image: {reference: {{ $m.source.oci.reference | quote }}, pullPolicy: {{ $m.source.oci.pullPolicy }}}
