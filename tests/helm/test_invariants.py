@@ -212,6 +212,7 @@ def test_what_is_written_to_can_be_written(objects: list[Object]) -> None:
                 assert any(f"{variable['value']}/".startswith(f"{path}/") for path in writable), variable
         shm = next(volume["emptyDir"] for volume in pod["spec"]["volumes"] if volume["name"] == "shm")
         assert shm["medium"] == "Memory"
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
 def test_environment_is_set_once_and_is_not_vllms(objects: list[Object]) -> None:
