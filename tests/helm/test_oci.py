@@ -16,6 +16,9 @@ import yaml
 from tests.helm.chart import CHART, HELM, command, text
 from tests.helm.debian import program
 
+# The first test may have to fetch a Debian package.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:

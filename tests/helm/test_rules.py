@@ -18,6 +18,9 @@ from gateway.metrics import Metrics
 from tests.helm.chart import CHART, find, render
 from tests.helm.debian import program
 
+# The first test may have to fetch a Debian package.
+pytestmark = pytest.mark.timeout(600)
+
 RULES = sorted(CHART.glob("files/rules/*.yaml"))
 TESTS = sorted((Path(__file__).parent / "rules").glob("*.test.yaml"))
 DASHBOARDS = sorted(CHART.glob("files/dashboards/*.json"))
