@@ -13,3 +13,4 @@ settings.load_profile("sluice")
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Here and not beside the tests that look at it: options must be known before subfolders are.
     parser.addoption("--faults", choices=("ci", "full"), default="ci", help="size of the fault tests")
+    parser.addoption("--helm", choices=("ci", "full"), default="ci", help="size of the chart's render matrix")

@@ -1,0 +1,25 @@
+{{/* Annotations that make controllers pass a stream on as it comes, and long enough. Takes a merged model. */}}
+{{- define "sluice.ingressAnnotations" -}}
+{{- $longest := int (get .settings.streams "max_timeout_s" | default 3600) -}}
+{{- if eq .ingress.preset "nginx" -}}
+nginx.ingress.kubernetes.io/proxy-buffering: "off"
+nginx.ingress.kubernetes.io/proxy-request-buffering: "off"
+nginx.ingress.kubernetes.io/proxy-http-version: "1.1"
+nginx.ingress.kubernetes.io/proxy-read-timeout: {{ $longest | quote }}
+nginx.ingress.kubernetes.io/proxy-send-timeout: {{ $longest | quote }}
+nginx.ingress.kubernetes.io/proxy-body-size: {{ int64 (get .settings.server "max_body_bytes" | default 16777216) | quote }}
+{{- else if eq .ingress.preset "alb" -}}
+alb.ingress.kubernetes.io/target-type: ip
+alb.ingress.kubernetes.io/healthcheck-path: /readyz
+# Longer than streams.keepalive_s, so that no stream is idle; shorter than the 75 s after which the server closes an idle
+# connection, or the load balancer would now and then send a request into one that is just being closed (502).
+alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=70
+alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds={{ min 3600 .is.grace }},load_balancing.algorithm.type=least_outstanding_requests
+{{- else if eq .ingress.preset "haproxy" -}}
+haproxy.org/timeout-server: {{ $longest }}s
+haproxy.org/timeout-client: {{ $longest }}s
+haproxy.org/load-balance: leastconn
+haproxy.org/check: "true"
+haproxy.org/check-http: /readyz
+{{- end }}
+{{- end }}
