@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e faults load bench lock demo-model clean
+.PHONY: help install serve test lint unit e2e faults helm load bench lock demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ unit: install
 
 e2e: install
 	@$(BIN)/pytest -q tests/e2e tests/faults
+
+helm: install  ## the chart over every Kubernetes version and switch (many minutes); `make test` has a part of it
+	@$(BIN)/pytest -q tests/helm --helm full --timeout 1200
 
 load: install  ## a short load test of a server of its own, report in load-out/; ARGS="chat --rate 5 --duration 60"
 	@$(BIN)/python -m loadtest.ownserver $(ARGS)

@@ -10,11 +10,11 @@
 - `workload`, `prompts`: from a number and a seed to the requests of one conversation; `preflight`: what must be known
   of the server for that
 - `host`: one worker's part: releases arrivals when they are due; `alarm`: wakes it on time
-- `asking`: one request; `pool`, `connection`, `tls`, `arrival` (the kernel's time stamps): its bytes; `sse`, `reading`, `tokens`: what they say, and whether
-  that is true; `record`: what became of it; `requestlog`: one line for each
+- `asking`: one request; `pool`, `connection`, `tls`, `arrival` (the kernel's time stamps): its bytes; `sse`, `reading`,
+  `tokens`: what they say, and whether that is true; `record`: what became of it; `requestlog`: one line for each
 - `tally`, `histogram`: the numbers as they grow; `lag`: how the generator itself does
-- `results`, `outcome`, `result`: from tallies to the document of a run; `verdict`: whether it is good, with `intervals`:
-  how sure a percentile is
+- `results`, `outcome`, `result`: from tallies to the document of a run; `verdict`: whether it is good, with
+  `intervals`: how sure a percentile is
 - `scrape`, `exposition`: the server's own metrics beside it; `report`: pages for people
 - `compare`, `comparison`, `bootstrap`: two runs against each other; `sweep`, `swept`: the highest rate that is good
 - `words`: numbers and sentences that several of these write
