@@ -29,7 +29,10 @@ def serving() -> Iterator[str]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    environment = {**os.environ, "SLUICE_SYNTHETIC__ENABLED": "true", "SLUICE_SERVER__PORT": url.rpartition(":")[2]}
+    # A line for each request would bury what the run itself has to say.
+    ours = {"SYNTHETIC__ENABLED": "true", "SERVER__PORT": url.rpartition(":")[2], "LOG__LEVEL": "warning"}
+    environment = {**os.environ, **{f"SLUICE_{name}": value for name, value in ours.items()}}
+    print(f"starting a server without a model at {url}", file=sys.stderr, flush=True)
     server = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=environment, stdin=subprocess.DEVNULL)
     try:
         deadline_s = time.monotonic() + _READY_WITHIN_S
