@@ -227,7 +227,8 @@ def show(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, An
 def main() -> None:
     """Start, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["sluice"], help="front ends: sluice, vllm")
+    parser.add_argument("--only", nargs="+", default=["sluice"], help="front ends: sluice, vllm, rust")
+    parser.add_argument("--vllm-rs", type=Path, help="vLLM's Rust front end")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--tokens", type=int, default=100_000, help="of a long prompt")
     parser.add_argument("--every", type=float, default=0.5, help="seconds from one long prompt to the next")
@@ -245,7 +246,7 @@ def main() -> None:
     print("milliseconds, without and with long prompts; probe: /health beside them")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            server = start(name, Path(folder), context=CONTEXT)
+            server = start(name, Path(folder), options.vllm_rs, CONTEXT)
             try:
                 server.wait_ready()
                 server.pin(front, others)
