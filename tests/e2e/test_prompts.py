@@ -32,38 +32,30 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(demo.MODEL_PATH)
 
 
-class Processor:
-    """vLLM's output processor, as far as decoders go."""
+def a_processor(tokenizer: Any) -> Any:
+    from vllm.v1.engine.output_processor import OutputProcessor
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.request_states: dict[str, Any] = {}
-
-    def add_request(self, request: Any, prompt: str | None) -> None:
-        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
-
-        made = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
-        self.request_states[request.request_id] = SimpleNamespace(detokenizer=made)
+    return OutputProcessor(tokenizer, log_stats=True)
 
 
 def a_request(prompt: list[int], **params: Any) -> Any:
-    usual = {
-        "stop": None,
-        "min_tokens": 0,
-        "include_stop_str_in_output": False,
-        "skip_special_tokens": True,
-        "spaces_between_special_tokens": True,
-        "detokenize": True,
-    }
-    return SimpleNamespace(
-        request_id="r1", prompt_token_ids=prompt, prompt_embeds=None, sampling_params=SimpleNamespace(**usual, **params)
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        "r1", prompt, None, SamplingParams(**params), None, 0.0, None, None, None, external_req_id="r1"
     )
 
 
-def pieces(processor: Processor, prompt: list[int], said: list[int]) -> list[str]:
-    processor.add_request(a_request(prompt), None)
-    decoder = processor.request_states["r1"].detokenizer
-    return [decoder.decode_next(token) for token in said]
+def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
+    request = a_request(prompt)
+    processor.add_request(request, None)
+    state = processor.request_states["r1"]
+
+    assert request.prompt_token_ids is state.prompt_token_ids is prompt
+    assert state.prompt_len == len(prompt)
+
+    return [state.detokenizer.decode_next(token) for token in said]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -74,7 +66,7 @@ def test_a_decoder_that_knows_only_the_tail_says_the_same(prompts: Any, tokenize
     ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
     cut = chance.randrange(prompts.SHORT_TO_DECODE + 1, len(ids) - 60)
     prompt, said = ids[:cut], ids[cut : cut + 60]
-    whole, tail = Processor(tokenizer), Processor(tokenizer)
+    whole, tail = a_processor(tokenizer), a_processor(tokenizer)
     prompts.prime_with_tails(tail)
 
     assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
@@ -82,14 +74,14 @@ def test_a_decoder_that_knows_only_the_tail_says_the_same(prompts: Any, tokenize
 
 @pytest.mark.parametrize(
     ("length", "last", "primed"),
-    [(512, 300, [512]), (513, 300, [513, 64]), (513, "<|end|>", [513, 64]), (513, "half a crab", [513])],
+    [(512, 300, [512]), (513, 300, [64]), (513, "<|end|>", [64]), (513, "half a crab", [64, 513])],
 )
 def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
     prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int, last: int | str, primed: list[int]
 ) -> None:
     seen: list[int] = []
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", lambda ids, skip_special_tokens: seen.append(len(ids)))
-    processor = Processor(tokenizer)
+    processor = a_processor(tokenizer)
     prompts.prime_with_tails(processor)
     if last == "half a crab":
         last = tokenizer("🦀", add_special_tokens=False)["input_ids"][0]
@@ -98,6 +90,58 @@ def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
     processor.add_request(a_request([300] * (length - 1) + [last]), None)
 
     assert seen == primed
+
+
+def test_what_has_no_text_to_make_needs_no_decoder(
+    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers.decoders.DecodeStream", None)
+    processor = a_processor(tokenizer)
+    prompts.prime_with_tails(processor)
+    prompt = [300] * 600
+    processor.add_request(a_request(prompt, detokenize=False), None)
+
+    assert processor.request_states["r1"].prompt_token_ids is prompt
+    assert processor.request_states["r1"].prompt_len == 600
+
+
+def test_decoders_of_another_kind_know_the_whole_prompt(
+    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine import detokenizer
+
+    made: list[int] = []
+
+    class Slow(detokenizer.BaseIncrementalDetokenizer):
+        def __init__(self, tokenizer: Any, request: Any) -> None:
+            super().__init__(request)
+            made.append(len(request.prompt_token_ids))
+
+        @classmethod
+        def from_new_request(cls, tokenizer: Any, request: Any) -> Any:
+            return cls(tokenizer, request)
+
+        def decode_next(self, next_token_id: int) -> str:
+            raise NotImplementedError
+
+    monkeypatch.setattr("vllm.v1.engine.output_processor.IncrementalDetokenizer", Slow)
+    processor = a_processor(tokenizer)
+    prompts.prime_with_tails(processor)
+    processor.add_request(a_request([300] * 600), None)
+
+    assert made == [64, 600]
+
+
+def test_a_request_whose_input_goes_on_keeps_its_decoder(prompts: Any, tokenizer: Any) -> None:
+    processor = a_processor(tokenizer)
+    prompts.prime_with_tails(processor)
+    processor.add_request(a_request([300] * 600), None)
+    decoder = processor.request_states["r1"].detokenizer
+    longer = a_request([300] * 700)
+    longer.resumable = True
+    processor.add_request(longer, None)
+
+    assert processor.request_states["r1"].detokenizer is decoder
 
 
 def a_renderer() -> Any:
@@ -230,7 +274,9 @@ def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompts: 
 
     asyncio.run(main())
 
-    assert llm.looked == [(1, True), (long, False), (long, False)]
+    parts = [(long - 1, False), (1, False)]
+
+    assert llm.looked == [(1, True), *parts, *parts]
     assert llm.added == ["r0", "r1", "r2", "raw"]
 
 
