@@ -32,7 +32,7 @@ Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sl
 # nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
 KEEP_ALIVE_S = 75
 # How long a thread may go on in Python while the event loop has something to do.
-SWITCH_EVERY_S = 0.0005
+SWITCH_EVERY_S = 0.0001
 # libuv takes one new connection per listening socket and turn of the event loop, and under load a turn takes
 # milliseconds: the last of a thousand that come together would wait for seconds, and a probe behind them. So the loop
 # gets the socket so many times over; looking at one where nobody waits takes less than a microsecond.
