@@ -171,7 +171,6 @@ def _dashboard(name: str, content: Json) -> Json:
                     "iconColor": "red",
                     "datasource": _SOURCE,
                     "expr": _expression("changes(sluice_engine_restarts_total{$S}[1m]) > 0"),
-                    "titleFormat": "engine of {{instance}} restarted",
                 }
             ]
         },

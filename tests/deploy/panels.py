@@ -54,6 +54,9 @@ def panels(namespace: str) -> list[Panel]:
 
 def _panel(dashboard: str, row: str, panel: dict[str, Any], namespace: str) -> Panel:
     defaults = panel["fieldConfig"]["defaults"]
+    # A graph shows its limits as lines only if it says so.
+    shown = panel["type"] == "stat" or defaults["custom"]["thresholdsStyle"]["mode"] != "off"
+    steps = defaults["thresholds"]["steps"] if shown else []
     return Panel(
         dashboard=dashboard,
         row=row,
@@ -61,7 +64,7 @@ def _panel(dashboard: str, row: str, panel: dict[str, Any], namespace: str) -> P
         text=panel["description"],
         kind=panel["type"],
         unit=defaults["unit"],
-        limits=tuple((step["color"], step["value"]) for step in defaults["thresholds"]["steps"] if step["value"]),
+        limits=tuple((step["color"], step["value"]) for step in steps if step["value"]),
         place=panel["gridPos"],
         queries=tuple(Query(fill(one["expr"], namespace), one["legendFormat"]) for one in panel["targets"]),
     )

@@ -142,7 +142,9 @@ def _graph(panel: Panel, source: Prometheus, start_s: float, end_s: float, width
         left = 10 + (number % 3) * (width - 20) / 3
         at = bottom + _AXIS + 12 + (number // 3) * _LEGEND
         parts.append(f'<rect x="{left:.0f}" y="{at - 8:.0f}" width="10" height="3" style="fill:{colour}"/>')
-        parts.append(f'<text x="{left + 14:.0f}" y="{at:.0f}">{escape(name)}</text>')
+        room = int((width - 20) / 3 / 6) - 3
+        short = name if len(name) <= room else name[: room - 1] + "\u2026"
+        parts.append(f'<text x="{left + 14:.0f}" y="{at:.0f}">{escape(short)}</text>')
     return "".join(parts)
 
 
