@@ -150,5 +150,7 @@ def test_dashboards_can_be_looked_at(busy: Prometheus, tmp_path: Path) -> None:
     """The page that shows all panels without Grafana; `python -m tests.deploy.plot` makes it from any Prometheus."""
     for path in DASHBOARDS:
         page = plot.page(path.stem, panels("two"), busy, seconds=60)
+        (tmp_path / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        print(f"drawn: {tmp_path}/{path.stem}.html")
         assert page.count("<polyline") >= 10
         assert "nothing to show" not in page
