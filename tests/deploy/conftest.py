@@ -18,7 +18,7 @@ _ENV = {
     "SLUICE_ADMISSION__MAX_CONCURRENT": str(SEATS),
     "SLUICE_ADMISSION__MAX_WAITING": str(PLACES),
     "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
-    "SLUICE_SUPERVISOR__MAX_RESTARTS": "100",
+    "SLUICE_SERVER__DRAIN_TIMEOUT_S": "5",
 }
 
 
@@ -30,6 +30,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
         for server in servers:
             server.wait_ready()
         yield servers[0], servers[1]
+        # Signalled, so that engines which were started on the way go, too.
+        assert [server.end() for server in servers] == [0, 0]
     finally:
         for server in servers:
             server.close()

@@ -30,7 +30,7 @@ class Panel:
     queries: tuple[Query, ...]
 
 
-def fill(expression: str, namespace: str, interval: str = "10s") -> str:
+def fill(expression: str, namespace: str, interval: str = "30s") -> str:
     """An expression as Grafana would send it."""
     values = {"$namespace": namespace, "$release": ".*", "$model": ".*", "$__rate_interval": interval}
     for name, value in values.items():
