@@ -118,6 +118,11 @@ class Metrics:
             self._wasted.labels(cause)
         for result in ("continued", "failed"):
             self._recovered.labels(result)
+        # Otherwise the first burst would be the value with which a series begins, and no rate would ever show it.
+        for reason in ("queue_full", "queue_timeout", "resumable_full"):
+            self._rejections.labels(reason)
+        for result in ("ok", "read_out"):
+            self._resumes.labels(result)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Have a gauge that is read at every scrape."""

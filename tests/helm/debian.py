@@ -17,7 +17,12 @@ from pathlib import Path
 import pytest
 
 # By program: the package, which is the same on Debian 12 and on Ubuntu.
-PACKAGES = {"promtool": "prometheus", "docker-registry": "docker-registry"}
+PACKAGES = {
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "docker-registry": "docker-registry",
+    "nginx": "nginx",
+}
 UNPACKED = Path(sys.prefix) / "debian"
 
 
@@ -26,12 +31,17 @@ def program(name: str) -> str:
     """The path of a program; skips the test where it can neither be found nor be had."""
     if (found := shutil.which(name)) is not None:
         return found
-    path = UNPACKED / "usr" / "bin" / name
-    if not path.exists():
+    if (path := _unpacked(name)) is None:
         if shutil.which("apt-get") is None:
             pytest.skip(f"{name} is missing, and there is no apt-get; install what brings it")
         unpack(PACKAGES[name])
+        path = _unpacked(name)
     return str(path)
+
+
+def _unpacked(name: str) -> Path | None:
+    places = (UNPACKED / "usr" / folder / name for folder in ("bin", "sbin"))
+    return next((path for path in places if path.exists()), None)
 
 
 def unpack(package: str) -> None:

@@ -1,0 +1,37 @@
+"""Two running servers without a model, and real programs around them: Prometheus, nginx, Envoy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.server import Server
+
+SEATS, PLACES, KEEPALIVE_S, STEP_MS = 8, 4, 0.3, 20
+"""Of each server: so small that a full one is soon had."""
+
+_ENV = {
+    "SLUICE_SYNTHETIC__ENABLED": "true",
+    "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+    "SLUICE_ENGINE__MAX_MODEL_LEN": "32768",
+    "SLUICE_ADMISSION__MAX_CONCURRENT": str(SEATS),
+    "SLUICE_ADMISSION__MAX_WAITING": str(PLACES),
+    "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+    "SLUICE_SERVER__DRAIN_TIMEOUT_S": "5",
+}
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Both started at once, since each needs half a minute."""
+    servers = [Server(tmp_path_factory.mktemp(name), env=_ENV) for name in ("first", "second")]
+    try:
+        for server in servers:
+            server.wait_ready()
+        yield servers[0], servers[1]
+        # Signalled, so that engines which were started on the way go, too.
+        assert [server.end() for server in servers] == [0, 0]
+    finally:
+        for server in servers:
+            server.close()

