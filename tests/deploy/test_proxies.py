@@ -168,6 +168,8 @@ def test_the_programs_have_nothing_to_say_about_the_files(
         folder = tmp_path_factory.mktemp(f"{name}-start")
         with start(folder, pair):
             pass
-        said = (folder / "output.log").read_text(encoding="utf-8")
+        lines = (folder / "output.log").read_text(encoding="utf-8").splitlines()
+        # Envoy warns of the signal that ends it.
+        said = "\n".join(line for line in lines if "ENVOY_SIGTERM" not in line)
         assert "deprecated" not in said.lower()
         assert "[warn" not in said
