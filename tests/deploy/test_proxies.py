@@ -168,6 +168,7 @@ def test_the_programs_have_nothing_to_say_about_the_files(
         folder = tmp_path_factory.mktemp(f"{name}-start")
         with start(folder, pair):
             pass
-        said = (folder / "output.log").read_text(encoding="utf-8")
-        assert "deprecated" not in said.lower()
-        assert "[warn" not in said
+        lines = (folder / "output.log").read_text(encoding="utf-8").splitlines()
+        # Envoy warns when it is told to stop.
+        said = [line for line in lines if "warn" in line and "caught ENVOY_SIGTERM" not in line]
+        assert said == []
