@@ -284,6 +284,16 @@ async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(steps: An
 
 
 @in_virtual_time
+async def test_a_step_without_tokens_says_nothing(steps: Any, tokenizer: Any) -> None:
+    bench = Bench(steps, tokenizer)
+    ours, theirs = bench.add("a")
+    bench.step({"a": [300]})
+
+    assert not bench.step({"a": []})
+    assert len(ours.parts) == len(theirs.parts) == 1
+
+
+@in_virtual_time
 async def test_new_weights_are_noted_where_they_begin(steps: Any, tokenizer: Any) -> None:
     bench = Bench(steps, tokenizer)
     bench.add("a")

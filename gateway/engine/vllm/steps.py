@@ -145,11 +145,17 @@ class PlainSteps:
         for output in outputs.outputs:
             state = states.get(output.request_id)
             slot: _Slot | None = getattr(state, "sluice", None)
-            if slot is None or output.finish_reason is not None or output.events is not None or state.is_prefilling:
-                rest.append(output)
-                continue
             token_ids = output.new_token_ids
             count = len(token_ids)
+            if (
+                slot is None
+                or output.finish_reason is not None
+                or output.events is not None
+                or state.is_prefilling
+                or not count
+            ):
+                rest.append(output)
+                continue
             tokens += count
             stats = slot.stats
             if stats is not None:
