@@ -203,6 +203,8 @@ def test_long_chats_of_text_are_rendered_in_a_thread(prompts: Any, messages: lis
         ([TEXT], {"tools": ["one"]}, False, False),
         ([TEXT], {}, True, False),
         ([IMAGE], {}, False, False),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, False, False),
+        ([{"role": "user", "content": [{"type": "text", "text": 7}]}], {}, False, False),
     ],
 )
 def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ours(

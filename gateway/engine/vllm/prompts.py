@@ -114,7 +114,10 @@ def _is_short(messages: list[Any]) -> bool:
         if not isinstance(message, dict) or message.keys() - {"role", "content", "name"}:
             return False
         content = message.get("content") or ""
-        for text in [content] if isinstance(content, str) else [part["text"] for part in content]:
+        for text in [content] if isinstance(content, str) else [part.get("text") for part in content]:
+            if not isinstance(text, str):
+                # vLLM knows how to refuse it.
+                return False
             left -= len(text)
     return left >= 0
 
@@ -157,4 +160,4 @@ def check_aside(llm: Any) -> None:
     renderer.validate_token_ids = validate_token_ids
 
 
-__all__ = ["adopt", "check_aside", "prime_with_tails", "render_aside"]
+__all__ = ["adopt", "check_aside", "prime_with_tails", "render_aside", "tokenize_here"]
