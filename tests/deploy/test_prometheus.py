@@ -18,7 +18,7 @@ from tests.deploy import plot
 from tests.deploy.panels import DASHBOARDS, Panel, fill, panels
 from tests.deploy.prometheus import Prometheus, prometheus
 from tests.deploy.traffic import drive
-from tests.helm.chart import NAMESPACE, RELEASE, find, render
+from tests.helm.chart import NAMESPACE, RELEASE, scaling_triggers
 from tests.support.server import Server, poll
 
 # The first test may have to fetch a Debian package, and starts the servers.
@@ -108,15 +108,8 @@ def test_the_engines_death_is_an_alert_and_nothing_else_is(busy: Prometheus) -> 
 
 
 def _scaling_queries(namespace: str) -> list[str]:
-    values = {
-        "models.a.source.type": "demo",
-        "models.a.gpu.count": 0,
-        "models.a.autoscaling.enabled": True,
-        "models.a.autoscaling.targets.slowShare": 0.1,
-    }
-    triggers = find(render(values=values), "ScaledObject")["spec"]["triggers"]
     found = []
-    for trigger in triggers:
+    for trigger in scaling_triggers():
         query = trigger["metadata"]["query"]
         for label, theirs, ours in (
             ("namespace", NAMESPACE, namespace),

@@ -99,6 +99,18 @@ def find(objects: list[Object], kind: str, name: str | None = None) -> Object:
     return found[0]
 
 
+def scaling_triggers() -> list[Object]:
+    """The triggers of an autoscaled model `a` with every target that there is."""
+    values = {
+        "models.a.source.type": "demo",
+        "models.a.gpu.count": 0,
+        "models.a.autoscaling.enabled": True,
+        "models.a.autoscaling.targets.slowShare": 0.1,
+    }
+    triggers: list[Object] = find(render(values=values), "ScaledObject")["spec"]["triggers"]
+    return triggers
+
+
 def pod_templates(one: Object) -> list[Object]:
     """The pods that an object makes or is: each with metadata and spec."""
     match one["kind"]:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
 from helm.dashboards import generate
-from tests.helm.chart import CHART, find, render
+from tests.helm.chart import CHART, find, render, scaling_triggers
 from tests.helm.debian import program
 
 # The first test may have to fetch a Debian package.
@@ -193,13 +193,7 @@ SERIES = 'job="sluice",namespace="serving",app_kubernetes_io_instance="rel",slui
 @pytest.mark.parametrize("pods", [1, 2])
 def test_each_scaling_query_gives_one_number(pods: int, tmp_path: Path) -> None:
     """KEDA takes more than one element for an error. What the numbers are, for one pod and for two."""
-    values = {
-        "models.a.source.type": "demo",
-        "models.a.gpu.count": 0,
-        "models.a.autoscaling.enabled": True,
-        "models.a.autoscaling.targets.slowShare": 0.1,
-    }
-    triggers = find(render(values=values), "ScaledObject")["spec"]["triggers"]
+    triggers = scaling_triggers()
     # Per pod: 3 wait at the gate, 1 in each of two engines; 10 run; caches are 20 % and 40 % full; a quarter is slow.
     series = []
     for pod in range(pods):
