@@ -1,11 +1,13 @@
-"""One connection: limits on what comes before a request, a way past ASGI for what comes after its answer has begun, and
-a look at whether the peer is still there.
+"""One connection: limits on what comes before a request, a way past ASGI for what comes after its answer has begun, a
+look at whether the peer is still there, and an age at which it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -58,13 +60,17 @@ _together: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with what it lacks: a limit on the size of headers and a deadline for them, error
-    bodies that OpenAI clients understand, and the time of a request's first byte."""
+    bodies that OpenAI clients understand, the time of a request's first byte, and a connection's greatest age."""
 
     max_header_bytes = 32 * 2**10
     header_timeout_s = 10.0
+    # nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
+    idle_timeout_s = 75.0
+    max_age_s = 300.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.timeout_keep_alive = self.idle_timeout_s  # type: ignore[assignment]
         self.url = b""
         self._in_head = True
         self._head_bytes = 0
@@ -73,6 +79,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        spread = random.uniform(0.9, 1.1)  # noqa: S311 - so that those who came together do not all go together
+        self._last_from_s = self.loop.time() + self.max_age_s * spread if self.max_age_s else inf
         self._owes = False
         self._unread_s = 0
         self._piece = b""
@@ -120,6 +128,10 @@ class Protocol(HttpToolsProtocol):
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
         scope[LINE] = self
         super().on_headers_complete()
+        if self.loop.time() >= self._last_from_s:
+            # Its answer says `Connection: close`. A load balancer of connections, as Kubernetes' Services are, would
+            # leave a client for ever with the replica that it met first, however many have come since.
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -29,8 +29,6 @@ logger = logging.getLogger("sluice")
 Build = Callable[[Callable[[Sluice], None], Callable[[SettingsError], None]], Sluice]
 """Makes the app from what the process has to give: whom to tell of readiness, whom of failure."""
 
-# nginx and envoy close idle upstream connections after 60 s; the side that closes later loses no request.
-KEEP_ALIVE_S = 75
 # How long a thread may go on in Python while the event loop has something to do.
 SWITCH_EVERY_S = 0.0001
 # libuv takes one new connection per listening socket and turn of the event loop, and under load a turn takes
@@ -157,6 +155,8 @@ def run(
     sluice = build(on_ready, fail)
     Protocol.max_header_bytes = settings.server.max_header_bytes
     Protocol.header_timeout_s = settings.server.header_timeout_s
+    Protocol.idle_timeout_s = settings.server.idle_timeout_s
+    Protocol.max_age_s = settings.server.max_connection_age_s
     server = make(configure(sluice.asgi))
     server.sluice = sluice
     server.drain_timeout_s = settings.server.drain_timeout_s
@@ -190,7 +190,6 @@ def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Con
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=FLUSH_WITHIN_S,
     )
 

@@ -48,6 +48,15 @@ class Server(_Section):
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest request line plus headers.")
     header_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete by then.")
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="How long a connection without a request stays open; proxies must close theirs earlier."
+    )
+    max_connection_age_s: float = Field(
+        300.0,
+        ge=0,
+        description="The first answer after so long, a tenth more or less, is its connection's last: clients come to "
+        "replicas that are newer. 0: never.",
+    )
 
 
 class Admission(_Section):

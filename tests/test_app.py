@@ -80,11 +80,13 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
     assert process.told == ["lifespan.startup.complete"], "the socket does not wait for the engine"
     assert (await process.client("GET", "/readyz").finish()).status == 503
     assert (await process.client("GET", "/livez").finish()).status == 200
+    assert process.number("sluice_ready") == 0
     assert process.sluice.starting
 
     await asyncio.sleep(21)
 
     assert process.said == ["ready"]
+    assert process.number("sluice_ready") == 1
     assert (await process.client("GET", "/readyz").finish()).status == 200
     assert process.sluice.model == "scripted"
 
@@ -201,6 +203,7 @@ async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at
     ready = await process.client("GET", "/readyz").finish()
 
     assert (ready.status, ready.json()["status"]) == (503, "server_draining")
+    assert process.number("sluice_ready") == 0
     assert (await process.client("GET", "/livez").finish()).status == 200
     assert (await process.client("GET", "/version").finish()).headers["connection"] == "close"
 

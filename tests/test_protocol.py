@@ -286,6 +286,80 @@ def test_any_bytes_end_in_an_answer_or_a_closed_connection(packets: list[bytes])
 
 
 @in_virtual_time
+async def test_an_old_connection_is_told_with_its_next_answer_that_it_was_the_last() -> None:
+    """And not cut: who reads the header sends its next request elsewhere, and no request is lost in between."""
+    app = App(slow=True)
+    connection = Connection(app, max_age_s=300.0, idle_timeout_s=1000.0)
+    connection.say(GET)
+    await asyncio.sleep(5000)
+
+    assert not connection.closed, "what is running may take its time"
+
+    app.go_on.set()
+    await settle()
+
+    assert b"connection: close" not in connection.heard
+    assert not connection.closed
+
+    connection.say(GET)
+    await settle()
+    _, _, second = connection.heard.partition(b"0\r\n\r\n")
+
+    assert second.startswith(b"HTTP/1.1 200 OK\r\nconnection: close\r\n")
+    assert second.endswith(b"6\r\nbegin \r\n3\r\nend\r\n0\r\n\r\n")
+    assert connection.closed
+
+
+@pytest.mark.parametrize(("max_age_s", "at_s", "last"), [(300.0, 269, False), (300.0, 331, True), (0.0, 10**6, False)])
+@in_virtual_time
+async def test_a_connection_grows_old_in_its_time(max_age_s: float, at_s: float, last: bool) -> None:
+    connection = Connection(App(), max_age_s=max_age_s, idle_timeout_s=2.0 * 10**6)
+    connection.say(GET)
+    await asyncio.sleep(at_s)
+    connection.say(GET)
+    await settle()
+
+    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
+    assert (connection.heard.count(b"connection: close"), connection.closed) == (int(last), last)
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_connections_that_came_together_do_not_grow_old_together() -> None:
+    """Or all clients of a replica would come to the others at once."""
+    connections = [Connection(App(), max_age_s=300.0, idle_timeout_s=1000.0) for _ in range(40)]
+    for connection in connections:
+        connection.say(GET)
+    await asyncio.sleep(300)
+    for connection in connections:
+        connection.say(GET)
+    await settle()
+    closed = sum(connection.closed for connection in connections)
+
+    assert 5 < closed < 35
+
+    for connection in connections:
+        connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_connection_without_a_request_is_closed_in_its_time() -> None:
+    connection = Connection(App(), idle_timeout_s=75.0)
+    connection.say(GET)
+    await asyncio.sleep(74)
+    connection.say(GET)
+    await asyncio.sleep(74)
+
+    assert not connection.closed
+
+    await asyncio.sleep(2)
+
+    assert connection.closed
+    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
+
+
+@in_virtual_time
 async def test_a_response_left_incomplete_breaks_the_connection_without_its_final_chunk() -> None:
     async def half(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -439,7 +513,9 @@ async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_
 
 
 def test_limits_are_those_of_the_design() -> None:
-    assert (Protocol.max_header_bytes, Protocol.header_timeout_s) == (32 * 2**10, 10.0)
+    limits = (Protocol.max_header_bytes, Protocol.header_timeout_s, Protocol.idle_timeout_s, Protocol.max_age_s)
+
+    assert limits == (32 * 2**10, 10.0, 75.0, 300.0)
 
 
 # Past ASGI.

@@ -15,6 +15,7 @@ from gateway import server
 from gateway.errors import SettingsError
 from gateway.protocol import Protocol
 from gateway.server import bind, bind_many
+from gateway.settings import Settings
 from tests.support.time import in_virtual_time, settle
 from tests.support.transport import Connection
 from tests.test_protocol import GET, App
@@ -178,4 +179,4 @@ def test_an_address_is_not_shared_with_another_server() -> None:
 
 
 def test_idle_connections_are_kept_for_longer_than_proxies_keep_them() -> None:
-    assert server.KEEP_ALIVE_S > 60
+    assert Settings().server.idle_timeout_s > 60

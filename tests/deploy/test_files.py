@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.server import KEEP_ALIVE_S
 from gateway.settings import Settings, load
 from tests.deploy.prometheus import CONFIG
 from tests.deploy.proxies import DEPLOY, ENVOY, NGINX
@@ -184,8 +183,8 @@ def test_proxies_are_as_patient_as_the_server() -> None:
 
     assert nginx["proxy_read_timeout"] >= DEFAULTS.streams.max_timeout_s
     assert float(manager["stream_idle_timeout"].removesuffix("s")) >= DEFAULTS.streams.max_timeout_s
-    assert nginx["keepalive_timeout"] < KEEP_ALIVE_S
-    assert idle_s < KEEP_ALIVE_S
+    assert nginx["keepalive_timeout"] < DEFAULTS.server.idle_timeout_s
+    assert idle_s < DEFAULTS.server.idle_timeout_s
     assert f"client_max_body_size {DEFAULTS.server.max_body_bytes // 2**20}m;" in text
 
 

@@ -145,6 +145,7 @@ def test_metrics_have_the_contracts_names(server: Server) -> None:
         "sluice_requests_total",
         'sluice_ended_total{cause="completed"}',
         "sluice_build_info",
+        "sluice_ready",
         "vllm:prompt_tokens_total",
         "vllm:generation_tokens_total",
         "vllm:time_to_first_token_seconds_count",

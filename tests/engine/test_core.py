@@ -4,6 +4,7 @@ end-to-end tests hold it against vLLM's own."""
 from __future__ import annotations
 
 import asyncio
+import enum
 import importlib
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,14 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module = importlib.import_module(_CORE)
     yield module
     sys.modules.pop(_CORE, None)
+
+
+class Happening(enum.IntEnum):
+    """vLLM's kinds of events of a request, by its names."""
+
+    QUEUED = 1
+    SCHEDULED = 2
+    PREEMPTED = 3
 
 
 class Process:
@@ -139,7 +148,7 @@ class Bench:
 
 def outputs(*finished: tuple[str, str | None]) -> Any:
     return SimpleNamespace(
-        outputs=[SimpleNamespace(request_id=name, finish_reason=reason) for name, reason in finished]
+        outputs=[SimpleNamespace(request_id=name, finish_reason=reason, events=None) for name, reason in finished]
     )
 
 
@@ -203,6 +212,24 @@ async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None
         ("pooling", [1, 2, 3]),
     ]
     assert revival.continued == 3
+
+
+@in_virtual_time
+async def test_nobody_waits_in_the_queue_twice(core: Any) -> None:
+    """vLLM takes the last time of queueing and the first of scheduling, which was another engine's."""
+    bench = Bench(core)
+    await bench.add("begun", [7])
+    await bench.add("waiting", [])
+    bench.core.lose()
+    await bench.core.replace(bench.second)
+    said = outputs(("begun", None), ("waiting", None))
+    for one in said.outputs:
+        one.events = [SimpleNamespace(type=kind) for kind in Happening]
+    bench.second.outputs.put_nowait(said)
+    begun, waiting = (await bench.core.get_output_async()).outputs
+
+    assert [event.type for event in begun.events] == [Happening.SCHEDULED, Happening.PREEMPTED]
+    assert [event.type for event in waiting.events] == list(Happening)
 
 
 @in_virtual_time

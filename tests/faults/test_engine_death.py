@@ -38,6 +38,7 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
     server, me = synthetic.server, synthetic.me
     restarts = server.sample("sluice_engine_restarts_total")
     continued = server.sample('sluice_streams_recovered_total{result="continued"}')
+    queued_s = server.sample("vllm:request_queue_time_seconds_sum")
     chance = random.Random(SEED)
     pauses: list[float] = []
 
@@ -95,6 +96,7 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
     assert server.sample("sluice_engine_restarts_total") == restarts + kills
     continued = server.sample('sluice_streams_recovered_total{result="continued"}') - continued
     assert continued == (streams + len(theirs)) * kills
+    assert server.sample("vllm:request_queue_time_seconds_sum") >= queued_s, "nobody waits for less than no time"
     # Every chat's prompt begins with the same token, and only that and the length matter to the oracle.
     first = server.post("/tokenize", headers=me, model=MODEL, messages=question).json()["tokens"][0]
     whole = json.loads(responded.body)

@@ -12,7 +12,6 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.protocol import Protocol
-from gateway.server import KEEP_ALIVE_S
 
 
 class Socket:
@@ -101,7 +100,6 @@ class Connection:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
         )
         kind = type("Limited", (Protocol,), limits)
         self.protocol: Protocol = kind(config=config, server_state=state or ServerState(), app_state={})

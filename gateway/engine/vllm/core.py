@@ -43,6 +43,8 @@ class LastingCore:
         self._requests: dict[str, Any] = {}
         self._arrived: set[str] = set()
         """Those that came while there was no engine: they do not go on, they begin."""
+        self._scheduled_before: set[str] = set()
+        """Those that went on behind tokens when the engine was last replaced."""
         self._failed: Counter[str] = Counter()
         self._replaced = asyncio.Event()
         self._given_up = False
@@ -95,6 +97,8 @@ class LastingCore:
                 continue
             self._hear(outputs)
             for output in outputs.outputs:
+                if output.events is not None and output.request_id in self._scheduled_before:
+                    output.events = _without_queueing(output.events)
                 if output.finish_reason is not None:
                     if str(output.finish_reason) == "abort" and self._falls():
                         outputs.outputs = self._without_given_up(outputs.outputs)
@@ -206,6 +210,7 @@ class LastingCore:
         self._fail_hopeless()
         self._core = core
         self._receive()
+        self._scheduled_before.clear()
         sent: set[str] = set()
         continued = 0
         while left := [request for name, request in self._requests.items() if name not in sent]:
@@ -214,6 +219,8 @@ class LastingCore:
                 # It may have been aborted while others were being sent.
                 if request.request_id in self._requests:
                     tokens = self._received(request.request_id)
+                    if tokens:
+                        self._scheduled_before.add(request.request_id)
                     await core.add_request_async(continuation.continued(request, tokens))
                     continued += request.request_id not in self._arrived
         self._arrived.clear()
@@ -255,6 +262,12 @@ class LastingCore:
         state = self._output_processor.request_states.get(name)
         detokenizer = None if state is None else state.detokenizer
         return [] if detokenizer is None else list(detokenizer.output_token_ids)
+
+
+def _without_queueing(events: list[Any]) -> list[Any]:
+    """vLLM keeps the last time of queueing and the first of scheduling: of a request that had been scheduled by an
+    earlier engine, the difference would be a negative time in the queue."""
+    return [event for event in events if event.type.name != "QUEUED"]
 
 
 class _Nobody:
