@@ -77,6 +77,7 @@ class Builder:
             "type": "object",
             "properties": rest,
             "additionalProperties": False,
+            "allOf": [_present(self._values, {"properties": rest | {"modelDefaults": model}})],
             "definitions": {"model": model},
         }
 
@@ -100,6 +101,26 @@ class Builder:
             node["type"] = extra.pop("type", None) or _TYPES[type(default)]
             extra.pop("free", None)
         return node | extra
+
+
+def _present(default: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """What may not be set to null: Helm then takes the key out, and a missing number would be rendered as 0."""
+    names = [
+        name for name, value in default.items() if name in schema["properties"] and value not in (None, "", [], {})
+    ]
+    properties = schema["properties"]
+    inner = {
+        name: _present(default[name], properties[name])
+        for name in names
+        if isinstance(default[name], dict) and "properties" in properties[name]
+    }
+    required = [name for name in names if name in inner or not _nullable(properties[name])]
+    return ({"required": required} if required else {}) | ({"properties": inner} if inner else {})
+
+
+def _nullable(schema: dict[str, Any]) -> bool:
+    kinds = schema.get("type", [])
+    return "null" in kinds or kinds in ("array", "object")
 
 
 def _quantity(*, nullable: bool, empty: bool) -> dict[str, Any]:

@@ -22,7 +22,15 @@ VERSIONS = (OLDEST, "1.31", "1.33", "1.34", NEWEST)
 
 Object = dict[str, Any]
 
-_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Takes no key twice. YAML does, and Kubernetes would see the last alone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"twice in one map: {keys}"
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def scenarios() -> list[Path]:
@@ -84,7 +92,7 @@ def refusal(*files: Path, values: Object | None = None, kubernetes: str = NEWEST
 @lru_cache(maxsize=2000)
 def parse(rendered: str) -> list[Object]:
     """Documents of YAML."""
-    return [one for one in yaml.load_all(rendered, Loader=_loader) if one is not None]
+    return [one for one in yaml.load_all(rendered, Loader=_Loader) if one is not None]
 
 
 def render(*files: Path, values: Object | None = None, kubernetes: str = NEWEST, chart: Path = CHART) -> list[Object]:

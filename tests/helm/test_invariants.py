@@ -69,6 +69,8 @@ def test_an_endpoint_picker_outlives_the_streams_it_chose_for(objects: list[Obje
             server = find(objects, "Deployment", owner["metadata"]["name"].removesuffix("-picker"))
             grace = server["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
             assert pod["spec"]["terminationGracePeriodSeconds"] >= grace
+            # Nor is there a time without one: while the old one ends, which may take as long, the new one picks.
+            assert owner["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 def test_a_busy_pod_is_taken_out_before_it_is_restarted(objects: list[Object]) -> None:
@@ -270,17 +272,48 @@ def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
         assert one["spec"]["policyTypes"] == ["Ingress", "Egress"]
         component = one["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
         rules = one["spec"].get("ingress", [])
-        if component == "server":
-            assert rules[0]["ports"] == [{"port": "http", "protocol": "TCP"}]
-            assert all(rule["from"] for rule in rules)
-        for rule in rules[1:] if component == "server" else rules:
-            for peer in rule["from"]:
-                assert set(peer["podSelector"]["matchLabels"]) == {
-                    "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component",
-                    "sluice/model",
-                }  # fmt: skip
+        assert all(rule["from"] for rule in rules)
+        doors = {"server": ["http"], "endpoint-picker": ["grpc"], "loadtest": ["locust"]}.get(component, [])
+        assert [rule["ports"][0]["port"] for rule in rules if "ports" in rule] == doors
+        for rule in rules:
+            if "ports" not in rule:
+                # All ports, for the group's own pods alone.
+                for peer in rule["from"]:
+                    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] in {"server", "worker"}
+                    assert "sluice/model" in peer["podSelector"]["matchLabels"]
         dns = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
         assert {"ports": dns} in one["spec"]["egress"]
+
+
+def test_with_policies_every_pod_has_one(objects: list[Object]) -> None:
+    """In a namespace that denies what no policy allows, a pod without one could not even ask for a name."""
+    policies = [one["spec"]["podSelector"]["matchLabels"] for one in objects if one["kind"] == "NetworkPolicy"]
+    for owner, pod in pods(objects) if policies else ():
+        labels = pod["metadata"]["labels"].items()
+        assert any(selector.items() <= labels for selector in policies), name_of(owner)
+
+
+def test_pod_security_standard_restricted(objects: list[Object]) -> None:
+    """What the admission controller looks at beyond users and capabilities. Image volumes and paths of the node are
+    refused there, and the README says so."""
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    for owner, pod in pods(objects):
+        spec = pod["spec"]
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "hostUsers"}
+        kinds = {key for volume in spec.get("volumes", ()) for key in volume if key != "name"}
+        assert kinds <= allowed or owner["metadata"]["name"] in {"rel-oci", "rel-node"}, name_of(owner)
+        assert spec["securityContext"].get("runAsUser", 1) != 0
+        for container in _containers(pod):
+            assert not any("hostPort" in port for port in container.get("ports", ()))
 
 
 def test_nothing_scales_on_cpu_and_every_query_is_one_number(objects: list[Object]) -> None:
@@ -304,10 +337,13 @@ def test_gpus_are_asked_for_once(objects: list[Object]) -> None:
 
 
 def test_everything_lives_in_the_release_and_says_so(objects: list[Object]) -> None:
+    # Of the scenario "everything", whose server is called so.
+    shared = {"owner": "platform"} if "models-qwen" in _made(objects, "Service") else {}
     for one in objects:
         if one["metadata"]["name"] in {"rel-extra", "rel-text"}:
             continue  # the user's own
         labels = one["metadata"]["labels"]
+        assert one["metadata"].get("annotations", {}).items() >= shared.items()
         assert labels["app.kubernetes.io/instance"] == "rel"
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
         assert one["metadata"].get("namespace", NAMESPACE) == NAMESPACE

@@ -60,6 +60,7 @@ def test_scaling_is_told(chart: Path) -> None:
 
     assert "1 to 4 (keda): per replica 2 waiting, 204 running" in said
     assert "Secret keys" in said
+    assert "helm test" not in said
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,14 @@ def test_pods_wait_for_the_download(tmp_path: Path) -> None:
     subprocess.run(get["command"], env=env, check=True)
 
     assert waiting.wait(10) == 0
+    # Where the weights never come, the pod can be stopped all the same: a shell that is process 1 needs a trap for it.
+    stopped = subprocess.Popen([*wait["command"][:2], wait["command"][2].replace("sleep 5", "sleep 0.05")],
+                               env=env | {"MODEL": "/nowhere"}, stdout=subprocess.PIPE)  # fmt: skip
+    assert stopped.stdout is not None
+    stopped.stdout.readline()
+    stopped.terminate()
+    stopped.stdout.close()
+    assert stopped.wait(10) == 143
     asked = (tmp_path / "m" / "asked").read_text(encoding="utf-8")
     assert asked == f"download Qwen/X --revision main --local-dir {tmp_path / 'm'} "
     # What is there is not fetched again.
@@ -144,7 +152,7 @@ def test_keys_are_a_file_that_can_change() -> None:
             {
                 "alb.ingress.kubernetes.io/target-type": "ip",
                 "alb.ingress.kubernetes.io/healthcheck-path": "/readyz",
-                "alb.ingress.kubernetes.io/load-balancer-attributes": "idle_timeout.timeout_seconds=70",
+                "alb.ingress.kubernetes.io/load-balancer-attributes": "idle_timeout.timeout_seconds=900",
                 "alb.ingress.kubernetes.io/target-group-attributes": "deregistration_delay.timeout_seconds=630,"
                 "load_balancing.algorithm.type=least_outstanding_requests",
             },
@@ -173,6 +181,25 @@ def test_dra_asks_for_as_many_gpus() -> None:
 
     assert request["exactly"] == {"deviceClassName": "gpu.nvidia.com", "allocationMode": "ExactCount", "count": 2}
     assert pod["containers"][0]["resources"]["claims"] == [{"name": pod["resourceClaims"][0]["name"]}]
+
+
+def test_other_devices_are_another_template_of_claims() -> None:
+    """One that is there cannot be changed: with the same name, an upgrade would fail."""
+    scenario = CHART / "ci" / "dra-values.yaml"
+    change: dict[str, Any] = {"models.qwen.gpu.dra.deviceClassName": "mig.nvidia.com"}
+    names = [
+        find(render(scenario, values=values), "ResourceClaimTemplate")["metadata"]["name"] for values in ({}, change)
+    ]
+    same = find(render(scenario, values={"models.qwen.replicas": 2}), "ResourceClaimTemplate")["metadata"]["name"]
+
+    assert names[0] == same != names[1]
+
+
+def test_a_pod_gets_its_other_devices() -> None:
+    values = DEMO | {"models.a.resources.extended": {"rdma/ib": 1, "vpc.amazonaws.com/efa": "4"}}
+    limits = _pod(render(values=values), "rel-a")["containers"][0]["resources"]["limits"]
+
+    assert limits == {"memory": "32Gi", "rdma/ib": "1", "vpc.amazonaws.com/efa": "4"}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +248,29 @@ def test_the_load_test_is_given_its_key() -> None:
     assert _env(container)["API_KEY"] == {"secretKeyRef": {"name": "load", "key": "token"}}
 
 
+def test_a_load_test_waits_for_the_server_unless_it_is_elsewhere() -> None:
+    waits = find(_scenario("loadtest"), "Job")["spec"]["template"]["spec"]["initContainers"]
+    # As long as one pod may drain and the next load.
+    assert waits[0]["command"][3:] == ["http://rel-demo.serving.svc:8000", "2430"]
+
+    values = DEMO | {"loadTest.enabled": True, "loadTest.url": "https://models.example.com"}
+    assert "initContainers" not in find(render(values=values), "Job")["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("preset", ["alb", "nginx"])
+def test_the_server_keeps_connections_longer_than_the_load_balancer(preset: str) -> None:
+    """The other way round, requests are now and then sent into a connection that is being closed."""
+    values = DEMO | {"models.a.ingress": {"enabled": True, "preset": preset, "host": "a.example.com"}}
+    objects = render(values=values)
+    annotations = find(objects, "Ingress")["metadata"]["annotations"]
+    found = re.search(r"idle_timeout[.]timeout_seconds=(\d+)", " ".join(annotations.values()))
+    settings = find(objects, "ConfigMap", "rel-a")["data"]["sluice.yaml"]
+    kept = re.search(r"(?m)^  idle_timeout_s: (\d+)$", settings)
+
+    assert kept is not None
+    assert preset != "alb" or (found is not None and int(found[1]) < int(kept[1]))
+
+
 def test_load_test_workers_find_their_master() -> None:
     objects = _scenario("loadtest-workers")
     jobs = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Job"}
@@ -248,6 +298,9 @@ def test_load_test_workers_find_their_master() -> None:
         ({"models.a.image.tag": "9", "loadTest.image.tag": "9"}, 2),
         ({"loadTest.scenario": "rag"}, 1),
         ({"models.a.service.port": 80}, 1),
+        ({"loadTest.nodeSelector": {"pool": "cpu"}}, 1),
+        ({"models.a.probes.startup.failureThreshold": 900}, 1),
+        ({"commonAnnotations": {"a": "b"}}, 0),
     ],
 )
 def test_jobs_change_their_name_with_their_pods(change: dict[str, Any], renamed: int) -> None:
@@ -312,7 +365,7 @@ def test_who_may_come_in() -> None:
         "networkPolicy.enabled": True,
         "networkPolicy.clients": [{"podSelector": {"matchLabels": {"g": "w"}}}],
     }
-    peers = find(render(values=values), "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    peers = find(render(values=values), "NetworkPolicy", "rel-a")["spec"]["ingress"][0]["from"]
     components = [peer["podSelector"]["matchLabels"].get("app.kubernetes.io/component") for peer in peers]
 
     assert peers[0] == {"podSelector": {"matchLabels": {"g": "w"}}}

@@ -1,4 +1,5 @@
-"""The two programs that the chart brings: what `helm test` runs, and what keeps workers while their leader serves.
+"""The programs that the chart brings: what `helm test` runs, what keeps workers while their leader serves, and what a
+load test waits with.
 
 Against small servers of this file, which do on purpose what a broken path does: hold a stream back, or cut it.
 """
@@ -33,6 +34,10 @@ class _Upstream(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/readyz" and self.manner == "loading":
+            self._answer(503, b"server_starting")
+            type(self).manner = "live"
+            return
         self._answer(200, json.dumps({"data": [{"id": "m"}]}).encode())
 
     def do_POST(self) -> None:
@@ -152,3 +157,26 @@ def test_a_worker_does_not_stay_longer_than_a_drain() -> None:
         process = _hold(port, 1)
 
         assert process.wait(20) == 0
+
+
+def _wait(port: int, seconds: float) -> subprocess.CompletedProcess[str]:
+    """As the load test's first container runs it."""
+    values = {"models.a.source.type": "demo", "models.a.gpu.count": 0, "loadTest.enabled": True}
+    command = find(render(values=values), "Job")["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    assert command[:2] == ["python3", "-c"]
+    words = [sys.executable, "-c", command[2], f"http://127.0.0.1:{port}", str(seconds)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_a_load_test_begins_when_the_server_is_ready() -> None:
+    with _upstream("loading") as port:
+        assert _wait(port, 20).returncode == 0
+
+
+def test_a_load_test_does_not_wait_for_ever() -> None:
+    with _upstream("live") as port:
+        pass
+    done = _wait(port, 0)
+
+    assert done.returncode == 1
+    assert f"http://127.0.0.1:{port} was not ready within 0 s" in done.stderr

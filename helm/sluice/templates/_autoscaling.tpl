@@ -34,8 +34,11 @@
     {{- with $m.autoscaling.keda.authModes }}
     authModes: {{ . | quote }}
     {{- end }}
+    {{- with $m.autoscaling.keda.metadata }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- with $m.autoscaling.keda.authenticationRef }}
-  authenticationRef: {name: {{ . | quote }}}
+  authenticationRef: {name: {{ . | quote }}, kind: {{ $m.autoscaling.keda.authenticationKind }}}
   {{- end }}
 {{- end }}
 {{- end }}

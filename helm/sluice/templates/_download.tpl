@@ -6,15 +6,9 @@
 metadata:
   labels: {{- include "sluice.podLabels" (dict "root" $root "component" "download" "key" $m.is.key) | nindent 4 }}
 spec:
-  {{- include "sluice.podBasics" $root | nindent 2 }}
+  {{- include "sluice.podBasics" (dict "root" $root "on" $m) | nindent 2 }}
   restartPolicy: OnFailure
   securityContext: {{- toYaml $m.podSecurityContext | nindent 4 }}
-  {{- with $m.nodeSelector }}
-  nodeSelector: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $m.tolerations }}
-  tolerations: {{- toYaml . | nindent 4 }}
-  {{- end }}
   containers:
     - name: download
       image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}

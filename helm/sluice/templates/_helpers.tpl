@@ -19,22 +19,21 @@ sluice/model: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{- define "sluice.labels" -}}
-{{ include "sluice.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
+{{/* What stands under `metadata` of an object. Takes what the selector takes, name and, if the object has some of its own,
+     labels and annotations. */}}
+{{- define "sluice.metadata" -}}
+{{- $chart := printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" -}}
+{{- $own := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/managed-by" .root.Release.Service "helm.sh/chart" $chart -}}
+name: {{ .name | quote }}
+labels: {{- toYaml (merge (include "sluice.podLabels" . | fromYaml) $own) | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
 {{/* Labels of pods: without versions, or every new version of the chart would restart every pod, changed or not. */}}
 {{- define "sluice.podLabels" -}}
-{{ include "sluice.selector" . }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- toYaml (merge (include "sluice.selector" . | fromYaml) (.labels | default dict) .root.Values.commonLabels) -}}
 {{- end }}
 
 {{/* repository:tag or repository@digest. Takes root and image. */}}
@@ -54,13 +53,22 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- mulf (float64 $number) (float64 (get $units (trimPrefix $number $text))) | int64 -}}
 {{- end }}
 
-{{/* What every pod of the chart starts with: nothing talks to Kubernetes unless it says so. */}}
+{{/* What every pod of the chart starts with: as whom, from where and on which nodes it runs. Takes root; on, a part of the
+     values with some of nodeSelector, affinity, tolerations, priorityClassName; and account, if it talks to Kubernetes. */}}
 {{- define "sluice.podBasics" -}}
-serviceAccountName: {{ include "sluice.serviceAccountName" . | quote }}
-automountServiceAccountToken: false
+serviceAccountName: {{ .account | default (include "sluice.serviceAccountName" .root) | quote }}
+automountServiceAccountToken: {{ not (empty .account) }}
 enableServiceLinks: false
-{{- with .Values.imagePullSecrets }}
+{{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- range $name := list "nodeSelector" "affinity" "tolerations" }}
+{{- with get $.on $name }}
+{{ $name }}: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- with get .on "priorityClassName" }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 

@@ -11,9 +11,8 @@ nginx.ingress.kubernetes.io/proxy-body-size: {{ int64 (get .settings.server "max
 {{- else if eq .ingress.preset "alb" -}}
 alb.ingress.kubernetes.io/target-type: ip
 alb.ingress.kubernetes.io/healthcheck-path: /readyz
-# Longer than streams.keepalive_s, so that no stream is idle; shorter than the 75 s after which the server closes an idle
-# connection, or the load balancer would now and then send a request into one that is just being closed (502).
-alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=70
+# Streams are never idle so long; an answer that comes in one piece is, until it comes.
+alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=900
 alb.ingress.kubernetes.io/target-group-attributes: deregistration_delay.timeout_seconds={{ min 3600 .is.grace }},load_balancing.algorithm.type=least_outstanding_requests
 {{- else if eq .ingress.preset "haproxy" -}}
 haproxy.org/timeout-server: {{ $longest }}s
@@ -22,4 +21,16 @@ haproxy.org/load-balance: leastconn
 haproxy.org/check: "true"
 haproxy.org/check-http: /readyz
 {{- end }}
+{{- end }}
+
+{{/* After how many idle seconds AWS' load balancer closes a connection to the server, its own default included; 0 where
+     there is none. */}}
+{{- define "sluice.balancerIdle" -}}
+{{- if and .ingress.enabled (eq .ingress.preset "alb") -}}
+{{- $annotations := merge (dict) .ingress.annotations (include "sluice.ingressAnnotations" . | fromYaml) -}}
+{{- $attributes := get $annotations "alb.ingress.kubernetes.io/load-balancer-attributes" -}}
+{{- regexFind "idle_timeout[.]timeout_seconds=[0-9]+" $attributes | trimPrefix "idle_timeout.timeout_seconds=" | default "60" -}}
+{{- else -}}
+0
+{{- end -}}
 {{- end }}

@@ -40,6 +40,8 @@
 {{- $_ := set $is "servedNames" $names -}}
 {{- $_ := set $is "shm" ($m.sharedMemory.size | default (ternary "16Gi" "1Gi" (gt $gpus 1))) -}}
 {{- $_ := set $is "readOnly" (ternary (eq $gpus 0) $m.readOnlyRootFilesystem (kindIs "invalid" $m.readOnlyRootFilesystem)) -}}
+{{- /* A template of claims cannot be changed, so one with other devices is another. */ -}}
+{{- $_ := set $is "claimTemplate" (printf "%s-gpus-%s" $is.name (printf "%s %d" $m.gpu.dra.deviceClassName $gpus | sha256sum | trunc 8)) -}}
 {{- $_ := set $is "cpu" ($m.resources.requests.cpu | default (add (int $m.settings.server.workers) $here (max 1 $gpus))) -}}
 {{- $_ := set $m "is" $is -}}
 {{- include "sluice.validate" (dict "root" $root "m" $m) -}}
@@ -92,7 +94,6 @@
 {{- define "sluice.settings" -}}
 {{- $m := . -}}
 {{- $settings := deepCopy $m.settings -}}
-{{- $_ := set $settings.server "host" "0.0.0.0" -}}
 {{- $_ := set $settings.server "port" 8000 -}}
 {{- $_ := set $settings.server "drain_timeout_s" (int $m.drain.timeoutSeconds) -}}
 {{- if $m.apiKeys.existingSecret }}{{ $_ := set $settings.server "api_keys_file" "/etc/sluice/keys/api-keys" }}{{ end -}}

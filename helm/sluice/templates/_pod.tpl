@@ -5,10 +5,7 @@
 {{- $worker := eq .role "worker" -}}
 metadata:
   labels:
-    {{- include "sluice.podLabels" (dict "root" $root "component" .role "key" $m.is.key) | nindent 4 }}
-    {{- with $m.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "sluice.podLabels" (dict "root" $root "component" .role "key" $m.is.key "labels" $m.podLabels) | nindent 4 }}
   annotations:
     # A changed setting is a rollout.
     checksum/config: {{ include "sluice.configData" $m | sha256sum }}
@@ -16,23 +13,14 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  {{- include "sluice.podBasics" $root | nindent 2 }}
+  {{- include "sluice.podBasics" (dict "root" $root "on" $m) | nindent 2 }}
   terminationGracePeriodSeconds: {{ $m.is.terminationGracePeriod }}
   securityContext: {{- toYaml $m.podSecurityContext | nindent 4 }}
-  {{- with $m.priorityClassName }}
-  priorityClassName: {{ . | quote }}
+  {{- with $m.schedulerName }}
+  schedulerName: {{ . | quote }}
   {{- end }}
   {{- with $m.runtimeClassName }}
   runtimeClassName: {{ . | quote }}
-  {{- end }}
-  {{- with $m.nodeSelector }}
-  nodeSelector: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $m.affinity }}
-  affinity: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $m.tolerations }}
-  tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- if and $m.topologySpread (not $worker) }}
   topologySpreadConstraints:
@@ -49,7 +37,7 @@ spec:
   {{- if $m.gpu.dra.enabled }}
   resourceClaims:
     - name: gpus
-      resourceClaimTemplateName: {{ $m.is.name }}-gpus
+      resourceClaimTemplateName: {{ $m.is.claimTemplate }}
   {{- end }}
   {{- if or $m.initContainers (eq $m.source.type "download") }}
   initContainers:
@@ -57,7 +45,8 @@ spec:
     - name: wait-for-weights
       image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
-      command: [sh, -c, 'until test -e "$MODEL/.complete"; do echo "waiting for the download of $MODEL"; sleep 5; done']
+      # As process 1, a shell without a trap would not hear that the pod is to stop, and hold its GPUs to the end.
+      command: [sh, -c, 'trap "exit 143" TERM; until test -e "$MODEL/.complete"; do echo "waiting for the download of $MODEL"; sleep 5; done']
       env:
         - {name: MODEL, value: {{ $m.is.model | quote }}}
       securityContext: {{- include "sluice.containerSecurity" $m | nindent 8 }}
@@ -180,7 +169,7 @@ requests:
   {{ $name }}: {{ toString $value | quote }}
   {{- end }}
 limits:
-  {{- range $name, $value := .resources.limits }}
+  {{- range $name, $value := merge (dict) .resources.limits .resources.extended }}
   {{ $name }}: {{ toString $value | quote }}
   {{- end }}
   {{- if and (gt (int .gpu.count) 0) (not .gpu.dra.enabled) }}

@@ -151,6 +151,10 @@
 {{- if and $m.ingress.enabled (not $m.ingress.host) -}}
   {{- fail (printf "%s.ingress.host is empty. Set it to the host name that clients use." $at) -}}
 {{- end -}}
+{{- $idle := include "sluice.balancerIdle" $m | int -}}
+{{- if ge $idle (int $m.settings.server.idle_timeout_s) -}}
+  {{- fail (printf "%s.settings.server.idle_timeout_s is %v, but the load balancer keeps idle connections for %d s and would now and then send a request into one that the server is just closing (502). Raise it above that, or lower idle_timeout.timeout_seconds." $at $m.settings.server.idle_timeout_s $idle) -}}
+{{- end -}}
 {{- $picker := $m.inferencePool.endpointPicker -}}
 {{- if $m.inferencePool.enabled -}}
 {{- if and $picker.create (not $picker.image) -}}
@@ -183,6 +187,17 @@
 {{- if not $enabled -}}
   {{- fail "models is empty. Name at least one, such as --set models.qwen.source.repository=Qwen/Qwen3-8B, or use the chart's values-cpu.yaml." -}}
 {{- end -}}
+{{- range $key := $enabled -}}
+{{- if hasPrefix "dashboard-" $key -}}
+  {{- fail (printf "models.%s: dashboards of the release are called so. Choose another name, such as %s." $key (trimPrefix "dashboard-" $key)) -}}
+{{- end -}}
+{{- range $suffix := list "picker" "workers" "download" "test" -}}
+{{- $taken := printf "%s-%s" $key $suffix -}}
+{{- if has $taken $enabled -}}
+  {{- fail (printf "models.%s: objects of models.%s may be called so. Choose another name for one of them." $taken $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.clients) -}}
   {{- fail "networkPolicy.clients is empty, so nobody could send a request. Name the gateway's namespace, or set networkPolicy.enabled to false." -}}
 {{- end -}}
@@ -210,6 +225,11 @@
 {{- end -}}
 {{- if and .Values.loadTest.model (not (has .Values.loadTest.model $enabled)) -}}
   {{- fail (printf "loadTest.model is %s, which is not a model of this release. Set it to one of %s." .Values.loadTest.model (join ", " $enabled)) -}}
+{{- end -}}
+{{- $key := .Values.loadTest.model | default (first $enabled) -}}
+{{- $m := include "sluice.model" (dict "root" $ "key" $key) | fromYaml -}}
+{{- if and (not .Values.loadTest.url) $m.apiKeys.existingSecret (not .Values.loadTest.apiKey.existingSecret) -}}
+  {{- fail (printf "models.%s.apiKeys.existingSecret is set, so the load test needs a key, too. Set loadTest.apiKey.existingSecret." $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
