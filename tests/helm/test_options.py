@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import CHART, Object, find, render
+from tests.helm.chart import CHART, Object, find, pods, render
 
 DEMO: dict[str, Any] = {"models.a.source.type": "demo", "models.a.gpu.count": 0}
 
@@ -195,6 +195,23 @@ def test_other_devices_are_another_template_of_claims() -> None:
     assert names[0] == same != names[1]
 
 
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({}, ["nvidia.com/gpu"]),
+        ({"models.a.gpu.resource": "nvidia.com/mig-1g.10gb"}, ["nvidia.com/gpu"]),
+        ({"models.a.gpu.resource": "amd.com/gpu"}, ["amd.com/gpu"]),
+        # A pod without GPUs has no business on their nodes.
+        (DEMO, []),
+        ({"models.a.tolerations": [{"key": "mine", "operator": "Exists"}]}, ["mine"]),
+    ],
+)
+def test_what_needs_gpus_may_run_where_they_are(values: dict[str, Any], keys: list[str]) -> None:
+    pod = _pod(render(values={"models.a.source.repository": "x"} | values), "rel-a")
+
+    assert [one["key"] for one in pod.get("tolerations", ())] == keys
+
+
 def test_a_pod_gets_its_other_devices() -> None:
     values = DEMO | {"models.a.resources.extended": {"rdma/ib": 1, "vpc.amazonaws.com/efa": "4"}}
     limits = _pod(render(values=values), "rel-a")["containers"][0]["resources"]["limits"]
@@ -301,6 +318,7 @@ def test_load_test_workers_find_their_master() -> None:
         ({"loadTest.nodeSelector": {"pool": "cpu"}}, 1),
         ({"models.a.probes.startup.failureThreshold": 900}, 1),
         ({"commonAnnotations": {"a": "b"}}, 0),
+        ({"modelDefaults.podSecurityContext.runAsUser": 1000}, 2),
     ],
 )
 def test_jobs_change_their_name_with_their_pods(change: dict[str, Any], renamed: int) -> None:
@@ -357,6 +375,26 @@ def test_scaled_is_what_exists() -> None:
                 target = one["spec"]["scaleTargetRef"]
                 assert target["kind"] == kind
                 assert find(objects, kind, target["name"])["apiVersion"] == target["apiVersion"]
+
+
+def test_a_cluster_may_give_out_the_users() -> None:
+    """As OpenShift does, which refuses pods that name one. They may still not be root."""
+    values: dict[str, Any] = {
+        "modelDefaults.podSecurityContext.runAsUser": None,
+        "modelDefaults.podSecurityContext.fsGroup": None,
+        "modelDefaults.inferencePool.endpointPicker.podSecurityContext.runAsUser": None,
+        "models.demo.source": {"type": "download", "repository": "x", "revision": "main"},
+        "loadTest.enabled": True,
+        "modelDefaults.route": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        "modelDefaults.inferencePool.enabled": True,
+        "modelDefaults.inferencePool.endpointPicker.image": "picker:1",
+    }
+    contexts = [pod["spec"]["securityContext"] for _, pod in pods(render(values=values))]
+
+    assert len(contexts) == 5
+    for context in contexts:
+        assert not context.keys() & {"runAsUser", "fsGroup"}
+        assert context["runAsNonRoot"] is True
 
 
 def test_who_may_come_in() -> None:

@@ -43,6 +43,10 @@
 {{- /* A template of claims cannot be changed, so one with other devices is another. */ -}}
 {{- $_ := set $is "claimTemplate" (printf "%s-gpus-%s" $is.name (printf "%s %d" $m.gpu.dra.deviceClassName $gpus | sha256sum | trunc 8)) -}}
 {{- $_ := set $is "cpu" ($m.resources.requests.cpu | default (add (int $m.settings.server.workers) $here (max 1 $gpus))) -}}
+{{- if kindIs "invalid" $m.tolerations -}}
+{{- $taint := dict "key" (printf "%s/gpu" (splitList "/" $m.gpu.resource | first)) "operator" "Exists" "effect" "NoSchedule" -}}
+{{- $_ := set $m "tolerations" (ternary (list $taint) list (gt $gpus 0)) -}}
+{{- end -}}
 {{- $_ := set $m "is" $is -}}
 {{- include "sluice.validate" (dict "root" $root "m" $m) -}}
 {{- toYaml $m -}}

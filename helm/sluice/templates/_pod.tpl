@@ -170,7 +170,9 @@ requests:
   {{- end }}
 limits:
   {{- range $name, $value := merge (dict) .resources.limits .resources.extended }}
-  {{ $name }}: {{ toString $value | quote }}
+  {{- with $value }}
+  {{ $name }}: {{ toString . | quote }}
+  {{- end }}
   {{- end }}
   {{- if and (gt (int .gpu.count) 0) (not .gpu.dra.enabled) }}
   {{ .gpu.resource }}: {{ int .gpu.count | quote }}
