@@ -207,6 +207,25 @@ def test_a_kept_connection_may_be_silent(keyed: Keyed) -> None:
             assert len(http._transport._pool.connections) == 1  # type: ignore[attr-defined]
 
 
+def test_an_idle_connection_is_closed(keyed: Keyed) -> None:
+    client = Raw(keyed.server.port, b"GET /livez HTTP/1.1\r\nHost: e2e\r\n\r\n")
+    try:
+        client.read_until(b"\r\n\r\n")
+        began = time.monotonic()
+        assert b"connection: close" not in client.read_all()
+        assert 2 < time.monotonic() - began < 5
+    finally:
+        client.close()
+
+
+def test_an_old_connection_ends_with_an_answer_that_says_so(keyed: Keyed) -> None:
+    with httpx.Client(base_url=keyed.server.url) as http:
+        began = time.monotonic()
+        poll("an answer is the last", lambda: http.get("/livez").headers.get("connection") == "close", 6, 0.1)
+        assert time.monotonic() - began > 3
+        assert "connection" not in http.get("/livez").headers, "another connection"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
