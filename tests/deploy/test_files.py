@@ -235,10 +235,31 @@ def freeze() -> ModuleType:
 
 
 def test_the_base_wins_over_the_lock(freeze: ModuleType) -> None:
-    lock = freeze.pins("fastapi==0.165.0\n    # via vllm\nOrjson==3.11.0\nuvloop==0.22.1 ; sys_platform != 'win32'\n")
+    lock = "fastapi==0.165.0\n    # via vllm\nOrjson==3.11.0\nuvloop==0.22.1 ; sys_platform != 'win32'\n"
     text = freeze.constraints({"fastapi": "0.120.0", "torch": "2.13.0+cu130"}, lock)
 
-    assert text.splitlines() == ["fastapi==0.120.0", "orjson==3.11.0", "torch==2.13.0+cu130", "uvloop==0.22.1"]
+    assert text.splitlines() == [
+        "Orjson==3.11.0",
+        "fastapi==0.120.0",
+        "torch==2.13.0+cu130",
+        "uvloop==0.22.1 ; sys_platform != 'win32'",
+    ]
+
+
+def test_a_name_with_two_versions_keeps_both_with_their_conditions(freeze: ModuleType) -> None:
+    lock = "numpy==2.3.5 ; python_full_version < '3.13'\nnumpy==2.4.6 ; python_full_version >= '3.13'\n"
+
+    assert freeze.constraints({}, lock) == lock
+
+
+def test_a_version_that_no_installer_reads_is_watched_and_no_constraint(freeze: ModuleType) -> None:
+    base = {"distro-info": "1.1build1", "python-apt": "2.4.0+ubuntu4", "torch": "2.13.0a0+git-1", "uv": "0.9.0rc1"}
+
+    assert freeze.constraints(base, "").splitlines() == [
+        "python-apt==2.4.0+ubuntu4",
+        "torch==2.13.0a0+git-1",
+        "uv==0.9.0rc1",
+    ]
 
 
 @pytest.mark.parametrize(
