@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.deploy.conftest import CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
 from tests.faults.reader import COMPLETIONS, Connection, ask, completion
-from tests.faults.test_readers import Stuck, all_shut
+from tests.faults.test_readers import Stuck
 from tests.support.oracle import expected_text
 from tests.support.server import Server, poll
 
@@ -77,7 +77,7 @@ async def _rounds(ports: list[int], seconds: float) -> None:
 def _be_slow(server: Server) -> None:
     """Stop for a while, less than the server waits, then read on: what was missed comes whole, in fewer events."""
     reader = Stuck(server, completion(8, 400, **WORDY), {})
-    poll("the kernel holds something back", lambda: all_shut(server, [reader]), 20)
+    poll("something cannot be sent", lambda: server.samples()["sluice_unsent_bytes"] > 0, 20, 0.1)
     time.sleep(STALL_TIMEOUT_S * 0.8)
     answer = reader.read()
     reader.close()
