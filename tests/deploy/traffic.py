@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-from tests.deploy.conftest import CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
+from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
 from tests.faults.reader import COMPLETIONS, Connection, ask, completion
 from tests.faults.test_readers import Stuck
 from tests.support.oracle import expected_text
@@ -17,10 +17,7 @@ from tests.support.server import Server, poll
 
 FOREVER = 5000
 # Events of some 350 bytes instead of 200: buffers are sooner full.
-WORDY: dict[str, Any] = {
-    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    "return_token_ids": True,
-}
+WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 async def _leave(port: int) -> None:
@@ -109,9 +106,11 @@ async def _too_many(port: int) -> None:
 
 async def _too_long(port: int) -> None:
     """As many as have seats, with prompts that together just fit into the KV cache: with their answers they do not."""
-    prompts = [[400 + number, *[301] * (CONTEXT // SEATS - 17)] for number in range(SEATS)]
+    prompts = [[400 + number, *[301] * (CONTEXT // SEATS - BLOCK - 1)] for number in range(SEATS)]
     answers = await asyncio.gather(*[ask(port, {**completion(0, 100), "prompt": prompt}) for prompt in prompts])
     assert [answer.text for answer in answers] == [expected_text(prompt, 100) for prompt in prompts]
+    # The last has its place in the cache still.
+    await ask(port, {**completion(0, 5), "prompt": prompts[0]})
 
 
 async def _through_a_death(server: Server) -> None:
