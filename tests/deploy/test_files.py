@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from gateway.server import KEEP_ALIVE_S
 from gateway.settings import Settings, load
@@ -98,6 +100,33 @@ def test_the_build_sees_what_it_copies_and_little_else() -> None:
             for source in line.split()[:-1]:
                 assert (ROOT / source).exists(), source
                 assert any(source == one or source.startswith(f"{one}/") for one in let_in), source
+
+
+def test_the_wheel_has_every_package_of_the_project() -> None:
+    """A command whose package is not in the wheel would be installed all the same, and fail."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {entry.split(".")[0] for entry in project["project"]["scripts"].values()}
+    for path in DOCKERFILES:
+        copied = re.findall(r"^COPY (\w+) (\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert {(package, package) for package in packages} <= set(copied)
+
+
+def test_the_load_tests_image_gets_one_version_of_each_package(tmp_path: Path) -> None:
+    """The command that makes one file of constraints of both locks, as it stands in the Dockerfile."""
+    joined = re.sub(r"\\\n", " ", (DEPLOY / "Dockerfile.loadtest").read_text(encoding="utf-8"))
+    command = re.search(r"grep --no-filename .+? > /constraints/all\.txt", joined)
+    assert command is not None
+    for name in ("cpu.txt", "dev.txt"):
+        shutil.copy(DEPLOY / "requirements" / name, tmp_path)
+    subprocess.run(["bash", "-ec", command[0].replace("/constraints", str(tmp_path))], check=True)
+    lines = (tmp_path / "all.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate()]
+    versions: dict[str, set[str]] = {}
+    for one in wanted:
+        versions.setdefault(one.name, set()).add(str(one.specifier))
+
+    assert {"locust", "gevent", "numpy", "pydantic"} <= versions.keys()
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
 
 # Compose.
@@ -205,6 +234,8 @@ def test_systemd_waits_for_the_drain_and_tells_the_gateway_alone() -> None:
     assert service["KillMode"] == "mixed"
     assert service["User"] == "sluice"
     assert service["NoNewPrivileges"] == "yes"
+    # The gateway starts another engine; systemd's own default is to stop the service.
+    assert service["OOMPolicy"] == "continue"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -219,6 +250,10 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "sluice.service" not in done.stderr
+    # Ten times the exposure that systemd computes, from 0 to 100.
+    words = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # What keeps a base image's packages as they are.
