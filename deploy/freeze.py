@@ -12,7 +12,12 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+# `name==version`, with or without a condition behind it.
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;]+)(?:\s*;.*)?$")
+# Distributions give packages of their own versions that no installer can read as a constraint, such as 1.1build1.
+_READABLE = re.compile(
+    r"^(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[A-Za-z0-9]+([._-][A-Za-z0-9]+)*)?$"
+)
 
 
 def _name(name: str) -> str:
@@ -25,14 +30,16 @@ def installed() -> dict[str, str]:
 
 
 def pins(text: str) -> dict[str, str]:
-    """Versions by name, from a file of requirements; of what only other systems need, too."""
-    matches = map(_PIN.match, text.splitlines())
-    return {_name(match[1]): match[2] for match in matches if match}
+    """Versions by name, from a file of requirements that has each name once."""
+    return {_name(match[1]): match[2] for match in map(_PIN.match, text.splitlines()) if match}
 
 
-def constraints(base: dict[str, str], lock: dict[str, str]) -> str:
-    """The base's versions, and those of the lock for what the base does not have."""
-    return "".join(f"{name}=={version}\n" for name, version in sorted((lock | base).items()))
+def constraints(base: dict[str, str], lock: str) -> str:
+    """The base's versions, and the lock's lines for what the base does not have: with their conditions, because a name
+    may have one version for each Python."""
+    lines = [f"{name}=={version}" for name, version in base.items() if _READABLE.match(version)]
+    lines += [match[0] for match in map(_PIN.match, lock.splitlines()) if match and _name(match[1]) not in base]
+    return "".join(f"{line}\n" for line in sorted(lines))
 
 
 def complaints(before: dict[str, str], after: dict[str, str], vllm: str) -> list[str]:
@@ -67,8 +74,7 @@ def main() -> None:
     now = installed()
     if given.command == "write":
         given.before.write_text(_plain(now), encoding="utf-8")
-        lock = pins(given.lock.read_text(encoding="utf-8"))
-        given.constraints.write_text(constraints(now, lock), encoding="utf-8")
+        given.constraints.write_text(constraints(now, given.lock.read_text(encoding="utf-8")), encoding="utf-8")
     elif found := complaints(pins(given.before.read_text(encoding="utf-8")), now, given.vllm):
         sys.exit("\n".join(found))
 

@@ -174,6 +174,7 @@ class Sluice:
         metrics.watch("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
         metrics.watch("streams_active", "Requests that the engine works on.", lambda: gate.taken)
         metrics.watch("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
+        metrics.watch_tenants(self.registry.owners)
         metrics.watch("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
         small = make_small(
             registry=self.registry,

@@ -6,11 +6,12 @@ vLLM registers its own `vllm:*` metrics in the same default registry, so one scr
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter as Count
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -24,6 +25,10 @@ _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+
+# Keys can be many and come and go, and a series stays for ever.
+_TENANTS = 200
+_OTHERS = "(others)"
 
 # So many values are counted at once at the latest; some 30 KiB of them.
 _COUNT_AT = 4096
@@ -64,6 +69,57 @@ class Tallied(Collector):
         for value in noted:
             self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += sum(noted)
+
+
+class Tenants(Collector):
+    """Who asks for how much: a tenant is the name of an API key. Those who come after the first 200 are counted
+    together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.in_flight: Callable[[], Mapping[str, int]] = dict
+        """Requests that have not ended, by tenant."""
+        self._names: set[str] = set()
+        self._ended = Counter(
+            "sluice_tenant_requests_total",
+            "Generating requests by the name of their API key and how they ended.",
+            ["tenant", "cause"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "sluice_tenant_tokens_total",
+            "Tokens read and written, by the name of the API key; counted when a request ends.",
+            ["tenant", "kind"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def used(self, tenant: str, cause: Cause, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count a request that has ended."""
+        name = self._shown(tenant)
+        self._ended.labels(name, cause).inc()
+        self._tokens.labels(name, "prompt").inc(prompt_tokens)
+        self._tokens.labels(name, "completion").inc(completion_tokens)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What the library asks for at a scrape."""
+        family = GaugeMetricFamily(
+            "sluice_tenant_requests_in_flight",
+            "Requests that have not ended, waiting ones included, by the name of their API key.",
+            labels=["tenant"],
+        )
+        shown: Count[str] = Count()
+        for tenant, requests in self.in_flight().items():
+            shown[self._shown(tenant)] += requests
+        for name, requests in shown.items():
+            family.add_metric([name], requests)
+        yield family
+
+    def _shown(self, tenant: str) -> str:
+        if tenant not in self._names:
+            if len(self._names) >= _TENANTS:
+                return _OTHERS
+            self._names.add(tenant)
+        return tenant
 
 
 class Metrics:
@@ -108,6 +164,8 @@ class Metrics:
         self._recovered = self._counter(
             "streams_recovered", "Requests in flight when their engine died, by what became of them.", "result"
         )
+        self._tenants = Tenants(registry)
+        self.used = self._tenants.used
         self._restarts = Counter(
             "sluice_engine_restarts_total", "Engines started in a dead one's place.", registry=registry
         )
@@ -127,6 +185,10 @@ class Metrics:
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Have a gauge that is read at every scrape."""
         Gauge(f"sluice_{name}", text, registry=self._registry).set_function(value)
+
+    def watch_tenants(self, in_flight: Callable[[], Mapping[str, int]]) -> None:
+        """Have what tenants have in flight read at every scrape."""
+        self._tenants.in_flight = in_flight
 
     def render(self) -> bytes:
         """The exposition, ours and vLLM's."""

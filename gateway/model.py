@@ -139,6 +139,9 @@ class Facts(Protocol):
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         """A request ended; `wasted_tokens` were generated for nobody."""
 
+    def used(self, tenant: str, cause: Cause, prompt_tokens: int, completion_tokens: int) -> None:
+        """What the request that ended has cost, and whom."""
+
     def resumed(self, result: str) -> None:
         """Somebody came back for a stream."""
 
@@ -184,6 +187,8 @@ class Tally:
         """Count the ending; to be called once, when nothing more can happen."""
         assert self.cause is not None
         self.facts.ended(self.cause, 0 if self.cause is Cause.COMPLETED else self.completion_tokens)
+        if self.caller.owner is not None:
+            self.facts.used(self.caller.owner, self.cause, self.prompt_tokens, self.completion_tokens)
 
     def generated(self, tokens: int, now_s: float | None) -> None:
         """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,

@@ -22,6 +22,9 @@ from loadtest.result import Result
 
 __all__ = ["main", "make_parser"]
 
+_EXTRA = {"locust", "gevent", "jinja2", "numpy"}
+"""What the extra `loadtest` brings, by the names of the modules."""
+
 _EPILOG = """\
 examples:
   sluice-load run smoke --url http://127.0.0.1:8000
@@ -98,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.do(args))
     except (ScenarioError, UsageError) as error:
         print(f"sluice-load: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        # The command comes with every installation of Sluice, what it drives only with the extra.
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print(f"sluice-load: {error.name} is missing. Install it all: pip install 'sluice[loadtest]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

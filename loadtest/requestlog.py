@@ -17,15 +17,17 @@ _EVERY_S = 1.0
 
 
 class RequestLog:
-    """One worker's part of the file; parts are joined by putting one after the other, as gzip allows."""
+    """One worker's part of the file; parts are joined by putting one after the other, as gzip allows.
+
+    Each second's lines are a gzip member of their own, so that a worker that is killed leaves a whole part.
+    """
 
     def __init__(self, file: Path, began_ns: int) -> None:
         self._began_ns = began_ns
         self._lines: list[bytes] = []
         self._thread = ThreadPool(1)
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Level 1: a worker has better things to do than to save a third of the bytes.
-        self._file = gzip.open(file, "wb", compresslevel=1)  # noqa: SIM115 - open as long as the run lasts
+        self._file = file.open("wb", buffering=0)
         self._writer = gevent.spawn(self._run)
 
     def add(self, record: Record) -> None:
@@ -47,4 +49,8 @@ class RequestLog:
     def _flush(self) -> None:
         lines, self._lines = self._lines, []
         if lines:
-            self._thread.spawn(self._file.write, b"".join(lines)).get()
+            self._thread.spawn(self._write, b"".join(lines)).get()
+
+    def _write(self, lines: bytes) -> None:
+        # Level 1: a worker has better things to do than to save a third of the bytes.
+        self._file.write(gzip.compress(lines, compresslevel=1))

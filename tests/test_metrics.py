@@ -26,6 +26,8 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
     metrics.token_gap(0.125)
     metrics.merged(3)
     metrics.ended(Cause.CANCELLED, 7)
+    metrics.used("anna", Cause.CANCELLED, 11, 7)
+    metrics.watch_tenants(lambda: {"bert": 3})
     metrics.resumed("ok")
     metrics.recovered("continued", 5)
     metrics.restarted()
@@ -40,6 +42,10 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
         ("sluice_merged_deltas_total", ()): 3,
         ("sluice_ended_total", (("cause", "cancelled"),)): 1,
         ("sluice_wasted_tokens_total", (("cause", "cancelled"),)): 7,
+        ("sluice_tenant_requests_total", (("cause", "cancelled"), ("tenant", "anna"))): 1,
+        ("sluice_tenant_tokens_total", (("kind", "prompt"), ("tenant", "anna"))): 11,
+        ("sluice_tenant_tokens_total", (("kind", "completion"), ("tenant", "anna"))): 7,
+        ("sluice_tenant_requests_in_flight", (("tenant", "bert"),)): 3,
         ("sluice_stream_resumes_total", (("result", "ok"),)): 1,
         ("sluice_streams_recovered_total", (("result", "continued"),)): 5,
         ("sluice_streams_recovered_total", (("result", "failed"),)): 0,
@@ -60,6 +66,22 @@ def test_a_cause_that_has_not_happened_yet_is_a_zero(
 ) -> None:
     """A rate over a series that does not exist yet is a gap in the dashboard, and its first event is lost."""
     assert registry.get_sample_value(name, {"cause": cause.value}) == 0
+
+
+def test_tenants_beyond_so_many_are_counted_together(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Series stay for ever, and an operator may hand out as many keys as he likes."""
+    for number in range(203):
+        metrics.used(f"t{number}", Cause.COMPLETED, 10, 1)
+    metrics.watch_tenants(lambda: {"t0": 1, "t201": 2, "t202": 3, "new": 4})
+
+    def tokens(tenant: str) -> float | None:
+        return registry.get_sample_value("sluice_tenant_tokens_total", {"tenant": tenant, "kind": "prompt"})
+
+    def in_flight(tenant: str) -> float | None:
+        return registry.get_sample_value("sluice_tenant_requests_in_flight", {"tenant": tenant})
+
+    assert (tokens("t0"), tokens("t199"), tokens("t200"), tokens("(others)")) == (10, 10, None, 30)
+    assert (in_flight("t0"), in_flight("t201"), in_flight("(others)")) == (1, None, 9)
 
 
 def test_gauges_are_read_at_every_scrape(metrics: Metrics, registry: CollectorRegistry) -> None:

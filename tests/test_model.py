@@ -67,3 +67,15 @@ def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
     tally.settle()
 
     assert facts.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
+
+
+@pytest.mark.parametrize("owner", ["anna", None])
+def test_what_a_request_has_cost_is_told_of_whoever_has_a_name(owner: str | None) -> None:
+    facts = Recorder()
+    tally = a_tally(facts, owner)
+    tally.prompt_tokens = 11
+    tally.generated(5, None)
+    tally.cause = Cause.CANCELLED
+    tally.settle()
+
+    assert facts.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])

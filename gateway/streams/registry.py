@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from gateway.admission.gate import Doorkeeper
 from gateway.clock import Clock
@@ -106,7 +108,7 @@ class Registry:
         self._facts = facts
         self._new_id = new_id
         self._live: dict[str, Stream] = {}
-        self._mounted: set[Leash] = set()
+        self._mounted: dict[Leash, Caller] = {}
         self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
         self._share = limits.max_bytes
         self._empty: asyncio.Future[None] | None = None
@@ -120,6 +122,11 @@ class Registry:
     def active(self) -> int:
         """Requests that have not ended."""
         return len(self._live) + len(self._mounted)
+
+    def owners(self) -> Counter[str]:
+        """How many requests that have not ended each API key has, by its name."""
+        ours = (stream.producer.tally.caller for stream in self._live.values())
+        return Counter(one.owner for one in chain(ours, self._mounted.values()) if one.owner is not None)
 
     @property
     def kept_bytes(self) -> int:
@@ -271,7 +278,7 @@ class Registry:
             return
         timeout_s = self._timeout(wishes)
         with Leash() as leash:
-            self._mounted.add(leash)
+            self._mounted[leash] = tally.caller
             timer = asyncio.get_running_loop().call_later(
                 self._left(tally.caller, timeout_s), self._overdue, leash, timeout_s, tally
             )
@@ -287,7 +294,7 @@ class Registry:
             finally:
                 CURRENT_TALLY.reset(token)
                 timer.cancel()
-                self._mounted.discard(leash)
+                del self._mounted[leash]
                 if permit is not None:
                     permit.release()
                 self._look_if_empty()

@@ -8,16 +8,21 @@ import pytest
 
 from tests.support.server import Server
 
-SEATS, PLACES, KEEPALIVE_S, STEP_MS = 8, 4, 0.3, 20
-"""Of each server: so small that a full one is soon had."""
+SEATS, PLACES, KEEPALIVE_S, STEP_MS, CONTEXT = 8, 4, 0.3, 20, 32768
+"""Of each server: so small that a full one is soon had. Its KV cache holds one sequence as long as the context."""
+STALL_TIMEOUT_S, BLOCK = 3, 16
 
 _ENV = {
     "SLUICE_SYNTHETIC__ENABLED": "true",
     "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
-    "SLUICE_ENGINE__MAX_MODEL_LEN": "32768",
+    "SLUICE_ENGINE__MAX_MODEL_LEN": str(CONTEXT),
+    "SLUICE_ENGINE__BLOCK_SIZE": str(BLOCK),
+    # vLLM keeps one block for itself.
+    "SLUICE_ENGINE__NUM_GPU_BLOCKS_OVERRIDE": str(CONTEXT // BLOCK + 1),
     "SLUICE_ADMISSION__MAX_CONCURRENT": str(SEATS),
     "SLUICE_ADMISSION__MAX_WAITING": str(PLACES),
     "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
+    "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
     "SLUICE_SERVER__DRAIN_TIMEOUT_S": "5",
 }
 

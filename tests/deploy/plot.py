@@ -79,7 +79,7 @@ def _draw(panel: Panel, source: Prometheus, start_s: float, end_s: float) -> str
 
 def _numbers(panel: Panel, source: Prometheus, width: float) -> str:
     found = [
-        (_legend(query.legend, one["metric"]), float(one["value"][1]))
+        (legend(query.legend, one["metric"]), float(one["value"][1]))
         for query in panel.queries
         for one in source.query(query.expression)
     ]
@@ -105,7 +105,7 @@ def _graph(panel: Panel, source: Prometheus, start_s: float, end_s: float, width
         for one in source.query_range(query.expression, start_s, end_s, step_s):
             points = [(when, float(value)) for when, value in one["values"] if math.isfinite(float(value))]
             if points:
-                series.append((_legend(query.legend, one["metric"]), points))
+                series.append((legend(query.legend, one["metric"]), points))
     if not series:
         return _nothing(width)
     lines = math.ceil(len(series) / 3)
@@ -162,7 +162,8 @@ def _nothing(width: float) -> str:
     return f'<text x="{width / 2:.0f}" y="60" text-anchor="middle" class="axis">nothing to show</text>'
 
 
-def _legend(pattern: str, labels: dict[str, Any]) -> str:
+def legend(pattern: str, labels: dict[str, Any]) -> str:
+    """What Grafana writes beside a series."""
     return re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), pattern)
 
 

@@ -53,12 +53,13 @@ def _open(port: int) -> bool:
 
 
 @contextmanager
-def nginx(folder: Path, servers: Sequence[Server], change: Callable[[str], str] = lambda text: text) -> Iterator[int]:
-    """nginx before these servers; its port. `change` spoils the file on purpose."""
+def nginx(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
+    """nginx before these servers; its port."""
     port = free_port()
-    lines = "\n".join(f"    server 127.0.0.1:{server.port} max_fails=3 fail_timeout=5s;" for server in servers)
-    text, found = re.subn(r"^    server gateway:8000.*$", lines, NGINX.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert found == 1
+    text = NGINX.read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    server gateway:8000.*$", text, flags=re.MULTILINE)
+    lines = (line.replace("gateway:8000", f"127.0.0.1:{server.port}") for server in servers)
+    text = text.replace(line, "\n".join(lines))
     assert text.count("listen 8080;") == 1
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};")
     (folder / "sluice.conf").write_text(text, encoding="utf-8")

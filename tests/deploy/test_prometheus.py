@@ -6,6 +6,7 @@ The servers are looked at twice: one of them as namespace `one`, both as namespa
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import pytest
 
 from helm.dashboards import quiet
 from tests.deploy import plot
-from tests.deploy.panels import DASHBOARDS, Panel, fill, panels
-from tests.deploy.prometheus import Prometheus, prometheus
+from tests.deploy.panels import DASHBOARDS, Panel, Query, fill, panels
+from tests.deploy.prometheus import EVERY_S, Prometheus, prometheus
+from tests.deploy.proxies import DEPLOY
 from tests.deploy.traffic import drive
 from tests.helm.chart import NAMESPACE, RELEASE, scaling_triggers
 from tests.support.server import Server, poll
@@ -24,8 +26,29 @@ from tests.support.server import Server, poll
 # The first test may have to fetch a Debian package, and starts the servers.
 pytestmark = pytest.mark.timeout(600)
 
+RUNBOOKS = DEPLOY / "runbooks.md"
 # What Prometheus calls the model and the release, in deploy/prometheus/prometheus.yml.
 MODEL, INSTALLED_AS = "default", "sluice"
+
+# Longer than the traffic takes.
+LOOK_BACK_S = 150
+# What the traffic does not do: a process stays, and no first token takes 2 s.
+NOUGHT = {
+    ("Replicas out of reach", "{{sluice_model}}"),
+    ("Process restarts", "{{instance}}"),
+    ("Error budget burn", "{{sluice_model}} first token"),
+}
+_GONE = {"disconnected", "cancelled", "deadline_exceeded", "client_stalled"}
+HAPPENED = {
+    "Turned away": {"queue_full"},
+    "How generating requests end": {"completed", "overloaded", *_GONE},
+    "Wasted tokens a second": _GONE,
+    "Streams in flight at an engine's death": {"continued"},
+    "Resumes": {"ok"},
+    "Continued after an engine's death": {"continued"},
+    "Readers who left or were let go": _GONE,
+}
+"""Series by panel that must not be nought, by their legend."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +90,28 @@ def test_every_panel_shows_something(panel: Panel, busy: Prometheus) -> None:
         assert any(one["value"][1] != "NaN" for one in found), query.expression
         for label in re.findall(r"{{(\w+)}}", query.legend):
             assert all(label in one["metric"] for one in found), f"{query.legend}: {found[0]['metric']}"
+
+
+def _highest(query: Query, busy: Prometheus) -> dict[str, float]:
+    """By legend, the highest value since the traffic began."""
+    now_s = time.time()
+    found: dict[str, float] = {}
+    for one in busy.query_range(query.expression, now_s - LOOK_BACK_S, now_s, EVERY_S):
+        values = [float(value) for _, value in one["values"] if math.isfinite(float(value))]
+        name = plot.legend(query.legend, one["metric"])
+        found[name] = max([found.get(name, 0.0), *values])
+    return found
+
+
+@pytest.mark.parametrize("panel", panels("two"), ids=lambda panel: f"{panel.dashboard}: {panel.title}")
+def test_what_was_made_to_happen_is_seen(panel: Panel, busy: Prometheus) -> None:
+    """A query that finds series and says nought whatever happens would go unnoticed otherwise."""
+    for query in panel.queries:
+        if (panel.title, query.legend) in NOUGHT:
+            continue
+        shown = {name for name, value in _highest(query, busy).items() if value > 0}
+        assert shown, f"{query.expression} was nought all the time"
+        assert shown >= HAPPENED.get(panel.title, set()), query.expression
 
 
 def test_panels_tell_servers_from_each_other(busy: Prometheus) -> None:
@@ -137,6 +182,27 @@ def test_each_scaling_query_gives_one_number(namespace: str, number: int, busy: 
 def test_no_server_is_no_number(number: int, busy: Prometheus) -> None:
     """KEDA shall hold what there is, instead of taking nothing for zero."""
     assert busy.query(_scaling_queries("elsewhere")[number]) == []
+
+
+def _runbooks() -> list[str]:
+    return re.findall(r"^```promql\n(.+?)\n```$", RUNBOOKS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_query_of_the_runbooks_is_answered(busy: Prometheus) -> None:
+    names = set(busy.get("label/__name__/values"))
+    # What Kubernetes knows is not here.
+    ours = re.compile(r"\b(?:sluice|vllm|process)[_:][a-z_:0-9]+")
+    texts = _runbooks()
+    assert len(texts) == RUNBOOKS.read_text(encoding="utf-8").count("\n## ")
+    for text in texts:
+        expression = text.replace("$MODEL", MODEL).replace("$RELEASE", INSTALLED_AS)
+        assert "$" not in expression
+        assert set(ours.findall(expression)) - {"sluice_model"} <= names, text
+        # By its answer a matcher that finds nothing is told from a healthy server only where there is no condition.
+        if "kube_" not in text and not re.search("==|>|unless|6h", text):
+            assert busy.query(expression), text
+        else:
+            busy.query(expression)
 
 
 def test_dashboards_can_be_looked_at(busy: Prometheus, tmp_path: Path) -> None:

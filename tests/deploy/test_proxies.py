@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import pytest
 
-from tests.deploy.conftest import KEEPALIVE_S, SEATS, STEP_MS
+from tests.deploy.conftest import KEEPALIVE_S, PLACES, SEATS, STEP_MS
 from tests.deploy.proxies import PROXIES
 from tests.faults.reader import Answer, Connection, ask, completion
 from tests.support.server import Server, poll
@@ -109,28 +109,45 @@ def test_a_client_that_leaves_cancels(proxy: int, pair: tuple[Server, Server]) -
         server.wait_idle()
 
 
-def test_a_full_server_is_passed_over(proxy: int, pair: tuple[Server, Server]) -> None:
-    full, free = pair
-
-    async def fill_one() -> list[Answer]:
-        sitting = [await Connection.open(full.port, completion(n, 5000)) for n in range(SEATS)]
+async def _fill(*servers: Server) -> list[Connection]:
+    """Every seat taken, and as many waiting as may wait; their heads come with their first comment."""
+    taken = []
+    for server in servers:
+        sitting = [await Connection.open(server.port, completion(n, 5000)) for n in range(SEATS)]
         for connection in sitting:
             await connection.head()
             await connection.chunk()
-        # As many as may wait; their heads come with their first comment.
-        waiting = [await Connection.open(full.port, completion(n, 5)) for n in range(4)]
+        waiting = [await Connection.open(server.port, completion(n, 5)) for n in range(PLACES)]
         for connection in waiting:
             await connection.head()
-        answers = [await ask(proxy, completion(n, 5)) for n in range(6)]
-        for connection in [*sitting, *waiting]:
-            connection.writer.close()
-        return answers
+        taken += sitting + waiting
+    return taken
 
-    answers = asyncio.run(fill_one())
+
+async def _while_full(proxy: int, servers: Sequence[Server], requests: int) -> list[Answer]:
+    taken = await _fill(*servers)
+    answers = [await ask(proxy, completion(n, 5)) for n in range(requests)]
+    for connection in taken:
+        connection.writer.close()
+    return answers
+
+
+def test_a_full_server_is_passed_over(proxy: int, pair: tuple[Server, Server]) -> None:
+    answers = asyncio.run(_while_full(proxy, pair[:1], 6))
 
     assert [answer.status for answer in answers] == [200] * 6
     assert all(answer.exact(n, 5) for n, answer in enumerate(answers))
-    for server in (full, free):
+    for server in pair:
+        server.wait_idle()
+
+
+def test_all_full_is_told_in_the_servers_words(proxy: int, pair: tuple[Server, Server]) -> None:
+    """However often: a proxy that takes refusals for failures would know of no server in the end, and say 502."""
+    answers = asyncio.run(_while_full(proxy, pair, 12))
+
+    assert [answer.status for answer in answers] == [503] * 12
+    assert all("retry-after" in answer.headers and b'"overloaded"' in answer.body for answer in answers)
+    for server in pair:
         server.wait_idle()
 
 

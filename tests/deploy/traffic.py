@@ -1,5 +1,5 @@
-"""Everything that a server counts, made to happen: whole answers, resumed, slow and broken off ones, too many at once,
-and the death of an engine."""
+"""Everything that a server counts, made to happen: whole answers, resumed, slow and broken off ones, readers who stop,
+too many requests at once, more tokens than the KV cache holds, and the death of an engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import asyncio
 import os
 import signal
 import time
+from typing import Any
 
-from tests.deploy.conftest import PLACES, SEATS
+from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
 from tests.faults.reader import COMPLETIONS, Connection, ask, completion
+from tests.faults.test_readers import Stuck
+from tests.support.oracle import expected_text
 from tests.support.server import Server, poll
 
 FOREVER = 5000
+# Events of some 350 bytes instead of 200: buffers are sooner full.
+WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 async def _leave(port: int) -> None:
@@ -60,37 +65,74 @@ async def _round(port: int) -> None:
     )
 
 
-async def _too_many(port: int) -> None:
-    answers = [ask(port, completion(n, 60)) for n in range(SEATS + PLACES + 10)]
-    refused = [answer.status for answer in await asyncio.gather(*answers)].count(503)
-    assert refused > 0
-
-
 async def _rounds(ports: list[int], seconds: float) -> None:
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         await asyncio.gather(*map(_round, ports))
 
 
+def _be_slow(server: Server) -> None:
+    """Stop for a while, less than the server waits, then read on: what was missed comes whole, in fewer events."""
+    reader = Stuck(server, completion(8, 400, **WORDY), {})
+    poll("something cannot be sent", lambda: server.samples()["sluice_unsent_bytes"] > 0, 20, 0.1)
+    time.sleep(STALL_TIMEOUT_S * 0.8)
+    answer = reader.read()
+    reader.close()
+    assert answer.exact(8, 400)
+    assert len(answer.documents) < 390, "nothing was merged"
+
+
+def _stop_reading(server: Server) -> None:
+    """Stop until the server has had enough."""
+    reader = Stuck(server, completion(9, FOREVER, **WORDY), {})
+    poll("the reader was let go", reader.dropped, 30, 0.1)
+    reader.close()
+
+
+async def _readers(first: Server, second: Server, seconds: float) -> None:
+    """Rounds, and a slow reader at one server and one who stopped at the other."""
+    await asyncio.gather(
+        _rounds([first.port, second.port], seconds),
+        asyncio.to_thread(_be_slow, first),
+        asyncio.to_thread(_stop_reading, second),
+    )
+
+
+async def _too_many(port: int) -> None:
+    answers = [ask(port, completion(n, 60)) for n in range(SEATS + PLACES + 10)]
+    refused = [answer.status for answer in await asyncio.gather(*answers)].count(503)
+    assert refused > 0
+
+
+async def _too_long(port: int) -> None:
+    """As many as have seats, with prompts that together just fit into the KV cache: with their answers they do not."""
+    prompts = [[400 + number, *[301] * (CONTEXT // SEATS - BLOCK - 1)] for number in range(SEATS)]
+    answers = await asyncio.gather(*[ask(port, {**completion(0, 100), "prompt": prompt}) for prompt in prompts])
+    assert [answer.text for answer in answers] == [expected_text(prompt, 100) for prompt in prompts]
+    # The last has its place in the cache still.
+    await ask(port, {**completion(0, 5), "prompt": prompts[0]})
+
+
+async def _through_a_death(server: Server) -> None:
+    """The engine dies, and its streams go on."""
+    streams = [
+        await Connection.open(server.port, completion(n, 100), path=COMPLETIONS, headers={"X-Request-Id": f"s{n}"})
+        for n in range(4)
+    ]
+    for stream in streams:
+        await stream.head()
+        await stream.chunk()
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    for number, stream in enumerate(streams):
+        assert (await stream.rest()).exact(number, 100)
+
+
 def drive(servers: tuple[Server, Server]) -> None:
-    """Half a minute of it; the second server's engine dies on the way, and its streams go on."""
+    """Three quarters of a minute of it; the second server's engine dies on the way."""
     first, second = servers
-    ports = [server.port for server in servers]
-    asyncio.run(_rounds(ports, 8))
-
-    async def die() -> None:
-        streams = [
-            await Connection.open(second.port, completion(n, 100), path=COMPLETIONS, headers={"X-Request-Id": f"s{n}"})
-            for n in range(4)
-        ]
-        for stream in streams:
-            await stream.head()
-            await stream.chunk()
-        os.kill(second.engine_pid(), signal.SIGKILL)
-        for number, stream in enumerate(streams):
-            assert (await stream.rest()).exact(number, 100)
-
-    asyncio.run(die())
+    asyncio.run(_readers(first, second, 8))
+    asyncio.run(_through_a_death(second))
     poll("the second server is ready again", lambda: second.http.get("/readyz").status_code == 200, 60, 0.25)
     asyncio.run(_too_many(first.port))
-    asyncio.run(_rounds(ports, 6))
+    asyncio.run(_too_long(first.port))
+    asyncio.run(_rounds([first.port, second.port], 6))

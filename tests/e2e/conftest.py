@@ -81,6 +81,8 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     flags = ["--max-concurrent", "2", "--max-waiting", "2", "--api-keys-file", str(keys_file), "--log-json"]
     env = {
         "SLUICE_SERVER__HEADER_TIMEOUT_S": "1",
+        "SLUICE_SERVER__IDLE_TIMEOUT_S": "3",
+        "SLUICE_SERVER__MAX_CONNECTION_AGE_S": "4",
         "SLUICE_ADMISSION__QUEUE_TIMEOUT_S": "3",
         # Its engine is not started again, so that its death is the process's.
         "SLUICE_SUPERVISOR__MAX_RESTARTS": "0",

@@ -207,6 +207,25 @@ def test_a_kept_connection_may_be_silent(keyed: Keyed) -> None:
             assert len(http._transport._pool.connections) == 1  # type: ignore[attr-defined]
 
 
+def test_an_idle_connection_is_closed(keyed: Keyed) -> None:
+    client = Raw(keyed.server.port, b"GET /livez HTTP/1.1\r\nHost: e2e\r\n\r\n")
+    try:
+        client.read_until(b"\r\n\r\n")
+        began = time.monotonic()
+        assert b"connection: close" not in client.read_all()
+        assert 2 < time.monotonic() - began < 5
+    finally:
+        client.close()
+
+
+def test_an_old_connection_ends_with_an_answer_that_says_so(keyed: Keyed) -> None:
+    with httpx.Client(base_url=keyed.server.url) as http:
+        began = time.monotonic()
+        poll("an answer is the last", lambda: http.get("/livez").headers.get("connection") == "close", 6, 0.1)
+        assert time.monotonic() - began > 3
+        assert "connection" not in http.get("/livez").headers, "another connection"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -256,15 +275,28 @@ def test_both_ways_to_send_a_key(keyed: Keyed) -> None:
         assert keyed.server.post(headers=headers, model=MODEL, messages=ASK, max_tokens=2).status_code == 200
 
 
-def test_another_key_cannot_cancel(keyed: Keyed, held: ExitStack) -> None:
+def test_another_key_cannot_cancel_and_ones_own_is_charged(keyed: Keyed, held: ExitStack) -> None:
     keyed.server.wait_idle()
     one = start(keyed, held, key="anna")
     one.read_until(b'"content":"S')
+
+    in_flight, ended, tokens = (
+        f'sluice_tenant_{name}{{tenant="anna"}}' for name in ("requests_in_flight", "requests_total", "tokens_total")
+    )
+    before = keyed.server.samples()
+
+    assert before[in_flight] == 1
 
     check_error(cancel(keyed, one, "bert"), 404, code="not_found")
     assert keyed.server.sample("sluice_streams_active") == 1
     assert cancel(keyed, one, "anna").status_code == 200
     assert b'"code":"cancelled"' in one.read_until(b"[DONE]")
+
+    poll("it is counted", lambda: keyed.server.sample(ended) == before.get(ended, 0) + 1, 2)
+    after = keyed.server.samples()
+
+    assert after.get(in_flight, 0) == 0
+    assert after[tokens] > before.get(tokens, 0) + 1
 
 
 def test_the_key_file_is_read_again(keyed: Keyed) -> None:

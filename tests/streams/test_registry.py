@@ -691,6 +691,23 @@ async def test_a_mounted_path_that_works_the_engine_holds_a_seat_and_a_light_one
 
 
 @in_virtual_time
+async def test_what_each_key_has_in_flight_is_known_wherever_it_runs_or_waits() -> None:
+    house = mounted_house(seats=1)
+    for owner in ("anna", "anna", "bert", None):
+        house.open(owner=owner)
+    task = working(house, a_tally(house.facts, "anna"))
+    await settle()
+
+    assert house.registry.owners() == {"anna": 3, "bert": 1}
+
+    house.registry.end_all()
+    await asyncio.gather(task, return_exceptions=True)
+    await settle()
+
+    assert house.registry.owners() == {}
+
+
+@in_virtual_time
 async def test_a_mounted_path_that_fails_gives_its_seat_back() -> None:
     house = mounted_house()
     with pytest.raises(RuntimeError):

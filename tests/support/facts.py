@@ -18,6 +18,7 @@ class Recorder:
     gaps: list[float] = field(default_factory=list)
     spared: list[int] = field(default_factory=list)
     endings: list[tuple[Cause, int]] = field(default_factory=list)
+    uses: list[tuple[str, Cause, int, int]] = field(default_factory=list)
     resumes: list[str] = field(default_factory=list)
     recoveries: list[tuple[str, int]] = field(default_factory=list)
     restarts: int = 0
@@ -44,6 +45,9 @@ class Recorder:
 
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         self.endings.append((cause, wasted_tokens))
+
+    def used(self, tenant: str, cause: Cause, prompt_tokens: int, completion_tokens: int) -> None:
+        self.uses.append((tenant, cause, prompt_tokens, completion_tokens))
 
     def resumed(self, result: str) -> None:
         self.resumes.append(result)

@@ -1,0 +1,27 @@
+"""The command as it is where only the server was installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_WITHOUT = "import sys; sys.modules[sys.argv[1]] = None; from loadtest.cli import main; sys.exit(main(sys.argv[2:]))"
+
+
+@pytest.mark.parametrize("missing", ["gevent", "locust"])
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(missing: str) -> None:
+    words = [sys.executable, "-c", _WITHOUT, missing, "run", "smoke", "--url", "http://127.0.0.1:9"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sluice-load: {missing}")
+    assert done.stderr.endswith(" is missing. Install it all: pip install 'sluice[loadtest]'\n")
+
+
+def test_scenarios_are_listed_without_the_extra() -> None:
+    words = [sys.executable, "-c", _WITHOUT, "locust", "scenarios"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+
+    assert "smoke" in done.stdout

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import gevent
+
+from loadtest.record import Manner, Record
+from loadtest.requestlog import RequestLog
+
+
+def a_record(number: int) -> Record:
+    return Record(number, 1, "chat", "anna", "m", True, Manner.PLAIN, intended_ns=1, started_ns=2)
+
+
+def test_a_worker_that_was_killed_leaves_a_part_that_others_can_stand_behind(tmp_path: Path) -> None:
+    killed, closed = (RequestLog(tmp_path / name, 0) for name in ("killed", "closed"))
+    killed.add(a_record(1))
+    gevent.sleep(1.2)
+    killed.add(a_record(2))
+    gevent.sleep(1.2)
+    left = (tmp_path / "killed").read_bytes()
+    closed.add(a_record(3))
+    closed.close()
+    whole = left + (tmp_path / "closed").read_bytes()
+
+    assert [json.loads(line)["number"] for line in gzip.decompress(whole).splitlines()] == [1, 2, 3]
+
+    killed.close()
+
+
+def test_nobody_asked_nothing_written(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "part", 0)
+    log.close()
+
+    with gzip.open(tmp_path / "part") as lines:
+        assert lines.read() == b""
