@@ -172,6 +172,9 @@ class Sluice:
             **({} if seat is None else {"new_id": seat.new_id}),
         )
         metrics.watch("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
+        metrics.watch(
+            "seats", "Requests that the engine may work on at once.", lambda: settings.admission.max_concurrent
+        )
         metrics.watch("streams_active", "Requests that the engine works on.", lambda: gate.taken)
         metrics.watch("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
         metrics.watch_tenants(self.registry.owners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,19 +93,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(words)
     try:
-        if args.version:
-            return _version()
-        if args.command == "serve":
-            return _serve(args, flags)
-        if args.command == "check":
-            return _check(args, flags)
-        if args.command == "key":
-            return _new_key(args.name)
+        code = _run(parser, args, flags)
+        # Now, and not when Python exits, where a reader who has gone would be a stack on stderr.
+        sys.stdout.flush()
+        return code
     except SettingsError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Sequence[str]) -> int:
+    if args.version:
+        return _version()
+    if args.command == "serve":
+        return _serve(args, flags)
+    if args.command == "check":
+        return _check(args, flags)
+    if args.command == "key":
+        return _new_key(args.name)
     parser.print_help()
     return 2
 

@@ -87,6 +87,7 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
 
     assert process.said == ["ready"]
     assert process.number("sluice_ready") == 1
+    assert process.number("sluice_seats") == 1
     assert (await process.client("GET", "/readyz").finish()).status == 200
     assert process.sluice.model == "scripted"
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,3 +68,22 @@ def test_bad_settings_exit_with_2_and_one_line(words: list[str], capsys: pytest.
     assert said.err.startswith("sluice: ")
     assert said.err.count("\n") == 1
     assert "vllm" not in sys.modules
+
+
+def test_a_reader_who_has_read_enough_is_no_stack() -> None:
+    """`sluice key new anna | head -1`, where `head` is the faster one."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "key", "new", "anna"],
+            check=False,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writing)
+
+    assert (done.returncode, done.stderr) == (1, "")

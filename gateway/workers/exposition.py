@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 _ENGINE = re.compile(r'[{,]engine="([^"]*)"')
 # A fact about all workers, which each of them knows.
-_SHARED = frozenset({"sluice_engine_restarts_total", "process_max_fds"})
+_SHARED = frozenset({"sluice_engine_restarts_total", "sluice_seats", "process_max_fds"})
 _OLDEST = frozenset({"process_start_time_seconds"})
 # What vLLM leaves as it was when the last request has been aborted, because there is no further step.
 _NOUGHT_WHEN_IDLE = ("vllm:num_requests_", "vllm:kv_cache_usage_perc")

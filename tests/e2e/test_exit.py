@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +147,15 @@ def test_ctrl_c_during_the_start(fresh: Callable[[], Server]) -> None:
     assert "Traceback" not in server.stderr()
 
 
-def test_ctrl_c_lets_streams_finish(fresh: Callable[[], Server]) -> None:
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where servers put their temporary files. A Unix socket's path has 107 bytes, so not in pytest's own folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_ctrl_c_lets_streams_finish(fresh: Callable[[], Server], temporary: Path) -> None:
     """The terminal signals the whole process group; the engine is not to take that for itself."""
     server = fresh()
     server.wait_ready()
@@ -154,6 +163,7 @@ def test_ctrl_c_lets_streams_finish(fresh: Callable[[], Server]) -> None:
     idle = Raw(server.port)
     try:
         client.read_until(b'"content":"S')
+        assert any(path.is_socket() for path in temporary.rglob("*"))
         os.killpg(server.pid, signal.SIGINT)
         poll("no new connections", lambda: not server.answers(), 5)
         raw = client.read_until(b"[DONE]\n\n").decode()
@@ -166,6 +176,7 @@ def test_ctrl_c_lets_streams_finish(fresh: Callable[[], Server]) -> None:
         idle.close()
     assert server.process.wait(20) == 0
     server.assert_no_orphan()
+    assert [path for path in temporary.rglob("*") if path.is_socket() or "sluice" in path.name] == []
     assert "Traceback" not in server.stderr()
 
 

@@ -111,6 +111,7 @@ def test_facts_about_all_are_not_added_up() -> None:
             f"# TYPE requests_created gauge\nrequests_created {started}\n"
             '# TYPE sluice_build_info gauge\nsluice_build_info{version="1"} 1.0\n'
             "# TYPE process_max_fds gauge\nprocess_max_fds 1024.0\n"
+            "# TYPE sluice_seats gauge\nsluice_seats 256.0\n"
             f"# TYPE sluice_engine_restarts_total counter\nsluice_engine_restarts_total {restarts}\n"
             "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes 5e+08\n"
         )
@@ -120,6 +121,7 @@ def test_facts_about_all_are_not_added_up() -> None:
     assert found[("process_start_time_seconds", ())] == found[("requests_created", ())] == 1
     assert found[("sluice_build_info", (("version", "1"),))] == 1
     assert found[("process_max_fds", ())] == 1024
+    assert found[("sluice_seats", ())] == 256
     # One worker has noticed already, the other has not.
     assert found[("sluice_engine_restarts_total", ())] == 2
     assert found[("process_resident_memory_bytes", ())] == 1e9

@@ -223,6 +223,8 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_LEVEL": level,
         "VLLM_LOGGING_CONFIG_PATH": str(words.parent / "logging.json"),
+        # Its sockets: it leaves some behind with every engine, and this folder goes when the process does.
+        "VLLM_RPC_BASE_PATH": str(words.parent),
         "TOKENIZERS_PARALLELISM": "false",
         # Its log lines are the only ones that do not come through logging.
         "TRANSFORMERS_VERBOSITY": "error",
