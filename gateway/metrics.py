@@ -107,7 +107,8 @@ class Tenants(Collector):
             "Requests that have not ended, waiting ones included, by the name of their API key.",
             labels=["tenant"],
         )
-        shown: Count[str] = Count()
+        # Those who have nothing in flight now, too: a series that comes and goes is a gap, not a nought.
+        shown: Count[str] = Count(dict.fromkeys(self._names, 0))
         for tenant, requests in self.in_flight().items():
             shown[self._shown(tenant)] += requests
         for name, requests in shown.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.deploy.callers import KEYS
 from tests.support.server import Server
 
 SEATS, PLACES, KEEPALIVE_S, STEP_MS, CONTEXT = 8, 4, 0.3, 20, 32768
@@ -30,7 +31,10 @@ _ENV = {
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """Both started at once, since each needs half a minute."""
-    servers = [Server(tmp_path_factory.mktemp(name), env=_ENV) for name in ("first", "second")]
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text(KEYS, encoding="utf-8")
+    env = {**_ENV, "SLUICE_SERVER__API_KEYS_FILE": str(keys)}
+    servers = [Server(tmp_path_factory.mktemp(name), env=env) for name in ("first", "second")]
     try:
         for server in servers:
             server.wait_ready()

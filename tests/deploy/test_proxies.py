@@ -10,9 +10,10 @@ from statistics import median
 
 import pytest
 
+from tests.deploy.callers import ask, connect
 from tests.deploy.conftest import KEEPALIVE_S, PLACES, SEATS, STEP_MS
 from tests.deploy.proxies import PROXIES
-from tests.faults.reader import Answer, Connection, ask, completion
+from tests.faults.reader import Answer, Connection, completion
 from tests.support.server import Server, poll
 
 # The first test may have to fetch a Debian package, and starts the servers.
@@ -70,11 +71,11 @@ def test_comments_come_live(proxy: int, pair: tuple[Server, Server]) -> None:
     """While a request waits for a seat, its client hears that it is not forgotten."""
 
     async def wait_in_the_queue() -> tuple[list[float], Connection]:
-        sitting = [await Connection.open(one.port, completion(n, 5000)) for one in pair for n in range(SEATS)]
+        sitting = [await connect(one.port, completion(n, 5000)) for one in pair for n in range(SEATS)]
         for connection in sitting:
             await connection.head()
             await connection.chunk()
-        waiting = await Connection.open(proxy, completion(99, 5))
+        waiting = await connect(proxy, completion(99, 5))
         await waiting.head()
         comments_s: list[float] = []
         while len(comments_s) < 5:
@@ -97,7 +98,7 @@ def test_a_client_that_leaves_cancels(proxy: int, pair: tuple[Server, Server]) -
     before = sum(server.ended("disconnected") for server in pair)
 
     async def leave() -> None:
-        connection = await Connection.open(proxy, completion(3, 5000))
+        connection = await connect(proxy, completion(3, 5000))
         await connection.head()
         await connection.chunk()
         connection.writer.close()
@@ -113,11 +114,11 @@ async def _fill(*servers: Server) -> list[Connection]:
     """Every seat taken, and as many waiting as may wait; their heads come with their first comment."""
     taken = []
     for server in servers:
-        sitting = [await Connection.open(server.port, completion(n, 5000)) for n in range(SEATS)]
+        sitting = [await connect(server.port, completion(n, 5000)) for n in range(SEATS)]
         for connection in sitting:
             await connection.head()
             await connection.chunk()
-        waiting = [await Connection.open(server.port, completion(n, 5)) for n in range(PLACES)]
+        waiting = [await connect(server.port, completion(n, 5)) for n in range(PLACES)]
         for connection in waiting:
             await connection.head()
         taken += sitting + waiting

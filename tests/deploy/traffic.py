@@ -9,8 +9,9 @@ import signal
 import time
 from typing import Any
 
+from tests.deploy.callers import ANNA, BERT, ask, connect
 from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
-from tests.faults.reader import COMPLETIONS, Connection, ask, completion
+from tests.faults.reader import COMPLETIONS, completion
 from tests.faults.test_readers import Stuck
 from tests.support.oracle import expected_text
 from tests.support.server import Server, poll
@@ -21,7 +22,7 @@ WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_u
 
 
 async def _leave(port: int) -> None:
-    connection = await Connection.open(port, completion(3, FOREVER))
+    connection = await connect(port, completion(3, FOREVER))
     await connection.head()
     for _ in range(5):
         await connection.chunk()
@@ -29,7 +30,7 @@ async def _leave(port: int) -> None:
 
 
 async def _cancel(port: int) -> None:
-    connection = await Connection.open(port, completion(4, FOREVER))
+    connection = await connect(port, completion(4, FOREVER))
     answer = await connection.head()
     await connection.chunk()
     await ask(port, {}, method="DELETE", path=f"/v1/streams/{answer.headers['x-stream-id']}")
@@ -37,7 +38,7 @@ async def _cancel(port: int) -> None:
 
 
 async def _come_back(port: int) -> None:
-    connection = await Connection.open(port, completion(5, 60), headers={"X-Stream-Resumable": "20"})
+    connection = await connect(port, completion(5, 60), headers={"X-Stream-Resumable": "20"})
     answer = await connection.head()
     while len(answer.ids) < 5:
         await connection.chunk()
@@ -73,7 +74,7 @@ async def _rounds(ports: list[int], seconds: float) -> None:
 
 def _be_slow(server: Server) -> None:
     """Stop for a while, less than the server waits, then read on: what was missed comes whole, in fewer events."""
-    reader = Stuck(server, completion(8, 400, **WORDY), {})
+    reader = Stuck(server, completion(8, 400, **WORDY), ANNA)
     poll("something cannot be sent", lambda: server.samples()["sluice_unsent_bytes"] > 0, 20, 0.1)
     time.sleep(STALL_TIMEOUT_S * 0.8)
     answer = reader.read()
@@ -84,7 +85,7 @@ def _be_slow(server: Server) -> None:
 
 def _stop_reading(server: Server) -> None:
     """Stop until the server has had enough."""
-    reader = Stuck(server, completion(9, FOREVER, **WORDY), {})
+    reader = Stuck(server, completion(9, FOREVER, **WORDY), ANNA)
     poll("the reader was let go", reader.dropped, 30, 0.1)
     reader.close()
 
@@ -107,7 +108,8 @@ async def _too_many(port: int) -> None:
 async def _too_long(port: int) -> None:
     """As many as have seats, with prompts that together just fit into the KV cache: with their answers they do not."""
     prompts = [[400 + number, *[301] * (CONTEXT // SEATS - BLOCK - 1)] for number in range(SEATS)]
-    answers = await asyncio.gather(*[ask(port, {**completion(0, 100), "prompt": prompt}) for prompt in prompts])
+    bodies = [{**completion(0, 100), "prompt": prompt} for prompt in prompts]
+    answers = await asyncio.gather(*[ask(port, body, caller=BERT) for body in bodies])
     assert [answer.text for answer in answers] == [expected_text(prompt, 100) for prompt in prompts]
     # The last has its place in the cache still.
     await ask(port, {**completion(0, 5), "prompt": prompts[0]})
@@ -116,7 +118,7 @@ async def _too_long(port: int) -> None:
 async def _through_a_death(server: Server) -> None:
     """The engine dies, and its streams go on."""
     streams = [
-        await Connection.open(server.port, completion(n, 100), path=COMPLETIONS, headers={"X-Request-Id": f"s{n}"})
+        await connect(server.port, completion(n, 100), path=COMPLETIONS, headers={"X-Request-Id": f"s{n}"})
         for n in range(4)
     ]
     for stream in streams:

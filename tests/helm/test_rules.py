@@ -15,6 +15,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
+from gateway.model import Cause
 from helm.dashboards import generate
 from tests.helm.chart import CHART, find, render, scaling_triggers
 from tests.helm.debian import program
@@ -119,6 +120,38 @@ def test_the_chart_delivers_the_rules_and_says_where_the_runbooks_are() -> None:
     assert delivered == wanted
 
 
+@pytest.mark.parametrize(("ttft", "itl", "share"), [(0.1, 0.05, 0.999), (0.35, 0.1, 0.95), (2, 1, 0.99), (1, 2.5, 0.9)])
+def test_the_chart_puts_the_objectives_in(ttft: float, itl: float, share: float, tmp_path: Path) -> None:
+    values = {f"metrics.prometheusRule.slo.{k}": v for k, v in {"ttftSeconds": ttft, "itlSeconds": itl}.items()}
+    values["metrics.prometheusRule.slo.share"] = share
+    groups = find(render(KEDA, values=values), "PrometheusRule")["spec"]["groups"]
+    rules = {rule.get("alert") or rule["record"]: rule for group in groups for rule in group["rules"]}
+    ours = {name: rule for name, rule in rules.items() if re.search("ttft|itl|slow|Burns", name)}
+
+    # Each place of each number, found in another way than the chart's.
+    for name, rule in ours.items():
+        of_first = "ttft" in name or "FirstToken" in name
+        for bound in re.findall(r'le=~"(.+?)\(\[', rule["expr"]):
+            assert float(bound.replace("[.]", ".")) == (ttft if of_first else itl), name
+        for objective in re.findall(r"vector\(([0-9.]+)\)", rule["expr"]):
+            assert float(objective) == (ttft if of_first else itl), name
+        for budget in re.findall(r"[*] ([0-9.]+)", rule["expr"]):
+            assert float(budget) == pytest.approx(1 - share), name
+        if "Burns" in name:
+            (said,) = re.findall(r"than ([0-9.]+) s ", rule["annotations"]["summary"])
+            assert float(said) == (ttft if of_first else itl), name
+    text = yaml.safe_dump(groups)
+    assert len(ours) == 3 + 1 + 8 + 4
+    assert (text.count("le=~"), text.count("vector(")) == (8, 3)
+
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": groups}), encoding="utf-8")
+    done = subprocess.run(
+        [program("promtool"), "check", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_chart_delivers_the_dashboards() -> None:
     delivered = {
         key: json.loads(text)
@@ -139,6 +172,7 @@ def _known_metrics() -> set[str]:
     metrics.served("chat", "completed", 1.0)
     metrics.rejected("queue_full")
     metrics.resumed("caught_up")
+    metrics.used("anna", Cause.COMPLETED, 1, 1)
     names = {sample.name for family in registry.collect() for sample in family.samples}
     for path in GATEWAY.rglob("*.py"):
         names |= {

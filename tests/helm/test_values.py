@@ -100,15 +100,22 @@ def test_the_schema_is_closed_and_described() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
 
 
-def test_times_of_the_scaling_are_buckets() -> None:
+def test_times_of_scaling_and_objectives_are_buckets() -> None:
     """Between buckets there is nothing to count."""
     registry = CollectorRegistry()
-    Metrics("0", registry).first_token(1.0)
-    samples = next(m for m in registry.collect() if m.name == "sluice_time_to_first_token_seconds").samples
-    bounds = {float(one.labels["le"]) for one in samples if "le" in one.labels} - {float("inf")}
-    targets = SCHEMA["definitions"]["model"]["properties"]["autoscaling"]["properties"]["targets"]["properties"]
+    Metrics("0", registry)
 
-    assert set(targets["slowSeconds"]["enum"]) == bounds
+    def bounds(name: str) -> set[float]:
+        samples = next(m for m in registry.collect() if m.name == name).samples
+        return {float(one.labels["le"]) for one in samples if "le" in one.labels} - {float("inf")}
+
+    targets = SCHEMA["definitions"]["model"]["properties"]["autoscaling"]["properties"]["targets"]["properties"]
+    rule = SCHEMA["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
+    slo = rule["slo"]["properties"]
+
+    assert set(targets["slowSeconds"]["enum"]) == bounds("sluice_time_to_first_token_seconds")
+    assert set(slo["ttftSeconds"]["enum"]) == bounds("sluice_time_to_first_token_seconds")
+    assert set(slo["itlSeconds"]["enum"]) == bounds("sluice_inter_token_latency_seconds")
 
 
 def test_large_numbers_stay_whole() -> None:

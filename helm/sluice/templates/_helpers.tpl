@@ -72,7 +72,17 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The rules' files with the address of the runbooks put in. */}}
+{{/* The rules' files with the address of the runbooks and the objectives put in. They are whole without that, because
+Prometheus reads them as they are where there is no chart. */}}
 {{- define "sluice.rules" -}}
-{{- replace "runbook_url: runbooks.md" (printf "runbook_url: %s" .root.Values.metrics.prometheusRule.runbooks) (.root.Files.Get .path) -}}
+{{- $rule := .root.Values.metrics.prometheusRule }}
+{{- $text := .root.Files.Get .path | replace "runbook_url: runbooks.md" (printf "runbook_url: %s" $rule.runbooks) }}
+{{- /* In this order: 0.1 may be the objective of the first token, 2 cannot be that of the others. */}}
+{{- range list (list $rule.slo.itlSeconds "0.1" "0[.]1" "longer") (list $rule.slo.ttftSeconds "2" "2" "later") }}
+{{- $bound := printf "%v" (index . 0) }}
+{{- $text = $text | replace (printf "vector(%s)" (index . 1)) (printf "vector(%s)" $bound) }}
+{{- $text = $text | replace (printf `le=~"%s(` (index . 2)) (printf `le=~"%s(` (replace "." "[.]" $bound)) }}
+{{- $text = $text | replace (printf "%s than %s s" (index . 3) (index . 1)) (printf "%s than %s s" (index . 3) $bound) }}
+{{- end }}
+{{- $text | replace "* 0.01" (printf "* %.6g" (subf 1 $rule.slo.share)) }}
 {{- end }}

@@ -1,0 +1,35 @@
+"""Requests with the keys that the two servers know."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from tests.faults import reader
+from tests.faults.reader import Answer
+
+ANNA, BERT = ({"Authorization": f"Bearer sk-{name}"} for name in ("anna", "bert"))
+KEYS = "".join(f"{name}:{hashlib.sha256(f'sk-{name}'.encode()).hexdigest()}\n" for name in ("anna", "bert"))
+"""What `server.api_keys_file` holds."""
+
+
+async def ask(
+    port: int,
+    body: dict[str, Any],
+    *,
+    caller: dict[str, str] = ANNA,
+    headers: dict[str, str] | None = None,
+    **more: Any,
+) -> Answer:
+    """As `reader.ask`."""
+    return await reader.ask(port, body, headers={**caller, **(headers or {})}, **more)
+
+
+async def connect(
+    port: int, body: dict[str, Any], *, headers: dict[str, str] | None = None, **more: Any
+) -> reader.Connection:
+    """As `reader.Connection.open`."""
+    return await reader.Connection.open(port, body, headers={**ANNA, **(headers or {})}, **more)
+
+
+__all__ = ["ANNA", "BERT", "KEYS", "ask", "connect"]
