@@ -67,6 +67,8 @@ def test_scaling_is_told(chart: Path) -> None:
     ("values", "kubernetes", "words"),
     [
         (HUB, "1.34", "source.revision is not set"),
+        (DEMO | {"metrics.prometheusRule.enabled": True}, "1.34", "links lead nowhere"),
+        (DEMO | {"metrics.prometheusRule.enabled": True}, "1.34", "99 % of first tokens within 2 s"),
         (DEMO | {"models.a.drain.timeoutSeconds": 900}, "1.34", "The cluster autoscaler ends pods after 600 s"),
         ({"models.a.source": {"type": "image", "oci": {"reference": "m:1"}}}, "1.34", "feature gate ImageVolume"),
         ({"models.a": {"multiNode": {"enabled": True}} | {"source": {"repository": "x"}}}, "1.34", "each of 2 pods"),
