@@ -46,7 +46,7 @@ unit: install
 e2e: install
 	@$(BIN)/pytest -q tests/e2e tests/faults
 
-helm: install  ## the chart over every Kubernetes version and switch (many minutes); `make test` has a part of it
+helm: install  ## the chart over every Kubernetes version and switch (some 25 minutes); `make test` has a part of it
 	@$(BIN)/pytest -q tests/helm --helm full --timeout 1200
 
 load: install  ## a short load test of a server of its own, report in load-out/; ARGS="chat --rate 5 --duration 60"
