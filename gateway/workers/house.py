@@ -126,10 +126,12 @@ class House:
                 logger.error("a worker has not finished in time; ending now")
                 self._end_now()
         self.hurry = self._supervisor.launching
+        # First: whatever becomes of the engine now, nobody needs another one.
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now()) + _LEAVE_WITHIN_S
         await asyncio.gather(*(member.end(left_s) for member in self._members))
-        running.cancel()
-        await asyncio.gather(running, *following, return_exceptions=True)
+        await asyncio.gather(*following, return_exceptions=True)
         await self._supervisor.stop()
         if self._failure is None:
             return 0
@@ -171,6 +173,9 @@ class House:
             case Ready():
                 self._engines.ready(member.number, message)
             case Complaint(generation):
+                if self._over.is_set():
+                    # To workers that leave, their engine may look dead.
+                    return
                 self._engines.complaint(member.number, generation)
             case Failed(text, exit_code):
                 self._fail(SettingsError(text, exit_code=exit_code))
