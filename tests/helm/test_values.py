@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -14,6 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
+from helm import generate
 from tests.helm.chart import CHART, NEWEST, refusal, render, text
 from tests.helm.strict import problems
 
@@ -21,17 +20,7 @@ PLAN = yaml.safe_load((Path(__file__).parent / "changes.yaml").read_text(encodin
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", CHART.parent / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_schema_and_table_are_current(generate: ModuleType) -> None:
+def test_schema_and_table_are_current() -> None:
     for path, wanted in generate.generate().items():
         assert path.read_text(encoding="utf-8") == wanted, f"{path.name}: run `python helm/generate.py`"
 
@@ -79,7 +68,7 @@ def test_texts_stay_texts(path: str) -> None:
         assert [problem for one in objects for problem in problems(one, NEWEST)] == []
 
 
-def test_every_value_is_tried(generate: ModuleType) -> None:
+def test_every_value_is_tried() -> None:
     texts = generate.descriptions((CHART / "values.yaml").read_text(encoding="utf-8"))
 
     assert set(PLAN["changes"]) == set(texts)
