@@ -45,6 +45,15 @@ class App:
         await send({"type": "http.response.body", "body": b"end"})
 
 
+async def halfway(**limits: Any) -> tuple[App, Connection]:
+    """An app in the middle of its answer, and the connection to it."""
+    app = App(slow=True)
+    connection = Connection(app, **limits)
+    connection.say(GET)
+    await settle()
+    return app, connection
+
+
 @in_virtual_time
 async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
     app = App()
@@ -252,10 +261,7 @@ async def test_a_running_answer_is_not_cut_short_by_what_follows_its_request(beh
 @in_virtual_time
 async def test_a_refusal_is_never_written_into_a_running_answer(behind: bytes) -> None:
     """The client would take it for a part of the body. Cutting the connection is enough, if waiting is too much."""
-    app = App(slow=True)
-    connection = Connection(app, max_header_bytes=2000)
-    connection.say(GET)
-    await settle()
+    app, connection = await halfway(max_header_bytes=2000)
     connection.say(behind)
     await settle()
     app.go_on.set()
@@ -397,10 +403,7 @@ async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
 
 @in_virtual_time
 async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
-    app = App(slow=True)
-    connection = Connection(app)
-    connection.say(GET)
-    await settle()
+    app, connection = await halfway()
     app.scopes[0][respond.LINE].abort()
     app.go_on.set()
     await settle()
@@ -426,10 +429,7 @@ async def look(connection: Connection, seconds: int) -> int:
 @pytest.mark.parametrize("sign", ["retransmits", "probes"])
 @in_virtual_time
 async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> None:
-    app = App(slow=True)
-    connection = Connection(app)
-    connection.say(GET)
-    await settle()
+    app, connection = await halfway()
 
     assert await look(connection, 60) == 60, "a peer that owes nothing may be as silent as it likes"
 
@@ -444,10 +444,7 @@ async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> Non
 
 @in_virtual_time
 async def test_an_answer_in_between_pays_the_debt() -> None:
-    app = App(slow=True)
-    connection = Connection(app)
-    connection.say(GET)
-    await settle()
+    app, connection = await halfway()
     connection.transport.socket.retransmits = 3
     for _ in range(5):
         assert await look(connection, 18) == 18
@@ -461,10 +458,7 @@ async def test_an_answer_in_between_pays_the_debt() -> None:
 
 @in_virtual_time
 async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer() -> None:
-    app = App(slow=True)
-    connection = Connection(app)
-    connection.say(GET)
-    await settle()
+    app, connection = await halfway()
     for _ in range(5):
         connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
         connection.protocol.look_after_peer()

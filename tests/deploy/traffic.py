@@ -7,18 +7,15 @@ import asyncio
 import os
 import signal
 import time
-from typing import Any
 
 from tests.deploy.callers import ANNA, BERT, ask, connect
 from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
 from tests.faults.reader import COMPLETIONS, completion
-from tests.faults.test_readers import Stuck
+from tests.faults.stuck import WORDY, Stuck
 from tests.support.oracle import expected_text
 from tests.support.server import Server, poll
 
 FOREVER = 5000
-# Events of some 350 bytes instead of 200: buffers are sooner full.
-WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 async def _leave(port: int) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,14 +18,14 @@ import pytest
 
 from loadtest.bench.client import quantile
 from tests.faults.conftest import KEEPALIVE_S, STALL_TIMEOUT_S, SYNTHETIC, Serve, Shared
-from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
-from tests.support.server import Server, poll, request_bytes
+from tests.faults.reader import Answer, Connection, ask, completion
+from tests.faults.stuck import WORDY, Stuck
+from tests.support.server import Server, poll
 
 STALLED_COST = 128 * 2**10
 IDLE_COST = 32 * 2**10
-# Chunks of some 350 bytes, ours and vLLM's own.
-PLAIN: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-FORMATTED: dict[str, Any] = {**PLAIN, "return_token_ids": True}
+# As wordy, in vLLM's own words.
+FORMATTED: dict[str, Any] = {**WORDY, "return_token_ids": True}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -61,45 +59,6 @@ def kernel_bytes(port: int, clients: set[int]) -> int:
     ).stdout
     pairs = re.findall(r":(\d+)\s*\n?\s*skmem:\(r\d+,rb\d+,t\d+,tb\d+,f\d+,w(\d+)", shown)
     return sum(int(size) for client, size in pairs if int(client) in clients)
-
-
-class Stuck:
-    """A reader with a tiny window who does not read unless told to."""
-
-    def __init__(self, server: Server, body: dict[str, Any], headers: dict[str, str]) -> None:
-        self.sock = socket.socket()
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.sock.connect(("127.0.0.1", server.port))
-        self.sock.sendall(request_bytes(body, COMPLETIONS, headers))
-        self.port = int(self.sock.getsockname()[1])
-        self._wire = b""
-
-    def dropped(self) -> bool:
-        """Whether the server has broken the connection."""
-        watch = select.poll()
-        watch.register(self.sock, 0)
-        return bool(watch.poll(0))
-
-    def read(self) -> Answer:
-        """Read everything there is, to the end or to the break."""
-        self.sock.settimeout(30)
-        try:
-            while not self._wire.endswith(b"\r\n0\r\n\r\n") and (part := self.sock.recv(65536)):
-                self._wire += part
-        except ConnectionError:
-            pass
-        head, _, rest = self._wire.partition(b"\r\n\r\n")
-        answer = Answer(status=int(head.split()[1]))
-        answer.headers = dict(line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:])
-        while (size := rest.partition(b"\r\n")[0]) and len(rest) >= int(size, 16) + len(size) + 4:
-            start = len(size) + 2
-            answer.body += rest[start : start + int(size, 16)]
-            rest = rest[start + int(size, 16) + 2 :]
-            answer.whole = int(size, 16) == 0
-        return answer
-
-    def close(self) -> None:
-        self.sock.close()
 
 
 def all_shut(server: Server, readers: list[Stuck]) -> bool:
@@ -224,10 +183,10 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
     async def run() -> None:
         # What is imported and allocated once is nobody's cost.
         await asyncio.gather(
-            *[ask(server.port, completion(n, 20, **(PLAIN, FORMATTED)[n % 2]), headers=me) for n in range(20)]
+            *[ask(server.port, completion(n, 20, **(WORDY, FORMATTED)[n % 2]), headers=me) for n in range(20)]
         )
         # Ours are filled later, so they come first.
-        bodies = [completion(n, 30_000, **(PLAIN if n < stalled // 2 else FORMATTED)) for n in range(stalled)]
+        bodies = [completion(n, 30_000, **(WORDY if n < stalled // 2 else FORMATTED)) for n in range(stalled)]
         others = Healthy(server, me, [completion(4000 + n, 30_000) for n in range(healthy)])
         await others.start()
         rss_before = rss(server.pid)
@@ -347,8 +306,8 @@ def test_a_reader_who_wakes_gets_everything_in_fewer_events(synthetic: Shared, f
     server, me = synthetic.server, synthetic.me
     tokens, stalls = 600, server.ended("client_stalled")
     merged = server.sample("sluice_merged_deltas_total")
-    sleeper = Stuck(server, completion(1, tokens, **PLAIN), me)
-    lost = Stuck(server, completion(2, tokens, **PLAIN), {**me, "X-Stream-Resumable": "60"})
+    sleeper = Stuck(server, completion(1, tokens, **WORDY), me)
+    lost = Stuck(server, completion(2, tokens, **WORDY), {**me, "X-Stream-Resumable": "60"})
     poll("both are late", lambda: server.sample("sluice_merged_deltas_total") > merged + 80, 30)
 
     answer = sleeper.read()

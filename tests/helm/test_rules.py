@@ -122,8 +122,8 @@ def test_the_chart_delivers_the_rules_and_says_where_the_runbooks_are() -> None:
 
 @pytest.mark.parametrize(("ttft", "itl", "share"), [(0.1, 0.05, 0.999), (0.35, 0.1, 0.95), (2, 1, 0.99), (1, 2.5, 0.9)])
 def test_the_chart_puts_the_objectives_in(ttft: float, itl: float, share: float, tmp_path: Path) -> None:
-    values = {f"metrics.prometheusRule.slo.{k}": v for k, v in {"ttftSeconds": ttft, "itlSeconds": itl}.items()}
-    values["metrics.prometheusRule.slo.share"] = share
+    slo = {"ttftSeconds": ttft, "itlSeconds": itl, "share": share}
+    values = {f"metrics.prometheusRule.slo.{name}": value for name, value in slo.items()}
     groups = find(render(KEDA, values=values), "PrometheusRule")["spec"]["groups"]
     rules = {rule.get("alert") or rule["record"]: rule for group in groups for rule in group["rules"]}
     ours = {name: rule for name, rule in rules.items() if re.search("ttft|itl|slow|Burns", name)}
