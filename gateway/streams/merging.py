@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from gateway.model import Delta, Piece
 
+LONGEST_TEXT = 10_000
+"""Characters of text in one piece that was merged. Each takes at most six bytes in JSON, so that an event of them stays
+below 64 KiB, the longest line that Go's `bufio.Scanner` takes, whatever the text is."""
+
 
 def merge(pieces: list[Piece]) -> list[Piece]:
-    """Join neighbouring deltas, as vLLM does for a late reader: texts concatenate, the newest ending wins."""
+    """Join neighbouring deltas. An ending stays a piece of its own, without text: many clients look only at the finish
+    reason of the chunk that has one."""
     merged: list[Piece] = []
     run: list[Delta] = []
     for piece in pieces:
@@ -20,13 +25,34 @@ def merge(pieces: list[Piece]) -> list[Piece]:
 
 
 def _close_run(run: list[Delta], into: list[Piece]) -> None:
-    if len(run) == 1:
-        into.append(run[0])
-    elif run:
-        last = run[-1]
+    last = run[-1] if run else None
+    # Two of one token each are what they would have been without a late reader.
+    if last is None or len(run) == 1 or (len(run) == 2 and last.finish_reason is not None and run[0].tokens <= 1):
+        into.extend(run)
+    else:
         text = "".join([delta.text for delta in run])
-        into.append(Delta(text, sum([delta.tokens for delta in run]), last.finish_reason, last.stop_reason))
+        tokens = sum([delta.tokens for delta in run])
+        if last.finish_reason is None:
+            into += split(text, tokens)
+        elif text:
+            into += split(text, tokens - last.tokens)
+            into.append(Delta("", last.tokens, last.finish_reason, last.stop_reason))
+        else:
+            into.append(Delta("", tokens, last.finish_reason, last.stop_reason))
     run.clear()
 
 
-__all__ = ["merge"]
+def split(text: str, tokens: int) -> list[Delta]:
+    """`text` as pieces that are not too long; each has its share of the tokens."""
+    length, counted = len(text), 0
+    if length <= LONGEST_TEXT:
+        return [Delta(text, tokens)]
+    deltas = []
+    for end in range(LONGEST_TEXT, length + LONGEST_TEXT, LONGEST_TEXT):
+        share = tokens * min(end, length) // length - counted
+        counted += share
+        deltas.append(Delta(text[end - LONGEST_TEXT : end], share))
+    return deltas
+
+
+__all__ = ["LONGEST_TEXT", "merge", "split"]

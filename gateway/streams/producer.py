@@ -18,7 +18,7 @@ from gateway.errors import ClientStalled, SluiceError
 from gateway.model import Cause, Delta, Frame, Piece, Tally
 from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
-from gateway.streams.merging import merge
+from gateway.streams.merging import merge, split
 
 # So many unread pieces are merged (or become events, where the log keeps them): a reader that stops costs its text.
 _COMPACT_AT = 64
@@ -232,19 +232,23 @@ class Producer:
         if not texts:
             return
         if len(texts) == 1:
-            (text,) = texts
+            self._pending.append(Delta(texts[0], self._tokens))
         else:
-            self._on_merged(len(texts) - 1)
-            text = "".join(texts)
-        self._pending.append(Delta(text, self._tokens))
+            deltas = split("".join(texts), self._tokens)
+            self._spare(len(texts) - len(deltas))
+            self._pending += deltas
         self._texts = []
         self._tokens = 0
 
     def _merged(self) -> list[Piece]:
         pieces = merge(self._pending)
-        if spared := len(self._pending) - len(pieces):
-            self._on_merged(spared)
+        self._spare(len(self._pending) - len(pieces))
         return pieces
+
+    def _spare(self, pieces: int) -> None:
+        # Where a text is too long for one piece, there may be more of them than before.
+        if pieces > 0:
+            self._on_merged(pieces)
 
     def _compact(self) -> None:
         """Nobody has read for a while. A log that keeps takes all of it, so that its limit holds for it."""

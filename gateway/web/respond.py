@@ -244,7 +244,7 @@ class Sender:
     async def _turn(self, batch: Batch | None) -> bool:
         """Send one batch, or a sign of life; whether that was the end."""
         if batch is None:
-            await self._write(sse.KEEP_ALIVE_NUMBERED if self._stream.resumable else sse.KEEP_ALIVE)
+            await self._write(sse.KEEP_ALIVE)
             return False
         body = self._framed(batch.first, batch.documents)
         if batch.ended is None:

@@ -3,4 +3,5 @@
 - `sse`: Server-Sent Events framing.
 - `wishes`: what a client's headers ask for.
 - `openai`: the chunks of plain streams, equal to vLLM's own.
+- `escaping`: line separators of Unicode in JSON.
 """

@@ -15,6 +15,7 @@ import orjson
 
 from gateway.errors import SluiceError
 from gateway.model import Chunk, Delta, Endpoint, Frame, Piece
+from gateway.wire.escaping import dumped, escaped
 
 DONE = b"[DONE]"
 """The document that OpenAI clients wait for: after it nothing follows."""
@@ -25,7 +26,7 @@ class Payloads:
 
     def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
         """The documents that they are."""
-        return [piece.payload for piece in pieces if isinstance(piece, Chunk)]
+        return [escaped(piece.payload) for piece in pieces if isinstance(piece, Chunk)]
 
     def said(self, text: str, tokens: int) -> None:
         """There is no text."""
@@ -45,7 +46,7 @@ class Encoder:
             orjson.dumps(frame.id),
             kind,
             frame.created,
-            orjson.dumps(frame.model),
+            dumped(frame.model),
         )
         self._open = b'{"index":0,"delta":{"content":' if chat else b'{"index":0,"text":'
         self._close = b"}" if chat else b""
@@ -64,7 +65,7 @@ class Encoder:
         documents: list[bytes] = []
         for piece in pieces:
             if isinstance(piece, Chunk):
-                documents.append(piece.payload)
+                documents.append(escaped(piece.payload))
             else:
                 self._encode_delta(piece, documents)
         return documents
@@ -74,9 +75,10 @@ class Encoder:
         self._completion_tokens += tokens
         if self._drop_empty and not text:
             return None
+        said = orjson.dumps(text) if text.isascii() else dumped(text)
         if self._behind is not None:
-            return self._before + orjson.dumps(text) + self._behind
-        return b"%b%b%b%b}" % (self._before, orjson.dumps(text), self._running, self._usage_so_far())
+            return self._before + said + self._behind
+        return b"%b%b%b%b}" % (self._before, said, self._running, self._usage_so_far())
 
     def _encode_delta(self, delta: Delta, documents: list[bytes]) -> None:
         if self._role_due:
@@ -88,14 +90,14 @@ class Encoder:
                 documents.append(document)
             return
         self._completion_tokens += delta.tokens
-        documents.append(self._finish(orjson.dumps(delta.text), delta.finish_reason, delta.stop_reason))
+        documents.append(self._finish(dumped(delta.text), delta.finish_reason, delta.stop_reason))
         if self._frame.include_usage:
             documents.append(b"%b],%b%b}" % (self._head, self._usage(), self._fingerprint))
 
     def _role(self) -> bytes:
         return b'%b{"index":0,"delta":{"role":%b,"content":""},"logprobs":null,"finish_reason":null}]%b%b}' % (
             self._head,
-            orjson.dumps(self._frame.role),
+            escaped(orjson.dumps(self._frame.role)),
             self._usage_so_far(),
             b',"prompt_token_ids":null,"prompt_text":null',
         )
@@ -111,7 +113,7 @@ class Encoder:
             self._head,
             said,
             orjson.dumps(reason),
-            orjson.dumps(stop),
+            escaped(orjson.dumps(stop)),
             extra,
             self._usage_so_far(),
             fingerprint,
@@ -140,7 +142,7 @@ def encoder(frame: Frame | None) -> Encoder | Payloads:
 
 def ending(error: SluiceError | None) -> list[bytes]:
     """How a stream says that it is over: its finish chunk has been sent, or an error is; then `[DONE]`."""
-    return [DONE] if error is None else [orjson.dumps(error.body()), DONE]
+    return [DONE] if error is None else [escaped(orjson.dumps(error.body())), DONE]
 
 
 __all__ = ["DONE", "Encoder", "encoder", "ending"]

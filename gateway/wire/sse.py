@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from gateway.errors import ClientError
 
-KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment of its own; every client copes with it on a stream whose events carry no id."""
-
-KEEP_ALIVE_NUMBERED = b": keep-alive\n"
-"""A comment line before the next event. openai-python takes any blank line after an id for an event, and fails on an
-empty one."""
+KEEP_ALIVE = b": keep-alive\n"
+"""A comment line before the next event. Never with a blank line of its own: many decoders take each blank line for the
+end of an event, and hand out, or fail on, an empty one."""
 
 HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -51,4 +48,4 @@ def cursor(last_event_id: str | None, starting_after: str | None) -> int:
     return 0
 
 
-__all__ = ["HEADERS", "KEEP_ALIVE", "KEEP_ALIVE_NUMBERED", "cursor", "events", "numbered"]
+__all__ = ["HEADERS", "KEEP_ALIVE", "cursor", "events", "numbered"]

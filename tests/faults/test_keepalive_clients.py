@@ -90,20 +90,23 @@ def _split(body: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in body.items() if name != "ignore_eos"}, "extra_body": {"ignore_eos": True}}
 
 
-def blank_line_splitter(url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
-    """The twenty lines that many write themselves: a block whose first character is a colon is a comment."""
-    heard, text, done = Heard(), "", False
+def dispatches_at_blank_lines(url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
+    """As many clients in Go and elsewhere read: comments are skipped line by line, and each blank line is the end of an
+    event, which must have data."""
+    heard, done, data = Heard(), False, ""
     try:
         with httpx.stream("POST", url + CHAT, json=body, headers=headers, timeout=60) as response:
-            for part in response.iter_text():
-                *blocks, text = (text + part).split("\n\n")
-                for block in blocks:
-                    if block.startswith(":"):
-                        heard.comments += 1
-                    elif block == "data: [DONE]":
-                        done = True
-                    else:
-                        _document(heard, json.loads(block.removeprefix("data: ")))
+            for line in response.iter_lines():
+                if line.startswith(":"):
+                    heard.comments += 1
+                elif line:
+                    name, _, value = line.partition(": ")
+                    data = value if name == "data" else data
+                elif data == "[DONE]":
+                    done = True
+                else:
+                    _document(heard, json.loads(data))
+                    data = ""
     except httpx.HTTPError as error:
         heard.error = type(error).__name__
     assert done or heard.error, "a silent truncation"
@@ -162,7 +165,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clients(node: Path) -> dict[str, tuple[Ask, dict[str, str]]]:
-    """Every client with the kinds of stream that it can read: who splits on blank lines has plain ones only."""
+    """Every client with both kinds of stream."""
     npm = partial(openai_node, node)
     return {
         "openai-python": (openai_python, {}),
@@ -171,7 +174,8 @@ def clients(node: Path) -> dict[str, tuple[Ask, dict[str, str]]]:
         "openai-python async, resumable": (openai_python_async, RESUMABLE),
         "openai-node": (npm, {}),
         "openai-node, resumable": (npm, RESUMABLE),
-        "splits on blank lines": (blank_line_splitter, {}),
+        "dispatches at blank lines": (dispatches_at_blank_lines, {}),
+        "dispatches at blank lines, resumable": (dispatches_at_blank_lines, RESUMABLE),
     }
 
 
@@ -243,7 +247,7 @@ def test_no_client_loses_an_event_to_keep_alives(
     wrong = {
         name: one for name, one in heard.items() if (one.text, one.finish, one.error) != (wanted.text, "length", None)
     }
-    comments = heard["splits on blank lines"].comments
+    comments = heard["dispatches at blank lines"].comments
     lost = events["ids"] != list(range(1, len(events["ids"]) + 1)) or events["text"] != wanted.text
     figure(
         "G13",

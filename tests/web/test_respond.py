@@ -72,7 +72,11 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
 
     assert said(client) == "0 1 2 3 4 5 6 7 8 9 end"
     assert len(client.bodies) == 2
-    assert sum(edge.facts.spared) == 9, "ten of eleven left together"
+    assert sum(edge.facts.spared) == 8, "nine of the ten texts left inside another, and the ending by itself"
+    *_, text, ending, done = client.events()
+    assert text["choices"][0] | {"delta": {"content": "1 2 3 4 5 6 7 8 9 end"}} == text["choices"][0]
+    assert ending["choices"][0]["delta"] == {"content": ""}
+    assert (ending["choices"][0]["finish_reason"], done) == ("stop", "[DONE]")
 
 
 @in_virtual_time

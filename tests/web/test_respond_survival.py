@@ -19,7 +19,8 @@ from tests.support.engine import Run
 from tests.support.time import clock, in_virtual_time, run, settle
 
 RESUMABLE = {"X-Stream-Resumable": "60"}
-SHAPES = pytest.mark.parametrize(("headers", "comment"), [({}, b": keep-alive\n\n"), (RESUMABLE, b": keep-alive\n")])
+SHAPES = pytest.mark.parametrize("headers", [{}, RESUMABLE])
+COMMENT = b": keep-alive\n"
 
 
 def said(client: Client) -> str:
@@ -33,9 +34,7 @@ def said(client: Client) -> str:
 
 @SHAPES
 @in_virtual_time
-async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(
-    headers: dict[str, str], comment: bytes
-) -> None:
+async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(headers: dict[str, str]) -> None:
     edge = Edge(max_concurrent=1)
     held = await edge.gate.enter()
     client = edge.ask(headers=headers)
@@ -45,12 +44,12 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(
 
     await asyncio.sleep(0.2)
 
-    assert (client.status, client.body) == (200, comment)
+    assert (client.status, client.body) == (200, COMMENT)
 
     held.release()
     await asyncio.sleep(15)
 
-    assert client.body == comment * 2
+    assert client.body == COMMENT * 2
 
     edge.engine.runs[0].say("a")
     await settle()
@@ -61,7 +60,7 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(
 
     await asyncio.sleep(15.2)
 
-    assert client.body == before + comment * 2
+    assert client.body == before + COMMENT * 2
 
     edge.engine.runs[0].end("b")
     await client.finish()
@@ -72,7 +71,7 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(
 
 @SHAPES
 @in_virtual_time
-async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str, str], comment: bytes) -> None:
+async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str, str]) -> None:
     edge = Edge()
     client = edge.ask(headers=headers)
     await settle()
@@ -82,7 +81,7 @@ async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str
     before = client.body
     await asyncio.sleep(46)
 
-    assert client.body == before + comment * 3
+    assert client.body == before + COMMENT * 3
 
     edge.registry.regained()
     edge.engine.runs[0].end("b")
@@ -139,7 +138,7 @@ async def test_a_whole_answer_cannot_be_kept_alive_by_comments() -> None:
 
 @SHAPES
 @in_virtual_time
-async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dict[str, str], comment: bytes) -> None:
+async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dict[str, str]) -> None:
     """The 200 is out; the client must not wait for an answer that will not come."""
     edge = Edge(max_concurrent=1, queue_timeout_s=20)
     held = await edge.gate.enter()
@@ -267,9 +266,7 @@ def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> Non
 
 @SHAPES
 @in_virtual_time
-async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_not(
-    headers: dict[str, str], comment: bytes
-) -> None:
+async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_not(headers: dict[str, str]) -> None:
     edge = Edge(keepalive_s=15)
     client = edge.ask(headers=headers, line=True)
     await settle()

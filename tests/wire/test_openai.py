@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import EngineFailed
 from gateway.model import Chunk, Delta, Endpoint, Piece
+from gateway.wire.escaping import escaped
 from gateway.wire.openai import DONE, Encoder, encoder, ending
 from tests.support.engine import a_frame
 
@@ -165,3 +166,42 @@ def test_a_stream_ends_with_done_and_a_failed_one_says_why_first() -> None:
 
     assert ending(None) == [b"[DONE]"]
     assert [orjson.loads(ending(error)[0]), *ending(error)[1:]] == [error.body(), DONE]
+
+
+SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
+
+
+@BOTH
+@pytest.mark.parametrize("continuous", [False, True])
+def test_line_separators_of_unicode_leave_escaped(endpoint: Endpoint, continuous: bool) -> None:
+    """Clients that split lines with `str.splitlines` would break an event in two."""
+    frame = a_frame(endpoint, model=SEPARATORS, continuous_usage=continuous)
+    made = Encoder(frame).encode([Delta(SEPARATORS, 1), Delta(SEPARATORS, 1, "stop", SEPARATORS)])
+    chunk = orjson.dumps({"x": SEPARATORS})
+    ready = [*Encoder(frame).encode([Chunk(chunk)]), *encoder(None).encode([Chunk(chunk)])]
+    said = Encoder(frame).said(SEPARATORS, 1)
+    failed = ending(EngineFailed(SEPARATORS))[0]
+
+    assert said is not None
+    for document in (*made, *ready, said, failed):
+        assert len(document.decode().splitlines()) == 1
+    assert content([orjson.loads(document) for document in made]) == SEPARATORS * 2
+    assert [orjson.loads(document) for document in ready] == [{"x": SEPARATORS}] * 2
+    assert content([orjson.loads(said)]) == SEPARATORS
+    assert orjson.loads(made[-1])["choices"][0]["stop_reason"] == SEPARATORS
+    assert orjson.loads(failed)["error"]["message"] == SEPARATORS
+
+
+@given(st.recursive(TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=5))
+def test_an_escaped_document_means_the_same(value: Any) -> None:
+    document = orjson.dumps([value, SEPARATORS])
+
+    assert orjson.loads(escaped(document)) == [value, SEPARATORS]
+    assert len(escaped(document).decode().splitlines()) == 1
+
+
+def test_what_needs_no_escape_is_not_copied() -> None:
+    for text in ("plain", "größer", "\u2019quoted\u2019 \u2014 so", "日本語", "😀"):
+        document = orjson.dumps(text)
+
+        assert escaped(document) == document

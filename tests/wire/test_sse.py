@@ -46,11 +46,16 @@ def test_the_framing_byte_by_byte() -> None:
     assert sse.numbered([b"1", b"[DONE]"], 7) == b"id: 7\ndata: 1\n\nid: 8\ndata: [DONE]\n\n"
 
 
-def test_keep_alive_is_a_comment_of_its_own_or_a_line_before_the_next_event() -> None:
-    assert sse.KEEP_ALIVE == b": keep-alive\n\n"
-    assert sse.KEEP_ALIVE_NUMBERED == b": keep-alive\n"
+def test_keep_alive_is_a_line_before_the_next_event_and_nothing_that_a_decoder_could_take_for_one() -> None:
+    assert sse.KEEP_ALIVE == b": keep-alive\n"
+    for framed in (sse.events([b"1"]), sse.numbered([b"1"], 3)):
+        lines = (sse.KEEP_ALIVE * 2 + framed + sse.KEEP_ALIVE + framed).split(b"\n")
+        # As decoders do that dispatch at every blank line.
+        events = b"\n".join(lines[:-1]).split(b"\n\n")
+
+        assert all(b"data: 1" in event for event in events if event)
     assert read_events(sse.KEEP_ALIVE + sse.events([b"1"])) == [(None, 1)]
-    assert read_events(sse.KEEP_ALIVE_NUMBERED * 2 + sse.numbered([b"1"], 3)) == [(3, 1)]
+    assert read_events(sse.KEEP_ALIVE * 2 + sse.numbered([b"1"], 3)) == [(3, 1)]
 
 
 def test_the_headers_forbid_caching_compressing_and_buffering() -> None:
