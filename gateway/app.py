@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gateway import demo
+from gateway import demo, tls
 from gateway.admission.gate import Doorkeeper, Gate, Witness
 from gateway.clock import Clock, SystemClock
 from gateway.engine.base import Engine, Revival, Route
@@ -26,6 +27,7 @@ from gateway.streams.registry import Limits, Registry
 from gateway.web import health
 from gateway.web.guard import Guard, with_cors
 from gateway.web.keys import Keys, new_key
+from gateway.web.management import OnlyManagement, WithoutManagement
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
 from gateway.wire import openai
@@ -79,6 +81,8 @@ def check_files(settings: Settings) -> None:
     """What of that takes no time. Raises SettingsError."""
     if settings.server.api_keys_file is not None:
         Keys(settings.server.api_keys_file, SystemClock())
+    if settings.server.tls is not None:
+        tls.load(tls.Files(**dict(settings.server.tls)))
 
 
 def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
@@ -200,8 +204,8 @@ class Sluice:
         )
         completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
         keys_file = settings.server.api_keys_file
-        guard = Guard(
-            Dispatch(completions, Resume(responder), small, self.registry),
+        guarded = partial(
+            Guard,
             keys=None if keys_file is None else Keys(keys_file, clock),
             protect_metrics=settings.server.protect_metrics,
             max_body_bytes=settings.server.max_body_bytes,
@@ -209,7 +213,11 @@ class Sluice:
             clock=clock,
             facts=metrics,
         )
-        self.asgi = with_cors(guard, settings.server.cors_origins)
+        dispatch: Any = Dispatch(completions, Resume(responder), small, self.registry)
+        apart = settings.server.management_port is not None
+        self.management: Any = guarded(OnlyManagement(dispatch)) if apart else None
+        """What the server serves on the management port."""
+        self.asgi = with_cors(guarded(WithoutManagement(dispatch) if apart else dispatch), settings.server.cors_origins)
         if seat is not None:
             self._take_seat(seat, streams.stall_timeout_s)
 

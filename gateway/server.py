@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import multiprocessing
@@ -13,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -20,9 +20,11 @@ import uvicorn
 
 from gateway.app import Sluice
 from gateway.errors import SettingsError
+from gateway.listeners import Listeners, bind, bind_many, bind_unix, url_of
 from gateway.logs import Stopwatch
 from gateway.protocol import Protocol
-from gateway.settings import Settings
+from gateway.settings import Server, Settings
+from gateway.tls import Certificates, Files
 
 logger = logging.getLogger("sluice")
 
@@ -48,6 +50,35 @@ class HttpServer(uvicorn.Server):
 
     sluice: Sluice
     drain_timeout_s: float
+    management: socket.socket | None = None
+    certificates: Certificates | None = None
+    _refreshing: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(1)
+        self.servers = []
+        for sock in sockets or []:
+            await self._listen(self.config, sock, self.certificates)
+        if self.management is not None:
+            config = configure(self.sluice.management, lifespan="off")
+            config.load()
+            await self._listen(config, self.management, None)
+        self.started = True
+
+    async def _listen(
+        self, config: uvicorn.Config, sock: socket.socket, certificates: Certificates | None = None
+    ) -> None:
+        make = partial(Protocol, config, self.server_state, self.lifespan.state)
+        loop = asyncio.get_running_loop()
+        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        options: dict[str, Any] = {}
+        if certificates is not None:
+            # A peer that begins a handshake and does not end it is held to the same time as one with headers.
+            options = {"ssl": certificates.context, "ssl_handshake_timeout": Protocol.header_timeout_s}
+            options["ssl_shutdown_timeout"] = FLUSH_WITHIN_S
+        self.servers.append(await create(make, sock=sock, backlog=config.backlog, **options))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -62,6 +93,8 @@ class HttpServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
                     connection.look_after_peer()
+            if self.certificates is not None and (self._refreshing is None or self._refreshing.done()):
+                self._refreshing = asyncio.ensure_future(asyncio.to_thread(self.certificates.refresh))
         return await super().on_tick(counter)
 
     def unsent_bytes(self) -> int:
@@ -87,50 +120,43 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """The listening socket, open before anything slow happens. Raises SettingsError if the address is taken."""
-    return bind_many(host, port, 1)[0]
-
-
-def bind_many(host: str, port: int, count: int) -> list[socket.socket]:
-    """So many listening sockets at one address, among which the kernel shares out the connections. Raises as `bind`."""
-    socks: list[socket.socket] = []
+def listen(server: Server) -> Listeners:
+    """All listening sockets of the settings. Raises SettingsError."""
+    found = Listeners([])
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = found[0]
-        for number in range(count):
-            sock = socket.socket(family, kind, proto)
-            socks.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if number > 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(address)
-            address = sock.getsockname()
-            if count > 1:
-                # The first is bound without it, so that another program that would share the address is noticed.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        for sock in socks:
-            sock.listen(1024)
-    except socket.gaierror:
-        raise SettingsError(f"server.host: {host!r} is not an address of this machine.") from None
-    except OSError as error:
-        for sock in socks:
-            sock.close()
-        taken = " Another program listens there; choose another with --port." if error.errno == errno.EADDRINUSE else ""
-        raise SettingsError(f"Cannot listen on {host}:{port}: {error.strerror}.{taken}", exit_code=1) from None
-    return socks
+        if server.uds is None:
+            found.main = bind_many(server.host, server.port, server.workers)
+        else:
+            sock, found.file = bind_unix(server.uds, server.uds_access)
+            # One queue that all workers take from: the kernel has no other way to share a Unix socket.
+            found.main = [sock, *(sock.dup() for _ in range(server.workers - 1))]
+        if server.management_port is not None:
+            host = server.management_host or server.host
+            found.management = bind(host, server.management_port, "server.management")
+    except SettingsError:
+        found.close()
+        raise
+    return found
+
+
+def certificates_of(server: Server) -> Certificates | None:
+    """The certificates of the settings. Raises SettingsError if they cannot be used."""
+    return None if server.tls is None else Certificates(Files(**dict(server.tls)))
 
 
 def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
     """Serve what `build` makes until a signal or a failure; returns the exit code."""
-    sock = bind(settings.server.host, settings.server.port)
-    url = url_of(settings.server.host, sock)
+    certificates_of(settings.server)
+    listeners = listen(settings.server)
+    try:
+        url = where(settings.server, listeners, watch)
 
-    def announce_it(ready: Sluice) -> None:
-        announce(watch, url, settings, ready.model, ready.chats)
+        def announce_it(ready: Sluice) -> None:
+            announce(watch, url, settings, ready.model, ready.chats)
 
-    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
-    sluice, failure = run(settings, build, announce_it, sock, HttpServer)
+        sluice, failure = run(settings, build, announce_it, listeners.main[0], listeners.management, HttpServer)
+    finally:
+        listeners.close()
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
     return leave(0 if failure is None else failure.exit_code, hurry=sluice.starting)
@@ -141,9 +167,11 @@ def run(
     build: Build,
     on_ready: Callable[[Sluice], None],
     sock: socket.socket,
+    management: socket.socket | None,
     make: Callable[[uvicorn.Config], HttpServer],
 ) -> tuple[Sluice, SettingsError | None]:
-    """Serve what `build` makes on `sock`; with it, why it had to end, None if it was asked to."""
+    """Serve what `build` makes on `sock`, and on `management` what is kept apart; with it, why it had to end, None if
+    it was asked to."""
     failure: list[SettingsError] = []
 
     def fail(error: SettingsError) -> None:
@@ -159,6 +187,8 @@ def run(
     Protocol.max_age_s = settings.server.max_connection_age_s
     server = make(configure(sluice.asgi))
     server.sluice = sluice
+    server.management = management
+    server.certificates = certificates_of(settings.server)
     server.drain_timeout_s = settings.server.drain_timeout_s
     sluice.metrics.watch("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
     # What a thread computes in Python must not keep the event loop waiting for the usual 5 ms each time it wakes.
@@ -194,16 +224,22 @@ def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Con
     )
 
 
-def url_of(host: str, sock: socket.socket) -> str:
-    """What to type to reach it."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
-    shown = everywhere.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{sock.getsockname()[1]}"
+def where(server: Server, listeners: Listeners, watch: Stopwatch) -> str:
+    """Log where the server listens; its URL."""
+    url = url_of(server.host, listeners.main[0], tls=server.tls is not None)
+    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
+    if listeners.management is not None:
+        host = server.management_host or server.host
+        watch.say(f"metrics, docs and health on {url_of(host, listeners.management)} (server.management_port)")
+    return url
 
 
 def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: bool) -> None:
     """Say that the server is ready, and what to try."""
-    watch.say(f"ready: {model} at {url} (docs at {url}/docs)")
+    docs = f" (docs at {url}/docs)" if settings.server.management_port is None and settings.server.uds is None else ""
+    watch.say(f"ready: {model} at {url}{docs}")
+    if settings.server.uds is not None:
+        url = f"--unix-socket {settings.server.uds} http{'s' if settings.server.tls else ''}://localhost"
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
     if not chats:
         logger.info("try:\n\n  curl %s/v1/models%s\n", url, key)
@@ -214,4 +250,4 @@ def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: 
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
 
 
-__all__ = ["HttpServer", "announce", "bind", "bind_many", "configure", "leave", "run", "serve", "url_of"]
+__all__ = ["HttpServer", "announce", "certificates_of", "configure", "leave", "listen", "run", "serve", "where"]

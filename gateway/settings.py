@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,11 +30,39 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Tls(_Section):
+    """Encryption of the port that serves. The files are read again when they change."""
+
+    cert_file: Path = Field(description="PEM file with the certificate, and those between it and its authority.")
+    key_file: Path | None = Field(None, description="PEM file with the key, without a passphrase; none: in cert_file.")
+    client_ca_file: Path | None = Field(
+        None, description="PEM file with the authorities that sign clients' certificates."
+    )
+    client_certificates: Literal["none", "optional", "required"] | None = Field(
+        None, description="Whether clients have to show a certificate; default: required if there is a client_ca_file."
+    )
+    min_version: Literal["1.2", "1.3"] = Field("1.2", description="Oldest version of TLS that is spoken.")
+    ciphers: str | None = Field(None, description="OpenSSL's cipher list for TLS 1.2; none: OpenSSL's default.")
+
+
 class Server(_Section):
     """The process and its socket."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    uds: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
+    uds_access: Literal["owner", "group", "everyone"] = Field(
+        "group", description="Who may connect to the Unix socket: its file's permissions."
+    )
+    tls: Tls | None = Field(None, description="Encryption of the port: certificate and key, clients' certificates.")
+    management_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of its own for /metrics, /docs and /openapi.json, which the other then does not have; health "
+        "paths are on both. Plain HTTP, also with server.tls.",
+    )
+    management_host: str | None = Field(None, description="Address of the management port; none: server.host.")
     workers: int = Field(1, ge=1, le=64, description="Front-end processes that serve together on one engine.")
     drain_timeout_s: float = Field(30.0, ge=0, description="How long running requests may go on after SIGTERM.")
     api_keys_file: Path | None = Field(None, description="File of `name:sha256` lines; without it no key is asked for.")
@@ -187,7 +215,13 @@ def load(flags: Mapping[str, Mapping[str, Any]], file: Path | None) -> Settings:
 
 def _check_together(settings: Settings) -> None:
     """What only holds between two settings."""
-    workers, streams = settings.server.workers, settings.streams
+    server, workers, streams = settings.server, settings.server.workers, settings.streams
+    if server.management_port is not None:
+        host = server.management_host or server.host
+        if server.uds is None and server.management_port == server.port != 0 and host == server.host:
+            raise SettingsError(f"server.management_port: {server.port} is server.port, too; choose another.")
+    elif server.management_host is not None:
+        raise SettingsError("server.management_host needs server.management_port.")
     if workers > 1 and streams.max_total_bytes // workers < streams.max_bytes:
         raise SettingsError(
             f"server.workers: {workers} workers divide streams.max_total_bytes ({streams.max_total_bytes}), and no "
@@ -271,10 +305,11 @@ def _known_keys() -> list[tuple[str, str]]:
     return [(section, key) for section in Settings.model_fields if section != "engine" for key in _keys(section)]
 
 
-def _keys(section: str) -> list[str]:
-    model = Settings.model_fields[section].annotation
-    assert isinstance(model, type)
-    assert issubclass(model, BaseModel)
+def _keys(section: str, *inner: str) -> list[str]:
+    model: type[BaseModel] = Settings
+    for name in (section, *inner):
+        kinds = [model.model_fields[name].annotation, *get_args(model.model_fields[name].annotation)]
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -294,7 +329,7 @@ def _explain(
     source = _source(path, flags, document, file)
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        right = _keys(path[0]) if len(path) > 1 else list(Settings.model_fields)
+        right = _keys(*path[:-1]) if len(path) > 1 else list(Settings.model_fields)
         return f"{dotted} ({source}) is not a setting.{_nearest(path[-1], right)}"
     value = "" if isinstance(problem["input"], dict) else f"{problem['input']!r}: "
     return f"{dotted} ({source}): {value}{problem['msg'][:1].lower()}{problem['msg'][1:]}."
@@ -330,6 +365,7 @@ __all__ = [
     "Streams",
     "Supervision",
     "Synthetic",
+    "Tls",
     "engine_source",
     "load",
     "show",

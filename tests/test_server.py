@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,9 +11,7 @@ import pytest
 import uvicorn
 
 from gateway import server
-from gateway.errors import SettingsError
 from gateway.protocol import Protocol
-from gateway.server import bind, bind_many
 from gateway.settings import Settings
 from tests.support.time import in_virtual_time, settle
 from tests.support.transport import Connection
@@ -115,67 +112,6 @@ async def test_every_second_all_connections_are_looked_after() -> None:
         app.go_on.set()
     await settle()
     connections[1].hang_up()
-
-
-def test_a_free_port_is_bound_and_listens() -> None:
-    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
-        assert listening.getsockname()[1] > 0
-
-
-def test_a_port_in_use_is_a_start_that_failed_with_a_hint() -> None:
-    with bind("127.0.0.1", 0) as listening:
-        port = listening.getsockname()[1]
-        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}.*--port") as caught:
-            bind("127.0.0.1", port)
-
-    assert caught.value.exit_code == 1
-
-
-def test_a_host_that_is_no_address_is_a_setting_to_mend() -> None:
-    with pytest.raises(SettingsError, match=r"server\.host: 'not an address'"):
-        bind("not an address", 0)
-
-
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"Cannot listen on 192\.0\.2\.1"):
-        bind("192.0.2.1", 0)
-
-
-def test_several_sockets_share_one_address() -> None:
-    socks = bind_many("127.0.0.1", 0, 3)
-    try:
-        (address,) = {sock.getsockname() for sock in socks}
-        clients = [socket.create_connection(address) for _ in range(60)]
-        accepted = []
-        for sock in socks:
-            sock.setblocking(False)
-            count = 0
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sock.accept()[0].close()
-                    count += 1
-            accepted.append(count)
-        for client in clients:
-            client.close()
-    finally:
-        for sock in socks:
-            sock.close()
-
-    assert sum(accepted) == 60
-    assert all(accepted), "the kernel shares them out"
-
-
-def test_an_address_is_not_shared_with_another_server() -> None:
-    """Two servers of several workers would otherwise divide the clients between them, and nobody would notice."""
-    socks = bind_many("127.0.0.1", 0, 2)
-    port = socks[0].getsockname()[1]
-    try:
-        for count in (1, 2):
-            with pytest.raises(SettingsError, match=f"127.0.0.1:{port}"):
-                bind_many("127.0.0.1", port, count)
-    finally:
-        for sock in socks:
-            sock.close()
 
 
 def test_idle_connections_are_kept_for_longer_than_proxies_keep_them() -> None:

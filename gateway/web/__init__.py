@@ -5,5 +5,6 @@
 - `routes`: our paths, and everything else to vLLM's app.
 - `respond`: from a stream to the socket, watching for the client to leave.
 - `pulse`: the one timer that finds silent and stuck connections.
+- `management`: what is on the management port, and then not on the other.
 - `health`: livez, readyz, metrics, version.
 """

@@ -52,19 +52,20 @@ _LEAVE_WITHIN_S = 10.0
 def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     """Serve with several workers until a signal or a failure; returns the exit code."""
     app.check_files(settings)
-    count = settings.server.workers
-    socks = server.bind_many(settings.server.host, settings.server.port, count)
-    url = server.url_of(settings.server.host, socks[0])
+    server.certificates_of(settings.server)
+    listeners = server.listen(settings.server)
+    url = server.where(settings.server, listeners, watch)
     # Of this user alone: what comes in through its sockets is taken for a worker's word.
     folder = Path(tempfile.mkdtemp(prefix="sluice-workers-"))
     house = House(settings, wanted, watch, url)
     try:
-        watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
-        for number, sock in enumerate(socks):
-            house.take_in(number, sock, folder)
+        for number, sock in enumerate(listeners.main):
+            # One of them answers for all on the management port.
+            house.take_in(number, sock, listeners.management if number == 0 else None, folder)
         code = asyncio.run(house.live())
     finally:
         house.abandon()
+        listeners.close()
         shutil.rmtree(folder, ignore_errors=True)
     return server.leave(code, hurry=house.hurry)
 
@@ -98,14 +99,16 @@ class House:
         self.hurry = False
         """Whether an engine is being started at the end, in a thread that will not stop."""
 
-    def take_in(self, number: int, sock: socket.socket, folder: Path) -> None:
-        """Start a worker on that socket, which is then the worker's alone: the kernel must not give connections to a
+    def take_in(self, number: int, sock: socket.socket, management: socket.socket | None, folder: Path) -> None:
+        """Start a worker on these sockets, which are then the worker's alone: the kernel must not give connections to a
         socket that nobody accepts from."""
         ours, theirs = socket.socketpair()
         seat = (number, self._settings.server.workers, theirs, folder)
-        process = spawn(worker.main, (self._settings, self._wanted, seat, sock), f"worker-{number}")
+        process = spawn(worker.main, (self._settings, self._wanted, seat, sock, management), f"worker-{number}")
         theirs.close()
         sock.close()
+        if management is not None:
+            management.close()
         self._members.append(Member(number, process, ours, self._gate))
 
     async def live(self) -> int:

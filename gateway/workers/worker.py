@@ -87,7 +87,13 @@ class _Nothing:
 _nothing = _Nothing()
 
 
-def main(settings: Settings, wanted: Wanted, seat: tuple[int, int, socket.socket, Path], sock: socket.socket) -> None:
+def main(
+    settings: Settings,
+    wanted: Wanted,
+    seat: tuple[int, int, socket.socket, Path],
+    sock: socket.socket,
+    management: socket.socket | None,
+) -> None:
     """The target of the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -115,7 +121,7 @@ def main(settings: Settings, wanted: Wanted, seat: tuple[int, int, socket.socket
         place.serves(sluice.model, sluice.chats)
 
     try:
-        _, failure = server.run(settings, build, on_ready, sock, make)
+        _, failure = server.run(settings, build, on_ready, sock, management, make)
     except SettingsError as error:
         failure = error
         logger.error("%s", error)
