@@ -20,7 +20,7 @@ from gateway.engine.vllm.launch import Plan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.looplag import LoopLag
 from gateway.metrics import Metrics
-from gateway.model import Endpoint
+from gateway.model import AppOptions, Endpoint
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
@@ -28,6 +28,7 @@ from gateway.web import health
 from gateway.web.guard import Guard, with_cors
 from gateway.web.keys import Keys, new_key
 from gateway.web.management import OnlyManagement, WithoutManagement
+from gateway.web.paths import UnderRoot
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
 from gateway.wire import openai
@@ -140,6 +141,7 @@ class Sluice:
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._seat = seat
+        self._met: Engine | None = None
         self.inner: Any = None
         """What the other workers may ask of this one."""
         self.metrics = metrics
@@ -193,6 +195,7 @@ class Sluice:
                 version=versions(),
             ),
             engine_schema=self._engine_schema,
+            options=self._app_options,
             lifespan=self._lifespan,
             version=versions()["sluice"],
         )
@@ -213,13 +216,14 @@ class Sluice:
             clock=clock,
             facts=metrics,
         )
-        dispatch: Any = Dispatch(completions, Resume(responder), small, self.registry)
+        dispatch: Any = Dispatch(completions, Resume(responder), small, self.registry, self._app_options)
         apart = settings.server.management_port is not None
         self.management: Any = guarded(OnlyManagement(dispatch)) if apart else None
         """What the server serves on the management port."""
         self.asgi = with_cors(guarded(WithoutManagement(dispatch) if apart else dispatch), settings.server.cors_origins)
         if seat is not None:
             self._take_seat(seat, streams.stall_timeout_s)
+        self.asgi = UnderRoot(self.asgi, lambda: self._app_options().root_path)
 
     @property
     def model(self) -> str:
@@ -283,7 +287,18 @@ class Sluice:
             self._seat.serves(self.model, self.chats, revival)
 
     def _engine_schema(self) -> dict[str, Any]:
-        return self.supervisor.engine.schema() if self.supervisor.ready else {}
+        engine = self._last_engine()
+        return {} if engine is None else engine.schema()
+
+    def _app_options(self) -> AppOptions:
+        engine = self._last_engine()
+        return AppOptions() if engine is None else engine.options
+
+    def _last_engine(self) -> Engine | None:
+        """The one that is there, or that another one is about to take the place of."""
+        if self.supervisor.ready:
+            self._met = self.supervisor.engine
+        return self._met
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:

@@ -20,6 +20,8 @@
     `- InternalError                500     server_error            internal_error       INTERNAL             no
     SettingsError                   not for clients: bad settings or a failed start, with the process's exit code
 
+Anthropic's endpoints name the type in Anthropic's words (`anthropic_type`), by the status unless a class says so.
+
 Messages are written for the reader who can mend the cause. They never hold an exception's text or a stack.
 499 is nginx's code for "client closed request"; openai-python retries 408, 409, 429 and 5xx on its own, and must
 not retry what somebody cancelled on purpose. Where the status says retry and the tree says no, the response carries
@@ -28,9 +30,21 @@ not retry what somebody cancelled on purpose. Where the status says retry and th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from gateway.model import Cause
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    410: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    431: "request_too_large",
+}
 
 
 class SluiceError(Exception):
@@ -62,6 +76,17 @@ class SluiceError(Exception):
             }
         }
 
+    @property
+    def anthropic_type(self) -> str:
+        """The type in Anthropic's words."""
+        usual = "invalid_request_error" if self.status < 500 or self.status == 501 else "api_error"
+        return _ANTHROPIC_TYPES.get(self.status, usual)
+
+    def anthropic_body(self, request_id: str | None) -> dict[str, Any]:
+        """The error body of Anthropic's endpoints."""
+        error = {"type": self.anthropic_type, "message": self.message}
+        return {"type": "error", "error": error, "request_id": request_id}
+
 
 class ClientError(SluiceError):
     """The request is wrong; sending it again will not help."""
@@ -92,11 +117,16 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not. `allowed`: those that do."""
 
     status = 405
     code = "method_not_allowed"
     grpc = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, *, allowed: Collection[str] = (), param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        more = {"OPTIONS", "HEAD"} if "GET" in allowed else {"OPTIONS"}
+        self.allow = ", ".join(sorted({*allowed} | more))
 
 
 class Expired(ClientError):
@@ -171,6 +201,7 @@ class Overloaded(SluiceError):
     type = "overloaded_error"
     code = "overloaded"
     grpc = "RESOURCE_EXHAUSTED"
+    anthropic_type = "overloaded_error"
     retryable = True
     cause = Cause.OVERLOADED
 
@@ -187,6 +218,7 @@ class NotReady(SluiceError):
     status = 503
     code = "server_starting"
     grpc = "UNAVAILABLE"
+    anthropic_type = "overloaded_error"
     retryable = True
     cause = Cause.REJECTED
 
@@ -197,6 +229,7 @@ class Draining(SluiceError):
     status = 503
     code = "server_draining"
     grpc = "UNAVAILABLE"
+    anthropic_type = "overloaded_error"
     retryable = True
     cause = Cause.SERVER_DRAINING
 

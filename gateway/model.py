@@ -115,6 +115,19 @@ class Wishes:
     grace_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """What the flags of the engine's own HTTP app ask for, where it concerns paths that are not its own.
+
+    `root_path` is a prefix that paths may have; `has_docs` whether the API is described at `/docs` and `/openapi.json`;
+    `counts_load` whether `/load` counts requests.
+    """
+
+    root_path: str = ""
+    has_docs: bool = True
+    counts_load: bool = False
+
+
 class Facts(Protocol):
     """What rooms report. `gateway.metrics` turns facts into metrics; rooms never see that library."""
 
@@ -208,6 +221,7 @@ class Tally:
 __all__ = [
     "ARRIVAL",
     "LINE",
+    "AppOptions",
     "Caller",
     "Cause",
     "Chunk",

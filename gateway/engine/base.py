@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from gateway.errors import SluiceError
-from gateway.model import Endpoint, Frame, Piece, Tally
+from gateway.model import AppOptions, Endpoint, Frame, Piece, Tally
 
 ASGIApp = Callable[
     [
@@ -175,11 +175,24 @@ class Engine(Mortal, Protocol):
         """The OpenAPI document of `http`."""
 
     @property
+    def options(self) -> AppOptions:
+        """See the class."""
+
+    async def model_card(self, name: str) -> dict[str, Any] | None:
+        """What there is to tell of a model, or an adapter, that is served under that name; None if none is."""
+
+    def load_report(self, kind: str) -> str | None:
+        """The engine's load as the value of an ORCA header (`endpoint-load-metrics`) of that kind: TEXT or JSON."""
+
+    @property
     def http(self) -> ASGIApp:
         """The engine's own HTTP app, for every path that is not ours."""
 
     def route(self, method: str, path: str) -> Route:
         """What `http` has at that path."""
+
+    def methods(self, path: str) -> frozenset[str]:
+        """The methods that `http` takes at that path."""
 
     def template(self, path: str) -> str:
         """The path as `http` has declared it, such as `/v1/responses/{response_id}`."""

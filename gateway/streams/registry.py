@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from gateway.admission.gate import Doorkeeper
 from gateway.clock import Clock
@@ -48,6 +49,10 @@ _SHORT_BYTES = 64 * 2**10
 _BEGIN_PER_TURN = 8
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
 _ID_BYTES = 16
+
+
+class NoRoute(NotFound):
+    """vLLM's own app has nothing at that path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,23 @@ class Registry:
         stream.producer.cancel(Cancelled("The request was cancelled by its id."))
         return _status(stream)
 
+    # What concerns no request in particular.
+
+    async def model_card(self, name: str) -> dict[str, Any]:
+        """What there is to tell of a served model. Raises NotFound, or why there is no engine."""
+        card = await self._engine().model_card(name)
+        if card is None:
+            raise NotFound(f"The model {name!r} does not exist.", param="model")
+        return card
+
+    def load_report(self, kind: str) -> str | None:
+        """The engine's load as the value of an ORCA header of that kind."""
+        return self._engine().load_report(kind)
+
+    def is_known(self, path: str) -> bool:
+        """Whether vLLM's own app has anything at that path. Raises why there is no engine."""
+        return self._engine().route("", path) is not Route.UNKNOWN
+
     # Requests that vLLM's own app answers.
 
     @asynccontextmanager
@@ -268,9 +290,9 @@ class Registry:
         engine = self._engine()
         route = engine.route(method, path)
         if route is Route.UNKNOWN:
-            raise NotFound(f"There is nothing at {path}.")
+            raise NoRoute(f"There is nothing at {path}.")
         if route is Route.WRONG_METHOD:
-            raise MethodNotAllowed(f"{path} does not take {method}.")
+            raise MethodNotAllowed(f"{path} does not take {method}.", allowed=engine.methods(path))
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
         if not tally.works:
@@ -373,4 +395,4 @@ def _status(stream: Stream) -> Status:
     return Status(stream.id, stream.status, stream.resumable, events, tally.prompt_tokens, tally.completion_tokens)
 
 
-__all__ = ["Limits", "Registry", "Status"]
+__all__ = ["Limits", "NoRoute", "Registry", "Status"]

@@ -57,11 +57,7 @@ class Stream:
         Raises ClientError if there is no such event yet, Expired if the next one is kept no longer.
         """
         producer = self.producer
-        # A cursor is what some reader has seen, and readers have seen only what is sealed.
-        if cursor > producer.log.last:
-            raise ClientError(
-                f"There is no event {cursor} yet; the newest has number {producer.log.last}.", param="Last-Event-ID"
-            )
+        self._check(cursor)
         follower = Follower(producer, cursor)
         self._readers += 1
         self._stop_grace()
@@ -79,6 +75,19 @@ class Stream:
                     producer.cancel(Cancelled("The client left."), cause)
                 else:
                     self._grace = asyncio.get_running_loop().call_later(self.grace_s, self._abandon)
+
+    def look(self, cursor: int) -> None:
+        """Raise what `read` would, and leave it at that; only for streams whose log keeps."""
+        self._check(cursor)
+        self.producer.log.read(cursor)
+
+    def _check(self, cursor: int) -> None:
+        # A cursor is what some reader has seen, and readers have seen only what is sealed.
+        if cursor > self.producer.log.last:
+            raise ClientError(
+                f"There is no event {cursor} yet; the newest has number {self.producer.log.last}.",
+                param="Last-Event-ID",
+            )
 
     def read_out(self, cursor: int) -> bool:
         """Whether a reader who has seen event number `cursor` has seen everything there will ever be."""

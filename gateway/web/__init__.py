@@ -4,6 +4,7 @@
 - `keys`: the API keys file.
 - `routes`: our paths, and everything else to vLLM's app.
 - `respond`: from a stream to the socket, watching for the client to leave.
+- `paths`: what a path may look like, and what to say about one that leads nowhere.
 - `pulse`: the one timer that finds silent and stuck connections.
 - `management`: what is on the management port, and then not on the other.
 - `health`: livez, readyz, metrics, version.

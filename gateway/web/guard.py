@@ -17,17 +17,23 @@ import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.clock import Clock
-from gateway.errors import BodyTooLarge, InternalError, SluiceError, Unauthorized
+from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError, Unauthorized
 from gateway.logs import ACCESS
 from gateway.model import ARRIVAL, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
+from gateway.web import paths
 from gateway.web.keys import Keys
+from gateway.wire.escaping import escaped
 
 logger = logging.getLogger(__name__)
 
 # Probes and scrapers come every few seconds and carry no key.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping"})
 _QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+# Others that are asked again and again by whoever waits or watches.
+_POLLED = frozenset({"/v1/models", "/load", "/version", "/"})
+# Headers that no app decides.
+_OURS = frozenset({b"x-request-id", b"request-id"})
 # What may be echoed into a header and a log line without a second thought.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 EXCHANGE = "sluice.exchange"
@@ -42,6 +48,8 @@ class Exchange:
     caller: Caller
     tally: Tally
     path: str
+    method: str
+    """HEAD is GET to all but the outlet, which keeps the body back."""
     status: int = 0
     complete: bool = False
     gone: bool = False
@@ -81,9 +89,13 @@ class Guard:
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         exchange = self._exchange(scope)
+        if exchange.method == "HEAD":
+            # A copy: the server, too, looks at its own.
+            scope = {**scope, "method": "GET"}
         scope[EXCHANGE] = exchange
         outlet = _Outlet(exchange, send, self._closing)
         try:
+            paths.check(scope)
             if self._keys is not None and scope["path"] not in self._open and exchange.caller.owner is None:
                 sent = dict(scope["headers"]).keys() & {b"authorization", b"x-api-key"}
                 raise Unauthorized(
@@ -119,7 +131,7 @@ class Guard:
             arrival_wall_s=self._clock.wall() - (now - arrival),
             headers=headers,
         )
-        return Exchange(caller, Tally(caller, self._facts), scope["path"])
+        return Exchange(caller, Tally(caller, self._facts), scope["path"], scope["method"])
 
     def _owner(self, scope: MutableMapping[str, Any]) -> str | None:
         if self._keys is None:
@@ -138,7 +150,9 @@ class Guard:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
             # without the final chunk, so that the client notices.
             return
-        await outlet.document(error.status, error.body(), headers=error_headers(error))
+        anthropic = paths.is_anthropic(exchange.path)
+        body = error.anthropic_body(exchange.caller.request_id) if anthropic else error.body()
+        await outlet.document(error.status, body, headers=error_headers(error))
 
     def _close(self, exchange: Exchange) -> None:
         tally = exchange.tally
@@ -155,16 +169,25 @@ class Guard:
             tally.settle()
             cause = outcome = tally.cause.value
         self._facts.served(tally.endpoint, outcome, seconds)
-        level = logging.DEBUG if exchange.path in _QUIET_PATHS else logging.INFO
+        level = logging.DEBUG if _is_polled(exchange) else logging.INFO
         if ACCESS.isEnabledFor(level):
             ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause, seconds)})
+
+
+def _is_polled(exchange: Exchange) -> bool:
+    """Whether somebody only looked whether the server is there, or ready, which people do every second."""
+    if exchange.path in _QUIET_PATHS:
+        return True
+    looked = exchange.method in ("GET", "HEAD") and exchange.status in (200, 503)
+    return looked and (exchange.path in _POLLED or exchange.path.startswith("/v1/models/"))
 
 
 def _fields(exchange: Exchange, cause: str | None, seconds: float) -> dict[str, Any]:
     tally, caller = exchange.tally, exchange.caller
     first = None if tally.first_token_s is None else round(tally.first_token_s - caller.arrival_s, 4)
     return {
-        "id": tally.id or caller.request_id,
+        # What vLLM's small endpoints answer has no id but the request's.
+        "id": tally.id,
         "request_id": caller.request_id,
         "path": exchange.path,
         "model": tally.model,
@@ -189,7 +212,7 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
         allow_origins=origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Stream-Id", "X-Stream-Resumable", "X-Request-Id", "Retry-After"],
+        expose_headers=["X-Stream-Id", "X-Stream-Resumable", "X-Request-Id", "Request-Id", "Retry-After"],
     )
 
 
@@ -224,32 +247,68 @@ class _Inlet:
 
 
 class _Outlet:
-    """The response: adds the request id to its headers and remembers how far it got. While there is a refusal, what
-    the app says about it is dropped: the guard will answer."""
+    """The response: adds the request id to its headers, escapes line separators in its JSON, and remembers how far it
+    got. While there is a refusal, what the app says about it is dropped: the guard will answer."""
 
     def __init__(self, exchange: Exchange, send: Any, closing: Callable[[], bool]) -> None:
         self._exchange = exchange
         self._send = send
         self._closing = closing
+        self._held: MutableMapping[str, Any] | None = None
+        self._is_json = False
         self.refusal: SluiceError | None = None
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if self.refusal is not None:
             return
-        exchange = self._exchange
         if message["type"] == "http.response.start":
-            exchange.status = message["status"]
-            headers = [item for item in message.get("headers", ()) if item[0].lower() != b"x-request-id"]
-            headers.append((b"x-request-id", exchange.caller.request_id.encode()))
-            if exchange.status in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers):
-                headers.append((b"retry-after", b"1"))
-            if self._closing():
-                headers = [item for item in headers if item[0].lower() != b"connection"]
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
-        elif not message.get("more_body", False):
-            exchange.complete = True
+            kind = next((value for name, value in message.get("headers", ()) if name.lower() == b"content-type"), b"")
+            self._is_json = kind.startswith((b"application/json", b"text/event-stream"))
+            self._held = message
+            if kind.startswith(b"application/json"):
+                # What is escaped is longer, and the length stands before it.
+                return
+            await self._start()
+        elif message["type"] == "http.response.body":
+            await self._continue(message)
+        else:
+            await self._send(message)
+
+    async def _continue(self, message: MutableMapping[str, Any]) -> None:
+        more = message.get("more_body", False)
+        if self._is_json and message.get("body"):
+            message = {**message, "body": escaped(message["body"])}
+        if self._held is not None:
+            await self._start(None if more else len(message.get("body", b"")))
+        if self._exchange.method == "HEAD":
+            return
+        self._exchange.complete = self._exchange.complete or not more
         await self._send(message)
+
+    async def _start(self, length: int | None = None) -> None:
+        """Send the head; `length` is the body's, if it is known by now."""
+        message, self._held = self._held, None
+        assert message is not None
+        exchange = self._exchange
+        exchange.status = message["status"]
+        headers = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
+        given = len(headers)
+        headers.append((b"x-request-id", exchange.caller.request_id.encode()))
+        if paths.is_anthropic(exchange.path):
+            headers.append((b"request-id", exchange.caller.request_id.encode()))
+        if exchange.status in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers[:given]):
+            headers.append((b"retry-after", b"1"))
+        if self._is_json and any(name.lower() == b"content-length" for name, _ in headers):
+            headers = [item for item in headers if item[0].lower() != b"content-length"]
+            if length is not None:
+                headers.append((b"content-length", b"%d" % length))
+        if self._closing():
+            headers = [item for item in headers if item[0].lower() != b"connection"]
+            headers.append((b"connection", b"close"))
+        await self._send({**message, "headers": headers})
+        if exchange.method == "HEAD":
+            exchange.complete = True
+            await self._send({"type": "http.response.body", "body": b""})
 
     def gone(self) -> None:
         """The client has left. What an app still sends goes nowhere, however complete it looks."""
@@ -257,6 +316,7 @@ class _Outlet:
 
     async def document(self, status: int, body: Any, *, headers: dict[str, str]) -> None:
         """A whole JSON response."""
+        self._held = None
         payload = orjson.dumps(body)
         lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
         lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -269,6 +329,8 @@ def error_headers(error: SluiceError) -> dict[str, str]:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == 408 and not error.retryable:

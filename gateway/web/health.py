@@ -41,7 +41,8 @@ def make_router(
 
     @router.get("/version", summary="Versions of Sluice and its engine")
     async def show_version() -> Response:
-        return JSONResponse(version)
+        # vLLM's own key, too, for who expects its server here.
+        return JSONResponse({**version, "version": version["vllm"]})
 
     return router
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +27,9 @@ from gateway.streams.stream import Stream
 from gateway.web.guard import EXCHANGE, Exchange
 from gateway.web.pulse import Pulse
 from gateway.wire import sse, wishes
+
+# Asks for the engine's load in the header of a whole answer (ORCA), as `vllm serve` takes it.
+_LOAD_FORMAT = "endpoint-load-metrics-format"
 
 
 class Line(Protocol):
@@ -135,7 +138,7 @@ class Responder:
                     if stream.streaming:
                         await Sender(self, exchange, presence, send, line, stream, follower).run()
                     else:
-                        await _whole(exchange, presence, send, follower)
+                        await _whole(exchange, presence, send, follower, self.registry.load_report)
         except Left as left:
             if left.cause is Cause.CLIENT_STALLED:
                 # Closing would wait for the client to read what is in the buffers.
@@ -176,6 +179,12 @@ class Resume:
                 raise NotFound(f"The request {stream_id!r} is not a resumable stream.", param="id")
             query = parse_qs(scope["query_string"].decode("latin-1"))
             cursor = sse.cursor(caller.headers.get("last-event-id"), query.get("starting_after", [None])[-1])
+            if exchange.method == "HEAD":
+                # Reading would make an end of a grace, or of the stream.
+                stream.look(cursor)
+                await send({"type": "http.response.start", "status": 200, "headers": stream_headers(stream)})
+                await send({"type": "http.response.body", "body": b""})
+                return
             if stream.read_out(cursor):
                 facts.resumed("read_out")
                 await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -268,7 +277,7 @@ class Sender:
         self._sending_since_s = self._clock.now()
         if first:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers()})
+            await self._send({"type": "http.response.start", "status": 200, "headers": stream_headers(self._stream)})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since_s, self._quiet_since_s = None, self._clock.now()
         tally = self._stream.producer.tally
@@ -277,12 +286,6 @@ class Sender:
             if self._is_first and not tally.first_token_sent:
                 tally.first_token_sent = True
                 self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
-
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [*sse.HEADERS, (b"x-stream-id", self._stream.id.encode("ascii"))]
-        if self._stream.grace_s is not None:
-            headers.append((wishes.RESUMABLE.encode(), b"%g" % self._stream.grace_s))
-        return headers
 
     def _check(self, now_s: float) -> float:
         """What the pulse asks: is a sign of life due, or is this client stuck?"""
@@ -302,7 +305,17 @@ class Sender:
         return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
 
 
-async def _whole(exchange: Exchange, presence: Presence, send: Any, follower: Follower) -> None:
+def stream_headers(stream: Stream) -> list[tuple[bytes, bytes]]:
+    """The headers of a stream's events."""
+    headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
+    if stream.grace_s is not None:
+        headers.append((wishes.RESUMABLE.encode(), b"%g" % stream.grace_s))
+    return headers
+
+
+async def _whole(
+    exchange: Exchange, presence: Presence, send: Any, follower: Follower, load_report: Callable[[str], str | None]
+) -> None:
     """One JSON document."""
     payload = b""
     while True:
@@ -324,6 +337,8 @@ async def _whole(exchange: Exchange, presence: Presence, send: Any, follower: Fo
         (b"content-length", b"%d" % len(payload)),
         (b"x-stream-id", (tally.id or "").encode("ascii")),
     ]
+    if (kind := tally.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
+        headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
     presence.excuse()
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": payload})

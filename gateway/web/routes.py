@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Match
 
-from gateway.errors import ClientError, InternalError, MethodNotAllowed, SluiceError
-from gateway.model import Endpoint
-from gateway.streams.registry import Registry
+from gateway.errors import ClientError, InternalError, MethodNotAllowed, NotFound, SluiceError
+from gateway.model import AppOptions, Endpoint
+from gateway.streams.registry import NoRoute, Registry
+from gateway.web import paths
 from gateway.web.guard import EXCHANGE, error_headers
 from gateway.web.respond import Presence, Resume
 from gateway.wire import wishes
@@ -31,11 +32,19 @@ STREAMS = "/v1/streams"
 class Dispatch:
     """Picks the app for a path."""
 
-    def __init__(self, completions: dict[Endpoint, Any], resume: Resume, small: FastAPI, registry: Registry) -> None:
+    def __init__(
+        self,
+        completions: dict[Endpoint, Any],
+        resume: Resume,
+        small: FastAPI,
+        registry: Registry,
+        options: Callable[[], AppOptions],
+    ) -> None:
         self._completions: dict[str, Any] = {endpoint.value: app for endpoint, app in completions.items()}
         self._resume = resume
         self._small = small
         self._registry = registry
+        self._options = options
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -43,24 +52,64 @@ class Dispatch:
         elif scope["type"] != "http":
             # Nothing that vLLM serves over WebSockets is offered yet; before the handshake this is a 403.
             await send({"type": "websocket.close", "code": 1008})
-        elif (app := self._completions.get(scope["path"])) is not None:
+        else:
+            try:
+                await self._http(scope, receive, send)
+            except MethodNotAllowed as error:
+                if scope[EXCHANGE].method != "OPTIONS":
+                    raise
+                headers = [(b"allow", error.allow.encode())]
+                await send({"type": "http.response.start", "status": 204, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        path = scope["path"]
+        if (app := self._completions.get(path)) is not None:
             if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{scope['path']} takes POST, not {scope['method']}.")
+                raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}.", allowed={"POST"})
             await app(scope, receive, send)
+        elif path.endswith("/") and path != "/":
+            await self._slashed(scope, receive, send)
         elif (template := self._template(scope)) is not None:
             scope[EXCHANGE].tally.endpoint = template
             if scope["method"] == "GET" and template == STREAMS + "/{stream_id}" and not _wants_json(scope):
-                await self._resume(scope, receive, send, scope["path"].removeprefix(STREAMS + "/"))
+                await self._resume(scope, receive, send, path.removeprefix(STREAMS + "/"))
             else:
                 await self._small(scope, receive, send)
         else:
             await self._mounted(scope, receive, send)
 
+    async def _slashed(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """A slash at the end leads to the path without it, as with vLLM, if there is one. It is not served as that,
+        because rules of proxies are about the path without."""
+        path = scope["path"][:-1]
+        if path.endswith("/") or not (self._is_ours(path) or self._registry.is_known(path)):
+            await self._mounted(scope, receive, send)
+            return
+        headers = [(b"location", paths.without_slash(scope)), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
     def _template(self, scope: MutableMapping[str, Any]) -> str | None:
+        """The template of our small route for a request. Raises MethodNotAllowed if only other methods are taken."""
+        allowed: set[str] = set()
         for route in self._small.routes:
-            if route.matches(scope)[0] is not Match.NONE:
+            match = route.matches(scope)[0]
+            if match is Match.FULL:
                 return str(getattr(route, "path", "other"))
+            if match is Match.PARTIAL:
+                allowed |= getattr(route, "methods", None) or set()
+        if allowed:
+            raise MethodNotAllowed(f"{scope['path']} does not take {scope['method']}.", allowed=allowed)
         return None
+
+    def _is_ours(self, path: str) -> bool:
+        scope = {"type": "http", "method": "GET", "path": path}
+        small = any(route.matches(scope)[0] is not Match.NONE for route in self._small.routes)
+        return path in self._completions or small
+
+    def _is_known(self, path: str) -> bool:
+        return self._is_ours(path) or self._registry.is_known(path)
 
     async def _mounted(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
@@ -68,8 +117,12 @@ class Dispatch:
         wished = wishes.read(tally.caller.headers)
         inbox = _Inbox(receive)
         waiting = Presence(inbox.ahead)
-        async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting) as engine:
-            await engine.http(scope, inbox, send)
+        try:
+            async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting) as engine:
+                await engine.http(scope, inbox, send)
+        except NoRoute:
+            base = paths.base_url(scope, tally.caller.headers, self._options().root_path)
+            raise NotFound(paths.advice(scope["path"], base, self._is_known)) from None
 
 
 class _Inbox:
@@ -96,26 +149,63 @@ def _wants_json(scope: MutableMapping[str, Any]) -> bool:
 
 
 def make_small(
-    *, registry: Registry, health: APIRouter, engine_schema: Callable[[], dict[str, Any]], lifespan: Any, version: str
+    *,
+    registry: Registry,
+    health: APIRouter,
+    engine_schema: Callable[[], dict[str, Any]],
+    options: Callable[[], AppOptions],
+    lifespan: Any,
+    version: str,
 ) -> FastAPI:
-    """Our small routes. `engine_schema` gives vLLM's OpenAPI document, or {} while there is no engine."""
+    """Our small routes. `engine_schema` gives vLLM's OpenAPI document, or {} while there never was an engine."""
     app = FastAPI(title="Sluice", version=version, lifespan=lifespan, redirect_slashes=False, openapi_url=None)
     app.include_router(health)
     app.include_router(_streams(registry))
+    app.include_router(_models(registry, options, version))
     app.add_exception_handler(SluiceError, _sluice_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)
 
     # Plain functions run in a thread: making vLLM's document takes a second that streams must not wait for.
     def openapi() -> JSONResponse:
-        return JSONResponse(_document(app, engine_schema()))
+        _refuse_docs(options())
+        return JSONResponse(_document(app, engine_schema(), options().root_path))
 
     def docs() -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title="Sluice")
+        _refuse_docs(options())
+        return get_swagger_ui_html(openapi_url=options().root_path + "/openapi.json", title="Sluice")
 
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
     app.add_api_route("/docs", docs, include_in_schema=False)
     return app
+
+
+def _refuse_docs(options: AppOptions) -> None:
+    if not options.has_docs:
+        raise NotFound("This server does not describe its API (--disable-fastapi-docs).")
+
+
+def _models(registry: Registry, options: Callable[[], AppOptions], version: str) -> APIRouter:
+    router = APIRouter()
+
+    async def model(model_id: str) -> JSONResponse:
+        """One of the models of `/v1/models`, by its name."""
+        return JSONResponse(await registry.model_card(model_id))
+
+    async def load() -> JSONResponse:
+        """Requests in work or waiting; 0 without vLLM's `--enable-server-load-tracking`."""
+        return JSONResponse({"server_load": registry.active if options().counts_load else 0})
+
+    async def about(request: Request) -> JSONResponse:
+        """What this is, and which base URLs clients need."""
+        base = paths.base_url(request.scope, request.headers, options().root_path)
+        urls = {"openai_base_url": base + "/v1", "anthropic_base_url": base, "docs": base + "/docs"}
+        return JSONResponse({"name": "Sluice", "version": version, **urls})
+
+    router.add_api_route("/v1/models/{model_id:path}", model, methods=["GET"], summary="One model")
+    router.add_api_route("/load", load, methods=["GET"], summary="How many requests there are")
+    router.add_api_route("/", about, methods=["GET"], summary="What this server is")
+    return router
 
 
 def _streams(registry: Registry) -> APIRouter:
@@ -136,12 +226,13 @@ def _streams(registry: Registry) -> APIRouter:
     return router
 
 
-def _document(app: FastAPI, engine: dict[str, Any]) -> dict[str, Any]:
+def _document(app: FastAPI, engine: dict[str, Any], root_path: str) -> dict[str, Any]:
     ours = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    paths = {**engine.get("paths", {}), **ours["paths"]}
+    shown = {**engine.get("paths", {}), **ours["paths"]}
     theirs = engine.get("components", {}).get("schemas", {})
     schemas = {**theirs, **ours.get("components", {}).get("schemas", {})}
-    return {**ours, "paths": paths, "components": {"schemas": schemas}}
+    servers = {"servers": [{"url": root_path}]} if root_path else {}
+    return {**ours, **servers, "paths": shown, "components": {"schemas": schemas}}
 
 
 async def _sluice_error(request: Request, error: Exception) -> JSONResponse:
@@ -155,10 +246,7 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """What the router itself has to say about our small routes is that the method is wrong."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return await _sluice_error(request, MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
     return await _sluice_error(request, ClientError(str(error.detail)))
 
 

@@ -19,7 +19,8 @@ class Broken(Exception):
 class Request:
     """One request on a connection of its own. Every method raises Broken."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, method: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._method = method
         self._reader = reader
         self._writer = writer
         self._headers: dict[bytes, bytes] = {}
@@ -38,7 +39,7 @@ class Request:
         if not any(name == b"host" for name, _ in headers):
             lines.append(b"host: sibling")
         writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
-        return cls(reader, writer)
+        return cls(method, reader, writer)
 
     async def head(self) -> tuple[int, Headers]:
         """The answer's status and headers, names in lower case."""
@@ -54,7 +55,7 @@ class Request:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes; it is complete when this ends."""
-        if self._status in (204, 304):
+        if self._method == "HEAD" or self._status in (204, 304):
             return
         try:
             if b"content-length" in self._headers:

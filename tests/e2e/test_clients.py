@@ -224,6 +224,10 @@ def test_completions_take_text_ids_and_lists(client: openai.OpenAI, server: Serv
 
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("org/none")
+    assert unknown.value.param == "model"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
@@ -290,6 +294,15 @@ def test_the_anthropic_client(server: Server) -> None:
         assert last.stop_reason == whole.stop_reason == "end_turn"
         assert last.usage.output_tokens == whole.usage.output_tokens
         counted = client.messages.count_tokens(model=MODEL, messages=QUESTION)
+        assert client.models.retrieve(MODEL).display_name == MODEL
+        for wrong in ({"model": "org/none"}, {"max_tokens": -1}):
+            with pytest.raises(anthropic.APIStatusError) as refused:
+                client.messages.create(**{**asked, **wrong})
+            body = refused.value.body
+            assert body["type"] == "error"
+            assert body["request_id"] == refused.value.request_id
+            kind = "not_found_error" if "model" in wrong else "invalid_request_error"
+            assert (refused.value.status_code, body["error"]["type"]) == (404 if "model" in wrong else 400, kind)
         assert counted.input_tokens == whole.usage.input_tokens
         with pytest.raises(anthropic.NotFoundError):
             client.messages.create(**{**asked, "model": "nope"})

@@ -110,8 +110,9 @@ def test_docs_and_schema_show_both(server: Server) -> None:
 
 def test_version(server: Server) -> None:
     found = server.http.get("/version").json()
-    assert set(found) == {"sluice", "vllm"}
+    assert set(found) == {"sluice", "vllm", "version"}
     assert found["vllm"].startswith("0.")
+    assert found["version"] == found["vllm"]
 
 
 def test_unknown_paths_and_wrong_methods(server: Server) -> None:
@@ -126,9 +127,36 @@ def test_unknown_paths_and_wrong_methods(server: Server) -> None:
         ("POST", "/livez"),
         ("GET", "/v1/streams/x/cancel"),
     ):
-        check_error(server.http.request(method, path), 405, code="method_not_allowed")
+        refused = server.http.request(method, path)
+        check_error(refused, 405, code="method_not_allowed")
+        assert refused.headers["allow"] == server.http.request("OPTIONS", path).headers["allow"]
+    assert refused.headers["allow"] == "OPTIONS, POST"
     # The demo model is not one of the pooling family.
     check_error(server.post("/v1/embeddings", model=MODEL, input="x"), 404)
+
+
+def test_head_is_get_without_its_body(server: Server) -> None:
+    for path in ("/livez", "/metrics", "/v1/models", f"/v1/models/{MODEL}", "/docs", "/openapi.json", "/nope", "/ping"):
+        got, head = server.http.get(path), server.http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_a_slash_too_many_and_a_wrong_base_url(server: Server) -> None:
+    assert server.http.get("/v1/models/", follow_redirects=True).json()["data"][0]["id"] == MODEL
+    slashed = server.http.post(
+        f"{CHAT}/", json={"model": MODEL, "messages": ASK, "max_tokens": 1}, follow_redirects=True
+    )
+    assert slashed.status_code == 200
+    lost = check_error(server.post("/chat/completions", model=MODEL, messages=ASK), 404, code="not_found")
+    assert f"{server.url}/v1" in lost["message"]
+    assert server.http.get("/").json()["openai_base_url"] == f"{server.url}/v1"
+    # vLLM's app takes every path that begins with /metrics.
+    for path in ("/metrics%0a", "/metrics/x", "/metricsx", "/metrics;x", "//metrics", "/./metrics", "/%6detrics"):
+        raw = Raw(server.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert raw.read_all().startswith(b"HTTP/1.1 404 ")
 
 
 def test_metrics_have_the_contracts_names(server: Server) -> None:

@@ -18,6 +18,7 @@ from gateway.streams.registry import Limits, Registry
 from gateway.web import health
 from gateway.web.guard import Guard
 from gateway.web.keys import Keys
+from gateway.web.paths import UnderRoot
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
 from gateway.wire import openai
@@ -103,13 +104,14 @@ class Edge:
                 version={"sluice": "0.1.0", "vllm": "scripted"},
             ),
             engine_schema=lambda: self.engine.schema() if self.supervisor.ready else {},
+            options=lambda: self.engine.options,
             lifespan=None,
             version="0.1.0",
         )
         self.responder = Responder(self.registry, Pace(keepalive_s, stall_timeout_s), self.clock, self.facts)
         completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
-        self.app = Guard(
-            Dispatch(completions, Resume(self.responder), small, self.registry),
+        guard = Guard(
+            Dispatch(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options),
             keys=None if keys_file is None else Keys(keys_file, self.clock),
             protect_metrics=protect_metrics,
             max_body_bytes=max_body_bytes,
@@ -117,6 +119,7 @@ class Edge:
             clock=self.clock,
             facts=self.facts,
         )
+        self.app = UnderRoot(guard, lambda: self.engine.options.root_path)
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine

@@ -10,7 +10,7 @@ import orjson
 
 from gateway.engine.base import ASGIApp, Revival, Route, Sink
 from gateway.errors import ClientError, EngineFailed, SluiceError
-from gateway.model import Chunk, Delta, Endpoint, Frame, Tally
+from gateway.model import AppOptions, Chunk, Delta, Endpoint, Frame, Tally
 
 
 @dataclass
@@ -98,6 +98,8 @@ class ScriptedEngine:
     bodies: list[bytes] = field(default_factory=list)
     mounted: dict[tuple[str, str | None], Tally] = field(default_factory=dict)
     routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    models: set[str] = field(default_factory=lambda: {"scripted"})
+    options: AppOptions = field(default_factory=AppOptions)
     http: ASGIApp = None  # type: ignore[assignment]
     prepare_hold: asyncio.Event | None = None
     submit_hold: asyncio.Event | None = None
@@ -117,6 +119,15 @@ class ScriptedEngine:
 
     def template(self, path: str) -> str:
         return path
+
+    def methods(self, path: str) -> frozenset[str]:
+        return frozenset(method for method, known in self.routes if known == path)
+
+    async def model_card(self, name: str) -> dict[str, Any] | None:
+        return {"id": name, "object": "model", "created": 1700000000} if name in self.models else None
+
+    def load_report(self, kind: str) -> str | None:
+        return f"{kind.upper()} named_metrics.kv_cache_usage_perc=0.5" if kind.upper() in ("TEXT", "JSON") else None
 
     def route(self, method: str, path: str) -> Route:
         if (method, path) in self.routes:

@@ -340,7 +340,7 @@ async def test_a_request_leaves_one_log_line_without_prompt_or_key(
 
     assert len(lines) == 1
     assert lines[0].fields == {  # type: ignore[attr-defined]
-        "id": "req-7",
+        "id": None,
         "request_id": "req-7",
         "path": "/v1/models",
         "model": None,

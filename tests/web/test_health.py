@@ -76,7 +76,11 @@ async def test_metrics_are_shown_in_their_own_type() -> None:
 
 @in_virtual_time
 async def test_the_version_names_us_and_the_engine() -> None:
-    assert (await Edge().client("GET", "/version").finish()).json() == {"sluice": "0.1.0", "vllm": "scripted"}
+    assert (await Edge().client("GET", "/version").finish()).json() == {
+        "sluice": "0.1.0",
+        "vllm": "scripted",
+        "version": "scripted",
+    }
 
 
 @in_virtual_time

@@ -123,6 +123,16 @@ async def test_what_is_goes_there_as_it_came(method: str, tail: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("head", [WHOLE.removesuffix(b"{}"), CHUNKED.replace(b"transfer-encoding: chunked\r\n", b"")])
+@in_real_time
+async def test_head_has_no_body_to_wait_for(head: bytes) -> None:
+    async with Sibling(head) as sibling:
+        client = await Client(relay(sibling.place), "HEAD", f"/v1/streams/{THEIRS}").finish()
+
+    assert (client.status, client.body, client.complete) == (200, b"", True)
+    assert sibling.heads[0].startswith(b"HEAD ")
+
+
 @in_real_time
 async def test_a_stream_comes_piece_by_piece_and_to_its_end() -> None:
     async def script(_: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import orjson
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
@@ -32,7 +34,7 @@ from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
 from gateway.engine.vllm.versions import find
 from gateway.errors import ClientError, SluiceError, Unsupported
-from gateway.model import Cause, Chunk, Endpoint, Frame, Tally
+from gateway.model import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,11 @@ class VllmEngine:
         tasks = await self._llm.get_supported_tasks()
         proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements)
         self._app = await fallback.build(proxy, args, tasks)
+        self._options = AppOptions(
+            root_path=_prefix(args.root_path),
+            has_docs=not args.disable_fastapi_docs,
+            counts_load=bool(args.enable_server_load_tracking),
+        )
         self._http = contract.keep(fallback.owning(self._screen.app(self._app), self._engagements), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
@@ -116,11 +123,30 @@ class VllmEngine:
         return self._app.openapi()  # type: ignore[no-any-return]
 
     @property
+    def options(self) -> AppOptions:
+        return self._options
+
+    async def model_card(self, name: str) -> dict[str, Any] | None:
+        served = await self._app.state.openai_serving_models.show_available_models()
+        card = next((card.model_dump() for card in served.data if card.id == name), None)
+        if card is not None:
+            # What Anthropic's clients look for.
+            created = datetime.fromtimestamp(card["created"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            card |= {"type": "model", "display_name": name, "created_at": created}
+        return card
+
+    def load_report(self, kind: str) -> str | None:
+        return (metrics_header(kind) or {}).get("endpoint-load-metrics")
+
+    @property
     def http(self) -> ASGIApp:
         return self._http
 
     def route(self, method: str, path: str) -> Route:
         return fallback.route(self._app, method, path)
+
+    def methods(self, path: str) -> frozenset[str]:
+        return fallback.methods(self._app, path)
 
     def template(self, path: str) -> str:
         return fallback.template(self._app, path)
@@ -339,6 +365,12 @@ class _Running:
             self.task.cancel()
         elif self.engine is not None:
             self.engine._own(self.engine._llm.abort(self.internal_id, internal=True))
+
+
+def _prefix(root_path: str | None) -> str:
+    """vLLM's `--root-path` as what stands before a path: `/llm`, or nothing."""
+    bare = (root_path or "").strip("/")
+    return f"/{bare}" if bare else ""
 
 
 def _prompts(request: Any) -> int:

@@ -31,7 +31,7 @@ def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGI
         except Exception as error:
             raise failures.known() or engine_error() or error from None
         if outlet.failed:
-            await outlet.answer()
+            raise outlet.error()
 
     return kept
 
@@ -58,16 +58,12 @@ class _Outlet:
         if not self.failed:
             await self._send(message)
 
-    async def answer(self) -> None:
-        """Say what was held back: Anthropic's clients expect a body of their own, all others get ours."""
+    def error(self) -> SluiceError:
+        """What was held back."""
         try:
-            document = orjson.loads(bytes(self._body))
+            return self._error(orjson.loads(bytes(self._body)))
         except orjson.JSONDecodeError:
-            document = {}
-        if not isinstance(document, dict) or document.get("type") != "error":
-            raise self._error(document)
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": bytes(self._body)})
+            return self._error({})
 
     def _error(self, document: Any) -> SluiceError:
         info = document.get("error") if isinstance(document, dict) else None

@@ -203,6 +203,9 @@ async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     args.allowed_origins = []
     app = find("build_app")(args, supported_tasks, proxy.model_config)
     await find("init_app_state")(proxy, app.state, args, supported_tasks)
+    # And our `/metrics` has its numbers, too. Its own takes any path that begins so, past the rules of proxies.
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
+    app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", None) != "/metrics"]
     # Its engine-error handler looks for the server it would stop; ours decides that elsewhere.
     app.state.server = SimpleNamespace(should_exit=False)
     lanes.adopt(app.state)
@@ -227,6 +230,11 @@ def route(app: Any, method: str, path: str) -> Route:
     return found
 
 
+def methods(app: Any, path: str) -> frozenset[str]:
+    """The methods that vLLM's app takes at that path."""
+    return frozenset().union(*(getattr(known, "methods", None) or () for known in _matching(app, path)))
+
+
 def template(app: Any, path: str) -> str:
     """The path as vLLM's app has declared it; "other" if it has not."""
     return next((str(known.path) for known in _matching(app, path)), "other")
@@ -239,4 +247,4 @@ def _matching(app: Any, path: str) -> Iterator[Any]:
             yield known
 
 
-__all__ = ["CAPTURE", "Engagements", "EngineProxy", "Submission", "build", "owning", "route", "template"]
+__all__ = ["CAPTURE", "Engagements", "EngineProxy", "Submission", "build", "methods", "owning", "route", "template"]
