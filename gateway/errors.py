@@ -10,6 +10,7 @@
     |  |- BodyTooLarge              413     invalid_request_error   body_too_large       RESOURCE_EXHAUSTED   no
     |  |- HeadersTooLarge           431     invalid_request_error   headers_too_large    RESOURCE_EXHAUSTED   no
     |  |- HeadersTooSlow            408     invalid_request_error   headers_timeout      DEADLINE_EXCEEDED    yes
+    |  |- BodyTooSlow               408     invalid_request_error   body_timeout         DEADLINE_EXCEEDED    yes
     |  |- Cancelled                 499     cancelled_error         cancelled            CANCELLED            no
     |  `- ClientStalled             499     cancelled_error         client_stalled       CANCELLED            yes
     |- Overloaded                   503     overloaded_error        overloaded           RESOURCE_EXHAUSTED   yes
@@ -173,6 +174,15 @@ class HeadersTooSlow(ClientError):
     retryable = True
 
 
+class BodyTooSlow(ClientError):
+    """The request's body was not complete in time, or came too slowly."""
+
+    status = 408
+    code = "body_timeout"
+    grpc = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
 class Cancelled(ClientError):
     """Somebody cancelled this request by its id."""
 
@@ -268,6 +278,7 @@ class SettingsError(Exception):
 
 __all__ = [
     "BodyTooLarge",
+    "BodyTooSlow",
     "Cancelled",
     "ClientError",
     "ClientStalled",

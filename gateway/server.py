@@ -181,10 +181,7 @@ def run(
             server.should_exit = True
 
     sluice = build(on_ready, fail)
-    Protocol.max_header_bytes = settings.server.max_header_bytes
-    Protocol.header_timeout_s = settings.server.header_timeout_s
-    Protocol.idle_timeout_s = settings.server.idle_timeout_s
-    Protocol.max_age_s = settings.server.max_connection_age_s
+    limit_connections(settings)
     server = make(configure(sluice.asgi))
     server.sluice = sluice
     server.management = management
@@ -196,6 +193,21 @@ def run(
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[sock, *[sock.dup() for _ in range(ACCEPTS_PER_TURN - 1)]])
     return sluice, failure[0] if failure else None
+
+
+def limit_connections(settings: Settings) -> None:
+    """Have all connections keep to the settings."""
+    server = settings.server
+    Protocol.max_header_bytes = server.max_header_bytes
+    Protocol.max_headers = server.max_headers
+    Protocol.header_timeout_s = server.header_timeout_s
+    Protocol.body_timeout_s = server.body_timeout_s
+    Protocol.min_body_bytes_per_s = server.min_body_bytes_per_s
+    # One of the largest must fit.
+    Protocol.max_total_body_bytes = max(server.max_total_body_bytes // server.workers, server.max_body_bytes)
+    Protocol.idle_timeout_s = server.idle_timeout_s
+    Protocol.max_age_s = server.max_connection_age_s
+    Protocol.stall_timeout_s = settings.streams.stall_timeout_s
 
 
 def leave(code: int, *, hurry: bool) -> int:

@@ -74,7 +74,20 @@ class Server(_Section):
         False, description="Let clients set priority, data-parallel rank, KV transfer and the like."
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
+    max_total_body_bytes: int = Field(
+        512 * 2**20,
+        ge=2**20,
+        description="Bodies over 64 KiB that are held at once, of all requests that have not been answered; beyond it "
+        "those that have been arriving for the longest get 503.",
+    )
+    body_timeout_s: float = Field(
+        60.0, gt=0, description="A request's body must be complete so long after its headers."
+    )
+    min_body_bytes_per_s: int = Field(
+        1024, ge=0, description="A body that comes more slowly, over ten seconds, is given up; 0: never."
+    )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest request line plus headers.")
+    max_headers: int = Field(256, ge=16, description="How many header lines a request may have.")
     header_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete by then.")
     idle_timeout_s: float = Field(
         75.0, gt=0, description="How long a connection without a request stays open; proxies must close theirs earlier."

@@ -4,6 +4,7 @@ still there. Linux; elsewhere the kernel's own defaults stay.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import Any
@@ -53,4 +54,15 @@ def unanswered_s(sock: Any) -> float:
     return silent_ms / 1000 if retransmissions or probes else 0.0
 
 
-__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "forget", "tune", "unanswered_s"]
+def hung_up(sock: Any) -> bool:
+    """Whether the peer has closed its end, seen without reading what it has sent before."""
+    asked = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+    poll = select.poll()
+    try:
+        poll.register(sock.fileno(), asked)
+    except (OSError, ValueError):
+        return False
+    return bool(poll.poll(0))
+
+
+__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "forget", "hung_up", "tune", "unanswered_s"]

@@ -66,6 +66,7 @@ def test_only_what_may_pass_by_itself_is_retryable() -> None:
     """openai-python retries these on its own; a request that is wrong, or was cancelled, must not come again."""
     assert {kind.code for kind in LEAVES if kind.retryable} == {
         "headers_timeout",
+        "body_timeout",
         "client_stalled",
         "overloaded",
         "server_starting",

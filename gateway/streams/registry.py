@@ -307,8 +307,8 @@ class Registry:
             permit = None
             token = CURRENT_TALLY.set(tally)
             try:
-                began_s = self._clock.now()
                 async with waiting or nullcontext():
+                    began_s = self._clock.now()
                     permit = await self._gate.enter()
                     engine = await self._engine_soon()
                 tally.queued_s = self._clock.now() - began_s

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from gateway.clock import Clock
 from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError, Unauthorized
 from gateway.logs import ACCESS
-from gateway.model import ARRIVAL, Caller, Cause, Facts, Tally
+from gateway.model import ARRIVAL, LINE, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
 from gateway.web import paths
 from gateway.web.keys import Keys
@@ -103,7 +103,7 @@ class Guard:
                     if sent
                     else "This server asks for an API key: send it as `Authorization: Bearer <key>`."
                 )
-            inlet = _Inlet(receive, self._max_body_bytes, scope["headers"], outlet)
+            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet)
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
                 raise outlet.refusal
@@ -217,14 +217,15 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
 
 
 class _Inlet:
-    """The request body, with its limit."""
+    """The request body, with its limit; the connection has others, and knows when one is passed."""
 
-    def __init__(self, receive: Any, limit: int, headers: list[tuple[bytes, bytes]], outlet: _Outlet) -> None:
+    def __init__(self, receive: Any, limit: int, scope: MutableMapping[str, Any], outlet: _Outlet) -> None:
         self._outlet = outlet
         self._receive = receive
         self._limit = limit
+        self._line = scope.get(LINE)
         self._seen = 0
-        for name, value in headers:
+        for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
                 raise self._too_large()
 
@@ -234,13 +235,19 @@ class _Inlet:
             # Also what the server says after a complete response, where it means nothing.
             self._outlet.gone()
         elif message["type"] == "http.request":
+            if self._line is not None and self._line.body_error is not None and message.get("more_body", False):
+                raise self._refused(self._line.body_error)
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
                 raise self._too_large()
         return message
 
-    def _too_large(self) -> BodyTooLarge:
-        error = BodyTooLarge(f"The request body is larger than {self._limit} bytes (server.max_body_bytes).")
+    def _too_large(self) -> SluiceError:
+        return self._refused(
+            BodyTooLarge(f"The request body is larger than {self._limit} bytes (server.max_body_bytes).")
+        )
+
+    def _refused(self, error: SluiceError) -> SluiceError:
         # Frameworks take an error of `receive` for a body that cannot be parsed, and answer 400.
         self._outlet.refusal = error
         return error

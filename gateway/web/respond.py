@@ -17,8 +17,8 @@ from typing import Any, Protocol, Self
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
-from gateway.errors import InternalError, NotFound, SluiceError
-from gateway.model import LINE, Cause, Endpoint, Facts
+from gateway.errors import DeadlineExceeded, InternalError, NotFound, SluiceError
+from gateway.model import LINE, Caller, Cause, Endpoint, Facts
 from gateway.streamlog.base import Batch
 from gateway.streams.follower import Follower
 from gateway.streams.leash import Leash, Left
@@ -35,6 +35,9 @@ _LOAD_FORMAT = "endpoint-load-metrics-format"
 class Line(Protocol):
     """What the server offers past ASGI. What is written to it would else pass four coroutines for every token."""
 
+    body_error: SluiceError | None
+    """Why no more of the request's body will come."""
+
     def open(self) -> bool:
         """Whether a response has been started that can be added to, and the client keeps up."""
 
@@ -50,6 +53,8 @@ class Line(Protocol):
 
 class _NoLine:
     """Where the server offers none."""
+
+    body_error: SluiceError | None = None
 
     def open(self) -> bool:
         return False
@@ -159,7 +164,7 @@ class Completions:
         tally.endpoint = self._endpoint.value
         tally.works = True
         wished = wishes.read(tally.caller.headers)
-        body = await read_body(receive)
+        body = await _read_in_time(receive, wished.timeout_s, tally.caller, self._responder.clock)
         stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished)
         await self._responder.serve(scope, receive, send, stream, 0)
 
@@ -342,6 +347,20 @@ async def _whole(
     presence.excuse()
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": payload})
+
+
+async def _read_in_time(receive: Any, timeout_s: float | None, caller: Caller, clock: Clock) -> bytes:
+    """The body, if it is there before the client's own deadline. Raises DeadlineExceeded, and as `read_body`."""
+    if timeout_s is None:
+        return await read_body(receive)
+    left_s = caller.arrival_s + timeout_s - clock.now()
+    with Leash() as leash:
+        error = DeadlineExceeded(f"The request's deadline of {timeout_s:g} s has passed while its body arrived.")
+        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), leash.end, error)
+        try:
+            return await read_body(receive)
+        finally:
+            timer.cancel()
 
 
 async def read_body(receive: Any) -> bytes:

@@ -6,10 +6,11 @@ socket. The OpenAPI document shows ours and vLLM's together.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -116,7 +117,7 @@ class Dispatch:
         tally = scope[EXCHANGE].tally
         wished = wishes.read(tally.caller.headers)
         inbox = _Inbox(receive)
-        waiting = Presence(inbox.ahead)
+        waiting = _Arrival(inbox)
         try:
             async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting) as engine:
                 await engine.http(scope, inbox, send)
@@ -132,14 +133,37 @@ class _Inbox:
     def __init__(self, receive: Any) -> None:
         self._receive = receive
         self._kept: deque[Any] = deque()
+        self.complete = asyncio.Event()
+        """Set when all of the body is here."""
 
     async def ahead(self) -> Any:
         """The next message, which will be given again."""
-        self._kept.append(await self._receive())
-        return self._kept[-1]
+        message = await self._receive()
+        self._kept.append(message)
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.complete.set()
+        return message
 
     async def __call__(self) -> Any:
         return self._kept.popleft() if self._kept else await self._receive()
+
+
+class _Arrival(Presence):
+    """A presence whose scope begins when the body is complete: nobody holds a seat while it arrives."""
+
+    def __init__(self, inbox: _Inbox) -> None:
+        super().__init__(inbox.ahead)
+        self._inbox = inbox
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            await self._inbox.complete.wait()
+        except BaseException as error:
+            # The scope has been entered as far as the client's leaving goes.
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
 
 
 def _wants_json(scope: MutableMapping[str, Any]) -> bool:

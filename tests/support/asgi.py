@@ -40,6 +40,7 @@ class Client:
         self.written = 0
         """How often something came past ASGI."""
         self.broken = False
+        self.body_error: Any = None
         self._parts = [body] if isinstance(body, bytes) else list(body)
         self._unfinished = unfinished
         path, _, query = path.partition("?")

@@ -25,6 +25,9 @@ class Socket:
         self.silent_ms = 0
         self.closed = False
 
+    def fileno(self) -> int:
+        return -1
+
     def getsockname(self) -> tuple[str, int]:
         return ("127.0.0.1", 8000)
 
@@ -54,9 +57,19 @@ class Transport(asyncio.Transport):
         self.high_water: int | None = None
         self._protocol = protocol
         self._closing = False
+        self.half_closed = False
+        self.reading = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        assert not self._closing
+        self.half_closed = True
 
     def write(self, data: Any) -> None:
         assert not self._closing, "written after the end"
+        assert not self.half_closed, "written after the end of writing"
         self.written += bytes(data)
 
     def close(self) -> None:
@@ -81,10 +94,10 @@ class Transport(asyncio.Transport):
         raise NotImplementedError
 
     def pause_reading(self) -> None:
-        pass
+        self.reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reading = True
 
 
 class Connection:
@@ -109,7 +122,7 @@ class Connection:
     def say(self, *parts: bytes) -> None:
         """Send bytes, each part in a packet of its own."""
         for part in parts:
-            if not self.closed:
+            if not self.gone:
                 self.protocol.data_received(part)
 
     def hang_up(self) -> None:
@@ -122,6 +135,12 @@ class Connection:
 
     @property
     def closed(self) -> bool:
+        """Whether the server sends no more; it may still read and drop for a while."""
+        return self.transport.is_closing() or self.transport.half_closed
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has been closed."""
         return self.transport.is_closing()
 
     def answer(self) -> tuple[int, dict[str, Any]]:

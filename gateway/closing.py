@@ -1,0 +1,136 @@
+"""How a connection ends: an answer reaches a client that is still sending, and nobody sends for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.errors import HeadersTooSlow, SluiceError
+
+# An answer that came before the end of its request is followed by so much reading and no more. Closing at once would
+# make the kernel send a reset, with which the answer is lost for a client that is still sending.
+LINGER_S = 10.0
+LINGER_BYTES = 32 * 2**20
+
+
+class Closing(HttpToolsProtocol):
+    """uvicorn's HTTP protocol that refuses, lingers and closes."""
+
+    header_timeout_s = 10.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.url = b""
+        self._in_head = True
+        self._head_bytes = 0
+        self._held = bytearray()
+        """What came behind a request that is being answered."""
+        self._reading_stopped = False
+        self._running: Any = None
+        """The cycle whose application runs; `cycle` is that of the newest request."""
+        self.body_error: SluiceError | None = None
+        """Why the rest of the present request's body will not be read."""
+        self._lingering = False
+        self._linger_bytes = LINGER_BYTES
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._outlet = _Outlet(self, transport)
+
+    def _forget_body(self) -> None:
+        """The present request's body is needed no more."""
+
+    def _discard(self, count: int) -> None:
+        self._linger_bytes -= count
+        if self._linger_bytes < 0:
+            self.transport.abort()
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _rejecting(self) -> bool:
+        """Whether the rest of a body is only dropped."""
+        return self.body_error is not None and not self._in_head
+
+    def _over(self) -> bool:
+        """Whether no more requests will be taken from this connection."""
+        return self._lingering or self.transport.is_closing()
+
+    def close_after_answer(self) -> None:
+        """Close when an answer is the last; whoever is still sending gets the time to read it."""
+        cycle = self._running
+        if cycle is None or not cycle.response_complete or (self._in_head and not self._held and not self.pipeline):
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Send nothing more, drop what comes, and close when the client does, or soon."""
+        if self._over():
+            return
+        self._lingering = True
+        self._disarm()
+        self._forget_body()
+        self._unset_keepalive_if_required()
+        self._held.clear()
+        self._linger_bytes = LINGER_BYTES
+        self.flow.resume_reading()
+        if self._reading_stopped:
+            self._reading_stopped = False
+            self.transport.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._deadline = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _arm(self) -> None:
+        self._disarm()
+        if self._answering():
+            # A client may send ahead while it is being answered, and take its time.
+            return
+        self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        if self._over():
+            return
+        if self._head_bytes == 0 or not self.url:
+            # Silence, or a stray line break after the last request.
+            self.transport.close()
+        else:
+            self._refuse(HeadersTooSlow(f"The request's headers were not complete after {self.header_timeout_s:g} s."))
+
+    def _refuse(self, error: SluiceError) -> None:
+        """Answer before there is a request, then close. In the middle of an answer, which this would become a part of,
+        only close."""
+        self._disarm()
+        if self._answering():
+            self.transport.close()
+            return
+        body = orjson.dumps(error.body())
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[error.status] + head + body)
+        self._linger()
+
+
+class _Outlet:
+    """The transport as an answer sees it: to close it is not to cut the answer off."""
+
+    def __init__(self, connection: Closing, transport: asyncio.Transport) -> None:
+        self._connection = connection
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        """The answer is over, and the last."""
+        self._connection.close_after_answer()
+
+
+__all__ = ["LINGER_BYTES", "LINGER_S", "Closing"]
