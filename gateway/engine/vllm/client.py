@@ -27,7 +27,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
-from gateway.engine.vllm import contract, failures, fallback, prompts
+from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
@@ -302,7 +302,7 @@ class VllmEngine:
                 if document == b"[DONE]":
                     return
                 if document.startswith(b'{"error"'):
-                    raise self._in_band(orjson.loads(document)["error"])
+                    raise stream_errors.read(orjson.loads(document)["error"])
                 sink.put(Chunk(document))
                 if sink.full and mergeable:
                     # Meanwhile vLLM's collector merges what the engine says. Log probabilities it would keep, at
@@ -339,11 +339,6 @@ class VllmEngine:
 
     def _death(self) -> SluiceError | None:
         return failures.from_exception(self._llm.dead_error) if self._llm.errored else None
-
-    def _in_band(self, info: dict[str, Any]) -> SluiceError:
-        return failures.known() or failures.from_info(
-            int(info.get("code") or 500), str(info.get("message")), info.get("param")
-        )
 
     def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

@@ -12,13 +12,17 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.base import ASGIApp
-from gateway.engine.vllm import failures
+from gateway.engine.base import CURRENT_TALLY, ASGIApp
+from gateway.engine.vllm import failures, stream_errors
 from gateway.errors import ClientError, SluiceError
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
+_ID = re.compile(rb'"id": ?"([A-Za-z0-9_.-]{1,128})"')
 # vLLM prints pydantic's error entries as Python dictionaries; this is what a client needs of them.
 _PROBLEM = re.compile(r"""'loc': '(?:body\.?)?([^']*)', 'msg': (?:'([^']*)'|"([^"]*)")""")
+# And here is how it prints all of them: a place, which may be none, then what is wrong there.
+_PYDANTIC = re.compile(r"\d+ validation errors? for ")
+_PYDANTIC_PROBLEM = re.compile(r"\n(?:(\S[^\n]*)\n)?  (?! )(?:Value error, )?([^\n]*?)(?: \[type=[^\n]*)?(?=\n|$)")
 
 
 def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
@@ -29,7 +33,7 @@ def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGI
         try:
             await inner(scope, receive, outlet)
         except Exception as error:
-            raise failures.known() or engine_error() or error from None
+            raise failures.known() or engine_error() or stream_errors.of(error) from None
         if outlet.failed:
             raise outlet.error()
 
@@ -44,6 +48,7 @@ class _Outlet:
         self._start: MutableMapping[str, Any] = {}
         self._status = 0
         self._body = bytearray()
+        self._held = False
 
     @property
     def failed(self) -> bool:
@@ -52,11 +57,33 @@ class _Outlet:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._start = message = {**message, "headers": _headers(message.get("headers", ()))}
+            headers = list(message.get("headers", ()))
+            self._start = {**message, "headers": headers}
+            if _is_stream(headers):
+                names = {name.lower() for name, _ in headers}
+                headers += [item for item in _STREAM_HEADERS if item[0] not in names]
+                tally = CURRENT_TALLY.get()
+                # Its id is not known before its first event, which comes at once.
+                self._held = tally is not None and tally.id is None and tally.endpoint == "/v1/responses"
+            if not self.failed and not self._held:
+                await self._begin()
         elif self.failed:
             self._body += message.get("body", b"")
-        if not self.failed:
+        else:
+            if self._held:
+                self._held = False
+                await self._begin(message.get("body", b""))
             await self._send(message)
+
+    async def _begin(self, first: bytes = b"") -> None:
+        """Send the head, with the id by which a stream can be cancelled."""
+        tally = CURRENT_TALLY.get()
+        if tally is not None:
+            if tally.id is None and (found := _ID.search(first)) is not None:
+                tally.id = found[1].decode()
+            if tally.id is not None and tally.works and _is_stream(self._start["headers"]):
+                self._start["headers"].append((b"x-stream-id", tally.id.encode("ascii", "replace")))
+        await self._send(self._start)
 
     def error(self) -> SluiceError:
         """What was held back."""
@@ -75,18 +102,20 @@ class _Outlet:
         if (known := failures.known()) is not None:
             return known
         problems = _PROBLEM.findall(message)
+        if not problems and _PYDANTIC.match(message):
+            problems = [(_field(loc), text, "") for loc, text in _PYDANTIC_PROBLEM.findall(message)]
         if problems:
             texts = [f"{field}: {plain or quoted}" if field else plain or quoted for field, plain, quoted in problems]
             return ClientError("; ".join(dict.fromkeys(texts[:3])), param=problems[0][0] or None)
         return failures.from_info(self._status, message or "The request cannot be served.", param)
 
 
-def _headers(headers: Any) -> list[tuple[bytes, bytes]]:
-    kept = list(headers)
-    names = {name.lower() for name, _ in kept}
-    if any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in kept):
-        kept += [item for item in _STREAM_HEADERS if item[0] not in names]
-    return kept
+def _field(loc: str) -> str:
+    return failures._field(tuple(int(part) if part.isdigit() else part for part in loc.split("."))) if loc else ""
+
+
+def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 __all__ = ["keep"]

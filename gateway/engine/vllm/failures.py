@@ -153,6 +153,8 @@ def from_exception(error: BaseException) -> SluiceError:
     if isinstance(error, SluiceError):
         return error
     if isinstance(error, Aborted):
+        if getattr(error, "http_status", None) == 503:
+            return EngineFailed("The engine gave this request up.", retry_after_s=1)
         return Cancelled("The request was cancelled.")
     if isinstance(error, EngineDeadError):
         return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)

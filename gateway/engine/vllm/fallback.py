@@ -23,13 +23,16 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
-from gateway.engine.vllm import lanes
+from gateway.engine.vllm import lanes, stream_errors
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
 from gateway.model import Cause, Tally
 
 _BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING})
 """Causes that say that nobody waits for an answer any more; one that is complete may have left work of its own."""
+
+_ENDS_ABORTED = frozenset({"/inference/v1/generate"})
+"""Where an aborted request ends with that finish reason, by contract. Elsewhere it would hide an abort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class _Running:
     tally: Tally | None
     task: asyncio.Task[Any] | None
     """vLLM's handler that asked for it."""
+    aborted: bool = False
+    """Whether vLLM's own endpoint was asked to abort it."""
 
     def answers_to(self, request_id: str) -> bool:
         """Whether that is its id; vLLM appends `-0` or `_0` to the id of a sub-request."""
@@ -115,6 +120,9 @@ class EngineProxy:
         """As AsyncLLM.generate; nothing runs before the first iteration."""
         if (notes := CAPTURE.get()) is not None:
             notes.append(Submission(prompt, sampling_params, request_id, options))
+        tally = CURRENT_TALLY.get()
+        if tally is not None and tally.id is None:
+            tally.id = request_id
         task = asyncio.current_task()
         return self._counted(self._llm.generate, prompt, sampling_params, request_id, options, task)
 
@@ -122,6 +130,15 @@ class EngineProxy:
         """As AsyncLLM.encode."""
         task = asyncio.current_task()
         return self._counted(self._llm.encode, prompt, pooling_params, request_id, options, task)
+
+    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """As AsyncLLM.abort. vLLM's endpoint for it promises how a stream ends that it has aborted."""
+        ids = (request_id,) if isinstance(request_id, str) else tuple(request_id)
+        for run in self._engagements.running:
+            # Internal ids are the others with something behind them.
+            if any(one == run.request_id or (internal and one.startswith(f"{run.request_id}-")) for one in ids):
+                run.aborted = True
+        await self._llm.abort(request_id, internal=internal)
 
     async def _counted(
         self,
@@ -145,6 +162,10 @@ class EngineProxy:
                     choices = output.outputs if isinstance(output.outputs, list) else ()
                     count.see(output, choices)
                     if any(choice.finish_reason == "abort" for choice in choices):
+                        if run.aborted and tally is not None and tally.endpoint in _ENDS_ABORTED:
+                            tally.cause = Cause.CANCELLED
+                            yield output
+                            continue
                         cancelled = tally is not None and tally.cause is Cause.CANCELLED
                         raise CancelledById if cancelled else GivenUp
                     yield output
@@ -209,6 +230,7 @@ async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     # Its engine-error handler looks for the server it would stop; ours decides that elsewhere.
     app.state.server = SimpleNamespace(should_exit=False)
     lanes.adopt(app.state)
+    stream_errors.adopt(app.state)
     return app
 
 

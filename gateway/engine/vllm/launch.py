@@ -255,8 +255,14 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "formatters": {
             "console": {"()": "gateway.logs.make_formatter", "as_json": plan.log_json, "stacks": level == "DEBUG"}
         },
+        "filters": {"expected": {"()": "gateway.engine.vllm.expected_errors.Expected"}},
         "handlers": {
-            "console": {"class": "logging.StreamHandler", "formatter": "console", "stream": "ext://sys.stderr"},
+            "console": {
+                "class": "logging.StreamHandler",
+                "formatter": "console",
+                "filters": ["expected"] if level == "ERROR" else [],
+                "stream": "ext://sys.stderr",
+            },
             "words": {"class": "logging.FileHandler", "filename": str(words), "level": "ERROR", "delay": True},
         },
         "loggers": {
