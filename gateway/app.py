@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
 from gateway.web import health
+from gateway.web.access import Access
 from gateway.web.guard import Guard, with_cors
 from gateway.web.keys import Keys, new_key
 from gateway.web.management import OnlyManagement, WithoutManagement
 from gateway.web.paths import UnderRoot
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
+from gateway.web.sites import Sites
+from gateway.web.stream_tokens import StreamTokens
 from gateway.wire import openai
 from gateway.workers.engines import Cores
 from gateway.workers.exposition import Page
@@ -81,7 +86,7 @@ def check(settings: Settings, plan: Plan) -> None:
 def check_files(settings: Settings) -> None:
     """What of that takes no time. Raises SettingsError."""
     if settings.server.api_keys_file is not None:
-        Keys(settings.server.api_keys_file, SystemClock())
+        Keys(settings.server.api_keys_file)
     if settings.server.tls is not None:
         tls.load(tls.Files(**dict(settings.server.tls)))
 
@@ -199,28 +204,35 @@ class Sluice:
             lifespan=self._lifespan,
             version=versions()["sluice"],
         )
+        tokens = StreamTokens(clock)
         responder = Responder(
             self.registry,
             Pace(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s),
             clock,
             metrics,
+            tokens,
         )
         completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
         keys_file = settings.server.api_keys_file
+        self._keys = None if keys_file is None else Keys(keys_file)
+        server = settings.server
+        admit = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
         guarded = partial(
             Guard,
-            keys=None if keys_file is None else Keys(keys_file, clock),
-            protect_metrics=settings.server.protect_metrics,
             max_body_bytes=settings.server.max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=clock,
             facts=metrics,
         )
         dispatch: Any = Dispatch(completions, Resume(responder), small, self.registry, self._app_options)
-        apart = settings.server.management_port is not None
-        self.management: Any = guarded(OnlyManagement(dispatch)) if apart else None
+        apart = server.management_port is not None
+        elsewhere = admit(server.management_host or server.host)
+        self.management: Any = guarded(OnlyManagement(dispatch), access=elsewhere) if apart else None
         """What the server serves on the management port."""
-        self.asgi = with_cors(guarded(WithoutManagement(dispatch) if apart else dispatch), settings.server.cors_origins)
+        # What comes through a file has come through a program, and browsers do not know that way.
+        here = admit(None if server.uds is not None else server.host)
+        served = guarded(WithoutManagement(dispatch) if apart else dispatch, access=here)
+        self.asgi = with_cors(served, server.cors_origins)
         if seat is not None:
             self._take_seat(seat, streams.stall_timeout_s)
         self.asgi = UnderRoot(self.asgi, lambda: self._app_options().root_path)
@@ -305,7 +317,8 @@ class Sluice:
         running = asyncio.get_running_loop().create_task(self.supervisor.keep(self._on_ready, self._on_failure))
         self._lag.start()
         try:
-            yield
+            with nullcontext() if self._keys is None else self._keys.watch():
+                yield
         finally:
             self._lag.stop()
             running.cancel()
@@ -322,6 +335,36 @@ def make_gate(settings: Settings, clock: Clock, facts: Witness) -> Gate:
         clock=clock,
         facts=facts,
     )
+
+
+def make_access(
+    settings: Settings,
+    keys: Keys | None,
+    tokens: StreamTokens,
+    owner_of: Callable[[str], str | None],
+    host: str | None,
+) -> Access:
+    """Who may ask where the server listens at that host, or at no address at all."""
+    server = settings.server
+    is_local = host is not None and is_loopback(host)
+    return Access(
+        keys=keys,
+        sites=Sites.of(host or "", is_local, server.allowed_hosts, server.cors_origins),
+        protect_metrics=server.protect_metrics,
+        operator_endpoints=server.operator_endpoints,
+        tokens=tokens,
+        owner_of=owner_of,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens there is heard on this machine only."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        # Nobody will listen there.
+        return False
+    return ip_address(found[0][4][0]).is_loopback
 
 
 def versions() -> dict[str, str]:

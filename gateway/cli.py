@@ -48,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = key.add_subparsers(dest="key_command", metavar="COMMAND", required=True)
     new = kinds.add_parser("new", help="print a new key, and the line for server.api_keys_file")
     new.add_argument("name", help="whose key it is; appears in logs")
+    new.add_argument(
+        "--operator", action="store_true", help="may also use the endpoints that run the server (sleep, scaling, ...)"
+    )
     return parser
 
 
@@ -115,7 +118,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Seque
     if args.command == "check":
         return _check(args, flags)
     if args.command == "key":
-        return _new_key(args.name)
+        return _new_key(args.name, args.operator)
     parser.print_help()
     return 2
 
@@ -159,11 +162,15 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> int:
     return 0
 
 
-def _new_key(name: str) -> int:
+def _new_key(name: str, operator: bool) -> int:
     from gateway.app import new_key
 
-    key, line = new_key(name)
-    print(f"key (give it to the client; it is not stored anywhere):\n  {key}\nline for server.api_keys_file:\n  {line}")
+    key, line = new_key(name, operator=operator)
+    print(
+        "key (for the client, who sends it as `Authorization: Bearer <key>` or `x-api-key: <key>`; it is not stored "
+        f"anywhere):\n  {key}\n"
+        f"line for server.api_keys_file (a running server reads a changed file within seconds):\n  {line}"
+    )
     return 0
 
 

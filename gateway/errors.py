@@ -3,6 +3,7 @@
     SluiceError                     status  type                    code                 gRPC                 retry
     |- ClientError                  400     invalid_request_error   invalid_request      INVALID_ARGUMENT     no
     |  |- Unauthorized              401     authentication_error    invalid_api_key      UNAUTHENTICATED      no
+    |  |- Forbidden                 403     permission_error        forbidden            PERMISSION_DENIED    no
     |  |- NotFound                  404     not_found_error         not_found            NOT_FOUND            no
     |  |- MethodNotAllowed          405     invalid_request_error   method_not_allowed   UNIMPLEMENTED        no
     |  |- Expired                   410     not_found_error         expired              NOT_FOUND            no
@@ -106,6 +107,15 @@ class Unauthorized(ClientError):
     type = "authentication_error"
     code = "invalid_api_key"
     grpc = "UNAUTHENTICATED"
+
+
+class Forbidden(ClientError):
+    """Whoever asks may not have this: a page of another site, or a key without the right."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+    grpc = "PERMISSION_DENIED"
 
 
 class NotFound(ClientError):
@@ -286,6 +296,7 @@ __all__ = [
     "Draining",
     "EngineFailed",
     "Expired",
+    "Forbidden",
     "HeadersTooLarge",
     "HeadersTooSlow",
     "InternalError",

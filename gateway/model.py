@@ -94,7 +94,8 @@ class Caller:
     """Who asks, and when the first byte of the request came.
 
     `owner` is the name of the API key, None where keys are off. `arrival_s` is monotonic (for durations),
-    `arrival_wall_s` Unix time (for vLLM's own statistics). `headers` are those that the engine may see.
+    `arrival_wall_s` Unix time (for vLLM's own statistics). `headers` are those that the engine may see. `operator`:
+    whether this caller may use the endpoints that run the server rather than the model.
     """
 
     owner: str | None
@@ -102,6 +103,7 @@ class Caller:
     arrival_s: float
     arrival_wall_s: float
     headers: Mapping[str, str] = field(default_factory=dict)
+    operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)

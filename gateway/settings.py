@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.errors import SettingsError
@@ -23,6 +24,9 @@ PREFIX = "SLUICE_"
 _HIDDEN = "********"
 # What Kubernetes puts into every pod of a namespace that has a Service named "sluice".
 _SERVICE_LINK = re.compile(r"SLUICE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+# What a browser can send as its `Origin` has no path, not even a slash at the end.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9a-f:]+")
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "credential")
 
 
@@ -67,8 +71,20 @@ class Server(_Section):
     drain_timeout_s: float = Field(30.0, ge=0, description="How long running requests may go on after SIGTERM.")
     api_keys_file: Path | None = Field(None, description="File of `name:sha256` lines; without it no key is asked for.")
     protect_metrics: bool = Field(False, description="Ask for an API key on /metrics, too.")
+    operator_endpoints: bool = Field(
+        False,
+        description="Without API keys: open vLLM's operator endpoints (sleep, scaling, profiling, LoRA loading) to "
+        "everybody. With keys they take an operator's key.",
+    )
     cors_origins: tuple[str, ...] = Field(
-        ("*",), description="Origins whose pages may call this server from a browser; empty for none."
+        (),
+        description="Origins, such as https://app.example.com, whose pages may call this server from a browser; "
+        "`*` for all.",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names in `Host` under which clients without a key call this server, without ports; "
+        "`*.example.com` for all below, `*` for any. Empty: on a loopback address this machine's own, else any.",
     )
     trust_client_fields: bool = Field(
         False, description="Let clients set priority, data-parallel rank, KV transfer and the like."
@@ -98,6 +114,22 @@ class Server(_Section):
         description="The first answer after so long, a tenth more or less, is its connection's last: clients come to "
         "replicas that are newer. 0: never.",
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for one in origins:
+            if one not in ("*", "null") and not _ORIGIN.fullmatch(one):
+                raise PydanticCustomError("origin", "an origin is `scheme://host` or `scheme://host:port`, no more")
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for one in hosts:
+            if one != "*" and not _HOST.fullmatch(one):
+                raise PydanticCustomError("host", "an allowed host is a name or an address, without scheme and port")
+        return hosts
 
 
 class Admission(_Section):

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.cli import main
 from gateway.web.keys import Keys
-from tests.support.time import VirtualClock
 
 
 def test_version_names_both_and_exits_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +45,18 @@ def test_a_new_key_works_with_the_line_beside_it(capsys: pytest.CaptureFixture[s
     key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
     (tmp_path / "keys").write_text(line, encoding="utf-8")
 
-    assert Keys(tmp_path / "keys", VirtualClock()).owner(f"Bearer {key}") == "ann"
+    assert Keys(tmp_path / "keys").owner(key.encode()) == "ann"
+
+
+def test_a_new_operators_key_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["key", "new", "--operator", "root"]) == 0
+
+    key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
+    (tmp_path / "keys").write_text(line, encoding="utf-8")
+    keys = Keys(tmp_path / "keys")
+
+    assert keys.owner(key.encode()) == "root"
+    assert keys.is_operator("root")
 
 
 @pytest.mark.parametrize(

@@ -305,3 +305,30 @@ def test_settings_can_be_given_to_another_process(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLUICE_SERVER__PORT", "9000")
 
     assert pickle.loads(sent) == settings
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.com", "http://localhost:3000", "app://obsidian.md", "chrome-extension://abc", "null"],
+)
+def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
+    assert load({"server": {"cors_origins": [origin, "*"]}}, None).server.cors_origins == (origin, "*")
+
+
+@pytest.mark.parametrize("origin", ["https://app.example.com/", "app.example.com", "https://", "", "https://a b"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    """It would match nothing, and nobody would know why."""
+    with pytest.raises(SettingsError, match="scheme://host"):
+        load({"server": {"cors_origins": [origin]}}, None)
+
+
+@pytest.mark.parametrize("host", ["https://llm.example.com", "llm.example.com:8000", "", "a b", "*example.com"])
+def test_a_host_that_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match="without scheme and port"):
+        load({"server": {"allowed_hosts": [host]}}, None)
+
+
+def test_hosts_are_names_and_addresses() -> None:
+    hosts = ("llm.example.com", "*.example.com", "*", "10.0.0.7", "2001:db8::1")
+
+    assert load({"server": {"allowed_hosts": hosts}}, None).server.allowed_hosts == hosts

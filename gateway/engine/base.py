@@ -39,6 +39,8 @@ class Route(Enum):
     """Answers without engine work, so it passes the gate."""
     WORKS = auto()
     """Makes the engine work, so it needs a permit."""
+    OPERATOR = auto()
+    """Runs the server instead of the model, so it is for its operators; passes the gate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@
 - `stream`: producer, readers and timers of one request.
 - `shelf`: where finished resumable streams stay readable.
 - `leash`: a scope that others can end.
+- `rights`: what takes more than a client's right.
 - `registry`: who lives here; open, find, cancel, drain.
 - `turnstile`: so many requests begin in each turn of the event loop.
 """

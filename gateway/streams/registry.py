@@ -32,6 +32,7 @@ from gateway.errors import (
 )
 from gateway.model import Caller, Endpoint, Facts, Tally, Wishes
 from gateway.streamlog.base import StreamLog
+from gateway.streams import rights
 from gateway.streams.leash import Leash
 from gateway.streams.producer import Producer, Wire
 from gateway.streams.shelf import Shelf
@@ -233,6 +234,15 @@ class Registry:
             raise Expired(f"The stream {stream_id!r} is kept no longer.", param="id")
         raise NotFound(f"There is no request with the id {stream_id!r}.", param="id")
 
+    def owner_of(self, stream_id: str) -> str | None:
+        """Whose stream that is, or was; None if it is nobody's or if there is none."""
+        stream = self._live.get(stream_id) or self._shelf.get(stream_id)
+        return self._shelf.owner_of_gone(stream_id) if stream is None else stream.producer.tally.caller.owner
+
+    def readable_until_s(self, stream: Stream) -> float:
+        """The last moment at which that stream can be kept."""
+        return stream.ends_by_s + self._limits.retention_s
+
     def holds(self, request_id: str) -> bool:
         """Whether vLLM's own app runs something under that id here, for whomever."""
         try:
@@ -293,6 +303,8 @@ class Registry:
             raise NoRoute(f"There is nothing at {path}.")
         if route is Route.WRONG_METHOD:
             raise MethodNotAllowed(f"{path} does not take {method}.", allowed=engine.methods(path))
+        if route is Route.OPERATOR:
+            rights.check_operator(path, tally.caller)
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
         if not tally.works:

@@ -48,6 +48,10 @@ class Shelf:
         """Whether that owner's stream was here once."""
         return stream_id in self._gone and self._gone[stream_id] == owner
 
+    def owner_of_gone(self, stream_id: str) -> str | None:
+        """Whose stream was here once; None if nobody's."""
+        return self._gone.get(stream_id)
+
     def shrink(self, live_bytes: int) -> bool:
         """Let the oldest go until everything fits with `live_bytes`; whether it does."""
         while self._streams and self._size_bytes + live_bytes > self._max_bytes:

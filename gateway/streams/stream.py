@@ -24,6 +24,8 @@ class Stream:
         self.grace_s = grace_s
         self.walk: asyncio.Task[None] | None = None
         """The task that takes the request from the gate to the engine."""
+        self.ends_by_s = 0.0
+        """Its deadline, as a moment of the event loop's clock; set by `expire_in`."""
         self._readers = 0
         self._grace: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -48,6 +50,7 @@ class Stream:
     def expire_in(self, left_s: float, timeout_s: float) -> None:
         """End with DeadlineExceeded in `left_s` seconds; `timeout_s` is what the client asked for."""
         self._deadline = asyncio.get_running_loop().call_later(left_s, self._expire, timeout_s)
+        self.ends_by_s = self._deadline.when()
 
     @contextmanager
     def read(self, cursor: int = 0) -> Iterator[Follower]:

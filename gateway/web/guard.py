@@ -1,4 +1,4 @@
-"""First and last for every request, ours and vLLM's: request id, API key, body size, the one place where any error
+"""First and last for every request, ours and vLLM's: request id, access, body size, the one place where any error
 becomes a response, and the one log line at the end.
 
 Pure ASGI around everything: a middleware framework would cost memory and a task per stream, and hide disconnects.
@@ -17,19 +17,17 @@ import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.clock import Clock
-from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError, Unauthorized
+from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError
 from gateway.logs import ACCESS
 from gateway.model import ARRIVAL, LINE, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
 from gateway.web import paths
-from gateway.web.keys import Keys
+from gateway.web.access import PROBES, Access, Verdict
 from gateway.wire.escaping import escaped
 
 logger = logging.getLogger(__name__)
 
-# Probes and scrapers come every few seconds and carry no key.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/ping"})
-_QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+_QUIET_PATHS = PROBES | {"/metrics"}
 # Others that are asked again and again by whoever waits or watches.
 _POLLED = frozenset({"/v1/models", "/load", "/version", "/"})
 # Headers that no app decides.
@@ -62,8 +60,7 @@ class Guard:
         self,
         app: Any,
         *,
-        keys: Keys | None,
-        protect_metrics: bool,
+        access: Access,
         max_body_bytes: int,
         closing: Callable[[], bool],
         clock: Clock,
@@ -72,8 +69,7 @@ class Guard:
         """`closing`: whether the server is about to stop, so that no connection should be used again."""
         self._app = app
         self._closing = closing
-        self._keys = keys
-        self._open = OPEN_PATHS if protect_metrics else _QUIET_PATHS
+        self._access = access
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._facts = facts
@@ -81,14 +77,15 @@ class Guard:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
-        elif scope["type"] == "websocket" and self._owner(scope) is None and self._keys is not None:
+        elif scope["type"] == "websocket" and self._access.judge(scope).refusal is not None:
             # Before the handshake is accepted, a close is answered with 403.
             await send({"type": "websocket.close", "code": 1008})
         else:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        exchange = self._exchange(scope)
+        verdict = self._access.judge(scope)
+        exchange = self._exchange(scope, verdict)
         if exchange.method == "HEAD":
             # A copy: the server, too, looks at its own.
             scope = {**scope, "method": "GET"}
@@ -96,13 +93,8 @@ class Guard:
         outlet = _Outlet(exchange, send, self._closing)
         try:
             paths.check(scope)
-            if self._keys is not None and scope["path"] not in self._open and exchange.caller.owner is None:
-                sent = dict(scope["headers"]).keys() & {b"authorization", b"x-api-key"}
-                raise Unauthorized(
-                    "This API key is not known here."
-                    if sent
-                    else "This server asks for an API key: send it as `Authorization: Bearer <key>`."
-                )
+            if verdict.refusal is not None:
+                raise verdict.refusal
             inlet = _Inlet(receive, self._max_body_bytes, scope, outlet)
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
@@ -119,29 +111,20 @@ class Guard:
         finally:
             self._close(exchange)
 
-    def _exchange(self, scope: MutableMapping[str, Any]) -> Exchange:
+    def _exchange(self, scope: MutableMapping[str, Any], verdict: Verdict) -> Exchange:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         asked = headers.get("x-request-id", "")
         now = self._clock.now()
         arrival = scope.get(ARRIVAL, now)
         caller = Caller(
-            owner=self._owner(scope),
+            owner=verdict.owner,
             request_id=asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8),
             arrival_s=arrival,
             arrival_wall_s=self._clock.wall() - (now - arrival),
             headers=headers,
+            operator=verdict.operator,
         )
         return Exchange(caller, Tally(caller, self._facts), scope["path"], scope["method"])
-
-    def _owner(self, scope: MutableMapping[str, Any]) -> str | None:
-        if self._keys is None:
-            return None
-        for name, value in scope["headers"]:
-            # Anthropic's clients send the bare key in a header of their own.
-            scheme = {b"authorization": "", b"x-api-key": "Bearer "}.get(name)
-            if scheme is not None and (owner := self._keys.owner(scheme + value.decode("latin-1"))) is not None:
-                return owner
-        return None
 
     async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _Outlet) -> None:
         exchange.tally.cause = exchange.tally.cause or error.cause
@@ -212,7 +195,14 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
         allow_origins=origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Stream-Id", "X-Stream-Resumable", "X-Request-Id", "Request-Id", "Retry-After"],
+        expose_headers=[
+            "X-Stream-Id",
+            "X-Stream-Token",
+            "X-Stream-Resumable",
+            "X-Request-Id",
+            "Request-Id",
+            "Retry-After",
+        ],
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from gateway.errors import NotFound
-from gateway.web.guard import OPEN_PATHS
+from gateway.web.access import PROBES
 
 # By what stands first in the path, however it is written: routers let a trailing slash or line break pass, and vLLM's
 # own app has documents of its own below these.
@@ -35,7 +35,7 @@ class OnlyManagement:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             path = scope["path"]
-            if path not in OPEN_PATHS and path != "/version" and not _PATH.fullmatch(path):
+            if path not in PROBES and path != "/version" and not _PATH.fullmatch(path):
                 raise NotFound(f"There is nothing at {path} on the management port.")
         await self._app(scope, receive, send)
 

@@ -26,6 +26,7 @@ from gateway.streams.registry import Registry
 from gateway.streams.stream import Stream
 from gateway.web.guard import EXCHANGE, Exchange
 from gateway.web.pulse import Pulse
+from gateway.web.stream_tokens import StreamTokens
 from gateway.wire import sse, wishes
 
 # Asks for the engine's load in the header of a whole answer (ORCA), as `vllm serve` takes it.
@@ -123,12 +124,22 @@ class Presence(AbstractAsyncContextManager["Presence"]):
 class Responder:
     """What all connections share."""
 
-    def __init__(self, registry: Registry, pace: Pace, clock: Clock, facts: Facts) -> None:
+    def __init__(self, registry: Registry, pace: Pace, clock: Clock, facts: Facts, tokens: StreamTokens) -> None:
         self.registry = registry
+        self.tokens = tokens
         self.pace = pace
         self.clock = clock
         self.facts = facts
         self.pulse = Pulse(clock)
+
+    def headers(self, stream: Stream) -> list[tuple[bytes, bytes]]:
+        """The headers of a stream's events."""
+        headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
+        if stream.grace_s is not None:
+            headers.append((wishes.RESUMABLE.encode(), b"%g" % stream.grace_s))
+            owner, until_s = stream.producer.tally.caller.owner, self.registry.readable_until_s(stream)
+            headers.append((b"x-stream-token", self.tokens.make(stream.id, owner, until_s).encode("ascii")))
+        return headers
 
     async def serve(
         self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream: Stream, cursor: int
@@ -187,7 +198,7 @@ class Resume:
             if exchange.method == "HEAD":
                 # Reading would make an end of a grace, or of the stream.
                 stream.look(cursor)
-                await send({"type": "http.response.start", "status": 200, "headers": stream_headers(stream)})
+                await send({"type": "http.response.start", "status": 200, "headers": self._responder.headers(stream)})
                 await send({"type": "http.response.body", "body": b""})
                 return
             if stream.read_out(cursor):
@@ -282,7 +293,7 @@ class Sender:
         self._sending_since_s = self._clock.now()
         if first:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": stream_headers(self._stream)})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._responder.headers(self._stream)})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since_s, self._quiet_since_s = None, self._clock.now()
         tally = self._stream.producer.tally
@@ -308,14 +319,6 @@ class Sender:
             return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
         # A send that begins right now must be found when its time is up.
         return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
-
-
-def stream_headers(stream: Stream) -> list[tuple[bytes, bytes]]:
-    """The headers of a stream's events."""
-    headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
-    if stream.grace_s is not None:
-        headers.append((wishes.RESUMABLE.encode(), b"%g" % stream.grace_s))
-    return headers
 
 
 async def _whole(

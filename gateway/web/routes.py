@@ -22,7 +22,7 @@ from starlette.routing import Match
 from gateway.errors import ClientError, InternalError, MethodNotAllowed, NotFound, SluiceError
 from gateway.model import AppOptions, Endpoint
 from gateway.streams.registry import NoRoute, Registry
-from gateway.web import paths
+from gateway.web import content, paths
 from gateway.web.guard import EXCHANGE, error_headers
 from gateway.web.respond import Presence, Resume
 from gateway.wire import wishes
@@ -68,6 +68,7 @@ class Dispatch:
         if (app := self._completions.get(path)) is not None:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}.", allowed={"POST"})
+            content.check_json(scope["headers"])
             await app(scope, receive, send)
         elif path.endswith("/") and path != "/":
             await self._slashed(scope, receive, send)
@@ -114,6 +115,7 @@ class Dispatch:
 
     async def _mounted(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
+        content.check_named(scope["headers"])
         tally = scope[EXCHANGE].tally
         wished = wishes.read(tally.caller.headers)
         inbox = _Inbox(receive)

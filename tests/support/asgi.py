@@ -31,8 +31,8 @@ class Client:
         line: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """`body` in several parts comes in several messages; `unfinished`: its last part never comes; `line`: the app
-        finds the connection itself in its scope, and `extra` in any case."""
+        """A body is JSON unless `headers` name its type. In several parts it comes in several messages; `unfinished`:
+        its last part never comes; `line`: the app finds the connection itself in its scope, and `extra` in any case."""
         self.messages: list[MutableMapping[str, Any]] = []
         self.gone = asyncio.Event()
         self.reading = asyncio.Event()
@@ -45,6 +45,8 @@ class Client:
         self._unfinished = unfinished
         path, _, query = path.partition("?")
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        if body and not any(name == b"content-type" for name, _ in lines):
+            lines.append((b"content-type", b"application/json"))
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -16,11 +16,14 @@ from gateway.model import Endpoint
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
 from gateway.web import health
+from gateway.web.access import Access
 from gateway.web.guard import Guard
 from gateway.web.keys import Keys
 from gateway.web.paths import UnderRoot
 from gateway.web.respond import Completions, Pace, Responder, Resume
 from gateway.web.routes import Dispatch, make_small
+from gateway.web.sites import Sites
+from gateway.web.stream_tokens import StreamTokens
 from gateway.wire import openai
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
@@ -31,9 +34,12 @@ CHAT = Endpoint.CHAT.value
 COMPLETION = Endpoint.COMPLETION.value
 
 
-def key_line(name: str, key: str) -> str:
+ANY_SITE = Sites.of("0.0.0.0", False, (), ())
+
+
+def key_line(name: str, key: str, right: str = "") -> str:
     """A line of a keys file."""
-    return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}\n"
+    return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}{right}\n"
 
 
 LIMITS = Limits(max_timeout_s=3600, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
@@ -63,6 +69,8 @@ class Edge:
         stall_timeout_s: float = 30.0,
         limits: Limits = LIMITS,
         metrics: Callable[[], bytes] = lambda: b"sluice_numbers 1\n",
+        operator_endpoints: bool = False,
+        sites: Sites = ANY_SITE,
     ) -> None:
         self.clock = clock()
         self.facts = Recorder()
@@ -108,18 +116,27 @@ class Edge:
             lifespan=None,
             version="0.1.0",
         )
-        self.responder = Responder(self.registry, Pace(keepalive_s, stall_timeout_s), self.clock, self.facts)
+        self.tokens = StreamTokens(self.clock)
+        pace = Pace(keepalive_s, stall_timeout_s)
+        self.responder = Responder(self.registry, pace, self.clock, self.facts, self.tokens)
+        self.keys = None if keys_file is None else Keys(keys_file)
         completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
-        guard = Guard(
+        self.guard = Guard(
             Dispatch(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options),
-            keys=None if keys_file is None else Keys(keys_file, self.clock),
-            protect_metrics=protect_metrics,
+            access=Access(
+                keys=self.keys,
+                sites=sites,
+                protect_metrics=protect_metrics,
+                operator_endpoints=operator_endpoints,
+                tokens=self.tokens,
+                owner_of=self.registry.owner_of,
+            ),
             max_body_bytes=max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=self.clock,
             facts=self.facts,
         )
-        self.app = UnderRoot(guard, lambda: self.engine.options.root_path)
+        self.app = UnderRoot(self.guard, lambda: self.engine.options.root_path)
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine
@@ -157,4 +174,4 @@ class Edge:
         return (self.gate.taken, self.gate.waiting, self.registry.active) == (0, 0, 0)
 
 
-__all__ = ["CHAT", "COMPLETION", "LIMITS", "Edge", "key_line"]
+__all__ = ["ANY_SITE", "CHAT", "COMPLETION", "LIMITS", "Edge", "key_line"]

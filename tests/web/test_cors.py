@@ -1,4 +1,4 @@
-"""Pages may call the server from a browser, as they may call vLLM's own."""
+"""Pages of the origins that are named may call the server from a browser."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from gateway.web.guard import with_cors
+from gateway.web.sites import Sites
 from tests.support.asgi import Client
 from tests.support.edge import CHAT, Edge, key_line
-from tests.support.time import in_virtual_time
+from tests.support.time import in_virtual_time, settle
 
 
 @pytest.fixture
@@ -57,3 +58,35 @@ def test_no_origins_no_middleware() -> None:
     app = object()
 
     assert with_cors(app, []) is app
+
+
+@in_virtual_time
+async def test_a_page_of_a_named_origin_gets_through_to_the_stream_and_its_headers() -> None:
+    origins = ["https://page.example"]
+    edge = Edge(sites=Sites.of("127.0.0.1", True, (), origins))
+    client = Client(
+        with_cors(edge.app, origins),
+        "POST",
+        CHAT,
+        headers={**PAGE, "Host": "localhost:8000", "X-Stream-Resumable": "60"},
+        body=b'{"stream": true}',
+    )
+    await settle()
+    edge.engine.runs[0].end("x")
+    await client.finish()
+
+    assert client.status == 200
+    assert client.headers["access-control-allow-origin"] == "https://page.example"
+    assert client.headers["vary"] == "Origin"
+    exposed = client.headers["access-control-expose-headers"].split(", ")
+    assert {"X-Stream-Id", "X-Stream-Token", "X-Stream-Resumable"} <= set(exposed)
+
+
+@in_virtual_time
+async def test_a_preflight_of_another_origin_fails() -> None:
+    app = with_cors(Edge(sites=Sites.of("127.0.0.1", True, (), ["https://page.example"])).app, ["https://page.example"])
+    asks = {"Origin": "https://evil.example", "Host": "localhost", "Access-Control-Request-Method": "POST"}
+    answer = await Client(app, "OPTIONS", CHAT, headers=asks).finish()
+
+    assert answer.status == 400
+    assert "access-control-allow-origin" not in answer.headers

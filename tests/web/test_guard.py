@@ -12,11 +12,13 @@ from gateway.errors import ClientError, DeadlineExceeded, HeadersTooSlow, Overlo
 from gateway.logs import ACCESS
 from gateway.model import Cause
 from gateway.streams.leash import Left
+from gateway.web.access import Access
 from gateway.web.guard import ARRIVAL, DETACHED, EXCHANGE, Guard
 from gateway.web.keys import Keys
 from gateway.web.respond import read_body
+from gateway.web.stream_tokens import StreamTokens
 from tests.support.asgi import Client
-from tests.support.edge import key_line
+from tests.support.edge import ANY_SITE, key_line
 from tests.support.facts import Recorder
 from tests.support.time import clock, in_virtual_time
 
@@ -67,8 +69,14 @@ class Door:
         self.closing = False
         self.guard = Guard(
             app,
-            keys=None if keys_file is None else Keys(keys_file, clock()),
-            protect_metrics=protect_metrics,
+            access=Access(
+                keys=None if keys_file is None else Keys(keys_file),
+                sites=ANY_SITE,
+                protect_metrics=protect_metrics,
+                operator_endpoints=False,
+                tokens=StreamTokens(clock()),
+                owner_of=lambda _: None,
+            ),
             max_body_bytes=max_body_bytes,
             closing=lambda: self.closing,
             clock=clock(),

@@ -119,7 +119,7 @@ async def test_what_is_goes_there_as_it_came(method: str, tail: str) -> None:
     assert client.headers == {"content-type": "application/json", "content-length": "2", "x-a": "b"}
     assert sibling.heads == [
         f"{method} /v1/streams/{THEIRS}{tail}?starting_after=3 HTTP/1.1\r\n".encode()
-        + b"authorization: Bearer x\r\nhost: me\r\n\r\n"
+        + b"authorization: Bearer x\r\nhost: me\r\ncontent-type: application/json\r\n\r\n"
     ]
 
 

@@ -23,7 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
-from gateway.engine.vllm import lanes, stream_errors
+from gateway.engine.vllm import lanes, operators, stream_errors
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
 from gateway.model import Cause, Tally
@@ -229,6 +229,8 @@ async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", None) != "/metrics"]
     # Its engine-error handler looks for the server it would stop; ours decides that elsewhere.
     app.state.server = SimpleNamespace(should_exit=False)
+    # Its list of allowed origins is empty, and a middleware without any only says `Vary: Origin` a second time.
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
     lanes.adopt(app.state)
     stream_errors.adopt(app.state)
     return app
@@ -237,8 +239,8 @@ async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
 def route(app: Any, method: str, path: str) -> Route:
     """What vLLM's app has at that path.
 
-    vLLM keeps its bookkeeping endpoints (tokenize, LoRA, health, profiling) in `vllm.entrypoints.serve`; whatever is
-    routed from elsewhere generates, embeds or scores. SageMaker's `/invocations` is the exception, it dispatches.
+    vLLM keeps its bookkeeping endpoints (tokenize, health) in `vllm.entrypoints.serve`; whatever is routed for clients
+    from elsewhere generates, embeds or scores. SageMaker's `/invocations` is the exception, it dispatches.
     """
     found = Route.UNKNOWN
     for known in _matching(app, path):
@@ -247,8 +249,12 @@ def route(app: Any, method: str, path: str) -> Route:
             found = Route.WRONG_METHOD
             continue
         home = getattr(getattr(known, "endpoint", None), "__module__", "")
-        bookkeeping = home.startswith("vllm.entrypoints.serve.") and "sagemaker" not in home
-        return Route.WORKS if method == "POST" and home.startswith("vllm.") and not bookkeeping else Route.LIGHT
+        if not operators.is_for_clients(home, str(known.path)):
+            return Route.OPERATOR
+        generates = home.startswith("vllm.") and not home.startswith("vllm.entrypoints.serve.")
+        # SageMaker's library wraps the handler in one of its own.
+        works = method == "POST" and (generates or known.path == "/invocations")
+        return Route.WORKS if works else Route.LIGHT
     return found
 
 
