@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, LiteralString, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -25,8 +25,10 @@ _HIDDEN = "********"
 # What Kubernetes puts into every pod of a namespace that has a Service named "sluice".
 _SERVICE_LINK = re.compile(r"SLUICE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 # What a browser can send as its `Origin` has no path, not even a slash at the end.
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
-_HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9a-f:]+")
+_FORMS: dict[str, tuple[re.Pattern[str], LiteralString]] = {
+    "cors_origins": (re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+|null"), "an origin is `scheme://host[:port]`, no more"),
+    "allowed_hosts": (re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9a-f:]+"), "names, without scheme and port"),
+}
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "credential")
 
 
@@ -115,21 +117,13 @@ class Server(_Section):
         "replicas that are newer. 0: never.",
     )
 
-    @field_validator("cors_origins")
+    @field_validator("cors_origins", "allowed_hosts")
     @classmethod
-    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for one in origins:
-            if one not in ("*", "null") and not _ORIGIN.fullmatch(one):
-                raise PydanticCustomError("origin", "an origin is `scheme://host` or `scheme://host:port`, no more")
-        return origins
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for one in hosts:
-            if one != "*" and not _HOST.fullmatch(one):
-                raise PydanticCustomError("host", "an allowed host is a name or an address, without scheme and port")
-        return hosts
+    def _are_well_formed(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        pattern, rule = _FORMS[info.field_name or ""]
+        if not all(one == "*" or pattern.fullmatch(one) for one in texts):
+            raise PydanticCustomError("form", rule)
+        return texts
 
 
 class Admission(_Section):

@@ -318,7 +318,7 @@ def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
 @pytest.mark.parametrize("origin", ["https://app.example.com/", "app.example.com", "https://", "", "https://a b"])
 def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
     """It would match nothing, and nobody would know why."""
-    with pytest.raises(SettingsError, match="scheme://host"):
+    with pytest.raises(SettingsError, match=r"scheme://host"):
         load({"server": {"cors_origins": [origin]}}, None)
 
 

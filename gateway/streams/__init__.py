@@ -5,6 +5,7 @@
 - `merging`: fewer, fuller pieces for a reader who comes late.
 - `follower`: the reader's side: wait, take all that is new.
 - `stream`: producer, readers and timers of one request.
+- `status`: what clients are told about it.
 - `shelf`: where finished resumable streams stay readable.
 - `leash`: a scope that others can end.
 - `rights`: what takes more than a client's right.

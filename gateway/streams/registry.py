@@ -36,6 +36,7 @@ from gateway.streams import rights
 from gateway.streams.leash import Leash
 from gateway.streams.producer import Producer, Wire
 from gateway.streams.shelf import Shelf
+from gateway.streams.status import Status, status_of
 from gateway.streams.stream import Stream, overdue
 from gateway.streams.turnstile import Turnstile
 
@@ -68,18 +69,6 @@ class Limits:
     retention_s: float
     max_bytes: int
     max_total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What `DELETE` and `GET` tell about a request. `events` is the number of the newest event."""
-
-    id: str
-    status: str
-    resumable: bool
-    events: int
-    prompt_tokens: int
-    completion_tokens: int
 
 
 def _random() -> str:
@@ -252,7 +241,7 @@ class Registry:
 
     def status(self, stream_id: str, caller: Caller) -> Status:
         """Where the caller's request is. Raises as `find`."""
-        return _status(self.find(stream_id, caller))
+        return status_of(self.find(stream_id, caller))
 
     def cancel(self, request_id: str, caller: Caller) -> Status:
         """Cancel a live request; a finished one that is still kept only tells its status. Raises as `find`."""
@@ -264,7 +253,7 @@ class Registry:
                 raise
             return Status(request_id, "cancelled", False, 0, tally.prompt_tokens, tally.completion_tokens)
         stream.producer.cancel(Cancelled("The request was cancelled by its id."))
-        return _status(stream)
+        return status_of(stream)
 
     # What concerns no request in particular.
 
@@ -399,12 +388,6 @@ class Registry:
     def _left(self, caller: Caller, timeout_s: float) -> float:
         """Seconds until the deadline; it counts from the request's first byte."""
         return max(0.0, timeout_s - (self._clock.now() - caller.arrival_s))
-
-
-def _status(stream: Stream) -> Status:
-    tally = stream.producer.tally
-    events = stream.producer.log.last
-    return Status(stream.id, stream.status, stream.resumable, events, tally.prompt_tokens, tally.completion_tokens)
 
 
 __all__ = ["Limits", "NoRoute", "Registry", "Status"]

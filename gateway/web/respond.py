@@ -293,7 +293,9 @@ class Sender:
         self._sending_since_s = self._clock.now()
         if first:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": self._responder.headers(self._stream)})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self._responder.headers(self._stream)}
+            )
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since_s, self._quiet_since_s = None, self._clock.now()
         tally = self._stream.producer.tally

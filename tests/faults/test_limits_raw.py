@@ -257,7 +257,8 @@ def test_a_body_beyond_the_limit_is_a_413(house: House, path: str) -> None:
 
 
 def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None:
-    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nTransfer-Encoding: chunked\r\n\r\n"
+    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
+    top += b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n" % 65536 + b"x" * 65536 + b"\r\n"
 
     def attack() -> int:
