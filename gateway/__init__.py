@@ -3,7 +3,7 @@
 The rooms, and who may import whom:
 
 - `model`, `errors`, `clock`: nouns, failures, time; everyone may.
-- `settings`: one frozen tree; `app`, `server` and `cli` may.
+- `settings`: one frozen tree; `app`, `server` and `cli` may. `sections`: parts of it.
 - `wire`: bytes and nouns; `web` may.
 - `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
 - `streamlog`: where events get their numbers and wait to be read.

@@ -11,32 +11,23 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, LiteralString, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.errors import SettingsError
+from gateway.sections import Host, Log, Media, Origin, Section, Synthetic
 
 PREFIX = "SLUICE_"
 _HIDDEN = "********"
 # What Kubernetes puts into every pod of a namespace that has a Service named "sluice".
 _SERVICE_LINK = re.compile(r"SLUICE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-# What a browser can send as its `Origin` has no path, not even a slash at the end.
-_FORMS: dict[str, tuple[re.Pattern[str], LiteralString]] = {
-    "cors_origins": (re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+|null"), "an origin is `scheme://host[:port]`, no more"),
-    "allowed_hosts": (re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9a-f:]+"), "names, without scheme and port"),
-}
 _SECRET_WORDS = ("token", "secret", "password", "api_key", "credential")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tls(_Section):
+class Tls(Section):
     """Encryption of the port that serves. The files are read again when they change."""
 
     cert_file: Path = Field(description="PEM file with the certificate, and those between it and its authority.")
@@ -51,7 +42,7 @@ class Tls(_Section):
     ciphers: str | None = Field(None, description="OpenSSL's cipher list for TLS 1.2; none: OpenSSL's default.")
 
 
-class Server(_Section):
+class Server(Section):
     """The process and its socket."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
@@ -78,12 +69,12 @@ class Server(_Section):
         description="Without API keys: open vLLM's operator endpoints (sleep, scaling, profiling, LoRA loading) to "
         "everybody. With keys they take an operator's key.",
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: tuple[Origin, ...] = Field(
         (),
         description="Origins, such as https://app.example.com, whose pages may call this server from a browser; "
         "`*` for all.",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[Host, ...] = Field(
         (),
         description="Names in `Host` under which clients without a key call this server, without ports; "
         "`*.example.com` for all below, `*` for any. Empty: on a loopback address this machine's own, else any.",
@@ -117,16 +108,8 @@ class Server(_Section):
         "replicas that are newer. 0: never.",
     )
 
-    @field_validator("cors_origins", "allowed_hosts")
-    @classmethod
-    def _are_well_formed(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        pattern, rule = _FORMS[info.field_name or ""]
-        if not all(one == "*" or pattern.fullmatch(one) for one in texts):
-            raise PydanticCustomError("form", rule)
-        return texts
 
-
-class Admission(_Section):
+class Admission(Section):
     """Who may start now."""
 
     max_concurrent: int = Field(256, ge=1, description="Sequences in the engine at once.")
@@ -134,7 +117,7 @@ class Admission(_Section):
     queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
 
 
-class Streams(_Section):
+class Streams(Section):
     """What a stream may cost, and how long."""
 
     keepalive_s: float = Field(15.0, gt=0, description="Seconds of silence after which a comment is sent.")
@@ -154,7 +137,7 @@ class Streams(_Section):
     )
 
 
-class Supervision(_Section):
+class Supervision(Section):
     """When an engine counts as dead, and how often it is restarted."""
 
     max_restarts: int = Field(3, ge=0, description="Restarts within window_s; the next death ends the process.")
@@ -165,36 +148,6 @@ class Supervision(_Section):
         description="An engine that says nothing for so long, even if asked, is ended and restarted. "
         "Default: 60, and 600 where a real model runs on CPUs, whose steps can take minutes.",
     )
-
-
-class Synthetic(_Section):
-    """An engine without a model, for tests: how fast it pretends to be, and when it fails. Steps count from 1, anew
-    in every engine process, and only where there is work."""
-
-    enabled: bool = Field(False, description="Invent the tokens instead of running the model.")
-    step_ms: float = Field(10.0, ge=0, le=600_000, description="Milliseconds that every step takes.")
-    sequence_us: float = Field(
-        0.0, ge=0, le=1_000_000, description="Microseconds that each running sequence adds to a step."
-    )
-    prefill_us: float = Field(
-        0.0, ge=0, le=1_000_000, description="Microseconds that each prompt token in a step adds."
-    )
-    die_at_step: int | None = Field(None, ge=1, description="The engine process ends at once in this step.")
-    hang_at_step: int | None = Field(None, ge=1, description="This step never returns.")
-    slow_at_step: int | None = Field(
-        None, ge=1, description="From this step on, steps take `slow_factor` times as long."
-    )
-    slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
-    control_file: Path | None = Field(
-        None, description="JSON file with settings of this section that change a running engine; read when it changes."
-    )
-
-
-class Log(_Section):
-    """Log lines."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
-    as_json: bool = Field(False, alias="json", description="One JSON object a line.")
 
 
 class Settings(BaseSettings):
@@ -209,6 +162,7 @@ class Settings(BaseSettings):
     streams: Streams = Streams()
     supervisor: Supervision = Supervision()
     synthetic: Synthetic = Synthetic()
+    media: Media = Media()
     log: Log = Log()
     engine: dict[str, Any] = Field(default_factory=dict)
 
@@ -399,6 +353,7 @@ def engine_source(settings_file: Path | None, name: str) -> str:
 __all__ = [
     "Admission",
     "Log",
+    "Media",
     "Server",
     "Settings",
     "Streams",
