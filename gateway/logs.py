@@ -81,9 +81,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self._began = time.monotonic()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the process began."""
+        return time.monotonic() - self._began
+
     def say(self, stage: str) -> None:
         """Log one stage."""
-        logging.getLogger("sluice").info("[%5.1f s] %s", time.monotonic() - self._began, stage)
+        logging.getLogger("sluice").info("[%5.1f s] %s", self.elapsed_s, stage)
 
 
 __all__ = ["ACCESS", "Json", "Plain", "Stopwatch", "configure", "make_formatter"]

@@ -130,6 +130,8 @@ class Metrics:
 
     def __init__(self, version: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
+        self.endings: Count[Cause] = Count()
+        """How often generating requests have ended in each way."""
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
             "From the first byte of a streamed request to its first token handed to the socket, queueing included.",
@@ -211,6 +213,7 @@ class Metrics:
         self._merged.inc(deltas)
 
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
+        self.endings[cause] += 1
         self._ended.labels(cause).inc()
         self._wasted.labels(cause).inc(wasted_tokens)
 

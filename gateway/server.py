@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import multiprocessing
-import os
 import signal
 import socket
 import sys
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import orjson
 import uvicorn
 
+from gateway import shutdown
 from gateway.app import Sluice
 from gateway.errors import SettingsError
 from gateway.listeners import Listeners, bind, bind_many, bind_unix, url_of
@@ -53,8 +52,13 @@ class HttpServer(uvicorn.Server):
     management: socket.socket | None = None
     certificates: Certificates | None = None
     _refreshing: asyncio.Task[None] | None = None
+    signals: tuple[str, ...] = ()
+    """The signals that have come, by name."""
+    force_in: Callable[[float, int], None] = staticmethod(lambda within_s, code: None)
+    """Ends the process with that code, if it still lives after so long; set where it is this server's own."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_default_executor(shutdown.Threads(thread_name_prefix="sluice-aside"))
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise SystemExit(1)
@@ -82,11 +86,24 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
+        # Not the loop's own handlers: they are called only when the loop gets round to it.
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+            signal.signal(number, self._signalled)
         yield
+
+    def _signalled(self, number: int, _: Any) -> None:
+        self.signals = (*self.signals, signal.Signals(number).name)
+        if len(self.signals) > 1:
+            self.force_in(shutdown.NOW_WITHIN_S, 1)
+        with contextlib.suppress(RuntimeError):
+            # The loop may be over already.
+            self._loop.call_soon_threadsafe(self._stop, number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.force_in(shutdown.WITHIN_S, 1)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -154,12 +171,15 @@ def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
         def announce_it(ready: Sluice) -> None:
             announce(watch, url, settings, ready.model, ready.chats)
 
-        sluice, failure = run(settings, build, announce_it, listeners.main[0], listeners.management, HttpServer)
+        server, failure = run(settings, build, announce_it, listeners.main[0], listeners.management, HttpServer)
     finally:
         listeners.close()
+    code = 0 if failure is None else failure.exit_code
+    reason = "a failure" if failure is not None else ", then ".join(server.signals)
+    shutdown.tell_end(reason, code, server.sluice.metrics.endings, watch.elapsed_s)
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
-    return leave(0 if failure is None else failure.exit_code, hurry=sluice.starting)
+    return shutdown.leave(code, hurry=server.sluice.starting)
 
 
 def run(
@@ -169,9 +189,9 @@ def run(
     sock: socket.socket,
     management: socket.socket | None,
     make: Callable[[uvicorn.Config], HttpServer],
-) -> tuple[Sluice, SettingsError | None]:
-    """Serve what `build` makes on `sock`, and on `management` what is kept apart; with it, why it had to end, None if
-    it was asked to."""
+) -> tuple[HttpServer, SettingsError | None]:
+    """Serve what `build` makes on `sock`, and on `management` what is kept apart; the server at its end, with why it
+    had to end, None if it was asked to."""
     failure: list[SettingsError] = []
 
     def fail(error: SettingsError) -> None:
@@ -184,6 +204,7 @@ def run(
     limit_connections(settings)
     server = make(configure(sluice.asgi))
     server.sluice = sluice
+    server.force_in = shutdown.force_in
     server.management = management
     server.certificates = certificates_of(settings.server)
     server.drain_timeout_s = settings.server.drain_timeout_s
@@ -192,7 +213,7 @@ def run(
     sys.setswitchinterval(SWITCH_EVERY_S)
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[sock, *[sock.dup() for _ in range(ACCEPTS_PER_TURN - 1)]])
-    return sluice, failure[0] if failure else None
+    return server, failure[0] if failure else None
 
 
 def limit_connections(settings: Settings) -> None:
@@ -208,18 +229,6 @@ def limit_connections(settings: Settings) -> None:
     Protocol.idle_timeout_s = server.idle_timeout_s
     Protocol.max_age_s = server.max_connection_age_s
     Protocol.stall_timeout_s = settings.streams.stall_timeout_s
-
-
-def leave(code: int, *, hurry: bool) -> int:
-    """The exit code. `hurry`: a thread is in the middle of building an engine and would hold the interpreter's exit for
-    as long as that takes."""
-    if hurry:
-        for process in multiprocessing.active_children():
-            process.kill()
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
 
 
 def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
@@ -262,4 +271,4 @@ def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: 
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
 
 
-__all__ = ["HttpServer", "announce", "certificates_of", "configure", "leave", "listen", "run", "serve", "where"]
+__all__ = ["HttpServer", "announce", "certificates_of", "configure", "listen", "run", "serve", "where"]

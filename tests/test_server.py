@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway import server
+from gateway import server, shutdown
 from gateway.protocol import Protocol
 from gateway.settings import Settings
 from tests.support.time import in_virtual_time, settle
@@ -41,19 +41,16 @@ class House:
 @contextlib.contextmanager
 def signals_of(house: House) -> Iterator[None]:
     """Signal handlers without signals: virtual time has no room for them."""
-    loop = asyncio.get_running_loop()
     handlers: dict[int, Any] = {}
 
-    def add(number: int, act: Any, *args: Any) -> None:
-        handlers[number] = partial(act, *args)
+    def add(number: int, act: Any) -> None:
+        handlers[number] = partial(act, number, None)
 
-    original, loop.add_signal_handler = loop.add_signal_handler, add  # type: ignore[assignment, method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", add)
         with house.server.capture_signals():
             house.signals = handlers  # type: ignore[attr-defined]
             yield
-    finally:
-        loop.add_signal_handler = original  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -74,12 +71,20 @@ async def test_the_first_signal_drains_and_then_stops(number: int) -> None:
 @in_virtual_time
 async def test_the_second_signal_ends_everything_now() -> None:
     house = House(running_s=1000)
+    forced: list[Any] = []
+    house.server.force_in = lambda within_s, code: forced.append((within_s, code))
     with signals_of(house):
         house.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
         await asyncio.sleep(1)
+
+        assert forced == []
+
         house.signals[signal.SIGINT]()  # type: ignore[attr-defined]
+        await settle()
 
     assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, True, [30.0, "now"])
+    assert forced == [(shutdown.NOW_WITHIN_S, 1)]
+    assert house.server.signals == ("SIGTERM", "SIGINT")
 
     assert house.server._draining is not None
     house.server._draining.cancel()

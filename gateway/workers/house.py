@@ -14,19 +14,23 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gateway import app, server
+from gateway import app, server, shutdown
 from gateway.clock import SystemClock
 from gateway.engine.base import Revival
 from gateway.engine.supervisor import Supervisor
 from gateway.errors import SettingsError
 from gateway.logs import Stopwatch
+from gateway.model import Cause
 from gateway.settings import Settings
 from gateway.workers import worker
 from gateway.workers.engines import Engines
 from gateway.workers.messages import (
+    Closed,
     Complaint,
     Drain,
     Drained,
@@ -47,6 +51,8 @@ logger = logging.getLogger("sluice")
 
 # From the end of its time to finish, a worker gets so long to tell its clients and to go.
 _LEAVE_WITHIN_S = 10.0
+# And if it is to end now.
+_END_NOW_WITHIN_S = 4.0
 
 
 def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
@@ -58,6 +64,7 @@ def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     # Of this user alone: what comes in through its sockets is taken for a worker's word.
     folder = Path(tempfile.mkdtemp(prefix="sluice-workers-"))
     house = House(settings, wanted, watch, url)
+    house.force_in = shutdown.force_in
     try:
         for number, sock in enumerate(listeners.main):
             # One of them answers for all on the management port.
@@ -67,7 +74,10 @@ def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
         house.abandon()
         listeners.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return server.leave(code, hurry=house.hurry)
+    shutdown.tell_end(house.reason, code, house.endings, watch.elapsed_s)
+    if house.failure is not None:
+        print(f"sluice: {house.failure}", file=sys.stderr)
+    return shutdown.leave(code, hurry=house.hurry)
 
 
 class House:
@@ -91,10 +101,15 @@ class House:
         )
         self._gate = app.make_gate(settings, self._clock, Silence())
         self._members: list[Member] = []
-        self._failure: SettingsError | None = None
+        self.failure: SettingsError | None = None
         self._deadline_s: float | None = None
         """When running requests have to be over; set when the draining begins."""
-        self._signals = 0
+        self._signals: tuple[str, ...] = ()
+        self._now = False
+        """Whether nobody is waited for."""
+        self.endings: Counter[Cause] = Counter()
+        """How often requests have ended in each way, as far as the workers have told."""
+        self.force_in: Callable[[float, int], None] = lambda within_s, code: None
         self._over = asyncio.Event()
         self.hurry = False
         """Whether an engine is being started at the end, in a thread that will not stop."""
@@ -132,14 +147,18 @@ class House:
         # First: whatever becomes of the engine now, nobody needs another one.
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now()) + _LEAVE_WITHIN_S
+        left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now())
+        left_s += _END_NOW_WITHIN_S if self._now else _LEAVE_WITHIN_S
+        self.force_in(left_s + shutdown.WITHIN_S, 1)
         await asyncio.gather(*(member.end(left_s) for member in self._members))
         await asyncio.gather(*following, return_exceptions=True)
         await self._supervisor.stop()
-        if self._failure is None:
-            return 0
-        print(f"sluice: {self._failure}", file=sys.stderr)
-        return self._failure.exit_code
+        return 0 if self.failure is None else self.failure.exit_code
+
+    @property
+    def reason(self) -> str:
+        """Why the server has ended."""
+        return "a failure" if self.failure is not None else ", then ".join(self._signals)
 
     def abandon(self) -> None:
         """End what is left, where something went wrong: the interpreter's exit would wait for it."""
@@ -156,10 +175,10 @@ class House:
 
     async def _follow(self, member: Member) -> None:
         await member.follow(self._hear)
-        if self._over.is_set() or self._failure is not None:
+        if self._over.is_set() or self.failure is not None:
             return
         await asyncio.to_thread(member.process.join, 1.0)
-        self._failure = SettingsError(
+        self.failure = SettingsError(
             f"Worker {member.number} died (exit code {member.process.exitcode}) and its streams with it; the server "
             "ends, to be started again.",
             exit_code=1,
@@ -185,6 +204,8 @@ class House:
             case Drained():
                 member.drained = True
                 self._look_if_drained()
+            case Closed(endings):
+                self.endings.update({Cause(name): count for name, count in endings.items()})
             case _:
                 raise AssertionError("the house says this, and does not hear it")
 
@@ -205,8 +226,9 @@ class House:
             self._drain()
         else:
             logger.warning("%s: ending now", name)
+            self.force_in(_END_NOW_WITHIN_S + shutdown.NOW_WITHIN_S, 1)
             self._end_now()
-        self._signals += 1
+        self._signals = (*self._signals, name)
 
     def _drain(self) -> None:
         if self._deadline_s is None:
@@ -221,14 +243,15 @@ class House:
             self._over.set()
 
     def _end_now(self) -> None:
+        self._now = True
         self._deadline_s = self._clock.now()
         self._tell_all(EndNow())
         self._over.set()
 
     def _fail(self, error: SettingsError) -> None:
         """The server cannot go on. What runs has failed, and needs no time."""
-        if self._failure is None and self._deadline_s is None:
-            self._failure = error
+        if self.failure is None and self._deadline_s is None:
+            self.failure = error
             self._deadline_s = self._clock.now()
             self._tell_all(GivenUp(str(error)))
             self._tell_all(Leave())

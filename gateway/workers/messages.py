@@ -113,6 +113,13 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """This worker ends; how often its requests have ended in each way."""
+
+    endings: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Seats, please; the answer carries the same number."""
 
@@ -133,14 +140,14 @@ class Pong:
 
 
 Order = Ping | Up | Lost | GivenUp | Granted | Refused | Evict | Drain | Leave | EndNow
-Report = Pong | Ready | Complaint | Failed | Drained | Ask | GiveBack
+Report = Pong | Ready | Complaint | Failed | Drained | Closed | Ask | GiveBack
 Message = Order | Report
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         *(Ping, Up, Lost, GivenUp, Granted, Refused, Evict, Drain, Leave, EndNow),
-        *(Pong, Ready, Complaint, Failed, Drained, Ask, GiveBack),
+        *(Pong, Ready, Complaint, Failed, Drained, Closed, Ask, GiveBack),
     )
 }
 
@@ -158,6 +165,7 @@ def decode(line: bytes) -> Message:
 
 __all__ = [
     "Ask",
+    "Closed",
     "Complaint",
     "Drain",
     "Drained",

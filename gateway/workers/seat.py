@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -22,6 +22,7 @@ from gateway.workers.exposition import Page
 from gateway.workers.gate import RemoteGate
 from gateway.workers.messages import (
     Ask,
+    Closed,
     Complaint,
     Drain,
     Drained,
@@ -109,6 +110,10 @@ class Seat:
         """Nothing runs here any more."""
         self.report(Drained())
 
+    def closed(self, endings: Mapping[str, int]) -> None:
+        """This worker ends; how often its requests have ended in each way."""
+        self.report(Closed(endings))
+
     async def _listen(self, channel: Channel, gone: Callable[[], None]) -> None:
         async for message in channel.messages():
             self._hear(message)
@@ -135,7 +140,7 @@ class Seat:
                 self.on_order(message)
             case Ping():
                 self.report(Pong())
-            case Pong() | Ready() | Complaint() | Failed() | Drained() | Ask() | GiveBack():
+            case Pong() | Ready() | Complaint() | Failed() | Drained() | Closed() | Ask() | GiveBack():
                 raise AssertionError("workers say this, and do not hear it")
             case _:
                 assert_never(message)

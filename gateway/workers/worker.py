@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway import app, logs, server
+from gateway import app, logs, server, shutdown
 from gateway.errors import SettingsError
 from gateway.protocol import Protocol
 from gateway.settings import Settings
@@ -54,6 +54,10 @@ class WorkerServer(server.HttpServer):
         make = partial(Protocol, inner, self.server_state, self.lifespan.state)
         place = self.seat.socket_of(self.seat.number)
         self.servers.append(await asyncio.get_running_loop().create_unix_server(make, place))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.seat.closed({cause.value: count for cause, count in self.sluice.metrics.endings.items()})
 
     def _obey(self, order: Drain | Leave | EndNow) -> None:
         match order:
@@ -126,7 +130,7 @@ def main(
         failure = error
         logger.error("%s", error)
     # A thread that waits for the engine may still be there, and would be waited for.
-    raise SystemExit(server.leave(0 if failure is None else failure.exit_code, hurry=not ready))
+    raise SystemExit(shutdown.leave(0 if failure is None else failure.exit_code, hurry=not ready))
 
 
 __all__ = ["Wanted", "WorkerServer", "main"]

@@ -1,0 +1,85 @@
+"""The end of the process, which no thread and no child can hold up, and the line that the log closes with."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gateway.model import Cause
+
+logger = logging.getLogger("sluice")
+
+# Asked once, the process has so long from the end of the drain: connections, engine, interpreter.
+WITHIN_S = 20.0
+# Asked twice.
+NOW_WITHIN_S = 4.0
+# When all is done, threads that are still busy are waited for so long.
+THREADS_WITHIN_S = 3.0
+
+
+class Threads(ThreadPoolExecutor):
+    """The event loop's threads. Its end does not wait for what they do."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As the base class's, without the wait."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def force_in(within_s: float, code: int) -> None:
+    """End the process with that code if it still lives after so long, whatever its threads do.
+
+    The interpreter's own exit joins threads that may compute for minutes for a request that nobody waits for.
+    """
+    timer = threading.Timer(within_s, _force, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _force(code: int) -> None:
+    # Not through the log: its lock may be held by whoever holds up the exit.
+    with contextlib.suppress(OSError):
+        os.write(2, b"sluice: a thread holds up the exit; the process ends without it\n")
+    end(code)
+
+
+def end(code: int) -> None:
+    """End this process and its children without another word."""
+    with contextlib.suppress(Exception):
+        for process in multiprocessing.active_children():
+            process.kill()
+    os._exit(code)
+
+
+def leave(code: int, *, hurry: bool) -> int:
+    """The exit code, with which the process will end soon. `hurry`: a thread is in the middle of building an engine and
+    would hold the interpreter's exit for as long as that takes."""
+    if hurry:
+        logging.shutdown()
+        sys.stderr.flush()
+        end(code)
+    force_in(THREADS_WITHIN_S, code)
+    return code
+
+
+def tell_end(reason: str, code: int, endings: Mapping[Cause, int], uptime_s: float) -> None:
+    """Log the closing line: why the process ends, and what became of the requests that it took."""
+    cut = endings.get(Cause.SERVER_DRAINING, 0)
+    completed = endings.get(Cause.COMPLETED, 0)
+    fields: dict[str, Any] = {
+        "exit_code": code,
+        "completed": completed,
+        "cut_off": cut,
+        "ended_otherwise": sum(endings.values()) - completed - cut,
+        "uptime_s": round(uptime_s, 1),
+    }
+    logger.info("stopped: %s", reason, extra={"fields": fields})
+
+
+__all__ = ["NOW_WITHIN_S", "WITHIN_S", "Threads", "end", "force_in", "leave", "tell_end"]
