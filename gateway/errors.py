@@ -28,6 +28,10 @@ Messages are written for the reader who can mend the cause. They never hold an e
 499 is nginx's code for "client closed request"; openai-python retries 408, 409, 429 and 5xx on its own, and must
 not retry what somebody cancelled on purpose. Where the status says retry and the tree says no, the response carries
 `x-should-retry: false`, which the official clients obey.
+
+A 503 promises that the request has cost nothing: proxies send it to another server by themselves, and many of them can
+look at nothing but the status. Once the engine has been given the request, 503 is answered as 500 (`status_of`): the
+client still decides for itself, by `retryable`, but no proxy has an answer generated a second time.
 """
 
 from __future__ import annotations
@@ -58,6 +62,8 @@ class SluiceError(Exception):
     grpc: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
     cause: ClassVar[Cause] = Cause.INTERNAL_ERROR
+    refusal: ClassVar[Cause | None] = None
+    """The cause instead of `cause` for a request that the engine has not been given."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -240,7 +246,7 @@ class NotReady(SluiceError):
     grpc = "UNAVAILABLE"
     anthropic_type = "overloaded_error"
     retryable = True
-    cause = Cause.REJECTED
+    cause = Cause.REFUSED_UNREADY
 
 
 class Draining(SluiceError):
@@ -252,6 +258,7 @@ class Draining(SluiceError):
     anthropic_type = "overloaded_error"
     retryable = True
     cause = Cause.SERVER_DRAINING
+    refusal = Cause.REFUSED_DRAINING
 
 
 class EngineFailed(SluiceError):
@@ -262,6 +269,7 @@ class EngineFailed(SluiceError):
     grpc = "UNAVAILABLE"
     retryable = True
     cause = Cause.ENGINE_FAILED
+    refusal = Cause.REFUSED_UNREADY
 
 
 class Unsupported(SluiceError):
@@ -276,6 +284,17 @@ class Unsupported(SluiceError):
 
 class InternalError(SluiceError):
     """A defect of ours. The log has the details, the client does not."""
+
+
+def cause_of(error: SluiceError, *, submitted: bool) -> Cause:
+    """Why a request ended that failed with this error; `submitted`: whether the engine had been given it."""
+    return error.cause if submitted or error.refusal is None else error.refusal
+
+
+def status_of(status: int, *, submitted: bool) -> int:
+    """The status with which an answer of this status leaves; `submitted`: whether the engine had been given the
+    request."""
+    return 500 if submitted and status == 503 else status
 
 
 class SettingsError(Exception):
@@ -308,4 +327,6 @@ __all__ = [
     "SluiceError",
     "Unauthorized",
     "Unsupported",
+    "cause_of",
+    "status_of",
 ]

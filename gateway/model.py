@@ -32,10 +32,13 @@ class Endpoint(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a request ended: the `cause` label of `sluice_ended_total` and, where a client hears it, the error code."""
+    """Why a request ended: the `cause` label of `sluice_ended_total`. Where a client gets an error, its code is the
+    same, except for the two `REFUSED_...`: the engine had not been given those requests, so nothing was cut."""
 
     COMPLETED = "completed"
     REJECTED = "rejected"
+    REFUSED_UNREADY = "refused_unready"
+    REFUSED_DRAINING = "refused_draining"
     DISCONNECTED = "disconnected"
     CANCELLED = "cancelled"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -186,6 +189,8 @@ class Tally:
     """The path's template. A metric label: paths themselves are the client's invention, and labels stay for ever."""
     works: bool = False
     """Whether the request asks for engine work; only such requests have an ending worth counting."""
+    submitted: bool = False
+    """Whether the engine has been given the request. Until then it has cost nothing and may go to another server."""
     id: str | None = None
     model: str | None = None
     prompt_tokens: int = 0

@@ -231,7 +231,7 @@ async def test_everything_can_be_ended_now() -> None:
     process.sluice.end_now()
     await stream.finish()
 
-    assert (stream.status, stream.error()["code"]) == (503, "server_draining")
+    assert (stream.status, stream.error()["code"]) == (500, "server_draining")
 
     await process.stop()
 

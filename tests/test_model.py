@@ -29,6 +29,8 @@ def test_the_causes_are_those_of_the_contract() -> None:
     assert [cause.value for cause in Cause] == [
         "completed",
         "rejected",
+        "refused_unready",
+        "refused_draining",
         "disconnected",
         "cancelled",
         "deadline_exceeded",

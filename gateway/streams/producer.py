@@ -14,7 +14,7 @@ from typing import Protocol
 from gateway.admission.gate import Permit
 from gateway.clock import Clock
 from gateway.engine.base import Handle
-from gateway.errors import ClientStalled, SluiceError
+from gateway.errors import ClientStalled, SluiceError, cause_of
 from gateway.model import Cause, Delta, Frame, Piece, Tally
 from gateway.streamlog.base import Ended, StreamLog
 from gateway.streams.lifecycle import Lifecycle, Signal, State
@@ -184,7 +184,7 @@ class Producer:
         self._end(Ended(Cause.COMPLETED))
 
     def fail(self, error: SluiceError) -> None:
-        self._end(Ended(error.cause, error))
+        self._end(Ended(self._cause(error), error))
 
     # What happens to it.
 
@@ -198,7 +198,7 @@ class Producer:
 
     def cancel(self, error: SluiceError, cause: Cause | None = None) -> None:
         """End the stream from our side and free its sequence in the engine. `cause` if it is not the error's own."""
-        if self._end(Ended(cause or error.cause, error)) and self._handle is not None:
+        if self._end(Ended(cause or self._cause(error), error)) and self._handle is not None:
             self._handle.abort()
 
     # The reader's side.
@@ -285,6 +285,9 @@ class Producer:
         self._on_end()
         self._wake()
         return True
+
+    def _cause(self, error: SluiceError) -> Cause:
+        return cause_of(error, submitted=self.tally.submitted)
 
     def _make_room(self) -> None:
         """Let a formatter that waits look again."""

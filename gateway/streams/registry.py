@@ -285,7 +285,6 @@ class Registry:
     ) -> AsyncIterator[Engine]:
         """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`. `waiting` is a scope
         around the wait for its seat, which may end that."""
-        self._refuse_when_draining()
         engine = self._engine()
         route = engine.route(method, path)
         if route is Route.UNKNOWN:
@@ -296,6 +295,7 @@ class Registry:
             rights.check_operator(path, tally.caller)
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
+        self._refuse_when_draining()
         if not tally.works:
             yield engine
             return

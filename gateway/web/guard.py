@@ -17,7 +17,7 @@ import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.clock import Clock
-from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError
+from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError, cause_of, status_of
 from gateway.logs import ACCESS
 from gateway.model import ARRIVAL, LINE, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
@@ -127,7 +127,8 @@ class Guard:
         return Exchange(caller, Tally(caller, self._facts), scope["path"], scope["method"])
 
     async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _Outlet) -> None:
-        exchange.tally.cause = exchange.tally.cause or error.cause
+        tally = exchange.tally
+        tally.cause = tally.cause or cause_of(error, submitted=tally.submitted)
         outlet.refusal = None
         if exchange.status:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
@@ -287,13 +288,13 @@ class _Outlet:
         message, self._held = self._held, None
         assert message is not None
         exchange = self._exchange
-        exchange.status = message["status"]
+        exchange.status = status_of(message["status"], submitted=exchange.tally.submitted)
         headers = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
         given = len(headers)
         headers.append((b"x-request-id", exchange.caller.request_id.encode()))
         if paths.is_anthropic(exchange.path):
             headers.append((b"request-id", exchange.caller.request_id.encode()))
-        if exchange.status in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers[:given]):
+        if message["status"] in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers[:given]):
             headers.append((b"retry-after", b"1"))
         if self._is_json and any(name.lower() == b"content-length" for name, _ in headers):
             headers = [item for item in headers if item[0].lower() != b"content-length"]
@@ -302,7 +303,7 @@ class _Outlet:
         if self._closing():
             headers = [item for item in headers if item[0].lower() != b"connection"]
             headers.append((b"connection", b"close"))
-        await self._send({**message, "headers": headers})
+        await self._send({**message, "status": exchange.status, "headers": headers})
         if exchange.method == "HEAD":
             exchange.complete = True
             await self._send({"type": "http.response.body", "body": b""})
@@ -330,8 +331,8 @@ def error_headers(error: SluiceError) -> dict[str, str]:
         headers["Allow"] = error.allow
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 408 and not error.retryable:
-        # The official clients retry every 408 by themselves, unless they are told not to.
+    if (error.status in (408, 409, 429) or error.status >= 500) and not error.retryable:
+        # The official clients retry these by themselves, unless they are told not to.
         headers["x-should-retry"] = "false"
     return headers
 

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import yaml
 
 from tests.deploy.processes import running
 from tests.helm.debian import program
-from tests.support.server import Server, free_port
+from tests.support.server import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NGINX = DEPLOY / "nginx" / "sluice.conf"
@@ -42,6 +42,14 @@ http {{
 """
 
 
+class Upstream(Protocol):
+    """What a proxy passes requests on to."""
+
+    @property
+    def port(self) -> int:
+        """On this machine."""
+
+
 def _open(port: int) -> bool:
     try:
         # Ours is not served; whoever answers 404 is the proxy itself.
@@ -51,13 +59,13 @@ def _open(port: int) -> bool:
 
 
 @contextmanager
-def nginx(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
+def nginx(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
     """nginx before these servers; its port."""
     port = free_port()
     text = NGINX.read_text(encoding="utf-8")
-    (line,) = re.findall(r"^    server gateway:8000.*$", text, flags=re.MULTILINE)
-    lines = (line.replace("gateway:8000", f"127.0.0.1:{server.port}") for server in servers)
-    text = text.replace(line, "\n".join(lines))
+    for line in re.findall(r"^    server gateway:8000.*$", text, flags=re.MULTILINE):
+        lines = (line.replace("gateway:8000", f"127.0.0.1:{server.port}") for server in servers)
+        text = text.replace(line, "\n".join(lines))
     assert text.count("listen 8080;") == 1
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port};")
     (folder / "sluice.conf").write_text(text, encoding="utf-8")
@@ -68,11 +76,13 @@ def nginx(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
 
 
 @contextmanager
-def envoy(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
+def envoy(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
     """Envoy before these servers; its port."""
     port = free_port()
     tree: dict[str, Any] = yaml.safe_load(ENVOY.read_text(encoding="utf-8"))
     (listener,), (cluster,) = tree["static_resources"]["listeners"], tree["static_resources"]["clusters"]
+    # Else what is found healthy would get requests only a second later.
+    cluster["common_lb_config"]["update_merge_window"] = "0s"
     listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
     tree["admin"]["address"]["socket_address"]["port_value"] = admin = free_port()
     (endpoints,) = cluster["load_assignment"]["endpoints"]
@@ -97,5 +107,5 @@ def envoy(folder: Path, servers: Sequence[Server]) -> Iterator[int]:
         yield port
 
 
-Proxy = Callable[[Path, Sequence[Server]], AbstractContextManager[int]]
+Proxy = Callable[[Path, Sequence[Upstream]], AbstractContextManager[int]]
 PROXIES: dict[str, Proxy] = {"nginx": nginx, "envoy": envoy}

@@ -41,6 +41,7 @@ NOUGHT = {
 _GONE = {"disconnected", "cancelled", "deadline_exceeded", "client_stalled"}
 HAPPENED = {
     "Turned away": {"queue_full"},
+    "Refused by replicas that do not serve": {"refused_unready"},
     "How generating requests end": {"completed", "overloaded", *_GONE},
     "Wasted tokens a second": _GONE,
     "Streams in flight at an engine's death": {"continued"},

@@ -122,6 +122,9 @@ async def _through_a_death(server: Server) -> None:
         await stream.head()
         await stream.chunk()
     os.kill(server.engine_pid(), signal.SIGKILL)
+    while (await ask(server.port, {}, method="GET", path="/readyz")).status != 503:
+        await asyncio.sleep(0.02)
+    assert (await ask(server.port, completion(9, 1))).status == 503, "what comes now is refused"
     for number, stream in enumerate(streams):
         assert (await stream.rest()).exact(number, 100)
 

@@ -100,8 +100,9 @@ def refused(answer: Answer) -> bool:
 
 
 def not_faked(answer: Answer) -> bool:
-    """A whole or mounted request that did not make it: a 503, or a connection without an end; never a success."""
-    if answer.status == 503:
+    """A whole or mounted request that did not make it: a 500, so that no proxy sends it again by itself, or a
+    connection without an end; never a success."""
+    if answer.status == 500:
         return json.loads(answer.body)["error"]["code"] == "server_draining"
     return not answer.whole and b"response.completed" not in answer.body and b"[DONE]" not in answer.body
 

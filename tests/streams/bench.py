@@ -73,6 +73,7 @@ class Bench:
         producer = self.queued(keep_bytes, streaming=streaming)
         producer.admit(await self.gate.enter())
         producer.start(None)
+        producer.tally.submitted = True
         producer.attach(self.handle)
         return producer
 

@@ -66,6 +66,7 @@ ENDINGS = {
     Cause.DEADLINE_EXCEEDED,
     Cause.ENGINE_FAILED,
     Cause.SERVER_DRAINING,
+    Cause.REFUSED_DRAINING,
     Cause.OVERLOADED,
 }
 
@@ -494,7 +495,7 @@ class Machine(RuleBasedStateMachine):
 
     def expect_drained(self) -> None:
         for record in self.live:
-            record.due.add(Cause.SERVER_DRAINING)
+            record.due |= {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}
 
     @precondition(lambda self: self.drain is not None and not self.live)
     @rule()
@@ -536,7 +537,7 @@ class Machine(RuleBasedStateMachine):
         if record.queue_until_s <= now_s:
             may.add(Cause.OVERLOADED)
         if self.drain is not None and self.drained_by_s <= now_s:
-            may.add(Cause.SERVER_DRAINING)
+            may |= {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}
         if producer.ended is None:
             assert not record.due
             assert now_s < record.deadline_s + LATE_S
@@ -546,6 +547,8 @@ class Machine(RuleBasedStateMachine):
             record.ended_s = now_s
             Machine.endings[producer.ended.cause] += 1
             assert producer.ended.cause in may, (producer.ended, may)
+            if producer.ended.cause in {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}:
+                assert producer.tally.submitted == (producer.ended.cause is Cause.SERVER_DRAINING)
 
     def _check_log(self, record: Record) -> None:
         producer, log = record.stream.producer, record.log

@@ -189,7 +189,7 @@ async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told()
     for producer in (kept, plain):
         producer.fail(EngineFailed("Down."))
 
-    assert kept.tally.cause is Cause.ENGINE_FAILED
+    assert kept.tally.cause is Cause.REFUSED_UNREADY
     assert plain.tally.cause is None, "that exchange will say by itself how it ended"
 
 

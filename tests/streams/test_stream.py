@@ -32,6 +32,7 @@ async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
     stream = Stream(bench.queued(), streaming=True, grace_s=None)
     told = [stream.status]
     stream.producer.start(None)
+    stream.producer.tally.submitted = True
     told.append(stream.status)
     stream.producer.lose()
     told.append(stream.status)

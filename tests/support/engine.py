@@ -159,6 +159,7 @@ class ScriptedEngine:
     async def submit(self, prepared: Any, sink: Sink) -> Run:
         run = Run(prepared, sink)
         self.runs.append(run)
+        prepared.tally.submitted = True
         try:
             if self.submit_hold is not None:
                 await self.submit_hold.wait()

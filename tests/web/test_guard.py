@@ -8,7 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import ClientError, DeadlineExceeded, HeadersTooSlow, Overloaded, SluiceError
+from gateway.errors import (
+    ClientError,
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    HeadersTooSlow,
+    NotReady,
+    Overloaded,
+    SluiceError,
+    cause_of,
+)
 from gateway.logs import ACCESS
 from gateway.model import Cause
 from gateway.streams.leash import Left
@@ -373,6 +383,37 @@ async def test_probes_leave_no_log_line(path: str, caplog: pytest.LogCaptureFixt
     await Door().get(path)
 
     assert not caplog.records
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """An app that makes a 503 of its own."""
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+@pytest.mark.parametrize("error", [None, Overloaded("."), NotReady("."), Draining("."), EngineFailed(".")])
+@in_virtual_time
+async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
+    error: SluiceError | None, submitted: bool
+) -> None:
+    """Whoever made it: proxies send such a request to another server, and an answer would be generated twice."""
+    inner = refuse if error is None else raising(error)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tally = scope[EXCHANGE].tally
+        tally.works, tally.submitted = True, submitted
+        await inner(scope, receive, send)
+
+    door = Door(app)
+    answer = await door.get()
+
+    assert answer.status == (500 if submitted else 503)
+    assert answer.headers["retry-after"] == "1"
+    assert "x-should-retry" not in answer.headers, "the client may"
+    if error is not None:
+        assert answer.error()["retryable"]
+        assert door.facts.endings == [(cause_of(error, submitted=submitted), 0)]
 
 
 async def shake(guard: Guard, headers: list[tuple[bytes, bytes]]) -> list[Any]:

@@ -843,7 +843,7 @@ async def test_a_drain_turns_new_requests_away_and_lets_running_ones_finish() ->
     await drain
 
     assert client.events()[-1] == "[DONE]"
-    assert edge.facts.endings == [(Cause.SERVER_DRAINING, 0), (Cause.COMPLETED, 0)]
+    assert edge.facts.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
 
 
 @in_virtual_time

@@ -272,6 +272,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise failures.named(failures.from_exception(error), prepared.call.request) from None
+        prepared.tally.submitted = True
         self._steps.adopt(queue.request_id, sink)
         # What came before is in vLLM's own collector; there was no await in between, so nothing is lost.
         early = queue.output

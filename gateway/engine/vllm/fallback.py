@@ -28,7 +28,7 @@ from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
 from gateway.model import Cause, Tally
 
-_BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING})
+_BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING})
 """Causes that say that nobody waits for an answer any more; one that is complete may have left work of its own."""
 
 _ENDS_ABORTED = frozenset({"/inference/v1/generate"})
@@ -156,6 +156,8 @@ class EngineProxy:
         run = _Running(request_id, tally, task)
         self._engagements.running.append(run)
         count = _Count(tally, self._clock, params)
+        if tally is not None:
+            tally.submitted = True
         try:
             async with aclosing(method(prompt, params, request_id, **options)) as outputs:
                 async for output in outputs:
