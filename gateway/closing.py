@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.errors import HeadersTooSlow, SluiceError
+from gateway.errors import HeadersTooSlow, SluiceError, body_at
 
 # An answer that came before the end of its request is followed by so much reading and no more. Closing at once would
 # make the kernel send a reset, with which the answer is lost for a client that is still sending.
@@ -114,7 +114,8 @@ class Closing(HttpToolsProtocol):
         if self._answering():
             self.transport.close()
             return
-        body = orjson.dumps(error.body())
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        body = orjson.dumps(body_at(path, error, None))
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[error.status] + head + body)
         self._linger()

@@ -297,6 +297,16 @@ def status_of(status: int, *, submitted: bool) -> int:
     return 500 if submitted and status == 503 else status
 
 
+def is_anthropic(path: str) -> bool:
+    """Whether the endpoint is one of Anthropic's, whose errors have a body of their own."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def body_at(path: str, error: SluiceError, request_id: str | None) -> dict[str, Any]:
+    """The body of an error's answer at that path."""
+    return error.anthropic_body(request_id) if is_anthropic(path) else error.body()
+
+
 class SettingsError(Exception):
     """Bad settings, or a start that cannot work; printed as one sentence, then the process exits."""
 
@@ -327,6 +337,8 @@ __all__ = [
     "SluiceError",
     "Unauthorized",
     "Unsupported",
+    "body_at",
     "cause_of",
+    "is_anthropic",
     "status_of",
 ]

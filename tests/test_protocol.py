@@ -124,6 +124,16 @@ async def test_headers_larger_than_the_limit_are_a_431(head: bytes, packet: int)
 
 
 @in_virtual_time
+async def test_what_is_refused_before_it_is_a_request_has_the_body_of_its_endpoint() -> None:
+    connection = Connection(App(), max_header_bytes=2000, max_headers=1000)
+    connection.say(b"POST /v1/messages?beta=true HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n")
+    await settle()
+    status, body = connection.answer()
+
+    assert (status, body["type"], body["error"]["type"]) == (431, "error", "request_too_large")
+
+
+@in_virtual_time
 async def test_a_header_that_never_ends_is_cut_off_at_the_limit() -> None:
     """The parser reports a header when it is complete, so one that never is would grow without limit."""
     connection = Connection(App(), max_header_bytes=2000)

@@ -17,7 +17,16 @@ import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.clock import Clock
-from gateway.errors import BodyTooLarge, InternalError, MethodNotAllowed, SluiceError, cause_of, status_of
+from gateway.errors import (
+    BodyTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    SluiceError,
+    body_at,
+    cause_of,
+    is_anthropic,
+    status_of,
+)
 from gateway.logs import ACCESS
 from gateway.model import ARRIVAL, LINE, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
@@ -134,8 +143,7 @@ class Guard:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
             # without the final chunk, so that the client notices.
             return
-        anthropic = paths.is_anthropic(exchange.path)
-        body = error.anthropic_body(exchange.caller.request_id) if anthropic else error.body()
+        body = body_at(exchange.path, error, exchange.caller.request_id)
         await outlet.document(error.status, body, headers=error_headers(error))
 
     def _close(self, exchange: Exchange) -> None:
@@ -292,7 +300,7 @@ class _Outlet:
         headers = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
         given = len(headers)
         headers.append((b"x-request-id", exchange.caller.request_id.encode()))
-        if paths.is_anthropic(exchange.path):
+        if is_anthropic(exchange.path):
             headers.append((b"request-id", exchange.caller.request_id.encode()))
         if message["status"] in (429, 503) and not any(name.lower() == b"retry-after" for name, _ in headers[:given]):
             headers.append((b"retry-after", b"1"))

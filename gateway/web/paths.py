@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from gateway.errors import NotFound
+from gateway.errors import NotFound, is_anthropic
 
 # The only parts of paths that are not our own words: ids, behind these. Model names have slashes, and official clients
 # encode them.
@@ -19,11 +19,6 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\
 _OLLAMA = re.compile(r"/api/(tags|chat|generate|show|ps|version|embed|embeddings|pull)")
 _LONGEST_SHOWN = 200
 _MOST_SEGMENTS = 12
-
-
-def is_anthropic(path: str) -> bool:
-    """Whether the endpoint is one of Anthropic's, whose errors have a body of their own."""
-    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def check(scope: MutableMapping[str, Any]) -> None:
@@ -117,4 +112,4 @@ class UnderRoot:
         await self._app(scope, receive, send)
 
 
-__all__ = ["UnderRoot", "advice", "base_url", "check", "is_anthropic", "shown", "without_slash"]
+__all__ = ["UnderRoot", "advice", "base_url", "check", "shown", "without_slash"]

@@ -5,6 +5,7 @@ The server has so little KV memory and such small batches that prompts are cut a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,32 @@ def test_a_chat_says_what_the_oracle_says(server: Server) -> None:
     assert content(said) == expected_text(prompt, 200)
     assert not content(said).isascii(), "characters of several tokens, too"
     assert said[-1]["usage"]["completion_tokens"] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_a_stream_of_vllms_own_is_cancelled_by_the_id_in_its_header(server: Server, path: str) -> None:
+    """A message then ends with Anthropic's error event; a response's stream breaks off."""
+    more = (
+        {"input": "x", "max_output_tokens": 9000} if path == "/v1/responses" else {"messages": ASK, "max_tokens": 9000}
+    )
+    raw = Raw(server.port, request_bytes({"model": MODEL, "stream": True, **more}, path))
+    head = raw.read_until(b"delta").partition(b"\r\n\r\n")[0].decode()
+    headers = dict(line.split(": ", 1) for line in head.lower().split("\r\n")[1:])
+    assert server.http.delete(f"/v1/streams/{headers['x-stream-id']}").json()["status"] == "cancelled"
+    end = raw.read_all()
+    raw.close()
+
+    assert b"validation error" not in end
+    assert (b"event: error\ndata: " in end) == (path == "/v1/messages")
+    if path == "/v1/messages":
+        error = json.loads(end[end.index(b"event: error") :].split(b"data: ")[1].split(b"\n")[0])
+        assert error["type"] == "error"
+        assert error["error"]["message"] == "The request was cancelled by its id."
+        assert error["request_id"] == headers["request-id"]
+        assert end.endswith(b"0\r\n\r\n")
+    server.wait_idle()
+    # A line for each request, and nothing about how vLLM came across its end.
+    assert "Error" not in server.stderr()
 
 
 def test_every_position_of_a_hundred_streams_is_right(server: Server) -> None:

@@ -24,9 +24,9 @@ from gateway.errors import (
     NotReady,
     Overloaded,
     SluiceError,
+    is_anthropic,
 )
 from gateway.model import AppOptions
-from gateway.web import paths
 from tests.support.asgi import Client
 from tests.support.edge import CHAT, COMPLETION, Edge, key_line
 from tests.support.time import in_virtual_time, settle
@@ -528,4 +528,4 @@ async def test_a_whole_answer_tells_the_engines_load_if_asked(path: str) -> None
 
 
 def test_only_anthropics_endpoints_are_anthropics() -> None:
-    assert [paths.is_anthropic(path) for path in (*MESSAGES, "/v1/messagesx", "/v1", CHAT)] == [True] * 2 + [False] * 3
+    assert [is_anthropic(path) for path in (*MESSAGES, "/v1/messagesx", "/v1", CHAT)] == [True] * 2 + [False] * 3
