@@ -6,7 +6,8 @@ import re
 import pytest
 
 from gateway import errors
-from gateway.errors import Overloaded, SettingsError, SluiceError
+from gateway.errors import Overloaded, SettingsError, SluiceError, cause_of, status_of
+from gateway.model import Cause
 
 TREE = sorted(
     (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SluiceError)),
@@ -40,6 +41,25 @@ def test_the_drawing_has_every_class_once_under_its_parent_and_no_other() -> Non
 def test_every_failure_is_exported() -> None:
     failures = {name for name in errors.__all__ if name[0].isupper()}
     assert {kind.__name__ for kind in TREE} | {"SettingsError"} == failures
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_503_is_for_requests_that_have_cost_nothing(kind: type[SluiceError]) -> None:
+    """Proxies send those to another server by themselves."""
+    before, after = (status_of(kind.status, submitted=submitted) for submitted in (False, True))
+
+    assert before == kind.status
+    assert after == (500 if kind.status == 503 else kind.status)
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_what_was_refused_is_not_counted_as_cut(kind: type[SluiceError]) -> None:
+    before, after = (cause_of(kind("."), submitted=submitted) for submitted in (False, True))
+
+    assert after is kind.cause
+    assert before is {"server_draining": Cause.REFUSED_DRAINING, "engine_failed": Cause.REFUSED_UNREADY}.get(
+        kind.code, kind.cause
+    )
 
 
 @pytest.mark.parametrize("kind", LEAVES)
