@@ -14,8 +14,8 @@ The rooms, and who may import whom:
 - `metrics`: every metric; `logs`: every log line; `looplag`: how late the event loop is.
 - `workers`: several such processes on one engine, and their parent; nothing of it runs where there is only one.
 - `app`: joins the rooms. `server`: the process; `listeners`: its listening sockets; `tls`: its certificates;
-  `shutdown`: its end. `protocol`: one connection, on `incoming` (what a client may send), `bodies` and `closing`;
-  `sockets`: the options of its socket. `cli`: the command.
+  `shutdown`: its end; `memory`: what it gives back. `protocol`: one connection, on `incoming` (what a client may
+  send), `bodies` and `closing`; `sockets`: the options of its socket. `cli`: the command.
 - `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 

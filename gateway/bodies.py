@@ -33,12 +33,15 @@ class BodyBudget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self.most_bytes = 0
+        """The most that was held since `reset_most`."""
         self._held: dict[Arriving, int] = {}
 
     def add(self, one: Arriving, count: int) -> None:
         """So many bytes more are held for `one`; it may be among those that are refused for it."""
         self._held[one] = self._held.get(one, 0) + count
         self.used_bytes += count
+        self.most_bytes = max(self.most_bytes, self.used_bytes)
         while self.used_bytes > self.limit_bytes:
             oldest = next((held for held in self._held if held.arriving), None)
             if oldest is None:
@@ -49,6 +52,10 @@ class BodyBudget:
     def release(self, one: Arriving) -> None:
         """Its body is held no more."""
         self.used_bytes -= self._held.pop(one, 0)
+
+    def reset_most(self) -> None:
+        """Begin to look for the most anew."""
+        self.most_bytes = self.used_bytes
 
 
 class BodyDeadline:

@@ -41,6 +41,17 @@ class Closing(HttpToolsProtocol):
         super().connection_made(transport)
         self._outlet = _Outlet(self, transport)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._held.clear()
+        running = self._running
+        super().connection_lost(exc)
+        if running is not None and running is not self.cycle and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        # What refers to itself is freed only by a garbage collection, which is rare here.
+        self._outlet.connection = self.scope = self.headers = self.cycle = self._running = None  # type: ignore[assignment]
+
     def _forget_body(self) -> None:
         """The present request's body is needed no more."""
 
@@ -125,13 +136,14 @@ class _Outlet:
     """The transport as an answer sees it: to close it is not to cut the answer off."""
 
     def __init__(self, connection: Closing, transport: asyncio.Transport) -> None:
-        self._connection = connection
+        self.connection: Closing | None = connection
         self.write = transport.write
         self.is_closing = transport.is_closing
 
     def close(self) -> None:
         """The answer is over, and the last."""
-        self._connection.close_after_answer()
+        if self.connection is not None:
+            self.connection.close_after_answer()
 
 
 __all__ = ["LINGER_BYTES", "LINGER_S", "Closing"]

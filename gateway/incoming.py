@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway.bodies import SMALL_BYTES, BodyBudget, BodyDeadline
 from gateway.closing import LINGER_BYTES, Closing
@@ -50,27 +51,22 @@ class Incoming(Closing):
         self._body_left = 0
         """Bytes of the body that are to come; -1: chunks."""
         self._body_bytes = 0
+        self._counted_bytes = 0
         self._unframed_bytes = 0
         """Bytes since the last that belonged to a body."""
         self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._budget = _budgets.get(self.server_state) or _budgets.setdefault(
+        self._budget = budget_of(self.server_state) or _budgets.setdefault(
             self.server_state, BodyBudget(self.max_total_body_bytes)
         )
         # A connection that says nothing at all is held to the same deadline.
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
         self._forget_body()
-        self._held.clear()
-        running = self._running
         super().connection_lost(exc)
-        if running is not None and running is not self.cycle and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
 
     # Bytes.
 
@@ -82,26 +78,27 @@ class Incoming(Closing):
         if self._in_head and self._answering():
             self._hold(data)
             return
-        cut = self._cut(data)
+        fed, cut = 0, self._cut(data)
         while cut < len(data):
-            self._feed(data[:cut])
-            data = data[cut:]
+            self._feed(data[fed:cut])
+            fed = cut
             if self._over():
                 return
             if self._in_head and self._answering():
-                self._hold(data)
+                self._hold(data[fed:])
                 return
-            cut = self._cut(data)
-        self._feed(data)
+            cut = self._cut(data, fed)
+        self._feed(data[fed:])
         if not self._in_head and self._body_timer is None and not self._over():
             self._expect_body()
 
-    def _cut(self, data: bytes | bytearray) -> int:
-        """Where in `data` the parser must stop, because the request may be complete there."""
+    def _cut(self, data: bytes | bytearray, fed: int = 0) -> int:
+        """Where in `data`, of which the parser has been fed so much, it must stop, because the request may be complete
+        there."""
         if self._in_head:
-            end = data.find(b"\r\n\r\n")
+            end = data.find(b"\r\n\r\n", fed)
             return len(data) if end < 0 else end + 4
-        return self._body_left if self._body_left >= 0 else _CHUNKED_PIECE_BYTES
+        return fed + (self._body_left if self._body_left >= 0 else _CHUNKED_PIECE_BYTES)
 
     def _feed(self, data: bytes) -> None:
         in_head, body_bytes = self._in_head, self._body_bytes
@@ -128,7 +125,9 @@ class Incoming(Closing):
         if self._in_head:
             if self._head_bytes > self.max_header_bytes:
                 self._refuse(_too_large(self.max_header_bytes))
-        elif not in_head and self._body_left < 0:
+            return
+        self._count_body()
+        if not in_head and self._body_left < 0:
             self._count_framing(len(data), body_bytes)
 
     def _count_framing(self, count: int, body_bytes: int) -> None:
@@ -213,17 +212,30 @@ class Incoming(Closing):
         return False
 
     def on_body(self, body: bytes) -> None:
-        count = len(body)
+        # Once per chunk, and chunks can have one byte each; what else there is to do is done once per piece parsed.
+        self._body_bytes += len(body)
+        self.cycle.body += body
+
+    def _count_body(self) -> None:
+        """Look at what has come of a body since the last time."""
+        count = self._body_bytes - self._counted_bytes
+        if not count:
+            return
         if self._body_left > 0:
             self._body_left -= count
-        before, self._body_bytes = self._body_bytes, self._body_bytes + count
-        if self.cycle.response_complete or self.body_error is not None:
+        before, self._counted_bytes = self._counted_bytes, self._body_bytes
+        cycle = self.cycle
+        if cycle.response_complete or self.body_error is not None:
+            cycle.body = bytearray()
             return
-        super().on_body(body)
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
         if self._body_bytes > SMALL_BYTES:
             self._budget.add(self, count if before > SMALL_BYTES else self._body_bytes)
 
     def on_message_complete(self) -> None:
+        self._count_body()
         super().on_message_complete()
         cycle = self.cycle
         if self._keep_alive and not cycle.response_started:
@@ -231,7 +243,7 @@ class Incoming(Closing):
         self._in_head = True
         self._head_bytes = 0
         self._head_began_s = 0.0
-        self._body_left = self._body_bytes = self._unframed_bytes = 0
+        self._body_left = self._body_bytes = self._counted_bytes = self._unframed_bytes = 0
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
@@ -322,8 +334,13 @@ class Incoming(Closing):
             self._body_timer = None
 
 
+def budget_of(server_state: Any) -> BodyBudget | None:
+    """What all connections of a server hold of bodies; None before the first."""
+    return _budgets.get(server_state)
+
+
 def _too_large(limit: int) -> HeadersTooLarge:
     return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
 
 
-__all__ = ["PIPELINED_BYTES", "Incoming"]
+__all__ = ["PIPELINED_BYTES", "Incoming", "budget_of"]

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import orjson
 import uvicorn
 
-from gateway import shutdown
+from gateway import memory, shutdown
 from gateway.app import Sluice
 from gateway.errors import SettingsError
+from gateway.incoming import budget_of
 from gateway.listeners import Listeners, bind, bind_many, bind_unix, url_of
 from gateway.logs import Stopwatch
 from gateway.protocol import Protocol
@@ -40,6 +41,8 @@ ACCEPTS_PER_TURN = 16
 # (700, 10, 10) every burst of requests has several. What vLLM has loaded is frozen and looked at no more. A request
 # leaves some 30 objects behind that only a collection frees, so it may wait for ten million.
 GC_THRESHOLDS = (10_000, 10, 100)
+# After bodies of so many bytes have been held at once, what is free again is given back.
+MUCH_BYTES = 64 * 2**20
 # When a drain is over, connections get so long to take what they have been sent last.
 FLUSH_WITHIN_S = 2
 
@@ -52,6 +55,7 @@ class HttpServer(uvicorn.Server):
     management: socket.socket | None = None
     certificates: Certificates | None = None
     _refreshing: asyncio.Task[None] | None = None
+    _trimming: asyncio.Task[None] | None = None
     signals: tuple[str, ...] = ()
     """The signals that have come, by name."""
     force_in: Callable[[float, int], None] = staticmethod(lambda within_s, code: None)
@@ -110,9 +114,16 @@ class HttpServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
                     connection.look_after_peer()
+            self._give_memory_back()
             if self.certificates is not None and (self._refreshing is None or self._refreshing.done()):
                 self._refreshing = asyncio.ensure_future(asyncio.to_thread(self.certificates.refresh))
         return await super().on_tick(counter)
+
+    def _give_memory_back(self) -> None:
+        budget = budget_of(self.server_state)
+        if budget is not None and budget.most_bytes > MUCH_BYTES and budget.used_bytes < budget.most_bytes // 2:
+            budget.reset_most()
+            self._trimming = asyncio.ensure_future(asyncio.to_thread(memory.give_back))
 
     def unsent_bytes(self) -> int:
         """What waits in the buffers of all connections."""

@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "sockets": set(),
     "listeners": set(),
     "shutdown": set(),
+    "memory": set(),
     "tls": set(),
     "wire": set(),
     "admission": set(),
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "closing": set(),
     "incoming": {"bodies", "closing"},
     "protocol": {"sockets", "incoming"},
-    "server": {"app", "settings", "logs", "protocol", "listeners", "tls", "shutdown"},
+    "server": {"app", "settings", "logs", "protocol", "incoming", "listeners", "tls", "shutdown", "memory"},
     "workers": {"admission.gate", "engine.base"},
     # Its two processes, each a `server` of its own kind.
     "workers.house": {

@@ -4,7 +4,9 @@ answered, and after."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -584,3 +586,29 @@ async def test_a_refusal_can_be_read_by_a_client_that_is_still_sending() -> None
 
     assert connection.gone
     assert connection.heard.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /x HTTP/1.1\r\nx: y\r\n", GET, post(1000) + b"b", b"GET /x HTTP/1.1\r\nx: " + b"a" * 40_000]
+)
+@in_virtual_time
+async def test_what_a_connection_held_is_free_when_it_is_lost(sent: bytes) -> None:
+    """Not when garbage is collected, which happens rarely here."""
+    app = Refusing()
+    connection = Connection(app)
+    connection.say(sent)
+    await settle()
+    held = weakref.ref(connection.protocol)
+    connection.hang_up()
+    await settle()
+    # With their stacks.
+    app.errors.clear()
+    gc.disable()
+    try:
+        # The tests' own transport keeps its protocol.
+        connection.transport._protocol = connection.protocol = None  # type: ignore[assignment]
+        await settle()
+
+        assert held() is None
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, MutableMapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +236,8 @@ class _Inlet:
             self._outlet.gone()
         elif message["type"] == "http.request":
             if self._line is not None and self._line.body_error is not None and message.get("more_body", False):
-                raise self._refused(self._line.body_error)
+                # One of its own: with its stack the connection would keep all that has come of the body.
+                raise self._refused(copy(self._line.body_error))
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
                 raise self._too_large()
