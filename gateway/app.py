@@ -70,11 +70,18 @@ def plan_engine(
         trust_client_fields=settings.server.trust_client_fields,
         hang_timeout_s=settings.supervisor.hang_timeout_s,
         workers=settings.server.workers,
+        grammars=_grammar_limits(settings),
         log_level=settings.log.level,
         log_json=settings.log.as_json,
         source=lambda name: engine_source(file, name),
         say=say,
     )
+
+
+def _grammar_limits(settings: Settings) -> dict[str, Any]:
+    """What one process of ours may do about grammars: they share the processes, down to two for each."""
+    limits = settings.grammars.model_dump()
+    return {**limits, "processes": max(min(2, limits["processes"]), limits["processes"] // settings.server.workers)}
 
 
 def check(settings: Settings, plan: Plan) -> None:

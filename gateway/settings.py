@@ -117,6 +117,21 @@ class Admission(Section):
     queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
 
 
+class Grammars(Section):
+    """What a grammar (JSON schema, regular expression, EBNF, choices, structural tag) of a request may cost. It is
+    compiled in a process of its own before the request waits for a seat."""
+
+    timeout_s: float = Field(
+        4.0, gt=0, le=600, description="CPU time of one compilation; on the clock twice as long. Then it is a 400."
+    )
+    max_bytes: int = Field(512 * 2**10, ge=1024, description="Length of a schema, expression or grammar.")
+    max_properties: int = Field(2000, ge=1, description="Properties in a JSON schema, at all levels together.")
+    max_choices: int = Field(5000, ge=1, description="Alternatives: choices, enum values, `|` of an expression.")
+    max_nesting: int = Field(64, ge=1, le=64, description="Levels of a JSON schema; vLLM allows no more than 64.")
+    max_memory_bytes: int = Field(256 * 2**20, ge=2**20, description="Memory of one compilation.")
+    processes: int = Field(8, ge=1, le=256, description="Grammars that are compiled at once; workers share them.")
+
+
 class Streams(Section):
     """What a stream may cost, and how long."""
 
@@ -159,6 +174,7 @@ class Settings(BaseSettings):
 
     server: Server = Server()
     admission: Admission = Admission()
+    grammars: Grammars = Grammars()
     streams: Streams = Streams()
     supervisor: Supervision = Supervision()
     synthetic: Synthetic = Synthetic()
@@ -352,6 +368,7 @@ def engine_source(settings_file: Path | None, name: str) -> str:
 
 __all__ = [
     "Admission",
+    "Grammars",
     "Log",
     "Media",
     "Server",

@@ -1,8 +1,8 @@
 """What an engine must answer, and the sink through which it answers.
 
-A request passes three calls: `parse` (is it well-formed?), `prepare` (can it be served, and how will its chunks
-look?) and `submit` (go). Between the first two stands the gate, so nothing expensive runs for a request that has
-to wait. All three raise only errors of `gateway.errors`.
+A request passes four calls: `parse` (is it well-formed?), `check` (can its grammar be compiled?), `prepare` (can it be
+served, and how will its chunks look?) and `submit` (go). Behind the first two stands the gate, so nothing that the
+engine works on runs for a request that has to wait. All of them raise only errors of `gateway.errors`.
 """
 
 from __future__ import annotations
@@ -201,6 +201,13 @@ class Engine(Mortal, Protocol):
 
     def parse(self, endpoint: Endpoint, body: bytes) -> Call:
         """Check a request body. Raises ClientError that names the field."""
+
+    async def check(self, call: Call, tally: Tally) -> None:
+        """Check the grammar that the request brings, in a process aside. Raises ClientError that names the field, and
+        Overloaded where that could not be done in time."""
+
+    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+        """The same for a body that `http` will read. A body that is wrong otherwise is left to that."""
 
     async def prepare(self, call: Call, tally: Tally) -> Prepared:
         """Render the prompt and settle the sampling parameters; sets the tally's model. The answer's id is the tally's

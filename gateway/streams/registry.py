@@ -183,6 +183,7 @@ class Registry:
         """From the gate to the engine. Every failure ends in the stream."""
         tally = producer.tally
         try:
+            await (await self._engine_soon()).check(call, tally)
             began_s = self._clock.now()
             producer.admit(await self._gate.enter(call.seats))
             # The engine that is running now, which need not be the one that was when the wait began.
@@ -282,9 +283,10 @@ class Registry:
         tally: Tally,
         wishes: Wishes,
         waiting: AbstractAsyncContextManager[object] | None = None,
+        read: Callable[[], bytes] | None = None,
     ) -> AsyncIterator[Engine]:
         """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`. `waiting` is a scope
-        around the wait for its seat, which may end that."""
+        around the wait for its seat, which may end that; in it `read` gives the body, if that is to be checked."""
         engine = self._engine()
         route = engine.route(method, path)
         if route is Route.UNKNOWN:
@@ -309,6 +311,8 @@ class Registry:
             token = CURRENT_TALLY.set(tally)
             try:
                 async with waiting or nullcontext():
+                    if read is not None:
+                        await engine.check_body(path, read(), tally)
                     began_s = self._clock.now()
                     permit = await self._gate.enter()
                     engine = await self._engine_soon()

@@ -120,8 +120,10 @@ class Dispatch:
         wished = wishes.read(tally.caller.headers)
         inbox = _Inbox(receive)
         waiting = _Arrival(inbox)
+        # Other bodies bring no grammars.
+        read = inbox.body if _is_json(scope) else None
         try:
-            async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting) as engine:
+            async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting, read) as engine:
                 await engine.http(scope, inbox, send)
         except NoRoute:
             base = paths.base_url(scope, tally.caller.headers, self._options().root_path)
@@ -146,6 +148,10 @@ class _Inbox:
             self.complete.set()
         return message
 
+    def body(self) -> bytes:
+        """What has come of the body; it will be given again."""
+        return b"".join([one.get("body", b"") for one in self._kept])
+
     async def __call__(self) -> Any:
         return self._kept.popleft() if self._kept else await self._receive()
 
@@ -166,6 +172,10 @@ class _Arrival(Presence):
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
+
+
+def _is_json(scope: MutableMapping[str, Any]) -> bool:
+    return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 
 
 def _wants_json(scope: MutableMapping[str, Any]) -> bool:

@@ -101,6 +101,8 @@ class ScriptedEngine:
     models: set[str] = field(default_factory=lambda: {"scripted"})
     options: AppOptions = field(default_factory=AppOptions)
     http: ASGIApp = None  # type: ignore[assignment]
+    check_hold: asyncio.Event | None = None
+    check_error: SluiceError | None = None
     prepare_hold: asyncio.Event | None = None
     submit_hold: asyncio.Event | None = None
     prepare_error: Exception | None = None
@@ -143,6 +145,16 @@ class ScriptedEngine:
         return Call(
             endpoint, document.get("stream", False), document.get("n", 1), document.get("formatted", False), document
         )
+
+    async def check(self, call: Any, tally: Tally) -> None:
+        if self.check_hold is not None:
+            await self.check_hold.wait()
+        if self.check_error is not None:
+            raise self.check_error
+
+    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+        self.bodies.append(body)
+        await self.check(None, tally)
 
     async def prepare(self, call: Any, tally: Tally) -> Prepared:
         if self.prepare_hold is not None:

@@ -10,6 +10,7 @@
 - `fallback`: vLLM's own HTTP app and the proxy it runs on.
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `stream_errors`: what it writes into streams that fail; `expected_errors`: what it need not log.
+- `grammars/`: the grammars that requests bring, checked in a process aside.
 - `failures`: vLLM's errors as ours; `words`: why an engine could not start.
 - `sharing`: one engine with several clients; `cores`: its processes, for the parent; `tenant`: a worker's client.
 - `child`: what runs inside the engine process.

@@ -1,12 +1,13 @@
 """What runs inside the engine process.
 
 vLLM loads general plugins in every process of an engine, so this is the one official place where code of ours runs
-there. It does three things, so that the gateway stays in charge of its engine:
+there. It does four things, so that the gateway stays in charge of its engine:
 
 - leave the gateway's process group: a signal to the group is meant for the gateway, and an engine that stops by
   itself cuts the streams that the gateway still wants to finish;
 - end when the gateway is gone: after a kill -9 of the gateway nobody else would stop the engine;
-- let a client abort what another one has left behind: vLLM goes on for a front end that has died.
+- let a client abort what another one has left behind: vLLM goes on for a front end that has died;
+- compile grammars in our way (`grammars.compilation`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from gateway.engine.vllm.grammars import compilation
 
 # Set by `launch` for the processes that it starts; without it this plugin stays out of other programs' way.
 MARK = "SLUICE_ENGINE_PROCESS"
@@ -44,6 +47,7 @@ def settle() -> None:
         os.setpgid(0, 0)
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
         setattr(core.EngineCoreProc, EVICT, _evict)
+        compilation.adopt(core.StructuredOutputManager)
     threading.Thread(target=_end_with, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
 
 

@@ -29,6 +29,9 @@ from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors
 from gateway.engine.vllm.core import LastingCore
+from gateway.engine.vllm.grammars import validation
+from gateway.engine.vllm.grammars.limits import GrammarLimits
+from gateway.engine.vllm.grammars.service import Grammars
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
@@ -81,6 +84,7 @@ class VllmEngine:
         make_core: Callable[[], Awaitable[Any]],
         hang_timeout_s: float,
         trust_client_fields: bool,
+        grammar_limits: GrammarLimits,
     ) -> None:
         """`core` is what `llm` uses as its engine client. `make_core` starts another engine process and gives vLLM's
         client of it; `hang_timeout_s` is how long the process may say nothing before it counts as dead."""
@@ -93,6 +97,7 @@ class VllmEngine:
         self._engagements = fallback.Engagements()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
+        self._grammars = Grammars(llm, grammar_limits, clock)
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
@@ -105,7 +110,8 @@ class VllmEngine:
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
         tasks = await self._llm.get_supported_tasks()
-        proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements)
+        verify = validation.verifier(self._llm, tasks)
+        proxy = fallback.EngineProxy(self._llm, self._clock, self._engagements, verify)
         self._app = await fallback.build(proxy, args, tasks)
         self._options = AppOptions(
             root_path=_prefix(args.root_path),
@@ -164,6 +170,12 @@ class VllmEngine:
             # vLLM's own validators raise, too, and some trip over values that they did not expect.
             raise failures.from_validator(error, _MODELS[endpoint], document) from None
         return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+
+    async def check(self, call: VllmCall, tally: Tally) -> None:
+        await self._grammars.check_request(self._app.state.online_renderer, call.request, tally.caller.owner)
+
+    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+        await self._grammars.check_body(self._app.state.online_renderer, path, body, tally.caller.owner)
 
     async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
         serving = self._serving(call.endpoint)
@@ -251,6 +263,7 @@ class VllmEngine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._grammars.close()
         await self._stack.aclose()
         await asyncio.to_thread(self._llm.shutdown, _STOP_WITHIN_S)
 
@@ -273,11 +286,12 @@ class VllmEngine:
         except Exception as error:
             raise failures.named(failures.from_exception(error), prepared.call.request) from None
         prepared.tally.submitted = True
-        self._steps.adopt(queue.request_id, sink)
+        constrained = submission.params.structured_outputs is not None
+        self._steps.adopt(queue.request_id, sink, constrained=constrained)
         # What came before is in vLLM's own collector; there was no await in between, so nothing is lost.
         early = queue.output
         if early is not None:
-            SinkQueue(sink).put(early)
+            SinkQueue(sink, constrained=constrained).put(early)
         return _Running(None, self, queue.request_id)
 
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:

@@ -32,6 +32,11 @@ _SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
 _SHOWN = 3
 
 
+UNGRAMMATICAL = (
+    "structured_outputs: the model cannot go on within this grammar: it compiles, but it comes to a dead end."
+)
+
+
 class Aborted(Exception):
     """The engine gave a request up because somebody aborted it: never to be mistaken for a good end."""
 
@@ -108,7 +113,7 @@ def from_info(status: int, message: str, param: str | None) -> SluiceError:
     if status in (429, 503):
         return Overloaded(message, retry_after_s=1)
     if 400 <= status < 500:
-        return ClientError(message, param=param)
+        return ClientError(message, param="structured_outputs" if message == UNGRAMMATICAL else param)
     logger.error("vLLM answered %d: %s", status, message)
     return InternalError("The server failed to answer this request.")
 
@@ -133,6 +138,14 @@ def named(error: SluiceError, request: Any) -> SluiceError:
         elif any(word in message.lower() for word in ("chat template", "conversation", "token id", "role", "message")):
             param = given
     return type(error)(message, param=param, retry_after_s=error.retry_after_s)
+
+
+def failed(*, constrained: bool) -> SluiceError:
+    """A request that the engine ended with an error. Of one that a grammar holds that is the cause: vLLM ends it where
+    it cannot compile the grammar, or no token fits."""
+    if constrained:
+        return ClientError(UNGRAMMATICAL, param="structured_outputs")
+    return EngineFailed("The engine failed this request.", retry_after_s=1)
 
 
 def known() -> SluiceError | None:
@@ -171,7 +184,9 @@ def from_exception(error: BaseException) -> SluiceError:
 
 
 __all__ = [
+    "UNGRAMMATICAL",
     "Aborted",
+    "failed",
     "from_exception",
     "from_info",
     "from_response",

@@ -23,7 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
-from gateway.engine.vllm import lanes, operators, stream_errors
+from gateway.engine.vllm import failures, lanes, operators, stream_errors
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
 from gateway.model import Cause, Tally
@@ -61,6 +61,13 @@ class GivenUp(Aborted, GracefulHTTPError):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         GracefulHTTPError.__init__(self, "The engine gave this request up.", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class Ungrammatical(GracefulHTTPError):  # type: ignore[misc,unused-ignore]
+    """The engine could not follow the request's grammar."""
+
+    def __init__(self) -> None:
+        super().__init__(failures.UNGRAMMATICAL, HTTPStatus.BAD_REQUEST)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,8 +112,10 @@ class Engagements:
 class EngineProxy:
     """Stands where vLLM wants an EngineClient. Not a subclass: that ABC grows with every release."""
 
-    def __init__(self, llm: Any, clock: Clock, engagements: Engagements) -> None:
+    def __init__(self, llm: Any, clock: Clock, engagements: Engagements, verify: Callable[[Any], None]) -> None:
+        """`verify` raises what vLLM has against sampling parameters."""
         self._llm = llm
+        self.verify = verify
         self._clock = clock
         self._engagements = engagements
 
@@ -117,9 +126,12 @@ class EngineProxy:
         """Admission is the gate's business, and it has decided before this is asked."""
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
-        """As AsyncLLM.generate; nothing runs before the first iteration."""
+        """As AsyncLLM.generate; nothing runs before the first iteration, but bad parameters are refused at once, while
+        they can still be an HTTP status."""
         if (notes := CAPTURE.get()) is not None:
             notes.append(Submission(prompt, sampling_params, request_id, options))
+        else:
+            self.verify(sampling_params)
         tally = CURRENT_TALLY.get()
         if tally is not None and tally.id is None:
             tally.id = request_id
@@ -170,6 +182,10 @@ class EngineProxy:
                             continue
                         cancelled = tally is not None and tally.cause is Cause.CANCELLED
                         raise CancelledById if cancelled else GivenUp
+                    if getattr(params, "structured_outputs", None) is not None and any(
+                        choice.finish_reason == "error" for choice in choices
+                    ):
+                        raise Ungrammatical
                     yield output
         except (EngineDeadError, EngineGenerateError):
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.

@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.parser.abstract_parser import DelegatingParser
 
 from gateway.engine.vllm.versions import find
@@ -23,12 +24,15 @@ from gateway.model import Endpoint, Frame
 def adopt(state: Any) -> None:
     """Override the stream generators of the two serving objects in vLLM's app state, if the model generates.
 
-    Other handlers (batch, Anthropic, responses) have serving objects of their own and are not touched.
+    Other handlers (batch, Anthropic) have serving objects of their own and are not touched; that of the Responses API
+    looks at its parameters earlier.
     """
     if getattr(state, "openai_serving_chat", None) is not None:
         state.openai_serving_chat.__class__ = _Chat
     if getattr(state, "openai_serving_completion", None) is not None:
         state.openai_serving_completion.__class__ = _Completion
+    if getattr(state, "openai_serving_responses", None) is not None:
+        state.openai_serving_responses.__class__ = _Responses
 
 
 class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
@@ -50,6 +54,14 @@ class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
         if len(engine_inputs) == 1 and _plain(self, request):
             return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
         return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
+
+
+class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
+    def _generate_with_builtin_tools(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's generates when it is first asked for an event, and by then two events are out and a background
+        response is queued: what is wrong with the sampling parameters is said here, while it can be an HTTP status."""
+        self.engine_client.verify(kwargs["sampling_params"])
+        return super()._generate_with_builtin_tools(*args, **kwargs)
 
 
 def _unparsed(parser: Any, request: Any) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
 from gateway.engine.vllm import another, child, sharing
+from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.pace import NUMBERS
 from gateway.engine.vllm.words import why
 from gateway.errors import SettingsError
@@ -63,7 +64,7 @@ class Plan:
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
     `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
     `hang_timeout_s` is how long the engine may say nothing; None: what suits the machine. `workers` is how many
-    processes of ours will use it.
+    processes of ours will use it. `grammars` are the limits on grammars by name.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     trust_client_fields: bool = False
     hang_timeout_s: float | None = None
     workers: int = 1
+    grammars: Mapping[str, Any] = field(default_factory=dict)
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
@@ -225,6 +227,9 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "VLLM_LOGGING_CONFIG_PATH": str(words.parent / "logging.json"),
         # Its sockets: it leaves some behind with every engine, and this folder goes when the process does.
         "VLLM_RPC_BASE_PATH": str(words.parent),
+        # A grammar's regular expression has been compiled within its limits before the engine sees it; vLLM's limit
+        # would leave a thread behind that goes on.
+        "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
         "TOKENIZERS_PARALLELISM": "false",
         # Its log lines are the only ones that do not come through logging.
         "TRANSFORMERS_VERBOSITY": "error",
@@ -316,6 +321,7 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
             make_core=lambda: another.make_core(args, llm, joining, in_daemon),
             hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
             trust_client_fields=plan.trust_client_fields,
+            grammar_limits=GrammarLimits(**plan.grammars),
         )
         await engine.open(args)
     except SettingsError:

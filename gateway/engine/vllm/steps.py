@@ -22,7 +22,7 @@ from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 from gateway.clock import Clock
 from gateway.engine.base import Sink
-from gateway.engine.vllm.failures import from_exception
+from gateway.engine.vllm.failures import failed, from_exception
 from gateway.engine.vllm.statistics import Statistics, plain
 from gateway.errors import EngineFailed
 from gateway.model import Delta
@@ -36,10 +36,12 @@ _CONTEXT_TOKENS = 8
 class SinkQueue:
     """Stands where vLLM's RequestOutputCollector stands, for a request with one text choice."""
 
-    __slots__ = ("_sink",)
+    __slots__ = ("_constrained", "_sink")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, constrained: bool = False) -> None:
+        """`constrained`: whether a grammar holds the answer."""
         self._sink = sink
+        self._constrained = constrained
 
     def put(self, output: Any) -> None:
         """Called by vLLM for every output of the request, and with an exception when the engine dies."""
@@ -53,7 +55,7 @@ class SinkQueue:
                 # Our own aborts have ended the stream already; this one came from inside the engine.
                 self._sink.fail(EngineFailed("The engine gave this request up.", retry_after_s=1))
             elif reason == "error":
-                self._sink.fail(EngineFailed("The engine failed this request.", retry_after_s=1))
+                self._sink.fail(failed(constrained=self._constrained))
             elif choice.text or choice.token_ids or reason is not None:
                 self._sink.put(Delta(choice.text, len(choice.token_ids), reason, choice.stop_reason))
 
@@ -115,12 +117,12 @@ class PlainSteps:
         self._taken = 0
         output_processor.process_outputs = self.process_outputs
 
-    def adopt(self, request_id: str, sink: Sink) -> None:
+    def adopt(self, request_id: str, sink: Sink, *, constrained: bool = False) -> None:
         """Take the tokens of this request, if its state is as simple as its lane promises."""
         state = self._states.get(request_id)
         if state is None:
             return
-        state.queue = SinkQueue(sink)
+        state.queue = SinkQueue(sink, constrained=constrained)
         detokenizer = state.detokenizer
         if (
             type(detokenizer) is FastIncrementalDetokenizer

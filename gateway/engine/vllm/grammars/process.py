@@ -1,0 +1,96 @@
+"""Starts the checker process and speaks with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from gateway.engine.vllm.grammars.checker import OnDocument
+
+_PROGRAM = "gateway.engine.vllm.grammars.forker"
+_HEAD = struct.Struct("!I")
+# numpy's library would start a thread for every core, and a process with threads must not fork.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class CheckerProcess:
+    """A running checker process. To be used from one event loop."""
+
+    def __init__(self, process: subprocess.Popen[bytes], writer: asyncio.StreamWriter) -> None:
+        self._process = process
+        self._writer = writer
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, config: Mapping[str, Any], on_document: OnDocument) -> CheckerProcess:
+        """Start it; returns when it is ready. It ends by itself when this process does."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A fresh program, not a fork: this process has threads and most of the machine's memory. In a group of its
+            # own, because Ctrl-C goes to all of the terminal's group, and requests are still checked while we drain.
+            process = await asyncio.to_thread(
+                subprocess.Popen,
+                [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        ours.setblocking(False)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+            self = cls(process, writer)
+            self.send(config)
+            # Its first word: it is ready.
+            await _read(reader)
+        except BaseException:
+            ours.close()
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            raise
+        self._reading = asyncio.get_running_loop().create_task(self._read_all(reader, on_document))
+        return self
+
+    def send(self, document: Mapping[str, Any]) -> None:
+        """Send it a document."""
+        body = json.dumps(document).encode()
+        self._writer.write(_HEAD.pack(len(body)) + body)
+
+    def close(self) -> None:
+        """End it, and all that it works on."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._writer.close()
+        self._process.kill()
+        self._process.wait()
+
+    async def _read_all(self, reader: asyncio.StreamReader, on_document: OnDocument) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                on_document(await _read(reader))
+        self._writer.close()
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        on_document(None)
+
+
+async def _read(reader: asyncio.StreamReader) -> Any:
+    (length,) = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+    return json.loads(await reader.readexactly(length))
+
+
+__all__ = ["CheckerProcess"]

@@ -1,0 +1,138 @@
+"""Which grammar a request will bring to the engine, told before it is rendered.
+
+Tools become grammars only after vLLM's tool parser has looked at the request, which needs no prompt: it is done here on
+a copy, and vLLM does it again later, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+# A body without any of these words asks for no grammar. One that hides them behind JSON escapes is met at submission.
+_WORDS = (b"response_format", b"structured_outputs", b'"tools"', b'"text"', b"output_config")
+_SHARED = ("model", "tools", "tool_choice", "parallel_tool_calls", "structured_outputs")
+_SAYING_NOTHING = [{"role": "user", "content": "x"}]
+
+
+def asks(body: bytes) -> bool:
+    """Whether a body may ask for a grammar."""
+    return any(word in body for word in _WORDS)
+
+
+def plain(request: Any) -> tuple[str, Any] | None:
+    """The grammar that the request names itself, and the field in which it does."""
+    found = request.extract_structured_outputs()
+    if found is None or found.all_constraints_none():
+        return None
+    if isinstance(request, ResponsesRequest):
+        return ("structured_outputs" if request.structured_outputs is not None else "text.format"), found
+    format_given = request.response_format is not None and request.response_format.type != "text"
+    return ("response_format" if format_given else "structured_outputs"), found
+
+
+def forces_tools(request: Any) -> bool:
+    """Whether the tools' schemas can become part of a grammar."""
+    tools = getattr(request, "tools", None)
+    if not tools or getattr(request, "tool_choice", None) == "none":
+        return False
+    return (
+        request.tool_choice not in ("auto", None)
+        or request.parallel_tool_calls is False
+        or any(_function(tool).get("strict") for tool in tools)
+    )
+
+
+def schemas(request: Any) -> list[Any]:
+    """The parameters of all tools."""
+    return [_function(tool).get("parameters") for tool in request.tools]
+
+
+def _function(tool: Any) -> dict[str, Any]:
+    inner = getattr(tool, "function", tool)
+    return {name: getattr(inner, name, None) for name in ("parameters", "strict")}
+
+
+def adjusted(renderer: Any, request: Any) -> tuple[str, Any] | None:
+    """The grammar that vLLM's parsers make of the request, if it is another one than `plain`. `renderer` is vLLM's
+    online renderer."""
+    parser = renderer.parser
+    if parser is None or isinstance(request, CompletionRequest):
+        return None
+    choice = getattr(request, "tool_choice", "none")
+    if not (request.tools and choice != "none") and not (
+        parser.always_adjust_request or parser.reasoning_parser_cls is not None
+    ):
+        return None
+    kwargs = (
+        request.build_chat_params(renderer.chat_template, renderer.chat_template_content_format)
+        .with_defaults(renderer.default_chat_template_kwargs)
+        .chat_template_kwargs
+    )
+    made = parser(
+        renderer.renderer.get_tokenizer(),
+        request.tools,
+        model_config=renderer.model_config,
+        chat_template_kwargs=kwargs,
+    ).adjust_request(request=request.model_copy())
+    found = made.extract_structured_outputs()
+    if found is None or found.all_constraints_none():
+        return None
+    return ("tools" if request.tools else "response_format"), found
+
+
+# Documents for vLLM's own app.
+
+
+def of_document(path: str, document: dict[str, Any]) -> Iterator[Any]:
+    """Requests of vLLM's models that bring the same grammars as the document at that path, without its prompt."""
+    read = _READERS.get(path, _chat)
+    yield from read(document)
+
+
+def _kept(document: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: document[name] for name in (*_SHARED, *names) if document.get(name) is not None}
+
+
+def _chat(document: dict[str, Any]) -> Iterator[Any]:
+    kept = _kept(document, "response_format")
+    if "prompt" in document and "messages" not in document:
+        yield CompletionRequest.model_validate({**kept, "prompt": "x"})
+    else:
+        yield ChatCompletionRequest.model_validate({**kept, "messages": _SAYING_NOTHING})
+
+
+def _responses(document: dict[str, Any]) -> Iterator[Any]:
+    yield ResponsesRequest.model_validate({**_kept(document, "text"), "input": "x"})
+
+
+def _messages(document: dict[str, Any]) -> Iterator[Any]:
+    whole: dict[str, Any] = {"model": "", "max_tokens": 1}
+    for name in ("model", "tools", "tool_choice", "output_config"):
+        if name in document:
+            whole[name] = document[name]
+    request = AnthropicMessagesRequest.model_validate({**whole, "messages": _SAYING_NOTHING})
+    yield AnthropicServingMessages.to_chat_completion_request(request)
+
+
+def _generate(document: dict[str, Any]) -> Iterator[Any]:
+    params = document.get("sampling_params")
+    wanted = params.get("structured_outputs") if isinstance(params, dict) else None
+    if isinstance(wanted, dict):
+        yield CompletionRequest.model_validate({"prompt": "x", "structured_outputs": wanted})
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
+    "/v1/responses": _responses,
+    "/v1/messages": _messages,
+    "/inference/v1/generate": _generate,
+}
+
+
+__all__ = ["adjusted", "asks", "forces_tools", "of_document", "plain", "schemas"]

@@ -1,0 +1,101 @@
+"""How large a grammar may be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
+from gateway.engine.vllm.grammars.verdicts import Verdict, Verdicts, digest
+
+LIMITS = GrammarLimits(max_bytes=4096, max_properties=10, max_choices=10, max_nesting=8)
+
+
+def properties(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"json": properties(10)},
+        {"json": json.dumps(properties(10))},
+        {"json": {"enum": list(range(10))}},
+        {"json": nested(8)},
+        {"json": True},
+        {"regex": "|".join("abcdefghij")},
+        {"choice": ["a"] * 10},
+        {"grammar": 'root ::= "a"'},
+        {"json_object": True},
+        {"structural_tag": json.dumps({"structures": [{"schema": nested(8)}], "triggers": []})},
+    ],
+)
+def test_what_is_within_the_limits_passes(constraint: dict[str, Any]) -> None:
+    measure(constraint, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "setting"),
+    [
+        ({"json": properties(11)}, "max_properties"),
+        ({"json": json.dumps(properties(11))}, "max_properties"),
+        ({"json": {"items": {"patternProperties": properties(11)["properties"]}}}, "max_properties"),
+        ({"json": {"$defs": {"a": properties(6), "b": properties(6)}}}, "max_properties"),
+        ({"json": {"enum": list(range(11))}}, "max_choices"),
+        ({"json": {"anyOf": [{"enum": [1, 2, 3]}] * 8}}, "max_choices"),
+        ({"json": {"pattern": "|".join("abcdefghijklm")}}, "max_choices"),
+        ({"json": nested(10)}, "max_nesting"),
+        ({"json": "[" * 100_000}, "max_bytes"),
+        ({"json": "[" * 4000 + "]" * 90}, "max_nesting"),
+        ({"json": {"const": "x" * 5000}}, "max_bytes"),
+        ({"json": {"items": [0] * 2000}}, "max_bytes"),
+        ({"regex": "a" * 5000}, "max_bytes"),
+        ({"regex": "|".join("abcdefghijklm")}, "max_choices"),
+        ({"choice": ["a"] * 11}, "max_choices"),
+        ({"choice": ["a" * 5000]}, "max_bytes"),
+        ({"grammar": "root ::= " + '"a" | ' * 20}, "max_choices"),
+        ({"structural_tag": json.dumps({"structures": [{"schema": properties(11)}]})}, "max_properties"),
+    ],
+)
+def test_what_passes_a_limit_is_refused_with_the_settings_name(constraint: dict[str, Any], setting: str) -> None:
+    with pytest.raises(TooLarge, match=setting):
+        measure(constraint, LIMITS)
+
+
+def test_text_that_is_not_json_is_said_so() -> None:
+    with pytest.raises(ValueError, match="Expecting"):
+        measure({"json": "{nope"}, LIMITS)
+
+
+# What is remembered.
+
+
+def test_equal_grammars_have_equal_digests_and_others_have_not() -> None:
+    assert digest({"json": {"a": 1}}) == digest({"json": {"a": 1}})
+    # The order of properties is the order in which the answer has them.
+    assert len({digest({"json": {"a": 1, "b": 2}}), digest({"json": {"b": 2, "a": 1}}), digest({"regex": "a"})}) == 3
+    assert digest({"regex": "\ud800"})
+
+
+def test_the_oldest_verdicts_make_place_for_new_ones() -> None:
+    verdicts = Verdicts(max_bytes=1000)
+    for name in (b"a", b"b", b"c"):
+        verdicts.put(name, Verdict("xgrammar"))
+    verdicts.get(b"a")
+    verdicts.put(b"d", Verdict(None, "x" * 50))
+
+    assert [name for name in (b"a", b"b", b"c", b"d") if verdicts.get(name)] == [b"a", b"c", b"d"]
+    assert verdicts.size_bytes <= 1000
+
+    verdicts.put(b"d", Verdict("xgrammar"))
+
+    assert (verdicts.get(b"d"), len(verdicts), verdicts.size_bytes) == (Verdict("xgrammar"), 3, 900)
