@@ -21,11 +21,13 @@ import signal
 import socket
 import struct
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.clock import SystemClock
+
+_CLOCK = SystemClock()
 _HEAD = struct.Struct("!I")
 # A grammar that is not done by then steps back behind younger ones, which are probably harmless.
 _YOUNG_S = 0.3
@@ -81,7 +83,7 @@ class Forker:
     def _pause_s(self) -> float | None:
         if not self._children:
             return None
-        now = time.monotonic()
+        now = _CLOCK.now()
         return max(
             0.0,
             min(child.began_s + (self._wall_s if child.old else _YOUNG_S) - now for child in self._children.values()),
@@ -109,7 +111,7 @@ class Forker:
         pid = os.fork()
         if pid:
             os.close(theirs)
-            self._children[name] = _Child(pid, mine, time.monotonic())
+            self._children[name] = _Child(pid, mine, _CLOCK.now())
             return
         try:
             self._link.close()
@@ -172,7 +174,7 @@ class Forker:
 
     def _look(self) -> None:
         """Have old ones step back, and end those whose time is up."""
-        now = time.monotonic()
+        now = _CLOCK.now()
         for child in self._children.values():
             age_s = now - child.began_s
             if age_s >= self._wall_s:
