@@ -316,7 +316,9 @@ def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: An
 
 def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, tally: Tally) -> None:
     tally.works, tally.endpoint = True, "/v1/messages"
-    proxy = parts.fallback.EngineProxy(SimpleNamespace(generate=None), SystemClock(), parts.fallback.Engagements())
+    proxy = parts.fallback.EngineProxy(
+        SimpleNamespace(generate=None, vllm_config=CONFIG), SystemClock(), parts.fallback.Engagements(), lambda _: None
+    )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         proxy.generate("p", parts.SamplingParams(), "chatcmpl-7")
@@ -332,8 +334,13 @@ def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, ta
 # vLLM's own way to abort.
 
 
+CONFIG = SimpleNamespace(speculative_config=None, scheduler_config=SimpleNamespace(stream_interval=1))
+
+
 class Llm:
     """An engine that ends a request as aborted."""
+
+    vllm_config = CONFIG
 
     def __init__(self) -> None:
         self.abort_calls: list[Any] = []
@@ -369,7 +376,7 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
         tally.endpoint = endpoint
         llm = Llm()
         engagements = parts.fallback.Engagements()
-        proxy = parts.fallback.EngineProxy(llm, SystemClock(), engagements)
+        proxy = parts.fallback.EngineProxy(llm, SystemClock(), engagements, lambda _: None)
         params = parts.SamplingParams(output_kind=parts.RequestOutputKind.DELTA)
         reasons = []
         async for output in proxy.generate("p", params, "gen-1"):
@@ -386,3 +393,31 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
     else:
         with pytest.raises(parts.fallback.GivenUp):
             asyncio.run(run())
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize("kind", ["DELTA", "FINAL_ONLY", "CUMULATIVE"])
+def test_a_late_readers_ending_is_apart_where_it_would_share_a_chunk_with_text(
+    parts: Any, tally: Tally, endpoint: str, kind: str
+) -> None:
+    tally.endpoint = endpoint
+
+    class Late:
+        vllm_config = CONFIG
+
+        async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
+            choice = SimpleNamespace(
+                index=0, text="abc", token_ids=[1, 2, 3], finish_reason="stop", stop_reason=None, logprobs=None
+            )
+            yield SimpleNamespace(outputs=[choice], prompt_token_ids=[1], finished=True)
+
+    async def run() -> list[Any]:
+        proxy = parts.fallback.EngineProxy(Late(), SystemClock(), parts.fallback.Engagements(), lambda _: None)
+        params = parts.SamplingParams(output_kind=parts.RequestOutputKind[kind])
+        outputs = [output async for output in proxy.generate("p", params, "x")]
+        return [(one.outputs[0].text, one.outputs[0].finish_reason) for one in outputs]
+
+    whole = [("abc", "stop")]
+    apart = [("abc", None), ("", "stop")]
+    assert asyncio.run(run()) == (apart if kind == "DELTA" and endpoint != "/v1/messages" else whole)
+    assert tally.completion_tokens == 3

@@ -11,6 +11,7 @@
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `stream_errors`: what it writes into streams that fail; `expected_errors`: what it need not log.
 - `grammars/`: the grammars that requests bring, checked in a process aside.
+- `optional_fields`: what a body says that means nothing; `endings`: a late reader's last output, in two.
 - `failures`: vLLM's errors as ours; `words`: why an engine could not start.
 - `sharing`: one engine with several clients; `cores`: its processes, for the parent; `tenant`: a worker's client.
 - `child`: what runs inside the engine process.

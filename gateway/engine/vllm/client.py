@@ -32,6 +32,7 @@ from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
+from gateway.engine.vllm.optional_fields import drop_empty
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen, read_json
@@ -162,6 +163,7 @@ class VllmEngine:
         if not isinstance(document, dict):
             raise ClientError("The request body must be a JSON object.")
         self._screen.body(document)
+        drop_empty(document)
         try:
             request = _MODELS[endpoint].model_validate(document)
         except ValidationError as error:

@@ -24,15 +24,18 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
 from gateway.engine.vllm import failures, lanes, operators, stream_errors
+from gateway.engine.vllm.endings import Endings
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
-from gateway.model import Cause, Tally
+from gateway.model import Cause, Endpoint, Tally
 
 _BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING})
 """Causes that say that nobody waits for an answer any more; one that is complete may have left work of its own."""
 
 _ENDS_ABORTED = frozenset({"/inference/v1/generate"})
 """Where an aborted request ends with that finish reason, by contract. Elsewhere it would hide an abort."""
+_ENDS_IN_A_CHUNK = frozenset(Endpoint)
+"""Endpoints whose streams tell the end of a choice in a chunk that can have text, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class EngineProxy:
         self.verify = verify
         self._clock = clock
         self._engagements = engagements
+        self._endings = Endings(llm.vllm_config)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -168,8 +172,10 @@ class EngineProxy:
         run = _Running(request_id, tally, task)
         self._engagements.running.append(run)
         count = _Count(tally, self._clock, params)
+        in_chunks = False
         if tally is not None:
             tally.submitted = True
+            in_chunks = tally.endpoint in _ENDS_IN_A_CHUNK and params.output_kind == RequestOutputKind.DELTA
         try:
             async with aclosing(method(prompt, params, request_id, **options)) as outputs:
                 async for output in outputs:
@@ -186,7 +192,8 @@ class EngineProxy:
                         choice.finish_reason == "error" for choice in choices
                     ):
                         raise Ungrammatical
-                    yield output
+                    for part in self._endings.apart(output) if in_chunks else (output,):
+                        yield part
         except (EngineDeadError, EngineGenerateError):
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
             if tally is not None:
