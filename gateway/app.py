@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from gateway import demo, tls
+from gateway import demo
 from gateway.admission.gate import Doorkeeper, Gate, Witness
 from gateway.clock import Clock, SystemClock
 from gateway.engine.base import Engine, Revival, Route
@@ -26,7 +26,7 @@ from gateway.model import AppOptions, Endpoint
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
-from gateway.web import health
+from gateway.web import health, middleware
 from gateway.web.access import Access
 from gateway.web.guard import Guard, with_cors
 from gateway.web.keys import Keys, new_key
@@ -82,20 +82,6 @@ def _grammar_limits(settings: Settings) -> dict[str, Any]:
     """What one process of ours may do about grammars: they share the processes, down to two for each."""
     limits = settings.grammars.model_dump()
     return {**limits, "processes": max(min(2, limits["processes"]), limits["processes"] // settings.server.workers)}
-
-
-def check(settings: Settings, plan: Plan) -> None:
-    """Everything that can be found wrong without starting. Raises SettingsError."""
-    launch.parse_args(plan)
-    check_files(settings)
-
-
-def check_files(settings: Settings) -> None:
-    """What of that takes no time. Raises SettingsError."""
-    if settings.server.api_keys_file is not None:
-        Keys(settings.server.api_keys_file)
-    if settings.server.tls is not None:
-        tls.load(tls.Files(**dict(settings.server.tls)))
 
 
 def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
@@ -231,7 +217,10 @@ class Sluice:
             clock=clock,
             facts=metrics,
         )
-        dispatch: Any = Dispatch(completions, Resume(responder), small, self.registry, self._app_options)
+        dispatch: Any = middleware.wrap(
+            Dispatch(completions, Resume(responder), small, self.registry, self._app_options),
+            middleware.load(server.middleware),
+        )
         apart = server.management_port is not None
         elsewhere = admit(server.management_host or server.host)
         self.management: Any = guarded(OnlyManagement(dispatch), access=elsewhere) if apart else None
@@ -387,4 +376,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Sluice", "check", "check_files", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]
+__all__ = [
+    "Plan",
+    "Sluice",
+    "engine_processes",
+    "make_gate",
+    "new_key",
+    "plan_engine",
+    "versions",
+]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.engine.vllm.arguments import dispositions, parse, variables
+from gateway.engine.vllm.arguments.command_line import Resolved, resolve, split
 from gateway.errors import SettingsError
 
+_AFTER = " (after `--`)"
 _EPILOG = """\
 examples:
   sluice serve                                    the demo model that ships with Sluice
   sluice serve Qwen/Qwen3-8B --port 9000
-  sluice serve ./my-model -- --max-model-len 8192 --enable-auto-tool-choice --tool-call-parser hermes
+  sluice serve ./my-model --max-model-len 8192 --enable-auto-tool-choice --tool-call-parser hermes
   sluice check --config sluice.yaml
 
-Settings come from flags, then SLUICE_SECTION__KEY variables, then the YAML file. What stands after `--` goes to
-vLLM and wins over `engine:`.
+Settings come from flags, then SLUICE_SECTION__KEY variables, then the YAML file. The flags of `vllm serve` are taken as
+they are and win over `engine:`; what stands after `--` is always meant for vLLM (docs/vllm-flags.md has them all).
 """
 
 
@@ -30,23 +34,32 @@ def make_parser() -> argparse.ArgumentParser:
         description="A streaming inference server for LLMs, built on vLLM.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the versions of Sluice and vLLM")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     serve = commands.add_parser(
-        "serve", help="serve a model", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        "serve",
+        help="serve a model",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     serve.add_argument("model", nargs="?", help="a model folder or hub name; without it, the demo model")
     _add_settings(serve)
 
-    check = commands.add_parser("check", help="validate the settings and print the effective ones, secrets hidden")
+    check = commands.add_parser(
+        "check",
+        help="find what a start would find, and print the effective settings, secrets hidden",
+        allow_abbrev=False,
+    )
     check.add_argument("model", nargs="?", help=argparse.SUPPRESS)
     _add_settings(check)
 
-    key = commands.add_parser("key", help="make an API key")
+    key = commands.add_parser("key", help="make an API key", allow_abbrev=False)
     kinds = key.add_subparsers(dest="key_command", metavar="COMMAND", required=True)
-    new = kinds.add_parser("new", help="print a new key, and the line for server.api_keys_file")
+    new = kinds.add_parser("new", help="print a new key, and the line for server.api_keys_file", allow_abbrev=False)
     new.add_argument("name", help="whose key it is; appears in logs")
     new.add_argument(
         "--operator", action="store_true", help="may also use the endpoints that run the server (sleep, scaling, ...)"
@@ -89,19 +102,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 well, 1 failed to run, 2 wrong usage or settings."""
     words = list(sys.argv[1:] if argv is None else argv)
-    flags: list[str] = []
-    if "--" in words:
-        cut = words.index("--")
-        words, flags = words[:cut], words[cut + 1 :]
-    parser = make_parser()
-    args = parser.parse_args(words)
     try:
+        parser = make_parser()
+        words, flags = _divide(parser, words)
+        args = parser.parse_args(words)
         code = _run(parser, args, flags)
         # Now, and not when Python exits, where a reader who has gone would be a stack on stderr.
         sys.stdout.flush()
         return code
     except SettingsError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"sluice: {problem}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -110,7 +121,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Sequence[str]) -> int:
+def _divide(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], Resolved]:
+    """The words for our own parser, and what vLLM's flags among the others ask for."""
+    resolved = Resolved()
+    command = words[0] if words else ""
+    if command not in ("serve", "check"):
+        return words, resolved
+    cut = words.index("--") if "--" in words else len(words)
+    before = split(words[1:cut], _options(parser, command))
+    after = split(words[cut + 1 :], {}, place=_AFTER)
+    resolve(before.given, resolved)
+    resolve(after.given, resolved, place=_AFTER)
+    resolved.problems[:0] = [*before.problems, *after.problems]
+    if after.own:
+        resolved.model, *more = after.own
+        resolved.problems += [f"{len(after.own)} models are named{_AFTER}; one is served." for _ in more[:1]]
+    return [command, *before.own], resolved
+
+
+def _options(parser: argparse.ArgumentParser, command: str) -> dict[str, bool]:
+    """The options of a command, and whether they take a value."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    chosen = commands.choices[command]
+    return {option: action.nargs != 0 for option, action in chosen._option_string_actions.items()}
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Resolved) -> int:
     if args.version:
         return _version()
     if args.command == "serve":
@@ -123,28 +159,52 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Seque
     return 2
 
 
-def _load(args: argparse.Namespace) -> Any:
-    from gateway.settings import load
+def _load(args: argparse.Namespace, flags: Resolved) -> Any:
+    from gateway.settings import Surroundings, engine_source, load
 
     given: dict[str, dict[str, Any]] = {}
     for name, value in vars(args).items():
         section, dot, key = name.partition(".")
         if dot and value is not None:
             given.setdefault(section, {})[key] = value
-    return load(given, args.config)
+    for section, values in flags.settings.items():
+        given.setdefault(section, {}).update(values)
+    problems = [*flags.problems, *variables.problems()]
+    if args.model is not None and flags.model not in (None, args.model):
+        problems.append("Two models are named; one is served.")
+    keys_file = given.get("server", {}).get("api_keys_file")
+    if keys_file is not None and str(keys_file).startswith("sk-") and not Path(keys_file).exists():
+        problems.append("--api-keys-file takes the name of a file with `name:sha256` lines, not a key.")
+    options = {"log.json": "--log-json", **flags.sources}
+    options |= {setting: name for name, setting in variables.SETTINGS.items() if setting not in options}
+    around = Surroundings(
+        options,
+        variables.settings(),
+        problems,
+        hint=dispositions.hint,
+        wrong_keys=lambda engine: parse.wrong_keys(engine, lambda name: engine_source(args.config, name)),
+    )
+    return load(given, args.config, around)
 
 
-def _serve(args: argparse.Namespace, flags: Sequence[str]) -> int:
+def _serve(args: argparse.Namespace, flags: Resolved) -> int:
+    settings = _load(args, flags)
     from gateway import app, logs, server
 
-    settings = _load(args)
-    logs.configure(settings.log.level, settings.log.as_json)
+    logs.configure(
+        settings.log.level,
+        settings.log.as_json,
+        requests=settings.log.requests,
+        quiet_paths=settings.log.quiet_paths,
+    )
     watch = logs.Stopwatch()
+    _warn()
+    model = args.model or flags.model
     if settings.server.workers > 1:
         from gateway.workers import house
 
-        return house.serve(settings, house.Wanted(args.model, tuple(flags), args.config), watch)
-    plan = app.plan_engine(settings, args.model, flags, args.config, watch.say)
+        return house.serve(settings, house.Wanted(model, tuple(flags.flags), args.config), watch)
+    plan = app.plan_engine(settings, model, flags.flags, args.config, watch.say)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure)
@@ -152,14 +212,27 @@ def _serve(args: argparse.Namespace, flags: Sequence[str]) -> int:
     return server.serve(settings, build, watch)
 
 
-def _check(args: argparse.Namespace, flags: Sequence[str]) -> int:
-    from gateway import app
+def _check(args: argparse.Namespace, flags: Resolved) -> int:
+    settings = _load(args, flags)
+    from gateway import app, logs, preflight
     from gateway.settings import show
 
-    settings = _load(args)
-    app.check(settings, app.plan_engine(settings, args.model, flags, args.config, lambda _: None))
-    print(show(settings), end="")
+    logs.configure(settings.log.level, settings.log.as_json)
+    watch = logs.Stopwatch()
+    _warn()
+    plan = app.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.say)
+    problems = preflight.problems(settings, plan, watch.say)
+    model = args.model or flags.model
+    print(show(settings, flags.shown if model is None else {"model": model, **flags.shown}), end="", flush=True)
+    if problems:
+        raise SettingsError(*problems)
+    print("ok", file=sys.stderr)
     return 0
+
+
+def _warn() -> None:
+    for warning in variables.warnings():
+        logging.getLogger("sluice").warning("%s", warning)
 
 
 def _new_key(name: str, operator: bool) -> int:

@@ -308,10 +308,11 @@ def body_at(path: str, error: SluiceError, request_id: str | None) -> dict[str, 
 
 
 class SettingsError(Exception):
-    """Bad settings, or a start that cannot work; printed as one sentence, then the process exits."""
+    """Bad settings, or a start that cannot work; printed as one sentence for each problem, then the process exits."""
 
-    def __init__(self, message: str, *, exit_code: int = 2) -> None:
-        super().__init__(message)
+    def __init__(self, *problems: str, exit_code: int = 2) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
         self.exit_code = exit_code
 
 

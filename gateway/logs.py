@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -62,8 +64,9 @@ def make_formatter(*, as_json: bool, stacks: bool) -> logging.Formatter:
     return Json() if as_json else Plain(stacks=stacks)
 
 
-def configure(level: str, as_json: bool) -> None:
-    """Set up this process's logging: everything to stderr, other people's chatter from warnings on."""
+def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: Collection[str] = ()) -> None:
+    """Set up this process's logging: everything to stderr, other people's chatter from warnings on. `requests`: a line
+    for each request, except those for `quiet_paths`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(as_json=as_json, stacks=True))
     root = logging.getLogger()
@@ -73,13 +76,22 @@ def configure(level: str, as_json: bool) -> None:
         logging.getLogger(name).setLevel(level.upper())
     # What uvicorn has to say (malformed requests, responses broken off on purpose) we have answered and logged.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    ACCESS.disabled = not requests
+    quiet = frozenset(quiet_paths)
+    ACCESS.filters[:] = [lambda record: getattr(record, "fields", {}).get("path") not in quiet] if quiet else []
 
 
 class Stopwatch:
-    """Prints the stages of a start as they begin, each with the seconds since the process began."""
+    """Prints the stages of a start as they begin, each with the seconds since the process began; and that one still
+    lasts, every `every_s` seconds, from a thread, because stages keep the caller's busy."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = 15.0) -> None:
         self._began = time.monotonic()
+        self._every_s = every_s
+        self._stage = ""
+        self._stage_began = self._began
+        self._news = threading.Event()
+        self._reminding: threading.Thread | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -87,8 +99,30 @@ class Stopwatch:
         return time.monotonic() - self._began
 
     def say(self, stage: str) -> None:
-        """Log one stage."""
-        logging.getLogger("sluice").info("[%5.1f s] %s", self.elapsed_s, stage)
+        """Log that a stage begins, which may last."""
+        self._log(stage)
+        self._stage, self._stage_began = stage, time.monotonic()
+        self._news.set()
+        if self._reminding is None:
+            self._reminding = threading.Thread(target=self._remind, name="sluice-progress", daemon=True)
+            self._reminding.start()
+
+    def done(self, stage: str) -> None:
+        """Log the last stage."""
+        self._stage = ""
+        self._news.set()
+        self._log(stage)
+
+    def _log(self, text: str) -> None:
+        logging.getLogger("sluice").info("[%5.1f s] %s", self.elapsed_s, text)
+
+    def _remind(self) -> None:
+        while self._stage:
+            if self._news.wait(self._every_s):
+                self._news.clear()
+            elif self._stage:
+                self._log(f"still {self._stage}, for {time.monotonic() - self._stage_began:.0f} s now")
+        self._reminding = None
 
 
 __all__ = ["ACCESS", "Json", "Plain", "Stopwatch", "configure", "make_formatter"]

@@ -77,6 +77,8 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
     as_json: bool = Field(False, alias="json", description="One JSON object a line.")
+    requests: bool = Field(True, description="A line for every request, at its end.")
+    quiet_paths: tuple[str, ...] = Field((), description="Paths whose requests leave no line.")
 
 
 __all__ = ["Host", "Log", "Media", "Origin", "Section", "Synthetic"]

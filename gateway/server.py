@@ -269,7 +269,7 @@ def where(server: Server, listeners: Listeners, watch: Stopwatch) -> str:
 def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: bool) -> None:
     """Say that the server is ready, and what to try."""
     docs = f" (docs at {url}/docs)" if settings.server.management_port is None and settings.server.uds is None else ""
-    watch.say(f"ready: {model} at {url}{docs}")
+    watch.done(f"ready: {model} at {url}{docs}")
     if settings.server.uds is not None:
         url = f"--unix-socket {settings.server.uds} http{'s' if settings.server.tls else ''}://localhost"
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"

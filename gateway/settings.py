@@ -6,21 +6,22 @@ nearest right one.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
+from gateway import settings_errors
 from gateway.errors import SettingsError
 from gateway.sections import Host, Log, Media, Origin, Section, Synthetic
+from gateway.settings_errors import PREFIX, Surroundings
 
-PREFIX = "SLUICE_"
 _HIDDEN = "********"
 # What Kubernetes puts into every pod of a namespace that has a Service named "sluice".
 _SERVICE_LINK = re.compile(r"SLUICE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
@@ -107,6 +108,9 @@ class Server(Section):
         description="The first answer after so long, a tenth more or less, is its connection's last: clients come to "
         "replicas that are newer. 0: never.",
     )
+    middleware: tuple[str, ...] = Field(
+        (), description="ASGI middleware of yours, as import paths (`package.module.Name`); the last is the outermost."
+    )
 
 
 class Admission(Section):
@@ -183,8 +187,8 @@ class Settings(BaseSettings):
     engine: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Yaml(PydanticBaseSettingsSource):
-    """The file that `load` has read."""
+class _Document(PydanticBaseSettingsSource):
+    """A tree that has been read already."""
 
     document: Mapping[str, Any] = {}
 
@@ -195,60 +199,83 @@ class _Yaml(PydanticBaseSettingsSource):
         return dict(self.document)
 
 
-def load(flags: Mapping[str, Mapping[str, Any]], file: Path | None) -> Settings:
+def load(
+    flags: Mapping[str, Mapping[str, Any]], file: Path | None, surroundings: Surroundings | None = None
+) -> Settings:
     """Build the tree. `flags` holds what the command line set, by section and key.
 
-    Raises SettingsError that names the key, its source and the fix.
+    Raises SettingsError that names each wrong key, its source and the fix.
     """
-    document = _read(file) if file is not None else {}
-    _check_environment()
+    around = surroundings or Surroundings()
+    problems = list(around.problems)
+    document: dict[str, Any] = {}
+    if file is not None:
+        try:
+            document = _read(file)
+        except SettingsError as error:
+            problems += error.problems
+    problems += _strange_variables()
 
     class Sources(Settings):
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            yaml_source = _Yaml(settings_cls)
+            yaml_source, fallback = _Document(settings_cls), _Document(settings_cls)
             yaml_source.document = document
-            return named["init_settings"], named["env_settings"], yaml_source
+            fallback.document = {section: dict(values) for section, values in around.fallback.items()}
+            return named["init_settings"], named["env_settings"], yaml_source, fallback
 
     try:
         given: dict[str, Any] = {section: dict(values) for section, values in flags.items() if values}
         # Of the class itself, which workers can be given as it is.
         settings = Settings.model_construct(**dict(Sources(**given)))
     except ValidationError as error:
-        raise SettingsError(_explain(error, flags, document, file)) from None
-    _check_together(settings)
+        sources = settings_errors.Sources(Settings, flags, document, file, os.environ, around)
+        problems += [settings_errors.explain(problem, sources) for problem in error.errors()]
+    except SettingsSourceError as error:
+        # A variable for a whole section that is not JSON.
+        problems.append(f"{error}.")
+    else:
+        document = {"engine": settings.engine}
+        problems += _wrong_together(settings)
+    if isinstance(engine := document.get("engine"), dict):
+        problems += around.wrong_keys({str(name): value for name, value in engine.items()})
+    if problems:
+        raise SettingsError(*dict.fromkeys(problems))
     return settings
 
 
-def _check_together(settings: Settings) -> None:
-    """What only holds between two settings."""
+def _wrong_together(settings: Settings) -> Iterator[str]:
+    """A sentence for each pair of settings of which only one can be."""
     server, workers, streams = settings.server, settings.server.workers, settings.streams
     if server.management_port is not None:
         host = server.management_host or server.host
         if server.uds is None and server.management_port == server.port != 0 and host == server.host:
-            raise SettingsError(f"server.management_port: {server.port} is server.port, too; choose another.")
+            yield f"server.management_port: {server.port} is server.port, too; choose another."
     elif server.management_host is not None:
-        raise SettingsError("server.management_host needs server.management_port.")
+        yield "server.management_host needs server.management_port."
     if workers > 1 and streams.max_total_bytes // workers < streams.max_bytes:
-        raise SettingsError(
+        yield (
             f"server.workers: {workers} workers divide streams.max_total_bytes ({streams.max_total_bytes}), and no "
             f"share would hold one resumable stream (streams.max_bytes, {streams.max_bytes}). Set "
             f"streams.max_total_bytes to {workers * streams.max_bytes} or more, or server.workers to 1."
         )
 
 
-def show(settings: Settings) -> str:
-    """The effective settings as YAML, with secrets hidden."""
+def show(settings: Settings, flags: Mapping[str, Any] | None = None) -> str:
+    """The effective settings as YAML, with secrets hidden. `flags` are arguments of vLLM's command line by name."""
     tree = settings.model_dump(mode="json", by_alias=True)
-    tree["engine"] = _hide(tree["engine"])
+    engine = {name.replace("-", "_"): value for name, value in tree["engine"].items()}
+    tree["engine"] = _hide({**engine, **(flags or {})})
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _hide(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _HIDDEN if _is_secret(str(name)) else _hide(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hide(inner) for inner in value]
     return value
 
 
@@ -274,22 +301,19 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(
             f"The settings file {file} must hold sections such as `server:`, not a {type(document).__name__}."
         )
-    for section in document:
-        if not isinstance(section, str):
-            raise SettingsError(
-                f"{section!r} (in {file}) is not a setting.{_nearest(str(section), list(Settings.model_fields))}"
-            )
+    strange = [section for section in document if not isinstance(section, str)]
+    if strange:
+        raise SettingsError(*(f"{section!r} (in {file}) is not a setting." for section in strange))
     for section in Settings.model_fields:
         if section in document and document[section] is None:
             del document[section]
     return document
 
 
-def _check_environment() -> None:
-    """pydantic-settings skips variables that it does not know; a typing error must not pass in silence."""
-    if os.environ.get("VLLM_API_KEY"):
-        # vLLM's server would ask for it; here it would guard nothing, and nobody would notice.
-        raise SettingsError("VLLM_API_KEY is set, but Sluice takes its keys from server.api_keys_file. Unset it.")
+def _strange_variables() -> list[str]:
+    """A sentence for each variable of ours that is not a setting: pydantic-settings skips those, and a typing error
+    must not pass in silence."""
+    found = []
     sections = set(Settings.model_fields)
     for variable in os.environ:
         name = variable.upper()
@@ -301,61 +325,14 @@ def _check_environment() -> None:
             continue
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
         if section not in sections or not key:
-            right = [f"{PREFIX}{one.upper()}__{two.upper()}" for one, two in _known_keys()]
-            raise SettingsError(f"The environment variable {variable} is not a setting.{_nearest(name, right)}")
+            right = [f"{PREFIX}{one.upper()}__{two.upper()}" for one, two in settings_errors.known_keys(Settings)]
+            found.append(f"The environment variable {variable} is not a setting.{settings_errors.nearest(name, right)}")
+    return found
 
 
 def _is_service_link(name: str, value: str) -> bool:
     """`SLUICE_PORT` is also what somebody may write who means the port; Kubernetes puts an address there."""
     return _SERVICE_LINK.fullmatch(name) is not None and (name != "SLUICE_PORT" or "://" in value)
-
-
-def _known_keys() -> list[tuple[str, str]]:
-    return [(section, key) for section in Settings.model_fields if section != "engine" for key in _keys(section)]
-
-
-def _keys(section: str, *inner: str) -> list[str]:
-    model: type[BaseModel] = Settings
-    for name in (section, *inner):
-        kinds = [model.model_fields[name].annotation, *get_args(model.model_fields[name].annotation)]
-        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _nearest(wrong: str, right: list[str]) -> str:
-    near = difflib.get_close_matches(wrong, right, n=1)
-    return f" Did you mean `{near[0]}`?" if near else ""
-
-
-def _explain(
-    error: ValidationError,
-    flags: Mapping[str, Mapping[str, Any]],
-    document: Mapping[str, Any],
-    file: Path | None,
-) -> str:
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    source = _source(path, flags, document, file)
-    dotted = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        right = _keys(*path[:-1]) if len(path) > 1 else list(Settings.model_fields)
-        return f"{dotted} ({source}) is not a setting.{_nearest(path[-1], right)}"
-    value = "" if isinstance(problem["input"], dict) else f"{problem['input']!r}: "
-    return f"{dotted} ({source}): {value}{problem['msg'][:1].lower()}{problem['msg'][1:]}."
-
-
-def _source(
-    path: list[str], flags: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any], file: Path | None
-) -> str:
-    if len(path) > 1 and path[1] in flags.get(path[0], {}):
-        return f"flag --{path[1].replace('_', '-')}"
-    variable = PREFIX + "__".join(path).upper()
-    for name in os.environ:
-        if name.upper() == variable:
-            return f"environment variable {name}"
-    if path[0] in document:
-        return f"in {file}"
-    return "default"
 
 
 def engine_source(settings_file: Path | None, name: str) -> str:
@@ -375,6 +352,7 @@ __all__ = [
     "Settings",
     "Streams",
     "Supervision",
+    "Surroundings",
     "Synthetic",
     "Tls",
     "engine_source",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import main
+from gateway.cli import _divide, _load, main, make_parser
 from gateway.web.keys import Keys
 
 
@@ -97,3 +97,91 @@ def test_a_reader_who_has_read_enough_is_no_stack() -> None:
         os.close(writing)
 
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--api-key", "hush"], "server.api_keys_file"),
+        (["--api-k=hush"], "Did you mean --api-key?"),
+        (["--", "--api-k", "hush"], "Did you mean --api-key?"),
+        (["--api-keys-file", "sk-hush"], "not a key"),
+        (["--prot", "1"], "Did you mean --port?"),
+        (["--por", "1"], "Did you mean --port?"),
+        (["--max-modl-len", "8192"], "Did you mean --max-model-len?"),
+        (["--", "--max-modl-len", "8192"], "Did you mean --max-model-len?"),
+        (["--", "--config", "f.yaml"], "`engine:`"),
+        (["m", "--", "n"], "Two models are named"),
+        (["--", "m", "n"], "2 models are named"),
+        (["--", "--port", "99999"], "server.port (flag --port): '99999'"),
+        (["--ssl-keyfile", "k"], "server.tls.cert_file"),
+        (["--uds"], "--uds needs a value."),
+    ],
+)
+def test_wrong_flags_are_told_at_once_and_never_with_their_value(
+    command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *words]) == 2
+
+    told = capsys.readouterr().err
+    assert said in told
+    assert "hush" not in told
+    assert told.startswith("sluice: ")
+    assert told.count("\n") == 1
+    assert "vllm" not in sys.modules
+
+
+def test_a_check_tells_everything_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    monkeypatch.setenv("SLUICE_SERVER__PROT", "1")
+    (tmp_path / "f.yaml").write_text(
+        "port: 9000\nmax-model-len: 3\nserver: {max_concurrent: 1, host: [a]}\nengine: {prot: 1, tensor_parallel: 2}\n"
+    )
+
+    assert main(["check", "--config", str(tmp_path / "f.yaml"), "--max-waiting", "-1", "--", "--grpc"]) == 2
+
+    told = capsys.readouterr().err
+    assert told.count("\n") == 10
+    for said in (
+        "--grpc (after `--`)",
+        "VLLM_API_KEY",
+        "SLUICE_SERVER__PROT",
+        "Did you mean `server.port`?",
+        "`engine.max_model_len`",
+        "Did you mean `admission.max_concurrent`?",
+        "server.host (in",
+        "admission.max_waiting (flag --max-waiting): -1",
+        "engine.prot (in",
+        "Did you mean `tensor_parallel_size`?",
+    ):
+        assert said in told
+    assert "hush" not in told
+
+
+def test_our_own_options_are_written_out_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--hel"]) == 2
+    for words in (["key", "new", "a", "--operato"], ["--vers"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is set nowhere else."""
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "7")
+    parser = make_parser()
+    words, flags = _divide(parser, ["serve", "--uvicorn-log-level", "error", "m", "--dtype", "auto"])
+    args = parser.parse_args(words)
+
+    assert args.model == "m"
+    assert flags.flags == ["--dtype", "auto"]
+    settings = _load(args, flags)
+    assert settings.server.idle_timeout_s == 7
+    assert settings.log.level == "error"
+
+    monkeypatch.setenv("SLUICE_SERVER__IDLE_TIMEOUT_S", "9")
+    assert _load(args, flags).server.idle_timeout_s == 9

@@ -27,8 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "logs": set(),
     "looplag": set(),
     "metrics": set(),
-    "settings": {"sections"},
+    "settings": {"sections", "settings_errors"},
     "sections": set(),
+    "settings_errors": set(),
     "sockets": set(),
     "listeners": set(),
     "shutdown": set(),
@@ -58,9 +59,11 @@ ARROWS: dict[str, set[str]] = {
         "shutdown",
         "engine.base",
         "engine.supervisor",
+        "preflight",
     },
     "workers.worker": {"workers", "app", "server", "protocol", "settings", "logs", "shutdown"},
-    "cli": {"app", "settings", "server", "logs", "workers.house"},
+    "cli": {"app", "preflight", "settings", "server", "logs", "workers.house", "engine.vllm.arguments"},
+    "preflight": {"app", "server", "settings", "tls", "web.keys", "web.middleware", "engine.vllm.examine"},
     "__main__": {"cli"},
     "client": set(),
 }
@@ -153,7 +156,7 @@ def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
 def test_only_the_wiring_knows_the_settings(file: Path) -> None:
     """Rooms get plain values, never Settings."""
     if "settings" in ours(file):
-        assert name_of(file) in {"app", "server", "cli", *PROCESSES}
+        assert name_of(file) in {"app", "preflight", "server", "cli", *PROCESSES}
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)

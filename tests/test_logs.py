@@ -117,3 +117,36 @@ def test_the_stopwatch_tells_stages_with_their_time(caplog: pytest.LogCaptureFix
     watch.say("loading")
 
     assert re.fullmatch(r"\[ *\d+\.\d s\] loading", caplog.messages[0])
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_requests_can_leave_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", as_json=False, requests=False)
+    ACCESS.info("request", extra={"fields": {"path": "/v1/models"}})
+    configure("info", as_json=False, quiet_paths=["/ping"])
+    ACCESS.info("request", extra={"fields": {"path": "/ping"}})
+    ACCESS.info("request", extra={"fields": {"path": "/v1/chat"}})
+    configure("info", as_json=False)
+    ACCESS.info("request", extra={"fields": {"path": "/ping"}})
+
+    assert [line.split("path=")[1] for line in capsys.readouterr().err.splitlines()] == ["/v1/chat", "/ping"]
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_a_long_stage_is_told_again_until_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", as_json=False)
+    watch = Stopwatch(every_s=0.02)
+    watch.say("importing vLLM")
+    thread = watch._reminding
+    assert thread is not None
+    for _ in range(500):
+        if "still importing vLLM, for 0 s now" in (told := capsys.readouterr().err):
+            break
+        thread.join(0.01)
+    assert "still importing vLLM" in told
+    watch.say("loading")
+    watch.done("ready")
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert capsys.readouterr().err.splitlines()[-1].endswith("ready")

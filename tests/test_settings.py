@@ -277,15 +277,6 @@ def test_secrets_deep_in_the_engine_settings_are_hidden(tmp_path: Path) -> None:
     assert "hush" not in show(load({}, tmp_path / "s.yaml"))
 
 
-def test_a_key_for_vllm_that_would_guard_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`vllm serve` asks for VLLM_API_KEY; somebody who moves from it must not end up with an open server."""
-    monkeypatch.setenv("VLLM_API_KEY", "hush")
-
-    with pytest.raises(SettingsError, match=r"server\.api_keys_file") as refused:
-        load({}, None)
-    assert "hush" not in str(refused.value)
-
-
 def test_workers_divide_what_resumable_streams_may_keep() -> None:
     """A share that holds no stream would refuse every resumable one; that is said at the start."""
     streams = {"max_bytes": 2**20, "max_total_bytes": 4 * 2**20}

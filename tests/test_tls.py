@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app
+from gateway import preflight
 from gateway.errors import SettingsError
 from gateway.listeners import bind, bind_unix
 from gateway.protocol import Protocol
@@ -262,7 +262,7 @@ def test_a_check_of_the_settings_finds_them(tmp_path: Path) -> None:
     settings = Settings.model_construct(server=Server(tls=Tls(cert_file=tmp_path / "gone")))
 
     with pytest.raises(SettingsError, match=r"server\.tls\.cert_file"):
-        app.check_files(settings)
+        preflight.check_files(settings)
 
 
 def test_one_file_may_hold_certificate_and_key(authority: Authority, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@
 - `respond`: from a stream to the socket, watching for the client to leave.
 - `paths`: what a path may look like, and what to say about one that leads nowhere.
 - `pulse`: the one timer that finds silent and stuck connections.
+- `docs`: the page at /docs, from the files in `swagger_ui/`.
+- `middleware`: the operator's own, around everything.
 - `management`: what is on the management port, and then not on the other.
 - `health`: livez, readyz, metrics, version.
 """

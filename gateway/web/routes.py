@@ -13,16 +13,15 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from gateway.errors import ClientError, InternalError, MethodNotAllowed, NotFound, SluiceError
 from gateway.model import AppOptions, Endpoint
 from gateway.streams.registry import NoRoute, Registry
-from gateway.web import content, paths
+from gateway.web import content, docs, paths
 from gateway.web.guard import EXCHANGE, error_headers
 from gateway.web.respond import Presence, Resume
 from gateway.wire import wishes
@@ -204,21 +203,12 @@ def make_small(
 
     # Plain functions run in a thread: making vLLM's document takes a second that streams must not wait for.
     def openapi() -> JSONResponse:
-        _refuse_docs(options())
+        docs.refuse(options())
         return JSONResponse(_document(app, engine_schema(), options().root_path))
 
-    def docs() -> HTMLResponse:
-        _refuse_docs(options())
-        return get_swagger_ui_html(openapi_url=options().root_path + "/openapi.json", title="Sluice")
-
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
-    app.add_api_route("/docs", docs, include_in_schema=False)
+    docs.add(app, options)
     return app
-
-
-def _refuse_docs(options: AppOptions) -> None:
-    if not options.has_docs:
-        raise NotFound("This server does not describe its API (--disable-fastapi-docs).")
 
 
 def _models(registry: Registry, options: Callable[[], AppOptions], version: str) -> APIRouter:

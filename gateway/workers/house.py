@@ -26,6 +26,7 @@ from gateway.engine.supervisor import Supervisor
 from gateway.errors import SettingsError
 from gateway.logs import Stopwatch
 from gateway.model import Cause
+from gateway.preflight import check_files
 from gateway.settings import Settings
 from gateway.workers import worker
 from gateway.workers.engines import Engines
@@ -57,7 +58,7 @@ _END_NOW_WITHIN_S = 4.0
 
 def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     """Serve with several workers until a signal or a failure; returns the exit code."""
-    app.check_files(settings)
+    check_files(settings)
     server.certificates_of(settings.server)
     listeners = server.listen(settings.server)
     url = server.where(settings.server, listeners, watch)

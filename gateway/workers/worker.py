@@ -102,7 +102,8 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    logs.configure(settings.log.level, settings.log.as_json)
+    log = settings.log
+    logs.configure(log.level, log.as_json, requests=log.requests, quiet_paths=log.quiet_paths)
     place = Seat(*seat)
     ready = False
     plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, lambda _: None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,28 @@ async def test_the_docs_page_reads_that_document() -> None:
 
     assert answer.status == 200
     assert b"/openapi.json" in answer.body
+
+
+@in_virtual_time
+async def test_the_docs_page_needs_nothing_from_elsewhere() -> None:
+    edge = Edge()
+    page = (await edge.client("GET", "/docs").finish()).body.decode()
+    links = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']*)["']""", page)
+
+    assert "://" not in page
+    assert "'validatorUrl': null" in page.replace('"', "'"), "by default a service on the internet checks the document"
+    assert sorted(links) == [
+        "/docs/favicon-32x32.png",
+        "/docs/swagger-ui-bundle.js",
+        "/docs/swagger-ui.css",
+        "/openapi.json",
+    ]
+    for link in links[:-1]:
+        answer = await edge.client("GET", link).finish()
+        assert answer.status == 200
+        assert int(answer.headers["content-length"]) > 500
+    assert b"url(http" not in (await edge.client("GET", "/docs/swagger-ui.css").finish()).body
+    assert (await edge.client("GET", "/docs/LICENSE").finish()).status == 404
 
 
 @in_virtual_time

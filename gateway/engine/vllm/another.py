@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.engine.vllm.sharing import Joining
+from gateway.engine.vllm.versions import find
 
 InDaemon = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs what blocks in a thread that does not keep the process alive."""
@@ -18,6 +19,7 @@ def configure(args: Any, mark: Callable[[Any], None] | None = None) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     engine_args = AsyncEngineArgs.from_cli_args(args)
+    find("propagate_flash_late_interaction")(args, engine_args)
     if mark is not None:
         mark(engine_args)
     return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)

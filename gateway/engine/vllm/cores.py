@@ -83,6 +83,8 @@ class Maker:
         """Start them and wait until they are ready. Raises SettingsError, in one sentence, if they cannot start."""
         plan = self._plan
         if self._words is None:
+            if wrong := launch.look(plan):
+                raise SettingsError(*wrong)
             self._words = launch.set_up(plan)
         else:
             # Stages are told once.

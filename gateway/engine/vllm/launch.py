@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import difflib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
 from gateway.engine.vllm import another, child, sharing
+from gateway.engine.vllm.arguments import command_line, parse
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.pace import NUMBERS
 from gateway.engine.vllm.words import why
@@ -35,22 +35,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Flags of `vllm serve` that set up what is Sluice's own: the socket, the process, authentication.
-_OURS = {
-    "host": "use `sluice serve --host`",
-    "port": "use `sluice serve --port`",
-    "uds": "Sluice listens on TCP",
-    "api_key": "use server.api_keys_file",
-    "ssl_keyfile": "terminate TLS in front of Sluice",
-    "ssl_certfile": "terminate TLS in front of Sluice",
-    "api_server_count": "use server.workers",
-    "headless": "start headless engines with `vllm serve --headless`",
-    "grpc": "Sluice serves HTTP",
-    "config": "use `sluice serve --config`",
-    "allowed_origins": "use server.cors_origins",
-    "allowed_methods": "use server.cors_origins",
-    "allowed_headers": "use server.cors_origins",
-    "allow_credentials": "use server.cors_origins",
+# vLLM's loggers on which it writes what these flags ask for.
+_LOGGERS = {
+    "enable_log_requests": ("vllm.entrypoints.serve.utils.request_logger", "vllm.v1.engine.async_llm"),
+    "aggregate_engine_logging": ("vllm.v1.metrics.loggers",),
 }
 
 # Where vLLM finds the executor without a model; it imports it in the engine process.
@@ -87,71 +75,35 @@ class Plan:
         self.say(f"starting the engine process and {weights}")
 
 
-def command_line(engine: Mapping[str, Any]) -> list[str]:
-    """vLLM's arguments by name, as the flags of `vllm serve`."""
-    argv: list[str] = []
-    for name, value in engine.items():
-        flag = "--" + name.replace("_", "-")
-        if value is None:
-            continue
-        # What comes from the environment is text.
-        if isinstance(value, bool) or str(value).lower() in ("true", "false"):
-            argv.append(flag if str(value).lower() == "true" else "--no-" + flag[2:])
-        elif isinstance(value, (list, tuple)):
-            argv.extend([flag, *(_text(item) for item in value)])
-        else:
-            argv.extend([flag, _text(value)])
-    return argv
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
-
-
 def parse_args(plan: Plan) -> Any:
-    """vLLM's own namespace for the plan. Raises SettingsError that names an unknown key and the nearest right one."""
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    """vLLM's own namespace for the plan. Raises SettingsError that names each wrong key and the nearest right one."""
+    args, problems = parse_all(plan)
+    if problems:
+        raise SettingsError(*problems)
+    return args
 
-    from gateway.engine.vllm.versions import find
 
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc,unused-ignore]
-        def error(self, message: str) -> Any:
-            raise SettingsError(f"vLLM does not accept these engine settings: {message}")
-
-    parser = find("make_arg_parser")(Parser(prog="vllm serve"))
-    known = {action.dest for action in parser._actions} - {"help", "model_tag"}
-    for name in plan.engine:
-        dest = name.replace("-", "_")
-        if dest in _OURS:
-            raise SettingsError(f"engine.{name} ({plan.source(name)}) is not an engine setting here: {_OURS[dest]}.")
-        if dest not in known:
-            near = difflib.get_close_matches(dest, known, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise SettingsError(f"engine.{name} ({plan.source(name)}) is not a vLLM engine argument.{hint}")
-    argv = arguments(plan)
-    for flag in plan.flags:
-        dest = flag.removeprefix("--").split("=", 1)[0].replace("-", "_")
-        if flag.startswith("--") and dest in _OURS:
-            raise SettingsError(f"{flag} after `--` is not for the engine: {_OURS[dest]}.")
-    args, unknown = parser.parse_known_args([*argv, *plan.flags])
-    if unknown:
-        dest = unknown[0].removeprefix("--").split("=", 1)[0].replace("-", "_")
-        near = difflib.get_close_matches(dest, known, n=1)
-        hint = f" Did you mean --{near[0].replace('_', '-')}?" if near else ""
-        raise SettingsError(f"{unknown[0]} (after `--`) is not a flag of `vllm serve`.{hint}")
-    if args.model_tag is not None:
-        args.model = args.model_tag
-    try:
-        find("validate_parsed_serve_args")(args)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"vLLM does not accept these engine settings: {error}") from None
+def parse_all(plan: Plan) -> tuple[Any, list[str]]:
+    """The same with the problems that vLLM's parser has not stumbled over. Raises SettingsError for those it has."""
+    wrong = parse.wrong_keys(plan.engine, plan.source)
+    if wrong:
+        raise SettingsError(*wrong)
+    given = command_line.read(plan.flags).names
+    # vLLM warns of what is given twice.
+    own = {name: value for name, value in _named(plan).items() if name.partition(".")[0] not in given}
+    args, problems = parse.parse([*parse.command_line(own), *plan.flags])
+    # What clients get wrong is no stack in the log.
+    args.log_error_stack = plan.log_level == "debug"
     if plan.synthetic is not None:
         _leave_out_model(args, plan.synthetic)
     elif plan.small and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
         _unite_no_more(args)
     if plan.workers > 1:
-        sharing.refuse(args)
-    return args
+        try:
+            sharing.refuse(args)
+        except SettingsError as error:
+            problems += error.problems
+    return args, problems
 
 
 def _unite_no_more(args: Any) -> None:
@@ -173,7 +125,11 @@ def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
 
 def arguments(plan: Plan) -> list[str]:
     """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
-    return command_line({**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}})
+    return parse.command_line(_named(plan))
+
+
+def _named(plan: Plan) -> dict[str, Any]:
+    return {**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}}
 
 
 def _defaults(plan: Plan) -> dict[str, Any]:
@@ -219,7 +175,7 @@ def _has_bf16() -> bool:
 
 def _set_environment(plan: Plan, words: Path) -> None:
     """vLLM reads these from the environment, in this process and in the ones it starts. What the user set stays."""
-    level = "DEBUG" if plan.log_level == "debug" else "ERROR"
+    level = "DEBUG" if plan.log_level == "debug" else os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper()
     fallback_env = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -233,6 +189,7 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         # Its log lines are the only ones that do not come through logging.
         "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_VERBOSITY": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         # The last: an engine that was killed leaves semaphores behind, which are then cleaned up.
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,"
@@ -277,16 +234,26 @@ def _set_environment(plan: Plan, words: Path) -> None:
             # Says at every start that a CPU has no Triton.
             "torch._library.triton": {"level": "ERROR"},
             "vllm.renderers": {"level": "CRITICAL" if level == "ERROR" else level},
+            **{name: {"level": "INFO"} for name in _asked_for(plan) if level not in ("INFO", "DEBUG")},
         },
     }
     (words.parent / "logging.json").write_text(json.dumps(logging_config), encoding="utf-8")
 
 
+def _asked_for(plan: Plan) -> list[str]:
+    """vLLM's loggers whose lines somebody has asked for by a flag, and that speak on a level that is not shown."""
+    asked = {*command_line.read(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
+    return [logger_name for flag, names in _LOGGERS.items() if flag in asked for logger_name in names]
+
+
+def look(plan: Plan) -> list[str]:
+    """A sentence for each thing that is wrong already before vLLM is imported."""
+    asked = {**plan.engine, **command_line.read(plan.flags).shown}
+    return [*parse.wrong_keys(plan.engine, plan.source), *parse.missing_files(asked)]
+
+
 def set_up(plan: Plan) -> Path:
-    """Prepare this process for vLLM; where the engine process will leave its last words. Raises SettingsError."""
-    model = str(plan.engine.get("model", ""))
-    if model.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(model)):
-        raise SettingsError(f"The model path {model} does not exist.")
+    """Prepare this process for vLLM; where the engine process will leave its last words."""
     # Lives as long as the process: whatever vLLM spawns later reads its logging configuration from here, too.
     folder = Path(tempfile.mkdtemp(prefix="sluice-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -300,6 +267,8 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
 
     Raises SettingsError, in one sentence, if it cannot start.
     """
+    if wrong := look(plan):
+        raise SettingsError(*wrong)
     words = set_up(plan)
     joining = None if landlord is None else sharing.Joining(landlord)
     engine = None
@@ -382,6 +351,8 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         disable_log_stats=args.disable_log_stats,
+        enable_log_requests=args.enable_log_requests,
+        aggregate_engine_logging=args.aggregate_engine_logging,
         **({} if joining is None else joining.client()),
     )
     plan.say("building the API")
@@ -391,8 +362,9 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
 __all__ = [
     "Plan",
     "arguments",
-    "command_line",
     "in_daemon",
+    "look",
+    "parse_all",
     "parse_args",
     "set_up",
     "start",

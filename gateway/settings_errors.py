@@ -1,0 +1,119 @@
+"""Sentences about wrong settings: the key, where it stands, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+PREFIX = "SLUICE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the command knows besides: `options` are the options that set dotted settings, `fallback` holds values for
+    settings that nothing else sets, `problems` were found before, `hint` knows what a strange key may mean, and
+    `wrong_keys` which keys of `engine:` are wrong, as sentences."""
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    fallback: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+    hint: Callable[[str], str] = field(default=lambda _: "")
+    wrong_keys: Callable[[Mapping[str, Any]], Sequence[str]] = field(default=lambda _: ())
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where values came from. `tree` is the class of all settings."""
+
+    tree: type[BaseModel]
+    flags: Mapping[str, Mapping[str, Any]]
+    document: Mapping[str, Any]
+    file: Path | None
+    environment: Collection[str]
+    around: Surroundings
+
+
+def explain(problem: Any, sources: Sources) -> str:
+    path = [str(part) for part in problem["loc"]]
+    source = _source(path, sources)
+    dotted = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted} ({source}) is not a setting.{_meant(path, sources)}"
+    value = "" if isinstance(problem["input"], dict) else f"{problem['input']!r}: "
+    return f"{dotted} ({source}): {value}{problem['msg'][:1].lower()}{problem['msg'][1:]}."
+
+
+def _meant(path: Sequence[str], sources: Sources) -> str:
+    """What somebody meant who wrote this key: the right one may be in another section, or one of vLLM's."""
+    tree = sources.tree
+    wrong = path[-1].replace("-", "_")
+    section = path[:-1]
+    keys = _keys(tree, *section)
+    if near := nearest(wrong, keys, cutoff=0.75):
+        return near
+    homes = [f"{home}.{key}" for home, key in known_keys(tree) if key == wrong]
+    if homes:
+        return f" Did you mean `{homes[0]}`?"
+    if hint := sources.around.hint(wrong):
+        return f" {hint}"
+    if not section and (
+        found := difflib.get_close_matches(wrong, [key for _, key in known_keys(tree)], n=1, cutoff=0.75)
+    ):
+        return f" Did you mean `{next(f'{home}.{key}' for home, key in known_keys(tree) if key == found[0])}`?"
+    return nearest(wrong, keys)
+
+
+def _source(path: list[str], sources: Sources) -> str:
+    if len(path) > 1 and path[1] in sources.flags.get(path[0], {}):
+        known = sources.around.options
+        option = known.get(".".join(path)) or known.get(".".join(path[:2])) or f"--{path[1].replace('_', '-')}"
+        return f"flag {option}"
+    variable = PREFIX + "__".join(path).upper()
+    for name in sources.environment:
+        if name.upper() == variable:
+            return f"environment variable {name}"
+    if _holds(sources.document, path):
+        return f"in {sources.file}"
+    if _holds(sources.around.fallback, path):
+        return f"environment variable {sources.around.options.get('.'.join(path[:2]), '')}".rstrip()
+    return f"in {sources.file}" if path[0] in sources.document else "default"
+
+
+def _holds(tree: Any, path: Sequence[str]) -> bool:
+    for part in path[:2]:
+        if not isinstance(tree, Mapping) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def known_keys(tree: type[BaseModel]) -> list[tuple[str, str]]:
+    """Every setting by section and key."""
+    return [(section, key) for section in tree.model_fields if section != "engine" for key in _keys(tree, section)]
+
+
+def _keys(tree: type[BaseModel], *path: str) -> list[str]:
+    """The keys below that path; none if it holds no section."""
+    model = tree
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        sections = [kind for kind in inner if issubclass(kind, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return [found.alias or name for name, found in model.model_fields.items()]
+
+
+def nearest(wrong: str, right: list[str], *, cutoff: float = 0.6) -> str:
+    """A question with the nearest of those; "" if none is near."""
+    near = difflib.get_close_matches(wrong, right, n=1, cutoff=cutoff)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+__all__ = ["PREFIX", "Sources", "Surroundings", "explain", "known_keys", "nearest"]
