@@ -21,7 +21,7 @@ from gateway.engine.vllm import launch
 from gateway.engine.vllm.launch import Plan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.looplag import LoopLag
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, with_queue
 from gateway.model import AppOptions, Endpoint
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
@@ -274,9 +274,10 @@ class Sluice:
         return self._seat.page(self.metrics.render())
 
     async def _exposition(self) -> bytes:
+        # Added where all are one page: of vLLM's gauges only one worker's are taken.
         if self._seat is None:
-            return self.metrics.render()
-        return await collect(self._page, self._seat.others())
+            return with_queue(self.metrics.render())
+        return with_queue(await collect(self._page, self._seat.others()))
 
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:

@@ -5,6 +5,7 @@ vLLM registers its own `vllm:*` metrics in the same default registry, so one scr
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter as Count
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +19,21 @@ from prometheus_client.utils import floatToGoString
 
 from gateway.model import Cause
 
+# A quantile above the last bound is told as that bound. So each reaches past the longest deadline that a request can
+# have (the default of `streams.max_timeout_s` is an hour, its most a day), in steps that grow: beyond a few minutes
+# nobody asks how many exactly.
+_TAIL_S = (120, 300, 600, 1200, 2400, 4800, 14_400, 43_200, 90_000)
 # From a warm prefix on a small model to a long prompt behind a queue.
-_TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60)
-_ITL_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-_WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
-_OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60, *_TAIL_S)
+_ITL_S = (
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
+    *(5, 10, 30, 60),
+    *_TAIL_S,
+)
+_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, *_TAIL_S)
+_WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, *_TAIL_S)
+_LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30, 60, *_TAIL_S)
+_OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 15, 60, *_TAIL_S)
 
 # Keys can be many and come and go, and a series stays for ever.
 _TENANTS = 200
@@ -32,6 +41,40 @@ _OTHERS = "(others)"
 
 # So many values are counted at once at the latest; some 30 KiB of them.
 _COUNT_AT = 4096
+
+
+# vLLM's gauges of who waits, by engine; the second is the first by reason, and its sum.
+_WAITING = re.compile(
+    rb"^(vllm:num_requests_waiting|vllm:num_requests_waiting_by_reason)(\{[^\n]*\}) (\S+)$", re.MULTILINE
+)
+_WAITING_HELP = re.compile(rb"^(# HELP vllm:num_requests_waiting [^\n]*)$", re.MULTILINE)
+_QUEUE = re.compile(rb"^sluice_requests_waiting (\S+)$", re.MULTILINE)
+
+
+def with_queue(page: bytes) -> bytes:
+    """The exposition `page` in which vLLM's gauges count those in our queue as waiting, too, an equal share of them at
+    each engine. Endpoint pickers and autoscalers know vLLM's name, and a request waits here instead of there."""
+    found = _QUEUE.search(page)
+    queued = 0 if found is None else int(float(found[1]))
+    lines = [line for line in _WAITING.finditer(page) if _is_for_capacity(line)]
+    engines = sum(line[1] == b"vllm:num_requests_waiting" for line in lines)
+    counts: Count[bytes] = Count()
+
+    def more(line: re.Match[bytes]) -> bytes:
+        if not _is_for_capacity(line):
+            return line[0]
+        name = line[1]
+        share = queued // engines + (counts[name] < queued % engines)
+        counts[name] += 1
+        return b"%s%s %s" % (name, line[2], repr(float(line[3]) + share).encode())
+
+    page = _WAITING_HELP.sub(rb"\1 Those in Sluice's queue are counted, too.", page)
+    return _WAITING.sub(more, page) if queued and engines else page
+
+
+def _is_for_capacity(line: re.Match[bytes]) -> bool:
+    """Whether what waits for a slot belongs into this sample: whoever waits for other reasons is the engine's alone."""
+    return not line[1].endswith(b"_by_reason") or b'reason="capacity"' in line[2]
 
 
 class Tallied(Collector):
@@ -240,4 +283,4 @@ class Metrics:
         return Counter(f"sluice_{name}_total", text, labels, registry=self._registry)
 
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "with_queue"]

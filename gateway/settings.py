@@ -118,7 +118,7 @@ class Admission(Section):
 
     max_concurrent: int = Field(256, ge=1, description="Sequences in the engine at once.")
     max_waiting: int = Field(512, ge=0, description="Requests that may wait for a seat.")
-    queue_timeout_s: float = Field(60.0, gt=0, description="How long one may wait.")
+    queue_timeout_s: float = Field(60.0, gt=0, le=86_400, description="How long one may wait.")
 
 
 class Grammars(Section):
@@ -144,7 +144,10 @@ class Streams(Section):
         30.0, gt=0, description="How long one send may wait for a client that reads nothing."
     )
     max_timeout_s: float = Field(
-        3600.0, gt=0, description="Longest deadline of a request, and the deadline of those that name none."
+        3600.0,
+        gt=0,
+        le=86_400,
+        description="Longest deadline of a request, and the deadline of those that name none; a day at most.",
     )
     max_grace_s: float = Field(
         600.0, ge=0, description="Longest time that a resumable stream goes on without a reader."

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+from annotated_types import Le
 from prometheus_client import CollectorRegistry
 
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, with_queue
 from gateway.model import Cause
+from gateway.sections import Section
+from gateway.settings import Admission, Streams
 
 
 @pytest.fixture
@@ -92,6 +97,78 @@ def test_gauges_are_read_at_every_scrape(metrics: Metrics, registry: CollectorRe
 
     assert registry.get_sample_value("sluice_streams_active") == 5
     assert registry.get_sample_value("sluice_requests_waiting") == 2
+
+
+def _limit(section: type[Section], name: str) -> float:
+    """The most that a setting may be."""
+    (bound,) = [one.le for one in section.model_fields[name].metadata if isinstance(one, Le)]
+    return float(bound)  # type: ignore[arg-type]
+
+
+def test_histograms_reach_past_the_longest_limit_that_settings_allow(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
+    """A quantile above the last bound would be told as that bound."""
+    longest_s = max(_limit(Streams, "max_timeout_s"), _limit(Admission, "queue_timeout_s"))
+    usual_s = Streams().max_timeout_s
+    metrics.served("/v1/completions", "completed", 1.0)
+    bounds: dict[str, list[float]] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                bounds.setdefault(family.name, []).append(float(sample.labels["le"]))
+
+    assert set(bounds) == {
+        f"sluice_{name}_seconds"
+        for name in (
+            "time_to_first_token", "inter_token_latency", "queue_wait", "overhead", "loop_lag", "request_duration",
+        )
+    }  # fmt: skip
+    for name, found in bounds.items():
+        *finite, last = found
+        assert last == math.inf
+        assert finite[-1] > longest_s, name
+        assert any(usual_s < bound < 2 * usual_s for bound in finite), "no bound just past the default"
+        assert len(found) <= 32, "each is a series"
+        assert finite == sorted(set(finite))
+
+
+PAGE = """\
+# HELP sluice_requests_waiting Requests at the gate.
+# TYPE sluice_requests_waiting gauge
+sluice_requests_waiting {queue}
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{engine="0",model_name="m"}} {first}
+vllm:num_requests_waiting{{engine="1",model_name="m"}} {second}
+# HELP vllm:num_requests_waiting_by_reason Number of waiting requests by reason.
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{{engine="0",model_name="m",reason="capacity"}} {first}
+vllm:num_requests_waiting_by_reason{{engine="1",model_name="m",reason="capacity"}} {second}
+vllm:num_requests_waiting_by_reason{{engine="0",model_name="m",reason="deferred"}} 0.0
+vllm:num_requests_waiting_by_reason{{engine="1",model_name="m",reason="deferred"}} 0.0
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+vllm:num_requests_running{{engine="0",model_name="m"}} 4.0
+"""
+HELP = "Number of requests waiting to be processed."
+
+
+@pytest.mark.parametrize(("queue", "first", "second"), [(0, 0, 1), (1, 1, 1), (36, 18, 19), (37, 19, 19)])
+def test_who_waits_in_our_queue_waits_to_whoever_knows_only_vllms_gauges(queue: int, first: int, second: int) -> None:
+    """The second engine has one of its own; the sum over engines is what waits here and there."""
+    page = PAGE.format(queue=float(queue), first=0.0, second=1.0)
+    wanted = PAGE.format(queue=float(queue), first=float(first), second=float(second))
+
+    assert with_queue(page.encode()).decode() == wanted.replace(
+        HELP, f"{HELP} Those in Sluice's queue are counted, too."
+    )
+
+
+def test_without_vllms_gauges_there_is_nothing_to_add_to() -> None:
+    """While the engine starts, or with its statistics off."""
+    page = b"sluice_requests_waiting 3.0\n"
+
+    assert with_queue(page) == page
 
 
 def test_the_exposition_is_prometheus_text(metrics: Metrics) -> None:

@@ -228,14 +228,15 @@ SERIES = 'job="sluice",namespace="serving",app_kubernetes_io_instance="rel",slui
 def test_each_scaling_query_gives_one_number(pods: int, tmp_path: Path) -> None:
     """KEDA takes more than one element for an error. What the numbers are, for one pod and for two."""
     triggers = scaling_triggers()
-    # Per pod: 3 wait at the gate, 1 in each of two engines; 10 run; caches are 20 % and 40 % full; a quarter is slow.
+    # Per pod: 3 wait at the gate and 2 in an engine, and vLLM's gauges tell of all; 10 run; caches are 20 % and 40 % full;
+    # a quarter is slow.
     series = []
     for pod in range(pods):
         of = f'{SERIES},instance="{pod}"'
         series += [
             (f"sluice_requests_waiting{{{of}}}", "3x30"),
             (f"sluice_streams_active{{{of}}}", "10x30"),
-            *((f'vllm:num_requests_waiting{{{of},engine="{engine}"}}', "1x30") for engine in (0, 1)),
+            *((f'vllm:num_requests_waiting{{{of},engine="{engine}"}}', f"{4 - 3 * engine}x30") for engine in (0, 1)),
             *((f'vllm:kv_cache_usage_perc{{{of},engine="{engine}"}}', f"0.{2 + 2 * engine}x30") for engine in (0, 1)),
             (f'sluice_time_to_first_token_seconds_bucket{{{of},le="2.0"}}', "0+75x30"),
             (f"sluice_time_to_first_token_seconds_count{{{of}}}", "0+100x30"),

@@ -4,10 +4,10 @@
 {{- $m := . -}}
 {{- $s := $m.is.selector -}}
 {{- $t := $m.autoscaling.targets -}}
-{{- $engines := printf "(sum(vllm:num_requests_waiting{%s}) or vector(0))" $s -}}
 {{- $queries := list -}}
 {{- if not (kindIs "invalid" $t.waitingRequests) -}}
-{{- $queries = append $queries (dict "query" (printf "sum(sluice_requests_waiting{%s}) + %s" $s $engines) "target" $t.waitingRequests) -}}
+{{- /* vLLM's gauge has the gateway's queue in it; where vLLM's statistics are off there is nothing but that queue. */ -}}
+{{- $queries = append $queries (dict "query" (printf "sum(vllm:num_requests_waiting{%s}) or sum(sluice_requests_waiting{%s})" $s $s) "target" $t.waitingRequests) -}}
 {{- end -}}
 {{- if gt (int $m.is.running) 0 -}}
 {{- $queries = append $queries (dict "query" (printf "sum(sluice_streams_active{%s})" $s) "target" (int $m.is.running)) -}}
