@@ -192,6 +192,11 @@ class Incoming(Closing):
         if self._header_bytes + len(self.url) > self.max_header_bytes:
             self._refuse(_too_large(self.max_header_bytes))
             raise ValueError("headers too large")
+        if b"#" in self.url:
+            # A fragment is the client's own business, and a proxy that takes it for part of the path has other rules
+            # for what is left of it here.
+            self._refuse(ClientError("The request's target has a fragment."))
+            raise ValueError("fragment in the target")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
         scope[LINE] = self

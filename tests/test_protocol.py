@@ -133,6 +133,18 @@ async def test_what_is_refused_before_it_is_a_request_has_the_body_of_its_endpoi
     assert (status, body["type"], body["error"]["type"]) == (431, "error", "request_too_large")
 
 
+@pytest.mark.parametrize("target", [b"/metrics#x", b"/metrics?a=b#x", b"http://me/metrics#", b"#"])
+@in_virtual_time
+async def test_a_fragment_is_no_part_of_a_request(target: bytes) -> None:
+    app = App()
+    connection = Connection(app)
+    connection.say(b"GET " + target + b" HTTP/1.1\r\nhost: me\r\n\r\n")
+    await settle()
+
+    assert (connection.answer()[0], app.scopes) == (400, [])
+    assert connection.closed
+
+
 @in_virtual_time
 async def test_a_header_that_never_ends_is_cut_off_at_the_limit() -> None:
     """The parser reports a header when it is complete, so one that never is would grow without limit."""

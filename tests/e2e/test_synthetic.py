@@ -34,11 +34,14 @@ ENV = {
     "SLUICE_ENGINE__MAX_NUM_BATCHED_TOKENS": "256",
 }
 
+# Of vLLM's, for paths that are not its own alone, and for one of its endpoints.
+FLAGS = ["--root-path", "/llm", "--disable-fastapi-docs", "--enable-server-load-tracking", "--enable-scale-out"]
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Its life ends with its engine's, in the last test."""
-    one = Server(tmp_path_factory.mktemp("synthetic"), env=ENV)
+    one = Server(tmp_path_factory.mktemp("synthetic"), "--", *FLAGS, env=ENV)
     try:
         one.wait_ready()
         yield one
@@ -59,6 +62,73 @@ def test_a_chat_says_what_the_oracle_says(server: Server) -> None:
     assert content(said) == expected_text(prompt, 200)
     assert not content(said).isascii(), "characters of several tokens, too"
     assert said[-1]["usage"]["completion_tokens"] == 200
+
+
+def test_vllms_flags_hold_for_all_paths(server: Server) -> None:
+    for path in ("/llm/v1/models", f"/llm/v1/models/{MODEL}", "/llm/livez", "/livez", "/llm/"):
+        assert server.http.get(path).status_code == 200
+    for path in ("/docs", "/openapi.json", "/redoc", "/llm/docs", "/llm/llm/livez", "/llm/metrics%0a"):
+        assert server.http.get(path).status_code == 404
+    assert server.post("/llm/v1/chat/completions", model=MODEL, messages=ASK, max_tokens=1).status_code == 200
+
+
+def test_the_load_counts_our_endpoints_and_is_told_in_their_headers(server: Server) -> None:
+    server.wait_idle()
+    assert server.http.get("/load").json() == {"server_load": 0}
+    raw = Raw(server.port, request_bytes({"model": MODEL, "messages": ASK, "max_tokens": 9000, "stream": True}))
+    raw.read_until(b"content")
+    assert server.http.get("/load").json() == {"server_load": 1}
+    asked = {"endpoint-load-metrics-format": "JSON"}
+    chat = server.post(headers=asked, model=MODEL, messages=ASK, max_tokens=1)
+    text = server.post("/v1/completions", headers=asked, model=MODEL, prompt="x", max_tokens=1)
+    raw.rst()
+    for answer in (chat, text):
+        kind, _, report = answer.headers["endpoint-load-metrics"].partition(" ")
+        assert kind == "JSON"
+        assert "kv_cache_usage_perc" in json.loads(report)["named_metrics"]
+    server.wait_idle()
+
+
+def test_an_abort_by_vllms_own_endpoint_ends_its_streams_as_it_promises(server: Server) -> None:
+    body = {"model": MODEL, "token_ids": [300, 301], "sampling_params": {"max_tokens": 9000}, "stream": True}
+    raw = Raw(server.port, request_bytes(body, "/inference/v1/generate"))
+    head = raw.read_until(b"data: ").decode().lower()
+    stream_id = next(line for line in head.split("\r\n") if line.startswith("x-stream-id: ")).split(": ")[1]
+    assert server.post("/inference/v1/abort_requests", request_ids=[stream_id]).status_code == 200
+    end = raw.read_all()
+    raw.close()
+
+    assert b'"finish_reason":"abort"' in end
+    assert b'"error"' not in end
+    assert b"data: [DONE]" in end
+    server.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"tools": []}, 200),
+        ({"tools": None, "tool_choice": None}, 200),
+        ({"tool_choice": "none"}, 200),
+        ({"tools": [], "tool_choice": "auto"}, 200),
+        ({"temperature": None, "top_p": None, "stop": None, "stream": None, "metadata": None, "user": None}, 200),
+        ({"tool_choice": "required"}, 400),
+        ({"tools": [], "tool_choice": "required"}, 400),
+    ],
+)
+def test_what_means_nothing_is_taken_by_every_protocol(server: Server, fields: Json, status: int) -> None:
+    choice = fields.get("tool_choice")
+    anthropic = {**fields, "tool_choice": {"type": "any" if choice == "required" else choice}} if choice else fields
+    answers = [
+        server.post(model=MODEL, messages=ASK, max_tokens=1, **fields),
+        server.post("/v1/messages", model=MODEL, messages=ASK, max_tokens=1, **anthropic),
+        server.post("/v1/messages/count_tokens", model=MODEL, messages=ASK, **anthropic),
+        server.post("/v1/responses", model=MODEL, input="x", max_output_tokens=1, **fields),
+    ]
+
+    assert [answer.status_code for answer in answers] == [status] * 4, [answer.text for answer in answers]
+    if status == 400:
+        assert all("no tools to choose from" in answer.text for answer in answers)
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
