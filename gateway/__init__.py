@@ -2,7 +2,8 @@
 
 The rooms, and who may import whom:
 
-- `model`, `errors`, `clock`: nouns, failures, time; everyone may.
+- `model`, `errors`, `texts`, `clock`: nouns, failures, words that others choose, time; everyone may.
+- `offload`: work in threads that nobody waits for at exit; `engine` and `streams` may.
 - `settings`: one frozen tree; `app`, `server`, `preflight` and `cli` may. `sections`: parts of it;
   `settings_errors`: sentences about wrong ones.
 - `wire`: bytes and nouns; `web` may.

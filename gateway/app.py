@@ -16,6 +16,7 @@ from gateway import demo
 from gateway.admission.gate import Doorkeeper, Gate, Witness
 from gateway.clock import Clock, SystemClock
 from gateway.engine.base import Engine, Revival, Route
+from gateway.engine.bodies import BodyLimits
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm import launch
 from gateway.engine.vllm.launch import Plan
@@ -68,6 +69,13 @@ def plan_engine(
         if settings.synthetic.enabled
         else None,
         trust_client_fields=settings.server.trust_client_fields,
+        body_limits=BodyLimits(
+            max_values=settings.server.max_json_values,
+            max_numbers=settings.server.max_json_numbers,
+            max_items=settings.server.max_json_items,
+            max_depth=settings.server.max_json_depth,
+        ),
+        prepare_timeout_s=settings.server.prepare_timeout_s,
         hang_timeout_s=settings.supervisor.hang_timeout_s,
         workers=settings.server.workers,
         grammars=_grammar_limits(settings),
@@ -166,6 +174,7 @@ class Sluice:
             wire=openai,
             limits=Limits(
                 max_timeout_s=streams.max_timeout_s,
+                prepare_timeout_s=settings.server.prepare_timeout_s,
                 max_grace_s=streams.max_grace_s,
                 retention_s=streams.retention_s,
                 max_bytes=streams.max_bytes,

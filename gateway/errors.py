@@ -40,6 +40,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 from gateway.model import Cause
+from gateway.texts import shortened
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -66,9 +67,10 @@ class SluiceError(Exception):
     """The cause instead of `cause` for a request that the engine has not been given."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else shortened(param, 200)
         self.retry_after_s = retry_after_s
 
     def body(self, *, resumable: bool = False) -> dict[str, Any]:

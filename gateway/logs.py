@@ -11,7 +11,11 @@ from typing import Any
 
 import orjson
 
+from gateway.texts import shortened
+
 _LONGEST = 200
+# Of a message. What a client sent may be quoted in some.
+_LONGEST_MESSAGE = 4000
 
 ACCESS = logging.getLogger("sluice.access")
 
@@ -25,12 +29,13 @@ class Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", None)
-        line = f"{self.formatTime(record, self.datefmt)} {record.levelname.lower():<7} {record.getMessage()}"
+        line = f"{self.formatTime(record, self.datefmt)} {record.levelname.lower():<7} "
+        line += shortened(record.getMessage(), _LONGEST_MESSAGE)
         if fields:
             line += "".join(f" {name}={_word(value)}" for name, value in fields.items() if value is not None)
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            line += f": {type(error).__name__}: {error}"
+            line += f": {type(error).__name__}: {shortened(str(error), _LONGEST_MESSAGE)}"
             if self._stacks:
                 line += "\n" + self.formatException(record.exc_info)
         return line
@@ -43,25 +48,31 @@ def _word(value: Any) -> str:
 
 
 class Json(logging.Formatter):
-    """One JSON object a line; times are Unix seconds."""
+    """One JSON object a line; times are Unix seconds. Stacks only where asked for."""
+
+    def __init__(self, *, stacks: bool) -> None:
+        super().__init__()
+        self._stacks = stacks
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
             "ts": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shortened(record.getMessage(), _LONGEST_MESSAGE),
             **(getattr(record, "fields", None) or {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            entry["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-            entry["stack"] = self.formatException(record.exc_info)
+            error = record.exc_info[1]
+            entry["error"] = f"{type(error).__name__}: {shortened(str(error), _LONGEST_MESSAGE)}"
+            if self._stacks:
+                entry["stack"] = self.formatException(record.exc_info)
         return orjson.dumps(entry, default=str).decode()
 
 
 def make_formatter(*, as_json: bool, stacks: bool) -> logging.Formatter:
     """The formatter of the settings; also named in the logging configuration of the engine's processes."""
-    return Json() if as_json else Plain(stacks=stacks)
+    return Json(stacks=stacks) if as_json else Plain(stacks=stacks)
 
 
 def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: Collection[str] = ()) -> None:

@@ -96,6 +96,19 @@ class Server(Section):
     min_body_bytes_per_s: int = Field(
         1024, ge=0, description="A body that comes more slowly, over ten seconds, is given up; 0: never."
     )
+    max_json_values: int = Field(
+        100_000, ge=1000, description="Most values in a JSON body; a long list of numbers (token ids) counts as one."
+    )
+    max_json_numbers: int = Field(
+        2_000_000, ge=1000, description="Most numbers in all lists of a JSON body together, such as token ids."
+    )
+    max_json_items: int = Field(
+        4096, ge=16, description="Most items of one JSON list or object (messages, tools, prompts) but of numbers."
+    )
+    max_json_depth: int = Field(100, ge=8, le=500, description="How deep a JSON body may nest.")
+    prepare_timeout_s: float = Field(
+        60.0, gt=0, description="How long checking a body, and rendering its prompt, may take."
+    )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Largest request line plus headers.")
     max_headers: int = Field(256, ge=16, description="How many header lines a request may have.")
     header_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete by then.")

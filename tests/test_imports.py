@@ -18,11 +18,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Demo's model is made by a script of its own with libraries that the server itself never imports.
 OURS = [file for file in FILES if "demo" not in file.parts]
 
-NOUNS = {"model", "errors", "clock"}
+NOUNS = {"model", "errors", "clock", "texts"}
 # room -> what it may import besides the nouns and itself
 ARROWS: dict[str, set[str]] = {
     "model": set(),
     "errors": set(),
+    "texts": set(),
+    "offload": set(),
     "clock": set(),
     "logs": set(),
     "looplag": set(),
@@ -38,9 +40,9 @@ ARROWS: dict[str, set[str]] = {
     "wire": set(),
     "admission": set(),
     "streamlog": set(),
-    "streams": {"admission", "streamlog.base", "engine.base"},
-    "engine": set(),
-    "engine.vllm": {"engine.base", "engine.oracle"},
+    "streams": {"admission", "streamlog.base", "engine.base", "engine.bodies", "offload"},
+    "engine": {"offload"},
+    "engine.vllm": {"engine.base", "engine.bodies", "engine.oracle", "offload"},
     "web": {"streams", "wire", "streamlog.base", "logs"},
     "bodies": set(),
     "closing": set(),

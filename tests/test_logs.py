@@ -44,18 +44,18 @@ def test_a_plain_line_shows_the_fields_that_have_a_value() -> None:
 
 
 def test_a_json_line_is_one_object_with_all_fields() -> None:
-    entry = orjson.loads(Json().format(record("request", {"id": "a", "model": None})))
+    entry = orjson.loads(Json(stacks=True).format(record("request", {"id": "a", "model": None})))
 
     assert entry.pop("ts") > 0
     assert entry == {"level": "info", "logger": "sluice.access", "message": "request", "id": "a", "model": None}
 
 
 def test_json_copes_with_values_it_does_not_know() -> None:
-    assert "PosixPath" not in Json().format(record("m", {"kind": Exception("x")}))
+    assert "PosixPath" not in Json(stacks=True).format(record("m", {"kind": Exception("x")}))
 
 
 @pytest.mark.parametrize("value", ["/a\nINFO all is well", "/a\r\nx", "\x1b[2J"])
-@pytest.mark.parametrize("formatter", [Plain(stacks=False), Json()])
+@pytest.mark.parametrize("formatter", [Plain(stacks=False), Json(stacks=True)])
 def test_a_client_cannot_forge_a_log_line(formatter: logging.Formatter, value: str) -> None:
     """Paths come percent-decoded and model names come from bodies: both are the client's invention, line breaks and
     terminal codes included."""
@@ -73,7 +73,7 @@ def test_stacks_are_shown_only_where_asked_for() -> None:
 
 
 def test_a_json_line_carries_its_stack_inside() -> None:
-    line = Json().format(record("it broke", error=RuntimeError("why")))
+    line = Json(stacks=True).format(record("it broke", error=RuntimeError("why")))
 
     assert "\n" not in line
     assert orjson.loads(line)["error"] == "RuntimeError: why"

@@ -10,5 +10,7 @@
 - `leash`: a scope that others can end.
 - `rights`: what takes more than a client's right.
 - `registry`: who lives here; open, find, cancel, drain.
+- `limits`: bounds on what a client may ask for and on what is kept for it.
+- `parsing`: request bodies are parsed beside the event loop, and not for ever.
 - `turnstile`: so many requests begin in each turn of the event loop.
 """

@@ -10,9 +10,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -34,19 +32,21 @@ from gateway.model import Caller, Endpoint, Facts, Tally, Wishes
 from gateway.streamlog.base import StreamLog
 from gateway.streams import rights
 from gateway.streams.leash import Leash
+from gateway.streams.limits import Limits
+from gateway.streams.parsing import BEGIN_PER_TURN, Parser
 from gateway.streams.producer import Producer, Wire
 from gateway.streams.shelf import Shelf
 from gateway.streams.status import Status, status_of
 from gateway.streams.stream import Stream, overdue
 from gateway.streams.turnstile import Turnstile
+from gateway.texts import log_defect
 
 logger = logging.getLogger(__name__)
 
 # Where resumable streams crowd, each keeps its share of the room, but no less than this part of what one may keep.
 _SMALLEST_SHARE = 1 / 4
-# Bodies up to this size are parsed where they arrive. A thread costs 0.1 ms; so many bytes take 0.7 ms as token ids,
-# which are the slowest, and 0.03 ms as text.
-_SHORT_BYTES = 64 * 2**10
+# Bodies with no more values are parsed where they arrive. A thread costs 0.1 ms; so many take about a millisecond.
+_LIGHT_VALUES = 512
 # So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
 _BEGIN_PER_TURN = 8
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
@@ -55,20 +55,6 @@ _ID_BYTES = 16
 
 class NoRoute(NotFound):
     """vLLM's own app has nothing at that path."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what a client may ask for and on what is kept for it.
-
-    Times in seconds. `max_bytes` is what one resumable stream may keep, `max_total_bytes` all of them together.
-    """
-
-    max_timeout_s: float
-    max_grace_s: float
-    retention_s: float
-    max_bytes: int
-    max_total_bytes: int
 
 
 def _random() -> str:
@@ -107,10 +93,8 @@ class Registry:
         self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
         self._share = limits.max_bytes
         self._empty: asyncio.Future[None] | None = None
-        # One thread: more of them would only take turns, and take the event loop's from it.
-        self._aside = ThreadPoolExecutor(1, "sluice-parse")
-        self._parsing = Turnstile(_BEGIN_PER_TURN)
-        self._preparing = Turnstile(_BEGIN_PER_TURN)
+        self._parser = Parser(limits.prepare_timeout_s)
+        self._preparing = Turnstile(BEGIN_PER_TURN)
         self.draining = False
 
     @property
@@ -139,14 +123,28 @@ class Registry:
         self._refuse_when_draining()
         return self._begin(endpoint, self._engine().parse(endpoint, body), tally, wishes)
 
-    async def open_any(self, endpoint: Endpoint, body: bytes, tally: Tally, wishes: Wishes) -> Stream:
-        """As `open`, for any number of bodies of any length: what it takes to parse them does not hold up others."""
-        await self._parsing.enter()
-        if len(body) <= _SHORT_BYTES:
+    async def open_any(
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        tally: Tally,
+        wishes: Wishes,
+        waiting: AbstractAsyncContextManager[object] | None = None,
+    ) -> Stream:
+        """As `open`, for any number of bodies of any length: what it takes to parse them does not hold up others.
+        `waiting` is a scope around what takes long, which may end that. Raises DeadlineExceeded, too."""
+        await self._parser.begin()
+        if self._parser.is_light(body):
             return self.open(endpoint, body, tally, wishes)
         self._refuse_when_draining()
-        parsing = asyncio.get_running_loop().run_in_executor(self._aside, self._engine().parse, endpoint, body)
-        call = await parsing
+        timeout_s = self._timeout(wishes)
+        call = await self._parser.parse(
+            partial(self._engine().parse, endpoint, body),
+            size=len(body),
+            tenant=tally.caller.owner,
+            deadline=(timeout_s, self._left(tally.caller, timeout_s)),
+            waiting=waiting,
+        )
         self._refuse_when_draining()
         return self._begin(endpoint, call, tally, wishes)
 
@@ -196,8 +194,8 @@ class Registry:
             producer.attach(await engine.submit(prepared, producer))
         except SluiceError as error:
             producer.fail(error)
-        except Exception:
-            logger.exception("a request failed with an error that nobody foresaw")
+        except Exception as error:
+            log_defect(logger, "a request failed with an error that nobody foresaw", error)
             producer.fail(InternalError("The server failed to answer this request."))
 
     def _ended(self, stream_id: str) -> None:
@@ -298,15 +296,22 @@ class Registry:
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
         self._refuse_when_draining()
-        if not tally.works:
+        if not tally.works and method == "GET":
             yield engine
             return
         timeout_s = self._timeout(wishes)
         with Leash() as leash:
-            self._mounted[leash] = tally.caller
             timer = asyncio.get_running_loop().call_later(
-                self._left(tally.caller, timeout_s), self._overdue, leash, timeout_s, tally
+                self._left(tally.caller, timeout_s),
+                lambda: leash.end(overdue(timeout_s, tally.queued_s is None, tally.completion_tokens)),
             )
+            if not tally.works:
+                try:
+                    yield engine
+                finally:
+                    timer.cancel()
+                return
+            self._mounted[leash] = tally.caller
             permit = None
             token = CURRENT_TALLY.set(tally)
             try:
@@ -325,10 +330,6 @@ class Registry:
                 if permit is not None:
                     permit.release()
                 self._look_if_empty()
-
-    @staticmethod
-    def _overdue(leash: Leash, timeout_s: float, tally: Tally) -> None:
-        leash.end(overdue(timeout_s, tally.queued_s is None, tally.completion_tokens))
 
     # What happens to all of them.
 

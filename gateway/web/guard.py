@@ -31,6 +31,7 @@ from gateway.errors import (
 from gateway.logs import ACCESS
 from gateway.model import ARRIVAL, LINE, Caller, Cause, Facts, Tally
 from gateway.streams.leash import Left
+from gateway.texts import log_defect
 from gateway.web import paths
 from gateway.web.access import PROBES, Access, Verdict
 from gateway.wire.escaping import escaped
@@ -115,8 +116,8 @@ class Guard:
                 exchange.tally.cause = exchange.tally.cause or left.cause
         except SluiceError as error:
             await self._fail(error, exchange, outlet)
-        except Exception:
-            logger.exception("a request failed with an error that nobody foresaw")
+        except Exception as error:
+            log_defect(logger, "a request failed with an error that nobody foresaw", error)
             await self._fail(InternalError("The server failed to answer this request."), exchange, outlet)
         finally:
             self._close(exchange)

@@ -176,7 +176,7 @@ class Completions:
         tally.works = True
         wished = wishes.read(tally.caller.headers)
         body = await _read_in_time(receive, wished.timeout_s, tally.caller, self._responder.clock)
-        stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished)
+        stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished, Presence(receive))
         await self._responder.serve(scope, receive, send, stream, 0)
 
 

@@ -18,7 +18,14 @@ from tests.support.engine import Run, ScriptedEngine, Switch
 from tests.support.facts import Recorder, a_tally
 from tests.support.time import clock
 
-LIMITS = Limits(max_timeout_s=1000, max_grace_s=100, retention_s=50, max_bytes=100_000, max_total_bytes=1_000_000)
+LIMITS = Limits(
+    max_timeout_s=1000,
+    prepare_timeout_s=60,
+    max_grace_s=100,
+    retention_s=50,
+    max_bytes=100_000,
+    max_total_bytes=1_000_000,
+)
 
 
 class House:

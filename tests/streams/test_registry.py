@@ -149,11 +149,34 @@ async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
     loop_clock = clock()
     house.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
-    stream = await house.registry.open_any(Endpoint.CHAT, body, tally, Wishes(timeout_s=5))
+    with pytest.raises(DeadlineExceeded):
+        await house.registry.open_any(Endpoint.CHAT, body, tally, Wishes(timeout_s=5))
+
+    assert house.at_rest
+
+
+@in_virtual_time
+async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others() -> None:
+    house = House()
+    parse, go_on = house.engine.parse, threading.Event()
+    loop_clock = clock()
+
+    def parse_for_ever(endpoint: Endpoint, body: bytes) -> object:
+        loop_clock.advance(LIMITS.prepare_timeout_s + 1)
+        go_on.wait(5)
+        return parse(endpoint, body)
+
+    house.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
+    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
+    with pytest.raises(DeadlineExceeded, match="prepare_timeout_s"):
+        await house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes())
+    house.engine.parse = parse  # type: ignore[method-assign]
+    stream = await house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes())
+    stream.producer.cancel(Cancelled("Enough."))
     await settle()
 
-    assert cause(stream) is Cause.DEADLINE_EXCEEDED
     assert house.at_rest
+    go_on.set()
 
 
 @pytest.mark.parametrize("stage", ["prepare_error", "submit_error"])

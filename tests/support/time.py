@@ -8,6 +8,8 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from gateway import offload
+
 T = TypeVar("T")
 
 # Longest real wait for a thread or a socket when no timer is left; only a test that hangs ever waits it out.
@@ -39,7 +41,8 @@ class _Jumping(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None:
-            ready = super().select(0)
+            # What a thread computes takes no virtual time.
+            ready = super().select(_PATIENCE_S if timeout > 0 and offload.awaited() else 0)
             if not ready and timeout > 0:
                 self._clock.advance(timeout)
             return ready

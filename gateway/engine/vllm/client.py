@@ -15,49 +15,38 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import orjson
-from pydantic import ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
+from gateway.engine.bodies import BodyLimits, read_document
 from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
-from gateway.engine.vllm.optional_fields import drop_empty
+from gateway.engine.vllm.intake import Intake
+from gateway.engine.vllm.requests import VllmCall, read_request
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
-from gateway.engine.vllm.trust import Headers, Screen, read_json
+from gateway.engine.vllm.trust import Headers, Screen
 from gateway.engine.vllm.versions import find
-from gateway.errors import ClientError, SluiceError, Unsupported
+from gateway.errors import SluiceError, Unsupported
 from gateway.model import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
 _LOOK_EVERY_S = 0.5
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class VllmCall:
-    """A validated request of vLLM's own model."""
-
-    endpoint: Endpoint
-    request: Any
-    stream: bool
-    seats: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +75,20 @@ class VllmEngine:
         hang_timeout_s: float,
         trust_client_fields: bool,
         grammar_limits: GrammarLimits,
+        limits: BodyLimits,
+        prepare_timeout_s: float,
     ) -> None:
         """`core` is what `llm` uses as its engine client. `make_core` starts another engine process and gives vLLM's
-        client of it; `hang_timeout_s` is how long the process may say nothing before it counts as dead."""
+        client of it; `hang_timeout_s` is how long the process may say nothing before it counts as dead.
+        `prepare_timeout_s` bounds what it takes to check a body or to render a prompt."""
         self._llm = llm
         self._clock = clock
         self._make_core = make_core
         self._hang_timeout_s = hang_timeout_s
         self._core = core
         self._screen = Screen(trust_client_fields)
+        self._limits = limits
+        self._prepare_timeout_s = prepare_timeout_s
         self._engagements = fallback.Engagements()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
@@ -119,7 +113,8 @@ class VllmEngine:
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
         )
-        self._http = contract.keep(fallback.owning(self._screen.app(self._app), self._engagements), self._death)
+        taking = Intake(self._app, self._screen, self._limits, self._prepare_timeout_s, failures.from_validator)
+        self._http = contract.keep(fallback.owning(taking, self._engagements), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property
@@ -159,25 +154,15 @@ class VllmEngine:
         return fallback.template(self._app, path)
 
     def parse(self, endpoint: Endpoint, body: bytes) -> VllmCall:
-        document = read_json(body)
-        if not isinstance(document, dict):
-            raise ClientError("The request body must be a JSON object.")
-        self._screen.body(document)
-        drop_empty(document)
-        try:
-            request = _MODELS[endpoint].model_validate(document)
-        except ValidationError as error:
-            raise failures.from_validation(error) from None
-        except Exception as error:
-            # vLLM's own validators raise, too, and some trip over values that they did not expect.
-            raise failures.from_validator(error, _MODELS[endpoint], document) from None
-        return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+        return read_request(endpoint, body, self._limits, self._screen)
 
     async def check(self, call: VllmCall, tally: Tally) -> None:
         await self._grammars.check_request(self._app.state.online_renderer, call.request, tally.caller.owner)
 
     async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
-        await self._grammars.check_body(self._app.state.online_renderer, path, body, tally.caller.owner)
+        await self._grammars.check_body(
+            self._app.state.online_renderer, path, partial(read_document, body, self._limits), body, tally.caller.owner
+        )
 
     async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
         serving = self._serving(call.endpoint)
@@ -383,14 +368,6 @@ def _prefix(root_path: str | None) -> str:
     """vLLM's `--root-path` as what stands before a path: `/llm`, or nothing."""
     bare = (root_path or "").strip("/")
     return f"/{bare}" if bare else ""
-
-
-def _prompts(request: Any) -> int:
-    """How many prompts a request brings: a list of texts or of token lists is several."""
-    prompt = getattr(request, "prompt", None)
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return len(prompt)
-    return 1
 
 
 __all__ = ["VllmEngine"]

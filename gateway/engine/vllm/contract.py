@@ -14,6 +14,7 @@ import orjson
 
 from gateway.engine.base import CURRENT_TALLY, ASGIApp
 from gateway.engine.vllm import failures, stream_errors
+from gateway.engine.vllm.validation import field_path
 from gateway.errors import ClientError, SluiceError
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
@@ -24,12 +25,16 @@ _PROBLEM = re.compile(r"""'loc': '(?:body\.?)?([^']*)', 'msg': (?:'([^']*)'|"([^
 _PYDANTIC = re.compile(r"\d+ validation errors? for ")
 _PYDANTIC_PROBLEM = re.compile(r"\n(?:(\S[^\n]*)\n)?  (?! )(?:Value error, )?([^\n]*?)(?: \[type=[^\n]*)?(?=\n|$)")
 
+# Why the engine does not take an adapter is the client's to know, and vLLM calls it an internal error.
+_ADAPTERS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_ADAPTER_REFUSED = re.compile(r"Call to \w+ method failed: ")
+
 
 def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
     """Put the contract around `inner`. `engine_error` tells whether the engine has died."""
 
     async def kept(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        outlet = _Outlet(send)
+        outlet = _Outlet(send, scope.get("path", ""))
         try:
             await inner(scope, receive, outlet)
         except Exception as error:
@@ -43,8 +48,9 @@ def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGI
 class _Outlet:
     """Passes good responses on; holds bad ones back until they can be said in our words."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Any, path: str) -> None:
         self._send = send
+        self._path = path
         self._start: MutableMapping[str, Any] = {}
         self._status = 0
         self._body = bytearray()
@@ -107,11 +113,13 @@ class _Outlet:
         if problems:
             texts = [f"{field}: {plain or quoted}" if field else plain or quoted for field, plain, quoted in problems]
             return ClientError("; ".join(dict.fromkeys(texts[:3])), param=problems[0][0] or None)
+        if self._path in _ADAPTERS and (refused := _ADAPTER_REFUSED.match(message)) is not None:
+            return ClientError(message[refused.end() :], param="lora_path")
         return failures.from_info(self._status, message or "The request cannot be served.", param)
 
 
 def _field(loc: str) -> str:
-    return failures._field(tuple(int(part) if part.isdigit() else part for part in loc.split("."))) if loc else ""
+    return field_path(tuple(int(part) if part.isdigit() else part for part in loc.split("."))) if loc else ""
 
 
 def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -6,11 +6,12 @@ import logging
 import re
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.validation import BoundedValidator, from_validation
 from gateway.engine.vllm.versions import find
 from gateway.errors import (
     Cancelled,
@@ -23,13 +24,12 @@ from gateway.errors import (
     Unsupported,
 )
 from gateway.model import Cause
+from gateway.texts import log_defect, shortened
 
 logger = logging.getLogger(__name__)
 
 # vLLM appends the parameter and the value, which may be the whole prompt.
 _SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
-# Pydantic repeats one mistake once per branch of a union; the first few say it all.
-_SHOWN = 3
 
 
 UNGRAMMATICAL = (
@@ -41,62 +41,27 @@ class Aborted(Exception):
     """The engine gave a request up because somebody aborted it: never to be mistaken for a good end."""
 
 
-def from_validation(error: ValidationError) -> ClientError:
-    """A body that vLLM's request model refuses: names the first field and says what is wrong with it."""
-    problems: list[str] = []
-    param: str | None = None
-    for problem in error.errors(include_url=False, include_input=False):
-        inner = problem.get("ctx", {}).get("error")
-        field = getattr(inner, "parameter", None) or _field(problem["loc"])
-        message = _plain(inner) if isinstance(inner, Exception) else problem["msg"]
-        text = f"{field}: {message}" if field else message
-        if param is None:
-            param = field or None
-        if text not in problems:
-            problems.append(text)
-    shown = "; ".join(problems[:_SHOWN])
-    more = len(problems) - _SHOWN
-    return ClientError(shown + (f"; and {more} more problems" if more > 0 else ""), param=param)
+class Refused(ClientError):
+    """vLLM refuses the request with a status of its own, such as 409 or 413."""
+
+    def __init__(self, message: str, param: str | None, status: int) -> None:
+        super().__init__(message, param=param)
+        self.status = status  # type: ignore[misc]
 
 
-def from_validator(error: Exception, model: type[BaseModel], document: dict[str, Any]) -> SluiceError:
+def from_validator(error: Exception, model: Any, document: dict[str, Any]) -> SluiceError:
     """What one of vLLM's own validators raised: its words if they are meant for clients. If it only tripped over a
     value of a type that it did not expect, the first field that has the wrong type is named instead."""
     if isinstance(error, VLLMError | ValueError):
         return from_exception(error)
-    for name, field in model.model_fields.items():
+    for name, field in getattr(model, "model_fields", {}).items():
         if name not in document:
             continue
         try:
-            annotation: Any = field.annotation
-            TypeAdapter(annotation).validate_python(document[name])
+            BoundedValidator(field.annotation)(document[name])
         except ValidationError as problem:
-            first = problem.errors(include_url=False, include_input=False)[0]
-            inside = _field(first["loc"])
-            where = name + (f".{inside}" if inside and not inside.startswith("[") else inside)
-            return ClientError(f"{where}: {first['msg']}", param=where)
+            return from_validation(problem, inside=name)
     return ClientError("A field of the request body has a value of the wrong type.")
-
-
-def _field(loc: tuple[int | str, ...]) -> str:
-    """The path to a field as a client would write it; pydantic's names of types and validators are left out."""
-    parts: list[str] = []
-    for part in loc:
-        if isinstance(part, int):
-            parts.append(f"[{part}]")
-        elif part.isidentifier() and part.islower() and part not in _TYPES:
-            parts.append(f".{part}" if parts else part)
-    return "".join(parts)
-
-
-_TYPES = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "none", "nullable", "union"})
-
-
-def _plain(error: BaseException) -> str:
-    """The words of a validation error without the parameter and the value that vLLM appends in brackets."""
-    if error.args and isinstance(error.args[0], str):
-        return error.args[0]
-    return str(error)
 
 
 def from_response(response: Any) -> SluiceError:
@@ -113,7 +78,7 @@ def from_info(status: int, message: str, param: str | None) -> SluiceError:
     if status in (429, 503):
         return Overloaded(message, retry_after_s=1)
     if 400 <= status < 500:
-        return ClientError(message, param="structured_outputs" if message == UNGRAMMATICAL else param)
+        return Refused(message, "structured_outputs" if message == UNGRAMMATICAL else param, status)
     logger.error("vLLM answered %d: %s", status, message)
     return InternalError("The server failed to answer this request.")
 
@@ -137,7 +102,8 @@ def named(error: SluiceError, request: Any) -> SluiceError:
             param = first
         elif any(word in message.lower() for word in ("chat template", "conversation", "token id", "role", "message")):
             param = given
-    return type(error)(message, param=param, retry_after_s=error.retry_after_s)
+    error.message, error.param = shortened(message), param
+    return error
 
 
 def failed(*, constrained: bool) -> SluiceError:
@@ -172,13 +138,13 @@ def from_exception(error: BaseException) -> SluiceError:
     if isinstance(error, EngineDeadError):
         return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
     if isinstance(error, EngineGenerateError):
-        logger.error("the engine failed a request", exc_info=error)
+        log_defect(logger, "the engine failed a request", error)
         return EngineFailed("The engine failed this request.", retry_after_s=1)
     if isinstance(error, ValidationError):
         return from_validation(error)
     response = find("create_error_response")(error)
     if response.error.code >= 500:
-        logger.error("a request failed inside vLLM", exc_info=error)
+        log_defect(logger, "a request failed inside vLLM", error)
         return InternalError("The server failed to answer this request.")
     return from_response(response)
 
@@ -186,6 +152,7 @@ def from_exception(error: BaseException) -> SluiceError:
 __all__ = [
     "UNGRAMMATICAL",
     "Aborted",
+    "Refused",
     "failed",
     "from_exception",
     "from_info",

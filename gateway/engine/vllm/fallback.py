@@ -48,6 +48,10 @@ class Submission:
     options: dict[str, Any]
 
 
+_RENDER_ONLY = ("vllm.entrypoints.scale_out.render.", "vllm.entrypoints.scale_out.derender.")
+_NO_ENGINE_WORK = ("/count_tokens", "/cancel", "/render", "/derender", "/abort_requests")
+"""Where vLLM keeps what needs no step of the engine, and how the paths of such calls end."""
+
 CAPTURE: ContextVar[list[Submission] | None] = ContextVar("sluice_capture", default=None)
 """Where set, the proxy notes every submission in this list, for the caller that will submit it in its own way."""
 
@@ -265,7 +269,8 @@ def route(app: Any, method: str, path: str) -> Route:
     """What vLLM's app has at that path.
 
     vLLM keeps its bookkeeping endpoints (tokenize, health) in `vllm.entrypoints.serve`; whatever is routed for clients
-    from elsewhere generates, embeds or scores. SageMaker's `/invocations` is the exception, it dispatches.
+    from elsewhere generates, embeds or scores. SageMaker's `/invocations` is the exception, it dispatches, and so are
+    calls that only count, render or cancel: somebody who wants to cancel must not wait for a permit.
     """
     found = Route.UNKNOWN
     for known in _matching(app, path):
@@ -276,7 +281,8 @@ def route(app: Any, method: str, path: str) -> Route:
         home = getattr(getattr(known, "endpoint", None), "__module__", "")
         if not operators.is_for_clients(home, str(known.path)):
             return Route.OPERATOR
-        generates = home.startswith("vllm.") and not home.startswith("vllm.entrypoints.serve.")
+        generates = home.startswith("vllm.") and not home.startswith(("vllm.entrypoints.serve.", *_RENDER_ONLY))
+        generates = generates and not str(known.path).endswith(_NO_ENGINE_WORK)
         # SageMaker's library wraps the handler in one of its own.
         works = method == "POST" and (generates or known.path == "/invocations")
         return Route.WORKS if works else Route.LIGHT

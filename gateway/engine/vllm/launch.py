@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
+from gateway.engine.bodies import BodyLimits
 from gateway.engine.vllm import another, child, sharing
 from gateway.engine.vllm.arguments import command_line, parse
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -61,6 +62,8 @@ class Plan:
     small: bool = False
     synthetic: Mapping[str, Any] | None = None
     trust_client_fields: bool = False
+    body_limits: BodyLimits = field(default_factory=BodyLimits)
+    prepare_timeout_s: float = 60.0
     hang_timeout_s: float | None = None
     workers: int = 1
     grammars: Mapping[str, Any] = field(default_factory=dict)
@@ -230,10 +233,16 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "loggers": {
             "vllm": {"handlers": ["console", "words"], "level": level, "propagate": False},
             # Refused requests; each has its answer and its own log line already.
-            "vllm.entrypoints.openai": {"level": "CRITICAL" if level == "ERROR" else level},
+            "vllm.entrypoints": {"level": "CRITICAL" if level == "ERROR" else level},
             # Says at every start that a CPU has no Triton.
             "torch._library.triton": {"level": "ERROR"},
             "vllm.renderers": {"level": "CRITICAL" if level == "ERROR" else level},
+            # What models say, and who makes them say it, is no reason why an engine could not start: the file of those
+            # would grow by a stack with every answer that a parser cannot read.
+            **{
+                f"vllm.{name}": {"handlers": ["console"], "level": level, "propagate": False}
+                for name in ("parser", "reasoning", "tool_parsers", "multimodal", "lora")
+            },
             **{name: {"level": "INFO"} for name in _asked_for(plan) if level not in ("INFO", "DEBUG")},
         },
     }
@@ -290,6 +299,8 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
             make_core=lambda: another.make_core(args, llm, joining, in_daemon),
             hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
             trust_client_fields=plan.trust_client_fields,
+            limits=plan.body_limits,
+            prepare_timeout_s=plan.prepare_timeout_s,
             grammar_limits=GrammarLimits(**plan.grammars),
         )
         await engine.open(args)

@@ -6,10 +6,9 @@ import asyncio
 import base64
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
@@ -71,13 +70,16 @@ class Grammars:
         if made is not None and (named is None or made[1] is not named[1]):
             await self._check(made, client)
 
-    async def check_body(self, renderer: Any, path: str, body: bytes, client: str | None) -> None:
-        """Check the grammars of a body that vLLM's own app will read. Raises ClientError that names the field."""
+    async def check_body(
+        self, renderer: Any, path: str, read_body: Callable[[], Any], body: bytes, client: str | None
+    ) -> None:
+        """Check the grammars of a body that vLLM's own app will read; `read_body` gives its document, within the limits
+        of one. Raises ClientError that names the field."""
         if not requests.asks(body):
             return
 
         def read() -> list[Any]:
-            document = orjson.loads(body)
+            document = read_body()
             return list(requests.of_document(path, document)) if isinstance(document, dict) else []
 
         try:

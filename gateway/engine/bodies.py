@@ -1,0 +1,309 @@
+"""From the bytes of a request body to its document, at a bounded cost whatever the bytes are.
+
+`orjson.loads` keeps the interpreter to itself for as long as it takes: 16 MiB of `[[],[],...` are two seconds. So
+bodies are measured first, by counting bytes, which takes microseconds; only where that upper bound is past the limits
+is the body scanned exactly, in Python, which lets the event loop go on. Long lists of numbers, such as prompts of token
+ids, are parsed piece by piece and count as one value. The scan knows what stands inside strings, so a prompt may be any
+text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.errors import ClientError
+from gateway.offload import checkpoint
+
+# A body with no more than this is parsed and validated where it arrives, which takes the event loop a millisecond; a
+# thread costs 0.1 ms.
+_LIGHT_BYTES = 64 * 2**10
+# Lists of numbers from so many bytes on are parsed apart, in pieces of so many bytes: a millisecond each.
+_LONG_LIST_BYTES = 256
+_PIECE_BYTES = 128 * 2**10
+_DIGITS = b"0123456789"
+_NUMBERS = _DIGITS + b"+-.eE, \t\r\n"
+# What is looked at in one go: 0.1 to 1 ms.
+_WINDOW_BYTES = 256 * 2**10
+_INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.S)
+_COLON = re.compile(rb"\s*:")
+_MARK = secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bounds on a JSON document: how many values it has in all (members of objects and items of lists; a list of
+    numbers is one), how many numbers such lists have together, how many one list or object has that holds anything but
+    numbers, and how deep they nest."""
+
+    max_values: int = 100_000
+    max_numbers: int = 2_000_000
+    max_items: int = 4096
+    max_depth: int = 100
+
+
+def is_light(body: bytes, values: int) -> bool:
+    """Whether a body costs so little that it can be dealt with on the event loop: it is short, and has no more than so
+    many values."""
+    return len(body) <= _LIGHT_BYTES and _bound(body, 0, len(body)) <= values
+
+
+def read_document(body: bytes, limits: BodyLimits) -> Any:
+    """The document in a request body: UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises ClientError
+    that says where it is broken, or which limit it passes. Long ones belong in a thread."""
+    body = _as_utf8(body)
+    bound, digits = 0, False
+    for at in range(0, len(body), _WINDOW_BYTES):
+        bound += _bound(body, at, at + _WINDOW_BYTES)
+        digits = digits or _is_of_digits(body, at)
+    if bound <= limits.max_values and not digits:
+        document = _loads(body)
+        if bound > min(limits.max_items, limits.max_depth):
+            document = _checked(document, limits, [])
+        return document
+    scan = _Scan(body, limits)
+    scan.run()
+    return _checked(_loads(b"".join(scan.parts)), limits, scan.lists)
+
+
+def _bound(body: bytes, start: int, end: int) -> int:
+    """No stretch of JSON has more values than this: each follows a comma or an opening bracket, or is the only one."""
+    return body.count(b",", start, end) + body.count(b"[", start, end) + body.count(b"{", start, end)
+
+
+def _is_of_digits(body: bytes, at: int) -> bool:
+    """Whether a whole window is. A number so long is none, but takes the parser a tenth of a second to find out."""
+    window = body[at : at + _WINDOW_BYTES]
+    return len(window) == _WINDOW_BYTES and not window.strip(_DIGITS)
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ClientError(f"The request body is not valid JSON: {error.msg} (at byte {error.pos}).") from None
+
+
+def _as_utf8(body: bytes) -> bytes:
+    """The same text in UTF-8. JSON begins with an ASCII character, so zeros among the first bytes tell the encoding."""
+    if body.startswith(b"\xef\xbb\xbf"):
+        return body[3:]
+    if b"\0" not in body[:4] and not body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return body
+    encoding = json.detect_encoding(body)
+    try:
+        return body.decode(encoding).encode()
+    except UnicodeError:
+        raise ClientError(f"The request body is not valid JSON: it is not text in {encoding}.") from None
+
+
+class _Scan:
+    """Counts the values of a body exactly, and takes the long lists of numbers out of it: `parts` is the body with a
+    mark in the place of each, `lists` what they were."""
+
+    def __init__(self, body: bytes, limits: BodyLimits) -> None:
+        self._body = body
+        self._max = limits.max_values
+        self._max_numbers = limits.max_numbers
+        self._numbers_seen = 0
+        self._values = 0
+        self._depth = 0
+        self._field = ""
+        self._values_before = 0
+        self._copied = 0
+        self.parts: list[bytes] = []
+        self.lists: list[list[Any]] = []
+
+    def run(self) -> None:
+        """Raises ClientError if there are too many values."""
+        body, at, strings = self._body, 0, 0
+        while True:
+            quote = body.find(b'"', at)
+            self._between(at, len(body) if quote < 0 else quote)
+            if quote < 0:
+                break
+            at = self._end_of_string(quote + 1)
+            if self._depth == 1 and _COLON.match(body, at):
+                self._field = body[quote + 1 : min(at - 1, quote + 65)].decode(errors="replace")
+                self._values_before = self._values
+            strings += 1
+            # Strings that no comma parts are no JSON; nothing else would bound how many there are.
+            if strings > 2 * self._max + 2:
+                raise self._too_many()
+            if not strings % 1024:
+                checkpoint()
+        self.parts.append(body[self._copied :])
+
+    def _end_of_string(self, at: int) -> int:
+        body = self._body
+        while True:
+            end = min(at + _WINDOW_BYTES, len(body))
+            match = _INSIDE_STRING.match(body, at, end)
+            assert match is not None
+            at = match.end()
+            if at >= len(body):
+                return len(body)
+            if at < end and body[at] == 0x22:
+                return at + 1
+            checkpoint()
+            # The window ended, maybe behind a backslash.
+            if at < end:
+                at += 2
+
+    def _between(self, start: int, end: int) -> None:
+        """The stretch between two strings."""
+        body = self._body
+        at, close = start, -1
+        while True:
+            opening = body.find(b"[", at, end)
+            if opening < 0:
+                break
+            if close < opening:
+                close = body.find(b"]", opening, end)
+                if close < 0:
+                    break
+            self._count(at, opening + 1)
+            inner = body.find(b"[", opening + 1, close)
+            if inner >= 0:
+                at = opening + 1
+            elif close - opening >= _LONG_LIST_BYTES and self._is_of_numbers(opening + 1, close):
+                self._take_out(opening, close + 1)
+                at = close
+            else:
+                at = opening + 1
+        self._count(at, end)
+
+    def _count(self, start: int, end: int) -> None:
+        body = self._body
+        for at in range(start, end - _WINDOW_BYTES, _WINDOW_BYTES):
+            if _is_of_digits(body, at):
+                raise _too_many_digits(at)
+        self._values += _bound(body, start, end)
+        if self._values > self._max:
+            raise self._too_many()
+        self._depth += body.count(b"[", start, end) + body.count(b"{", start, end)
+        self._depth -= body.count(b"]", start, end) + body.count(b"}", start, end)
+
+    def _is_of_numbers(self, start: int, end: int) -> bool:
+        for at in range(start, end, _WINDOW_BYTES):
+            if self._body[at : min(end, at + _WINDOW_BYTES)].translate(None, _NUMBERS):
+                return False
+        return True
+
+    def _take_out(self, start: int, end: int) -> None:
+        body = self._body
+        self._numbers_seen += body.count(b",", start, end) + 1
+        if self._numbers_seen > self._max_numbers:
+            raise ClientError(
+                f"{f'{self._field}: ' if self._field else ''}The request body holds more than {self._max_numbers} "
+                "numbers in lists (server.max_json_numbers).",
+                param=self._field or None,
+            )
+        numbers: list[Any] = []
+        at = start + 1
+        while end - at > _PIECE_BYTES:
+            comma = body.rfind(b",", at, at + _PIECE_BYTES)
+            if comma < 0:
+                raise _too_many_digits(at)
+            numbers += self._numbers(at, comma)
+            at = comma + 1
+            checkpoint()
+        numbers += self._numbers(at, end - 1)
+        self.parts += (body[self._copied : start], b'["%s:%d"]' % (_MARK.encode(), len(self.lists)))
+        self.lists.append(numbers)
+        self._copied = end
+
+    def _numbers(self, start: int, end: int) -> list[Any]:
+        try:
+            numbers: list[Any] = orjson.loads(b"[" + self._body[start:end] + b"]")
+        except orjson.JSONDecodeError as error:
+            at = start + error.pos - 1
+            raise ClientError(f"The request body is not valid JSON: {error.msg} (at byte {at}).") from None
+        if not numbers:
+            # Nothing between two commas.
+            raise ClientError(f"The request body is not valid JSON: a number is missing (at byte {start}).")
+        return numbers
+
+    def _too_many(self) -> ClientError:
+        # It may be that no field has more than its share.
+        field = self._field if self._values - self._values_before > self._max // 2 else ""
+        return ClientError(
+            f"{f'{field}: ' if field else ''}The request body holds more than {self._max} JSON values "
+            "(server.max_json_values); a list of numbers counts as one.",
+            param=field or None,
+        )
+
+
+def _too_many_digits(at: int) -> ClientError:
+    return ClientError(f"The request body is not valid JSON: a number has too many digits (at byte {at}).")
+
+
+def _checked(document: Any, limits: BodyLimits, lists: list[list[Any]]) -> Any:
+    """The document, with the lists that were taken out of it, if it keeps within the limits."""
+    root = [document]
+    # A container, its depth, and where it stands: its key in its parent, and the parent's own entry here.
+    level: list[tuple[Any, Any]] = [(root, None)]
+    depth = 0
+    while level:
+        checkpoint()
+        below: list[tuple[Any, Any]] = []
+        for container, place in level:
+            pairs = container.items() if isinstance(container, dict) else enumerate(container)
+            for key, value in pairs:
+                kind = type(value)
+                if kind is list:
+                    if len(value) == 1 and type(value[0]) is str and value[0].startswith(_MARK):
+                        container[key] = lists[int(value[0][len(_MARK) + 1 :])]
+                        continue
+                elif kind is not dict:
+                    continue
+                here = (key, place)
+                if len(value) > limits.max_items and not _is_of_numbers(value):
+                    raise _too_long(_path(here), len(value), limits)
+                below.append((value, here))
+        depth += 1
+        if depth > limits.max_depth and below:
+            path = _path(below[0][1])
+            raise ClientError(
+                f"The request body nests deeper than {limits.max_depth} levels (server.max_json_depth).",
+                param=_top(path),
+            )
+        level = below
+    return root[0]
+
+
+def _is_of_numbers(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return set(map(type, items)) <= {int, float}
+
+
+def _too_long(path: str, count: int, limits: BodyLimits) -> ClientError:
+    where = f"{path} has" if path else "The request body has"
+    return ClientError(
+        f"{where} {count} items; at most {limits.max_items} are taken (server.max_json_items).", param=path or None
+    )
+
+
+def _path(place: Any) -> str:
+    """The path to a container as a client would write it; the first key is the root's own."""
+    keys = []
+    while place is not None:
+        key, place = place
+        keys.append(key)
+    keys.reverse()
+    text = ""
+    for key in keys[1:]:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
+def _top(path: str) -> str | None:
+    return re.split(r"[.\[]", path, maxsplit=1)[0] or None
+
+
+__all__ = ["BodyLimits", "is_light", "read_document"]

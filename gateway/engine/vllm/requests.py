@@ -1,0 +1,64 @@
+"""The bodies of our two endpoints, as requests of vLLM's own models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from gateway.engine.bodies import BodyLimits, read_document
+from gateway.engine.vllm import failures
+from gateway.engine.vllm.optional_fields import drop_empty
+from gateway.engine.vllm.trust import Screen
+from gateway.engine.vllm.validation import BoundedValidator, from_validation
+from gateway.errors import ClientError
+from gateway.model import Endpoint
+
+_MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmCall:
+    """A validated request of vLLM's own model."""
+
+    endpoint: Endpoint
+    request: Any
+    stream: bool
+    seats: int
+
+
+def read_request(endpoint: Endpoint, body: bytes, limits: BodyLimits, screen: Screen) -> VllmCall:
+    """The request in a body. Raises ClientError that names the field."""
+    document = read_document(body, limits)
+    if not isinstance(document, dict):
+        raise ClientError("The request body must be a JSON object.")
+    screen.body(document)
+    drop_empty(document)
+    try:
+        request = _validator(endpoint)(document)
+    except ValidationError as error:
+        raise from_validation(error) from None
+    except Exception as error:
+        # vLLM's own validators raise, too, and some trip over values that they did not expect.
+        raise failures.from_validator(error, _MODELS[endpoint], document) from None
+    return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+
+
+@cache
+def _validator(endpoint: Endpoint) -> BoundedValidator:
+    return BoundedValidator(_MODELS[endpoint])
+
+
+def _prompts(request: Any) -> int:
+    """How many prompts a request brings: a list of texts or of token lists is several."""
+    prompt = getattr(request, "prompt", None)
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return len(prompt)
+    return 1
+
+
+__all__ = ["VllmCall", "read_request"]

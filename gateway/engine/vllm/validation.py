@@ -1,0 +1,167 @@
+"""vLLM's request models, validated at a bounded cost.
+
+Pydantic validates a list in one call, which keeps the interpreter to itself, and goes on to the end of it however many
+items are wrong: 12,000 wrong items of a `/v1/responses` request are 2.8 million errors. Here the same core schema is
+built once more with two changes: every list and object is validated some items at a time, in a Python function that
+lets other threads go on, and ends with its first wrong item.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, SchemaValidator
+
+from gateway.clock import SystemClock
+from gateway.errors import ClientError
+from gateway.offload import checkpoint
+from gateway.texts import shortened
+
+_now = SystemClock().now
+
+# So many items to begin with; then as many as take a few milliseconds.
+_FEW, _MANY = 16, 16_384
+_QUICK_S, _SLOW_S = 0.001, 0.004
+# One wrong item has an error for each branch of a union; only the first few are ever shown.
+_ERRORS = 32
+# How pydantic asks for an object of one of vLLM's classes.
+_NAMED_TYPE = re.compile(r"a (?:valid )?dictionary or (?:an )?(?:instance of \w+|object to extract fields from)")
+# Pydantic repeats one mistake once per branch of a union; the first few say it all.
+_SHOWN = 3
+_LOOKED_AT = 64
+_LONGEST_PROBLEM = 600
+# What in a core schema is no schema: values, functions, and what only serializers read.
+_OPAQUE = frozenset(
+    {"metadata", "serialization", "default", "expected", "function", "cls", "json_schema_input_schema", "members"}
+)
+
+
+class BoundedValidator:
+    """Validates what one type accepts, with the same outcome as pydantic's own validator; of the errors, the first."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        # Else pydantic would put the classes' own validators in place of what has been changed.
+        self._validator = SchemaValidator(_bounded(TypeAdapter(kind).core_schema), _use_prebuilt=False)
+
+    def __call__(self, document: Any) -> Any:
+        """The validated object. Raises pydantic's ValidationError, and what validators of vLLM's raise."""
+        return self._validator.validate_python(document)
+
+
+def _bounded(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_bounded(one) for one in schema]
+    if isinstance(schema, tuple):
+        return tuple(_bounded(one) for one in schema)
+    if not isinstance(schema, dict):
+        return schema
+    copy = {name: value if name in _OPAQUE else _bounded(value) for name, value in schema.items()}
+    match schema.get("type"):
+        case "set" | "frozenset" | "tuple":
+            copy["fail_fast"] = True
+        case "list" | "dict":
+            copy["fail_fast"] = True
+            sliced = {"type": "function-wrap", "function": {"type": "no-info", "function": _in_slices}, "schema": copy}
+            if "ref" in copy:
+                sliced["ref"] = copy.pop("ref")
+            # Of how many items there may be, only the whole list knows.
+            return copy if "min_length" in copy or "max_length" in copy else sliced
+    return copy
+
+
+def _in_slices(value: Any, validate: Any) -> Any:
+    kind = type(value)
+    if kind is not list and kind is not dict:
+        return validate(value)
+    count = len(value)
+    if count <= _FEW:
+        return validate(value)
+    whole: Any = kind()
+    items = iter(value.items()) if kind is dict else None
+    at, size = 0, _FEW
+    while at < count:
+        checkpoint()
+        part = value[at : at + size] if items is None else dict(islice(items, size))
+        began_s = _now()
+        try:
+            done = validate(part)
+        except ValidationError as error:
+            raise _moved(error, at if items is None else 0) from None
+        took_s = _now() - began_s
+        if items is None:
+            whole += done
+        else:
+            whole.update(done)
+        at += size
+        if took_s < _QUICK_S:
+            size = min(2 * size, _MANY)
+        elif took_s > _SLOW_S:
+            size = max(size // 2, 1)
+    return whole
+
+
+def _moved(error: ValidationError, by: int) -> ValidationError:
+    """The same error in terms of the whole list, of which a slice began at `by`."""
+    lines = []
+    for problem in error.errors(include_url=False)[:_ERRORS]:
+        place = problem["loc"]
+        if by and place and isinstance(place[0], int):
+            place = (place[0] + by, *place[1:])
+        words = {**problem.get("ctx", {}), "words": problem["msg"]}
+        kind = PydanticCustomError(problem["type"], "{words}", words)
+        lines.append(InitErrorDetails(type=kind, loc=place, input=problem["input"]))
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+def from_validation(error: ValidationError, *, inside: str = "") -> ClientError:
+    """A body that vLLM's request model refuses: names the first field and says what is wrong with it. `inside`: the
+    field whose value was validated, if it was not the body."""
+    problems: dict[str, None] = {}
+    param: str | None = None
+    for problem in error.errors(include_url=False)[:_LOOKED_AT]:
+        inner = problem.get("ctx", {}).get("error")
+        field = getattr(inner, "parameter", None) or field_path((inside, *problem["loc"]) if inside else problem["loc"])
+        message = _plain(inner) if isinstance(inner, Exception) else _words(problem)
+        if param is None:
+            param = field or None
+        problems[shortened(f"{field}: {message}" if field else message, _LONGEST_PROBLEM)] = None
+    shown = "; ".join(list(problems)[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return ClientError(shown + (f"; and {more} more problems" if more > 0 else ""), param=param)
+
+
+def _words(problem: Any) -> str:
+    """Pydantic's own sentence, unless it speaks of something that the client did not write: a whole number past 64 bits
+    is a float to the parser of its JSON."""
+    value = problem["input"]
+    if type(value) is float and value.is_integer() and abs(value) >= 2**63 and problem["type"].startswith("int"):
+        return "Input should be a whole number of at most 64 bits"
+    return _NAMED_TYPE.sub("an object", str(problem["msg"]).removeprefix("Value error, "))
+
+
+def field_path(loc: tuple[int | str, ...]) -> str:
+    """The path to a field as a client would write it; pydantic's names of types and validators are left out."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        elif part.isidentifier() and part.islower() and part not in _TYPES:
+            parts.append(f".{part}" if parts else part)
+    return "".join(parts)
+
+
+_TYPES = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "none", "nullable", "union"})
+
+
+def _plain(error: BaseException) -> str:
+    """The words of a validation error without the parameter and the value that vLLM appends in brackets."""
+    if error.args and isinstance(error.args[0], str):
+        return error.args[0]
+    return str(error)
+
+
+__all__ = ["BoundedValidator", "field_path", "from_validation"]

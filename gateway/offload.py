@@ -1,0 +1,216 @@
+"""Work that would hold the event loop, in threads that nobody has to wait for.
+
+The threads are daemons: whatever they compute, the process can exit. Work of one tenant does not queue that of others
+behind it, short work goes before long, and long work never takes all threads. Who stops waiting, because the client has
+left or its time is up, takes its work out of the queue; work that runs can ask with `checkpoint` whether it is still
+wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_LONG_BYTES = 2**20
+_current = threading.local()
+_awaited: set[asyncio.Future[Any]] = set()
+
+
+def awaited() -> int:
+    """How much work somebody waits for in this process."""
+    return len(_awaited)
+
+
+class Abandoned(BaseException):
+    """Nobody waits for this work any more. Not an Exception, so that no handler takes it for a fault of the input."""
+
+
+def checkpoint() -> None:
+    """To be called now and then by long work; raises Abandoned if nobody waits for it. Elsewhere it does nothing."""
+    job: _Job | None = getattr(_current, "job", None)
+    if job is not None and job.abandoned:
+        raise Abandoned
+
+
+@dataclass(slots=True, order=True)
+class _Job:
+    size: int
+    number: int
+    work: Callable[[], Any] = field(compare=False)
+    settle: Callable[[Any, BaseException | None], None] = field(compare=False)
+    abandoned: bool = field(default=False, compare=False)
+
+    @property
+    def is_long(self) -> bool:
+        return self.size > _LONG_BYTES
+
+
+class Offload:
+    """A few threads, started when they are first needed."""
+
+    def __init__(self, name: str, threads: int = 3) -> None:
+        """All threads but one may be taken by long work."""
+        self._name = name
+        self._threads = threads
+        self._started = 0
+        self._idle = 0
+        self._long_running = 0
+        self._running = 0
+        self._waiting: OrderedDict[str | None, list[_Job]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._numbers = itertools.count()
+
+    @property
+    def in_flight(self) -> int:
+        """How much is computed or waits for a thread, wanted or not."""
+        with self._changed:
+            return self._running + sum(len(jobs) for jobs in self._waiting.values())
+
+    async def run(self, work: Callable[[], T], *, size: int, tenant: str | None = None) -> T:
+        """The outcome of `work`, which costs about as much as `size` bytes of a request body do. When this is
+        cancelled, the work is abandoned."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settled(value: Any, error: BaseException | None) -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(value)
+                else:
+                    done.set_exception(error)
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            # A loop that is closed has nobody left who waits.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(settled, value, error)
+
+        job = _Job(size, next(self._numbers), work, settle)
+        self._put(job, tenant)
+        _awaited.add(done)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self._abandon(job, tenant)
+            raise
+        finally:
+            _awaited.discard(done)
+
+    def _put(self, job: _Job, tenant: str | None) -> None:
+        with self._changed:
+            heapq.heappush(self._waiting.setdefault(tenant, []), job)
+            if not self._idle and self._started < self._threads:
+                self._started += 1
+                threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
+            self._changed.notify()
+
+    def _abandon(self, job: _Job, tenant: str | None) -> None:
+        with self._changed:
+            job.abandoned = True
+            jobs = self._waiting.get(tenant, [])
+            if job in jobs:
+                jobs.remove(job)
+                heapq.heapify(jobs)
+                if not jobs:
+                    del self._waiting[tenant]
+
+    def _next(self) -> _Job | None:
+        """The next job that may run now: the shortest of the tenant whose turn it is."""
+        for tenant, jobs in self._waiting.items():
+            if jobs[0].is_long and self._long_running >= max(1, self._threads - 1):
+                continue
+            job = heapq.heappop(jobs)
+            if jobs:
+                self._waiting.move_to_end(tenant)
+            else:
+                del self._waiting[tenant]
+            return job
+        return None
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (job := self._next()) is None:
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                self._running += 1
+                self._long_running += job.is_long
+            self._do(job)
+            with self._changed:
+                self._running -= 1
+                self._long_running -= job.is_long
+                self._changed.notify()
+            # Else the last job, and all that it has made, would live as long as this thread has nothing to do.
+            del job
+
+    @staticmethod
+    def _do(job: _Job) -> None:
+        _current.job = job
+        try:
+            outcome: tuple[Any, BaseException | None] = (job.work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        finally:
+            _current.job = None
+        job.settle(*outcome)
+
+
+class DaemonExecutor(ThreadPoolExecutor):
+    """Stands where a library wants a ThreadPoolExecutor, whose threads the interpreter would join at its exit however
+    long they take."""
+
+    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "", *args: Any, **kwargs: Any) -> None:
+        super().__init__(max_workers, thread_name_prefix, *args, **kwargs)
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = 0
+        self._free = 0
+        self._closed = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._jobs.put((future, lambda: fn(*args, **kwargs)))
+            if self._free:
+                self._free -= 1
+            elif self._started < self._max_workers:
+                self._started += 1
+                name = f"{self._thread_name_prefix or 'sluice-worker'}-{self._started}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work. Never waits for what runs."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._started):
+                self._jobs.put(None)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, work = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            del job, future, work
+            with self._lock:
+                if self._jobs.empty():
+                    self._free += 1
+
+
+__all__ = ["Abandoned", "DaemonExecutor", "Offload", "awaited", "checkpoint"]
