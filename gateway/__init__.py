@@ -10,8 +10,9 @@ The rooms, and who may import whom:
 - `streams`: the life of one stream; `web` may. Uses `admission`, `streamlog.base`, `engine.base`.
 - `streamlog`: where events get their numbers and wait to be read.
 - `admission`: who may start now.
-- `engine`: the protocol and its supervisor, and what an engine without a model says; `engine/vllm` is the only folder
-  that imports vllm, and uses `engine.base` and `engine.oracle`.
+- `engine`: the protocol and its supervisor, when an engine counts as hung (`watchdog`, `processes`), which request
+  engines die of (`suspicion`), and what an engine without a model says; `engine/vllm` is the only folder that imports
+  vllm, and uses those but the supervisor.
 - `web`: the HTTP edge.
 - `metrics`: every metric; `logs`: every log line; `looplag`: how late the event loop is.
 - `workers`: several such processes on one engine, and their parent; nothing of it runs where there is only one.

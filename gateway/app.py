@@ -77,6 +77,7 @@ def plan_engine(
         ),
         prepare_timeout_s=settings.server.prepare_timeout_s,
         hang_timeout_s=settings.supervisor.hang_timeout_s,
+        long_step_timeout_s=settings.supervisor.long_step_timeout_s,
         workers=settings.server.workers,
         grammars=_grammar_limits(settings),
         log_level=settings.log.level,
@@ -291,7 +292,7 @@ class Sluice:
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
             return Draining("The server is stopping.", retry_after_s=1)
-        return None if self.supervisor.ready else self.supervisor.unready()
+        return self.supervisor.impediment
 
     def _lost(self) -> None:
         self.registry.lost()
@@ -301,8 +302,9 @@ class Sluice:
         self.metrics.restarted()
         self.metrics.recovered("continued", revival.continued)
         self.metrics.recovered("failed", sum(revival.failed.values()))
+        self.metrics.recovered("expelled", revival.expelled)
         if self._seat is not None:
-            self._seat.serves(self.model, self.chats, revival)
+            self._seat.serves(self.model, self.chats, revival, self.supervisor.engine.explained())
 
     def _engine_schema(self) -> dict[str, Any]:
         engine = self._last_engine()

@@ -18,6 +18,7 @@
     |- NotReady                     503     server_error            server_starting      UNAVAILABLE          yes
     |- Draining                     503     server_error            server_draining      UNAVAILABLE          yes
     |- EngineFailed                 503     server_error            engine_failed        UNAVAILABLE          yes
+    |  `- FatalRequest              500     server_error            fatal_request        INTERNAL             no
     |- Unsupported                  501     invalid_request_error   not_supported        UNIMPLEMENTED        no
     `- InternalError                500     server_error            internal_error       INTERNAL             no
     SettingsError                   not for clients: bad settings or a failed start, with the process's exit code
@@ -53,6 +54,9 @@ _ANTHROPIC_TYPES = {
     431: "request_too_large",
 }
 
+_MOST_RETRY_AFTER_S = 120
+"""The official clients take more for "do not retry"."""
+
 
 class SluiceError(Exception):
     """A failure with everything that a client needs to know about it."""
@@ -71,7 +75,7 @@ class SluiceError(Exception):
         super().__init__(message)
         self.message = message
         self.param = None if param is None else shortened(param, 200)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = None if retry_after_s is None else min(max(retry_after_s, 1), _MOST_RETRY_AFTER_S)
 
     def body(self, *, resumable: bool = False) -> dict[str, Any]:
         """The OpenAI error body, with our two additions: may the client retry, may it resume."""
@@ -274,6 +278,16 @@ class EngineFailed(SluiceError):
     refusal = Cause.REFUSED_UNREADY
 
 
+class FatalRequest(EngineFailed):
+    """Engines have died of this request; it is not sent to another one."""
+
+    status = 500
+    code = "fatal_request"
+    grpc = "INTERNAL"
+    retryable = False
+    refusal = Cause.ENGINE_FAILED
+
+
 class Unsupported(SluiceError):
     """The model that is served cannot do this."""
 
@@ -328,6 +342,7 @@ __all__ = [
     "Draining",
     "EngineFailed",
     "Expired",
+    "FatalRequest",
     "Forbidden",
     "HeadersTooLarge",
     "HeadersTooSlow",

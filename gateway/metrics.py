@@ -220,7 +220,7 @@ class Metrics:
         for cause in Cause:
             self._ended.labels(cause)
             self._wasted.labels(cause)
-        for result in ("continued", "failed"):
+        for result in ("continued", "failed", "expelled"):
             self._recovered.labels(result)
         # Otherwise the first burst would be the value with which a series begins, and no rate would ever show it.
         for reason in ("queue_full", "queue_timeout", "resumable_full"):

@@ -200,6 +200,8 @@ class Tally:
     first_token_sent: bool = False
     last_token_s: float | None = None
     cause: Cause | None = None
+    is_fatal: bool = False
+    """Whether engines have died of it."""
     outlives: bool = False
     """Whether the request may go on when its exchange is over; its ending is then counted when it comes."""
 

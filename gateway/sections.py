@@ -54,6 +54,13 @@ class Synthetic(Section):
         None, ge=1, description="From this step on, steps take `slow_factor` times as long."
     )
     slow_factor: float = Field(10.0, ge=1, le=1_000_000, description="How many times as long slow steps take.")
+    busy: bool = Field(False, description="Compute through the time of a step instead of sleeping.")
+    poison_token: int | None = Field(
+        None, ge=0, description="The engine process ends at once when it computes a prompt that begins with this token."
+    )
+    poison_length: int = Field(
+        0, ge=0, description="The same only from this length on, of prompt and generated tokens together."
+    )
     control_file: Path | None = Field(
         None, description="JSON file with settings of this section that change a running engine; read when it changes."
     )

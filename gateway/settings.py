@@ -177,11 +177,16 @@ class Supervision(Section):
 
     max_restarts: int = Field(3, ge=0, description="Restarts within window_s; the next death ends the process.")
     window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted.")
-    hang_timeout_s: float | None = Field(
-        None,
+    hang_timeout_s: float = Field(
+        60.0,
         gt=0,
-        description="An engine that says nothing for so long, even if asked, is ended and restarted. "
-        "Default: 60, and 600 where a real model runs on CPUs, whose steps can take minutes.",
+        description="An engine that does not compute and leaves a question unanswered for so long is ended and "
+        "restarted.",
+    )
+    long_step_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="The same for an engine that computes: no step, such as a long prefill, may take longer.",
     )
 
 

@@ -60,7 +60,12 @@ def test_the_defaults_of_streams_and_supervisor_are_those_that_the_contract_name
         "max_bytes": 2**20,
         "max_total_bytes": 256 * 2**20,
     }
-    assert settings.supervisor.model_dump() == {"max_restarts": 3, "window_s": 600, "hang_timeout_s": None}
+    assert settings.supervisor.model_dump() == {
+        "max_restarts": 3,
+        "window_s": 600,
+        "hang_timeout_s": 60,
+        "long_step_timeout_s": 600,
+    }
 
 
 def test_streams_and_supervisor_are_set_like_everything_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +91,7 @@ def test_streams_and_supervisor_are_set_like_everything_else(file: Path, monkeyp
         ("supervisor", "max_restarts", -1),
         ("supervisor", "window_s", 0),
         ("supervisor", "hang_timeout_s", 0),
+        ("supervisor", "long_step_timeout_s", 0),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(file: Path, section: str, key: str, value: int) -> None:

@@ -7,10 +7,11 @@ engine works on runs for a request that has to wait. All of them raise only erro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.errors import SluiceError
@@ -46,10 +47,11 @@ class Route(Enum):
 @dataclass(frozen=True, slots=True)
 class Revival:
     """What became of the requests in flight when an engine was replaced: how many went on, how many of the others had
-    which reason."""
+    which reason, and how many are not sent again because engines have died of them."""
 
     continued: int
     failed: Mapping[str, int]
+    expelled: int = 0
 
 
 class Sink(Protocol):
@@ -110,12 +112,19 @@ class Handle(Protocol):
 class Mortal(Protocol):
     """What can die and be replaced: an engine, or the processes of one that others use."""
 
+    @property
+    def trouble(self) -> str | None:
+        """Why a request sent now would not be served soon although the engine lives; None if it would be."""
+
     async def dead(self) -> None:
         """Return when the engine process has died, or is stuck and has been killed."""
 
-    async def revive(self) -> Revival:
-        """Put another engine process in the dead one's place; what can go on goes on. Raises if it cannot start, and
-        SettingsError if no other attempt will be made."""
+    async def revive(self, *, last: bool = False) -> Revival:
+        """Put another engine process in the dead one's place; what can go on goes on. `last`: the death of that one
+        will be final. Raises if it cannot start, and SettingsError if no other attempt will be made."""
+
+    def explained(self) -> int:
+        """How many deaths, since this was last asked, are put down to requests that have failed for them."""
 
     def give_up(self) -> None:
         """There will be no other: fail everything in flight."""
@@ -152,6 +161,14 @@ class Landlord(Protocol):
     @property
     def count(self) -> int:
         """How many there are."""
+
+    @property
+    def trial_lock(self) -> Path | None:
+        """A file that all clients of the engine of the addresses given last can lock, where there is one."""
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """The processes of the engine of the addresses given last."""
 
     async def addresses(self) -> Mapping[str, str]:
         """Where the next engine is to be met, once it is up. Raises SettingsError if there will be no other."""

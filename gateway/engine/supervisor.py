@@ -24,6 +24,8 @@ E = TypeVar("E", bound=Mortal)
 
 # What a start takes when it goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
 EXPECTED_START_S = 30.0
+# Of the time that a start has taken already, so much more is asked for at the least.
+_LATE_SHARE = 0.25
 # An engine that dies at its start would otherwise be started as fast as it dies. The first restart is not delayed.
 _BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
@@ -64,6 +66,7 @@ class Supervisor(Generic[E]):
         self._began_s = clock.now()
         self._start_took_s = EXPECTED_START_S
         self._restarts: deque[float] = deque()
+        self._excused: deque[float] = deque()
         self._changed: asyncio.Future[None] | None = None
         self.phase = Phase.STARTING
         self.launching = False
@@ -74,6 +77,14 @@ class Supervisor(Generic[E]):
         if self.phase is Phase.UP and self._engine is not None:
             return self._engine
         raise self.unready()
+
+    @property
+    def impediment(self) -> SluiceError | None:
+        """Why a request sent now would not be served soon; None if it would."""
+        if not self.ready or self._engine is None:
+            return self.unready()
+        trouble = self._engine.trouble
+        return None if trouble is None else EngineFailed(f"The engine does not serve now: {trouble}.", retry_after_s=5)
 
     async def soon(self) -> E:
         """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
@@ -90,7 +101,9 @@ class Supervisor(Generic[E]):
 
     def unready(self) -> SluiceError:
         """Why there is no engine now, as an error for a client."""
-        left_s = max(1, round(self._start_took_s - (self._clock.now() - self._began_s)))
+        passed_s = self._clock.now() - self._began_s
+        # One that is late has no estimate any more. A client with a few retries must not use them up within seconds.
+        left_s = round(max(self._start_took_s - passed_s, passed_s * _LATE_SHARE))
         if self.phase is Phase.STARTING:
             return NotReady("The server is starting: its engine is not ready yet.", retry_after_s=left_s)
         if self.phase is Phase.RESTARTING:
@@ -147,7 +160,8 @@ class Supervisor(Generic[E]):
             attempt += 1
             try:
                 with self._building():
-                    revival = await engine.revive()
+                    last = self._max_restarts is not None and len(self._restarts) >= self._max_restarts > 0
+                    revival = await engine.revive(last=last)
             except SettingsError:
                 self._enter(Phase.FAILED)
                 engine.give_up()
@@ -182,17 +196,26 @@ class Supervisor(Generic[E]):
 
     def _count(self, engine: E, most: int) -> None:
         """One more restart. Raises SettingsError if that is one too many."""
-        while self._restarts and self._clock.now() - self._restarts[0] > self._window_s:
-            self._restarts.popleft()
-        if len(self._restarts) >= most:
+        now_s = self._clock.now()
+        for times in (self._restarts, self._excused):
+            while times and now_s - times[0] > self._window_s:
+                times.popleft()
+        self._restarts.append(now_s)
+        explained = engine.explained()
+        if explained and len(self._excused) < most:
+            # The request that it died of has failed, so the next engine will not die of it. One that dies of every
+            # request is broken, and whoever looks at the exit code must hear of that some time.
+            self._excused.append(now_s)
+            for _ in range(min(explained, len(self._restarts))):
+                self._restarts.pop()
+        if len(self._restarts) > most:
             self._enter(Phase.FAILED)
             engine.give_up()
             raise SettingsError(
-                f"The engine died, after {len(self._restarts)} restarts within {self._window_s:g} s "
+                f"The engine died, after {most} restarts within {self._window_s:g} s "
                 "(supervisor.max_restarts, supervisor.window_s); see its last words above.",
                 exit_code=1,
             )
-        self._restarts.append(self._clock.now())
         logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), most)
 
     def _enter(self, phase: Phase) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Self
 
 from fastapi import APIRouter, FastAPI, Request
@@ -19,10 +20,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from gateway.errors import ClientError, InternalError, MethodNotAllowed, NotFound, SluiceError
-from gateway.model import AppOptions, Endpoint
+from gateway.model import AppOptions, Cause, Endpoint
 from gateway.streams.registry import NoRoute, Registry
 from gateway.web import content, docs, paths
-from gateway.web.guard import EXCHANGE, error_headers
+from gateway.web.guard import EXCHANGE, Exchange, error_headers
 from gateway.web.respond import Presence, Resume
 from gateway.wire import wishes
 
@@ -123,21 +124,41 @@ class Dispatch:
         read = inbox.body if _is_json(scope) else None
         try:
             async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting, read) as engine:
-                await engine.http(scope, inbox, send)
+                # A disconnect is watched for here, and ends the handler by `Task.cancel`. Starlette would watch for it
+                # in a task group, whose cancellation passes over every task that is about to run: while tokens arrive
+                # faster than they are formatted each stream is one at each try, and would run on without its client.
+                scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": _NO_TASK_GROUP}}
+                async with Presence(partial(inbox.departure, scope[EXCHANGE])) as presence:
+                    await engine.http(scope, inbox, partial(_answer, inbox, presence, send))
         except NoRoute:
             base = paths.base_url(scope, tally.caller.headers, self._options().root_path)
             raise NotFound(paths.advice(scope["path"], base, self._is_known)) from None
 
 
+# The first version of ASGI in which Starlette leaves the watch for a disconnect to the server.
+_NO_TASK_GROUP = "2.4"
+
+
+async def _answer(inbox: _Inbox, presence: Presence, send: Any, message: MutableMapping[str, Any]) -> None:
+    """Send; with the last byte of an answer the client may leave."""
+    if message["type"] == "http.response.start":
+        inbox.close()
+    elif not message.get("more_body", False):
+        presence.excuse()
+    await send(message)
+
+
 class _Inbox:
     """A request's messages. While it waits for its seat nobody wants them yet, but only they tell that the client has
-    left."""
+    left; neither does anybody once the body has been read, or an answer has begun."""
 
     def __init__(self, receive: Any) -> None:
         self._receive = receive
         self._kept: deque[Any] = deque()
         self.complete = asyncio.Event()
         """Set when all of the body is here."""
+        self._whole = asyncio.Event()
+        self._left = asyncio.Event()
 
     async def ahead(self) -> Any:
         """The next message, which will be given again."""
@@ -151,8 +172,32 @@ class _Inbox:
         """What has come of the body; it will be given again."""
         return b"".join([one.get("body", b"") for one in self._kept])
 
+    def close(self) -> None:
+        """Nobody wants what is left of the body."""
+        self._whole.set()
+
+    async def departure(self, exchange: Exchange) -> Any:
+        """The message that comes behind the body; marks the request of a client that has left before its end."""
+        await self._whole.wait()
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            if not exchange.complete:
+                # Work that its handler has begun elsewhere looks at this.
+                exchange.tally.cause = exchange.tally.cause or Cause.DISCONNECTED
+            self._left.set()
+        return message
+
     async def __call__(self) -> Any:
-        return self._kept.popleft() if self._kept else await self._receive()
+        if self._whole.is_set():
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+        message = self._kept.popleft() if self._kept else await self._receive()
+        if message["type"] == "http.disconnect":
+            self._left.set()
+            self._whole.set()
+        elif not message.get("more_body", False):
+            self._whole.set()
+        return message
 
 
 class _Arrival(Presence):

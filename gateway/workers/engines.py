@@ -25,6 +25,10 @@ class Cores(Protocol):
     def addresses(self) -> Sequence[Mapping[str, str]]:
         """Where each worker meets them."""
 
+    @property
+    def pids(self) -> Sequence[int]:
+        """Which they are."""
+
     async def dead(self) -> None:
         """Return when any of them has died."""
 
@@ -47,6 +51,9 @@ class Engines:
         self._cores: Cores | None = None
         self._ready: dict[int, Ready] = {}
         self._all_ready = asyncio.Event()
+        self._explained = 0
+        self.trouble: str | None = None
+        """Each worker looks for itself."""
 
     async def launch(self) -> Engines:
         """Start the first. Raises if it cannot start, or dies before every worker serves on it."""
@@ -65,13 +72,22 @@ class Engines:
         self._cores.kill()
         self._say_lost()
 
-    async def revive(self) -> Revival:
+    def explained(self) -> int:
+        explained, self._explained = self._explained, 0
+        return explained
+
+    async def revive(self, *, last: bool = False) -> Revival:
         await self.stop()
         await self._start()
         failed: Counter[str] = Counter()
         for report in self._ready.values():
             failed.update(report.failed)
-        return Revival(sum(report.continued for report in self._ready.values()), dict(failed))
+        reports = self._ready.values()
+        # Too late for the death that they explain, in time for the next.
+        self._explained += sum(report.explained for report in reports)
+        return Revival(
+            sum(report.continued for report in reports), dict(failed), sum(report.expelled for report in reports)
+        )
 
     def give_up(self) -> None:
         self._say(GivenUp("The engine failed."))
@@ -103,7 +119,7 @@ class Engines:
         self._generation += 1
         cores = self._cores = await self._make()
         for number, addresses in enumerate(cores.addresses):
-            self._tell(number, Up(self._generation, addresses))
+            self._tell(number, Up(self._generation, addresses, list(cores.pids)))
         death = asyncio.ensure_future(cores.dead())
         ready = asyncio.ensure_future(self._all_ready.wait())
         try:

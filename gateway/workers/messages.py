@@ -16,6 +16,7 @@ class Up:
 
     generation: int
     addresses: Mapping[str, str]
+    pids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,9 @@ class Ready:
     chats: bool
     continued: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
+    expelled: int = 0
+    explained: int = 0
+    """Deaths of engines that are put down to requests of this worker, which have failed for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,10 +97,11 @@ class Seat:
         if self._channel is not None:
             self._channel.send(message)
 
-    def serves(self, model: str, chats: bool, revival: Revival | None = None) -> None:
-        """This worker serves on the engine of the day."""
+    def serves(self, model: str, chats: bool, revival: Revival | None = None, explained: int = 0) -> None:
+        """This worker serves on the engine of the day; so many deaths of earlier ones are explained."""
         found = revival or Revival(0, {})
-        self.report(Ready(self.tenancy.generation, model, chats, found.continued, found.failed))
+        report = Ready(self.tenancy.generation, model, chats, found.continued, found.failed, found.expelled, explained)
+        self.report(report)
 
     def failed(self, message: str, exit_code: int) -> None:
         """This worker cannot serve."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from gateway.engine.base import Tenant
 from gateway.errors import SettingsError
@@ -18,6 +19,8 @@ class Tenancy:
         self.count = count
         self.generation = 0
         """Of the engine whose addresses were given last."""
+        self.pids: Sequence[int] = ()
+        self.trial_lock: Path | None = None
         self.tenant: Tenant | None = None
         self._send = send
         self._newest = Up(0, {})
@@ -34,7 +37,11 @@ class Tenancy:
             await self._news.wait()
         if self._given_up is not None:
             raise SettingsError(self._given_up.message, exit_code=1)
-        self.generation = self._newest.generation
+        self.generation, self.pids = self._newest.generation, self._newest.pids
+        address = self._newest.addresses.get("input_address", "")
+        if address.startswith("ipc://"):
+            # The folder of the sockets is the house's, and every worker's.
+            self.trial_lock = Path(address.removeprefix("ipc://")).parent / "trial.lock"
         return self._newest.addresses
 
     async def loss(self) -> None:

@@ -19,7 +19,9 @@ from gateway.app import Sluice
 from gateway.clock import SystemClock
 from gateway.engine.vllm import launch
 from gateway.engine.vllm.client import VllmEngine
+from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.versions import find
+from gateway.engine.vllm.watch import Patience
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 
@@ -74,7 +76,13 @@ async def main() -> None:
 
         async def open_ours(changed: Any = changed) -> Any:
             engine = VllmEngine(
-                llm, llm.engine_core, clock, make_core=no_other, hang_timeout_s=60, trust_client_fields=False
+                llm,
+                llm.engine_core,
+                clock,
+                make_core=no_other,
+                patience=Patience(hang_timeout_s=60, long_step_timeout_s=600),
+                trust_client_fields=False,
+                grammar_limits=GrammarLimits(),
             )
             await engine.open(changed)
             return engine

@@ -72,6 +72,7 @@ class Core:
         )
         self.utility_results: dict[int, asyncio.Future[Any]] = {}
         self.outputs: asyncio.Queue[Any] = asyncio.Queue()
+        self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
         self.added: list[Any] = []
         self.aborted: list[str] = []
         self.adding: asyncio.Event | None = None
@@ -379,24 +380,55 @@ async def test_an_old_clients_last_error_is_not_the_new_ones(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_a_busy_loop_that_turns_answers_and_one_that_does_not_is_found_in_time(core: Any) -> None:
+async def test_an_answer_of_the_busy_loop_is_a_sign_of_life(core: Any) -> None:
     bench = Bench(core)
     await asyncio.sleep(7)
+
+    assert not await bench.core.is_paused()
+    assert bench.core.heard_s == clock().now()
+
     heard_s = clock().now()
-
-    assert await bench.core.answers(5)
-    assert bench.core.heard_s == heard_s
-
     bench.first.paused_after_s = 100
-    began_s = clock().now()
-
-    assert not await bench.core.answers(5)
-    assert clock().now() == pytest.approx(began_s + 5)
-
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(bench.core.is_paused(), 5)
     bench.first.paused_after_s, bench.first.dead = 0, True
+    with pytest.raises(Died):
+        await bench.core.is_paused()
 
-    assert not await bench.core.answers(5)
     assert bench.core.heard_s == heard_s
+
+
+@in_virtual_time
+async def test_a_send_that_a_closed_socket_ends_is_not_the_end_of_its_request(core: Any) -> None:
+    """pyzmq cancels what a socket that is closed has not sent: that of an engine which is not reached any more."""
+    bench = Bench(core)
+    bench.first.adding = stuck = asyncio.Event()
+    sent: list[asyncio.Future[Any]] = []
+    stuck.wait = lambda: sent.append(asyncio.get_running_loop().create_future()) or sent[-1]  # type: ignore[assignment,func-returns-value]
+    adding = asyncio.get_running_loop().create_task(bench.add("r1", []))
+    await settle()
+    bench.core.lose()
+    sent[0].cancel()
+    await adding
+    await bench.core.replace(bench.second)
+
+    assert [one.request_id for one in bench.second.added] == ["r1"]
+
+
+@in_virtual_time
+async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing(core: Any) -> None:
+    """AsyncLLM has no name for it yet, by which it would abort it."""
+    bench = Bench(core)
+    bench.first.adding = asyncio.Event()
+    adding = asyncio.get_running_loop().create_task(bench.add("r1", []))
+    await settle()
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    bench.core.lose()
+    await bench.core.replace(bench.second)
+
+    assert (bench.processor.request_states, bench.first.aborted, bench.second.added) == ({}, ["r1"], [])
 
 
 @in_virtual_time
@@ -480,5 +512,190 @@ async def test_of_several_engines_the_silent_one_counts(core: Any) -> None:
         assert bench.core.heard_s == (began_s if number == 0 else clock().now() - 5)
 
     assert bench.core.engines == 2
-    assert await bench.core.answers(5)
+    await bench.core.is_paused()
     assert bench.core.heard_s == clock().now()
+
+
+# Which request the engine has died of.
+
+
+class Dying(Bench):
+    """Engines one after the other; each says what the test lets it say."""
+
+    def __init__(self, core: Any) -> None:
+        super().__init__(core)
+        self.engine = self.first
+
+    async def say(self, *names: str) -> None:
+        """A token for each of these."""
+        for name in names:
+            self.processor.request_states[name].detokenizer.output_token_ids.append(7)
+        await asyncio.sleep(0.1)
+
+    async def die(self, *, last: bool = False) -> Any:
+        """The engine dies and is replaced."""
+        self.core.lose()
+        await self.core.judge()
+        self.engine = Core()
+        revival = await self.core.replace(self.engine, last=last)
+        await settle()
+        return revival
+
+    @property
+    def sent(self) -> list[str]:
+        """What the engine of the day has been sent."""
+        return [request.request_id for request in self.engine.added]
+
+
+@in_virtual_time
+async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core: Any) -> None:
+    bench = Dying(core)
+    for name in ("old", "older", "new", "newer"):
+        await bench.add(name, [])
+    await bench.say("old", "older")
+    revival = await bench.die()
+
+    assert (bench.sent, revival.continued) == (["old", "older"], 4)
+
+    await asyncio.sleep(1)
+    assert bench.sent == ["old", "older"], "they have no token of this engine yet"
+    await bench.say("old", "older")
+    assert bench.sent == ["old", "older", "new"]
+    await bench.add("latest", [])
+    await bench.say("old", "older")
+    assert bench.sent == ["old", "older", "new"]
+    await bench.say("new")
+    assert bench.sent == ["old", "older", "new", "newer"]
+    await bench.say("newer")
+    assert bench.sent == ["old", "older", "new", "newer", "latest"]
+
+    await bench.add("after", [])
+    assert bench.sent[-1] == "after", "nothing is on trial any more"
+    assert bench.core.explained() == 0
+
+
+@in_virtual_time
+async def test_what_an_engine_dies_of_on_trial_alone_is_not_sent_again(core: Any, caplog: Any) -> None:
+    bench = Dying(core)
+    await bench.add("old", [])
+    heard = {name: await bench.add(name, []) for name in ("poison", "innocent")}
+    await bench.say("old")
+    await bench.die()
+    await bench.say("old")
+
+    assert bench.sent == ["old", "poison"]
+
+    await bench.add("late", [])
+    revival = await bench.die()
+
+    assert [type(word) for word in heard["poison"]] == [core.DiedOfIt]
+    assert heard["innocent"] == []
+    assert bench.core.explained() == 2
+    assert bench.core.explained() == 0, "asked once"
+    assert (revival.continued, revival.expelled) == (2, 1)
+    assert "request poison is given up" in caplog.text
+
+    await bench.say("old")
+    await bench.say("innocent")
+
+    assert bench.sent == ["old", "innocent", "late"]
+
+
+@in_virtual_time
+async def test_a_death_of_which_all_had_tokens_costs_nothing(core: Any) -> None:
+    bench = Dying(core)
+    for number in range(50):
+        await bench.add(str(number), [])
+    await bench.say(*map(str, range(50)))
+    await bench.die()
+
+    assert len(bench.sent) == 50
+
+    await bench.add("new", [])
+
+    assert bench.sent[-1] == "new"
+
+
+@in_virtual_time
+async def test_one_that_kills_at_a_token_of_its_own_is_found_by_its_third_engine(core: Any) -> None:
+    bench = Dying(core)
+    heard = [await bench.add(name, [1, 2, 3]) for name in ("a", "poison", "b")]
+    assert (await bench.die()).expelled == 0
+    assert bench.sent == ["a", "poison", "b"]
+    await bench.die()
+    assert bench.sent == ["a"], "none has made a token this time"
+    await bench.say("a")
+    assert bench.sent == ["a", "poison"]
+    assert (await bench.die()).expelled == 1
+    assert [len(words) for words in heard] == [0, 1, 0]
+    assert bench.core.explained() == 3
+    bench.core.end_trial()
+
+
+@in_virtual_time
+async def test_before_the_last_engine_everything_is_tried(core: Any) -> None:
+    bench = Dying(core)
+    for name in ("a", "poison"):
+        await bench.add(name, [])
+    for last in (False, False, True):
+        await bench.say("a", "poison")
+        await bench.die(last=last)
+    assert bench.sent == ["a"]
+    await bench.say("a")
+    assert bench.sent == ["a"], "a token more than it had made before the death"
+    await bench.say("a")
+    assert bench.sent == ["a", "poison"]
+    await bench.say("poison")
+
+    assert (await bench.die()).expelled == 1
+
+
+@in_virtual_time
+async def test_on_trial_one_may_leave_or_take_long(core: Any) -> None:
+    bench = Dying(core)
+    for name in ("left", "long", "new"):
+        await bench.add(name, [])
+    await bench.die()
+    assert bench.sent == ["left"]
+    await bench.core.abort_requests_async(["left"])
+    await asyncio.sleep(0.1)
+    assert bench.sent == ["left", "long"]
+    await asyncio.sleep(11)
+    assert bench.sent == ["left", "long", "new"], "a long prefill does not hold up the others"
+    bench.core.end_trial()
+
+
+@in_virtual_time
+async def test_who_was_not_in_an_engine_is_not_blamed_for_its_death(core: Any) -> None:
+    bench = Dying(core)
+    heard = {name: await bench.add(name, []) for name in ("o1", "o2", "n1", "n2")}
+    await bench.say("o1", "o2")
+    for _ in range(2):
+        await bench.die()
+        assert bench.sent[:2] == ["o1", "o2"][: len(bench.sent)]
+    await bench.say("o1")
+    await bench.say("o2")
+    await bench.say("n1")
+    await bench.say("n2")
+
+    assert bench.sent == ["o1", "o2", "n1", "n2"]
+    assert all(words == [] for words in heard.values())
+
+
+@in_virtual_time
+async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
+    bench = Dying(core)
+    await bench.add("new", [])
+    bench.first.outputs_queue = asyncio.Queue()
+    bench.first.outputs_queue.put_nowait("a step")
+    bench.core.lose()
+    judging = asyncio.get_running_loop().create_task(bench.core.judge())
+    await asyncio.sleep(0.05)
+    await bench.say("new")
+    bench.first.outputs_queue.get_nowait()
+    await judging
+    bench.engine = Core()
+    await bench.core.replace(bench.engine)
+
+    assert bench.sent == ["new"]
+    assert bench.core._trial is None

@@ -106,6 +106,9 @@ class Shared:
 KEEPALIVE_S, STALL_TIMEOUT_S, RETENTION_S, STREAM_BYTES, TOTAL_BYTES, STEP_MS = 3.0, 5.0, 3.0, 2**17, 2**19, 20
 """Of the shared synthetic server: as small as the promises about them allow to be tested soon."""
 
+POISON_TOKEN = 299
+"""Engines of the shared synthetic server die of prompts that begin with it."""
+
 _SHARED = {
     # A keep-alive comment falls between a peer's last sign of life and the kernel's first probe.
     "patient": Wanted(
@@ -120,6 +123,7 @@ _SHARED = {
         lambda _: {
             **SYNTHETIC,
             "SLUICE_SYNTHETIC__STEP_MS": str(STEP_MS),
+            "SLUICE_SYNTHETIC__POISON_TOKEN": str(POISON_TOKEN),
             "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
             "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
             "SLUICE_STREAMS__RETENTION_S": str(RETENTION_S),

@@ -105,7 +105,7 @@ class Edge:
         small = make_small(
             registry=self.registry,
             health=health.make_router(
-                unready=lambda: None if self.supervisor.ready else self.supervisor.unready(),
+                unready=lambda: self.supervisor.impediment,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
                 metrics=_later(metrics),
                 metrics_type="text/plain; version=0.0.4",

@@ -107,12 +107,15 @@ class ScriptedEngine:
     submit_hold: asyncio.Event | None = None
     prepare_error: Exception | None = None
     submit_error: Exception | None = None
+    trouble: str | None = None
     death: asyncio.Event = field(default_factory=asyncio.Event)
     revive_takes_s: float = 0.0
     revive_errors: list[Exception] = field(default_factory=list)
     """Raised by the next revivals, one each."""
     revival: Revival = field(default_factory=lambda: Revival(continued=0, failed={}))
     revivals: int = 0
+    lasts: list[bool] = field(default_factory=list)
+    deaths_explained: int = 0
     given_up: bool = False
     stops: int = 0
 
@@ -192,11 +195,16 @@ class ScriptedEngine:
     async def dead(self) -> None:
         await self.death.wait()
 
-    async def revive(self) -> Revival:
+    def explained(self) -> int:
+        explained, self.deaths_explained = self.deaths_explained, 0
+        return explained
+
+    async def revive(self, *, last: bool = False) -> Revival:
         await asyncio.sleep(self.revive_takes_s)
         if self.revive_errors:
             raise self.revive_errors.pop(0)
         self.revivals += 1
+        self.lasts.append(last)
         self.death.clear()
         return self.revival
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from gateway.engine.base import CURRENT_TALLY, Route
 from gateway.engine.supervisor import Phase
@@ -360,3 +362,61 @@ async def test_a_websocket_is_refused_before_its_handshake() -> None:
     await Edge().app({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send)
 
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@in_virtual_time
+async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_tokens_come() -> None:
+    """A task group's cancellation passes over every task that is about to run. Where the next token is there as soon as
+    the last one has been formatted, that is each stream at each try."""
+    edge = Edge()
+    loop = asyncio.get_running_loop()
+    tokens: set[asyncio.Future[None]] = set()
+    turns = 0
+
+    def engine_step() -> None:
+        nonlocal turns
+        turns += 1
+        for token in tokens:
+            token.set_result(None)
+        tokens.clear()
+        if turns < 1000:
+            loop.call_soon(engine_step)
+
+    async def said() -> AsyncIterator[bytes]:
+        while True:
+            token = loop.create_future()
+            tokens.add(token)
+            await token
+            yield b"data: {}\n\n"
+
+    app = FastAPI()
+    app.add_api_route("/v1/messages", lambda: StreamingResponse(said()), methods=["POST"])
+    edge.engine.http = app
+    edge.engine.routes = {("POST", "/v1/messages"): Route.WORKS}
+    client = edge.client("POST", "/v1/messages", body=b"{}")
+    await settle()
+    loop.call_soon(engine_step)
+    while not client.body:
+        await asyncio.sleep(0)
+    client.leave()
+    left = turns
+    await client.finish()
+
+    assert turns - left < 20
+    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.at_rest
+
+
+@in_virtual_time
+async def test_an_engine_that_does_not_serve_shows_in_readyz_and_not_in_livez() -> None:
+    edge = Edge()
+    edge.engine.trouble = "the engine has not answered for 7 s and does not compute"
+    ready = await edge.client("GET", "/readyz").finish()
+
+    assert ready.status == 503
+    assert "has not answered for 7 s" in ready.error()["message"]
+    assert (await edge.client("GET", "/livez").finish()).status == 200
+
+    edge.engine.trouble = None
+
+    assert (await edge.client("GET", "/readyz").finish()).status == 200

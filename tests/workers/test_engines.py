@@ -23,6 +23,7 @@ class Cores:
 
     addresses: tuple[Mapping[str, str], ...]
     killed: int = 0
+    pids: tuple[int, ...] = (7,)
     ended: bool = False
     death: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -79,7 +80,7 @@ async def test_it_is_up_when_every_worker_serves_on_it() -> None:
     house = House()
     await settle()
 
-    assert house.told == [(0, Up(1, {"at": "0a"})), (1, Up(1, {"at": "0b"}))]
+    assert house.told == [(0, Up(1, {"at": "0a"}, [7])), (1, Up(1, {"at": "0b"}, [7]))]
 
     house.engines.ready(0, Ready(1, "m", True))
     await settle()
@@ -110,8 +111,8 @@ async def test_a_death_is_told_and_another_one_started_with_other_addresses() ->
     assert house.told == [
         (0, Lost(1)),
         (1, Lost(1)),
-        (0, Up(2, {"at": "1a"})),
-        (1, Up(2, {"at": "1b"})),
+        (0, Up(2, {"at": "1a"}, [7])),
+        (1, Up(2, {"at": "1b"}, [7])),
     ]
     assert house.made[0].ended
     assert house.made[0].killed, "one engine of several takes the others along, before they can say goodbye"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.bodies import BodyLimits, read_document
-from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors
+from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors, watch
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LOOK_EVERY_S = 0.5
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
 
@@ -72,19 +71,19 @@ class VllmEngine:
         clock: Clock,
         *,
         make_core: Callable[[], Awaitable[Any]],
-        hang_timeout_s: float,
+        patience: watch.Patience,
         trust_client_fields: bool,
         grammar_limits: GrammarLimits,
         limits: BodyLimits,
         prepare_timeout_s: float,
     ) -> None:
-        """`core` is what `llm` uses as its engine client. `make_core` starts another engine process and gives vLLM's
-        client of it; `hang_timeout_s` is how long the process may say nothing before it counts as dead.
+        """`core` is what `llm` uses as its engine client; `make_core` starts another engine and gives its client;
         `prepare_timeout_s` bounds what it takes to check a body or to render a prompt."""
         self._llm = llm
         self._clock = clock
         self._make_core = make_core
-        self._hang_timeout_s = hang_timeout_s
+        self._patience = patience
+        self.trouble: str | None = None
         self._core = core
         self._screen = Screen(trust_client_fields)
         self._limits = limits
@@ -114,7 +113,8 @@ class VllmEngine:
             counts_load=bool(args.enable_server_load_tracking),
         )
         taking = Intake(self._app, self._screen, self._limits, self._prepare_timeout_s, failures.from_validator)
-        self._http = contract.keep(fallback.owning(taking, self._engagements), self._death)
+        self._engagements.in_background = self._in_background
+        self._http = contract.keep(fallback.owning(taking, self._engagements, self._abort), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property
@@ -204,35 +204,39 @@ class VllmEngine:
         for run in runs:
             assert run.tally is not None
             run.tally.cause = Cause.CANCELLED
-        self._own(self._llm.abort([run.request_id for run in runs]))
+        self._abort([run.request_id for run in runs])
         return tally
 
-    async def dead(self) -> None:
-        core = self._core
-        busy = False
-        probe: asyncio.Task[bool] | None = None
-        while not core.lost.is_set():
-            # vLLM's output handler notices most deaths at once; this notices those between two requests.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(core.lost.wait(), _LOOK_EVERY_S)
-            if core.process_died():
-                core.lose()
-            silent_s = self._clock.now() - core.heard_s
-            if silent_s > self._hang_timeout_s / 2 and (probe is None or probe.done()):
-                probe = self._own(core.answers(self._hang_timeout_s))
-            if silent_s > self._hang_timeout_s and not core.lost.is_set():
-                logger.error("the engine has not answered for %.0f s; it is ended", silent_s)
-                core.kill()
-                core.lose()
-            was_busy, busy = busy, self._llm.output_processor.has_unfinished_requests()
-            if was_busy and not busy:
-                self._zero_gauges()
-        if probe is not None:
-            probe.cancel()
+    def _abort(self, request_ids: list[str]) -> None:
+        self._own(self._llm.abort(request_ids))
 
-    async def revive(self) -> Revival:
+    def _in_background(self, task: asyncio.Task[Any]) -> bool:
+        """Whether vLLM runs a response in this task that its client wants to fetch later."""
+        serving = getattr(self._app.state, "openai_serving_responses", None)
+        return task in getattr(serving, "background_tasks", {}).values()
+
+    async def dead(self) -> None:
+        was_busy = False
+
+        def look(trouble: str | None) -> None:
+            nonlocal was_busy
+            self.trouble = trouble
+            is_busy = self._llm.output_processor.has_unfinished_requests()
+            if was_busy and not is_busy:
+                self._zero_gauges()
+            was_busy = is_busy
+
+        try:
+            await watch.until_dead(self._core, self._clock, self._patience, look)
+        finally:
+            self.trouble = None
+
+    async def revive(self, *, last: bool = False) -> Revival:
         await asyncio.to_thread(self._core.end)
-        return await self._core.replace(await self._make_core())
+        return await self._core.replace(await self._make_core(), last=last)
+
+    def explained(self) -> int:
+        return self._core.explained()
 
     def give_up(self) -> None:
         self._core.give_up()
@@ -247,6 +251,7 @@ class VllmEngine:
                 )
 
     async def stop(self) -> None:
+        self._core.end_trial()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

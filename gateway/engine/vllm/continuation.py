@@ -65,4 +65,10 @@ def continued(request: Any, tokens: list[int]) -> Any:
     return again
 
 
-__all__ = ["continued", "obstacle"]
+def without_queueing(events: list[Any]) -> list[Any]:
+    """vLLM keeps the last time of queueing and the first of scheduling: of a request that had been scheduled by an
+    earlier engine, the difference would be a negative time in the queue."""
+    return [event for event in events if event.type.name != "QUEUED"]
+
+
+__all__ = ["continued", "obstacle", "without_queueing"]

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +21,21 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from gateway.clock import Clock
 from gateway.engine.base import Revival
+from gateway.engine.suspicion import Suspicion
 from gateway.engine.vllm import continuation
 from gateway.engine.vllm.pull import Outputs, Pull
+from gateway.engine.vllm.trial import Closing, Trial
 
 logger = logging.getLogger(__name__)
 
+# So often, until the last words of a dead engine have been processed.
+_LOOKS, _LOOK_EVERY_S = 100, 0.01
 # The kernel frees a killed process's memory in less; what takes longer will not end by being waited for.
 _GONE_WITHIN_S = 10.0
+
+
+class DiedOfIt(EngineDeadError):  # type: ignore[misc,unused-ignore]
+    """Engine after engine has died of this request; it is not sent again."""
 
 
 class LastingCore:
@@ -46,6 +55,12 @@ class LastingCore:
         self._scheduled_before: set[str] = set()
         """Those that went on behind tokens when the engine was last replaced."""
         self._failed: Counter[str] = Counter()
+        self._suspicion = Suspicion()
+        # While there is one, what arrives is held back: the request on trial is to be alone.
+        self._trial: Trial | None = None
+        self._trying: asyncio.Task[None] | None = None
+        self._expelled = 0
+        self._explained = 0
         self._replaced = asyncio.Event()
         self._given_up = False
         # What `AsyncLLM.errored` looks at: a pause is not an error.
@@ -98,13 +113,13 @@ class LastingCore:
             self._hear(outputs)
             for output in outputs.outputs:
                 if output.events is not None and output.request_id in self._scheduled_before:
-                    output.events = _without_queueing(output.events)
+                    output.events = continuation.without_queueing(output.events)
                 if output.finish_reason is not None:
                     if str(output.finish_reason) == "abort" and self._falls():
                         outputs.outputs = self._without_given_up(outputs.outputs)
                         self.lose()
                         break
-                    self._requests.pop(output.request_id, None)
+                    self._forget(output.request_id)
             return outputs
 
     def _without_given_up(self, outputs: list[Any]) -> list[Any]:
@@ -115,9 +130,13 @@ class LastingCore:
             if str(output.finish_reason) == "abort" and output.request_id in self._requests:
                 continue
             if output.finish_reason is not None:
-                self._requests.pop(output.request_id, None)
+                self._forget(output.request_id)
             kept.append(output)
         return kept
+
+    def _forget(self, name: str) -> None:
+        self._requests.pop(name, None)
+        self._suspicion.forget(name)
 
     def behind(self) -> bool:
         """Whether outputs have arrived that nobody has taken yet."""
@@ -130,17 +149,40 @@ class LastingCore:
         self._requests[request.request_id] = request
         if self.lost.is_set():
             self._arrived.add(request.request_id)
+        elif self._trial is not None:
+            self._trial.unsent[request.request_id] = None
         else:
+            core = self._core
             try:
-                await self._core.add_request_async(request)
+                await core.add_request_async(request)
             except EngineDeadError:
                 self.lose()
+            except asyncio.CancelledError:
+                if self._is_cancelled_with(core):
+                    # Its caller has nothing yet to abort it by.
+                    self._forget(request.request_id)
+                    self._output_processor.abort_requests([request.request_id], internal=True)
+                    await core.abort_requests_async([request.request_id])
+                    raise
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Forget requests, here and in the engine."""
         for request_id in request_ids:
-            self._requests.pop(request_id, None)
-        await self._core.abort_requests_async(request_ids)
+            self._forget(request_id)
+        core = self._core
+        try:
+            await core.abort_requests_async(request_ids)
+        except asyncio.CancelledError:
+            if self._is_cancelled_with(core):
+                raise
+
+    def _is_cancelled_with(self, core: Any) -> bool:
+        """Whether a cancelled send to `core` means that its task is to end. Otherwise the socket was closed before it
+        had taken the message: an engine that is not reached any more has been replaced, and the next one gets what is
+        still wanted."""
+        task = asyncio.current_task()
+        is_wanted = task is not None and task.cancelling() > 0
+        return is_wanted or (core is self._core and not self.lost.is_set())
 
     # The engine's life.
 
@@ -154,7 +196,42 @@ class LastingCore:
         for future in list(self._core.utility_results.values()):
             if not future.done():
                 future.set_exception(EngineDeadError())
+        self.end_trial()
         self._fail_hopeless()
+
+    def end_trial(self) -> None:
+        """Send nothing more of what waits for its trial."""
+        if self._trying is not None:
+            self._trying.cancel()
+
+    async def judge(self) -> None:
+        """Find out whether the engine has died of a request, which then fails. Once, when it is lost."""
+        for _ in range(_LOOKS):
+            if not self.behind():
+                break
+            await asyncio.sleep(_LOOK_EVERY_S)
+        unsent = {} if self._trial is None else self._trial.unsent
+        self._trial = None
+        was_in_it = [name for name in self._requests if name not in self._arrived and name not in unsent]
+        culprit = self._suspicion.died({name: len(self._received(name)) for name in was_in_it})
+        # Sent to no engine yet, unlike what waited for its trial.
+        self._arrived.update(self._suspicion.unknown(unsent))
+        name, deaths = culprit or ("", 0)
+        if (state := self._output_processor.request_states.get(name)) is None:
+            return
+        logger.error(
+            "request %s is given up: the engine died %d times while it worked on it, the last time on it alone",
+            getattr(state, "external_req_id", name),
+            deaths,
+        )
+        self._expelled += 1
+        self._explained += deaths
+        self._fail(name, state, DiedOfIt())
+
+    def explained(self) -> int:
+        """How many deaths, since this was last asked, are put down to requests that have failed for them."""
+        explained, self._explained = self._explained, 0
+        return explained
 
     def process_died(self) -> bool:
         """Whether vLLM's own monitor has found the process dead, or is still ending the others with it: data-parallel
@@ -166,7 +243,7 @@ class LastingCore:
 
     @property
     def engines(self) -> int:
-        """How many engines there are: one, or as many as are data-parallel."""
+        """How many there are: one, or as many as are data-parallel."""
         return len(getattr(self._core, "core_engines", (0,)))
 
     @property
@@ -177,58 +254,103 @@ class LastingCore:
     def _hear_all(self) -> None:
         self._heard_s = dict.fromkeys([*self._heard_s, *range(self.engines)], self._clock.now())
 
-    async def answers(self, within_s: float) -> bool:
-        """Whether the engine's busy loop turns: a call that only it can answer comes back in time."""
-        try:
-            await asyncio.wait_for(self._core.is_scheduler_paused_async(), within_s)
-        except (TimeoutError, EngineDeadError):
-            return False
+    async def is_paused(self) -> bool:
+        """Whether the engine has been paused: a question for its busy loop, which goes the way of requests."""
+        is_paused = bool(await self._core.is_scheduler_paused_async())
         self._hear_all()
-        return True
+        return is_paused
+
+    @property
+    def pids(self) -> list[int]:
+        """The engine processes on this machine."""
+        return [process.pid for process in self._processes()]
 
     def kill(self) -> None:
-        """End an engine that is stuck. Its processes get no chance to object: they would not take it."""
+        """End an engine that is stuck."""
         for process in self._processes():
             process.kill()
 
     def _processes(self) -> list[Any]:
-        """Engine processes on this machine; actors of a Ray cluster are not among them."""
+        """Those on this machine; actors of a Ray cluster are not among them."""
         return list(getattr(self._core.resources.engine_manager, "processes", ()))
 
     def end(self) -> None:
-        """Free what the dead engine has left: processes, sockets. Blocks until its processes are gone, because the
-        next engine needs their memory."""
+        """Free what the dead engine has left. Blocks until its processes are gone: the next one needs their memory."""
         self._core.shutdown(timeout=0)
         for process in self._processes():
-            # Of several that are ended with one that died, each gets its time to say goodbye; nobody listens.
+            # Of several each gets its time to say goodbye; nobody listens.
             process.kill()
             process.join(_GONE_WITHIN_S)
 
-    async def replace(self, core: Any) -> Revival:
-        """Go on with `core`, a client whose engine is ready."""
-        # Again: what the engine had said before it died has been processed since.
-        self._fail_hopeless()
+    async def replace(self, core: Any, *, last: bool = False) -> Revival:
+        """Go on with `core`, a client whose engine is ready. `last`: there will be no other, so each request is tried
+        by itself."""
+        self._fail_hopeless()  # Again: the engine's last words have been processed since.
         self._core = core
         self._receive()
         self._scheduled_before.clear()
-        sent: set[str] = set()
-        continued = 0
-        while left := [request for name, request in self._requests.items() if name not in sent]:
-            for request in left:
-                sent.add(request.request_id)
-                # It may have been aborted while others were being sent.
-                if request.request_id in self._requests:
-                    tokens = self._received(request.request_id)
-                    if tokens:
-                        self._scheduled_before.add(request.request_id)
-                    await core.add_request_async(continuation.continued(request, tokens))
-                    continued += request.request_id not in self._arrived
+        together = await self._lock(exclusive=False)
+        _, groups = self._suspicion.plan(self._requests, all_of_them=last)
+        tried = dict.fromkeys(name for group in groups for name in group)
+        sent: dict[str, None] = {}
+        continued = len(tried)
+        while left := [name for name in self._requests if name not in sent and name not in tried]:
+            for name in left:
+                sent[name] = None
+                if groups and name in self._arrived:
+                    continue
+                if await self._send_again(core, name):
+                    continued += name not in self._arrived
+        at_once = [name for name in sent if name not in self._arrived]
+        if groups:
+            arrived = {name: None for name in sent if name in self._arrived}
+            self._trial = self._new_trial(core)
+            self._trial.unsent = tried | arrived
+            self._trying = asyncio.ensure_future(self._try(self._trial, at_once, groups, together))
+        elif not isinstance(together, nullcontext):
+            # Nothing is on trial here; it may be elsewhere.
+            self._trying = asyncio.ensure_future(self._new_trial(core).run(at_once, [], together))
         self._arrived.clear()
         self._hear_all()
         self.lost.clear()
         self._replaced.set()
         failed, self._failed = self._failed, Counter()
-        return Revival(continued=continued, failed=dict(failed))
+        expelled, self._expelled = self._expelled, 0
+        return Revival(continued=continued, failed=dict(failed), expelled=expelled)
+
+    async def _send_again(self, core: Any, name: str) -> bool:
+        """Send a request with the tokens it has; whether it is still wanted."""
+        request = self._requests.get(name)
+        if request is None:
+            # Aborted while others were being sent.
+            return False
+        tokens = self._received(name)
+        if tokens:
+            self._scheduled_before.add(name)
+        self._suspicion.send(name, len(tokens))
+        await core.add_request_async(continuation.continued(request, tokens))
+        return True
+
+    def _new_trial(self, core: Any) -> Trial:
+        return Trial(
+            self._suspicion,
+            self._clock,
+            tokens=lambda name: len(self._received(name)) if name in self._requests else None,
+            send=lambda name: self._send_again(core, name),
+            alone=lambda: self._lock(exclusive=True),
+        )
+
+    async def _try(self, trial: Trial, at_once: list[str], groups: list[list[str]], together: Closing) -> None:
+        try:
+            await trial.run(at_once, groups, together)
+        except EngineDeadError:
+            self.lose()
+        else:
+            self._trial = None
+
+    async def _lock(self, *, exclusive: bool) -> Closing:
+        """Keep other clients from trying requests, and with `exclusive` from sending theirs again."""
+        return nullcontext()
 
     def give_up(self) -> None:
         """There will be no other engine: everything in flight fails, and so does everything to come."""
@@ -242,32 +364,30 @@ class LastingCore:
         for name, request in list(self._requests.items()):
             state = states.get(name)
             if state is None:
-                self._requests.pop(name, None)
+                self._forget(name)
                 continue
             reason = continuation.obstacle(request, len(self._received(name)))
             if reason is None:
                 continue
             self._failed[reason] += 1
-            parent = state.parent_req
-            state.queue.put(EngineDeadError())
-            for one in [name] if parent is None else list(parent.child_requests):
-                self._requests.pop(one, None)
-                if (other := states.get(one)) is not None:
-                    # The abort that removes it would be taken for its ending.
-                    other.queue = _Nobody()
-            self._output_processor.abort_requests([name if parent is None else parent.request_id], internal=True)
+            self._fail(name, state, EngineDeadError())
+
+    def _fail(self, name: str, state: Any, error: Exception) -> None:
+        """Fail a request; of one with several choices, all of them."""
+        parent = state.parent_req
+        state.queue.put(error)
+        for one in [name] if parent is None else list(parent.child_requests):
+            self._forget(one)
+            if (other := self._output_processor.request_states.get(one)) is not None:
+                # The abort that removes it would be taken for its ending.
+                other.queue = _Nobody()
+        self._output_processor.abort_requests([name if parent is None else parent.request_id], internal=True)
 
     def _received(self, name: str) -> list[int]:
         """The tokens that have come of a request."""
         state = self._output_processor.request_states.get(name)
         detokenizer = None if state is None else state.detokenizer
         return [] if detokenizer is None else list(detokenizer.output_token_ids)
-
-
-def _without_queueing(events: list[Any]) -> list[Any]:
-    """vLLM keeps the last time of queueing and the first of scheduling: of a request that had been scheduled by an
-    earlier engine, the difference would be a negative time in the queue."""
-    return [event for event in events if event.type.name != "QUEUED"]
 
 
 class _Nobody:
@@ -277,4 +397,4 @@ class _Nobody:
         """Forget it."""
 
 
-__all__ = ["LastingCore"]
+__all__ = ["DiedOfIt", "LastingCore"]

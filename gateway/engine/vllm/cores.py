@@ -31,6 +31,11 @@ class Cores:
     manager: Any
     coordinator: Any
 
+    @property
+    def pids(self) -> list[int]:
+        """Which they are."""
+        return [process.pid for process in self._processes() if process.pid is not None]
+
     async def dead(self) -> None:
         """Return when any of them has died: one dead engine of several takes the others along."""
         loop = asyncio.get_running_loop()

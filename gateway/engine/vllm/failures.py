@@ -11,12 +11,14 @@ from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.core import DiedOfIt
 from gateway.engine.vllm.validation import BoundedValidator, from_validation
 from gateway.engine.vllm.versions import find
 from gateway.errors import (
     Cancelled,
     ClientError,
     EngineFailed,
+    FatalRequest,
     InternalError,
     NotFound,
     Overloaded,
@@ -122,9 +124,17 @@ def known() -> SluiceError | None:
         return None
     if tally.cause is Cause.CANCELLED:
         return Cancelled("The request was cancelled by its id.")
+    if tally.cause is Cause.ENGINE_FAILED and tally.is_fatal:
+        return _fatal()
     if tally.cause is Cause.ENGINE_FAILED:
         return EngineFailed("The engine died or gave up while it worked on this request.", retry_after_s=1)
     return None
+
+
+def _fatal() -> SluiceError:
+    return FatalRequest(
+        "The engine died while it worked on this request alone, and not for the first time. It is not tried again."
+    )
 
 
 def from_exception(error: BaseException) -> SluiceError:
@@ -135,6 +145,8 @@ def from_exception(error: BaseException) -> SluiceError:
         if getattr(error, "http_status", None) == 503:
             return EngineFailed("The engine gave this request up.", retry_after_s=1)
         return Cancelled("The request was cancelled.")
+    if isinstance(error, DiedOfIt):
+        return _fatal()
     if isinstance(error, EngineDeadError):
         return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
     if isinstance(error, EngineGenerateError):

@@ -24,6 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
 from gateway.engine.vllm import failures, lanes, operators, stream_errors
+from gateway.engine.vllm.core import DiedOfIt
 from gateway.engine.vllm.endings import Endings
 from gateway.engine.vllm.failures import Aborted
 from gateway.engine.vllm.versions import find
@@ -96,12 +97,23 @@ class Engagements:
     """What the proxy runs at the moment, so that it can be found and cancelled by id."""
 
     running: list[_Running] = field(default_factory=list)
+    in_background: Callable[[asyncio.Task[Any]], bool] = field(default=lambda _: False)
+    """Whether a task goes on without the client who has asked for it."""
 
-    def leave(self, tally: Tally | None) -> None:
-        """End what still runs for a request that has been broken off."""
+    def leave(self, tally: Tally | None) -> list[str]:
+        """End what still runs for a request that has been broken off; its ids in the engine, where it is to be aborted:
+        the tasks that wait for it may be long in ending, and the sequences are wanted now."""
+        if tally is None:
+            return []
+        left = tally.cause is Cause.DISCONNECTED
+        ended = []
         for run in self.running:
-            if tally is not None and run.tally is tally and run.task is not None:
+            if run.tally is not tally or (left and run.task is not None and self.in_background(run.task)):
+                continue
+            if run.task is not None:
                 run.task.cancel()
+            ended.append(run.request_id)
+        return ended
 
     def of(self, request_id: str, owner: str | None) -> list[_Running]:
         """Everything under that id."""
@@ -171,8 +183,10 @@ class EngineProxy:
     ) -> AsyncIterator[Any]:
         tally = CURRENT_TALLY.get()
         if tally is not None and tally.cause in _BROKEN_OFF:
-            # Its request was broken off while it was being rendered.
-            raise asyncio.CancelledError
+            goes_on = task is not None and self._engagements.in_background(task)
+            if tally.cause is not Cause.DISCONNECTED or not goes_on:
+                # Its request was broken off while it was being rendered.
+                raise asyncio.CancelledError
         run = _Running(request_id, tally, task)
         self._engagements.running.append(run)
         count = _Count(tally, self._clock, params)
@@ -198,10 +212,11 @@ class EngineProxy:
                         raise Ungrammatical
                     for part in self._endings.apart(output) if in_chunks else (output,):
                         yield part
-        except (EngineDeadError, EngineGenerateError):
+        except (EngineDeadError, EngineGenerateError) as error:
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
             if tally is not None:
                 tally.cause = Cause.ENGINE_FAILED
+                tally.is_fatal = isinstance(error, DiedOfIt)
             raise
         finally:
             self._engagements.running.remove(run)
@@ -232,15 +247,16 @@ class _Count:
         self._tally.generated(new, None if whole else self._clock.now())
 
 
-def owning(app: ASGIApp, engagements: Engagements) -> ASGIApp:
+def owning(app: ASGIApp, engagements: Engagements, abort: Callable[[list[str]], object]) -> ASGIApp:
     """`app`, whose work in the engine ends with it when it is broken off: most of vLLM's handlers run in a task of
-    their own, which does not end when the one that waits for it is cancelled."""
+    their own, which does not end when the one that waits for it is cancelled. `abort` is told of ids in the engine."""
 
     async def http(scope: Any, receive: Any, send: Any) -> None:
         try:
             await app(scope, receive, send)
         except BaseException:
-            engagements.leave(CURRENT_TALLY.get())
+            if ended := engagements.leave(CURRENT_TALLY.get()):
+                abort(ended)
             raise
 
     return http

@@ -52,8 +52,9 @@ class Plan:
 
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
     `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
-    `hang_timeout_s` is how long the engine may say nothing; None: what suits the machine. `workers` is how many
-    processes of ours will use it. `grammars` are the limits on grammars by name.
+    `hang_timeout_s` and `long_step_timeout_s` are how long the engine may leave a question unanswered while it does not
+    compute, and while it does. `workers` is how many processes of ours will use it. `grammars` are the limits on
+    grammars by name.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
@@ -64,7 +65,8 @@ class Plan:
     trust_client_fields: bool = False
     body_limits: BodyLimits = field(default_factory=BodyLimits)
     prepare_timeout_s: float = 60.0
-    hang_timeout_s: float | None = None
+    hang_timeout_s: float = 60.0
+    long_step_timeout_s: float = 600.0
     workers: int = 1
     grammars: Mapping[str, Any] = field(default_factory=dict)
     log_level: str = "info"
@@ -158,14 +160,6 @@ def _defaults(plan: Plan) -> dict[str, Any]:
             "use_tqdm_on_load": False,
         }
     return defaults
-
-
-def _longest_silence_s(plan: Plan) -> float:
-    """How long an engine that is well may say nothing: one step, in which it does not answer either."""
-    from vllm.platforms import current_platform
-
-    # A step of 4,096 prompt tokens of an 8B model takes minutes on a few cores.
-    return 600.0 if current_platform.is_cpu() and not plan.small and plan.synthetic is None else 60.0
 
 
 def _has_bf16() -> bool:
@@ -287,6 +281,7 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
         from gateway.engine.vllm.client import VllmEngine
         from gateway.engine.vllm.core import LastingCore
         from gateway.engine.vllm.tenant import SharedCore
+        from gateway.engine.vllm.watch import Patience
 
         if landlord is None:
             llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
@@ -297,7 +292,7 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
             llm.engine_core,
             clock,
             make_core=lambda: another.make_core(args, llm, joining, in_daemon),
-            hang_timeout_s=plan.hang_timeout_s or _longest_silence_s(plan),
+            patience=Patience(plan.hang_timeout_s, plan.long_step_timeout_s),
             trust_client_fields=plan.trust_client_fields,
             limits=plan.body_limits,
             prepare_timeout_s=plan.prepare_timeout_s,

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ class Pace:
     hang_at_step: int | None = None
     slow_at_step: int | None = None
     slow_factor: float = 1.0
+    poison_token: int | None = None
+    poison_length: int = 0
+    busy: bool = False
+
+    def is_deadly(self, first: int, length: int) -> bool:
+        """Whether the engine dies of computing a sequence that begins with this token and has so many."""
+        return first == self.poison_token and length >= self.poison_length
 
     def step_s(self, step: int, sequences: int, prefill_tokens: int) -> float:
         """Seconds that `step` takes with so many sequences running and so many tokens of prompts in it."""
@@ -44,11 +52,14 @@ class Pace:
         if step == self.hang_at_step:
             # A step that hangs on a real device sits in native code, where Python's signal handlers do not run.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-            while True:
-                time.sleep(3600)
-        time_s = self.step_s(step, sequences, prefill_tokens)
-        if time_s > 0:
-            time.sleep(time_s)
+            self._spend(inf)
+        self._spend(self.step_s(step, sequences, prefill_tokens))
+
+    def _spend(self, time_s: float) -> None:
+        began_s = time.monotonic()
+        while (left_s := time_s - (time.monotonic() - began_s)) > 0:
+            if not self.busy:
+                time.sleep(min(left_s, 3600.0))
 
 
 class Command:

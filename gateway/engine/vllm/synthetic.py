@@ -13,6 +13,7 @@ first token that violates it, and models that do not generate are refused.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,7 +25,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
 
 from gateway.engine import oracle
-from gateway.engine.vllm.pace import NUMBERS, Command
+from gateway.engine.vllm.pace import DEAD, NUMBERS, Command
 
 # KV memory is only bookkeeping, some 100 bytes a block; without a bound, 2048 sequences of a context of 32 Ki tokens
 # would take half a million blocks. Longer sequences share what there is, and are preempted when it runs out.
@@ -60,7 +61,8 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         return done
 
     def _execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
-        prompts = self._prompts
+        prompts, pace = self._prompts, self._command.pace
+        poisoned = pace.poison_token is not None
         for request_id in plan.finished_req_ids:
             prompts.pop(request_id, None)
             self._logprobs.pop(request_id, None)
@@ -73,6 +75,8 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         for new in plan.scheduled_new_reqs:
             request_id = new.req_id
             first, known = self._remember(new)
+            if poisoned and pace.is_deadly(first, known):
+                os._exit(DEAD)
             prefill_tokens += scheduled[request_id]
             request_ids.append(request_id)
             complete = new.num_computed_tokens + scheduled[request_id] >= known
@@ -87,6 +91,8 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
                 # Still in its prompt, or computed again after a preemption.
                 prefill_tokens += count
             known = length + outputs
+            if poisoned and pace.is_deadly(first, known):
+                os._exit(DEAD)
             request_ids.append(request_id)
             sampled.append([oracle.token_at(first, known)] if computed + count >= known else [])
         self._command.take(len(request_ids), prefill_tokens)

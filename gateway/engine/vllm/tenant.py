@@ -6,12 +6,21 @@ what we find out ourselves is told to the landlord.
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+from contextlib import nullcontext
 from typing import Any
 
 from gateway.clock import Clock
 from gateway.engine.base import Landlord, Revival
 from gateway.engine.vllm import child
 from gateway.engine.vllm.core import LastingCore
+from gateway.engine.vllm.trial import Closing
+
+# Another one's trial takes as long; longer, and somebody has to go first.
+_LOCK_WITHIN_S = 15.0
+_LOCK_EVERY_S = 0.02
 
 
 class SharedCore(LastingCore):
@@ -42,11 +51,33 @@ class SharedCore(LastingCore):
         # The processes are not ours to look at.
         return self.lost.is_set()
 
+    @property
+    def pids(self) -> list[int]:
+        return list(self._landlord.pids)
+
     def kill(self) -> None:
         """`lose` follows, which tells whose processes they are."""
 
-    async def replace(self, core: Any) -> Revival:
-        revival = await super().replace(core)
+    async def _lock(self, *, exclusive: bool) -> Closing:
+        """All clients lose their engine together, and each has its own requests to try: one after the other, and when
+        all have sent what goes on at once."""
+        path = self._landlord.trial_lock
+        if path is None:
+            return nullcontext()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        waited_s = 0.0
+        while waited_s < _LOCK_WITHIN_S:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited_s += _LOCK_EVERY_S
+                await asyncio.sleep(_LOCK_EVERY_S)
+        return os.fdopen(descriptor)
+
+    async def replace(self, core: Any, *, last: bool = False) -> Revival:
+        revival = await super().replace(core, last=last)
         self._landlord.meet(self)
         return revival
 

@@ -1,0 +1,57 @@
+"""What the kernel tells about processes that are not ours: how much they compute, and whether they are stopped. Linux;
+elsewhere nothing is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_STOPPED = frozenset("Tt")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """CPU seconds that processes and their descendants have used so far; whether any of them is stopped by a signal or
+    a debugger."""
+
+    cpu_s: float
+    is_stopped: bool
+
+
+def usage(pids: Iterable[int], proc: Path = _PROC) -> Usage | None:
+    """The usage of `pids` and everything below them; None if nothing can be found out."""
+    ticks = 0
+    seen: set[int] = set()
+    is_stopped = False
+    waiting = list(pids)
+    while waiting:
+        pid = waiting.pop()
+        if pid in seen:
+            continue
+        try:
+            # The name in the second field may hold blanks and brackets.
+            state, *fields = (proc / str(pid) / "stat").read_text().rsplit(") ", 1)[1].split()
+            ticks += int(fields[10]) + int(fields[11])
+        except (OSError, IndexError, ValueError):
+            continue
+        seen.add(pid)
+        is_stopped = is_stopped or state in _STOPPED
+        waiting += _children(proc / str(pid))
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), is_stopped) if seen else None
+
+
+def _children(folder: Path) -> list[int]:
+    """The processes that any thread of a process has started."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in (folder / "task").iterdir():
+            with suppress(OSError, ValueError):
+                found += [int(pid) for pid in (thread / "children").read_text().split()]
+    return found
+
+
+__all__ = ["Usage", "usage"]
