@@ -76,6 +76,7 @@ def plan_engine(
             max_depth=settings.server.max_json_depth,
         ),
         prepare_timeout_s=settings.server.prepare_timeout_s,
+        media=settings.media.model_dump(),
         hang_timeout_s=settings.supervisor.hang_timeout_s,
         long_step_timeout_s=settings.supervisor.long_step_timeout_s,
         workers=settings.server.workers,

@@ -26,7 +26,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.bodies import BodyLimits, read_document
-from gateway.engine.vllm import contract, failures, fallback, prompts, stream_errors, watch
+from gateway.engine.vllm import contract, failures, fallback, media, prompts, stream_errors, watch
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -165,6 +165,7 @@ class VllmEngine:
         )
 
     async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
+        media.begin()
         serving = self._serving(call.endpoint)
         assert tally.id is not None
         tally.model = self._served(call.request.model)
@@ -289,6 +290,7 @@ class VllmEngine:
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:
         """The task of a request that vLLM formats itself; every failure ends in the sink."""
         CURRENT_TALLY.set(prepared.tally)
+        media.begin()
         try:
             if prepared.chunks is not None:
                 logprobs = prepared.call.request.logprobs

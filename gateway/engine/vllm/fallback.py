@@ -23,7 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
-from gateway.engine.vllm import failures, lanes, operators, stream_errors
+from gateway.engine.vllm import failures, lanes, media, operators, stream_errors
 from gateway.engine.vllm.core import DiedOfIt
 from gateway.engine.vllm.endings import Endings
 from gateway.engine.vllm.failures import Aborted
@@ -252,6 +252,7 @@ def owning(app: ASGIApp, engagements: Engagements, abort: Callable[[list[str]], 
     their own, which does not end when the one that waits for it is cancelled. `abort` is told of ids in the engine."""
 
     async def http(scope: Any, receive: Any, send: Any) -> None:
+        media.begin()
         try:
             await app(scope, receive, send)
         except BaseException:

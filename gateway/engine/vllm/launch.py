@@ -54,7 +54,7 @@ class Plan:
     `synthetic` holds the numbers of `pace.Pace` by name if there shall be no model behind the engine.
     `hang_timeout_s` and `long_step_timeout_s` are how long the engine may leave a question unanswered while it does not
     compute, and while it does. `workers` is how many processes of ours will use it. `grammars` are the limits on
-    grammars by name.
+    grammars by name, `media` those of `media.Limits`.
     `source` tells where a key of `engine` was set, for messages; `say` is told each stage of the start.
     """
 
@@ -175,6 +175,9 @@ def _set_environment(plan: Plan, words: Path) -> None:
     level = "DEBUG" if plan.log_level == "debug" else os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper()
     fallback_env = {
         "VLLM_NO_USAGE_STATS": "1",
+        # What clients make this machine fetch; see `media`.
+        "VLLM_MEDIA_CONNECTOR": "sluice",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_LEVEL": level,
         "VLLM_LOGGING_CONFIG_PATH": str(words.parent / "logging.json"),
@@ -343,7 +346,10 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.coordinator import DPCoordinatorProc
 
+    from gateway.engine.vllm import media
+
     child.take_coordinator(DPCoordinatorProc)
+    media.adopt(media.Limits(**plan.media))
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
         def __del__(self) -> None:

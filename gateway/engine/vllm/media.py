@@ -1,0 +1,318 @@
+"""How images, audio and video come into this process: vLLM's media connector with the limits that a server needs whose
+clients are strangers.
+
+A URL in a request makes this machine fetch what the client names, so fetching is off until `--allowed-media-domains`
+says from where. Then the name must be one of these, at each hop, and what the name means is looked at where the
+connection is made, so that neither a redirect nor a name that changes its meaning leads to an address that only this
+machine can reach. Whatever fails is the client's to mend: 400, in our words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import socket
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from io import BytesIO
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+import pybase64
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.image import open_image
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.multimodal.media.audio import AudioMediaIO
+from vllm.multimodal.media.connector import global_thread_pool
+from vllm.multimodal.media.image import ImageMediaIO
+from yarl import URL
+
+logger = logging.getLogger(__name__)
+
+NAME = "sluice"
+"""Under which `VLLM_MEDIA_CONNECTOR` finds it."""
+
+_MOST_REDIRECTS = 3
+_PIECE_BYTES = 64 * 2**10
+# Addresses that carry another one inside, to which a gateway may lead.
+_EMBEDDING = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """As the settings of `media`."""
+
+    max_bytes: int = 32 * 2**20
+    max_decoded_bytes: int = 512 * 2**20
+    timeout_s: float = 30.0
+    private_addresses: bool = False
+
+
+class Refused(VLLMValidationError):  # type: ignore[misc,unused-ignore]
+    """Media that are not taken; the message is for the client."""
+
+    def __str__(self) -> str:
+        # vLLM's own appends the field, which is named anyway.
+        return str(self.args[0])
+
+
+class Budget:
+    """What the media of one request may still take once decoded."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = self._left_bytes = limit_bytes
+        self._lock = threading.Lock()
+
+    def charge(self, size_bytes: int, field: str) -> None:
+        """Take it. Raises Refused if there is not as much left."""
+        with self._lock:
+            self._left_bytes -= size_bytes
+            exceeded = self._left_bytes < 0
+        if exceeded:
+            raise Refused(
+                f"{field}: the media of this request are larger than {self._limit_bytes} bytes once decoded "
+                "(media.max_decoded_bytes).",
+                parameter=field,
+            )
+
+
+BUDGET: ContextVar[Budget | None] = ContextVar("sluice_media_budget", default=None)
+
+
+def adopt(limits: Limits) -> None:
+    """Have vLLM take media through this, in this process from now on, unless its user names another connector."""
+    SafeConnector.limits = limits
+    MEDIA_CONNECTOR_REGISTRY.register(NAME)(SafeConnector)
+
+
+def begin() -> None:
+    """A request begins in the running task: its media share one budget."""
+    BUDGET.set(Budget(SafeConnector.limits.max_decoded_bytes))
+
+
+def is_public(address: str) -> bool:
+    """Whether the address is one of the internet, and stands for no other."""
+    found = ip_address(address.partition("%")[0])
+    if isinstance(found, IPv6Address):
+        if found.ipv4_mapped is not None:
+            return _is_global(found.ipv4_mapped)
+        if found.is_site_local or any(found in network for network in _EMBEDDING):
+            return False
+    return _is_global(found)
+
+
+def _is_global(address: IPv4Address | IPv6Address) -> bool:
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
+    """vLLM makes one for each message that has media."""
+
+    limits = Limits()
+
+    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """For vLLM's code that runs in a thread."""
+        context = contextvars.copy_context()
+        loading = self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(context.run, asyncio.run, loading).result()
+
+    async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """The image, audio or video at a URL. Raises Refused."""
+        field = _field(media_io)
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                return await self._load(url, media_io, field, fetch_timeout)
+        except TimeoutError:
+            raise Refused(
+                f"{field}: the media could not be fetched and decoded within {self.limits.timeout_s:g} s "
+                "(media.timeout_s).",
+                parameter=field,
+            ) from None
+
+    async def fetch_image_embedding_async(self, data: str) -> Any:
+        return await self._aside(super().fetch_image_embedding, "image_embeds", data)
+
+    async def fetch_audio_embedding_async(self, data: str) -> Any:
+        return await self._aside(super().fetch_audio_embedding, "audio_embeds", data)
+
+    async def _load(self, url: str, media_io: Any, field: str, fetch_timeout: int | None) -> Any:
+        scheme = url[:8].partition(":")[0].lower()
+        if scheme == "data":
+            if len(url) > self.limits.max_bytes * 4 // 3 + 256:
+                raise self._too_large(field)
+            return await self._aside(self._decode_data, field, url, media_io, field)
+        if scheme in ("http", "https"):
+            target = self._allowed(url, field)
+            data = await asyncio.get_running_loop().run_in_executor(global_thread_pool, self._get_cached_bytes, url)
+            if data is None:
+                data = await self._fetch(target, media_io, field, fetch_timeout)
+                await asyncio.get_running_loop().run_in_executor(global_thread_pool, self._put_cached_bytes, url, data)
+            return await self._aside(self._decode, field, data, media_io, field)
+        if scheme == "file":
+            return await self._aside(self._decode_file, field, url, media_io, field)
+        raise Refused(f"{field}: a URL of media begins with `data:`, `https:` or `http:`.", parameter=field)
+
+    # Decoding, in vLLM's threads.
+
+    async def _aside(self, work: Any, field: str, *args: Any) -> Any:
+        context = contextvars.copy_context()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(global_thread_pool, context.run, work, *args)
+        except Refused:
+            raise
+        except VLLMValidationError as error:
+            raise Refused(f"{field}: {error.args[0]}", parameter=field) from None
+        except Exception:
+            # Decoders raise what they like for what is not theirs to decode, and speak of their own insides.
+            logger.debug("media could not be decoded", exc_info=True)
+            raise Refused(
+                f"{field}: the media could not be decoded; they are broken, or of a kind that is not known here.",
+                parameter=field,
+            ) from None
+
+    def _decode_data(self, url: str, media_io: Any, field: str) -> Any:
+        kind, comma, text = url[5:].partition(",")
+        if not comma or kind.rpartition(";")[2].strip().lower() != "base64":
+            raise Refused(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
+        if isinstance(media_io, ImageMediaIO | AudioMediaIO):
+            return self._decode(pybase64.b64decode(text, validate=True), media_io, field)
+        # Of videos, a list of frames is one, too.
+        return self._charged(media_io.load_base64(kind.partition(";")[0], text), field)
+
+    def _decode_file(self, url: str, media_io: Any, field: str) -> Any:
+        folder: Path | None = self.allowed_local_media_path
+        if folder is None:
+            raise Refused(
+                f"{field}: files of this server are not read; its operator can name a folder for them "
+                "(`--allowed-local-media-path`).",
+                parameter=field,
+            )
+        parts = urlsplit(url)
+        path = Path(unquote(parts.netloc + parts.path)).resolve()
+        if folder not in path.parents:
+            raise Refused(
+                f"{field}: the file is not below the folder that this server reads media from.", parameter=field
+            )
+        # A pipe would hold the thread until somebody writes into it.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Refused(f"{field}: the file is no regular file.", parameter=field)
+            if found.st_size > self.limits.max_bytes:
+                raise self._too_large(field)
+            return self._decode(opened.read(self.limits.max_bytes), media_io, field)
+
+    def _decode(self, data: bytes, media_io: Any, field: str) -> Any:
+        limit = media_io.get_max_bytes()
+        if len(data) > min(self.limits.max_bytes, limit or self.limits.max_bytes):
+            raise self._too_large(field)
+        if isinstance(media_io, ImageMediaIO):
+            # Before its pixels are made: a few kilobytes can say that they are gigabytes.
+            width, height = open_image(BytesIO(data)).size
+            self._budget().charge(width * height * 4, field)
+            return media_io.load_bytes(data)
+        return self._charged(media_io.load_bytes(data), field)
+
+    def _charged(self, media: Any, field: str) -> Any:
+        found = getattr(media, "media", media)
+        size = sum(int(getattr(one, "nbytes", 0)) for one in (found if isinstance(found, tuple) else (found,)))
+        self._budget().charge(size, field)
+        return media
+
+    def _budget(self) -> Budget:
+        return BUDGET.get() or Budget(self.limits.max_decoded_bytes)
+
+    def _too_large(self, field: str) -> Refused:
+        return Refused(
+            f"{field}: the media are larger than {self.limits.max_bytes} bytes (media.max_bytes).", parameter=field
+        )
+
+    # Fetching.
+
+    def _allowed(self, url: str, field: str) -> URL:
+        """What a URL leads to, if that is allowed. Raises Refused."""
+        if not self.allowed_media_domains:
+            raise Refused(
+                f"{field}: this server fetches no media; send them as a data URL. Its operator can name domains to "
+                "fetch from (`--allowed-media-domains`).",
+                parameter=field,
+            )
+        try:
+            # Parsed once, by those who connect: two parsers can see two hosts in one text.
+            target = URL(url)
+            host = (target.host or "").lower()
+        except ValueError:
+            host = ""
+        if not host or target.user is not None or target.password is not None:
+            raise Refused(f"{field}: this is no URL that can be fetched.", parameter=field)
+        known = {str(one).lower() for one in self.allowed_media_domains}
+        if target.scheme not in ("http", "https") or (host not in known and (target.raw_host or "") not in known):
+            raise Refused(f"{field}: this server does not fetch media from that domain.", parameter=field)
+        return target
+
+    async def _fetch(self, target: URL, media_io: Any, field: str, fetch_timeout: int | None) -> bytes:
+        blocked = False
+
+        def connect(found: Any) -> socket.socket:
+            nonlocal blocked
+            family, kind, protocol, _, address = found
+            if not self.limits.private_addresses and not is_public(str(address[0])):
+                blocked = True
+                raise OSError("not a public address")
+            return socket.socket(family, kind, protocol)
+
+        timeout = aiohttp.ClientTimeout(total=fetch_timeout)
+        made = aiohttp.TCPConnector(socket_factory=connect, use_dns_cache=False, force_close=True)
+        try:
+            # Without the environment's proxies, which would resolve names for themselves.
+            async with aiohttp.ClientSession(connector=made, timeout=timeout, trust_env=False) as session:
+                return await self._follow(session, target, media_io, field)
+        except TimeoutError:
+            raise Refused(f"{field}: the URL could not be fetched within {fetch_timeout} s.", parameter=field) from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            why = "leads to an address that is not public" if blocked else "could not be fetched"
+            raise Refused(f"{field}: the URL {why}.", parameter=field) from None
+
+    async def _follow(self, session: aiohttp.ClientSession, target: URL, media_io: Any, field: str) -> bytes:
+        headers = {"User-Agent": "sluice"}
+        for _ in range(_MOST_REDIRECTS + 1):
+            async with session.get(target, headers=headers, allow_redirects=False) as response:
+                if response.status in (301, 302, 303, 307, 308) and envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS:
+                    target = self._allowed(str(target.join(URL(response.headers.get("Location", "")))), field)
+                    continue
+                if response.status != 200:
+                    redirects = ", and redirects are not followed" if 300 <= response.status < 400 else ""
+                    raise Refused(
+                        f"{field}: the URL was answered with status {response.status}{redirects}.", parameter=field
+                    )
+                return await self._read(response, media_io, field)
+        raise Refused(f"{field}: the URL redirects too often.", parameter=field)
+
+    async def _read(self, response: aiohttp.ClientResponse, media_io: Any, field: str) -> bytes:
+        limit = min(self.limits.max_bytes, media_io.get_max_bytes() or self.limits.max_bytes)
+        data = bytearray()
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+            data += piece
+            if len(data) > limit:
+                raise self._too_large(field)
+        return bytes(data)
+
+
+def _field(media_io: Any) -> str:
+    """What the client calls it."""
+    if isinstance(media_io, ImageMediaIO):
+        return "image_url"
+    return "audio_url" if isinstance(media_io, AudioMediaIO) else "video_url"
+
+
+__all__ = ["BUDGET", "NAME", "Budget", "Limits", "Refused", "SafeConnector", "adopt", "begin", "is_public"]

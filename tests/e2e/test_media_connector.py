@@ -1,0 +1,413 @@
+"""What clients can make this machine fetch, read and decode."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib
+import os
+import socket
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.errors import ClientError
+
+parts = SimpleNamespace()
+"""What is tested."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parts() -> None:
+    """Importing it imports vLLM, which takes ten seconds, and which warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts.media = importlib.import_module("gateway.engine.vllm.media")
+        parts.failures = importlib.import_module("gateway.engine.vllm.failures")
+
+
+def png(width: int, height: int, *, rows: int | None = None) -> bytes:
+    """A grey picture; with fewer rows than it says, a broken one."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = (b"\0" + b"\x7f" * width) * (height if rows is None else rows)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+PICTURE = png(8, 4)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A picture at /, and what else a server may say."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        first, _, rest = self.path[1:].partition("/")
+        if first == "to":
+            self.send_response(302)
+            self.send_header("Location", rest)
+            self.end_headers()
+        elif first == "status":
+            self.send_response(int(rest))
+            self.end_headers()
+        elif first == "slow":
+            self.send_response(200)
+            self.end_headers()
+            self.server.released.wait(20)  # type: ignore[attr-defined]
+        else:
+            body = PICTURE + bytes(int(rest) if first == "long" else 0)
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Web(ThreadingHTTPServer):
+    """The machine that must not be asked, unless somebody wants it to be."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+        self.released = threading.Event()
+        self.port = self.server_address[1]
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    server.server_close()
+
+
+def connector(*domains: str, folder: Path | None = None, **limits: Any) -> Any:
+    made = parts.media.SafeConnector(
+        allowed_media_domains=list(domains) or None, allowed_local_media_path="" if folder is None else str(folder)
+    )
+    made.limits = parts.media.Limits(**limits)
+    return made
+
+
+def fetch(made: Any, url: str) -> tuple[int, int]:
+    """The size of the picture at that URL."""
+    size: tuple[int, int] = asyncio.run(made.fetch_image_async(url)).size
+    return size
+
+
+def refusal(made: Any, url: str) -> str:
+    """Why it is not taken, as a client hears of it."""
+    with pytest.raises(parts.media.Refused) as refused:
+        fetch(made, url)
+    error = parts.failures.from_exception(refused.value)
+    assert isinstance(error, ClientError)
+    assert (error.status, error.param) == (400, "image_url")
+    assert error.message.startswith("image_url: ")
+    assert "Error" not in error.message
+    assert "0x" not in error.message
+    return error.message
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def test_nothing_is_fetched_unless_domains_are_named(web: Web) -> None:
+    for host in ("127.0.0.1", "localhost", "example.com"):
+        assert "`--allowed-media-domains`" in refusal(connector(), f"http://{host}:{web.port}/")
+    assert "`--allowed-media-domains`" in refusal(connector(), f"HTTPS://127.0.0.1:{web.port}/")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "0",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::]",
+        "127.0.0.1.",
+    ],
+)
+def test_a_named_domain_that_means_this_machine_is_not_fetched(web: Web, host: str) -> None:
+    """What a name means is looked at where the connection is made: its owner can change it at any time."""
+    bare = host.strip("[]")
+    message = refusal(connector(bare, bare.rstrip("."), "::ffff:127.0.0.1", "::1"), f"http://{host}:{web.port}/")
+
+    assert web.asked == []
+    assert "not public" in message or "could not be fetched" in message or "that domain" in message
+
+
+def test_a_name_of_two_addresses_is_not_fetched_from_the_private_one(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1", *a, **k))
+
+    assert "not public" in refusal(connector("cdn.example"), f"http://cdn.example:{web.port}/")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example:{port}/",
+        "http://cdn.example.evil.example:{port}/",
+        "http://xcdn.example:{port}/",
+        "http://cdn.example@127.0.0.1:{port}/",
+        "http://cdn.example:x@127.0.0.1:{port}/",
+        "http://127.0.0.1:{port}\\@cdn.example/",
+        "http://127.0.0.1:{port}#@cdn.example/",
+        "http://127.0.0.1:{port}?@cdn.example/",
+        "http://127.0.0.1:{port}/cdn.example",
+        "http:127.0.0.1:{port}/",
+        "http:///127.0.0.1:{port}/",
+        "http://",
+        "httpx://cdn.example/",
+        "ftp://cdn.example/",
+        "gopher://127.0.0.1:{port}/",
+        "//cdn.example/",
+        "/etc/passwd",
+        "cdn.example",
+        "",
+        " http://cdn.example/",
+        "http://cdn.example:99999999/",
+        "http://[cdn.example/",
+    ],
+)
+def test_what_leads_elsewhere_is_refused(web: Web, url: str) -> None:
+    if url:
+        refusal(connector("cdn.example", private_addresses=True), url.format(port=web.port))
+    assert web.asked == []
+
+
+def test_a_named_domain_is_fetched(web: Web) -> None:
+    assert fetch(connector("localhost", private_addresses=True), f"http://LOCALHOST:{web.port}/a.png?b=c") == (8, 4)
+    assert web.asked == ["/a.png?b=c"]
+
+
+def test_a_redirect_is_not_followed(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As `launch` sets it; vLLM's own default is 1.
+    monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
+    made = connector("localhost", private_addresses=True)
+    message = refusal(made, f"http://localhost:{web.port}/to/http://localhost:{web.port}/")
+
+    assert "status 302, and redirects are not followed" in message
+    assert len(web.asked) == 1
+
+
+def test_a_redirect_that_is_followed_leads_to_named_domains_only(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1")
+    made = connector("localhost", private_addresses=True)
+
+    assert fetch(made, f"http://localhost:{web.port}/to/http://localhost:{web.port}/x") == (8, 4)
+    assert fetch(made, f"http://localhost:{web.port}/to//x") == (8, 4)
+    for target in (f"http://127.0.0.1:{web.port}/never", "file:///etc/passwd", "ftp://localhost/", "http://[", ""):
+        refusal(made, f"http://localhost:{web.port}/to/{target}")
+    assert "too often" in refusal(made, f"http://localhost:{web.port}/to//to//to//to//to//x")
+    assert "/never" not in web.asked
+
+
+@pytest.mark.parametrize("status", [204, 400, 404, 429, 500, 503])
+def test_what_is_not_there_is_the_clients_to_mend(web: Web, status: int) -> None:
+    message = refusal(connector("localhost", private_addresses=True), f"http://localhost:{web.port}/status/{status}")
+
+    assert f"status {status}" in message
+
+
+def test_who_does_not_listen_is_told_apart_from_nothing(web: Web) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        port = sock.getsockname()[1]
+    made = connector("localhost", "nowhere.invalid", private_addresses=True)
+
+    assert "could not be fetched" in refusal(made, f"http://localhost:{port}/")
+    assert "could not be fetched" in refusal(made, "http://nowhere.invalid/")
+
+
+def test_a_server_that_dawdles_is_given_up(web: Web) -> None:
+    made = connector("localhost", private_addresses=True, timeout_s=0.3)
+
+    assert "within 0.3 s (media.timeout_s)" in refusal(made, f"http://localhost:{web.port}/slow")
+
+
+def test_what_is_fetched_has_a_limit(web: Web) -> None:
+    made = connector("localhost", private_addresses=True, max_bytes=2000)
+
+    assert fetch(made, f"http://localhost:{web.port}/long/1000") == (8, 4)
+    assert "larger than 2000 bytes (media.max_bytes)" in refusal(made, f"http://localhost:{web.port}/long/5000000")
+
+
+def test_data_urls_work_and_have_a_limit() -> None:
+    made = connector(max_bytes=2000)
+
+    assert fetch(made, data_url(PICTURE)) == (8, 4)
+    assert fetch(made, data_url(PICTURE).replace("data:", "DATA:")) == (8, 4)
+    assert "media.max_bytes" in refusal(made, data_url(PICTURE + bytes(3000)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:",
+        "data:image/png",
+        "data:image/png;base64",
+        "data:image/png,abc",
+        "data:image/png;base64,",
+        "data:image/png;base64,!!!",
+        "data:image/png;base64,AAAA",
+        data_url(b"<svg/>", "image/svg+xml"),
+        data_url(b"%!PS-Adobe EPSF"),
+        data_url(PICTURE[:40]),
+    ],
+)
+def test_what_is_no_picture_is_refused(url: str) -> None:
+    refusal(connector(), url)
+
+
+def test_a_picture_that_says_it_is_gigabytes_is_not_made() -> None:
+    """A bomb: its pixels are zeroes, some kilobytes long."""
+    made = connector(max_decoded_bytes=2**20)
+
+    assert fetch(made, data_url(png(500, 500))) == (500, 500)
+    assert "media.max_decoded_bytes" in refusal(made, data_url(png(2000, 2000)))
+    refusal(made, data_url(png(60_000, 60_000, rows=1)))
+
+
+def test_the_pictures_of_one_request_share_a_budget() -> None:
+    made, other = connector(), connector()
+    made.limits = other.limits = parts.media.Limits()
+
+    async def request() -> list[Any]:
+        parts.media.BUDGET.set(parts.media.Budget(3 * 2**20))
+        fetching = [one.fetch_image_async(data_url(png(500, 500))) for one in (made, other, made, other)]
+        return await asyncio.gather(*fetching, return_exceptions=True)
+
+    for _ in range(2):
+        outcomes = asyncio.run(request())
+        assert sum(isinstance(one, parts.media.Refused) for one in outcomes) == 1, outcomes
+
+
+def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "media", tmp_path / "secret.png"
+    inside.mkdir()
+    (inside / "a b.png").write_bytes(PICTURE)
+    outside.write_bytes(PICTURE)
+    (inside / "link.png").symlink_to(outside)
+    (inside / "folder").mkdir()
+    (inside / "huge.png").write_bytes(PICTURE + bytes(5000))
+    made = connector(folder=inside, max_bytes=2000)
+
+    assert "`--allowed-local-media-path`" in refusal(connector(), f"file://{inside}/a%20b.png")
+    assert fetch(made, f"file://{inside}/a%20b.png") == (8, 4)
+    for path in (
+        "/link.png",
+        "/../secret.png",
+        "/%2e%2e/secret.png",
+        "/folder",
+        "/none.png",
+        "/a%00b",
+        "/x" * 3000,
+        "",
+    ):
+        message = refusal(made, f"file://{inside}{path}")
+        assert str(tmp_path) not in message
+    assert "media.max_bytes" in refusal(made, f"file://{inside}/huge.png")
+
+
+def test_a_pipe_among_the_files_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+
+    assert "no regular file" in refusal(connector(folder=tmp_path), f"file://{tmp_path}/pipe.png")
+
+
+def test_other_media_are_held_to_the_same(web: Web) -> None:
+    made = connector()
+    for fetching in (made.fetch_audio_async, made.fetch_video_async):
+        for url in (f"http://127.0.0.1:{web.port}/", "file:///etc/passwd", "data:audio/wav;base64,AAAA", "x"):
+            with pytest.raises(parts.media.Refused):
+                asyncio.run(fetching(url))
+    assert web.asked == []
+
+
+def test_code_in_threads_is_held_to_the_same(web: Web) -> None:
+    made = connector()
+
+    assert made.fetch_image(data_url(PICTURE)).size == (8, 4)
+    with pytest.raises(parts.media.Refused):
+        made.fetch_image(f"http://127.0.0.1:{web.port}/")
+
+    async def within_a_loop() -> Any:
+        return made.fetch_image(data_url(PICTURE)).size
+
+    assert asyncio.run(within_a_loop()) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("::ffff:93.184.216.34", True),
+        ("10.0.0.1", False),
+        ("100.64.0.1", False),
+        ("127.0.0.1", False),
+        ("169.254.169.254", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("198.18.0.1", False),
+        ("224.0.0.1", False),
+        ("239.1.2.3", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("::", False),
+        ("::127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("2001:0:7f00:1::", False),
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("fd00:ec2::254", False),
+        ("ff02::1", False),
+    ],
+)
+def test_which_addresses_are_the_internets(address: str, public: bool) -> None:
+    assert parts.media.is_public(address) is public
+
+
+def test_vllm_takes_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.media.SafeConnector, "limits", parts.media.SafeConnector.limits)
+    parts.media.adopt(parts.media.Limits(timeout_s=7))
+    made = parts.media.MEDIA_CONNECTOR_REGISTRY.load(parts.media.NAME, allowed_media_domains=["a.example"])
+
+    assert isinstance(made, parts.media.SafeConnector)
+    assert made.limits.timeout_s == 7
