@@ -69,6 +69,7 @@ class Plan:
     long_step_timeout_s: float = 600.0
     workers: int = 1
     grammars: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, Any] = field(default_factory=dict)
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
