@@ -13,7 +13,20 @@ import pytest
 
 from gateway.engine import oracle
 from tests.support.oracle import expected_text
-from tests.support.server import ASK, MODEL, Json, Raw, Server, alive, content, descendants, events, poll, request_bytes
+from tests.support.server import (
+    ASK,
+    CHAT,
+    MODEL,
+    Json,
+    Raw,
+    Server,
+    alive,
+    content,
+    descendants,
+    events,
+    poll,
+    request_bytes,
+)
 
 STREAMS = 100
 TOKENS = 300
@@ -102,6 +115,22 @@ def test_an_abort_by_vllms_own_endpoint_ends_its_streams_as_it_promises(server: 
     assert b'"error"' not in end
     assert b"data: [DONE]" in end
     server.wait_idle()
+
+
+@pytest.mark.parametrize("body", [{"messages": ASK}, {"prompt": "x"}])
+def test_sagemakers_endpoint_streams(server: Server, body: Json) -> None:
+    """It dispatches to the serving objects whose streams are ours elsewhere."""
+    path = CHAT if "messages" in body else "/v1/completions"
+    asked = {"model": MODEL, "max_tokens": 9, "stream": True, **body}
+    theirs, ours = (events(server.post(one, **asked).text) for one in ("/invocations", path))
+
+    assert "".join(map(_text, theirs)) == "".join(map(_text, ours))
+    assert theirs[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def _text(event: Json) -> str:
+    choice = event["choices"][0]
+    return str(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
 
 
 @pytest.mark.parametrize(

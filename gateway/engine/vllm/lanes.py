@@ -17,6 +17,7 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.parser.abstract_parser import DelegatingParser
 
+from gateway.engine.base import CURRENT_TALLY
 from gateway.engine.vllm.versions import find
 from gateway.model import Endpoint, Frame
 
@@ -38,7 +39,12 @@ def adopt(state: Any) -> None:
 class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
     def chat_completion_stream_generator(self, request: Any, results: Any, request_id: str, *a: Any, **kw: Any) -> Any:
         model = a[0] if a else kw["model_name"]
-        if _unparsed(self.parser_cls, request) and _plain(self, request) and not request.return_prompt_text:
+        if (
+            _is_asked_for_frames()
+            and _unparsed(self.parser_cls, request)
+            and _plain(self, request)
+            and not request.return_prompt_text
+        ):
             role = self.get_chat_request_role(request)
             frame = _frame(self, request, Endpoint.CHAT, request_id, model, role)
             # A parser with nothing to parse keeps silent about tokens without text.
@@ -51,7 +57,7 @@ class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
         self, request: Any, engine_inputs: list[Any], results: Any, request_id: str, *a: Any, **kw: Any
     ) -> Any:
         created, model = (*a, *(kw[name] for name in ("created_time", "model_name") if name in kw))[:2]
-        if len(engine_inputs) == 1 and _plain(self, request):
+        if _is_asked_for_frames() and len(engine_inputs) == 1 and _plain(self, request):
             return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
         return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
 
@@ -62,6 +68,12 @@ class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
         response is queued: what is wrong with the sampling parameters is said here, while it can be an HTTP status."""
         self.engine_client.verify(kwargs["sampling_params"])
         return super()._generate_with_builtin_tools(*args, **kwargs)
+
+
+def _is_asked_for_frames() -> bool:
+    """Whether it is our endpoint that asks, and not vLLM's `/invocations`, which uses the same serving objects: what
+    runs on behalf of vLLM's own app has its tally in the context."""
+    return CURRENT_TALLY.get() is None
 
 
 def _unparsed(parser: Any, request: Any) -> bool:
