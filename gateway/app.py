@@ -295,6 +295,10 @@ class Sluice:
             return Draining("The server is stopping.", retry_after_s=1)
         return self.supervisor.impediment
 
+    def _ready(self) -> None:
+        self._last_engine()
+        self._on_ready()
+
     def _lost(self) -> None:
         self.registry.lost()
 
@@ -323,7 +327,7 @@ class Sluice:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        running = asyncio.get_running_loop().create_task(self.supervisor.keep(self._on_ready, self._on_failure))
+        running = asyncio.get_running_loop().create_task(self.supervisor.keep(self._ready, self._on_failure))
         self._lag.start()
         try:
             with nullcontext() if self._keys is None else self._keys.watch():
@@ -389,12 +393,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = [
-    "Plan",
-    "Sluice",
-    "engine_processes",
-    "make_gate",
-    "new_key",
-    "plan_engine",
-    "versions",
-]
+__all__ = ["Plan", "Sluice", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]

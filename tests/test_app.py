@@ -14,6 +14,7 @@ from gateway.engine.base import Revival, Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
+from gateway.model import AppOptions
 from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
 from tests.support.asgi import Client
 from tests.support.edge import CHAT
@@ -160,6 +161,31 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
     assert process.number("sluice_ended_total", cause="completed") == 1
     assert process.said == ["ready"]
 
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_the_engine_has_told_of_its_app_holds_while_it_is_restarted() -> None:
+    engine = ScriptedEngine(options=AppOptions(root_path="/llm"), revive_takes_s=20)
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    await settle()
+    engine.death.set()
+    await asyncio.sleep(5)
+
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+
+    document = (await process.client("GET", "/llm/openapi.json").finish()).json()
+
+    assert "/v1/embeddings" in document["paths"]
+    assert document["servers"] == [{"url": "/llm"}]
+    assert (await process.client("GET", "/llm/v1/models").finish()).status == 503
+
+    await asyncio.sleep(20)
     await process.stop()
 
 
