@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -38,23 +38,34 @@ prove anything, 4 streams were not whole or not true
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names options that it does not know without what follows them, which may be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        strange, found, words = message.partition("unrecognized arguments: ")
+        options = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+        super().error(f"{strange}{found}{' '.join(options) or words}" if found else message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sluice-load",
         description="Load tests of OpenAI-compatible streaming servers.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="run a scenario and judge it")
+    # Written out: an abbreviated --api-key would not be hidden in the report.
+    run = commands.add_parser("run", help="run a scenario and judge it", allow_abbrev=False)
     _add_run(run)
     run.add_argument("--rate", type=_positive, metavar="R", help="arrivals per second on average (open loop)")
     run.add_argument("--users", type=int, metavar="N", help="users that ask one after the other (closed loop)")
     run.set_defaults(do=_run)
 
-    sweep = commands.add_parser("sweep", help="find the highest rate that meets the SLO")
+    sweep = commands.add_parser("sweep", help="find the highest rate that meets the SLO", allow_abbrev=False)
     _add_run(sweep)
     sweep.add_argument("--low", type=_positive, default=1.0, metavar="R", help="first rate (default 1)")
     sweep.add_argument("--high", type=_positive, default=1024.0, metavar="R", help="highest rate tried (default 1024)")

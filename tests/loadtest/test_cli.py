@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from loadtest.cli import make_parser
+
 _WITHOUT = "import sys; sys.modules[sys.argv[1]] = None; from loadtest.cli import main; sys.exit(main(sys.argv[2:]))"
 
 
@@ -25,3 +27,14 @@ def test_scenarios_are_listed_without_the_extra() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True)
 
     assert "smoke" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize("word", ["--api-k", "--api"])
+def test_options_are_written_out(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An abbreviated key would be taken, and not be hidden in the report."""
+    with pytest.raises(SystemExit) as left:
+        make_parser().parse_args([command, "smoke", "--url", "http://x", word, "hush"])
+
+    assert left.value.code == 2
+    assert "hush" not in capsys.readouterr().err
