@@ -223,7 +223,7 @@ class Metrics:
         for result in ("continued", "failed", "expelled"):
             self._recovered.labels(result)
         # Otherwise the first burst would be the value with which a series begins, and no rate would ever show it.
-        for reason in ("queue_full", "queue_timeout", "resumable_full"):
+        for reason in ("queue_full", "queue_timeout", "resumable_full", "bodies"):
             self._rejections.labels(reason)
         for result in ("ok", "read_out"):
             self._resumes.labels(result)

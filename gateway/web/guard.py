@@ -22,6 +22,7 @@ from gateway.errors import (
     BodyTooLarge,
     InternalError,
     MethodNotAllowed,
+    Overloaded,
     SluiceError,
     body_at,
     cause_of,
@@ -106,7 +107,7 @@ class Guard:
             paths.check(scope)
             if verdict.refusal is not None:
                 raise verdict.refusal
-            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet)
+            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet, self._facts)
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
                 raise outlet.refusal
@@ -220,7 +221,10 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
 class _Inlet:
     """The request body, with its limit; the connection has others, and knows when one is passed."""
 
-    def __init__(self, receive: Any, limit: int, scope: MutableMapping[str, Any], outlet: _Outlet) -> None:
+    def __init__(
+        self, receive: Any, limit: int, scope: MutableMapping[str, Any], outlet: _Outlet, facts: Facts
+    ) -> None:
+        self._facts = facts
         self._outlet = outlet
         self._receive = receive
         self._limit = limit
@@ -237,6 +241,8 @@ class _Inlet:
             self._outlet.gone()
         elif message["type"] == "http.request":
             if self._line is not None and self._line.body_error is not None and message.get("more_body", False):
+                if isinstance(self._line.body_error, Overloaded):
+                    self._facts.rejected(self._line.body_error.reason)
                 # One of its own: with its stack the connection would keep all that has come of the body.
                 raise self._refused(copy(self._line.body_error))
             self._seen += len(message.get("body", b""))

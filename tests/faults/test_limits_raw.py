@@ -28,6 +28,7 @@ from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_erro
 pytestmark = pytest.mark.timeout(600)
 
 HEADER_TIMEOUT_S = 2.0
+BODY_TIMEOUT_S = 3.0
 STEP_MS = 20
 MAX_BODY_BYTES = 64 * 2**10
 HEADER_LIMIT_BYTES = 32 * 2**10
@@ -53,6 +54,7 @@ SERVERS = {
             "SLUICE_SERVER__HEADER_TIMEOUT_S": str(HEADER_TIMEOUT_S),
             "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
             "SLUICE_SERVER__MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+            "SLUICE_SERVER__BODY_TIMEOUT_S": str(BODY_TIMEOUT_S),
         },
         probe=True,
     )
@@ -270,6 +272,59 @@ def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None
     grown = resident_bytes(house.server.pid) - before
     figure("G14", f"RSS after {sent / 2**20:.0f} MiB of chunked bodies sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
     assert grown < 2**20
+
+
+def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -> None:
+    """Requests ahead of their answers, trailers, chunk framing: all of it has to end somewhere."""
+    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nTransfer-Encoding: chunked\r\n\r\n"
+    shapes = {
+        "pipelined": (b"", b"GET / HTTP/1.1\r\nHost: faults\r\n\r\n" * 2000),
+        "trailers": (top + b"0\r\n", b"X-Trailer: x\r\n" * 4000),
+        "one trailer": (top + b"0\r\nX-Trailer: ", b"x" * 65536),
+        "extension": (top + b"1;", b"x" * 65536),
+        "digits": (top, b"0" * 65536),
+        "behind a 404": (b"POST /nowhere HTTP/1.1\r\nHost: faults\r\nContent-Length: 999999999\r\n\r\n", b"x" * 65536),
+    }
+    total = 64 * 2**20
+    with healthy(house.server) as one:
+        flood(house.server.port, *shapes["pipelined"], total)
+        before = resident_bytes(house.server.pid)
+        one.fresh()
+        sent = {name: flood(house.server.port, *shape, total) for name, shape in shapes.items()}
+        grown = resident_bytes(house.server.pid) - before
+        shown = f"RSS after {sum(sent.values()) / 2**20:.0f} MiB of {', '.join(shapes)}"
+        figure("G14", shown, f"{grown / 2**20:+.2f} MiB", "< 8 MiB")
+        figure("G14", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}")
+    assert max(sent.values()) < total, sent
+    assert grown < 8 * 2**20
+
+
+def test_bodies_that_stop_end_in_time(house: House, figure: Any) -> None:
+    """All but the last bytes, and then a byte now and then."""
+    top = b"POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES
+    clients = [Raw(house.server.port, top + b" " * (MAX_BODY_BYTES - 100)) for _ in range(20)]
+    began_s = time.monotonic()
+    try:
+        for client in clients:
+            client.sock.settimeout(0.05)
+        left = list(clients)
+        while left and time.monotonic() - began_s < 3 * BODY_TIMEOUT_S:
+            for client in list(left):
+                with suppress(TimeoutError):
+                    client.sock.send(b" ")
+                    client.read_until(b"}}")
+                    left.remove(client)
+        took_s = time.monotonic() - began_s
+        assert left == []
+        for client in clients:
+            assert client.seen.startswith(b"HTTP/1.1 408 ")
+            assert b"connection: close" in client.seen
+            check_error_body(json.loads(client.seen.partition(b"\r\n\r\n")[2]), code="body_timeout")
+    finally:
+        for client in clients:
+            client.close()
+    figure("G14", "20 bodies that stop: the last 408 after", f"{took_s:.2f} s", f"{BODY_TIMEOUT_S:g} s")
+    assert BODY_TIMEOUT_S - 0.1 < took_s < BODY_TIMEOUT_S + 3
 
 
 # Wishes, cursors, ids.
