@@ -21,7 +21,7 @@ WITHIN_S = 20.0
 # Asked twice.
 NOW_WITHIN_S = 4.0
 # When all is done, threads that are still busy are waited for so long.
-THREADS_WITHIN_S = 3.0
+THREADS_WITHIN_S = 5.0
 
 
 class Threads(ThreadPoolExecutor):
@@ -32,20 +32,21 @@ class Threads(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-def force_in(within_s: float, code: int) -> None:
+def force_in(within_s: float, code: int, *, silent: bool = False) -> None:
     """End the process with that code if it still lives after so long, whatever its threads do.
 
     The interpreter's own exit joins threads that may compute for minutes for a request that nobody waits for.
     """
-    timer = threading.Timer(within_s, _force, (code,))
+    timer = threading.Timer(within_s, _force, (code, silent))
     timer.daemon = True
     timer.start()
 
 
-def _force(code: int) -> None:
-    # Not through the log: its lock may be held by whoever holds up the exit.
-    with contextlib.suppress(OSError):
-        os.write(2, b"sluice: a thread holds up the exit; the process ends without it\n")
+def _force(code: int, silent: bool) -> None:
+    if not silent:
+        # Not through the log: its lock may be held by whoever holds up the exit.
+        with contextlib.suppress(OSError):
+            os.write(2, b"sluice: something holds up the exit; the process ends without it\n")
     end(code)
 
 
@@ -64,7 +65,8 @@ def leave(code: int, *, hurry: bool) -> int:
         logging.shutdown()
         sys.stderr.flush()
         end(code)
-    force_in(THREADS_WITHIN_S, code)
+    # Everything has been said.
+    force_in(THREADS_WITHIN_S, code, silent=True)
     return code
 
 

@@ -276,7 +276,8 @@ def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None
 
 def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -> None:
     """Requests ahead of their answers, trailers, chunk framing: all of it has to end somewhere."""
-    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nTransfer-Encoding: chunked\r\n\r\n"
+    top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
+    top += b"Transfer-Encoding: chunked\r\n\r\n"
     shapes = {
         "pipelined": (b"", b"GET / HTTP/1.1\r\nHost: faults\r\n\r\n" * 2000),
         "trailers": (top + b"0\r\n", b"X-Trailer: x\r\n" * 4000),
@@ -301,7 +302,8 @@ def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -
 
 def test_bodies_that_stop_end_in_time(house: House, figure: Any) -> None:
     """All but the last bytes, and then a byte now and then."""
-    top = b"POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES
+    top = b"POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
+    top += b"Content-Length: %d\r\n\r\n" % MAX_BODY_BYTES
     clients = [Raw(house.server.port, top + b" " * (MAX_BODY_BYTES - 100)) for _ in range(20)]
     began_s = time.monotonic()
     try:
