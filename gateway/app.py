@@ -74,6 +74,7 @@ def plan_engine(
             max_numbers=settings.server.max_json_numbers,
             max_items=settings.server.max_json_items,
             max_depth=settings.server.max_json_depth,
+            max_stop_strings=settings.server.max_stop_strings,
         ),
         prepare_timeout_s=settings.server.prepare_timeout_s,
         media=settings.media.model_dump(),

@@ -51,17 +51,14 @@ class _Job:
     settle: Callable[[Any, BaseException | None], None] = field(compare=False)
     abandoned: bool = field(default=False, compare=False)
 
-    @property
-    def is_long(self) -> bool:
-        return self.size > _LONG_BYTES
-
 
 class Offload:
     """A few threads, started when they are first needed."""
 
-    def __init__(self, name: str, threads: int = 3) -> None:
-        """All threads but one may be taken by long work."""
+    def __init__(self, name: str, threads: int = 3, long_bytes: int = _LONG_BYTES) -> None:
+        """All threads but one may be taken by long work, which is of more than `long_bytes`."""
         self._name = name
+        self._long_bytes = long_bytes
         self._threads = threads
         self._started = 0
         self._idle = 0
@@ -127,7 +124,7 @@ class Offload:
     def _next(self) -> _Job | None:
         """The next job that may run now: the shortest of the tenant whose turn it is."""
         for tenant, jobs in self._waiting.items():
-            if jobs[0].is_long and self._long_running >= max(1, self._threads - 1):
+            if self._is_long(jobs[0]) and self._long_running >= max(1, self._threads - 1):
                 continue
             job = heapq.heappop(jobs)
             if jobs:
@@ -137,6 +134,9 @@ class Offload:
             return job
         return None
 
+    def _is_long(self, job: _Job) -> bool:
+        return job.size > self._long_bytes
+
     def _serve(self) -> None:
         while True:
             with self._changed:
@@ -145,11 +145,11 @@ class Offload:
                     self._changed.wait()
                     self._idle -= 1
                 self._running += 1
-                self._long_running += job.is_long
+                self._long_running += self._is_long(job)
             self._do(job)
             with self._changed:
                 self._running -= 1
-                self._long_running -= job.is_long
+                self._long_running -= self._is_long(job)
                 self._changed.notify()
             # Else the last job, and all that it has made, would live as long as this thread has nothing to do.
             del job

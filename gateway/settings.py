@@ -106,6 +106,7 @@ class Server(Section):
         4096, ge=16, description="Most items of one JSON list or object (messages, tools, prompts) but of numbers."
     )
     max_json_depth: int = Field(100, ge=8, le=500, description="How deep a JSON body may nest.")
+    max_stop_strings: int = Field(256, ge=4, description="Most strings in `stop`, and in `bad_words`, of a request.")
     prepare_timeout_s: float = Field(
         60.0, gt=0, description="How long checking a body, and rendering its prompt, may take."
     )

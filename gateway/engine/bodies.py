@@ -39,12 +39,13 @@ _MARK = secrets.token_hex(16)
 class BodyLimits:
     """Bounds on a JSON document: how many values it has in all (members of objects and items of lists; a list of
     numbers is one), how many numbers such lists have together, how many one list or object has that holds anything but
-    numbers, and how deep they nest."""
+    numbers, how deep they nest, and how many stop strings or bad words a request has."""
 
     max_values: int = 100_000
     max_numbers: int = 2_000_000
     max_items: int = 4096
     max_depth: int = 100
+    max_stop_strings: int = 256
 
 
 def is_light(body: bytes, values: int) -> bool:

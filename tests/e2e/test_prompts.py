@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,7 +162,6 @@ def a_renderer() -> Any:
         render_messages=render_messages,
         render_messages_async=render_messages_async,
         _render_with_timeout=in_time,
-        _executor=ThreadPoolExecutor(1),
     )
 
 
@@ -185,7 +184,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": []}
 def test_long_chats_of_text_are_rendered_in_a_thread(prompts: Any, messages: list[Any], where: str) -> None:
     """What has something to fetch is fetched on the loop, as vLLM does it."""
     renderer = a_renderer()
-    prompts.render_aside(renderer, foreign_templates=True)
+    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=True)
 
     assert asyncio.run(renderer.render_messages_async(messages, PLAIN)) == "rendered"
     assert renderer.where == [where]
@@ -218,27 +217,89 @@ def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ou
         return "rendered"
 
     renderer.render_messages_async = vllms
-    prompts.render_aside(renderer, foreign_templates=foreign)
+    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=foreign)
     wanted = SimpleNamespace(chat_template_kwargs=params)
 
     assert asyncio.run(renderer.render_messages_async(messages, wanted)) == "rendered"
     assert (renderer.where, theirs) == ((["loop"], []) if there else ([], [messages]))
 
 
+def a_tokenizing_renderer(prompts: Any, timeout_s: float = 5, work: Callable[[], None] = lambda: None) -> Any:
+    """One that tells in which thread it tokenizes; its model has a context of 100 tokens."""
+
+    def tokenize(prompt: Any, params: Any) -> str:
+        work()
+        return "here" if threading.current_thread() is threading.main_thread() else "aside"
+
+    renderer = SimpleNamespace(
+        _tokenize_prompt=tokenize,
+        _decode=lambda token_ids: "text",
+        tokenizer=SimpleNamespace(max_chars_per_token=10),
+        model_config=SimpleNamespace(max_model_len=100),
+    )
+    run = prompts.make_run(timeout_s)
+    prompts.tokenize_here(renderer, run)
+    prompts.decode_aside(renderer, run)
+    return renderer
+
+
+BOUNDED = SimpleNamespace(max_input_tokens=100)
+UNBOUNDED = SimpleNamespace(max_input_tokens=None)
+
+
 @pytest.mark.parametrize(("length", "where"), [(2048, "here"), (2049, "aside")])
 def test_short_texts_are_tokenized_where_they_are(prompts: Any, length: int, where: str) -> None:
-    async def aside(prompt: Any, params: Any) -> str:
-        return "aside"
+    renderer = a_tokenizing_renderer(prompts)
 
-    renderer = SimpleNamespace(_tokenize_prompt_async=aside, _tokenize_prompt=lambda prompt, params: "here")
-    prompts.tokenize_here(renderer)
+    assert asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * length}, BOUNDED)) == where
 
-    assert asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * length}, None)) == where
+
+def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(prompts: Any) -> None:
+    renderer = a_tokenizing_renderer(prompts)
+
+    async def ask() -> list[str]:
+        first = await asyncio.gather(*[renderer._tokenize_prompt_async({"prompt": "x" * 2000}, BOUNDED)] * 1)
+        many = [renderer._tokenize_prompt_async({"prompt": "x" * 2000}, BOUNDED) for _ in range(20)]
+        return [*first, *await asyncio.gather(*many)]
+
+    done = asyncio.run(ask())
+
+    assert done[0] == "here"
+    assert 1 <= done[1:].count("here") <= 4
+
+
+def test_a_text_that_no_context_holds_is_not_tokenized_nor_are_so_many_tokens_decoded(prompts: Any) -> None:
+    renderer = a_tokenizing_renderer(prompts)
+    with pytest.raises(prompts.VLLMValidationError, match="context holds at most"):
+        asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * (2**20 + 1)}, UNBOUNDED))
+    with pytest.raises(prompts.VLLMValidationError, match="at most 131072"):
+        asyncio.run(renderer._async_tokenizer_decode([1] * (2**17 + 1)))
+
+    assert asyncio.run(renderer._async_tokenizer_decode([1] * 10)) == "text"
+
+
+def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompts: Any) -> None:
+    go_on = threading.Event()
+    renderer = a_tokenizing_renderer(prompts, 0.2, lambda: go_on.wait(5) and None)
+
+    async def ask() -> str:
+        long = [
+            asyncio.create_task(renderer._tokenize_prompt_async({"prompt": "x" * 200_000}, BOUNDED)) for _ in range(3)
+        ]
+        with pytest.raises(prompts.VLLMValidationError, match="prepare_timeout_s"):
+            await long[0]
+        go_on.set()
+        for one in long[1:]:
+            one.cancel()
+        await asyncio.gather(*long, return_exceptions=True)
+        return str(await renderer._tokenize_prompt_async({"prompt": "x" * 3000}, BOUNDED))
+
+    assert asyncio.run(ask()) == "aside"
 
 
 def test_renderers_of_another_kind_are_left_alone(prompts: Any) -> None:
     renderer = SimpleNamespace(render_messages_async=None)
-    prompts.render_aside(renderer, foreign_templates=False)
+    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=False)
 
     assert renderer.render_messages_async is None
 

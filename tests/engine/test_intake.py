@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.responses import JSONResponse
 
 from gateway.engine.bodies import BodyLimits
+from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.intake import Intake
 from gateway.engine.vllm.trust import Screen
 from gateway.errors import ClientError, DeadlineExceeded
@@ -60,7 +61,9 @@ def make_intake(timeout_s: float = 5.0, **limits: int) -> Intake:
     async def orders() -> JSONResponse:
         return JSONResponse([])
 
-    return Intake(app, Screen(trust=False), BodyLimits(**limits), timeout_s, lambda error, *_: ClientError(str(error)))
+    screen = Screen(trust=False)
+    documents = Documents(screen, BodyLimits(**limits), vocabulary=1000)
+    return Intake(app, screen, documents, timeout_s, lambda error, *_: ClientError(str(error)))
 
 
 async def post(intake: Intake, path: str, body: Any) -> Any:
@@ -111,6 +114,10 @@ def test_a_request_without_a_body_may_name_its_content_type() -> None:
         ({"size": 2**70}, "size: .*64 bits|size: .*less than"),
         ([1], "must be a JSON object"),
         (b"{bad", "not valid JSON"),
+        ({"stop": ["a"] * 257}, r"stop has 257 strings; at most 256 are taken \(server.max_stop_strings\)"),
+        ({"sampling_params": {"bad_words": ["a"] * 257}}, r"sampling_params\.bad_words has 257 strings"),
+        ({"stop_token_ids": [5] * 1001}, r"stop_token_ids has 1001 entries; the model's vocabulary has 1000"),
+        ({"logit_bias": {str(n): 1 for n in range(1001)}}, "logit_bias has 1001 entries"),
         ({"items": [{"name": "a"}] * 5000}, "items has 5000 items; at most 4096"),
     ],
 )

@@ -126,7 +126,8 @@ _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "count_tokens, 2,000 messages": (COUNT, _list("messages", USER, 2_000), OK),
     "tokenize, 2,000 messages": (TOKENIZE, _list("messages", USER, 2_000), OK),
     "invocations, 2,000 messages": ("/invocations", _list("messages", USER, 2_000, **FEW), OK),
-    "detokenize, a million ids": (DETOKENIZE, _list("tokens", "300", 10**6), OK),
+    "detokenize, a million ids": (DETOKENIZE, _list("tokens", "300", 10**6), REFUSED),
+    "detokenize, 100,000 ids": (DETOKENIZE, _list("tokens", "300", 10**5), OK),
     "completions, a million ids": (TEXT, _list("prompt", "300", 10**6, **FEW), REFUSED),
     "completions, 30,000 ids": (TEXT, _list("prompt", "300", 30_000, **FEW), OK),
     "completions, 64 prompts of 10,000 ids": (
@@ -169,7 +170,7 @@ _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "tokenize, 16 MiB of lists": (TOKENIZE, _full("messages", "[]"), REFUSED),
     "detokenize, 16 MiB of ids": (DETOKENIZE, _full("tokens", "1"), REFUSED),
     "detokenize, 16 MiB of strings": (DETOKENIZE, _full("tokens", '"a"'), REFUSED),
-    "lora, 16 MiB of lists": ("/v1/load_lora_adapter", _full("lora_name", "[]"), REFUSED),
+    "lora, 16 MiB of lists": ("/v1/load_lora_adapter", _full("lora_name", "[]"), 404),
     "invocations, 16 MiB of lists": ("/invocations", _full("messages", "[]"), REFUSED),
     "not JSON, 16 MiB of brackets": (CHAT, lambda: b"[" * FULL_BYTES, REFUSED),
     "not JSON, 16 MiB of digits": (CHAT, lambda: b'{"seed":' + b"9" * FULL_BYTES + b"}", REFUSED),

@@ -7,10 +7,12 @@
 - `pull`: how the engine's outputs are received; `steps`: the output step, from them to our sink; `statistics`: vLLM's
   own metrics, written less often.
 - `prompts`: where the work on a prompt is done: of a long one aside, of a short one on the event loop.
+- `threads`: vLLM's threads, none of which holds the process at its exit.
 - `fallback`: vLLM's own HTTP app and the proxy it runs on.
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `intake`: request bodies for that app, checked before it reads them; `invocations`: those of SageMaker's endpoint.
-- `requests`: the bodies of our two endpoints; `validation`: pydantic's models at a bounded cost.
+- `documents`: bodies within the limits; `requests`: those of our two endpoints; `validation`: pydantic's models at a
+  bounded cost.
 - `stream_errors`: what it writes into streams that fail; `expected_errors`: what it need not log.
 - `grammars/`: the grammars that requests bring, checked in a process aside.
 - `optional_fields`: what a body says that means nothing; `endings`: a late reader's last output, in two.

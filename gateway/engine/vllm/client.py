@@ -28,6 +28,7 @@ from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.bodies import BodyLimits, read_document
 from gateway.engine.vllm import contract, failures, fallback, media, prompts, stream_errors, watch
 from gateway.engine.vllm.core import LastingCore
+from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
@@ -39,6 +40,7 @@ from gateway.engine.vllm.trust import Headers, Screen
 from gateway.engine.vllm.versions import find
 from gateway.errors import SluiceError, Unsupported
 from gateway.model import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
+from gateway.offload import DaemonExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class VllmEngine:
         self._core = core
         self._screen = Screen(trust_client_fields)
         self._limits = limits
+        self._documents = Documents(self._screen, limits, llm.vllm_config.model_config.get_vocab_size())
         self._prepare_timeout_s = prepare_timeout_s
         self._engagements = fallback.Engagements()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -99,7 +102,12 @@ class VllmEngine:
         self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
         if statistics.adds:
             self._core.express = self._steps.express
-        prompts.adopt(self._llm, foreign_templates=bool(args.trust_request_chat_template))
+        asyncio.get_running_loop().set_default_executor(DaemonExecutor())
+        prompts.adopt(
+            self._llm,
+            foreign_templates=bool(args.trust_request_chat_template),
+            timeout_s=self._prepare_timeout_s,
+        )
         # Started now and not with the first request: this task is the one that notices a death.
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
@@ -112,7 +120,7 @@ class VllmEngine:
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
         )
-        taking = Intake(self._app, self._screen, self._limits, self._prepare_timeout_s, failures.from_validator)
+        taking = Intake(self._app, self._screen, self._documents, self._prepare_timeout_s, failures.from_validator)
         self._engagements.in_background = self._in_background
         self._http = contract.keep(fallback.owning(taking, self._engagements, self._abort), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
@@ -154,7 +162,7 @@ class VllmEngine:
         return fallback.template(self._app, path)
 
     def parse(self, endpoint: Endpoint, body: bytes) -> VllmCall:
-        return read_request(endpoint, body, self._limits, self._screen)
+        return read_request(endpoint, body, self._documents)
 
     async def check(self, call: VllmCall, tally: Tally) -> None:
         await self._grammars.check_request(self._app.state.online_renderer, call.request, tally.caller.owner)

@@ -17,12 +17,12 @@ import orjson
 from pydantic import ValidationError
 
 from gateway.engine.base import CURRENT_TALLY
-from gateway.engine.bodies import BodyLimits, is_light, read_document
+from gateway.engine.bodies import is_light
+from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.invocations import Invocations
-from gateway.engine.vllm.optional_fields import drop_empty
 from gateway.engine.vllm.trust import Screen
 from gateway.engine.vllm.validation import BoundedValidator, from_validation
-from gateway.errors import ClientError, DeadlineExceeded, SluiceError
+from gateway.errors import DeadlineExceeded, SluiceError
 from gateway.offload import Offload
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Intake:
         self,
         app: Any,
         screen: Screen,
-        limits: BodyLimits,
+        documents: Documents,
         timeout_s: float,
         explain: Callable[[Exception, Any, dict[str, Any]], SluiceError],
     ) -> None:
@@ -49,7 +49,7 @@ class Intake:
         of vLLM's raised, for a type and a document."""
         self._app = app
         self._screen = screen
-        self._limits = limits
+        self._documents = documents
         self._timeout_s = timeout_s
         self._explain = explain
         self._offload = Offload("sluice-intake")
@@ -107,14 +107,10 @@ class Intake:
 
     def _check(self, body: bytes, validate: BoundedValidator | Invocations | None) -> tuple[list[Any] | None, bytes]:
         """The validated body, and the bytes that FastAPI will read. Without a validator, it reads the body itself."""
-        document = read_document(body, self._limits)
         if validate is None:
-            cleaned = isinstance(document, dict) and self._screen.body(document)
-            return None, orjson.dumps(document) if cleaned else body
-        if not isinstance(document, dict):
-            raise ClientError("The request body must be a JSON object.")
-        self._screen.body(document)
-        drop_empty(document)
+            anything, cleaned = self._documents.read_any(body)
+            return None, orjson.dumps(anything) if cleaned else body
+        document = self._documents.read(body)
         try:
             request = validate(document)
         except ValidationError as error:

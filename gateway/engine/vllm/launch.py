@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
 from gateway.engine.bodies import BodyLimits
-from gateway.engine.vllm import another, child, sharing
+from gateway.engine.vllm import another, child, sharing, threads
 from gateway.engine.vllm.arguments import command_line, parse
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.pace import NUMBERS
@@ -351,6 +351,7 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
 
     child.take_coordinator(DPCoordinatorProc)
     media.adopt(media.Limits(**plan.media))
+    threads.adopt()
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
         def __del__(self) -> None:

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-from vllm.utils.async_utils import make_async
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, FastIncrementalDetokenizer
+
+from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.threads import RENDER_THREADS
+from gateway.offload import Offload
 
 # Decoding so many tokens takes 0.1 ms.
 SHORT_TO_DECODE = 512
@@ -24,15 +30,48 @@ SHORT_TO_CHECK = 8192
 SHORT_TO_TOKENIZE = 2048
 # So many messages take 0.3 ms.
 SHORT_TO_RENDER = 32
+# As many short texts as these are tokenized in one turn of the loop; a request may bring thousands.
+SHORT_TOGETHER = 4 * SHORT_TO_TOKENIZE
+# Tokenizing so many characters takes 50 ms, and short prompts should not wait for that.
+LONG_TO_TOKENIZE = 2**17
+# Turning tokens into text keeps the interpreter to itself: 20 ms for so many.
+LONGEST_TO_DECODE = 2**17
+# Any model's tokenizer may be asked about so many characters.
+LONGEST_TO_COUNT = 2**20
+# What rendering a message costs, in characters to tokenize.
+_CHARS_PER_MESSAGE = 200
+
+Run = Callable[[Callable[[], Any], int], Awaitable[Any]]
+"""Runs work aside that costs as much as so many characters."""
 
 
-def adopt(llm: Any, *, foreign_templates: bool) -> None:
+def adopt(llm: Any, *, foreign_templates: bool, timeout_s: float) -> None:
     """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app. `foreign_templates`: whether
-    clients may bring chat templates of their own."""
+    clients may bring chat templates of their own; `timeout_s`: how long rendering one prompt may take."""
+    run = make_run(timeout_s)
     prime_with_tails(llm.output_processor)
-    render_aside(llm.renderer, foreign_templates=foreign_templates)
-    tokenize_here(llm.renderer)
+    render_aside(llm.renderer, run, foreign_templates=foreign_templates)
+    tokenize_here(llm.renderer, run)
+    decode_aside(llm.renderer, run)
     check_aside(llm)
+
+
+def make_run(timeout_s: float) -> Run:
+    """Threads for prompts: whoever brings a long one does not hold up short ones, and nobody waits for ever."""
+    offload = Offload("sluice-render", RENDER_THREADS, LONG_TO_TOKENIZE)
+
+    async def run(work: Callable[[], Any], size: int) -> Any:
+        tally = CURRENT_TALLY.get()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await offload.run(work, size=size, tenant=None if tally is None else tally.caller.owner)
+        except TimeoutError:
+            raise VLLMValidationError(
+                f"Rendering this prompt took longer than {timeout_s:g} s (server.prepare_timeout_s).",
+                parameter="input_text",
+            ) from None
+
+    return run
 
 
 def prime_with_tails(output_processor: Any) -> None:
@@ -74,26 +113,63 @@ def _is_primed(detokenizer: Any, tail: list[int]) -> bool:
     return bool(text) and not text.endswith("\N{REPLACEMENT CHARACTER}")
 
 
-def tokenize_here(renderer: Any) -> None:
-    """Tokenize short texts on the loop: a thread takes as long to be woken, and waits for the interpreter besides."""
-    aside = renderer._tokenize_prompt_async
+def tokenize_here(renderer: Any, run: Run) -> None:
+    """Tokenize short texts on the loop, some in a turn: a thread takes as long to be woken, and waits for the
+    interpreter besides. Refuse those that no context could hold, also where nothing is to be generated."""
+    left = SHORT_TOGETHER
+    resting = False
+
+    def rest() -> None:
+        nonlocal left, resting
+        left, resting = SHORT_TOGETHER, False
 
     async def tokenize(prompt: Any, params: Any) -> Any:
-        if len(prompt["prompt"]) > SHORT_TO_TOKENIZE:
-            return await aside(prompt, params)
-        return renderer._tokenize_prompt(prompt, params)
+        nonlocal left, resting
+        text = prompt["prompt"]
+        if len(text) <= min(SHORT_TO_TOKENIZE, left):
+            left -= len(text)
+            if not resting:
+                resting = True
+                asyncio.get_running_loop().call_soon(rest)
+            return renderer._tokenize_prompt(prompt, params)
+        if params.max_input_tokens is None:
+            longest = max(LONGEST_TO_COUNT, renderer.model_config.max_model_len * _chars_per_token(renderer.tokenizer))
+            if len(text) > longest:
+                raise VLLMValidationError(
+                    f"The text has {len(text)} characters; the model's context holds at most {longest}.",
+                    parameter="input_text",
+                )
+        return await run(partial(renderer._tokenize_prompt, prompt, params), len(text))
 
     renderer._tokenize_prompt_async = tokenize
 
 
-def render_aside(renderer: Any, *, foreign_templates: bool) -> None:
-    """Go through the messages of long chats in the renderer's own thread, which applies the template anyway: 10 ms. And
+def _chars_per_token(tokenizer: Any) -> int:
+    return int(getattr(tokenizer, "max_chars_per_token", 1))
+
+
+def decode_aside(renderer: Any, run: Run) -> None:
+    """Turn token ids into text in a thread of ours, and not more of them than a context has."""
+
+    async def decode(token_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        longest = max(LONGEST_TO_DECODE, renderer.model_config.max_model_len)
+        if len(token_ids) > longest:
+            raise VLLMValidationError(
+                f"There are {len(token_ids)} tokens; at most {longest} are turned into text at once.",
+                parameter="tokens",
+            )
+        return await run(partial(renderer._decode, token_ids, *args, **kwargs), len(token_ids))
+
+    renderer._async_tokenizer_decode = decode
+
+
+def render_aside(renderer: Any, run: Run, *, foreign_templates: bool) -> None:
+    """Go through the messages of long chats in a thread of ours, which applies the template, too: 10 ms. And
     render short ones on the loop, unless the template is somebody else's, who may take his time."""
     if not hasattr(renderer, "_render_with_timeout"):
         # One for tokenizers that are not Hugging Face's; it has ways of its own.
         return
     at_once = renderer.render_messages_async
-    aside = make_async(renderer.render_messages, executor=renderer._executor)
 
     async def render_messages_async(messages: list[Any], params: Any) -> Any:
         if not all(map(_is_text, messages)):
@@ -102,7 +178,8 @@ def render_aside(renderer: Any, *, foreign_templates: bool) -> None:
             if foreign_templates or params.chat_template_kwargs.get("tools") or not _is_short(messages):
                 return await at_once(messages, params)
             return renderer.render_messages(messages, params)
-        return await renderer._render_with_timeout(aside(messages, params))
+        work = run(partial(renderer.render_messages, messages, params), _CHARS_PER_MESSAGE * len(messages))
+        return await renderer._render_with_timeout(work)
 
     renderer.render_messages_async = render_messages_async
 
@@ -160,4 +237,4 @@ def check_aside(llm: Any) -> None:
     renderer.validate_token_ids = validate_token_ids
 
 
-__all__ = ["adopt", "check_aside", "prime_with_tails", "render_aside", "tokenize_here"]
+__all__ = ["adopt", "check_aside", "decode_aside", "make_run", "prime_with_tails", "render_aside", "tokenize_here"]

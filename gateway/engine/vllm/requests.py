@@ -10,12 +10,9 @@ from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from gateway.engine.bodies import BodyLimits, read_document
 from gateway.engine.vllm import failures
-from gateway.engine.vllm.optional_fields import drop_empty
-from gateway.engine.vllm.trust import Screen
+from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.validation import BoundedValidator, from_validation
-from gateway.errors import ClientError
 from gateway.model import Endpoint
 
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
@@ -31,13 +28,9 @@ class VllmCall:
     seats: int
 
 
-def read_request(endpoint: Endpoint, body: bytes, limits: BodyLimits, screen: Screen) -> VllmCall:
+def read_request(endpoint: Endpoint, body: bytes, documents: Documents) -> VllmCall:
     """The request in a body. Raises ClientError that names the field."""
-    document = read_document(body, limits)
-    if not isinstance(document, dict):
-        raise ClientError("The request body must be a JSON object.")
-    screen.body(document)
-    drop_empty(document)
+    document = documents.read(body)
     try:
         request = _validator(endpoint)(document)
     except ValidationError as error:

@@ -75,7 +75,8 @@ class Grammars:
     ) -> None:
         """Check the grammars of a body that vLLM's own app will read; `read_body` gives its document, within the limits
         of one. Raises ClientError that names the field."""
-        if not requests.asks(body):
+        is_short = len(body) <= _SHORT_BYTES
+        if not (requests.asks(body) if is_short else await asyncio.to_thread(requests.asks, body)):
             return
 
         def read() -> list[Any]:
@@ -83,7 +84,7 @@ class Grammars:
             return list(requests.of_document(path, document)) if isinstance(document, dict) else []
 
         try:
-            brought = read() if len(body) <= _SHORT_BYTES else await asyncio.to_thread(read)
+            brought = read() if is_short else await asyncio.to_thread(read)
         except (VLLMError, ValueError, TypeError, AttributeError, KeyError):
             # vLLM will say what is wrong with it.
             return
