@@ -8,6 +8,7 @@
   own metrics, written less often.
 - `prompts`: where the work on a prompt is done: of a long one aside, of a short one on the event loop.
 - `threads`: vLLM's threads, none of which holds the process at its exit.
+- `answers`: whole answers with log probabilities, made some tokens at a time.
 - `fallback`: vLLM's own HTTP app and the proxy it runs on.
 - `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
 - `intake`: request bodies for that app, checked before it reads them; `invocations`: those of SageMaker's endpoint.

@@ -26,7 +26,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.bodies import BodyLimits, read_document
-from gateway.engine.vllm import contract, failures, fallback, media, prompts, stream_errors, watch
+from gateway.engine.vllm import answers, contract, failures, fallback, media, prompts, stream_errors, watch
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.grammars import validation
@@ -40,12 +40,14 @@ from gateway.engine.vllm.trust import Headers, Screen
 from gateway.engine.vllm.versions import find
 from gateway.errors import SluiceError, Unsupported
 from gateway.model import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
-from gateway.offload import DaemonExecutor
+from gateway.offload import DaemonExecutor, Offload
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# A stream that is formatted gives way to others when one of its events has taken longer.
+_FORMAT_S = 0.002
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
 
@@ -89,6 +91,7 @@ class VllmEngine:
         self._core = core
         self._screen = Screen(trust_client_fields)
         self._limits = limits
+        self._answering = Offload("sluice-answer")
         self._documents = Documents(self._screen, limits, llm.vllm_config.model_config.get_vocab_size())
         self._prepare_timeout_s = prepare_timeout_s
         self._engagements = fallback.Engagements()
@@ -305,16 +308,23 @@ class VllmEngine:
                 # In completions a number, and 0 asks for some, too.
                 await self._feed(prepared.chunks, sink, logprobs is None or logprobs is False)
             else:
+                answers.WHOLE.set(True)
                 made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
-                sink.put(Chunk(orjson.dumps(made.model_dump(mode="json"))))
+                sink.put(Chunk(await answers.document(made, self._answering, prepared.tally.caller.owner)))
             sink.finish()
         except Exception as error:
             sink.fail(failures.from_exception(error))
 
     async def _feed(self, chunks: AsyncGenerator[str, None], sink: Sink, mergeable: bool) -> None:
         """Pass vLLM's formatted stream on, chunk by chunk; its in-band errors become ours."""
+        since_s = self._clock.now()
         async with aclosing(chunks):
             async for framed in chunks:
+                # While outputs have piled up, vLLM's generator formats one after the other without waiting.
+                if (now_s := self._clock.now()) - since_s > _FORMAT_S:
+                    await asyncio.sleep(0)
+                    now_s = self._clock.now()
+                since_s = now_s
                 document = unframe(framed)
                 if document == b"[DONE]":
                     return

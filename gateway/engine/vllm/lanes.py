@@ -18,6 +18,7 @@ from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.parser.abstract_parser import DelegatingParser
 
 from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.answers import chat_logprobs, completion_logprobs
 from gateway.engine.vllm.versions import find
 from gateway.model import Endpoint, Frame
 
@@ -51,6 +52,10 @@ class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
             return replace(frame, drop_empty=self.parser_cls is not None)
         return super().chat_completion_stream_generator(request, results, request_id, *a, **kw)
 
+    def _create_chat_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
+        make = super()._create_chat_logprobs
+        return make(token_ids, top_logprobs, *a, **kw) if a else chat_logprobs(make, token_ids, top_logprobs, **kw)
+
 
 class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
     def completion_stream_generator(
@@ -60,6 +65,12 @@ class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
         if _is_asked_for_frames() and len(engine_inputs) == 1 and _plain(self, request):
             return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
         return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
+
+    def _create_completion_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
+        make = super()._create_completion_logprobs
+        return (
+            make(token_ids, top_logprobs, *a, **kw) if a else completion_logprobs(make, token_ids, top_logprobs, **kw)
+        )
 
 
 class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
