@@ -18,7 +18,7 @@ _IDS = ((b"/v1/models/", True), (b"/v1/streams/", False), (b"/v1/responses/", Fa
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 _OLLAMA = re.compile(r"/api/(tags|chat|generate|show|ps|version|embed|embeddings|pull)")
 _LONGEST_SHOWN = 200
-_MOST_SEGMENTS = 12
+_MOST_SEGMENTS = 6
 
 
 def check(scope: MutableMapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ def advice(path: str, base: str, is_known: Callable[[str], bool]) -> str:
             f"{nothing} OpenAI clients have {base}/v1 as their base URL and add /chat/completions and so on; "
             f"Anthropic clients have {base} and add /v1/messages."
         )
-    meant = next((one for one in _meant(segments[:_MOST_SEGMENTS]) if one != path and is_known(one)), None)
+    meant = next((one for one in _meant(segments[-_MOST_SEGMENTS:]) if one != path and is_known(one)), None)
     if meant is None:
         if _OLLAMA.fullmatch(path):
             return f"{nothing} This server does not speak Ollama's protocol, but OpenAI's: the base URL is {base}/v1."
