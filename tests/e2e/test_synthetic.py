@@ -36,6 +36,7 @@ CONTEXT = 32_768
 
 ENV = {
     "SLUICE_SYNTHETIC__ENABLED": "true",
+    "SLUICE_SERVER__CORS_ORIGINS": '["http://app.example"]',
     # Long enough for all streams to arrive while the first of them run.
     "SLUICE_SYNTHETIC__STEP_MS": "1",
     "SLUICE_SYNTHETIC__DIE_AT_STEP": str(DIES_AT_STEP),
@@ -82,6 +83,9 @@ def test_vllms_flags_hold_for_all_paths(server: Server) -> None:
         assert server.http.get(path).status_code == 200
     for path in ("/docs", "/openapi.json", "/redoc", "/llm/docs", "/llm/llm/livez", "/llm/metrics%0a"):
         assert server.http.get(path).status_code == 404
+    shared = server.http.get("/v1/models", headers={"Origin": "http://app.example"})
+    assert shared.headers["access-control-allow-origin"] == "http://app.example"
+    assert shared.headers.get_list("vary") == ["Origin"], "vLLM's own app adds it, too"
     assert server.post("/llm/v1/chat/completions", model=MODEL, messages=ASK, max_tokens=1).status_code == 200
 
 
