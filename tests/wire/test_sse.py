@@ -84,3 +84,17 @@ def test_a_cursor_that_is_no_number_is_named_by_where_it_stood(text: str) -> Non
         sse.cursor(None, text)
 
     assert (header.value.param, query.value.param) == ("Last-Event-ID", "starting_after")
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("library", ["openai", "anthropic"])
+def test_decoders_of_official_clients_take_a_sign_of_life_for_nothing(library: str, size: int) -> None:
+    """Before any event, between two, after an id; asked directly, as their clients hide what they skip."""
+    streaming = pytest.importorskip(f"{library}._streaming")
+    plain = sse.KEEP_ALIVE * 2 + sse.events([b"1"]) + sse.KEEP_ALIVE + sse.events([b"2", b"[DONE]"])
+    resumable = sse.KEEP_ALIVE + sse.numbered([b"1"], 1) + sse.KEEP_ALIVE * 3 + sse.numbered([b"2", b"[DONE]"], 2)
+    for body in (plain, resumable):
+        pieces = [body[start : start + size] for start in range(0, len(body), size)]
+        found = [event.data for event in streaming.SSEDecoder().iter_bytes(iter(pieces))]
+
+        assert found == ["1", "2", "[DONE]"]
