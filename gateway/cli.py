@@ -57,6 +57,15 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("model", nargs="?", help=argparse.SUPPRESS)
     _add_settings(check)
 
+    commands.add_parser(
+        "engine",
+        help="engines without a server, for a `sluice serve` on another machine",
+        usage="sluice engine MODEL [any flag of `vllm serve --headless`]",
+        description="Start vLLM's engines for data parallelism, or for one model over several machines. The flags are "
+        "those of `vllm serve --headless`; see the README, Several devices, several machines.",
+        allow_abbrev=False,
+    )
+
     key = commands.add_parser("key", help="make an API key", allow_abbrev=False)
     kinds = key.add_subparsers(dest="key_command", metavar="COMMAND", required=True)
     new = kinds.add_parser("new", help="print a new key, and the line for server.api_keys_file", allow_abbrev=False)
@@ -102,6 +111,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 well, 1 failed to run, 2 wrong usage or settings."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["engine"] and words[1:] not in ([], ["-h"], ["--help"]):
+        from gateway.engine.vllm import headless
+
+        # All words are vLLM's.
+        return headless.run(words[1:])
     try:
         parser = make_parser()
         words, flags = _divide(parser, words)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from gateway import demo
 from gateway.app import Sluice
 from gateway.clock import SystemClock
+from gateway.engine.bodies import BodyLimits
 from gateway.engine.vllm import launch
 from gateway.engine.vllm.client import VllmEngine
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -83,6 +84,8 @@ async def main() -> None:
                 patience=Patience(hang_timeout_s=60, long_step_timeout_s=600),
                 trust_client_fields=False,
                 grammar_limits=GrammarLimits(),
+                limits=BodyLimits(),
+                prepare_timeout_s=60,
             )
             await engine.open(changed)
             return engine

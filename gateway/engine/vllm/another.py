@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from gateway.engine.vllm.remote import awaited
 from gateway.engine.vllm.sharing import Joining
 from gateway.engine.vllm.versions import find
 
@@ -40,7 +41,10 @@ def _another_core(
     from vllm.v1.executor import Executor
 
     config = configure(args, mark)
-    return EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), llm.log_stats, **(client or {}))
+    with awaited(config):
+        return EngineCoreClient.make_async_mp_client(
+            config, Executor.get_class(config), llm.log_stats, **(client or {})
+        )
 
 
 __all__ = ["configure", "make_core"]

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.engine.base import Landlord
 from gateway.engine.bodies import BodyLimits
-from gateway.engine.vllm import another, child, sharing, threads
+from gateway.engine.vllm import another, child, remote, sharing, threads
 from gateway.engine.vllm.arguments import command_line, parse
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.pace import NUMBERS
@@ -361,14 +361,15 @@ def _build(plan: Plan, joining: sharing.Joining | None) -> tuple[Any, Any]:
     plan.say("reading the model's configuration")
     config = another.configure(args, None if joining is None else joining.mark)
     plan.say_starting()
-    llm = Engine.from_vllm_config(
-        config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        disable_log_stats=args.disable_log_stats,
-        enable_log_requests=args.enable_log_requests,
-        aggregate_engine_logging=args.aggregate_engine_logging,
-        **({} if joining is None else joining.client()),
-    )
+    with remote.awaited(config):
+        llm = Engine.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            disable_log_stats=args.disable_log_stats,
+            enable_log_requests=args.enable_log_requests,
+            aggregate_engine_logging=args.aggregate_engine_logging,
+            **({} if joining is None else joining.client()),
+        )
     plan.say("building the API")
     return llm, args
 

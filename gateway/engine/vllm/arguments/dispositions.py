@@ -120,7 +120,7 @@ REFUSED: dict[str, str] = {
     'the hash of an old key: printf %s "$KEY" | sha256sum',
     "config": "Put vLLM's arguments under `engine:` in a YAML file of settings, `name: value` on each line with vLLM's "
     "names, and start with `sluice serve --config FILE`, before any `--`.",
-    "headless": "It starts engines without a server; `vllm serve MODEL --headless` does that.",
+    "headless": "It starts engines without a server; `sluice engine MODEL` does that.",
     "grpc": "Sluice serves HTTP; leave it out and use server.port.",
     "grpc_port": "Sluice serves HTTP; leave it out and use server.port.",
     "allowed_methods": _CORS,
