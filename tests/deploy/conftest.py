@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,12 +29,17 @@ _ENV = {
 }
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The settings of such a server; its keys are in that folder."""
+    keys = folder / "keys.txt"
+    keys.write_text(KEYS, encoding="utf-8")
+    return {**_ENV, "SLUICE_SERVER__API_KEYS_FILE": str(keys)}
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """Both started at once, since each needs half a minute."""
-    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
-    keys.write_text(KEYS, encoding="utf-8")
-    env = {**_ENV, "SLUICE_SERVER__API_KEYS_FILE": str(keys)}
+    env = environment(tmp_path_factory.mktemp("keys"))
     servers = [Server(tmp_path_factory.mktemp(name), env=env) for name in ("first", "second")]
     try:
         for server in servers:

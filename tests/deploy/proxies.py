@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +59,8 @@ def _open(port: int) -> bool:
 
 
 @contextmanager
-def nginx(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
-    """nginx before these servers; its port."""
+def nginx(folder: Path, servers: Sequence[Upstream], healthy: int | None = None) -> Iterator[int]:
+    """nginx before these servers; its port. It does not look how many are healthy."""
     port = free_port()
     text = NGINX.read_text(encoding="utf-8")
     for line in re.findall(r"^    server gateway:8000.*$", text, flags=re.MULTILINE):
@@ -76,8 +76,8 @@ def nginx(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
 
 
 @contextmanager
-def envoy(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
-    """Envoy before these servers; its port."""
+def envoy(folder: Path, servers: Sequence[Upstream], healthy: int | None = None) -> Iterator[int]:
+    """Envoy before these servers, once it has found so many healthy, or all; its port."""
     port = free_port()
     tree: dict[str, Any] = yaml.safe_load(ENVOY.read_text(encoding="utf-8"))
     (listener,), (cluster,) = tree["static_resources"]["listeners"], tree["static_resources"]["clusters"]
@@ -94,18 +94,26 @@ def envoy(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
     ]
     (folder / "envoy.json").write_text(json.dumps(tree), encoding="utf-8")
 
-    def healthy() -> bool:
+    def ready() -> bool:
         if not _open(port):
             return False
         text = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
-        return text.count("health_flags::healthy") == len(servers)
+        return text.count("health_flags::healthy") == (healthy or len(servers))
 
     # The set-up installs it as a Python package.
     envoy_path = str(Path(sys.executable).with_name("envoy"))
     words = [envoy_path, "-c", f"{folder}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
-    with running(words, folder, healthy):
+    with running(words, folder, ready):
         yield port
 
 
-Proxy = Callable[[Path, Sequence[Upstream]], AbstractContextManager[int]]
+class Proxy(Protocol):
+    """Starts one of them."""
+
+    def __call__(
+        self, folder: Path, servers: Sequence[Upstream], healthy: int | None = None
+    ) -> AbstractContextManager[int]:
+        """As `nginx` and `envoy`."""
+
+
 PROXIES: dict[str, Proxy] = {"nginx": nginx, "envoy": envoy}

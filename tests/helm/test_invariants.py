@@ -139,6 +139,33 @@ def test_selectors_select_and_stay(objects: list[Object]) -> None:
             assert found[0] is one["spec"]["template"]
 
 
+def test_the_management_port_is_not_for_clients(objects: list[Object]) -> None:
+    """Metrics, documents and probes are there, and nothing that clients come through leads there."""
+    for owner, _, container in _servers(objects):
+        settings = yaml.safe_load(find(objects, "ConfigMap", owner["metadata"]["name"])["data"]["sluice.yaml"])[
+            "server"
+        ]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"http": settings["port"], "management": settings["management_port"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] == "management", name_of(owner)
+    for one in objects:
+        spec = one.get("spec", {})
+        match one["kind"]:
+            case "Service":
+                assert not {"management", 8001} & {port["targetPort"] for port in spec["ports"]}, name_of(one)
+            case "InferencePool":
+                assert spec["targetPorts"] == [{"number": 8000}]
+            case "HTTPRoute":
+                named = {backend.get("port") for rule in spec["rules"] for backend in rule["backendRefs"]}
+                assert 8001 not in named
+            case "PodMonitor":
+                assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["management"]
+            case "Deployment" if one["metadata"]["name"].endswith("-picker"):
+                (picker,) = spec["template"]["spec"]["containers"]
+                assert "--model-server-metrics-port=8001" in picker["args"]
+
+
 def test_ports_exist(objects: list[Object]) -> None:
     def ports(pod: Object) -> dict[str, int]:
         return {port["name"]: port["containerPort"] for one in _containers(pod) for port in one.get("ports", ())}
@@ -265,7 +292,7 @@ def test_memory_has_a_limit_and_cpu_has_none(objects: list[Object]) -> None:
 
 
 def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
-    """Requests and scrapes reach the server's port, and nobody but the group reaches another."""
+    """Requests reach one port of the server's and scrapes the other, and nobody but the group reaches a third."""
     for one in objects:
         if one["kind"] != "NetworkPolicy":
             continue
@@ -273,7 +300,9 @@ def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
         component = one["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
         rules = one["spec"].get("ingress", [])
         assert all(rule["from"] for rule in rules)
-        doors = {"server": ["http"], "endpoint-picker": ["grpc"], "loadtest": ["locust"]}.get(component, [])
+        doors = {"server": ["http", "management"], "endpoint-picker": ["grpc"], "loadtest": ["locust"]}.get(
+            component, []
+        )
         assert [rule["ports"][0]["port"] for rule in rules if "ports" in rule] == doors
         for rule in rules:
             if "ports" not in rule:

@@ -43,7 +43,7 @@ def test_what_is_in_force(chart: Path) -> None:
     for words in (
         "http://rel-a.serving.svc:8000/v1",
         "15 s still accepting, 45 s for running requests, killed after 75 s",
-        "up to 1800 s to load; liveness gives up after 120 s, readiness after 4 s",
+        "up to 1800 s to load; liveness gives up after 120 s, readiness after 6 s",
         "surge 0, unavailable 1, given up after 1945 s",
         "256 at once, 512 waiting, each up to 60 s",
         "none: everybody who reaches it may use it",

@@ -141,6 +141,7 @@ def test_keys_are_a_file_that_can_change() -> None:
                 "nginx.ingress.kubernetes.io/proxy-buffering": "off",
                 "nginx.ingress.kubernetes.io/proxy-request-buffering": "off",
                 "nginx.ingress.kubernetes.io/proxy-http-version": "1.1",
+                "nginx.ingress.kubernetes.io/proxy-next-upstream": "error timeout",
                 # The scenario's own wins; the other follows streams.max_timeout_s.
                 "nginx.ingress.kubernetes.io/proxy-read-timeout": "7200",
                 "nginx.ingress.kubernetes.io/proxy-send-timeout": "1800",
@@ -403,8 +404,17 @@ def test_who_may_come_in() -> None:
         "networkPolicy.enabled": True,
         "networkPolicy.clients": [{"podSelector": {"matchLabels": {"g": "w"}}}],
     }
-    peers = find(render(values=values), "NetworkPolicy", "rel-a")["spec"]["ingress"][0]["from"]
-    components = [peer["podSelector"]["matchLabels"].get("app.kubernetes.io/component") for peer in peers]
+    values |= {"networkPolicy.monitoring": [{"podSelector": {"matchLabels": {"m": "p"}}}]}
+    rules = find(render(values=values), "NetworkPolicy", "rel-a")["spec"]["ingress"]
+    found = {
+        rule["ports"][0]["port"]: [
+            labels.get("app.kubernetes.io/component", labels)
+            for labels in (peer["podSelector"]["matchLabels"] for peer in rule["from"])
+        ]
+        for rule in rules
+    }
 
-    assert peers[0] == {"podSelector": {"matchLabels": {"g": "w"}}}
-    assert components[1:] == ["test", "loadtest", "endpoint-picker"]
+    assert found == {
+        "http": [{"g": "w"}, "test", "loadtest"],
+        "management": [{"m": "p"}, "loadtest", "endpoint-picker"],
+    }

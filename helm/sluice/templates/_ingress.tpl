@@ -5,6 +5,8 @@
 nginx.ingress.kubernetes.io/proxy-buffering: "off"
 nginx.ingress.kubernetes.io/proxy-request-buffering: "off"
 nginx.ingress.kubernetes.io/proxy-http-version: "1.1"
+# Only what could not be sent goes to another pod: a setting of the cluster's could have answers generated twice.
+nginx.ingress.kubernetes.io/proxy-next-upstream: error timeout
 nginx.ingress.kubernetes.io/proxy-read-timeout: {{ $longest | quote }}
 nginx.ingress.kubernetes.io/proxy-send-timeout: {{ $longest | quote }}
 nginx.ingress.kubernetes.io/proxy-body-size: {{ int64 (get .settings.server "max_body_bytes" | default 16777216) | quote }}

@@ -99,6 +99,8 @@
 {{- $m := . -}}
 {{- $settings := deepCopy $m.settings -}}
 {{- $_ := set $settings.server "port" 8000 -}}
+{{- /* Metrics, documents and the kubelet's probes; no Service, route or pool leads there. */ -}}
+{{- $_ := set $settings.server "management_port" 8001 -}}
 {{- $_ := set $settings.server "drain_timeout_s" (int $m.drain.timeoutSeconds) -}}
 {{- if $m.apiKeys.existingSecret }}{{ $_ := set $settings.server "api_keys_file" "/etc/sluice/keys/api-keys" }}{{ end -}}
 {{- if $m.multiNode.enabled -}}

@@ -77,6 +77,7 @@ spec:
         - --config=/etc/sluice/settings/sluice.yaml
       ports:
         - {name: http, containerPort: 8000, protocol: TCP}
+        - {name: management, containerPort: 8001, protocol: TCP}
       {{- include "sluice.probes" $m | trim | nindent 6 }}
       {{- end }}
       lifecycle:
@@ -143,10 +144,11 @@ spec:
 {{- toYaml (merge (dict "readOnlyRootFilesystem" .is.readOnly) .securityContext) -}}
 {{- end }}
 
+{{/* On the management port, where no client's connections stand in the queue. */}}
 {{- define "sluice.probes" -}}
 {{- range $name, $path := dict "startup" "/readyz" "readiness" "/readyz" "liveness" "/livez" -}}
 {{ $name }}Probe:
-  httpGet: {path: {{ $path }}, port: http}
+  httpGet: {path: {{ $path }}, port: management}
   {{- range $key, $value := get $.probes $name }}
   {{ $key }}: {{ int $value }}
   {{- end }}

@@ -133,6 +133,9 @@
 {{- if and (eq $m.multiNode.mode "dataParallel") (ne 0 (int (mod $is.engines $is.size))) -}}
   {{- fail (printf "%s.engine.data_parallel_size is %d, which %d pods cannot share evenly. Make it a multiple of multiNode.size." $at (int $is.engines) (int $is.size)) -}}
 {{- end -}}
+{{- if has (int $m.multiNode.port) (list 8000 8001) -}}
+  {{- fail (printf "%s.multiNode.port is %d, which the server listens on itself (8000 for clients, 8001 for metrics and probes). Choose another." $at (int $m.multiNode.port)) -}}
+{{- end -}}
 {{- if gt (int $m.settings.server.workers) 1 -}}
   {{- fail (printf "%s.settings.server.workers is %d, but several front-end processes cannot share engines on other machines. Set it to 1." $at (int $m.settings.server.workers)) -}}
 {{- end -}}
