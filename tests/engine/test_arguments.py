@@ -267,6 +267,8 @@ def test_variables_of_the_server_are_heard() -> None:
         "VLLM_API_KEY": "hush",
         "VLLM_USE_RUST_FRONTEND": "1",
         "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
+        "VLLM_CONFIGURE_LOGGING": "1",
+        "VLLM_LOGGING_COLOR": "0",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "5",
         "VLLM_HTTP_TIMEOUT_KEEPALIVE": "5",
         "VLLM_SERVICE_HOST": "10.0.0.1",
@@ -279,5 +281,7 @@ def test_variables_of_the_server_are_heard() -> None:
     assert "hush" not in key
     assert "VLLM_USE_RUST_FRONTEND" in rust
     assert variables.settings(environment) == {"server": {"idle_timeout_s": "5"}}
-    (warning,) = variables.warnings(environment)
+    color, warning = variables.warnings(environment)
+    assert color.startswith("The environment variable VLLM_LOGGING_COLOR does nothing. ")
+    assert len(variables.problems({"VLLM_CONFIGURE_LOGGING": "0"})) == 1
     assert warning.endswith("Did you mean VLLM_HTTP_TIMEOUT_KEEP_ALIVE?")

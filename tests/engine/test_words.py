@@ -57,6 +57,9 @@ def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, le
             "left no reason; log.level=debug shows vLLM's own log. Exit codes: {'EngineCore_DP0': 1}",
         ),
         (RuntimeError(_ELSEWHERE.replace(": 1}", ": -9}")), "was killed, most likely because the machine"),
+        (ValueError("tensor_parallel_size: Input should be greater than or equal to 1"), "or equal to 1."),
+        (ValueError("Too long. " + "More words of it. " * 99), "could not start: Too long. More words of it. "),
+        (ValueError("word " * 999), "word word..."),
         (ValueError("max_model_len (9) is too large. To allow overriding this maximum, set X"), "is too large."),
     ],
 )
@@ -66,3 +69,5 @@ def test_without_last_words_the_error_itself_tells(tmp_path: Path, error: Except
     assert text.startswith("The engine could not start: ")
     assert said in text
     assert "See root" not in text
+    assert text.endswith(".")
+    assert len(text) < 500

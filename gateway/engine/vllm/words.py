@@ -13,6 +13,7 @@ _ELSEWHERE = re.compile(
     "|Worker proc .* died|cancelled|background process",
     re.IGNORECASE,
 )
+_LONGEST = 300
 _FAILED = re.compile(r"Failed core proc\(s\): (\{[^}]*\})")
 _MEMORY = "Lower gpu_memory_utilization, set kv_cache_memory_bytes, lower max_model_len, or use a smaller model."
 
@@ -78,12 +79,21 @@ def why(error: Exception, words: Path, model: str) -> str:
     named = [text for text in [*_last_words(words), own] if not _ELSEWHERE.search(text)]
     # What a process left behind is nearer to the cause than what its parent says about it.
     text = named[0] if named else _without_a_cause(own)
-    text = text.partition(" To allow overriding this maximum")[0].strip()
+    text = _short(text.partition(" To allow overriding this maximum")[0])
     for patterns, sentence in _CAUSES:
         if re.search("|".join(patterns), text, re.IGNORECASE):
             text = sentence.format(model=model, text=text)
             break
     return f"The engine could not start: {text}"
+
+
+def _short(text: str) -> str:
+    """One sentence of vLLM's, and as many more as fit."""
+    text = text.strip()
+    if len(text) > _LONGEST:
+        cut = text[:_LONGEST]
+        text = cut[: cut.rfind(". ") + 1] or cut[: cut.rfind(" ")] + "..."
+    return text if text.endswith((".", "?", "!")) else text + "."
 
 
 def _first_line(error: Exception) -> str:

@@ -117,7 +117,7 @@ _LOGGING = "Sluice sets up the log of its processes and of vLLM's: use log.level
 REFUSED: dict[str, str] = {
     "api_key": "A key on a command line can be read by every user of the machine. Write `NAME:SHA256-OF-THE-KEY` into "
     "a file and start with --api-keys-file FILE (server.api_keys_file). `sluice key new NAME` makes a key and a line; "
-    'the hash of an old key: printf %s "$KEY" | sha256sum',
+    '`printf %s "$KEY" | sha256sum` prints the hash of a key that you have.',
     "config": "Put vLLM's arguments under `engine:` in a YAML file of settings, `name: value` on each line with vLLM's "
     "names, and start with `sluice serve --config FILE`, before any `--`.",
     "headless": "It starts engines without a server; `sluice engine MODEL` does that.",

@@ -21,6 +21,7 @@ REFUSED = {
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "An engine that dies is restarted inside the running server, "
     "supervisor.max_restarts times. Unset it.",
     "VLLM_USE_RUST_FRONTEND": "Sluice is the front end itself, and does not start vLLM's. Unset it.",
+    "VLLM_CONFIGURE_LOGGING": "Sluice sets up the log of vLLM's processes, too: use log.level and log.json. Unset it.",
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "Sluice logs no answers; `--enable-log-requests --enable-log-outputs` does. "
     "Unset it.",
 }
@@ -31,10 +32,12 @@ PASSED = frozenset(
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
         "VLLM_CPU_KVCACHE_SPACE",
         "VLLM_DISABLE_LOG_LOGO",
+        "VLLM_ENGINE_READY_TIMEOUT_S",
         "VLLM_ENABLE_COHERE_API",
         "VLLM_ENABLE_RESPONSES_API_STORE",
         "VLLM_GPT_OSS_HARMONY_SYSTEM_INSTRUCTIONS",
         "VLLM_GPT_OSS_SYSTEM_TOOL_MCP_LABELS",
+        "VLLM_LOGGING_LEVEL",
         "VLLM_LOG_STATS_INTERVAL",
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB",
         "VLLM_MAX_AUDIO_DECODE_BYTES",
@@ -59,6 +62,16 @@ PASSED = frozenset(
 ELSEWHERE = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
 """Variables of vLLM's other commands, or without effect unless one that is refused is set."""
 
+IDLE = {
+    "VLLM_LOGGING_COLOR": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
+    "VLLM_LOGGING_PREFIX": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
+    "VLLM_LOGGING_STREAM": "Sluice's log and vLLM's go to stderr.",
+}
+"""Variables that do nothing here, which the log says at the start."""
+
+_ON = frozenset({"VLLM_CONFIGURE_LOGGING"})
+"""Of those that are refused, the ones that are on where they are not set."""
+
 # What Kubernetes puts into every pod of a namespace that has a Service named "vllm".
 _SERVICE_LINK = re.compile(r"VLLM_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
@@ -68,7 +81,7 @@ def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
     return [
         f"The environment variable {name} is set. {sentence}"
         for name, sentence in REFUSED.items()
-        if environment.get(name, "").lower() not in ("", "0", "false")
+        if environment.get(name, "").lower() not in ("", *(("1", "true") if name in _ON else ("0", "false")))
     ]
 
 
@@ -85,7 +98,9 @@ def settings(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str,
 def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable that no vLLM knows: a typing error must not pass in silence."""
     known = catalog.installed()
-    found = []
+    found = [
+        f"The environment variable {name} does nothing. {note}" for name, note in IDLE.items() if name in environment
+    ]
     for name, value in environment.items():
         if not name.startswith("VLLM_") or name in known.variables or not known.complete:
             continue
@@ -103,8 +118,10 @@ def lines() -> Iterator[tuple[str, str]]:
         yield name, f"stands for `{setting}`, where that is set nowhere else"
     for name, sentence in REFUSED.items():
         yield name, f"refused: {sentence}"
+    for name, note in IDLE.items():
+        yield name, f"does nothing, which the log says: {note}"
     for name in sorted(PASSED):
         yield name, "works"
 
 
-__all__ = ["ELSEWHERE", "PASSED", "REFUSED", "SETTINGS", "lines", "problems", "settings", "warnings"]
+__all__ = ["ELSEWHERE", "IDLE", "PASSED", "REFUSED", "SETTINGS", "lines", "problems", "settings", "warnings"]
