@@ -192,6 +192,24 @@ def test_flags_of_a_vllm_without_a_list_are_left_to_its_own_parser(known: Catalo
     assert len(asked(words, known).problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("version", "complete"), [("0.32.0", True), ("0.33.0", True), ("0.32.1", False), ("0.99.0", False), ("", False)]
+)
+def test_only_the_very_version_of_a_list_has_no_other_flags(
+    version: str, complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "installed_version", lambda: version)
+    found = catalog.installed.__wrapped__()
+
+    assert found.complete is complete
+    assert "--max-model-len" in found.options
+    assert ("--watchdog-config" in found.options) == (not version.startswith("0.32"))
+
+
+def test_help_after_the_dashes_tells_where_it_is(known: Catalog) -> None:
+    assert "docs/vllm-flags.md" in asked(["--help"], known).problems[0]
+
+
 def test_the_model_may_be_a_flag_too(known: Catalog) -> None:
     assert asked(["--model", "m"], known).model == "m"
     assert read(["--seed", "1", "--enable-log-requests"]).names == {"seed", "enable_log_requests"}

@@ -35,9 +35,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The flags of one vLLM. `complete`: a flag that is not here does not exist; otherwise vLLM's own parser decides,
-    because another version is installed than those that are listed, or a plug-in that may bring flags of its own."""
+    """The flags of one vLLM, `version`. `complete`: a flag that is not here does not exist; otherwise vLLM's own parser
+    decides, because another version is installed than those that are listed, or a plug-in that may bring flags."""
 
+    version: str
     flags: Mapping[str, Flag]
     options: Mapping[str, Flag]
     variables: frozenset[str]
@@ -53,7 +54,7 @@ def read(minor: str) -> Catalog:
         for name, entry in document["flags"].items()
     }
     options = {option: flag for flag in flags.values() for option in (*flag.options, *flag.negative)}
-    return Catalog(flags, options, frozenset(document["variables"]), complete=True)
+    return Catalog(document["version"], flags, options, frozenset(document["variables"]), complete=True)
 
 
 def listed() -> list[str]:
@@ -65,13 +66,14 @@ def listed() -> list[str]:
 
 @cache
 def installed() -> Catalog:
-    """The list of the vLLM that is installed, or of all together if it has none."""
-    minor = installed_minor()
-    versions = listed()
-    if minor in versions and not entry_points(group="vllm.platform_plugins"):
-        return read(minor)
+    """The list of the vLLM that is installed: that of the nearest version if it has none, or of all together."""
+    minor, versions = installed_minor(), listed()
     catalogs = [read(one) for one in ([minor] if minor in versions else versions)]
+    exact = catalogs[0].version == installed_version() and not entry_points(group="vllm.platform_plugins")
+    if len(catalogs) == 1 and exact:
+        return catalogs[0]
     return Catalog(
+        installed_version(),
         {name: flag for one in catalogs for name, flag in one.flags.items()},
         {option: flag for one in catalogs for option, flag in one.options.items()},
         frozenset().union(*(one.variables for one in catalogs)),
@@ -79,14 +81,19 @@ def installed() -> Catalog:
     )
 
 
-def installed_minor() -> str | None:
-    """The installed vLLM's version without its last part; None if there is none."""
+def installed_version() -> str:
+    """The installed vLLM's version, without the name of its build; "" if there is none."""
     for distribution in _DISTRIBUTIONS:
         try:
-            return ".".join(version(distribution).split(".")[:2])
+            return version(distribution).partition("+")[0]
         except PackageNotFoundError:
             continue
-    return None
+    return ""
 
 
-__all__ = ["Catalog", "Flag", "installed", "installed_minor", "listed", "read"]
+def installed_minor() -> str:
+    """The same without its last part."""
+    return ".".join(installed_version().split(".")[:2])
+
+
+__all__ = ["Catalog", "Flag", "installed", "installed_minor", "installed_version", "listed", "read"]

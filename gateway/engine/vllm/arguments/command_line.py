@@ -102,6 +102,11 @@ def _take(
     if flag is None and not name.startswith("--") and len(name) > 2 and (short := known.options.get(name[:2])):
         # `-n2`, as for every flag of one letter.
         flag, value, name = short, key[2:] + ("" if value is None else f"={value}"), name[:2]
+    if flag is None and name in ("--help", "-h"):
+        found.problems.append(
+            "docs/vllm-flags.md tells what becomes of each flag, `vllm serve --help=all` what it does."
+        )
+        return
     if flag is None:
         if known.complete:
             found.problems.append(unknown(key, place, [*own, *known.options]))

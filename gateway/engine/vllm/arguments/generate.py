@@ -45,6 +45,7 @@ def installed_list() -> dict[str, Any]:
     from gateway.engine.vllm.versions import find
 
     return {
+        "version": catalog.installed_version(),
         "flags": flags_of(find("make_arg_parser")(FlexibleArgumentParser(prog="vllm serve"))),
         "variables": sorted(name for name in envs.environment_variables if name.startswith("VLLM_")),
     }
@@ -54,7 +55,8 @@ def text_of(document_: dict[str, Any]) -> str:
     """The list as a file: one flag a line."""
     flags = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in document_["flags"].items())
     variables = ",\n".join(json.dumps(name) for name in document_["variables"])
-    return f'{{"flags": {{\n{flags}\n}},\n"variables": [\n{variables}\n]}}\n'
+    version = json.dumps(document_["version"])
+    return f'{{"version": {version},\n"flags": {{\n{flags}\n}},\n"variables": [\n{variables}\n]}}\n'
 
 
 def main() -> None:
