@@ -112,12 +112,14 @@ def test_flags_of_the_server_become_settings(words: list[str], settings: dict[st
         (["--config", "vllm.yaml"], "`engine:`"),
         (["--grpc"], "server.port"),
         (["--grpc-port", "1"], "server.port"),
-        (["--headless"], "vllm serve MODEL --headless"),
+        (["--headless"], "sluice engine MODEL"),
         (["--allowed-methods", '["GET"]'], "server.cors_origins"),
         (["--allow-credentials"], "server.cors_origins"),
         (["--h11-max-header-count", "9"], "server.max_header_bytes"),
         (["--data-parallel-supervisor-port", "1"], "server.workers"),
         (["--log-config-file", "x"], "log.json"),
+        (["--max-num-queued-reqs", "9"], "admission.max_waiting"),
+        (["--max-num-queued-tokens", "9"], "admission.max_waiting"),
         (["--no-enable-offline-docs"], "cannot be switched off"),
         (["--ssl-cert-reqs", "7"], "takes 0"),
         (["--allowed-origins", "https://a"], "takes a JSON list"),
@@ -278,6 +280,14 @@ def test_wrong_engine_settings_are_all_named() -> None:
     assert found[2].startswith("engine.api-key (in f) is not an engine setting here. ")
     assert len(found) == 3
     assert "hush" not in str(found)
+
+
+def test_what_vllm_repeats_holds_no_secret() -> None:
+    argv = ["--kv-transfer-config", '{"password": "hush"', "--seed", "x", '--hf-overrides={"api_key": "hush"']
+    message = f"argument --kv-transfer-config: Value {argv[1]} cannot be converted; {argv[4]!r}: x"
+
+    assert "hush" not in parse.without_secrets(message, argv)
+    assert parse.without_secrets("argument --seed: invalid int value: 'x'", argv).endswith("'x'")
 
 
 def test_variables_of_the_server_are_heard() -> None:

@@ -131,6 +131,10 @@ REFUSED: dict[str, str] = {
     "dp_supervisor_probe_timeout_s": _SUPERVISOR,
     "dp_supervisor_probe_failure_threshold": _SUPERVISOR,
     "data_parallel_multi_port_external_lb": _SUPERVISOR,
+    "max_num_queued_reqs": "Sluice decides who may start: at most admission.max_concurrent sequences run, and "
+    "admission.max_waiting requests wait.",
+    "max_num_queued_tokens": "Sluice decides who may start, by requests and not by tokens: admission.max_waiting and "
+    "admission.queue_timeout_s.",
     "h11_max_incomplete_event_size": _HEADERS,
     "h11_max_header_count": _HEADERS,
     "logging_config": _LOGGING,

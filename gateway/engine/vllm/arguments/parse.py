@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from gateway.engine.vllm.arguments.command_line import unknown
 from gateway.engine.vllm.versions import find
 from gateway.errors import SettingsError
 
+_SECRET = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
 # Arguments that may name a file or a folder.
 _PATHS = (
     "chat_template",
@@ -87,7 +89,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
                 strange = [word for word in message.split()[2:] if word.startswith("-")]
                 options = list(self._option_string_actions)
                 raise SettingsError(*(unknown(word, "", options) for word in strange or ["a word without a flag"]))
-            raise SettingsError(f"vLLM does not accept these engine settings: {message}.")
+            told = without_secrets(message, argv).rstrip(".")
+            raise SettingsError(f"vLLM does not accept these engine settings: {told}.")
 
     parser = find("make_arg_parser")(Parser(prog="vllm serve", allow_abbrev=False))
     try:
@@ -95,7 +98,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
     except SettingsError:
         raise
     except Exception as error:
-        raise SettingsError(f"vLLM does not accept these engine settings: {_sentence(error)}") from None
+        told = without_secrets(_sentence(error), argv)
+        raise SettingsError(f"vLLM does not accept these engine settings: {told}") from None
     if args.model_tag is not None:
         args.model = args.model_tag
     problems = [*_not_ours(args, parser), *missing_files(vars(args)), *_parsers(args)]
@@ -105,6 +109,15 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
         if not problems:
             problems = [f"vLLM does not accept these engine settings: {_sentence(error)}"]
     return args, problems
+
+
+def without_secrets(message: str, argv: Sequence[str]) -> str:
+    """A message of vLLM's, which may repeat values, without those that may hold a secret."""
+    for word in argv:
+        value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        if not value.startswith("-") and _SECRET.search(word):
+            message = message.replace(value, "(its value)").replace(repr(value), "(its value)")
+    return message
 
 
 def _not_ours(args: Any, parser: Any) -> Iterable[str]:
