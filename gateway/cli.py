@@ -111,12 +111,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 well, 1 failed to run, 2 wrong usage or settings."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["engine"] and words[1:] not in ([], ["-h"], ["--help"]):
-        from gateway.engine.vllm import headless
-
-        # All words are vLLM's.
-        return headless.run(words[1:])
     try:
+        if words[:1] == ["engine"] and words[1:] not in ([], ["-h"], ["--help"]):
+            return _engine(words[1:])
         parser = make_parser()
         words, flags = _divide(parser, words)
         args = parser.parse_args(words)
@@ -133,6 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _engine(words: list[str]) -> int:
+    """Engines without a server: all words are vLLM's. Flags that do not exist are told before vLLM is imported."""
+    wrong = split(words, {}, place=" (of `sluice engine`)").problems
+    if wrong:
+        raise SettingsError(*wrong)
+    from gateway.engine.vllm import headless
+
+    return headless.run(words)
 
 
 def _divide(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], Resolved]:

@@ -185,3 +185,10 @@ def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("SLUICE_SERVER__IDLE_TIMEOUT_S", "9")
     assert _load(args, flags).server.idle_timeout_s == 9
+
+
+def test_engines_without_a_server_are_told_the_nearest_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "m", "--data-paralel-size", "2"]) == 2
+
+    assert "Did you mean --data-parallel-size?" in capsys.readouterr().err
+    assert "vllm" not in sys.modules
