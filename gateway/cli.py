@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _engine(words: list[str]) -> int:
     """Engines without a server: all words are vLLM's. Flags that do not exist are told before vLLM is imported."""
-    wrong = split(words, {}, place=" (of `sluice engine`)").problems
+    helps = any(word.startswith("--help=") for word in words)
+    wrong = [] if helps else split(words, {}, place=" (of `sluice engine`)").problems
     if wrong:
         raise SettingsError(*wrong)
     from gateway.engine.vllm import headless

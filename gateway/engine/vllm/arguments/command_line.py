@@ -104,7 +104,7 @@ def _take(
         flag, value, name = short, key[2:] + ("" if value is None else f"={value}"), name[:2]
     if flag is None and name in ("--help", "-h"):
         found.problems.append(
-            "docs/vllm-flags.md tells what becomes of each flag, `vllm serve --help=all` what it does."
+            "docs/vllm-flags.md tells what becomes of each flag, `sluice engine --help=all` what it does."
         )
         return
     if flag is None:
