@@ -6,6 +6,7 @@ import asyncio
 import random
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -281,6 +282,31 @@ async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(steps: An
     assert outputs.outputs == []
     assert [tokens for *_, tokens in ours.parts] == [1, 1, 1]
     assert bench.counts.steps == [1, 1]
+
+
+@in_virtual_time
+async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(steps: Any, tokenizer: Any) -> None:
+    """vLLM's own loop would end, and with it every request of then and of later."""
+    bench = Bench(steps, tokenizer)
+    heard = {name: bench.add(name, stop=["zzz"])[0] for name in ("a", "bad", "b", "worse", "c")}
+    failures: dict[str, SluiceError] = {}
+    for name in ("bad", "worse"):
+        heard[name].fail = partial(failures.setdefault, name)  # type: ignore[method-assign]
+        bench.processor.request_states[name].detokenizer = None
+    outputs = bench._outputs({name: [300] for name in heard}, (), ())
+    done = bench.processor.process_outputs(outputs.outputs, outputs.timestamp, None, outputs.weight_version)
+
+    assert done.reqs_to_abort == ["bad", "worse"], "the engine is told"
+    assert {name: error.code for name, error in failures.items()} == {"bad": "fatal_request", "worse": "fatal_request"}
+    assert [len(heard[name].parts) for name in heard] == [1, 0, 1, 0, 1]
+    assert set(bench.processor.request_states) == {"a", "b", "c"}
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    bench.steps._process = broken
+    with pytest.raises(ZeroDivisionError):
+        bench.processor.process_outputs([], 0.0, None)
 
 
 @in_virtual_time

@@ -26,7 +26,7 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
 from gateway.engine.bodies import BodyLimits, read_document
-from gateway.engine.vllm import answers, contract, failures, fallback, media, prompts, stream_errors, watch
+from gateway.engine.vllm import answers, contract, failures, fallback, isolation, media, prompts, stream_errors, watch
 from gateway.engine.vllm.core import LastingCore
 from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.grammars import validation
@@ -237,6 +237,8 @@ class VllmEngine:
             if was_busy and not is_busy:
                 self._zero_gauges()
             was_busy = is_busy
+            if failed := isolation.run_again(self._llm):
+                self._own(self._llm.abort(failed, internal=True))
 
         try:
             await watch.until_dead(self._core, self._clock, self._patience, look)

@@ -151,7 +151,7 @@ def from_exception(error: BaseException) -> SluiceError:
         return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
     if isinstance(error, EngineGenerateError):
         log_defect(logger, "the engine failed a request", error)
-        return EngineFailed("The engine failed this request.", retry_after_s=1)
+        return FatalRequest("The engine failed on this request, and would fail again.")
     if isinstance(error, ValidationError):
         return from_validation(error)
     response = find("create_error_response")(error)

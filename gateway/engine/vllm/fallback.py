@@ -216,7 +216,7 @@ class EngineProxy:
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
             if tally is not None:
                 tally.cause = Cause.ENGINE_FAILED
-                tally.is_fatal = isinstance(error, DiedOfIt)
+                tally.is_fatal = isinstance(error, DiedOfIt | EngineGenerateError)
             raise
         finally:
             self._engagements.running.remove(run)

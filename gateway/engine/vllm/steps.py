@@ -22,6 +22,7 @@ from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 from gateway.clock import Clock
 from gateway.engine.base import Sink
+from gateway.engine.vllm import isolation
 from gateway.engine.vllm.failures import failed, from_exception
 from gateway.engine.vllm.statistics import Statistics, plain
 from gateway.errors import EngineFailed
@@ -58,6 +59,13 @@ class SinkQueue:
                 self._sink.fail(failed(constrained=self._constrained))
             elif choice.text or choice.token_ids or reason is not None:
                 self._sink.put(Delta(choice.text, len(choice.token_ids), reason, choice.stop_reason))
+
+
+class _Deaf:
+    """The queue of a request that has had its ending."""
+
+    def put(self, output: Any) -> None:
+        """Forget it."""
 
 
 @dataclass(slots=True)
@@ -204,11 +212,24 @@ class PlainSteps:
         if iteration_stats is not None:
             iteration_stats.num_generation_tokens += self._taken
         self._taken = 0
-        done = self._process(outputs, timestamp, iteration_stats, weight_version)
+        try:
+            done = self._process(outputs, timestamp, iteration_stats, weight_version)
+        except Exception as error:
+            done = isolation.go_on(
+                lambda rest: self._process(rest, timestamp, iteration_stats, weight_version),
+                self._states,
+                self._forget,
+                error,
+            )
         for output in outputs:
             if output.new_logprobs is not None:
                 self._forget_logprobs(output.request_id)
         return done
+
+    def _forget(self, request_id: str) -> None:
+        """Drop a request that has been told why; the abort that vLLM makes of it would be another ending."""
+        self._states[request_id].queue = _Deaf()
+        self._processor.abort_requests([request_id], internal=True)
 
     def _say(self, now_s: float) -> None:
         """Say what has been taken, unless more is about to come."""

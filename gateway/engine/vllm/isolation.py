@@ -1,0 +1,75 @@
+"""One request whose outputs cannot be processed fails alone.
+
+vLLM processes the outputs of all requests in one loop. An error there ends the task that runs it and fails every
+request, and there is no other such task: each request to come would fail, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from vllm.v1.engine.exceptions import EngineGenerateError
+
+logger = logging.getLogger(__name__)
+
+# Of vLLM's function: its name, the output at which it stands, and what it has found to be aborted before.
+_LOOP, _AT, _TO_ABORT = "process_outputs", "engine_core_output", "reqs_to_abort"
+
+
+def go_on(
+    process: Callable[[list[Any]], Any], states: dict[str, Any], forget: Callable[[str], object], error: Exception
+) -> Any:
+    """What vLLM's `process_outputs` would have returned that raised `error`, had the request at fault not been there.
+    `process` is called with the outputs behind it; `forget` has vLLM drop a request. Raises `error` if it came from
+    somewhere else."""
+    aborted: list[str] = []
+    while True:
+        frame = _loop_of(error)
+        if frame is None or _AT not in frame.f_locals:
+            raise error
+        culprit = frame.f_locals[_AT]
+        outputs = frame.f_locals["engine_core_outputs"]
+        aborted += frame.f_locals.get(_TO_ABORT, [])
+        name = culprit.request_id
+        logger.error("the outputs of request %s cannot be processed", name, exc_info=error)
+        if (state := states.get(name)) is not None:
+            state.queue.put(EngineGenerateError())
+            forget(name)
+        # Also in the engine, which goes on with it.
+        aborted.append(name)
+        position = next(index for index, output in enumerate(outputs) if output is culprit)
+        try:
+            done = process(list(outputs[position + 1 :]))
+        except Exception as another:
+            error = another
+            continue
+        done.reqs_to_abort[:0] = aborted
+        return done
+
+
+def run_again(llm: Any) -> list[str]:
+    """Where the task of that loop has ended all the same, start another; the requests that it has failed, which are to
+    be aborted. Without it no request would ever be answered again, while the engine is well."""
+    if llm.output_handler is None or not llm.output_handler.done() or llm.engine_core.resources.engine_dead:
+        return []
+    llm.output_handler = None
+    llm._run_output_handler()
+    return list(llm.output_processor.request_states)
+
+
+def _loop_of(error: Exception) -> FrameType | None:
+    """vLLM's loop, where an error came from within it."""
+    trace = error.__traceback__
+    found = None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name == _LOOP and _TO_ABORT in code.co_varnames:
+            found = trace.tb_frame
+        trace = trace.tb_next
+    return found
+
+
+__all__ = ["go_on", "run_again"]
