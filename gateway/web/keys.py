@@ -115,7 +115,7 @@ class Keys:
     def _fail(self, message: str) -> None:
         if message != self._failure:
             self._failure = message
-            logger.error("the API keys file cannot be used, the last good keys stay: %s", message)
+            logger.error("the API keys file cannot be read, the last good keys stay: %s", message)
 
 
 def _stamp(found: os.stat_result) -> Stamp:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from gateway.errors import Forbidden
@@ -50,7 +51,7 @@ class Sites:
 
     def refusal(self, method: str, sender: Sender) -> Forbidden | None:
         """Why a request is not answered, None if it is."""
-        if not all(map(self._answers_to, sender.hosts)):
+        if self.hosts is not None and not all(_is_own(one, self.hosts, self.addresses) for one in sender.hosts):
             return Forbidden(
                 "This server is not called by the name in this request's Host header; its operator can add the name to "
                 "server.allowed_hosts."
@@ -61,24 +62,6 @@ class Sites:
                 "server.cors_origins."
             )
         return None
-
-    def _answers_to(self, host: str) -> bool:
-        if self.hosts is None:
-            return True
-        match = _HOST.fullmatch(host)
-        if match is None:
-            return False
-        name = match[1].lower().strip("[]").rstrip(".")
-        try:
-            address = ip_address(name)
-        except ValueError:
-            # A name without a dot is one of this machine or of its network: the public DNS has none, so no page of the
-            # web can be one. Neither can those below `localhost`, nor the one by which containers call their host.
-            own = "." not in name or name.endswith(".localhost") or name == "host.docker.internal"
-            return own or name in self.hosts or any(name.endswith(one[1:]) for one in self.hosts if one[:2] == "*.")
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return self.addresses or address.is_loopback or address.is_unspecified or name in self.hosts
 
     def _is_foreign(self, method: str, sender: Sender) -> bool:
         """Whether a page of another site has made its visitor's browser send this."""
@@ -95,6 +78,26 @@ class Sites:
         called = [*sender.hosts, sender.forwarded_host.partition(",")[0].strip()]
         port = _DEFAULT_PORTS.get(scheme, "")
         return not place or place.removesuffix(port) not in {one.lower().removesuffix(port) for one in called}
+
+
+# Clients have few names for a server, and parsing an address takes as long as a small request's whole way here.
+@lru_cache(1024)
+def _is_own(host: str, hosts: tuple[str, ...], addresses: bool) -> bool:
+    """Whether that `Host` is a name of this machine, or one of `hosts`."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    name = match[1].lower().strip("[]").rstrip(".")
+    try:
+        address = ip_address(name)
+    except ValueError:
+        # A name without a dot is one of this machine or of its network: the public DNS has none, so no page of the web
+        # can be one. Neither can those below `localhost`, nor the one by which containers call their host.
+        own = "." not in name or name.endswith(".localhost") or name == "host.docker.internal"
+        return own or name in hosts or any(name.endswith(one[1:]) for one in hosts if one[:2] == "*.")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return addresses or address.is_loopback or address.is_unspecified or name in hosts
 
 
 __all__ = ["Sender", "Sites"]

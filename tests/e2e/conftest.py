@@ -25,7 +25,7 @@ class Starting:
 
 @dataclass
 class Keyed:
-    """The small, guarded server: two seats, two places to wait, two keys, JSON logs."""
+    """The small, guarded server: two seats, two places to wait, two clients' keys and an operator's, JSON logs."""
 
     server: Server
     keys_file: Path
@@ -63,9 +63,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, starting: Starting) -> Iter
         one.close()
 
 
-def new_key(name: str) -> tuple[str, str]:
+def new_key(name: str, *flags: str) -> tuple[str, str]:
     """A key and its line for the file, as `sluice key new` prints them."""
-    made = subprocess.run(command("key", "new", name), check=True, capture_output=True, text=True, timeout=60).stdout
+    asked = command("key", "new", name, *flags)
+    made = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
     key = next(word for word in made.split() if word.startswith("sk-sluice-"))
     line = next(word for word in made.split() if word.startswith(f"{name}:"))
     return key, line
@@ -75,7 +76,7 @@ def new_key(name: str) -> tuple[str, str]:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     """The small, guarded server. Its life ends with its engine's, in the last test of `test_limits`."""
     folder = tmp_path_factory.mktemp("keyed")
-    made = {name: new_key(name) for name in ("anna", "bert")}
+    made = {name: new_key(name) for name in ("anna", "bert")} | {"omar": new_key("omar", "--operator")}
     keys_file = folder / "keys.txt"
     keys_file.write_text("# for the tests\n" + "".join(f"{line}\n" for _, line in made.values()))
     flags = ["--max-concurrent", "2", "--max-waiting", "2", "--api-keys-file", str(keys_file), "--log-json"]

@@ -318,6 +318,32 @@ def test_the_key_file_is_read_again(keyed: Keyed) -> None:
     assert keyed.server.http.get("/v1/models", headers=keyed.headers()).status_code == 200
 
 
+def test_a_pipe_in_the_place_of_the_key_file_holds_nobody_up(keyed: Keyed) -> None:
+    text = keyed.keys_file.read_text()
+    keyed.keys_file.unlink()
+    os.mkfifo(keyed.keys_file)
+    try:
+        poll("it is complained about", lambda: "is not a regular file" in keyed.server.stderr(), 5, 0.1)
+        began = time.monotonic()
+        for _ in range(5):
+            assert keyed.server.http.get("/v1/models", headers=keyed.headers()).status_code == 200
+        assert time.monotonic() - began < 3, "a machine under load takes tenths of a second for each"
+    finally:
+        keyed.keys_file.unlink()
+        keyed.keys_file.write_text(text)
+    poll("it is read again", lambda: '"message":"API keys read again: 3"' in keyed.server.stderr(), 5, 0.1)
+    assert keyed.server.stderr().count("is not a regular file") == 1
+
+
+def test_operators_endpoints_take_an_operators_key(keyed: Keyed) -> None:
+    for method, path in (("GET", "/kv_event_sources"), ("POST", "/is_scaling_elastic_ep")):
+        assert keyed.server.http.request(method, path, headers=keyed.headers("omar")).status_code == 200
+        error = check_error(keyed.server.http.request(method, path, headers=keyed.headers()), 403, code="forbidden")
+        assert "sluice key new --operator NAME" in error["message"]
+    refused = keyed.server.post("/scale_elastic_ep", headers=keyed.headers(), new_data_parallel_size=1)
+    check_error(refused, 403, code="forbidden")
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
 def test_trusted_fields_are_not_the_clients(keyed: Keyed, path: str) -> None:
     """Values of these that vLLM would refuse show whether it sees them."""

@@ -24,7 +24,10 @@ import httpx
 import openai
 import pytest
 
+from tests.faults.conftest import Shared
 from tests.faults.proxy import Chaos, ChaosProxy
+from tests.faults.reader import COMPLETIONS, completion
+from tests.support.oracle import expected_text
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
 
 NODE = Path(__file__).with_name("node")
@@ -311,3 +314,25 @@ def test_no_client_takes_a_broken_stream_for_a_whole_one(
     assert all(one.finish is None for one in heard.values())
     assert all(proxy.cuts == 1 for proxy in proxies.values())
     demo.wait_idle()
+
+
+def test_an_eventsource_comes_back_with_a_token_where_keys_are_on(synthetic: Shared, node: Path) -> None:
+    """A browser's EventSource cannot send a key. It is cut once, and told in the end that there is nothing left."""
+    server, asked = synthetic.server, completion(1, 60)
+    with (
+        ChaosProxy(server.port, Chaos()) as proxy,
+        httpx.stream(
+            "POST", server.url + COMPLETIONS, json=asked, headers={**RESUMABLE, **synthetic.me}, timeout=60
+        ) as begun,
+    ):
+        stream_id, token = begun.headers["x-stream-id"], begun.headers["x-stream-token"]
+        proxy.plan.append(Chaos(cut_after=2500))
+        events = _node(node, "eventsource", f"{proxy.url}/v1/streams/{stream_id}?token={token}")
+    log = server.stderr()
+
+    assert events["text"] == expected_text(1, 60)
+    assert events["ids"] == list(range(1, len(events["ids"]) + 1))
+    assert (events["done"], events["error"], events["opened"], events["closed"]) == (True, None, 2, 204)
+    assert f"/v1/streams/{stream_id}" in log
+    assert token not in log
+    assert "token=" not in log
