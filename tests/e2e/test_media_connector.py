@@ -7,10 +7,8 @@ import base64
 import importlib
 import os
 import socket
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import ClientError
+from tests.support.pictures import png
 
 parts = SimpleNamespace()
 """What is tested."""
@@ -33,18 +32,6 @@ def _parts() -> None:
         warnings.simplefilter("ignore")
         parts.media = importlib.import_module("gateway.engine.vllm.media")
         parts.failures = importlib.import_module("gateway.engine.vllm.failures")
-
-
-def png(width: int, height: int, *, rows: int | None = None) -> bytes:
-    """A grey picture; with fewer rows than it says, a broken one."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    pixels = (b"\0" + b"\x7f" * width) * (height if rows is None else rows)
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 PICTURE = png(8, 4)
