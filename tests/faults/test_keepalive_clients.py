@@ -26,7 +26,7 @@ import pytest
 
 from tests.faults.conftest import Shared
 from tests.faults.proxy import Chaos, ChaosProxy
-from tests.faults.reader import COMPLETIONS, completion
+from tests.faults.reader import COMPLETIONS, completion, prompt
 from tests.support.oracle import expected_text
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
 
@@ -330,7 +330,7 @@ def test_an_eventsource_comes_back_with_a_token_where_keys_are_on(synthetic: Sha
         events = _node(node, "eventsource", f"{proxy.url}/v1/streams/{stream_id}?token={token}")
     log = server.stderr()
 
-    assert events["text"] == expected_text(1, 60)
+    assert events["text"] == expected_text(prompt(1), 60)
     assert events["ids"] == list(range(1, len(events["ids"]) + 1))
     assert (events["done"], events["error"], events["opened"], events["closed"]) == (True, None, 2, 204)
     assert f"/v1/streams/{stream_id}" in log
