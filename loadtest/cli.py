@@ -100,6 +100,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="default: the first that the server names")
     parser.add_argument("--seed", type=int, metavar="N", help="another one asks other questions at other times")
     parser.add_argument("--api-key", metavar="KEY", help="for tenants without a key of their own")
+    parser.add_argument("--metrics-url", metavar="URL", help="where the server shows its metrics, if not at --url")
     parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that send (default 1)")
 
 
@@ -194,6 +195,7 @@ def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:
             "model": args.model,
             "seed": args.seed,
             "api_key": args.api_key,
+            "metrics_url": args.metrics_url,
             **more,
         },
     )

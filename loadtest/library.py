@@ -43,7 +43,7 @@ def ready() -> list[str]:
 
 
 def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
-    """Read a scenario and put `overrides` on it: users, rate, duration_s, warmup_s, model, seed, api_key.
+    """Read a scenario and put `overrides` on it: users, rate, duration_s, warmup_s, model, seed, api_key, metrics_url.
 
     Raises ScenarioError."""
     file = _find(name_or_file)
@@ -99,7 +99,7 @@ def _overridden(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
     }
     if stages:
         document["stages"] = stages
-    document |= {key: overrides[key] for key in ("model", "seed") if key in overrides}
+    document |= {key: overrides[key] for key in ("model", "seed", "metrics_url") if key in overrides}
     if (users := overrides.get("users")) is not None:
         document["load"] = {**(document["load"] if loaded.scenario.is_closed else {"kind": "closed"}), "users": users}
     if (rate := overrides.get("rate")) is not None:

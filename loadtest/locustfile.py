@@ -42,6 +42,7 @@ def _options(parser: Any, **_: Any) -> None:
     parser.add_argument("--model", default=None, help="default: the first that the server names")
     parser.add_argument("--seed", type=int, default=None, help="another one asks other questions at other times")
     parser.add_argument("--api-key", default=None, is_secret=True, help="for tenants without a key of their own")
+    parser.add_argument("--metrics-url", default=None, help="where the server shows its metrics, if not at the host")
     parser.add_argument(
         "--load-out", default=None, include_in_web_ui=False, help="folder for result.json and the report (headless)"
     )
@@ -90,6 +91,7 @@ def _chosen(options: Namespace) -> Loaded:
         "model": options.model or None,
         "seed": None if (seed := _number("seed", options.seed)) is None else int(seed),
         "api_key": options.api_key or None,
+        "metrics_url": options.metrics_url or None,
     }
     return library.load(options.scenario, overrides)
 

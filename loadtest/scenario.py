@@ -133,7 +133,10 @@ class Scenario(_Section):
     )
     per_token_usage: bool = Field(True, description="Ask vLLM's servers for usage in every event, to count tokens.")
     freed_within_s: float = Field(5.0, gt=0, description="How soon the server must be idle after the run.")
-    metrics_urls: tuple[str, ...] = Field((), description="More places to scrape, beside the server's /metrics.")
+    metrics_url: str | None = Field(
+        None, description="Where the server shows its metrics, if not under its own URL: its management port."
+    )
+    metrics_urls: tuple[str, ...] = Field((), description="More places to scrape, beside the server's metrics.")
     generator: GeneratorLimits = GeneratorLimits()
     slo: Slo = Slo()
 

@@ -159,7 +159,8 @@ class Session:
     def metrics_urls(self) -> list[str]:
         """Where the server shows its metrics."""
         assert self.loaded is not None
-        return [self.url, *self.loaded.scenario.metrics_urls]
+        scenario = self.loaded.scenario
+        return [scenario.metrics_url or self.url, *scenario.metrics_urls]
 
     @property
     def url(self) -> str:

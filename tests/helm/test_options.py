@@ -262,7 +262,11 @@ def test_the_load_test_is_given_its_key() -> None:
     container = find(_scenario("loadtest"), "Job")["spec"]["template"]["spec"]["containers"][0]
 
     assert container["command"] == ["sluice-load", "run", "chat", "--url", "http://rel-demo.serving.svc:8000", "--out", "/results"]  # fmt: skip # noqa: E501
-    assert container["args"] == ["--api-key", "$(API_KEY)", "--rate", "5"]
+    (metrics,) = (
+        one["metadata"]["name"] for one in _scenario("loadtest") if one["metadata"]["name"].endswith("-metrics")
+    )
+    metrics_url = f"http://{metrics}.serving.svc:8001"
+    assert container["args"] == ["--api-key", "$(API_KEY)", "--metrics-url", metrics_url, "--rate", "5"]
     assert _env(container)["API_KEY"] == {"secretKeyRef": {"name": "load", "key": "token"}}
 
 

@@ -87,7 +87,7 @@ def test_the_others_are_told_the_same() -> None:
         assert worker == {key.replace("_", "-"): value for key, value in leader.items()}
         assert own.items() <= worker.items()
         assert container["command"][:2] == ["sh", "-c"]
-        assert container["command"][2].startswith('exec vllm serve "$MODEL" --headless --config /etc/sluice/settings/')
+        assert container["command"][2].startswith('exec sluice engine "$MODEL" --config /etc/sluice/settings/')
         model = group["leaderTemplate"]["spec"]["containers"][0]["args"][1]
         assert {"name": "MODEL", "value": model} in container["env"]
 
@@ -96,7 +96,7 @@ def test_ranks_of_the_workers_do_not_overlap() -> None:
     """As the shell works them out, with the variables that the controller sets."""
     objects = render(next(path for path in scenarios() if path.stem == "groups-values"))
     group = find(objects, "LeaderWorkerSet", "rel-spread")["spec"]["leaderWorkerTemplate"]
-    script = group["workerTemplate"]["spec"]["containers"][0]["command"][2].replace("exec vllm", "echo")
+    script = group["workerTemplate"]["spec"]["containers"][0]["command"][2].replace("exec sluice", "echo")
     ranks = []
     for index in range(1, group["size"]):
         environment = {

@@ -168,3 +168,9 @@ def test_a_file_that_is_no_scenario(tmp_path: Path, text: str, said: str) -> Non
     with pytest.raises(ScenarioError) as caught:
         library.load(str(tmp_path / "x.yaml"))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [None, "http://m:8001"])
+def test_the_servers_metrics_may_be_elsewhere(url: str | None, tmp_path: Path) -> None:
+    """On a management port, to which the server's own URL does not lead."""
+    assert library.load(scenario_file(tmp_path), {"metrics_url": url}).scenario.metrics_url == url

@@ -1,13 +1,14 @@
 {{/* What only groups of pods on several machines have: the workers' command, and their way of waiting for the leader. */}}
 
-{{/* vLLM's own front end without a server: engines, or a part of one, that the leader commands. */}}
+{{/* Engines without a server, or a part of one, that the leader commands: vLLM's `vllm serve --headless`, which its CPU
+     build refuses under its own name. */}}
 {{- define "sluice.workerCommand" -}}
 {{- $spread := eq .multiNode.mode "dataParallel" -}}
 command:
   - sh
   - -c
   - >-
-    exec vllm serve "$MODEL" --headless --config /etc/sluice/settings/worker.yaml
+    exec sluice engine "$MODEL" --config /etc/sluice/settings/worker.yaml
     {{- if $spread }}
     --data-parallel-address "$LWS_LEADER_ADDRESS"
     --data-parallel-start-rank $(( LWS_WORKER_INDEX * {{ .is.enginesPerPod }} ))
