@@ -37,6 +37,7 @@ CONTEXT = 32_768
 ENV = {
     "SLUICE_SYNTHETIC__ENABLED": "true",
     "SLUICE_SERVER__CORS_ORIGINS": '["http://app.example"]',
+    "SLUICE_SERVER__OPERATOR_ENDPOINTS": "true",
     # Long enough for all streams to arrive while the first of them run.
     "SLUICE_SYNTHETIC__STEP_MS": "1",
     "SLUICE_SYNTHETIC__DIE_AT_STEP": str(DIES_AT_STEP),

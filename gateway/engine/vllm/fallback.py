@@ -270,13 +270,14 @@ async def build(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     args.allowed_origins = []
     app = find("build_app")(args, supported_tasks, proxy.model_config)
     await find("init_app_state")(proxy, app.state, args, supported_tasks)
-    # And our `/metrics` has its numbers, too. Its own takes any path that begins so, past the rules of proxies.
-    app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
+    # Our `/metrics` has its numbers, too. Its own takes any path that begins so, past the rules of proxies.
     app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", None) != "/metrics"]
     # Its engine-error handler looks for the server it would stop; ours decides that elsewhere.
     app.state.server = SimpleNamespace(should_exit=False)
     # Its list of allowed origins is empty, and a middleware without any only says `Vary: Origin` a second time.
     app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
+    # SageMaker's part has had it built already.
+    app.middleware_stack = None
     lanes.adopt(app.state)
     stream_errors.adopt(app.state)
     return app
