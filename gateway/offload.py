@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -24,7 +24,19 @@ T = TypeVar("T")
 
 _LONG_BYTES = 2**20
 _current = threading.local()
+# What threads compute right now, in the whole process.
+_running: set[_Job] = set()
+_running_changed = threading.Condition()
 _awaited: set[asyncio.Future[Any]] = set()
+
+
+def settle(timeout_s: float) -> bool:
+    """Abandon all that is computed; whether it has stopped within so long. To be asked before the interpreter ends: a
+    thread that is in the middle of a library's native code then would abort the process."""
+    with _running_changed:
+        for job in _running:
+            job.abandoned = True
+        return _running_changed.wait_for(lambda: not _running, timeout_s)
 
 
 def awaited() -> int:
@@ -43,13 +55,32 @@ def checkpoint() -> None:
         raise Abandoned
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     size: int
     number: int
-    work: Callable[[], Any] = field(compare=False)
-    settle: Callable[[Any, BaseException | None], None] = field(compare=False)
-    abandoned: bool = field(default=False, compare=False)
+    work: Callable[[], Any]
+    settle: Callable[[Any, BaseException | None], None]
+    abandoned: bool = False
+
+    def __lt__(self, other: _Job) -> bool:
+        return (self.size, self.number) < (other.size, other.number)
+
+    def run(self) -> None:
+        """Do the work, and settle it."""
+        with _running_changed:
+            _running.add(self)
+        _current.job = self
+        try:
+            outcome: tuple[Any, BaseException | None] = (self.work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        finally:
+            _current.job = None
+            with _running_changed:
+                _running.discard(self)
+                _running_changed.notify_all()
+        self.settle(*outcome)
 
 
 class Offload:
@@ -146,24 +177,13 @@ class Offload:
                     self._idle -= 1
                 self._running += 1
                 self._long_running += self._is_long(job)
-            self._do(job)
+            job.run()
             with self._changed:
                 self._running -= 1
                 self._long_running -= self._is_long(job)
                 self._changed.notify()
             # Else the last job, and all that it has made, would live as long as this thread has nothing to do.
             del job
-
-    @staticmethod
-    def _do(job: _Job) -> None:
-        _current.job = job
-        try:
-            outcome: tuple[Any, BaseException | None] = (job.work(), None)
-        except BaseException as error:
-            outcome = (None, error)
-        finally:
-            _current.job = None
-        job.settle(*outcome)
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -203,14 +223,18 @@ class DaemonExecutor(ThreadPoolExecutor):
         while (job := self._jobs.get()) is not None:
             future, work = job
             if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:
-                    future.set_exception(error)
+
+                def settle(value: Any, error: BaseException | None, future: Future[Any] = future) -> None:
+                    if error is None:
+                        future.set_result(value)
+                    else:
+                        future.set_exception(error)
+
+                _Job(0, 0, work, settle).run()
             del job, future, work
             with self._lock:
                 if self._jobs.empty():
                     self._free += 1
 
 
-__all__ = ["Abandoned", "DaemonExecutor", "Offload", "awaited", "checkpoint"]
+__all__ = ["Abandoned", "DaemonExecutor", "Offload", "awaited", "checkpoint", "settle"]

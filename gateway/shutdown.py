@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gateway import offload
 from gateway.model import Cause
 
 logger = logging.getLogger("sluice")
@@ -22,6 +23,9 @@ WITHIN_S = 20.0
 NOW_WITHIN_S = 4.0
 # When all is done, threads that are still busy are waited for so long.
 THREADS_WITHIN_S = 5.0
+# Threads that compute for a request stop at the next point where they look whether somebody waits for it; one that is
+# in the middle of a library's own code does not, and would abort the process at the interpreter's end.
+THREADS_STOP_WITHIN_S = 0.5
 
 
 class Threads(ThreadPoolExecutor):
@@ -61,7 +65,7 @@ def end(code: int) -> None:
 def leave(code: int, *, hurry: bool) -> int:
     """The exit code, with which the process will end soon. `hurry`: a thread is in the middle of building an engine and
     would hold the interpreter's exit for as long as that takes."""
-    if hurry:
+    if hurry or not offload.settle(THREADS_STOP_WITHIN_S):
         logging.shutdown()
         sys.stderr.flush()
         end(code)

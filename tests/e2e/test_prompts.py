@@ -343,6 +343,23 @@ def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompts: 
     assert llm.added == ["r0", "r1", "r2", "raw"]
 
 
+def test_log_probabilities_of_a_long_prompt_are_refused(prompts: Any) -> None:
+    llm = Llm()
+    llm.renderer.model_config = SimpleNamespace(get_vocab_size=lambda: 1000)
+    prompts.check_aside(llm)
+    ids = {"prompt_token_ids": [1] * 6000}
+
+    async def main() -> None:
+        await llm.add_request("few", ids, SimpleNamespace(prompt_logprobs=1))
+        for wanted in (20, -1):
+            with pytest.raises(prompts.VLLMValidationError, match="6000 prompt tokens"):
+                await llm.add_request("many", ids, SimpleNamespace(prompt_logprobs=wanted))
+
+    asyncio.run(main())
+
+    assert llm.added == ["few"]
+
+
 def test_a_token_out_of_the_vocabulary_is_still_refused(prompts: Any) -> None:
     llm = Llm()
     prompts.check_aside(llm)

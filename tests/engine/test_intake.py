@@ -18,6 +18,7 @@ from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.intake import Intake
 from gateway.engine.vllm.trust import Screen
 from gateway.errors import ClientError, DeadlineExceeded
+from gateway.offload import checkpoint
 from tests.support.asgi import Client
 
 JSON = {"Content-Type": "application/json"}
@@ -36,7 +37,9 @@ class Order(BaseModel, extra="allow"):
     @model_validator(mode="before")
     @classmethod
     def _look(cls, data: Any) -> Any:
-        time.sleep(data.get("slow_s", 0))
+        for _ in range(int(data.get("slow_s", 0) * 100)):
+            checkpoint()
+            time.sleep(0.01)
         return data
 
 
@@ -62,7 +65,7 @@ def make_intake(timeout_s: float = 5.0, **limits: int) -> Intake:
         return JSONResponse([])
 
     screen = Screen(trust=False)
-    documents = Documents(screen, BodyLimits(**limits), vocabulary=1000)
+    documents = Documents(screen, BodyLimits(**limits), vocabulary=1000, context=500)
     return Intake(app, screen, documents, timeout_s, lambda error, *_: ClientError(str(error)))
 
 
@@ -114,6 +117,8 @@ def test_a_request_without_a_body_may_name_its_content_type() -> None:
         ({"size": 2**70}, "size: .*64 bits|size: .*less than"),
         ([1], "must be a JSON object"),
         (b"{bad", "not valid JSON"),
+        ({"prompt": [5] * 501}, "prompt: This model's maximum context length is 500 tokens; the prompt has 501"),
+        ({"input": [[5], [5] * 501]}, "input: This model's maximum"),
         ({"stop": ["a"] * 257}, r"stop has 257 strings; at most 256 are taken \(server.max_stop_strings\)"),
         ({"sampling_params": {"bad_words": ["a"] * 257}}, r"sampling_params\.bad_words has 257 strings"),
         ({"stop_token_ids": [5] * 1001}, r"stop_token_ids has 1001 entries; the model's vocabulary has 1000"),

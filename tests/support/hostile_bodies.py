@@ -72,6 +72,15 @@ def _text(count: int, piece: str) -> str:
     return piece * (count // len(piece))
 
 
+TOOL = (
+    '{"type":"function","function":{"name":"f","description":"does","parameters":{"type":"object","properties":'
+    '{"a":{"type":"string"},"b":{"type":"integer"}}}}}'
+)
+CALL = (
+    '{"role":"assistant","content":null,"tool_calls":[{"id":"a","type":"function",'
+    '"function":{"name":"f","arguments":"{}"}}]}'
+)
+RESULT = '{"role":"tool","tool_call_id":"a","content":"x"}'
 USER = '{"role":"user","content":"hi"}'
 FEW = {"max_tokens": 4}
 _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
@@ -135,18 +144,55 @@ _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
         _list("prompt", "[" + ",".join(["300"] * 10_000) + "]", 64, **FEW),
         OK,
     ),
-    "chat, 300 tools": (
+    "chat, 300 tools": (CHAT, _list("tools", TOOL, 300, messages=ASK, **FEW), OK),
+    "chat, 4,000 tools": (CHAT, _list("tools", TOOL, 4_000, messages=ASK, **FEW), OK),
+    "chat, 4,000 messages of parts": (
         CHAT,
         _list(
-            "tools",
-            '{"type":"function","function":{"name":"f","description":"does","parameters":{"type":"object","properties":'
-            '{"a":{"type":"string"},"b":{"type":"integer"}}}}}',
-            300,
-            messages=ASK,
+            "messages",
+            '{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}',
+            4_000,
             **FEW,
         ),
         OK,
     ),
+    "chat, 4,000 calls and results": (CHAT, _list("messages", f"{CALL},{RESULT}", 2_000, **FEW), OK),
+    "chat, 4,000 parts": (CHAT, _parts("messages", '{"type":"text","text":"a"}', 4_000, **FEW), OK),
+    "chat, 250 stop strings": (
+        CHAT,
+        _list("stop", '"word and word"', 250, messages=ASK, stream=True, max_tokens=400),
+        OK,
+    ),
+    "chat, 250 bad words": (CHAT, _list("bad_words", '"word and word"', 250, messages=ASK, **FEW), OK),
+    "responses, 4,000 items": (RESPONSES, _list("input", USER, 4_000, max_output_tokens=4), OK),
+    "responses, 2,000 calls and results": (
+        RESPONSES,
+        _list(
+            "input",
+            '{"type":"function_call","call_id":"a","name":"f","arguments":"{}"},'
+            '{"type":"function_call_output","call_id":"a","output":"x"}',
+            1_000,
+            max_output_tokens=4,
+        ),
+        OK,
+    ),
+    "responses, 2,000 tools": (
+        RESPONSES,
+        _list(
+            "tools",
+            '{"type":"function","name":"f","parameters":{"type":"object","properties":{"a":{"type":"string"}}}}',
+            2_000,
+            input="hi",
+            max_output_tokens=4,
+        ),
+        OK,
+    ),
+    "messages, 2,000 tools": (
+        MESSAGES,
+        _list("tools", '{"name":"f","input_schema":{"type":"object","properties":{}}}', 2_000, messages=ASK, **FEW),
+        OK,
+    ),
+    "completions, 200 texts": (TEXT, _list("prompt", f'"{"word " * 200}"', 200, **FEW), OK),
     # As long as a body may be.
     "chat, 16 MiB of lists": (CHAT, _full("messages", "[]"), REFUSED),
     "chat, 16 MiB of empty messages": (CHAT, _full("messages", "{}"), REFUSED),

@@ -33,14 +33,14 @@ from gateway.engine.vllm.grammars import validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
 from gateway.engine.vllm.intake import Intake
-from gateway.engine.vllm.requests import VllmCall, read_request
+from gateway.engine.vllm.requests import VllmCall, VllmPrepared, read_request
 from gateway.engine.vllm.statistics import Statistics
 from gateway.engine.vllm.steps import PlainSteps, SinkQueue, unframe
 from gateway.engine.vllm.trust import Headers, Screen
 from gateway.engine.vllm.versions import find
 from gateway.errors import SluiceError, Unsupported
 from gateway.model import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
-from gateway.offload import DaemonExecutor, Offload
+from gateway.offload import Offload
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,6 @@ T = TypeVar("T")
 _FORMAT_S = 0.002
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class VllmPrepared:
-    """A rendered request. Exactly one of `submission` (plain) and `chunks` (vLLM's generator) is set for a stream;
-    neither is for a whole answer, which vLLM renders and generates in one go."""
-
-    call: VllmCall
-    tally: Tally
-    raw: Any
-    frame: Frame | None = None
-    submission: fallback.Submission | None = None
-    chunks: AsyncGenerator[str, None] | None = None
 
 
 class VllmEngine:
@@ -92,7 +79,9 @@ class VllmEngine:
         self._screen = Screen(trust_client_fields)
         self._limits = limits
         self._answering = Offload("sluice-answer")
-        self._documents = Documents(self._screen, limits, llm.vllm_config.model_config.get_vocab_size())
+        self._documents = Documents(
+            self._screen, limits, llm.model_config.get_vocab_size(), llm.model_config.max_model_len
+        )
         self._prepare_timeout_s = prepare_timeout_s
         self._engagements = fallback.Engagements()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -105,7 +94,6 @@ class VllmEngine:
         self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
         if statistics.adds:
             self._core.express = self._steps.express
-        asyncio.get_running_loop().set_default_executor(DaemonExecutor())
         prompts.adopt(
             self._llm,
             foreign_templates=bool(args.trust_request_chat_template),

@@ -13,17 +13,19 @@ from gateway.engine.vllm.optional_fields import drop_empty
 from gateway.engine.vllm.trust import Screen
 from gateway.errors import ClientError
 
+_PROMPTS = ("prompt", "input", "token_ids")
 _STRINGS = ("stop", "bad_words", "stop_sequences")
 _IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids")
 
 
 class Documents:
-    """Reads bodies. `vocabulary` is how many tokens the model has."""
+    """Reads bodies. `vocabulary` is how many tokens the model has, `context` how many a sequence of it may have."""
 
-    def __init__(self, screen: Screen, limits: BodyLimits, vocabulary: int) -> None:
+    def __init__(self, screen: Screen, limits: BodyLimits, vocabulary: int, context: int) -> None:
         self._screen = screen
         self._limits = limits
         self._vocabulary = vocabulary
+        self._context = context
 
     def read_any(self, body: bytes) -> tuple[Any, bool]:
         """The document, of whatever kind, and whether something had to be removed from it. Raises ClientError."""
@@ -36,8 +38,27 @@ class Documents:
         if not isinstance(document, dict):
             raise ClientError("The request body must be a JSON object.")
         drop_empty(document)
+        check_length(document, self._context)
         check_fields(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
         return document
+
+
+def check_length(document: dict[str, Any], context: int) -> None:
+    """Refuse token ids that no context holds now, and not when the request's turn comes: a million of them take 40 MB
+    while they wait."""
+    if document.get("truncate_prompt_tokens") is not None:
+        return
+    for name in _PROMPTS:
+        value = document.get(name)
+        if not isinstance(value, list):
+            continue
+        lists = [one for one in value if isinstance(one, list)] if value and isinstance(value[0], list) else [value]
+        for ids in lists:
+            if len(ids) > context and type(ids[0]) is int:
+                raise ClientError(
+                    f"{name}: This model's maximum context length is {context} tokens; the prompt has {len(ids)}.",
+                    param=name,
+                )
 
 
 def check_fields(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
@@ -61,4 +82,4 @@ def check_fields(document: dict[str, Any], *, max_stop_strings: int, vocabulary:
                 )
 
 
-__all__ = ["Documents", "check_fields"]
+__all__ = ["Documents", "check_fields", "check_length"]

@@ -73,6 +73,7 @@ def from_response(response: Any) -> SluiceError:
 
 def from_info(status: int, message: str, param: str | None) -> SluiceError:
     """vLLM's status, message and parameter, as one of our classes."""
+    message = _SUFFIX.sub("", message)
     if status == 404:
         return NotFound(message, param=param)
     if status == 501:
@@ -98,6 +99,9 @@ def named(error: SluiceError, request: Any) -> SluiceError:
     elif param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
         param = "max_completion_tokens"
         message = message.replace("max_tokens", param)
+    elif param is not None and param.startswith("["):
+        # vLLM validates the parts of a message when it renders it, and then knows only the part's number.
+        param, message = given, f"{given}: in a list of parts, {message}"
     elif param is None:
         first = message.split(" ", 1)[0]
         if first.isidentifier() and first in type(request).model_fields:

@@ -38,6 +38,8 @@ LONG_TO_TOKENIZE = 2**17
 LONGEST_TO_DECODE = 2**17
 # Any model's tokenizer may be asked about so many characters.
 LONGEST_TO_COUNT = 2**20
+# Log probabilities of a prompt that vLLM writes into each choice: 0.1 s for so many.
+MOST_PROMPT_LOGPROBS = 100_000
 # What rendering a message costs, in characters to tokenize.
 _CHARS_PER_MESSAGE = 200
 
@@ -216,6 +218,8 @@ def check_aside(llm: Any) -> None:
 
     async def add_request(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if isinstance(ids, list) and args and getattr(args[0], "prompt_logprobs", None):
+            check_prompt_logprobs(len(ids), args[0].prompt_logprobs, renderer.model_config)
         if not isinstance(ids, list) or len(ids) <= SHORT_TO_CHECK:
             return await add(request_id, prompt, *args, **kwargs)
         await asyncio.to_thread(validate_in_parts, ids)
@@ -237,4 +241,24 @@ def check_aside(llm: Any) -> None:
     renderer.validate_token_ids = validate_token_ids
 
 
-__all__ = ["adopt", "check_aside", "decode_aside", "make_run", "prime_with_tails", "render_aside", "tokenize_here"]
+def check_prompt_logprobs(tokens: int, wanted: int, model_config: Any) -> None:
+    """Refuse what vLLM would validate and write in one turn of the loop, in every choice anew."""
+    each = model_config.get_vocab_size() if wanted < 0 else wanted + 1
+    if tokens * each > MOST_PROMPT_LOGPROBS:
+        raise VLLMValidationError(
+            f"prompt_logprobs: {tokens} prompt tokens with {each} values each are more than {MOST_PROMPT_LOGPROBS}, "
+            "the most that are given at once; ask for fewer, or send the prompt in parts.",
+            parameter="prompt_logprobs",
+        )
+
+
+__all__ = [
+    "adopt",
+    "check_aside",
+    "check_prompt_logprobs",
+    "decode_aside",
+    "make_run",
+    "prime_with_tails",
+    "render_aside",
+    "tokenize_here",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,10 +11,10 @@ from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from gateway.engine.vllm import failures
+from gateway.engine.vllm import failures, fallback
 from gateway.engine.vllm.documents import Documents
 from gateway.engine.vllm.validation import BoundedValidator, from_validation
-from gateway.model import Endpoint
+from gateway.model import Endpoint, Frame, Tally
 
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
 
@@ -26,6 +27,19 @@ class VllmCall:
     request: Any
     stream: bool
     seats: int
+
+
+@dataclass(frozen=True, slots=True)
+class VllmPrepared:
+    """A rendered request. Exactly one of `submission` (plain) and `chunks` (vLLM's generator) is set for a stream;
+    neither is for a whole answer, which vLLM renders and generates in one go."""
+
+    call: VllmCall
+    tally: Tally
+    raw: Any
+    frame: Frame | None = None
+    submission: fallback.Submission | None = None
+    chunks: AsyncGenerator[str, None] | None = None
 
 
 def read_request(endpoint: Endpoint, body: bytes, documents: Documents) -> VllmCall:
@@ -54,4 +68,4 @@ def _prompts(request: Any) -> int:
     return 1
 
 
-__all__ = ["VllmCall", "read_request"]
+__all__ = ["VllmCall", "VllmPrepared", "read_request"]
