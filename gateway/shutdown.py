@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gateway import offload
+from gateway.engine.processes import kill_below
 from gateway.model import Cause
 
 logger = logging.getLogger("sluice")
@@ -57,8 +57,7 @@ def _force(code: int, silent: bool) -> None:
 def end(code: int) -> None:
     """End this process and its children without another word."""
     with contextlib.suppress(Exception):
-        for process in multiprocessing.active_children():
-            process.kill()
+        kill_below(os.getpid())
     os._exit(code)
 
 

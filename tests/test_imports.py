@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "settings_errors": set(),
     "sockets": set(),
     "listeners": set(),
-    "shutdown": {"offload"},
+    "shutdown": {"engine.processes", "offload"},
     "memory": set(),
     "tls": set(),
     "wire": set(),

@@ -4,6 +4,7 @@ elsewhere nothing is known."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +45,33 @@ def usage(pids: Iterable[int], proc: Path = _PROC) -> Usage | None:
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), is_stopped) if seen else None
 
 
+def kill_below(pid: int) -> None:
+    """End every process below `pid`, also those that children of its children have only just started: a worker of an
+    engine that is starting does not notice for half a minute that it is alone."""
+    found: set[int] = set()
+    while new := _below(pid) - found:
+        # None of them starts another one now.
+        _signal(new, signal.SIGSTOP)
+        found |= new
+    _signal(found, signal.SIGKILL)
+
+
+def _below(pid: int) -> set[int]:
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        children = [child for child in _children(_PROC / str(waiting.pop())) if child not in found]
+        found.update(children)
+        waiting += children
+    return found
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, number)
+
+
 def _children(folder: Path) -> list[int]:
     """The processes that any thread of a process has started."""
     found: list[int] = []
@@ -54,4 +82,4 @@ def _children(folder: Path) -> list[int]:
     return found
 
 
-__all__ = ["Usage", "usage"]
+__all__ = ["Usage", "kill_below", "usage"]

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from gateway.engine.processes import usage
+from gateway.engine.processes import kill_below, usage
 
 
 def _write(proc: Path, pid: int, state: str, ticks: int, children: list[int]) -> None:
@@ -57,3 +58,24 @@ def test_real_processes() -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+def test_children_of_children_go_too() -> None:
+    """Those of an engine that is starting import for half a minute before they notice that they are alone."""
+    program = "import subprocess, sys; one = subprocess.Popen(['sleep', '60']); print(one.pid, flush=True); one.wait()"
+    middle = subprocess.Popen(["sh", "-c", f'{sys.executable} -c "{program}"; true'], stdout=-1, text=True)
+    try:
+        assert middle.stdout is not None
+        grandchild = int(middle.stdout.readline())
+        kill_below(middle.pid)
+        middle.wait(10)
+
+        for _ in range(100):
+            if not Path(f"/proc/{grandchild}").exists() or "Z" in Path(f"/proc/{grandchild}/stat").read_text():
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it lives")
+    finally:
+        middle.kill()
+        middle.communicate()
