@@ -45,10 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Where resumable streams crowd, each keeps its share of the room, but no less than this part of what one may keep.
 _SMALLEST_SHARE = 1 / 4
-# Bodies with no more values are parsed where they arrive. A thread costs 0.1 ms; so many take about a millisecond.
-_LIGHT_VALUES = 512
-# So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
-_BEGIN_PER_TURN = 8
+# When the engine has aborted what it did for it, a request that vLLM's app answers ends by itself within milliseconds.
+_UNWINDS_WITHIN_S = 1.0
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
 _ID_BYTES = 16
 
@@ -89,7 +87,7 @@ class Registry:
         self._facts = facts
         self._new_id = new_id
         self._live: dict[str, Stream] = {}
-        self._mounted: dict[Leash, Caller] = {}
+        self._mounted: dict[Leash, Tally] = {}
         self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
         self._share = limits.max_bytes
         self._empty: asyncio.Future[None] | None = None
@@ -104,8 +102,8 @@ class Registry:
 
     def owners(self) -> Counter[str]:
         """How many requests that have not ended each API key has, by its name."""
-        ours = (stream.producer.tally.caller for stream in self._live.values())
-        return Counter(one.owner for one in chain(ours, self._mounted.values()) if one.owner is not None)
+        tallies = chain((stream.producer.tally for stream in self._live.values()), self._mounted.values())
+        return Counter(tally.caller.owner for tally in tallies if tally.caller.owner is not None)
 
     @property
     def kept_bytes(self) -> int:
@@ -250,6 +248,10 @@ class Registry:
             tally = self._engine().cancel(request_id, caller.owner)
             if tally is None:
                 raise
+            # Its answer may wait for a client who does not read.
+            error, loop = Cancelled("The request was cancelled by its id."), asyncio.get_running_loop()
+            for leash in [leash for leash, one in self._mounted.items() if one is tally]:
+                loop.call_later(_UNWINDS_WITHIN_S, leash.end, error)
             return Status(request_id, "cancelled", False, 0, tally.prompt_tokens, tally.completion_tokens)
         stream.producer.cancel(Cancelled("The request was cancelled by its id."))
         return status_of(stream)
@@ -311,7 +313,7 @@ class Registry:
                 finally:
                     timer.cancel()
                 return
-            self._mounted[leash] = tally.caller
+            self._mounted[leash] = tally
             permit = None
             token = CURRENT_TALLY.set(tally)
             try:

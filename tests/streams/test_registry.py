@@ -742,6 +742,24 @@ async def test_a_mounted_path_that_fails_gives_its_seat_back() -> None:
 
 
 @in_virtual_time
+async def test_a_mounted_path_that_is_cancelled_by_its_id_ends_though_nobody_reads_it() -> None:
+    house = mounted_house()
+    tally = a_tally(house.facts)
+    house.engine.mounted["resp-1", None] = tally
+    task = working(house, tally)
+    await settle()
+    house.registry.cancel("resp-1", a_caller())
+    await asyncio.sleep(0.9)
+
+    assert not task.done(), "it may end by itself, in its protocol's way"
+
+    await asyncio.sleep(0.2)
+    with pytest.raises(Cancelled):
+        await task
+    assert house.at_rest
+
+
+@in_virtual_time
 async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
     house = mounted_house(seats=1)
     held = await house.gate.enter()

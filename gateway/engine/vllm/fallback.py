@@ -182,6 +182,9 @@ class EngineProxy:
         task: asyncio.Task[Any] | None,
     ) -> AsyncIterator[Any]:
         tally = CURRENT_TALLY.get()
+        if tally is not None and tally.cause is Cause.CANCELLED:
+            # Between two of its turns: what has been cancelled asks for no more.
+            raise CancelledById
         if tally is not None and tally.cause in _BROKEN_OFF:
             goes_on = task is not None and self._engagements.in_background(task)
             if tally.cause is not Cause.DISCONNECTED or not goes_on:
