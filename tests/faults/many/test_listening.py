@@ -16,7 +16,7 @@ from tests.faults.reader import COMPLETIONS, completion
 from tests.support.certificates import Authority, serial
 from tests.support.server import READY_WITHIN_S, Server, free_port, poll
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.full]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.full]
 
 ENV = {**SYNTHETIC, "SLUICE_SERVER__WORKERS": "2", "SLUICE_SERVER__DRAIN_TIMEOUT_S": "5"}
 
@@ -27,7 +27,7 @@ def management_port() -> int:
 
 
 def wait_for_all(server: Server) -> None:
-    poll("all workers are ready", lambda: "ready: " in server.stderr() or not server.running(), READY_WITHIN_S, 0.1)
+    poll("all workers are ready", lambda: "ready: " in server.stderr() or not server.running(), 2 * READY_WITHIN_S, 0.1)
     assert server.running(), server.stderr()
 
 
