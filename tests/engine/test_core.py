@@ -8,6 +8,7 @@ import enum
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -699,3 +700,46 @@ async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
 
     assert bench.sent == ["new"]
     assert bench.core._trial is None
+
+
+# Several clients of one engine.
+
+
+@in_virtual_time
+async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, tmp_path: Path) -> None:
+    sys.modules.pop("gateway.engine.vllm.tenant", None)
+    tenant = importlib.import_module("gateway.engine.vllm.tenant")
+    landlord = SimpleNamespace(trial_lock=tmp_path / "trial.lock", pids=[1], meet=lambda _: None, complain=lambda: None)
+    clients = []
+    for _ in range(2):
+        bench = Dying(core)
+        bench.core = tenant.SharedCore(bench.first, bench.processor, clock(), landlord)
+        for name in ("old", "new"):
+            await bench.add(name, [])
+        await bench.say("old")
+        clients.append(bench)
+    for bench in clients:
+        await bench.die()
+    one, two = clients
+
+    assert (one.sent, two.sent) == (["old"], ["old"])
+
+    await one.say("old")
+    await asyncio.sleep(1)
+
+    assert (one.sent, two.sent) == (["old"], ["old"]), "the other one's have no token yet"
+
+    await two.say("old")
+    await asyncio.sleep(0.5)
+    (first, second) = (one, two) if len(one.sent) == 2 else (two, one)
+
+    assert (first.sent, second.sent) == (["old", "new"], ["old"]), "one of them is on trial"
+
+    await first.say("new")
+    await asyncio.sleep(0.5)
+
+    assert second.sent == ["old", "new"]
+
+    await second.say("new")
+    await asyncio.sleep(0.5)
+    sys.modules.pop("gateway.engine.vllm.tenant", None)

@@ -262,3 +262,39 @@ async def test_where_there_will_be_no_other_a_worker_does_not_wait() -> None:
     tenancy.given_up(GivenUp("Too often."))
     with pytest.raises(SettingsError, match="Too often"):
         await asked
+
+
+@in_virtual_time
+async def test_deaths_that_a_workers_request_explains_are_reported_by_the_house() -> None:
+    """Too late for the death itself: workers tell what they know when the next engine is up."""
+    house = House(max_restarts=1)
+    await settle()
+    house.ready(1)
+    await settle()
+    for generation, explained in ((2, 0), (3, 1), (4, 1)):
+        house.made[-1].death.set()
+        await settle()
+        for number in (0, 1):
+            share = explained if number == 0 else 0
+            house.engines.ready(number, Ready(generation, "m", True, 0, {}, share, 2 * share))
+        await settle()
+        if generation == 2:
+            house.engines._explained = 2
+
+        assert house.supervisor.phase is Phase.UP
+
+    assert [revival.expelled for revival in house.regained] == [0, 1, 1]
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_a_worker_knows_the_processes_and_where_all_workers_can_lock() -> None:
+    tenancy = Tenancy(0, 2, lambda _: None)
+    tenancy.up(Up(1, {"input_address": "ipc:///tmp/house/a1", "output_address": "ipc:///tmp/house/a2"}, [11, 12]))
+
+    assert (list(tenancy.pids), tenancy.trial_lock) == ([], None)
+
+    await tenancy.addresses()
+
+    assert (list(tenancy.pids), str(tenancy.trial_lock)) == ([11, 12], "/tmp/house/trial.lock")
