@@ -140,7 +140,7 @@ class Grammars(Section):
     compiled in a process of its own before the request waits for a seat."""
 
     timeout_s: float = Field(
-        4.0, gt=0, le=600, description="CPU time of one compilation; on the clock twice as long. Then it is a 400."
+        4.0, gt=0, le=600, description="CPU time of one compilation; on the clock 1.75 times as long. Then it is a 400."
     )
     max_bytes: int = Field(512 * 2**10, ge=1024, description="Length of a schema, expression or grammar.")
     max_properties: int = Field(2000, ge=1, description="Properties in a JSON schema, at all levels together.")

@@ -1,4 +1,4 @@
-"""The checker process itself, with a vocabulary of the 256 bytes: what it finds, and how it ends."""
+"""The checker process itself, with a small vocabulary: what it finds, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from gateway.errors import Overloaded
 HEAVY = {
     "json": json.dumps({"properties": {f"p{i}": {} for i in range(1000)}, "minProperties": 9, "maxProperties": 500})
 }
+AMBIGUOUS = 'root ::= a a a a a a\na ::= "" | a b | b a\nb ::= [a-z ]*'
 GOOD = {
     "json": {"type": "object", "properties": {"a": {"type": "integer"}}},
     "regex": "[ab]+",
@@ -42,13 +43,16 @@ BAD = {
 
 
 def config(limits: GrammarLimits) -> dict[str, Any]:
+    # Long tokens are what makes masks of ambiguous grammars slow.
     tokens: list[str | bytes] = [bytes([i]) for i in range(256)]
-    info = TokenizerInfo([*tokens, b"</s>"], vocab_type=VocabType.RAW, stop_token_ids=[256])
+    tokens += [b"</s>", *(bytes([letter]) * length for letter in b"abcdefgh" for length in range(8, 64))]
+    info = TokenizerInfo(tokens, vocab_type=VocabType.RAW, stop_token_ids=[256])
     settings = {"backend": "auto", "disable_any_whitespace": False, "disable_additional_properties": False}
     return {
         "settings": settings,
         "tokenizer": info.serialize_json(),
         "timeout_s": limits.timeout_s,
+        "wall_s": limits.wall_s,
         "max_memory_bytes": limits.max_memory_bytes,
     }
 
@@ -100,6 +104,9 @@ def test_each_kind_is_compiled_or_refused_with_a_reason() -> None:
                 assert verdict.backend is None, name
                 assert "/project/" not in verdict.message
                 assert "Traceback" not in verdict.message
+            # Ambiguous: each mask takes longer than the last one.
+            verdict = await checker.check({"grammar": AMBIGUOUS}, "a")
+            assert "too long" in verdict.message or "longer than" in verdict.message
             # What xgrammar does not know goes to the others, as in vLLM.
             assert (await checker.check({"regex": r"\p{L}+"}, "a")).backend == "guidance"
             assert (await checker.check({"json": {"type": "integer", "multipleOf": 3}}, "a")).backend == "guidance"

@@ -35,7 +35,8 @@ _SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
 
 
 UNGRAMMATICAL = (
-    "structured_outputs: the model cannot go on within this grammar: it compiles, but it comes to a dead end."
+    "structured_outputs: the model cannot go on within this grammar: it compiles, but it comes to a dead end, or takes "
+    "too long for each token."
 )
 
 

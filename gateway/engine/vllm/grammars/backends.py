@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
+import resource
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +15,20 @@ from gateway.engine.vllm.grammars.stand_ins import backend
 
 # The constraint's fields, as vLLM names them.
 FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+# How long masks may take: on average for each token, and at the beginning.
+PER_TOKEN_S = 0.005
+SLACK_S = 0.5
+# Where a grammar becomes slow, it does so after a few tokens.
+_WALK_TOKENS = 40
 # The library puts the time and its own source file before its message.
 _ORIGIN = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 _LONGEST_MESSAGE = 400
+
+
+def used_s() -> float:
+    """CPU time of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 class Refused(Exception):
@@ -105,23 +118,35 @@ class Backends:
             compiles.num_speculative_tokens = 0
             # One thread: what it takes is then at least what it takes the engine, which has several.
             compiles.compiler = GrammarCompiler(self._tokenizer, max_threads=1, cache_enabled=False)
-            self._begin(compiles.compile_grammar(*key).matcher)
+            self._walk(compiles.compile_grammar(*key).matcher)
         elif name == "outlines":
             self._index(key)
         elif name == "lm-format-enforcer":
             # It compiles as it goes, apart from its parser.
             pass
 
-    def _begin(self, matcher: Any) -> None:
-        """Make the first mask, as the engine's first step will. Raises Refused if no token may begin an answer: the
-        engine would fail at its first one."""
+    def _walk(self, matcher: Any) -> None:
+        """Make masks, as the engine's steps will, for an answer of random tokens. Raises Refused if no token may begin
+        an answer, because the engine would fail there, and if the masks take so long that its steps would wait: an
+        ambiguous grammar of a few lines can take seconds for each, in which nobody's tokens are generated."""
         import numpy as np
 
         assert self._tokenizer is not None
+        choose = random.Random(0).choice  # noqa: S311 - the same walk each time
         mask = np.full((1, -(-self._tokenizer.vocab_size // 32)), -1, dtype=np.int32)
-        matcher.fill_next_token_bitmask(mask, 0)
-        if not mask.any():
-            raise Refused("No text matches it.")
+        began_s = used_s()
+        for step in range(_WALK_TOKENS):
+            matcher.fill_next_token_bitmask(mask, 0)
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            if not len(allowed):
+                if not step:
+                    raise Refused("No text matches it.")
+                return
+            matcher.accept_token(int(choose(allowed)))
+            if used_s() - began_s > SLACK_S + step * PER_TOKEN_S:
+                raise Refused("It is so ambiguous that each token takes too long.")
+            if matcher.is_terminated():
+                return
 
     def _index(self, key: Any) -> None:
         import outlines_core  # type: ignore[import-untyped,unused-ignore]
@@ -182,18 +207,35 @@ class WholeBackends:
 
 def plain(error: BaseException) -> str:
     """The words of a refusal, without the library's source file and at a bounded length."""
-    text = str(error.args[0]) if error.args else type(error).__name__
-    text = " ".join(_ORIGIN.sub("", text).split())
+    text = _words(error)
+    if error.__cause__ is not None and (cause := _words(error.__cause__)) not in text:
+        # vLLM says only that a tag or a grammar is invalid.
+        text = f"{text} {cause}"
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "..."
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    """Whether it is the limit on memory that was met; the libraries say so in C++."""
-    return isinstance(error, MemoryError) or "bad_alloc" in str(error)
+    """Whether it is the limit on memory that was met; the libraries say so in C++, and vLLM only as the cause."""
+    causes = [error, error.__cause__, error.__context__]
+    return any(isinstance(one, MemoryError) or "bad_alloc" in str(one) for one in causes)
+
+
+def _words(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return " ".join(_ORIGIN.sub("", text).split())
 
 
 def _document(schema: Any) -> Any:
     return json.loads(schema) if isinstance(schema, str) else schema
 
 
-__all__ = ["FIELDS", "Backends", "NeedsVocabulary", "Refused", "TooMuchMemory", "WholeBackends"]
+__all__ = [
+    "FIELDS",
+    "PER_TOKEN_S",
+    "SLACK_S",
+    "Backends",
+    "NeedsVocabulary",
+    "Refused",
+    "TooMuchMemory",
+    "WholeBackends",
+]

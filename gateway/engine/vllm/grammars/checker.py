@@ -137,7 +137,7 @@ class Checker:
         # Whoever waits may have left; a failure that nobody reads is not worth a warning.
         job.result.add_done_callback(lambda done: done.cancelled() or done.exception())
         starting_s = _START_S if self._link is None else 0.0
-        job.late = loop.call_later(starting_s + 2 * self._limits.timeout_s, self._too_late, job)
+        job.late = loop.call_later(starting_s + self._limits.wall_s, self._too_late, job)
         self._jobs[key] = job
         line.append(job)
         self._fill()
@@ -152,7 +152,7 @@ class Checker:
         # Else the process says whether the grammar was slow or the machine was busy; it has the figures.
         elif job.name in self._running:
             job.late = asyncio.get_running_loop().call_later(
-                1 + self._limits.timeout_s, self._fail, job, Overloaded("The machine is busy.", retry_after_s=2)
+                1 + self._limits.wall_s, self._fail, job, Overloaded("The machine is busy.", retry_after_s=2)
             )
 
     def _drop(self, job: _Job) -> None:

@@ -3,7 +3,9 @@
 What comes here has passed the check, so its time is bounded. vLLM compiles in one queue whose threads cannot be
 stopped, so that: a grammar whose request has been aborted is not begun; several are compiled at once, behind the
 engine's own work; each with the backend that it was checked with, where vLLM takes for all of them the one that came
-first; and a failure is a line in the log, not a stack.
+first; once for all who send it, with a memory of our own, because xgrammar's makes some grammars ten times as slow; one
+whose masks take too long ends its own request, because all others wait for them; and a failure is a line in the log,
+not a stack.
 """
 
 from __future__ import annotations
@@ -11,15 +13,22 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+
+from gateway.clock import Clock, SystemClock
+from gateway.engine.vllm.grammars.backends import PER_TOKEN_S
 
 logger = logging.getLogger("vllm.sluice.grammars")
 
 # A slow grammar must not hold up a fast one. They compile without the interpreter's lock.
 _THREADS = 8
 _NICE = 5
+# The engine's thread competes for the machine, so this is more than in the check.
+SLACK_S = 2.0
 
 
 class Abandoned(Exception):
@@ -55,12 +64,38 @@ def _create_grammar(self: Any, request: Any, backend: Any = None) -> Any:
         raise Abandoned
     try:
         params = request.sampling_params
-        return (backend or self.backend).compile_grammar(
+        made = (backend or self.backend).compile_grammar(
             *request.structured_output_request.structured_output_key, stop_token_ids=params.all_stop_token_ids
         )
+        limit(made, SystemClock())
+        return made
     except Exception as error:
         logger.warning("the grammar of request %s cannot be compiled: %s", request.request_id, type(error).__name__)
         raise
+
+
+def limit(grammar: Any, clock: Clock) -> None:
+    """Have the grammar refuse tokens once its masks have taken too long: the scheduler then ends its request."""
+    fill, accept = grammar.fill_bitmask, grammar.accept_tokens
+    left_s = SLACK_S
+
+    def fill_bitmask(bitmask: Any, index: int) -> None:
+        nonlocal left_s
+        began_s = clock.now()
+        fill(bitmask, index)
+        left_s -= clock.now() - began_s
+
+    def accept_tokens(request_id: str, tokens: list[int]) -> Any:
+        nonlocal left_s
+        if left_s < 0:
+            logger.warning("the grammar of request %s takes too long for each token", request_id)
+            return False
+        began_s = clock.now()
+        accepted = accept(request_id, tokens)
+        left_s += len(tokens) * PER_TOKEN_S - (clock.now() - began_s)
+        return accepted
+
+    grammar.fill_bitmask, grammar.accept_tokens = fill_bitmask, accept_tokens
 
 
 def _backend_for(self: Any, name: str) -> Any:
@@ -72,9 +107,11 @@ def _backend_for(self: Any, name: str) -> Any:
     if not backends:
         # Threads of vLLM's have not begun anything yet.
         self.executor = ThreadPoolExecutor(_THREADS, "sluice-grammar", initializer=_step_back)
-    made = _make(name)(
+    made = _class_of(name)(
         self.vllm_config, tokenizer=self.tokenizer, vocab_size=self.vllm_config.model_config.get_vocab_size()
     )
+    if (compiler := getattr(made, "compiler", None)) is not None:
+        made.compiler = Compiler(compiler.tokenizer_info)
     if self.backend is None:
         self.backend = made
     elif made.allocate_token_bitmask(1).shape != self.backend.allocate_token_bitmask(1).shape:
@@ -83,7 +120,57 @@ def _backend_for(self: Any, name: str) -> Any:
     return made
 
 
-def _make(name: str) -> Any:
+class Compiler:
+    """xgrammar's compiler, which remembers what it has compiled. It is asked from several threads."""
+
+    def __init__(self, tokenizer_info: Any, max_bytes: int = 0) -> None:
+        import vllm.envs
+        from xgrammar import GrammarCompiler
+
+        self._compiler = GrammarCompiler(tokenizer_info, max_threads=8, cache_enabled=False)
+        self._max_bytes = max_bytes or vllm.envs.VLLM_XGRAMMAR_CACHE_MB * 2**20
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[tuple[str, str], Future[Any]] = OrderedDict()
+        self.size_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        compile_it = getattr(self._compiler, name)
+        if not name.startswith("compile_"):
+            return compile_it
+
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            return self._once((name, repr((args, kwargs))), lambda: compile_it(*args, **kwargs))
+
+        return compiled
+
+    def _once(self, key: tuple[str, str], compile_it: Callable[[], Any]) -> Any:
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is None:
+                mine = self._compiled[key] = Future()
+            else:
+                self._compiled.move_to_end(key)
+        if found is not None:
+            return found.result()
+        try:
+            made = compile_it()
+        except BaseException as error:
+            mine.set_exception(error)
+            with self._lock:
+                del self._compiled[key]
+            raise
+        mine.set_result(made)
+        with self._lock:
+            self.size_bytes += made.memory_size_bytes
+            for old in list(self._compiled):
+                if self.size_bytes <= self._max_bytes:
+                    break
+                if old != key and self._compiled[old].done():
+                    self.size_bytes -= self._compiled.pop(old).result().memory_size_bytes
+        return made
+
+
+def _class_of(name: str) -> Any:
     if name.startswith("xgrammar"):
         from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
@@ -109,4 +196,4 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-__all__ = ["Abandoned", "adopt"]
+__all__ = ["Abandoned", "Compiler", "adopt", "limit"]

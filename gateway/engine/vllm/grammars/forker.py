@@ -51,10 +51,10 @@ class Forker:
     """The loop of this process."""
 
     def __init__(self, link: socket.socket, config: dict[str, Any], check: Any) -> None:
-        """`config` holds `timeout_s` (of CPU; twice as long on the clock) and `max_memory_bytes` of one grammar."""
+        """`config` holds `timeout_s` (of CPU), `wall_s` (on the clock) and `max_memory_bytes` of one grammar."""
         self._link = link
         self._cpu_s = float(config["timeout_s"])
-        self._wall_s = 2 * self._cpu_s
+        self._wall_s = float(config["wall_s"])
         self._memory_bytes = int(config["max_memory_bytes"])
         self._backends = check
         self._children: dict[int, _Child] = {}

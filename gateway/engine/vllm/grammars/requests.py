@@ -6,6 +6,7 @@ a copy, and vLLM does it again later, with the same result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,15 +16,16 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-# A body without any of these words asks for no grammar. One that hides them behind JSON escapes is met at submission.
+# A body without any of these words asks for no grammar, unless it writes letters as escapes: no JSON library does.
 _WORDS = (b"response_format", b"structured_outputs", b'"tools"', b'"text"', b"output_config")
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 _SHARED = ("model", "tools", "tool_choice", "parallel_tool_calls", "structured_outputs")
 _SAYING_NOTHING = [{"role": "user", "content": "x"}]
 
 
 def asks(body: bytes) -> bool:
     """Whether a body may ask for a grammar."""
-    return any(word in body for word in _WORDS)
+    return any(word in body for word in _WORDS) or _ESCAPED_LETTER.search(body) is not None
 
 
 def plain(request: Any) -> tuple[str, Any] | None:

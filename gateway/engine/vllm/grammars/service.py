@@ -145,7 +145,11 @@ class Grammars:
     def _config(self) -> dict[str, Any]:
         """What the checker process needs to know of the served model. Takes a second for a large vocabulary."""
         limits, settings, llm = self._limits, self._settings, self._llm
-        config: dict[str, Any] = {"timeout_s": limits.timeout_s, "max_memory_bytes": limits.max_memory_bytes}
+        config: dict[str, Any] = {
+            "timeout_s": limits.timeout_s,
+            "wall_s": limits.wall_s,
+            "max_memory_bytes": limits.max_memory_bytes,
+        }
         tokenizer, model_config = llm.renderer.tokenizer, llm.vllm_config.model_config
         if (
             is_mistral_tokenizer(tokenizer)
