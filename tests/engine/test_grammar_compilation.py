@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from xgrammar import TokenizerInfo, VocabType
+from xgrammar import GrammarCompiler, TokenizerInfo, VocabType
 
 from gateway.engine.vllm.grammars import compilation
 from tests.support.time import VirtualClock
@@ -153,7 +153,7 @@ def test_a_grammar_whose_masks_take_too_long_refuses_the_next_token(mask_s: floa
 
 def test_equal_grammars_are_compiled_once_and_the_oldest_are_forgotten() -> None:
     info = TokenizerInfo([bytes([i]) for i in range(256)], vocab_type=VocabType.RAW, stop_token_ids=[0])
-    compiler = compilation.Compiler(info, max_bytes=1)
+    compiler = compilation.Compiler(GrammarCompiler(info), max_bytes=1)
     first = compiler.compile_regex("a+")
 
     assert compiler.compile_regex("a+") is first

@@ -111,7 +111,7 @@ def _backend_for(self: Any, name: str) -> Any:
         self.vllm_config, tokenizer=self.tokenizer, vocab_size=self.vllm_config.model_config.get_vocab_size()
     )
     if (compiler := getattr(made, "compiler", None)) is not None:
-        made.compiler = Compiler(compiler.tokenizer_info)
+        made.compiler = Compiler(compiler)
     if self.backend is None:
         self.backend = made
     elif made.allocate_token_bitmask(1).shape != self.backend.allocate_token_bitmask(1).shape:
@@ -123,11 +123,14 @@ def _backend_for(self: Any, name: str) -> Any:
 class Compiler:
     """xgrammar's compiler, which remembers what it has compiled. It is asked from several threads."""
 
-    def __init__(self, tokenizer_info: Any, max_bytes: int = 0) -> None:
+    def __init__(self, compiler: Any, max_bytes: int = 0) -> None:
+        """`compiler` is vLLM's own; `max_bytes` its limit on what is remembered, by default."""
         import vllm.envs
         from xgrammar import GrammarCompiler
 
-        self._compiler = GrammarCompiler(tokenizer_info, max_threads=8, cache_enabled=False)
+        # A compiler does not tell for which tokens it compiles, what it compiles does.
+        info = compiler.compile_regex("a").tokenizer_info
+        self._compiler = GrammarCompiler(info, max_threads=8, cache_enabled=False)
         self._max_bytes = max_bytes or vllm.envs.VLLM_XGRAMMAR_CACHE_MB * 2**20
         self._lock = threading.Lock()
         self._compiled: OrderedDict[tuple[str, str], Future[Any]] = OrderedDict()
