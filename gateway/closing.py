@@ -14,6 +14,8 @@ from gateway.errors import HeadersTooSlow, SluiceError, body_at
 # make the kernel send a reset, with which the answer is lost for a client that is still sending.
 LINGER_S = 10.0
 LINGER_BYTES = 32 * 2**20
+# A timer that is so late tells of a process that stood still, and not of a client that did.
+LATE_S = 1.0
 
 
 class Closing(HttpToolsProtocol):
@@ -102,7 +104,8 @@ class Closing(HttpToolsProtocol):
         if self._answering():
             # A client may send ahead while it is being answered, and take its time.
             return
-        self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)
+        self._due_s = self.loop.time() + self.header_timeout_s
+        self._deadline = self.loop.call_at(self._due_s, self._too_slow)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -111,6 +114,9 @@ class Closing(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self._over():
+            return
+        if self.loop.time() - self._due_s > LATE_S:
+            self._arm()
             return
         if self._head_bytes == 0 or not self.url:
             # Silence, or a stray line break after the last request.
@@ -146,4 +152,4 @@ class _Outlet:
             self.connection.close_after_answer()
 
 
-__all__ = ["LINGER_BYTES", "LINGER_S", "Closing"]
+__all__ = ["LATE_S", "LINGER_BYTES", "LINGER_S", "Closing"]

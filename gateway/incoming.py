@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway.bodies import SMALL_BYTES, BodyBudget, BodyDeadline
-from gateway.closing import LINGER_BYTES, Closing
+from gateway.closing import LATE_S, LINGER_BYTES, Closing
 from gateway.errors import ClientError, HeadersTooLarge, Overloaded, SluiceError
 from gateway.model import ARRIVAL, LINE
 
@@ -319,9 +319,10 @@ class Incoming(Closing):
         self._body_timer = None
         if self._in_head or self._over() or self.cycle.response_complete:
             return
-        # A timer may be a fraction of a millisecond early.
+        # A timer may be a fraction of a millisecond early. If it is late, it is we who have not looked at what came.
         now_s = max(self.loop.time(), self._body.next_s)
-        error = self._body.look(now_s, self._body_bytes, paused=self.flow.read_paused)
+        paused = self.flow.read_paused or now_s - self._body.next_s > LATE_S
+        error = self._body.look(now_s, self._body_bytes, paused=paused)
         if error is not None:
             self.refuse_body(error)
         else:

@@ -24,6 +24,7 @@ KNOWN = {
     # How long a start takes, told by the log before there is a clock.
     ("logs.py", "time.monotonic"),
     # Below the rooms: the protocol's deadline for headers; the loop's time is what Clock.now is.
+    ("closing.py", "loop.time"),
     ("incoming.py", "loop.time"),
     ("protocol.py", "loop.time"),
     # The `created` stamp of an answer, as vLLM makes it.

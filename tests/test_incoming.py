@@ -612,3 +612,38 @@ async def test_what_a_connection_held_is_free_when_it_is_lost(sent: bytes) -> No
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("sent", [b"GET /x HTTP/1.1\r\nx: y\r\n", post(1000) + b"b"])
+@in_virtual_time
+async def test_a_process_that_stood_still_does_not_blame_its_clients(sent: bytes) -> None:
+    """A machine that was paused, a loop that was held up: what came meanwhile has not been looked at yet."""
+    app = Refusing()
+    connection = Connection(app, header_timeout_s=10.0)
+    connection.say(sent)
+    await settle()
+    clock().advance(60)
+    await asyncio.sleep(0.1)
+
+    assert connection.heard == b""
+
+    connection.say(b"\r\n" if sent.startswith(b"GET") else b"b" * 999)
+    await settle()
+
+    assert connection.heard.startswith(b"HTTP/1.1 200")
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_after_it_stood_still_clients_have_their_time_once_more_and_no_more() -> None:
+    for sent in (b"GET /x HTTP/1.1\r\nx: y\r\n", post(1000) + b"b"):
+        connection = Connection(Refusing(), header_timeout_s=10.0)
+        connection.say(sent)
+        await settle()
+        clock().advance(60)
+        await asyncio.sleep(11)
+
+        assert connection.heard.startswith(b"HTTP/1.1 408")
+
+        connection.hang_up()
