@@ -48,23 +48,24 @@ class BodyLimits:
     max_stop_strings: int = 256
 
 
-def is_light(body: bytes, values: int) -> bool:
+def is_light(body: bytes, containers: int) -> bool:
     """Whether a body costs so little that it can be dealt with on the event loop: it is short, and has no more than so
-    many values."""
-    return len(body) <= _LIGHT_BYTES and _bound(body, 0, len(body)) <= values
+    many lists and objects. Numbers and strings cost a tenth of them."""
+    return len(body) <= _LIGHT_BYTES and body.count(b"[") + body.count(b"{") <= containers
 
 
 def read_document(body: bytes, limits: BodyLimits) -> Any:
     """The document in a request body: UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises ClientError
     that says where it is broken, or which limit it passes. Long ones belong in a thread."""
     body = _as_utf8(body)
-    bound, digits = 0, False
+    bound, containers, digits = 0, 0, False
     for at in range(0, len(body), _WINDOW_BYTES):
         bound += _bound(body, at, at + _WINDOW_BYTES)
+        containers += body.count(b"[", at, at + _WINDOW_BYTES) + body.count(b"{", at, at + _WINDOW_BYTES)
         digits = digits or _is_of_digits(body, at)
     if bound <= limits.max_values and not digits:
         document = _loads(body)
-        if bound > min(limits.max_items, limits.max_depth):
+        if bound > limits.max_items or containers > limits.max_depth:
             document = _checked(document, limits, [])
         return document
     scan = _Scan(body, limits)
@@ -260,6 +261,8 @@ def _checked(document: Any, limits: BodyLimits, lists: list[list[Any]]) -> Any:
                 if kind is list:
                     if len(value) == 1 and type(value[0]) is str and value[0].startswith(_MARK):
                         container[key] = lists[int(value[0][len(_MARK) + 1 :])]
+                        continue
+                    if value and type(value[0]) is int and _is_of_numbers(value):
                         continue
                 elif kind is not dict:
                     continue

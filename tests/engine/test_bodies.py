@@ -131,8 +131,9 @@ def test_every_encoding_of_json_is_read(encoding: str) -> None:
     assert read_document('{"a": "grün"}'.encode(encoding), LIMITS) == {"a": "grün"}
 
 
-def test_a_body_is_light_by_its_values_and_its_length() -> None:
-    assert is_light(b'{"messages":[{"role":"user","content":"hi"}]}', 8)
+def test_a_body_is_light_by_its_lists_and_objects_and_its_length() -> None:
+    assert is_light(b'{"messages":[{"role":"user","content":"hi"}]}', 3)
+    assert is_light(b"[" + b"1," * 5000 + b"1]", 1)
     assert not is_light(b"[" + b"{}," * 100 + b"{}]", 100)
     assert not is_light(b'"' + b"x" * 2**17 + b'"', 100)
 
@@ -144,7 +145,7 @@ def test_reading_a_body_never_keeps_the_interpreter_to_itself(name: str) -> None
     for _ in range(4):
         held_s, refused = _held_s(body)
         # What is well-formed and within the limits is refused later, by who knows what the fields mean.
-        assert not refused or BODIES[name].status == REFUSED
+        assert not refused or BODIES[name].status in (REFUSED, 404)
         if held_s < 0.15:
             return
     raise AssertionError(f"the other thread waited for {held_s:.2f} s")

@@ -22,8 +22,8 @@ from gateway.texts import shortened
 
 _now = SystemClock().now
 
-# So many items to begin with; then as many as take a few milliseconds.
-_FEW, _MANY = 16, 16_384
+# So many items to begin with, and so many numbers or strings; then as many as take a few milliseconds.
+_FEW, _SIMPLE, _MANY = 16, 2048, 16_384
 _QUICK_S, _SLOW_S = 0.001, 0.004
 # One wrong item has an error for each branch of a union; only the first few are ever shown.
 _ERRORS = 32
@@ -82,7 +82,8 @@ def _in_slices(value: Any, validate: Any) -> Any:
         return validate(value)
     whole: Any = kind()
     items = iter(value.items()) if kind is dict else None
-    at, size = 0, _FEW
+    first = value[0] if items is None else None
+    at, size = 0, _FEW if first is None or isinstance(first, list | dict) else _SIMPLE
     while at < count:
         checkpoint()
         part = value[at : at + size] if items is None else dict(islice(items, size))
@@ -90,7 +91,10 @@ def _in_slices(value: Any, validate: Any) -> Any:
         try:
             done = validate(part)
         except ValidationError as error:
-            raise _moved(error, at if items is None else 0) from None
+            if not at or items is not None:
+                # It says what it should, and a union may have other branches to try.
+                raise
+            raise _moved(error, at) from None
         took_s = _now() - began_s
         if items is None:
             whole += done
@@ -109,7 +113,7 @@ def _moved(error: ValidationError, by: int) -> ValidationError:
     lines = []
     for problem in error.errors(include_url=False)[:_ERRORS]:
         place = problem["loc"]
-        if by and place and isinstance(place[0], int):
+        if place and isinstance(place[0], int):
             place = (place[0] + by, *place[1:])
         words = {**problem.get("ctx", {}), "words": problem["msg"]}
         kind = PydanticCustomError(problem["type"], "{words}", words)
