@@ -6,6 +6,7 @@ nearest right one.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -298,6 +299,14 @@ def _hide(value: Any) -> Any:
         return {name: _HIDDEN if _is_secret(str(name)) else _hide(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_hide(inner) for inner in value]
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        # vLLM takes JSON as text.
+        try:
+            inner = json.loads(value)
+        except ValueError:
+            return _HIDDEN if any(word in value.lower() for word in _SECRET_WORDS) else value
+        hidden = _hide(inner)
+        return value if hidden == inner else json.dumps(hidden)
     return value
 
 

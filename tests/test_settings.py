@@ -283,6 +283,18 @@ def test_secrets_deep_in_the_engine_settings_are_hidden(tmp_path: Path) -> None:
     assert "hush" not in show(load({}, tmp_path / "s.yaml"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"inner": {"password": "hush"}}', '[{"api_key": "hush"}]', '{bad "token": "hush"', ' {"a": 1, "secret": "hush"}'],
+)
+def test_secrets_in_json_that_is_given_as_text_are_hidden(text: str) -> None:
+    settings = load({"engine": {"hf_overrides": text, "other": '{"a": 1}'}}, None)
+    shown = show(settings, {"kv_transfer_config": text})
+
+    assert "hush" not in shown
+    assert yaml.safe_load(shown)["engine"]["other"] == '{"a": 1}'
+
+
 def test_workers_divide_what_resumable_streams_may_keep() -> None:
     """A share that holds no stream would refuse every resumable one; that is said at the start."""
     streams = {"max_bytes": 2**20, "max_total_bytes": 4 * 2**20}

@@ -15,6 +15,9 @@ import pytest
 
 from gateway.engine.vllm.arguments import catalog, dispositions, variables
 
+# vLLM's import alone takes up to two minutes on a loaded machine.
+pytestmark = pytest.mark.timeout(300)
+
 _SCRIPT = """
 import json, sys
 from gateway.engine.vllm import launch
@@ -62,7 +65,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=110,
+        timeout=280,
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     found["tried"] = dict(zip(_TRIED, found["tried"], strict=True))

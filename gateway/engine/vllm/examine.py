@@ -77,6 +77,28 @@ def _memory(plan: Plan, config: Any) -> Iterator[str]:
     kv_cache, utilization = cache.kv_cache_memory_bytes, cache.gpu_memory_utilization
     if total and (problem := memory_problem(weights, kv_cache, utilization, total, free)):
         yield problem
+        return
+    room = int(total * utilization) - weights if kv_cache is None else kv_cache
+    longest = config.model_config.max_model_len
+    needed = _kv_bytes_per_token(config) * longest
+    if room and needed > room:
+        yield (
+            f"There is not enough memory for the KV cache: one request of max_model_len={longest} tokens takes "
+            f"{_gib(needed)} GiB of it, but there are {_gib(room)} GiB. Raise kv_cache_memory_bytes or "
+            f"gpu_memory_utilization, or lower max_model_len to {longest * room // needed} or less."
+        )
+
+
+def _kv_bytes_per_token(config: Any) -> int:
+    """Bytes that a token takes in the KV cache of one rank; 0 where it is not the same for every token and layer."""
+    model, parallel = config.model_config, config.parallel_config
+    if model.use_mla or model.is_hybrid or model.is_attention_free or model.get_sliding_window() is not None:
+        return 0
+    from vllm.utils.torch_utils import get_kv_cache_torch_dtype
+
+    size = get_kv_cache_torch_dtype(config.cache_config.cache_dtype, model.dtype).itemsize
+    heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
+    return int(2 * heads * model.get_head_size() * layers * size)
 
 
 def memory_problem(weights: int, kv_cache: int | None, utilization: float, total: int, free: int) -> str | None:
@@ -135,7 +157,7 @@ def _device_memory() -> tuple[int, int]:
 
 
 def _gib(number: int) -> str:
-    return f"{number / _GIB:.1f}"
+    return f"{number / _GIB:.1f}" if number > _GIB // 10 else f"{number / _GIB:.4f}"
 
 
 __all__ = ["examine", "memory_problem", "weight_bytes"]

@@ -149,7 +149,7 @@ PASSED: dict[str, str] = {
     "gdn_prefill_backend": "",
     "kda_prefill_backend": "",
     "kda_decode_backend": "",
-    "enable_log_requests": "Prompts are then in the log, whatever log.level is.",
+    "enable_log_requests": "Parameters of requests are then in the log, whatever log.level is; prompts with debug.",
     "lora_modules": "",
     "chat_template": "",
     "chat_template_content_format": "",
