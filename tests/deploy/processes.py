@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ def running(words: list[str], folder: Path, answers: Callable[[], bool]) -> Iter
     """Run a program in a folder, with its output in a file there, once it answers."""
     log = folder / "output.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        # Some keep things at home.
+        env = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
     def ready() -> bool:
         assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")[-3000:]

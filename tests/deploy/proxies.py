@@ -21,6 +21,7 @@ from tests.support.server import free_port
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NGINX = DEPLOY / "nginx" / "sluice.conf"
 ENVOY = DEPLOY / "envoy" / "envoy.yaml"
+CADDY = DEPLOY / "caddy" / "Caddyfile"
 
 # nginx itself comes without any of this; what a stock nginx.conf adds and matters here is in no file of ours.
 _MAIN = """\
@@ -104,6 +105,20 @@ def envoy(folder: Path, servers: Sequence[Upstream], healthy: int | None = None)
     envoy_path = str(Path(sys.executable).with_name("envoy"))
     words = [envoy_path, "-c", f"{folder}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warn"]
     with running(words, folder, ready):
+        yield port
+
+
+@contextmanager
+def caddy(folder: Path, servers: Sequence[Upstream]) -> Iterator[int]:
+    """Caddy before these servers; its port."""
+    port = free_port()
+    text = CADDY.read_text(encoding="utf-8")
+    assert (text.count(":8080 {"), text.count(" gateway:8000 ")) == (1, 1)
+    text = text.replace(":8080 {", f":{port} {{\n\tbind 127.0.0.1")
+    text = text.replace(" gateway:8000 ", f" {' '.join(f'127.0.0.1:{server.port}' for server in servers)} ")
+    (folder / "Caddyfile").write_text(text, encoding="utf-8")
+    words = [program("caddy"), "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+    with running(words, folder, lambda: _open(port)):
         yield port
 
 

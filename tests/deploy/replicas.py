@@ -10,6 +10,9 @@ from tests.support.server import free_port
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 10\r\n\r\noverloaded"
+# Longer than what compression waits for.
+_EVENT = b"data: " + b"x" * 700 + b"\n\n"
+EVENTS, EVERY_S = 20, 0.05
 _FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 6\r\n\r\nfailed"
 
 
@@ -23,6 +26,8 @@ class Kind(Enum):
     """500: the answer was begun."""
     BREAKS = "breaks"
     """The connection ends where the answer should be: the process was killed."""
+    STREAMS = "streams"
+    """One event after another."""
     DEAD = "dead"
     """Nobody listens any more."""
 
@@ -35,6 +40,8 @@ class Replica:
     port: int = 0
     asked: int = 0
     begun: int = 0
+    left: int = 0
+    """Clients that left in the middle of a stream."""
     target: bytes = b""
     """Of the last request."""
     _server: asyncio.Server | None = None
@@ -62,11 +69,26 @@ class Replica:
                 self.begun += self.kind is not Kind.REFUSES
                 if self.kind is Kind.BREAKS:
                     break
+                if self.kind is Kind.STREAMS:
+                    await self._stream(reader, writer)
+                    continue
                 writer.write({Kind.SERVES: _OK, Kind.REFUSES: _FULL, Kind.FAILS: _FAILED}[self.kind])
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n")
+        writer.write(b"Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n\r\n")
+        for _ in range(EVENTS):
+            writer.write(b"%x\r\n%s\r\n" % (len(_EVENT), _EVENT))
+            await writer.drain()
+            await asyncio.sleep(EVERY_S)
+            if reader.at_eof():
+                self.left += 1
+                raise ConnectionError
+        writer.write(b"0\r\n\r\n")
 
-__all__ = ["Kind", "Replica"]
+
+__all__ = ["EVENTS", "EVERY_S", "Kind", "Replica"]

@@ -127,6 +127,10 @@ async def _fill(*servers: Server) -> list[Connection]:
 
 async def _while_full(proxy: int, servers: Sequence[Server], requests: int) -> list[Answer]:
     taken = await _fill(*servers)
+    for server in servers:
+        found = await asyncio.to_thread(server.samples)
+        # What endpoint pickers and autoscalers look at.
+        assert (found["sluice_requests_waiting"], found["vllm:num_requests_waiting"]) == (PLACES, PLACES)
     answers = [await ask(proxy, completion(n, 5)) for n in range(requests)]
     for connection in taken:
         connection.writer.close()

@@ -22,6 +22,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "docker-registry": "docker-registry",
     "nginx": "nginx",
+    "caddy": "caddy",
 }
 UNPACKED = Path(sys.prefix) / "debian"
 
