@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway import protocol
+from gateway.engine.base import Route
+from gateway.engine.supervisor import Phase
 from gateway.errors import EngineFailed, Overloaded
 from gateway.model import Cause, Delta
 from gateway.web import guard, respond
@@ -844,6 +846,37 @@ async def test_a_drain_turns_new_requests_away_and_lets_running_ones_finish() ->
 
     assert client.events()[-1] == "[DONE]"
     assert edge.facts.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
+
+
+@in_virtual_time
+async def test_a_drain_counts_what_it_refuses_on_vllms_own_endpoints() -> None:
+    """Refused, not cut; and what asks for no work has no ending."""
+    edge = Edge()
+    edge.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    client = edge.ask()
+    await settle()
+    drain = asyncio.get_running_loop().create_task(edge.registry.drain(30))
+    await settle()
+    refused = [
+        await edge.client(method, path, body=b"{}").finish()
+        for method, path in (("POST", "/v1/embeddings"), ("GET", "/v1/models"))
+    ]
+    edge.engine.runs[0].end("a")
+    await client.finish()
+    await drain
+
+    assert [one.status for one in refused] == [503, 503]
+    assert edge.facts.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)]
+
+
+@in_virtual_time
+async def test_while_the_engine_is_down_a_request_is_refused_not_failed() -> None:
+    edge = Edge()
+    edge.supervisor.phase = Phase.RESTARTING
+    refused = await edge.ask().finish()
+
+    assert (refused.status, refused.error()["code"]) == (503, "engine_failed")
+    assert edge.facts.endings == [(Cause.REFUSED_UNREADY, 0)]
 
 
 @in_virtual_time
