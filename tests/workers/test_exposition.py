@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.metrics import with_queue
 from gateway.workers.exposition import Page, merge
 
 
@@ -132,3 +133,20 @@ def test_numbers_that_are_none_survive(value: str) -> None:
     text = f"# TYPE a gauge\na {value}\n"
 
     assert merge([Page(text)]) == text
+
+
+def test_who_waits_at_any_worker_is_in_vllms_gauge_of_all() -> None:
+    """The engine's own number is the newest worker's; the queue is everybody's."""
+    text = (
+        "# HELP sluice_requests_waiting Requests at the gate.\n# TYPE sluice_requests_waiting gauge\n"
+        "sluice_requests_waiting {queue}\n"
+        "# HELP vllm:num_requests_waiting Waiting.\n# TYPE vllm:num_requests_waiting gauge\n"
+        'vllm:num_requests_waiting{{engine="0",model_name="m"}} {engine}\n'
+    )
+    newest = Page(text.format(queue=2.0, engine=1.0), stats_s={"0": 2.0}, busy=True)
+    old = Page(text.format(queue=3.0, engine=9.0), stats_s={"0": 1.0}, busy=True)
+
+    assert (
+        'vllm:num_requests_waiting{engine="0",model_name="m"} 6.0\n'
+        in with_queue(merge([newest, old]).encode()).decode()
+    )
