@@ -145,7 +145,7 @@ _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
         OK,
     ),
     "chat, 300 tools": (CHAT, _list("tools", TOOL, 300, messages=ASK, **FEW), OK),
-    "chat, 4,000 tools": (CHAT, _list("tools", TOOL, 4_000, messages=ASK, **FEW), OK),
+    "chat, 4,000 tools": (CHAT, _list("tools", TOOL, 4_000, messages=ASK, **FEW), REFUSED),
     "chat, 4,000 messages of parts": (
         CHAT,
         _list(
@@ -161,7 +161,7 @@ _SMALL: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "chat, 250 stop strings": (
         CHAT,
         _list("stop", '"word and word"', 250, messages=ASK, stream=True, max_tokens=400),
-        OK,
+        REFUSED,
     ),
     "chat, 250 bad words": (CHAT, _list("bad_words", '"word and word"', 250, messages=ASK, **FEW), OK),
     "responses, 4,000 items": (RESPONSES, _list("input", USER, 4_000, max_output_tokens=4), OK),
