@@ -98,7 +98,7 @@ class Incoming(Closing):
         if self._in_head:
             end = data.find(b"\r\n\r\n", fed)
             return len(data) if end < 0 else end + 4
-        return fed + (self._body_left if self._body_left >= 0 else _CHUNKED_PIECE_BYTES)
+        return fed + (self._body_left if self._body_left > 0 else _CHUNKED_PIECE_BYTES)
 
     def _feed(self, data: bytes) -> None:
         in_head, body_bytes = self._in_head, self._body_bytes
