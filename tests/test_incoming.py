@@ -10,13 +10,15 @@ import weakref
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from gateway.closing import LINGER_BYTES, LINGER_S
 from gateway.incoming import PIPELINED_BYTES
 from gateway.protocol import FLOOD_AFTER_S
 from gateway.web.respond import LINE, read_body
-from tests.support.time import clock, in_virtual_time, settle
+from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
 from tests.test_protocol import GET, App
 
@@ -647,3 +649,36 @@ async def test_after_it_stood_still_clients_have_their_time_once_more_and_no_mor
         assert connection.heard.startswith(b"HTTP/1.1 408")
 
         connection.hang_up()
+
+
+UPGRADE = b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+WORDS = [
+    GET,
+    CHUNKED,
+    UPGRADE,
+    post(3),
+    post(70_000),
+    b"abc",
+    b"3\r\nabc\r\n",
+    b"0\r\n\r\n",
+    b"0\r\nx: y\r\n\r\n",
+    b"\r\n",
+]
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=12), st.integers(1, 100_000))
+def test_whatever_comes_in_whatever_pieces_ends(words: list[bytes], packet: int) -> None:
+    """No input makes the parser's caller go round in circles, and none is waited for longer than the limits say."""
+
+    async def feed() -> None:
+        connection = Connection(Refusing(), header_timeout_s=10.0, body_timeout_s=20.0, idle_timeout_s=30.0)
+        sent = b"".join(words)
+        connection.say(*(sent[index : index + packet] for index in range(0, len(sent), packet)))
+        await asyncio.sleep(200)
+
+        assert connection.gone
+        statuses = [part[:3] for part in connection.heard.split(b"HTTP/1.1 ")[1:]]
+        assert set(statuses) <= {b"200", b"400", b"408", b"431", b"100"}
+
+    run(feed(), debug=False)
