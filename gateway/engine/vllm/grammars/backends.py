@@ -11,12 +11,12 @@ import resource
 from types import SimpleNamespace
 from typing import Any
 
+from gateway.engine.vllm.grammars import compilation
 from gateway.engine.vllm.grammars.stand_ins import backend
 
 # The constraint's fields, as vLLM names them.
 FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# How long masks may take: on average for each token, and at the beginning.
-PER_TOKEN_S = 0.005
+# How long all masks may take besides what each token has.
 SLACK_S = 0.5
 # Where a grammar becomes slow, it does so after a few tokens.
 _WALK_TOKENS = 40
@@ -143,7 +143,7 @@ class Backends:
                     raise Refused("No text matches it.")
                 return
             matcher.accept_token(int(choose(allowed)))
-            if used_s() - began_s > SLACK_S + step * PER_TOKEN_S:
+            if used_s() - began_s > SLACK_S + step * compilation.PER_TOKEN_S:
                 raise Refused("It is so ambiguous that each token takes too long.")
             if matcher.is_terminated():
                 return
@@ -178,8 +178,12 @@ class WholeBackends:
     def __init__(self, vllm_config: Any) -> None:
         from vllm.v1.structured_output import StructuredOutputManager
 
+        compilation.adopt(StructuredOutputManager)
         self._config = vllm_config
         self._manager = StructuredOutputManager(vllm_config)
+        # Made once, and not in every child.
+        name = vllm_config.structured_outputs_config.backend
+        compilation.backend_for(self._manager, "xgrammar" if name == "auto" else name)
 
     def check(self, constraint: dict[str, Any]) -> str:
         """As `Backends.check`."""
@@ -197,6 +201,7 @@ class WholeBackends:
                 sampling_params=params,
                 structured_output_request=StructuredOutputRequest(params=params.structured_outputs),
                 request_id="check",
+                is_finished=lambda: False,
             )
             self._manager.grammar_init(request)
             request.structured_output_request._grammar.result()
@@ -229,13 +234,4 @@ def _document(schema: Any) -> Any:
     return json.loads(schema) if isinstance(schema, str) else schema
 
 
-__all__ = [
-    "FIELDS",
-    "PER_TOKEN_S",
-    "SLACK_S",
-    "Backends",
-    "NeedsVocabulary",
-    "Refused",
-    "TooMuchMemory",
-    "WholeBackends",
-]
+__all__ = ["FIELDS", "SLACK_S", "Backends", "NeedsVocabulary", "Refused", "TooMuchMemory", "WholeBackends"]

@@ -27,7 +27,7 @@ _FAIR_S = 1.0
 _MAX_WAITING = 256
 # The process may take this long from its start to its first word: it imports libraries, maybe on a busy machine. Who
 # waits for that is told to come back after the shorter time.
-_READY_WITHIN_S = 60.0
+_READY_WITHIN_S = 120.0
 _START_S = 10.0
 
 

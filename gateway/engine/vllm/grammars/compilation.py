@@ -20,14 +20,16 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.clock import Clock, SystemClock
-from gateway.engine.vllm.grammars.backends import PER_TOKEN_S
 
 logger = logging.getLogger("vllm.sluice.grammars")
 
 # A slow grammar must not hold up a fast one. They compile without the interpreter's lock.
 _THREADS = 8
 _NICE = 5
-# The engine's thread competes for the machine, so this is more than in the check.
+# How long masks may take on average for each token.
+PER_TOKEN_S = 0.005
+# At the beginning they may take longer. The engine's thread competes for the machine, so this is
+# more than in the check.
 SLACK_S = 2.0
 
 
@@ -46,7 +48,7 @@ def _grammar_init(self: Any, request: Any) -> None:
     wanted = request.structured_output_request
     if wanted is None:
         return
-    backend = _backend_for(self, request.sampling_params.structured_outputs._backend)
+    backend = backend_for(self, request.sampling_params.structured_outputs._backend)
     if self._use_async_grammar_compilation:
         wanted.grammar = self.executor.submit(_create_grammar, self, request, backend)
         return
@@ -98,7 +100,7 @@ def limit(grammar: Any, clock: Clock) -> None:
     grammar.fill_bitmask, grammar.accept_tokens = fill_bitmask, accept_tokens
 
 
-def _backend_for(self: Any, name: str) -> Any:
+def backend_for(self: Any, name: str) -> Any:
     """The backend of that name; made when it is first needed. vLLM's own manager has one, which makes the masks'
     memory: another one is used beside it if its masks are as wide."""
     backends = self.__dict__.setdefault("_sluice_backends", {})
@@ -199,4 +201,4 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-__all__ = ["Abandoned", "Compiler", "adopt", "limit"]
+__all__ = ["Abandoned", "Compiler", "adopt", "backend_for", "limit"]
