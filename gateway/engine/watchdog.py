@@ -74,6 +74,7 @@ class Watchdog:
         self._listened_s = 0.0
         self._asked: tuple[float | None, float, float] = (None, 0.0, 0.0)
         self._heard: tuple[float, float] = (-inf, 0.0)
+        self._passed_over: float | None = None
         self._used: deque[tuple[float, Usage]] = deque()
 
     def look(self, now_s: float, seen: Seen) -> Verdict:
@@ -85,29 +86,33 @@ class Watchdog:
             self._listened_s += passed_s
         if seen.asked_s != self._asked[0]:
             self._asked = seen.asked_s, self._ran_s, self._listened_s
+            self._passed_over = None
         if seen.heard_s != self._heard[0]:
             self._heard = seen.heard_s, self._listened_s
+            if self._passed_over is None and seen.asked_s is not None and seen.heard_s > seen.asked_s:
+                # It has said something and not answered yet: that may come at any moment now, behind a long step.
+                self._passed_over = self._listened_s
         if seen.asked_s is None:
             self._used.clear()
             return _WELL
         waited_s = self._ran_s - self._asked[1]
         unanswered_s = self._listened_s - self._asked[2]
         silent_s = self._listened_s - max(self._asked[2], self._heard[1])
-        return self._judge(waited_s, unanswered_s, silent_s)
+        passed_over_s = 0.0 if self._passed_over is None else self._listened_s - self._passed_over
+        return self._judge(waited_s, unanswered_s, silent_s, passed_over_s)
 
-    def _judge(self, waited_s: float, unanswered_s: float, silent_s: float) -> Verdict:
+    def _judge(self, waited_s: float, unanswered_s: float, silent_s: float, passed_over_s: float) -> Verdict:
         if waited_s < min(_SUSPECT_AFTER_S, self._unready_after_s / 2):
             self._used.clear()
             return _WELL
         is_busy = self._is_busy()
-        if unanswered_s - silent_s > min(_SUSPECT_AFTER_S, self._unready_after_s / 2):
-            # It goes on with what it has, and between any two steps it would have answered.
-            reason = f"what is sent to the engine has not reached it for {unanswered_s:.0f} s"
-            if unanswered_s > self._hang_timeout_s:
-                return Verdict(reason, is_dead=True)
-            if unanswered_s > self._unready_after_s:
-                return Verdict(reason)
-        elif is_busy:
+        # It goes on with what it has, and between any two steps it would have answered.
+        reason = f"what is sent to the engine has not reached it for {unanswered_s:.0f} s"
+        if passed_over_s - silent_s > self._hang_timeout_s:
+            return Verdict(reason, is_dead=True)
+        if passed_over_s - silent_s > self._unready_after_s:
+            return Verdict(reason)
+        if is_busy:
             reason = f"the engine has not answered for {silent_s:.0f} s, though it computes"
             if silent_s > self._long_step_timeout_s:
                 return Verdict(reason, is_dead=True)
