@@ -702,6 +702,26 @@ async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
     assert bench.core._trial is None
 
 
+@in_virtual_time
+async def test_a_trial_that_fails_holds_nobody_back_for_ever(core: Any) -> None:
+    """Whatever cannot even be sent is what the trial was for."""
+    bench = Dying(core)
+    for name in ("a", "b", "c"):
+        await bench.add(name, [])
+    await bench.die()
+    bench.engine.add_request_async = None  # type: ignore[method-assign,assignment]
+    await bench.say("a")
+
+    assert bench.core.lost.is_set()
+    assert bench.engine.process.acts == ["kill"]
+
+    await bench.die()
+    await bench.say("a")
+    await bench.say("c")
+
+    assert bench.sent == ["a", "c"]
+
+
 # Several clients of one engine.
 
 

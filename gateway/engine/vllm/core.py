@@ -234,8 +234,7 @@ class LastingCore:
         return explained
 
     def process_died(self) -> bool:
-        """Whether vLLM's own monitor has found the process dead, or is still ending the others with it: data-parallel
-        engines live and die together."""
+        """Whether vLLM's own monitor has found the process dead, or still ends others with it (data parallel)."""
         return bool(self._core.resources.engine_dead) or self._falls()
 
     def _falls(self) -> bool:
@@ -343,7 +342,8 @@ class LastingCore:
     async def _try(self, trial: Trial, at_once: list[str], groups: list[list[str]], together: Closing) -> None:
         try:
             await trial.run(at_once, groups, together)
-        except EngineDeadError:
+        except Exception:  # It has died. After a defect, what was held back would wait for ever: the next one gets it.
+            self.kill()
             self.lose()
         else:
             self._trial = None
