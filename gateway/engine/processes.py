@@ -75,10 +75,22 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
 def _children(folder: Path) -> list[int]:
     """The processes that any thread of a process has started."""
     found: list[int] = []
-    with suppress(OSError):
-        for thread in (folder / "task").iterdir():
-            with suppress(OSError, ValueError):
-                found += [int(pid) for pid in (thread / "children").read_text().split()]
+    lists = list(folder.glob("task/*/children"))
+    if not lists:
+        # Some kernels are built without them.
+        return _whose_parent_is(folder.name, folder.parent)
+    for one in lists:
+        with suppress(OSError, ValueError):
+            found += [int(pid) for pid in one.read_text().split()]
+    return found
+
+
+def _whose_parent_is(pid: str, proc: Path) -> list[int]:
+    found = []
+    for stat in proc.glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError, ValueError):
+            if stat.read_text().rsplit(") ", 1)[1].split()[1] == pid:
+                found.append(int(stat.parent.name))
     return found
 
 

@@ -12,12 +12,13 @@ import pytest
 from gateway.engine.processes import kill_below, usage
 
 
-def _write(proc: Path, pid: int, state: str, ticks: int, children: list[int]) -> None:
+def _write(proc: Path, pid: int, state: str, ticks: int, children: list[int] | None, parent: int = 0) -> None:
     threads = proc / str(pid) / "task" / str(pid)
     threads.mkdir(parents=True)
-    fields = [state, *["1"] * 10, str(ticks), "1", *["0"] * 30]
+    fields = [state, str(parent), *["1"] * 9, str(ticks), "1", *["0"] * 30]
     (proc / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}")
-    (threads / "children").write_text(" ".join(map(str, children)))
+    if children is not None:
+        (threads / "children").write_text(" ".join(map(str, children)))
 
 
 def test_a_tree_of_processes_is_added_up(tmp_path: Path) -> None:
@@ -29,6 +30,16 @@ def test_a_tree_of_processes_is_added_up(tmp_path: Path) -> None:
     assert found is not None
     assert found.cpu_s == pytest.approx((100 + 200 + 1) / os.sysconf("SC_CLK_TCK"))
     assert not found.is_stopped
+
+
+def test_a_kernel_that_does_not_list_children_is_asked_for_parents(tmp_path: Path) -> None:
+    _write(tmp_path, 1, "S", 99, None)
+    _write(tmp_path, 2, "R", 199, None, parent=1)
+    _write(tmp_path, 3, "R", 999, None, parent=7)
+    found = usage([1], tmp_path)
+
+    assert found is not None
+    assert found.cpu_s == pytest.approx((100 + 200) / os.sysconf("SC_CLK_TCK"))
 
 
 def test_one_that_is_stopped_shows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.conftest import POISON_TOKEN, SYNTHETIC, Serve, Shared
 from tests.faults.reader import Answer, ask, completion
-from tests.support.server import Server, poll
+from tests.support.server import MODEL, Server, poll
 
 POISON = [POISON_TOKEN, 301]
 TOKENS = 300
@@ -79,6 +79,37 @@ def test_poisons_of_every_kind_leave_the_process_alive(serve: Serve, tmp_path: P
         assert exact == 50
         assert is_given_up(poison) or poison.status == 500
         assert server.running()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_poison_of_vllms_own_endpoints_fails_alone_too(serve: Serve, tmp_path: Path) -> None:
+    control = tmp_path / "control.json"
+    env = {**SYNTHETIC, "SLUICE_SYNTHETIC__STEP_MS": "20", "SLUICE_SYNTHETIC__CONTROL_FILE": str(control)}
+    server = serve(env=env)
+    question = [{"role": "user", "content": "Hello"}]
+    first = server.post("/tokenize", model=MODEL, messages=question).json()["tokens"][0]
+    control.write_text(f'{{"poison_token": {first}}}')
+    time.sleep(0.2)
+
+    async def attack(path: str, body: dict[str, Any]) -> tuple[list[Answer], Answer]:
+        tasks = [asyncio.create_task(ask(server.port, completion(one, TOKENS))) for one in range(10)]
+        while server.sample("vllm:num_requests_running") < 10:
+            await asyncio.sleep(0.1)
+        poison = await ask(server.port, {"model": MODEL, **body}, path=path)
+        return await asyncio.gather(*tasks), poison
+
+    for path, body in (
+        ("/v1/messages", {"messages": question, "max_tokens": 50, "stream": True}),
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": 50}),
+    ):
+        restarts = server.sample("sluice_engine_restarts_total")
+        answers, poison = asyncio.run(attack(path, body))
+
+        assert all(answer.exact(one, TOKENS) for one, answer in enumerate(answers))
+        assert server.sample("sluice_engine_restarts_total") == restarts + 2
+        assert b"not tried again" in poison.body or b"would fail again" in poison.body, poison.body
+        server.wait_idle()
 
 
 @pytest.mark.full
