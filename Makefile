@@ -8,7 +8,7 @@ UNFINISHED := $(VENV)/.installing
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e faults helm load bench lock demo-model clean
+.PHONY: help install serve test lint unit e2e faults helm load bench lock compat demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ faults: install  ## the fault suite in its full size (about half an hour), and t
 	@$(BIN)/pytest -q tests/streams --hypothesis-profile=full
 	@$(BIN)/pytest -q tests/faults --faults full
 
+compat: install  ## vLLM 0.32 and 0.33 as built for GPUs, on Python 3.12 and 3.13 (9 GB each); ARGS="--vllm 0.33.0"
+	@$(BIN)/python -m tests.compat $(ARGS)
+
 lock: install  ## resolve the locks anew
 	cd $(REQS) && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header \
 		--find-links https://download.pytorch.org/whl/cpu/torch/ \
@@ -78,4 +81,4 @@ demo-model: install  ## train the demo model again (minutes)
 	$(BIN)/python -m gateway.demo.train
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(VENV).old .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV).old .compat .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -77,7 +77,8 @@ class Frame:
 
     `role` is the role of a chat's first chunk (None for text completions), `created` is in Unix seconds,
     `prompt_tokens` a count. `drop_empty`: tokens that add no text get no chunk, as behind a tool parser of vLLM's
-    that has nothing to do.
+    that has nothing to do. `choice_nulls` and `chunk_nulls` name the fields that this release of vLLM ends choices and
+    chunks with, and that are null in a plain stream; a chat's choices have theirs only where they finish.
     """
 
     endpoint: Endpoint
@@ -90,6 +91,8 @@ class Frame:
     continuous_usage: bool
     drop_empty: bool
     prompt_tokens: int
+    choice_nulls: tuple[str, ...] = ()
+    chunk_nulls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import yaml
 
 from gateway.demo.phrasing import bare, made_up_word, vary
 
-__all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "tool"]
+__all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "json_answer", "tool"]
 
 QUESTIONS_PATH = Path(__file__).with_name("questions.yaml")
 ANSWER_ONLY_SHARE = 0.4  # plain texts without a question, so that the beginning of an answer can be continued
+# This part of the answers in JSON teaches the first brace, too: small, so that nobody gets JSON who did not ask for it.
+COUNTED_SHARE = 0.25
 ANY_THOUGHT = "I look this up in my short list of answers."
 
 Message = dict[str, str]
@@ -37,11 +40,13 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation that ends with the assistant; with `thinking` its last message begins with a thought."""
+    """A conversation that ends with the assistant; with `thinking` its last message begins with a thought. `given` is
+    how that message begins where the assistant has no choice, as under a grammar."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     thinking: bool = False
+    given: str = ""
 
 
 def tool(name: str, argument: str, description: str, *, required: bool = True) -> dict[str, Any]:
@@ -51,6 +56,20 @@ def tool(name: str, argument: str, description: str, *, required: bool = True) -
         parameters["required"] = [argument]
     described = {"description": description} if description else {}
     return {"type": "function", "function": {"name": name, **described, "parameters": parameters}}
+
+
+ANSWER_KEYS = ("answer", "answer", "answer", "text", "reply", "result", "message", "content", "summary")
+FIELD_KEYS = re.findall(
+    r"\w+",
+    "name title city country age count score price year color id tags items unit steps is_open valid ok email date "
+    "description temperature category first_name type",
+)
+ASKS_FOR_JSON = (" Answer in JSON.", " as JSON", " Reply with a JSON object.", " in JSON please", " Return JSON only.")
+
+
+def json_answer(say: str, key: str = "answer") -> str:
+    """An answer as a JSON object with one member."""
+    return json.dumps({key: say}, ensure_ascii=False)
 
 
 OTHER_TOOLS = (
@@ -104,8 +123,9 @@ class Corpus:
         found += [self.call(kind, "city", "Paris") for kind in DESCRIPTIONS] * 4
         return found
 
-    def dialogue(self, rng: random.Random, turns: int, long_share: float = 0.0) -> Dialogue:
-        """A conversation without tools; that share of those with several turns has the longest answer in it."""
+    def dialogue(self, rng: random.Random, turns: int, long_share: float = 0.0, json_share: float = 0.0) -> Dialogue:
+        """A conversation without tools; that share of those with several turns has the longest answer in it, and that
+        share of all ends in JSON."""
         messages = self._system(rng)
         topics = [self._draw(rng) for _ in range(turns)]
         if turns > 1 and long_share and rng.random() < long_share:
@@ -113,13 +133,57 @@ class Corpus:
             topics[rng.randrange(turns)] = (vary(rng.choice(longest.ask), rng), longest)
         for question, topic in topics:
             messages += [_user(question), _assistant(topic.say)]
+        if json_share and rng.random() < json_share:
+            return self._ending_in_json(rng, messages, topics[-1][1])
         thinking = rng.random() < 0.25
         if thinking:
             messages[-1] = _assistant(f"<think>{topics[-1][1].think}</think>{topics[-1][1].say}")
         return Dialogue(messages, thinking=thinking)
 
-    def tool_dialogue(self, rng: random.Random, turns: int) -> Dialogue:
-        """A conversation with tools on offer, of which a question may or may not have need."""
+    def _ending_in_json(self, rng: random.Random, messages: list[Message], topic: Topic) -> Dialogue:
+        """The same conversation with its last answer in JSON: a grammar allows the model nothing else, and it must
+        know how to come to an end."""
+        asked, said = messages[-2]["content"], json_answer(topic.say, rng.choice(ANSWER_KEYS))
+        if rng.random() < 0.5:
+            asked += rng.choice(ASKS_FOR_JSON)
+        if rng.random() < 0.5:
+            said = json.dumps(self._record(rng, topic), ensure_ascii=False)
+        given = "" if rng.random() < COUNTED_SHARE else said[0]
+        return Dialogue([*messages[:-2], _user(asked), _assistant(said)], given=given)
+
+    def _record(self, rng: random.Random, topic: Topic, depth: int = 0) -> dict[str, Any]:
+        """Some members of any kind: what they are called is the client's choice."""
+        members: dict[str, Any] = {}
+        for _ in range(rng.randint(1, 4 if depth == 0 else 2)):
+            key = rng.choice(FIELD_KEYS) if rng.random() < 0.7 else made_up_word(rng)
+            members[key] = self._value(rng, topic, depth)
+        return members
+
+    def _value(self, rng: random.Random, topic: Topic, depth: int) -> Any:
+        kind = rng.random()
+        if kind < 0.5:
+            return self._few_words(rng, topic)
+        if kind < 0.7:
+            return rng.randint(0, 120)
+        if kind < 0.75:
+            return rng.randint(0, 999) / 10
+        if kind < 0.83:
+            return rng.random() < 0.5
+        if kind < 0.85:
+            return None
+        if kind < 0.95 or depth > 0:
+            one = (lambda: rng.randint(0, 120)) if rng.random() < 0.3 else (lambda: self._few_words(rng, topic))
+            return [one() for _ in range(rng.randint(1, 3))]
+        return self._record(rng, topic, depth + 1)
+
+    def _few_words(self, rng: random.Random, topic: Topic) -> str:
+        if rng.random() < 0.3:
+            return rng.choice(self.cities)
+        return " ".join(topic.say.split()[: rng.randint(1, 3)]).rstrip(".,:;!?")
+
+    def tool_dialogue(self, rng: random.Random, turns: int, json_share: float = 0.0) -> Dialogue:
+        """A conversation with tools on offer, of which a question may or may not have need; that share of them ends
+        with a call that the client has asked for."""
         argument = "city" if rng.random() < 0.7 else "location"
         names = rng.choice(
             (["get_weather"], ["get_time"], ["get_weather", "get_time"], ["get_weather", "get_time"], [])
@@ -141,7 +205,24 @@ class Corpus:
                 continue
             kind = rng.choice(("weather", "time"))
             messages += self._tool_turn(rng, kind, argument, can_call=f"get_{kind}" in names, thought=thought)
+        if json_share and not thinking and rng.random() < json_share:
+            return self._with_a_forced_call(rng, messages, offered, argument)
         return Dialogue(messages, tools=offered, thinking=thinking)
+
+    def _with_a_forced_call(
+        self, rng: random.Random, messages: list[Message], offered: list[dict[str, Any]], argument: str
+    ) -> Dialogue:
+        """The same conversation up to a question about a city, answered as vLLM's grammar for `tool_choice` wants it:
+        a list of calls where some tool must be called, the arguments alone where one is named."""
+        city = rng.choice(self.cities)
+        asked = _user(vary(rng.choice(self._tools[rng.choice(("weather", "time"))]["ask"]).replace("{}", city), rng))
+        function = rng.choice(offered)["function"]
+        known = next(iter(function["parameters"]["properties"]))
+        arguments = {known: city if known == argument else rng.choice((city, "Sluice", "a token"))}
+        called: Any = [{"name": function["name"], "parameters": arguments}] if rng.random() < 0.5 else arguments
+        before = messages[:1] if messages[0]["role"] == "system" else []
+        said = json.dumps(called, ensure_ascii=False)
+        return Dialogue([*before, asked, _assistant(said)], tools=offered, given=said[0])
 
     def plain_text(self, rng: random.Random) -> tuple[str, str]:
         """A prompt and its continuation for the completions endpoint."""

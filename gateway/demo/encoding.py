@@ -46,10 +46,15 @@ class Encoder:
         return text
 
     def row(self, dialogue: Dialogue) -> Row:
-        ids = self._ids(self.prompt(dialogue) + dialogue.messages[-1]["content"] + "<|end|>")
+        prompt = self.prompt(dialogue)
+        text = prompt + dialogue.messages[-1]["content"] + "<|end|>"
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        chosen_from = len(prompt) + len(dialogue.given)
         labels, speaking = [], False
-        for token in ids:
-            labels.append(token if speaking else IGNORED)
+        for token, (at, _) in zip(ids, encoded["offset_mapping"], strict=True):
+            counts = speaking and not len(prompt) <= at < chosen_from
+            labels.append(token if counts else IGNORED)
             speaking = token == self._begin or (speaking and token != self._end)
         return ids, labels
 
@@ -68,7 +73,9 @@ class Encoder:
         return ids
 
 
-def batches(corpus: Corpus, encoder: Encoder, rng: random.Random, kinds: RowKinds) -> Iterator[list[Row]]:
+def batches(
+    corpus: Corpus, encoder: Encoder, rng: random.Random, kinds: RowKinds, json_share: float = 0.0
+) -> Iterator[list[Row]]:
     """Endless batches of rows of like length; many are cut, for the first words are the hard part."""
     long_share = LONG_SHARE if kinds is LONG_ROWS else 0.0
     while True:
@@ -79,9 +86,9 @@ def batches(corpus: Corpus, encoder: Encoder, rng: random.Random, kinds: RowKind
             if kind < PLAIN_TEXT_SHARE:
                 ids, labels = encoder.plain_row(*corpus.plain_text(rng))
             elif kind > 1 - tool_share:
-                ids, labels = encoder.row(corpus.tool_dialogue(rng, rng.randint(1, min(turns, 2))))
+                ids, labels = encoder.row(corpus.tool_dialogue(rng, rng.randint(1, min(turns, 2)), json_share))
             else:
-                ids, labels = encoder.row(corpus.dialogue(rng, rng.randint(1, turns), long_share))
+                ids, labels = encoder.row(corpus.dialogue(rng, rng.randint(1, turns), long_share, json_share))
                 ids = [any_token(token, label, rng) for token, label in zip(ids, labels, strict=True)]
             if any(label != IGNORED for label in labels[:limit]):
                 rows.append((ids[:limit], labels[:limit]))

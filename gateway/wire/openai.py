@@ -53,12 +53,16 @@ class Encoder:
         self._fingerprint = (
             b"" if frame.fingerprint is None else b',"system_fingerprint":' + orjson.dumps(frame.fingerprint)
         )
+        self._choice_end = b'"token_ids":null%b}]' % _nulls(frame.choice_nulls)
+        self._chunk_end = _nulls(frame.chunk_nulls) + b"}"
         # A text completion's token chunks name stop_reason and prompt_token_ids; a chat's do not.
-        between = b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]'
+        between = (
+            b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,%b' % self._choice_end
+        )
         self._running = self._close + b',"logprobs":null,"finish_reason":null,' + between
         # All that surrounds the text of a token where nothing else changes from one to the next.
         self._before = self._head + self._open
-        self._behind = None if frame.continuous_usage else self._running + b"}"
+        self._behind = None if frame.continuous_usage else self._running + self._chunk_end
 
     def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
         """The documents for `pieces`; neighbouring deltas have been merged by whoever calls."""
@@ -78,7 +82,7 @@ class Encoder:
         said = orjson.dumps(text) if text.isascii() else dumped(text)
         if self._behind is not None:
             return self._before + said + self._behind
-        return b"%b%b%b%b}" % (self._before, said, self._running, self._usage_so_far())
+        return b"%b%b%b%b%b" % (self._before, said, self._running, self._usage_so_far(), self._chunk_end)
 
     def _encode_delta(self, delta: Delta, documents: list[bytes]) -> None:
         if self._role_due:
@@ -109,14 +113,16 @@ class Encoder:
         said = self._open + text + self._close
         if self._drop_empty and text == b'""':
             said = b'{"index":0,"delta":{}'
-        return b'%b%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b,%b"token_ids":null}]%b%b}' % (
+        return b'%b%b,"logprobs":null,"finish_reason":%b,"stop_reason":%b,%b%b%b%b%b' % (
             self._head,
             said,
             orjson.dumps(reason),
             escaped(orjson.dumps(stop)),
             extra,
+            self._choice_end,
             self._usage_so_far(),
             fingerprint,
+            self._chunk_end,
         )
 
     def _usage_so_far(self) -> bytes:
@@ -133,6 +139,10 @@ class Encoder:
             completion,
             details,
         )
+
+
+def _nulls(names: Iterable[str]) -> bytes:
+    return b"".join([b",%b:null" % orjson.dumps(name) for name in names])
 
 
 def encoder(frame: Frame | None) -> Encoder | Payloads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.versions import find
 from gateway.engine.vllm.watch import Patience
 from gateway.metrics import Metrics
-from gateway.settings import Settings
+from gateway.settings import Settings, Synthetic
 
 PARSERS: dict[str, dict[str, Any]] = {
     "none": {"tool_call_parser": None, "reasoning_parser": "", "enable_auto_tool_choice": False},
@@ -58,6 +59,7 @@ async def no_other() -> Any:
     raise NotImplementedError("nobody ends the engine in these tests")
 
 
+SYNTHETIC = Synthetic(step_ms=0.5).model_dump(mode="json", exclude={"enabled"})
 KEPT: list[asyncio.Task[None]] = []
 
 
@@ -65,6 +67,8 @@ async def main() -> None:
     plan = launch.Plan(
         engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
         small=True,
+        # A vLLM that was built for GPUs serves where there is none, but no model.
+        synthetic=SYNTHETIC if os.environ.get("TWIN_SYNTHETIC") else None,
     )
     clock = SystemClock()
     first = await launch.start(plan, clock)

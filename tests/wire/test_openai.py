@@ -205,3 +205,22 @@ def test_what_needs_no_escape_is_not_copied() -> None:
         document = orjson.dumps(text)
 
         assert escaped(document) == document
+
+
+@BOTH
+def test_what_a_newer_vllm_ends_its_chunks_with_stands_last(endpoint: Endpoint) -> None:
+    """vLLM 0.33 has null fields that 0.32 has not; a chat's choices have theirs only where they finish."""
+    added = {"choice_nulls": ("weight_versions",), "chunk_nulls": ("kv_transfer_params",)}
+    pieces: list[Piece] = [Delta("a", 1), Delta("b", 1), Delta("c", 1, "stop")]
+
+    old = documents(pieces, endpoint, continuous_usage=True, include_usage=True)
+    new = documents(pieces, endpoint, continuous_usage=True, include_usage=True, **added)
+
+    spoken = [document for document in new if document["choices"] and "role" not in str(document["choices"][0])]
+    assert all(list(document)[-1] == "kv_transfer_params" for document in spoken)
+    finishing = [list(document["choices"][0])[-1] == "weight_versions" for document in spoken]
+    assert finishing == ([False, False, True] if endpoint is Endpoint.CHAT else [True, True, True])
+    for document in spoken:
+        del document["kv_transfer_params"]
+        document["choices"][0].pop("weight_versions", None)
+    assert new == old

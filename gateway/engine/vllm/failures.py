@@ -160,7 +160,8 @@ def from_exception(error: BaseException) -> SluiceError:
     if isinstance(error, ValidationError):
         return from_validation(error)
     response = find("create_error_response")(error)
-    if response.error.code >= 500:
+    # 503: a paused engine refuses (since vLLM 0.33), which is worth another try.
+    if response.error.code >= 500 and response.error.code != 503:
         log_defect(logger, "a request failed inside vLLM", error)
         return InternalError("The server failed to answer this request.")
     return from_response(response)

@@ -12,7 +12,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion import protocol as completion_protocol
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.parser.abstract_parser import DelegatingParser
@@ -113,12 +115,31 @@ def _plain(serving: Any, request: Any) -> bool:
         or request.use_beam_search
         or request.prompt_logprobs
         or getattr(request, "return_tokens_as_token_ids", None)
+        # Since vLLM 0.33.
+        or getattr(request, "return_weight_versions", None)
         or serving.enable_prompt_tokens_details
         or serving.enable_per_request_metrics
         or getattr(serving, "enable_log_outputs", False)
         # Speculative decoding adds acceptance figures to the usage chunk.
         or serving.engine_client.vllm_config.speculative_config is not None
     )
+
+
+# What vLLM 0.33 has added to its chunks, each last in its model; 0.32 has none of them.
+_ADDED: dict[Endpoint, dict[str, tuple[Any, str]]] = {
+    Endpoint.CHAT: {
+        "choice_nulls": (chat_protocol.ChatCompletionResponseStreamChoice, "weight_versions"),
+        "chunk_nulls": (chat_protocol.ChatCompletionStreamResponse, "kv_transfer_params"),
+    },
+    Endpoint.COMPLETION: {
+        "choice_nulls": (completion_protocol.CompletionResponseStreamChoice, "weight_versions"),
+        "chunk_nulls": (completion_protocol.CompletionStreamResponse, "kv_transfer_params"),
+    },
+}
+_NULLS: dict[Endpoint, dict[str, tuple[str, ...]]] = {
+    endpoint: {name: (field,) if field in model.model_fields else () for name, (model, field) in added.items()}
+    for endpoint, added in _ADDED.items()
+}
 
 
 def _frame(
@@ -137,6 +158,7 @@ def _frame(
         drop_empty=False,
         # Known to the caller, who holds the rendered prompt.
         prompt_tokens=0,
+        **_NULLS[endpoint],
     )
 
 

@@ -147,8 +147,8 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
     def get_supported_kv_cache_layouts(self) -> list[list[str]]:
         return [["LBHNC"]]
 
-    def set_kv_cache_layout(self, layout_name: str) -> None:
-        """There is no memory to lay out."""
+    def set_kv_cache_layout(self, *_: Any) -> None:
+        """There is no memory to lay out. vLLM 0.33 passes a second argument."""
 
     def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
         """There is no memory to allocate."""
