@@ -332,7 +332,9 @@ def test_an_eventsource_comes_back_with_a_token_where_keys_are_on(synthetic: Sha
 
     assert events["text"] == expected_text(prompt(1), 60)
     assert events["ids"] == list(range(1, len(events["ids"]) + 1))
-    assert (events["done"], events["error"], events["opened"], events["closed"]) == (True, None, 2, 204)
+    assert (events["done"], events["error"], events["opened"]) == (True, None, 2)
+    # Nothing left; on a slow machine its time may be over, too (RETENTION_S).
+    assert events["closed"] in (204, 410)
     assert f"/v1/streams/{stream_id}" in log
     assert token not in log
     assert "token=" not in log
