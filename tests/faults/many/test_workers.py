@@ -166,6 +166,11 @@ def test_a_stream_is_found_through_every_worker(shared: Shared, doors: dict[int,
         assert door.get(f"{url}?starting_after={answer.ids[-1] + 5}").status_code == 400
         check_error(door.get(url, headers=shared.keys["bert"]), 404)
         assert door.get(url, headers={"Authorization": "Bearer none"}).status_code == 401
+        # What a browser has instead of the key, through any worker.
+        token, keyless = again.headers["x-stream-token"], {"Authorization": ""}
+        by_token = door.get(f"{url}?token={token}", headers=keyless)
+        assert (by_token.status_code, by_token.content) == (200, answer.body)
+        assert door.delete(f"{url}?token={token}", headers=keyless).status_code == 401
     assert answer.exact(7, tokens) or answer.ids == list(range(1, len(answer.ids) + 1))
 
 
