@@ -71,7 +71,7 @@ class Media(Section):
 
     max_bytes: int = Field(32 * 2**20, ge=1024, description="Largest image, audio or video, as it is sent or fetched.")
     max_decoded_bytes: int = Field(
-        512 * 2**20, ge=2**20, description="What the images, audio and videos of one request may take once decoded."
+        2**30, ge=2**20, description="What the images, audio and videos of one request may take once decoded."
     )
     timeout_s: float = Field(30.0, gt=0, description="How long fetching and decoding one may take.")
     private_addresses: bool = Field(

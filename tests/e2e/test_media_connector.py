@@ -398,3 +398,48 @@ def test_vllm_takes_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert isinstance(made, parts.media.SafeConnector)
     assert made.limits.timeout_s == 7
+
+
+def video(tmp_path: Path, frames: int) -> bytes:
+    """A film of so many frames, each of 0.9 MB once decoded."""
+    import cv2
+    import numpy as np
+
+    file = tmp_path / "film.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 10, (640, 480))
+    for number in range(frames):
+        writer.write(np.full((480, 640, 3), number, dtype=np.uint8))
+    writer.release()
+    return file.read_bytes()
+
+
+def test_a_film_has_a_budget_for_its_frames(tmp_path: Path) -> None:
+    """How many are made, the request may say."""
+    film = data_url(video(tmp_path, 60), "video/mp4")
+    made = connector(max_decoded_bytes=40 * 2**20)
+    frames = asyncio.run(made.fetch_video_async(film))
+
+    assert frames.media[0].shape == (32, 480, 640, 3)
+
+    for asked in ({"num_frames": -1}, {"num_frames": 60}, {"fps": 10}):
+        made.media_io_kwargs = {"video": asked}
+        with pytest.raises(parts.media.Refused, match="max_decoded_bytes"):
+            asyncio.run(made.fetch_video_async(film))
+
+
+def test_a_film_of_pictures_has_one_too() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", (500, 500)).save(buffer, "JPEG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    made = connector(max_decoded_bytes=5 * 2**20)
+
+    def film(frames: int) -> Any:
+        return asyncio.run(made.fetch_video_async("data:video/jpeg;base64," + ",".join([picture] * frames)))
+
+    assert film(4).media[0].shape == (4, 500, 500, 3)
+    with pytest.raises(parts.media.Refused, match="max_decoded_bytes"):
+        film(6)
