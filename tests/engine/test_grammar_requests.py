@@ -12,7 +12,7 @@ import pytest
 from vllm.config import StructuredOutputsConfig
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output import backend_guidance, backend_lm_format_enforcer, backend_outlines, backend_xgrammar
 
@@ -20,7 +20,7 @@ from gateway.engine.vllm.grammars import requests, validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
 from gateway.engine.vllm.grammars.verdicts import Verdict
-from gateway.errors import ClientError
+from gateway.errors import ClientError, Overloaded
 from tests.support.time import clock, in_virtual_time
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -150,6 +150,8 @@ class Machine:
         params._validate_structured_outputs(SimpleNamespace(is_diffusion=False), self.config, object())
 
     async def check(self, constraint: Mapping[str, Any], client: str) -> Verdict:
+        if constraint == {"regex": "busy"}:
+            raise Overloaded("The machine was too busy.")
         self.asked.append((dict(constraint), client))
         return self._find(constraint)
 
@@ -263,6 +265,10 @@ async def test_whatever_is_added_to_the_engine_is_checked_before() -> None:
     await machine.llm.add_request("1", "x", params(regex="good"))
     with pytest.raises(VLLMValidationError, match="cannot be compiled: no"):
         await machine.llm.add_request("2", "x", params(regex="bad"))
-    await machine.llm.add_request("3", "x", SamplingParams())
+    with pytest.raises(GracefulHTTPError) as busy:
+        await machine.llm.add_request("3", "x", params(regex="busy"))
+    await machine.llm.add_request("4", "x", SamplingParams())
+
+    assert busy.value.http_status == 503
 
     assert [one.structured_outputs and one.structured_outputs._backend for one in machine.added] == ["xgrammar", None]

@@ -29,6 +29,8 @@ _MAX_WAITING = 256
 # waits for that is told to come back after the shorter time.
 _READY_WITHIN_S = 120.0
 _START_S = 10.0
+# It answers within so long of the end of a grammar's time.
+_ANSWER_S = 1.0
 
 
 class Link(Protocol):
@@ -151,9 +153,9 @@ class Checker:
             self._fail(job, Overloaded("Other grammars took the time of this one.", retry_after_s=2))
         # Else the process says whether the grammar was slow or the machine was busy; it has the figures.
         elif job.name in self._running:
-            job.late = asyncio.get_running_loop().call_later(
-                1 + self._limits.wall_s, self._fail, job, Overloaded("The machine is busy.", retry_after_s=2)
-            )
+            left_s = job.began_s + self._limits.wall_s + _ANSWER_S - self._clock.now()
+            error = Overloaded("The machine was too busy to check this grammar.", retry_after_s=2)
+            job.late = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, job, error)
 
     def _drop(self, job: _Job) -> None:
         """Nobody waits for it any more."""

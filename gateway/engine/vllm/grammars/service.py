@@ -7,9 +7,10 @@ import base64
 import logging
 import pickle
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import VLLMError, VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMError, VLLMValidationError
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.utils import _reduced_vocabulary
@@ -22,7 +23,7 @@ from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
 from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
 from gateway.engine.vllm.grammars.process import CheckerProcess
 from gateway.engine.vllm.grammars.verdicts import Verdict, digest
-from gateway.errors import ClientError, SluiceError
+from gateway.errors import ClientError, Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ class Grammars:
         except ClientError as error:
             # So that vLLM's handlers know it as a client's fault.
             raise VLLMValidationError(error.message, parameter=error.param) from None
+        except Overloaded as error:
+            raise GracefulHTTPError(error.message, HTTPStatus.SERVICE_UNAVAILABLE) from None
 
     # One grammar.
 
