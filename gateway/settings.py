@@ -144,7 +144,7 @@ class Grammars(Section):
         4.0, gt=0, le=600, description="CPU time of one compilation; on the clock 1.75 times as long. Then it is a 400."
     )
     max_bytes: int = Field(512 * 2**10, ge=1024, description="Length of a schema, expression or grammar.")
-    max_properties: int = Field(2000, ge=1, description="Properties in a JSON schema, at all levels together.")
+    max_properties: int = Field(2000, ge=1, description="Properties and definitions in a JSON schema, at all levels.")
     max_choices: int = Field(5000, ge=1, description="Alternatives: choices, enum values, `|` of an expression.")
     max_nesting: int = Field(64, ge=1, le=64, description="Levels of a JSON schema; vLLM allows no more than 64.")
     max_memory_bytes: int = Field(256 * 2**20, ge=2**20, description="Memory of one compilation.")

@@ -45,7 +45,7 @@ class Machine:
         self.closed += 1
 
     def check(self, regex: str, client: str = "a") -> asyncio.Task[Verdict]:
-        return asyncio.get_running_loop().create_task(self.checker.check({"regex": regex}, client))
+        return asyncio.get_running_loop().create_task(self.checker.check({"regex": regex}, client, regex.encode()))
 
     @property
     def begun(self) -> list[str]:

@@ -58,6 +58,8 @@ def test_what_is_within_the_limits_passes(constraint: dict[str, Any]) -> None:
         ({"json": "[" * 4000 + "]" * 90}, "max_nesting"),
         ({"json": {"const": "x" * 5000}}, "max_bytes"),
         ({"json": {"items": [0] * 2000}}, "max_bytes"),
+        ({"json": {"examples": [{}] * 2000}}, "max_bytes"),
+        ({"json": {"$defs": {f"d{i}": {} for i in range(11)}}}, "max_properties"),
         ({"regex": "a" * 5000}, "max_bytes"),
         ({"regex": "|".join("abcdefghijklm")}, "max_choices"),
         ({"choice": ["a"] * 11}, "max_choices"),

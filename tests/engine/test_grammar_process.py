@@ -7,7 +7,7 @@ import base64
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gateway.clock import SystemClock
 from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.process import CheckerProcess
+from gateway.engine.vllm.grammars.verdicts import Verdict, digest
 from gateway.errors import Overloaded
 
 HEAVY = {
@@ -77,6 +78,10 @@ async def a_checker(**changes: Any) -> AsyncIterator[tuple[Checker, list[Checker
         await checker.close()
 
 
+def check(checker: Checker, constraint: dict[str, Any], client: str) -> Coroutine[Any, Any, Verdict]:
+    return checker.check(constraint, client, digest(constraint))
+
+
 def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
@@ -98,24 +103,24 @@ def test_each_kind_is_compiled_or_refused_with_a_reason() -> None:
     async def run() -> None:
         async with a_checker() as (checker, processes):
             for name, value in GOOD.items():
-                assert (await checker.check({name: value}, "a")).backend == "xgrammar", name
+                assert (await check(checker, {name: value}, "a")).backend == "xgrammar", name
             for name, value in BAD.items():
-                verdict = await checker.check({name: value}, "a")
+                verdict = await check(checker, {name: value}, "a")
                 assert verdict.backend is None, name
                 assert "/project/" not in verdict.message
                 assert "Traceback" not in verdict.message
             # Ambiguous: each mask takes longer than the last one.
-            verdict = await checker.check({"grammar": AMBIGUOUS}, "a")
+            verdict = await check(checker, {"grammar": AMBIGUOUS}, "a")
             assert "too long" in verdict.message or "longer than" in verdict.message
             # What xgrammar does not know goes to the others, as in vLLM.
-            assert (await checker.check({"regex": r"\p{L}+"}, "a")).backend == "guidance"
-            assert (await checker.check({"json": {"type": "integer", "multipleOf": 3}}, "a")).backend == "guidance"
+            assert (await check(checker, {"regex": r"\p{L}+"}, "a")).backend == "guidance"
+            assert (await check(checker, {"json": {"type": "integer", "multipleOf": 3}}, "a")).backend == "guidance"
             pattern = {
                 "type": "object",
                 "patternProperties": {"^a": {"type": "string"}},
                 "properties": {"b": {"type": "integer"}},
             }
-            assert (await checker.check({"json": pattern}, "a")).backend == "outlines"
+            assert (await check(checker, {"json": pattern}, "a")).backend == "outlines"
             # It stays as small as it is said to be, and has no thread that a fork would lose.
             status = Path(f"/proc/{processes[0].pid}/status").read_text(encoding="ascii")
             fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
@@ -128,12 +133,12 @@ def test_each_kind_is_compiled_or_refused_with_a_reason() -> None:
 def test_a_hopeless_grammar_delays_nobody_and_is_killed_when_its_client_leaves_or_its_time_is_up() -> None:
     async def run() -> None:
         async with a_checker(timeout_s=1.0) as (checker, processes):
-            await checker.check({"regex": "a"}, "a")
-            left = asyncio.get_running_loop().create_task(checker.check(HEAVY, "a"))
-            stays = asyncio.get_running_loop().create_task(checker.check({"json": HEAVY["json"] + " "}, "a"))
+            await check(checker, {"regex": "a"}, "a")
+            left = asyncio.get_running_loop().create_task(check(checker, HEAVY, "a"))
+            stays = asyncio.get_running_loop().create_task(check(checker, {"json": HEAVY["json"] + " "}, "a"))
             await until(lambda: len(children(processes[0].pid)) == 2)
 
-            assert (await checker.check({"regex": "b"}, "b")).backend == "xgrammar"
+            assert (await check(checker, {"regex": "b"}, "b")).backend == "xgrammar"
             assert not stays.done()
 
             left.cancel()
@@ -153,9 +158,9 @@ def test_memory_is_limited() -> None:
     async def run() -> None:
         many = {"json": {"enum": [f"{i:05}" + "y" * 80 for i in range(4000)]}}
         async with a_checker(max_memory_bytes=8 * 2**20) as (checker, _):
-            verdict = await checker.check(many, "a")
+            verdict = await check(checker, many, "a")
             assert verdict.message == "takes more memory than 8 MiB (grammars.max_memory_bytes)"
-            assert (await checker.check({"regex": "a"}, "a")).backend == "xgrammar"
+            assert (await check(checker, {"regex": "a"}, "a")).backend == "xgrammar"
 
     asyncio.run(run())
 
@@ -163,12 +168,12 @@ def test_memory_is_limited() -> None:
 def test_a_process_that_is_killed_is_replaced() -> None:
     async def run() -> None:
         async with a_checker() as (checker, processes):
-            await checker.check({"regex": "a"}, "a")
+            await check(checker, {"regex": "a"}, "a")
             os.kill(processes[0].pid, signal.SIGKILL)
             await until(lambda: gone(processes[0].pid))
             await asyncio.sleep(0.05)
 
-            assert (await checker.check({"regex": "b"}, "a")).backend == "xgrammar"
+            assert (await check(checker, {"regex": "b"}, "a")).backend == "xgrammar"
             assert len(processes) == 2
 
     asyncio.run(run())
@@ -178,8 +183,8 @@ def test_a_process_that_is_killed_is_replaced() -> None:
 def test_everything_ends_with_the_gateway_even_if_that_is_killed() -> None:
     async def run() -> None:
         async with a_checker() as (checker, processes):
-            await checker.check({"regex": "a"}, "a")
-            task = asyncio.get_running_loop().create_task(checker.check(HEAVY, "a"))
+            await check(checker, {"regex": "a"}, "a")
+            task = asyncio.get_running_loop().create_task(check(checker, HEAVY, "a"))
             await until(lambda: len(children(processes[0].pid)) == 1)
             (job,) = children(processes[0].pid)
             # What the kernel does for a process that is killed.

@@ -149,7 +149,7 @@ class Machine:
         self.added.append(params)
         params._validate_structured_outputs(SimpleNamespace(is_diffusion=False), self.config, object())
 
-    async def check(self, constraint: Mapping[str, Any], client: str) -> Verdict:
+    async def check(self, constraint: Mapping[str, Any], client: str, key: bytes) -> Verdict:
         if constraint == {"regex": "busy"}:
             raise Overloaded("The machine was too busy.")
         self.asked.append((dict(constraint), client))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from gateway.clock import Clock
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.grammars.verdicts import Verdict, Verdicts, digest
+from gateway.engine.vllm.grammars.verdicts import Verdict, Verdicts
 from gateway.errors import Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ class Checker:
         """How many grammars are waiting or being compiled."""
         return len(self._jobs)
 
-    async def check(self, constraint: Mapping[str, Any], client: str) -> Verdict:
-        """What becomes of the grammar. Raises Overloaded if it had no chance to be compiled in time."""
-        key = digest(constraint)
+    async def check(self, constraint: Mapping[str, Any], client: str, key: bytes) -> Verdict:
+        """What becomes of the grammar, whose digest is `key`. Raises Overloaded if it had no chance to be compiled in
+        time."""
         known = self.verdicts.get(key)
         if known is not None:
             return known

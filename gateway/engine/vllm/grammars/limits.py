@@ -10,9 +10,9 @@ from typing import Any
 # Where a schema lists alternatives.
 _CHOICES = frozenset({"enum", "anyOf", "oneOf", "allOf", "prefixItems", "type"})
 # Where each key of an object is a property that the grammar must tell from the others.
-_PROPERTIES = frozenset({"properties", "patternProperties", "dependentSchemas"})
-# What a number, a bracket and a comma weigh.
-_NODE_BYTES = 4
+_PROPERTIES = frozenset({"properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"})
+# What a value weighs besides its text: vLLM copies and walks all of them on the event loop.
+_NODE_BYTES = 8
 # A structural tag is a wrapper around schemas, which are what is measured.
 _WRAPPER_NESTING = 16
 
@@ -117,7 +117,7 @@ class _Walk:
         _weigh(self._bytes, limits)
         _count(self._choices, limits)
         if self._properties > limits.max_properties:
-            raise TooLarge(f"has more than {limits.max_properties} properties (grammars.max_properties)")
+            raise TooLarge(f"has more than {limits.max_properties} properties or definitions (grammars.max_properties)")
         return [value for value in values if isinstance(value, dict | list)]
 
 

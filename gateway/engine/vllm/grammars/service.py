@@ -47,6 +47,7 @@ class Grammars:
         self._llm = llm
         self._limits = limits
         self._settings = llm.vllm_config.structured_outputs_config
+        self._last: tuple[Mapping[str, Any], bytes] = {}, b""
         self._checker = Checker(limits, clock, start=self._start, vocabulary=self._vocabulary)
         # The first grammar would have to wait for it; a server that is up so long is there to stay.
         self._warming = asyncio.get_running_loop().call_later(_WARM_AFTER_S, self._checker.warm)
@@ -118,7 +119,16 @@ class Grammars:
             return Verdict("xgrammar" if backend == "auto" else backend)
         if _is_empty(constraint):
             return validation.LEFT_TO_VLLM
-        return self._checker.verdicts.get(digest(constraint))
+        return self._checker.verdicts.get(self._digest(constraint))
+
+    def _digest(self, constraint: Mapping[str, Any]) -> bytes:
+        """As `digest`; vLLM validates a request several times in a row, and a long schema takes milliseconds."""
+        last, key = self._last
+        if last.keys() == constraint.keys() and all(last[name] is value for name, value in constraint.items()):
+            return key
+        key = digest(constraint)
+        self._last = constraint, key
+        return key
 
     def _measure(self, field: str, constraint: Mapping[str, Any]) -> None:
         try:
@@ -135,7 +145,9 @@ class Grammars:
             # Without a tokenizer vLLM has a refusal of its own.
             return
         self._measure(field, constraint)
-        verdict = self.known(constraint) or await self._checker.check(constraint, client or "")
+        verdict = self.known(constraint) or await self._checker.check(
+            constraint, client or "", self._digest(constraint)
+        )
         if verdict.backend is None:
             raise ClientError(f"{field}: the grammar {verdict.message.rstrip('.')}.", param=field)
 

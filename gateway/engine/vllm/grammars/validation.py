@@ -17,6 +17,7 @@ Replaced, and nothing else of vLLM is:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -125,8 +126,9 @@ def verifier(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
         wanted = params.structured_outputs
         try:
             if wanted is not None:
-                # vLLM writes into it.
-                params = params.clone()
+                # vLLM writes into both.
+                params = copy.copy(params)
+                params.structured_outputs = copy.copy(wanted)
             processor._validate_params(params, supported_tasks)
         finally:
             _EARLY.reset(token)
