@@ -229,7 +229,8 @@ def _set_environment(plan: Plan, words: Path) -> None:
             "words": {"class": "logging.FileHandler", "filename": str(words), "level": "ERROR", "delay": True},
         },
         "loggers": {
-            "vllm": {"handlers": ["console", "words"], "level": level, "propagate": False},
+            # In this order: the filter of the console takes the text out of some records.
+            "vllm": {"handlers": ["words", "console"], "level": level, "propagate": False},
             # Refused requests; each has its answer and its own log line already.
             "vllm.entrypoints": {"level": "CRITICAL" if level == "ERROR" else level},
             # Says at every start that a CPU has no Triton.

