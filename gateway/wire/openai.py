@@ -56,9 +56,7 @@ class Encoder:
         self._choice_end = b'"token_ids":null%b}]' % _nulls(frame.choice_nulls)
         self._chunk_end = _nulls(frame.chunk_nulls) + b"}"
         # A text completion's token chunks name stop_reason and prompt_token_ids; a chat's do not.
-        between = (
-            b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,%b' % self._choice_end
-        )
+        between = b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,%b' % self._choice_end
         self._running = self._close + b',"logprobs":null,"finish_reason":null,' + between
         # All that surrounds the text of a token where nothing else changes from one to the next.
         self._before = self._head + self._open
