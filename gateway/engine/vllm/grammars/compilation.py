@@ -27,7 +27,7 @@ logger = logging.getLogger("vllm.sluice.grammars")
 _THREADS = 8
 _NICE = 5
 # How long masks may take on average for each token.
-PER_TOKEN_S = 0.005
+PER_TOKEN_S = 0.01
 # At the beginning they may take longer. The engine's thread competes for the machine, so this is
 # more than in the check.
 SLACK_S = 2.0
