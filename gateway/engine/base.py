@@ -200,8 +200,9 @@ class Engine(Mortal, Protocol):
     async def model_card(self, name: str) -> dict[str, Any] | None:
         """What there is to tell of a model, or an adapter, that is served under that name; None if none is."""
 
-    def load_report(self, kind: str) -> str | None:
-        """The engine's load as the value of an ORCA header (`endpoint-load-metrics`) of that kind: TEXT or JSON."""
+    def load_report(self, kind: str, queued: int) -> str | None:
+        """The engine's load as the value of an ORCA header (`endpoint-load-metrics`) of that kind: TEXT or JSON. Beside
+        those that wait in the engine, `queued` wait for it."""
 
     @property
     def http(self) -> ASGIApp:

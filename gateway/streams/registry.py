@@ -266,8 +266,8 @@ class Registry:
         return card
 
     def load_report(self, kind: str) -> str | None:
-        """The engine's load as the value of an ORCA header of that kind."""
-        return self._engine().load_report(kind)
+        """The engine's load, with those in the queue, as the value of an ORCA header of that kind."""
+        return self._engine().load_report(kind, self._gate.waiting)
 
     def is_known(self, path: str) -> bool:
         """Whether vLLM's own app has anything at that path. Raises why there is no engine."""

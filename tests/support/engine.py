@@ -131,8 +131,10 @@ class ScriptedEngine:
     async def model_card(self, name: str) -> dict[str, Any] | None:
         return {"id": name, "object": "model", "created": 1700000000} if name in self.models else None
 
-    def load_report(self, kind: str) -> str | None:
-        return f"{kind.upper()} named_metrics.kv_cache_usage_perc=0.5" if kind.upper() in ("TEXT", "JSON") else None
+    def load_report(self, kind: str, queued: int) -> str | None:
+        return (
+            f"{kind.upper()} named_metrics.num_requests_waiting={queued}" if kind.upper() in ("TEXT", "JSON") else None
+        )
 
     def route(self, method: str, path: str) -> Route:
         if (method, path) in self.routes:

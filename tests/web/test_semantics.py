@@ -509,19 +509,28 @@ async def test_load_counts_every_request_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @in_virtual_time
 async def test_a_whole_answer_tells_the_engines_load_if_asked(path: str) -> None:
-    edge = Edge()
+    edge = Edge(max_concurrent=1)
     told = {}
     for kind in ("TEXT", "json", "other", ""):
         client = edge.ask(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
         await settle()
-        edge.engine.runs[-1].document(b"{}", tokens=1)
-        edge.engine.runs[-1].finish()
+        # In the queue, of which the engine does not know; two, as the seat goes to the next when this one ends.
+        waiting = [edge.ask(path), edge.ask(path), edge.ask(path)]
+        await settle()
+        (asked,) = (run for run in edge.engine.runs if run.live)
+        asked.document(b"{}", tokens=1)
+        asked.finish()
         await client.finish()
         told[kind] = client.headers.get("endpoint-load-metrics")
+        for one in waiting:
+            await settle()
+            (run,) = (run for run in edge.engine.runs if run.live)
+            run.end("a")
+            await one.finish()
 
     assert told == {
-        "TEXT": "TEXT named_metrics.kv_cache_usage_perc=0.5",
-        "json": "JSON named_metrics.kv_cache_usage_perc=0.5",
+        "TEXT": "TEXT named_metrics.num_requests_waiting=2",
+        "json": "JSON named_metrics.num_requests_waiting=2",
         "other": None,
         "": None,
     }

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import orjson
-from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
+from vllm.entrypoints.serve.utils.orca_metrics import create_orca_header, get_named_metrics_from_prometheus
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
@@ -136,8 +136,12 @@ class VllmEngine:
             card |= {"type": "model", "display_name": name, "created_at": created}
         return card
 
-    def load_report(self, kind: str) -> str | None:
-        return (metrics_header(kind) or {}).get("endpoint-load-metrics")
+    def load_report(self, kind: str, queued: int) -> str | None:
+        found = [
+            (name, value + queued if name == "num_requests_waiting" else value)
+            for name, value in get_named_metrics_from_prometheus()
+        ]
+        return (create_orca_header(kind, found) or {}).get("endpoint-load-metrics")
 
     @property
     def http(self) -> ASGIApp:
