@@ -194,6 +194,8 @@ def _load(args: argparse.Namespace, flags: Resolved) -> Any:
     problems = [*flags.problems, *variables.problems()]
     if args.model is not None and flags.model not in (None, args.model):
         problems.append("Two models are named; one is served.")
+    if args.model is None and flags.model is None and flags.swallowed:
+        problems.append(flags.swallowed)
     keys_file = given.get("server", {}).get("api_keys_file")
     if keys_file is not None and str(keys_file).startswith("sk-") and not Path(keys_file).exists():
         problems.append("--api-keys-file takes the name of a file with `name:sha256` lines, not a key.")

@@ -59,6 +59,8 @@ class Resolved:
     shown: dict[str, Any] = field(default_factory=dict)
     """The same by name and value, for people."""
     problems: list[str] = field(default_factory=list)
+    swallowed: str = ""
+    """A problem if no model is named: it may be the last value of a flag that takes several."""
 
 
 def split(words: Sequence[str], own: Mapping[str, bool], *, place: str = "", known: Catalog | None = None) -> Split:
@@ -180,6 +182,9 @@ def _resolve(one: Given, place: str, found: Resolved) -> None:
     if name == "model":
         found.model = one.values[-1]
     elif disposition is None or disposition.kind is Kind.PASSED:
+        if name == "served_model_name" and len(one.values) > 1 and "/" in one.values[-1]:
+            taken = f"{one.values[-1]} is taken for a value of {one.option}."
+            found.swallowed = f"{taken} Name the model before it, or with --model."
         found.flags.extend(one.words)
         found.names.add(name)
         _show(one, found.shown)
