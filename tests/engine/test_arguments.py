@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from gateway.engine.vllm.arguments import catalog, dispositions, document, parse, variables
 from gateway.engine.vllm.arguments.catalog import Catalog
-from gateway.engine.vllm.arguments.command_line import Resolved, read, resolve, split
+from gateway.engine.vllm.arguments.command_line import _GONE, Resolved, read, resolve, split
 from gateway.engine.vllm.arguments.dispositions import Kind
 
 OWN = {"--port": True, "--config": True, "--log-json": False, "--api-keys-file": True}
@@ -206,6 +207,27 @@ def test_only_the_very_version_of_a_list_has_no_other_flags(
     assert found.complete is complete
     assert "--max-model-len" in found.options
     assert ("--watchdog-config" in found.options) == (not version.startswith("0.32"))
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("--guided-decoding-backend=xgrammar", "Use --structured-outputs-config.backend."),
+        ("--task", "Use --runner"),
+        ("--override_pooler_config", "Use --pooler-config."),
+    ],
+)
+def test_flags_that_are_gone_are_told_what_took_their_place(word: str, instead: str) -> None:
+    (problem,) = asked([word], catalog.read("0.32")).problems
+
+    assert instead in problem
+
+
+def test_the_places_of_flags_that_are_gone_exist(known: Catalog) -> None:
+    for gone, instead in _GONE.items():
+        assert gone not in known.options or gone == "--disable-log-requests"
+        for option in re.findall(r"--[a-z-]+", instead):
+            assert option in known.options
 
 
 def test_help_after_the_dashes_tells_where_it_is(known: Catalog) -> None:

@@ -21,6 +21,23 @@ from gateway.engine.vllm.arguments.dispositions import Kind
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 # vLLM calls the attached form of this flag by that name, and has no `-O` of its own in some versions.
 _LEVEL = "optimization_level"
+# Flags of older versions, which are still in many scripts, and what took their place. The nearest by spelling would
+# be another thing.
+_GONE = {
+    "--cuda-graph-sizes": "--cudagraph-capture-sizes",
+    "--disable-log-requests": "nothing instead, since requests are only logged with --enable-log-requests",
+    "--enable-reasoning": "--reasoning-parser alone",
+    "--guided-decoding-backend": "--structured-outputs-config.backend",
+    "--max-seq-len-to-capture": "--max-cudagraph-capture-size",
+    "--num-speculative-tokens": "--speculative-config.num_speculative_tokens",
+    "--override-pooler-config": "--pooler-config",
+    "--rope-scaling": "--hf-overrides, with the field of the model's config.json",
+    "--rope-theta": "--hf-overrides, with the field of the model's config.json",
+    "--speculative-model": "--speculative-config.model",
+    "--swap-space": "nothing instead, since preempted requests are computed anew",
+    "--task": "--runner, and --convert where it is needed",
+    "--worker-use-ray": "--distributed-executor-backend ray",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +162,8 @@ def _values(rest: list[str], limit: int | None = None) -> list[str]:
 
 def unknown(option: str, place: str, options: Collection[str]) -> str:
     """The sentence about an option that does not exist, with the nearest that does."""
+    if (instead := _GONE.get(_normal(option.partition("=")[0])[0])) is not None:
+        return f"{option.partition('=')[0]}{place} was a flag of older versions of vLLM. Use {instead}."
     hint = nearest(option, options)
     return (
         f"{option.partition('=')[0]}{place} is not a flag of `vllm serve`{' or `sluice serve`' if not place else ''}."
