@@ -37,6 +37,7 @@ class Core:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self.pids = [7]
+        self.engines, self.silent_engine = 1, 0
         self.heard_s = clock().now()
         self.answers = asyncio.Event()
         self.answers.set()
@@ -109,6 +110,19 @@ async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_wit
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in said[:3]] == ["not ready", "ready again", "not ready"]
     assert "it is ended" in said[3]
+
+
+@in_virtual_time
+async def test_of_several_engines_the_silent_one_is_named(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(watch, monkeypatch)
+    watched.core.engines, watched.core.silent_engine = 4, 3
+    watched.core.answers.clear()
+    await asyncio.sleep(8)
+
+    assert str(watched.trouble).endswith("(data-parallel engine 3)")
+
+    watched.task.cancel()
+    await asyncio.gather(watched.task, return_exceptions=True)
 
 
 @in_virtual_time

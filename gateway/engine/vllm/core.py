@@ -23,7 +23,7 @@ from gateway.clock import Clock
 from gateway.engine.base import Revival
 from gateway.engine.suspicion import Suspicion
 from gateway.engine.vllm import continuation
-from gateway.engine.vllm.pull import Outputs, Pull
+from gateway.engine.vllm.pull import Nobody, Outputs, Pull
 from gateway.engine.vllm.trial import Closing, Trial
 
 logger = logging.getLogger(__name__)
@@ -246,6 +246,11 @@ class LastingCore:
         return len(getattr(self._core, "core_engines", (0,)))
 
     @property
+    def silent_engine(self) -> int:
+        """The number of the one that has been silent the longest."""
+        return min(self._heard_s, key=self._heard_s.__getitem__)
+
+    @property
     def heard_s(self) -> float:
         """When the engine last said anything; of several the one that has been silent the longest."""
         return min(self._heard_s.values())
@@ -380,7 +385,7 @@ class LastingCore:
             self._forget(one)
             if (other := self._output_processor.request_states.get(one)) is not None:
                 # The abort that removes it would be taken for its ending.
-                other.queue = _Nobody()
+                other.queue = Nobody()
         self._output_processor.abort_requests([name if parent is None else parent.request_id], internal=True)
 
     def _received(self, name: str) -> list[int]:
@@ -388,13 +393,6 @@ class LastingCore:
         state = self._output_processor.request_states.get(name)
         detokenizer = None if state is None else state.detokenizer
         return [] if detokenizer is None else list(detokenizer.output_token_ids)
-
-
-class _Nobody:
-    """A queue that nobody reads."""
-
-    def put(self, output: Any) -> None:
-        """Forget it."""
 
 
 __all__ = ["DiedOfIt", "LastingCore"]

@@ -95,4 +95,11 @@ class Outputs(asyncio.Queue[Any]):
         super().put_nowait(item)
 
 
-__all__ = ["Outputs", "Pull"]
+class Nobody:
+    """Stands where vLLM puts the outputs of a request, for one that has had its ending."""
+
+    def put(self, output: Any) -> None:
+        """Forget it."""
+
+
+__all__ = ["Nobody", "Outputs", "Pull"]

@@ -24,6 +24,7 @@ from gateway.clock import Clock
 from gateway.engine.base import Sink
 from gateway.engine.vllm import isolation
 from gateway.engine.vllm.failures import failed, from_exception
+from gateway.engine.vllm.pull import Nobody
 from gateway.engine.vllm.statistics import Statistics, plain
 from gateway.errors import EngineFailed
 from gateway.model import Delta
@@ -59,13 +60,6 @@ class SinkQueue:
                 self._sink.fail(failed(constrained=self._constrained))
             elif choice.text or choice.token_ids or reason is not None:
                 self._sink.put(Delta(choice.text, len(choice.token_ids), reason, choice.stop_reason))
-
-
-class _Deaf:
-    """The queue of a request that has had its ending."""
-
-    def put(self, output: Any) -> None:
-        """Forget it."""
 
 
 @dataclass(slots=True)
@@ -228,7 +222,7 @@ class PlainSteps:
 
     def _forget(self, request_id: str) -> None:
         """Drop a request that has been told why; the abort that vLLM makes of it would be another ending."""
-        self._states[request_id].queue = _Deaf()
+        self._states[request_id].queue = Nobody()
         self._processor.abort_requests([request_id], internal=True)
 
     def _say(self, now_s: float) -> None:

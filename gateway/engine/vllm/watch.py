@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.clock import Clock
 from gateway.engine.processes import usage
@@ -47,6 +47,8 @@ async def until_dead(core: LastingCore, clock: Clock, patience: Patience, look: 
                 core.lose()
             asked_s = probe.step(clock.now())
             verdict = watchdog.look(clock.now(), Seen(asked_s, core.heard_s, core.behind()))
+            if verdict.trouble and core.engines > 1:
+                verdict = replace(verdict, trouble=f"{verdict.trouble} (data-parallel engine {core.silent_engine})")
             trouble = verdict.trouble or ("the engine is paused" if probe.is_paused else None)
             if was_well != (trouble is None):
                 was_well = trouble is None
