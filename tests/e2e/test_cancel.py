@@ -244,7 +244,9 @@ def test_cancel_a_stream_of_vllms_own(server: Server) -> None:
 
 def test_cancel_what_is_not_there(server: Server) -> None:
     for stream_id in ("chatcmpl-nope", "x" * 300, "%2e%2e", "a b"):
-        error = check_error(server.http.delete(f"/v1/streams/{stream_id}"), 404, param="id", code="not_found")
+        # A path that is no plain path reaches no route.
+        param = None if stream_id == "%2e%2e" else "id"
+        error = check_error(server.http.delete(f"/v1/streams/{stream_id}"), 404, param=param, code="not_found")
         assert error["retryable"] is False
     # One that ended well is not there any more, either.
     done = server.post(model=MODEL, messages=ASK, stream=True)
