@@ -119,6 +119,9 @@ class Grammars:
             return Verdict("xgrammar" if backend == "auto" else backend)
         if _is_empty(constraint):
             return validation.LEFT_TO_VLLM
+        if any(isinstance(value, str) and len(value) > self._limits.max_bytes for value in constraint.values()):
+            # vLLM's request models ask before it has been measured.
+            return None
         return self._checker.verdicts.get(self._digest(constraint))
 
     def _digest(self, constraint: Mapping[str, Any]) -> bytes:
