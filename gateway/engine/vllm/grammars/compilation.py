@@ -23,9 +23,10 @@ from gateway.clock import Clock, SystemClock
 
 logger = logging.getLogger("vllm.sluice.grammars")
 
-# A slow grammar must not hold up a fast one. They compile without the interpreter's lock.
+# A slow grammar must not hold up a fast one. They compile without the interpreter's lock, and each with eight threads of
+# its own, which together must not take the machine from the engine's steps.
 _THREADS = 8
-_NICE = 5
+_NICE = 15
 # How long masks may take on average for each token.
 PER_TOKEN_S = 0.01
 # At the beginning they may take longer. The engine's thread competes for the machine, so this is
