@@ -23,7 +23,7 @@ from gateway.clock import Clock, SystemClock
 
 logger = logging.getLogger("vllm.sluice.grammars")
 
-# A slow grammar must not hold up a fast one. They compile without the interpreter's lock, and each with eight threads of
+# A slow grammar must not hold up a fast one. They compile without the interpreter's lock, each with eight threads of
 # its own, which together must not take the machine from the engine's steps.
 _THREADS = 8
 _NICE = 15
