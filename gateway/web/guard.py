@@ -26,6 +26,7 @@ from gateway.errors import (
     SluiceError,
     body_at,
     cause_of,
+    clear_tracebacks,
     is_anthropic,
     status_of,
 )
@@ -115,10 +116,13 @@ class Guard:
             exchange.gone = True
             if not exchange.tally.outlives:
                 exchange.tally.cause = exchange.tally.cause or left.cause
+            clear_tracebacks(left)
         except SluiceError as error:
+            clear_tracebacks(error)
             await self._fail(error, exchange, outlet)
         except Exception as error:
             log_defect(logger, "a request failed with an error that nobody foresaw", error)
+            clear_tracebacks(error)
             await self._fail(InternalError("The server failed to answer this request."), exchange, outlet)
         finally:
             self._close(exchange)

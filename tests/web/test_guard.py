@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -450,3 +453,34 @@ async def test_the_servers_own_life_passes_unguarded(keys_file: Path) -> None:
     await Door(app, keys_file=keys_file).guard({"type": "lifespan"}, None, None)
 
     assert seen == ["lifespan"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["ours", "unforeseen"])
+@in_virtual_time
+async def test_a_failed_request_leaves_nothing_for_the_garbage_collector(known: bool) -> None:
+    """Collections are rare, and its body may weigh 16 MiB."""
+
+    class Body:
+        """A large one."""
+
+    bodies: list[weakref.ref[Body]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = Body()
+        bodies.append(weakref.ref(body))
+        parsing = asyncio.get_running_loop().create_future()
+        parsing.set_exception(ValueError(body))
+        try:
+            await parsing
+        except ValueError as error:
+            # A frame that holds what failed is a cycle with the error that it raised.
+            failed: Exception = ClientError("It is wrong.") if known else error
+            raise failed from error
+
+    gc.disable()
+    try:
+        await Door(app).get()
+        await asyncio.sleep(0)
+        assert [body() for body in bodies] == [None]
+    finally:
+        gc.enable()
