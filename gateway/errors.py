@@ -327,7 +327,7 @@ def clear_tracebacks(error: BaseException) -> None:
     """Let go of the frames that an error has passed, and of the errors behind it.
 
     A frame that holds the future or the variable in which the error came is a reference cycle with it, and holds the
-    request's body, too: 16 MiB that only a full garbage collection would free, which is rare in a process of many streams.
+    request's body, too: 16 MiB that only a full garbage collection would free, which is rare here.
     """
     behind: BaseException | None = error
     while behind is not None:
