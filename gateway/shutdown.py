@@ -19,8 +19,8 @@ logger = logging.getLogger("sluice")
 
 # Asked once, the process has so long from the end of the drain: connections, engine, interpreter.
 WITHIN_S = 20.0
-# Asked twice.
-NOW_WITHIN_S = 4.0
+# Asked twice: a little longer than the engine process gets to end.
+NOW_WITHIN_S = 8.0
 # When all is done, threads that are still busy are waited for so long.
 THREADS_WITHIN_S = 5.0
 # Threads that compute for a request stop at the next point where they look whether somebody waits for it; one that is
