@@ -16,6 +16,12 @@ def test_version_names_both_and_exits_well(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sluice", "vllm"]
 
 
+@pytest.fixture(autouse=True)
+def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of its own: other tests may have imported it."""
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], ["key", "new", "--help"]])
 def test_help_exits_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
