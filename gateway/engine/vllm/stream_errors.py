@@ -21,6 +21,7 @@ from gateway import errors
 from gateway.engine.base import CURRENT_TALLY
 from gateway.engine.vllm import failures
 from gateway.engine.vllm.expected_errors import place
+from gateway.engine.vllm.versions import find
 from gateway.errors import EngineFailed, InternalError, SluiceError
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,14 @@ def _raise(error: Exception) -> str:
     raise failures.known() or EngineFailed("The engine failed this request.", retry_after_s=1) from None
 
 
-async def _without_errors(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """A chat's chunks. Raises the error that an event tells of."""
+async def _without_errors(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """A chat's chunks: lines, and for messages objects since vLLM 0.33. Raises the error that one of them is."""
+    response = find("ErrorResponse")
     async with aclosing(chunks):
         async for item in chunks:
-            if item.startswith('data: {"error"'):
+            if isinstance(item, response):
+                raise read(item.error.model_dump())
+            if isinstance(item, str) and item.startswith('data: {"error"'):
                 raise read(orjson.loads(item.removeprefix("data: "))["error"])
             yield item
 
@@ -108,10 +112,10 @@ def _failing(convert: Any) -> Any:
 class _Messages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]
     """Anthropic's messages; an error in the stream is an event of theirs."""
 
-    async def message_stream_converter(self, generator: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async def message_stream_converter(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
         failure: SluiceError | None = None
 
-        async def chunks() -> AsyncGenerator[str, None]:
+        async def chunks() -> AsyncGenerator[Any, None]:
             nonlocal failure
             try:
                 async for item in _without_errors(generator):
