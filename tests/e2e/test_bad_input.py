@@ -269,8 +269,14 @@ def test_many_broken_connections(server: Server) -> None:
 
 
 def test_wrong_methods(server: Server) -> None:
-    for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        check_error(server.http.request(method, CHAT), 405, code="method_not_allowed")
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        answer = server.http.request(method, CHAT)
+
+        check_error(answer, 405, code="method_not_allowed")
+        assert "POST" in answer.headers["allow"]
+    options = server.http.options(CHAT)
+    assert options.status_code == 204
+    assert "POST" in options.headers["allow"]
 
 
 def test_nothing_of_this_reached_the_log_as_a_stack(server: Server) -> None:
