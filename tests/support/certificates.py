@@ -24,7 +24,24 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = _named(name)
         ca = x509.BasicConstraints(ca=True, path_length=None)
-        made = _builder(self._subject, self._subject, self._key).add_extension(ca, critical=True)
+        # What Python 3.13 asks of an authority and of what it has signed.
+        usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+        signs = x509.KeyUsage(
+            digital_signature=True,
+            key_cert_sign=True,
+            crl_sign=True,
+            encipher_only=False,
+            decipher_only=False,
+            **usage,
+        )
+        public = self._key.public_key()
+        self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
+        made = (
+            _builder(self._subject, self._subject, self._key)
+            .add_extension(ca, critical=True)
+            .add_extension(signs, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        )
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
@@ -34,7 +51,11 @@ class Authority:
         names = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
-        made = _builder(_named(name), self._subject, key).add_extension(names, critical=False)
+        made = (
+            _builder(_named(name), self._subject, key)
+            .add_extension(names, critical=False)
+            .add_extension(self._identifier, critical=False)
+        )
         hidden: serialization.KeySerializationEncryption = (
             serialization.NoEncryption()
             if password is None
