@@ -118,6 +118,8 @@ class Backends:
             compiles.num_speculative_tokens = 0
             # One thread: what it takes is then at least what it takes the engine, which has several.
             compiles.compiler = GrammarCompiler(self._tokenizer, max_threads=1, cache_enabled=False)
+            # Since vLLM 0.33 structural tags have one of their own, which may know more of the special tokens.
+            compiles.full_vocab_compiler = compiles.compiler
             self._walk(compiles.compile_grammar(*key).matcher)
         elif name == "outlines":
             self._index(key)
