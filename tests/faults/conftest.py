@@ -1,4 +1,5 @@
-"""Faults on purpose, against real servers. Each test prints its figure next to its goal at the end of the run.
+"""Deliberate faults against real servers. The end of a run prints each figure next to its bound, below the sentence of
+its goal.
 
 Two sizes: `ci` (part of `make test`) and `full` (`make faults`), chosen with `--faults`.
 """
@@ -24,7 +25,26 @@ SYNTHETIC = {
 }
 """Settings of a server without a model; tests add their own."""
 
-_FIGURES: list[tuple[str, str, str, str]] = []
+GOALS = {
+    "cancellation": "A client that leaves frees the engine at once, in every phase; other streams are not delayed.",
+    "data parallel": "When one of several data-parallel engines dies, every stream pauses and continues.",
+    "deadly request": "A request that kills one engine after another fails alone.",
+    "drain": "After SIGTERM no answer is wrong, none seems complete that is not, and the process exits with 0 in time.",
+    "engine death": "No stream loses, repeats or contradicts a token when its engine dies; the pause is the restart.",
+    "hung engine": "An engine is restarted when it hangs, and not because the gateway itself was paused.",
+    "idle stream": "A stream without events costs little memory and CPU, and its keep-alives are on time.",
+    "keep-alive": "Common clients read streams with keep-alives without an error and notice a broken stream.",
+    "limits": "A client that sends too much or too slowly is cut off in time, at a bounded cost in memory.",
+    "one client": "The worst that one client sends costs its own request, never the streams of others.",
+    "resets": "Readers that stop and then reset their connections leave no slot taken.",
+    "resume": "A stream that was cut and resumed has the bytes of one that was not, within the limits of retention.",
+    "slow reader": "A reader that stops costs bounded memory, delays no other stream and is dropped in time.",
+    "vanished peer": "A peer that vanishes without closing its connection is noticed, idle or not.",
+    "wall clock": "Jumps of the wall clock change nothing.",
+}
+"""What the figures are held against, one sentence a goal."""
+
+_FIGURES: dict[str, list[tuple[str, str, str]]] = {goal: [] for goal in GOALS}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,11 +56,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _FIGURES:
+    found = {goal: figures for goal, figures in _FIGURES.items() if figures}
+    if found:
         terminalreporter.section("fault suite: figures and goals")
-        width = max(len(what) for _, what, _, _ in _FIGURES)
-        for goal, what, figure, bound in _FIGURES:
-            terminalreporter.write_line(f"{goal:<4} {what:<{width}}  {figure}  (goal: {bound})")
+        width = max(len(what) for figures in found.values() for what, _, _ in figures)
+        for goal, figures in found.items():
+            terminalreporter.write_line(GOALS[goal])
+            for what, figure, bound in figures:
+                terminalreporter.write_line(f"  {what:<{width}}  {figure}  (goal: {bound})")
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +74,10 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def figure() -> Callable[[str, str, str, str], None]:
-    """Print a figure at the end of the run: the goal's number, what was measured, the figure, the goal."""
+    """Print a figure at the end of the run: a key of GOALS, what was measured, the figure, its bound."""
 
     def note(goal: str, what: str, found: str, bound: str) -> None:
-        _FIGURES.append((goal, what, found, bound))
+        _FIGURES[goal].append((what, found, bound))
 
     return note
 

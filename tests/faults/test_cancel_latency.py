@@ -1,7 +1,7 @@
-"""G4: who leaves, frees the engine at once: in every phase, for every kind of request, however they leave, while many
-other streams run; and those notice nothing.
+"""A client that leaves frees the engine at once: in every phase, for every kind of request and way of leaving, while
+many other streams run undisturbed.
 
-What is measured: the time from just before the client's `close` (or `shutdown`, or `DELETE`) to the moment when the
+Measured is the time from just before the client's `close` (or `shutdown`, or `DELETE`) to the moment when the
 scheduler in the engine process has dropped the request and freed its blocks, noted there by a plugin with the clock
 that all processes share (`tests.support.probe`). Nothing polls the server meanwhile. The engine looks at aborts between
 two steps, so up to one whole step of that is the engine's own. At the gate, and while the engine is silent, there is no
@@ -259,8 +259,8 @@ def tell(figure: Any, setup: Setup, phase: str, found: dict[str, list[float]], s
     step = "" if step_ms is None else f" + a step of {step_ms:.0f}"
     bound = f"p99 {GOAL_MS:.0f} ms{step}; aspired to {ASPIRED_MS:.0f}{step}"
     for kind, values in found.items():
-        figure("G4", f"leaving in {phase}, {kind}", spread(values), bound)
-    figure("G4", f"leaving in {phase}, all kinds, {setup.size.live} others live", spread(everything), bound)
+        figure("cancellation", f"leaving in {phase}, {kind}", spread(values), bound)
+    figure("cancellation", f"leaving in {phase}, all kinds, {setup.size.live} others live", spread(everything), bound)
     assert p99(everything) <= GOAL_MS + (step_ms or 0), found
 
 
@@ -345,7 +345,9 @@ def test_leaving_while_the_engine_is_silent(setup: Setup, figure: Any) -> None:
 
     tell(figure, setup, "silence (to the log line)", found, None)
     after = [1000 * (note.at_s - goes_on_s) for one in who for note in dropped[one.number]]
-    figure("G4", "the engine drops them after it goes on", spread(after), f"a step of {setup.size.step_ms} ms")
+    figure(
+        "cancellation", "the engine drops them after it goes on", spread(after), f"a step of {setup.size.step_ms} ms"
+    )
     assert setup.crowd.ended == []
 
 
@@ -377,8 +379,8 @@ def test_cancelling_by_id(setup: Setup, figure: Any, kind: str) -> None:
 
     values = engine_latencies(who, dropped)[kind]
     bound = f"p99 {GOAL_MS:.0f} ms + a step of {setup.size.step_ms}"
-    figure("G4", f"DELETE to the engine's drop, {kind}", spread(values), bound)
-    figure("G4", f"DELETE to its answer, {kind}", spread(answered_ms), "none")
+    figure("cancellation", f"DELETE to the engine's drop, {kind}", spread(values), bound)
+    figure("cancellation", f"DELETE to its answer, {kind}", spread(answered_ms), "none")
     assert p99(values) <= GOAL_MS + setup.size.step_ms
     assert setup.crowd.ended == []
 
@@ -415,7 +417,7 @@ def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: 
         one.read_until(b"data: {")
     setup.crowd.stop()
     assert setup.crowd.ended == []
-    figure("G4", f"of {size.live} streams that stayed, inexact", str(len(setup.crowd.inexact())), "0")
+    figure("cancellation", f"of {size.live} streams that stayed, inexact", str(len(setup.crowd.inexact())), "0")
     assert setup.crowd.inexact() == []
 
     ways = list(WAYS.values())
@@ -433,7 +435,12 @@ def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: 
     seconds = max(note.at_s for note in found) - began_s
     # 8,000 within 3 s, and the engine's step, which does not shrink with their number.
     scaled_s = 3 * size.storm / 8000 + size.step_ms / 1000
-    figure("G4", f"{size.storm} leave at once: all dropped", f"{seconds:.2f} s", f"{scaled_s:.2f} s (3 s for 8,000)")
+    figure(
+        "cancellation",
+        f"{size.storm} leave at once: all dropped",
+        f"{seconds:.2f} s",
+        f"{scaled_s:.2f} s (3 s for 8,000)",
+    )
     poll("no seat is taken", lambda: server.sample("sluice_streams_active") == 0, 5, 0.1)
     poll("all are counted", lambda: server.ended("disconnected") == left + size.storm, 5, 0.1)
     poll("the gauges say so", lambda: server.sample("vllm:num_requests_running") == 0, 5, 0.1)

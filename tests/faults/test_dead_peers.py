@@ -1,7 +1,7 @@
-"""G4: a peer that vanishes without a word is noticed, idle or not; a peer that is only slow is not taken for dead.
+"""A peer that vanishes without closing its connection is noticed, idle or not; a slow peer is not taken for dead.
 
-The peers live in a network namespace of their own. They vanish when the server's side forgets where they are: what it
-sends then reaches nobody, and no interface or router says so. Needs root and the `ip` command.
+The peers are in a network namespace of their own. They vanish when the server's side loses its route to them: packets
+then go nowhere, and no interface or router reports it. Needs root and the `ip` command.
 """
 
 from __future__ import annotations
@@ -183,8 +183,13 @@ def test_a_vanished_peer_is_noticed_and_a_slow_one_is_not_taken_for_it(
         time.sleep(0.1)
     stuck_lives, looked_s = live(server, stuck_id), time.monotonic()
     for name, after_s in noticed_s.items():
-        figure("G4", f"a vanished peer is noticed, {name}", f"{after_s:.1f} s", f"{NOTICED_WITHIN_S:g} s")
-    figure("G5", "a live reader with a shut window still has its stream after", f"{looked_s - shut_s:.1f} s", "30 s")
+        figure("vanished peer", f"a vanished peer is noticed, {name}", f"{after_s:.1f} s", f"{NOTICED_WITHIN_S:g} s")
+    figure(
+        "slow reader",
+        "a live reader with a shut window still has its stream after",
+        f"{looked_s - shut_s:.1f} s",
+        "30 s",
+    )
     for client in clients.values():
         client.close()
 
@@ -198,7 +203,12 @@ def test_a_vanished_peer_is_noticed_and_a_slow_one_is_not_taken_for_it(
     if full:
         poll("the stuck reader is dropped", lambda: not live(server, stuck_id), 60, 0.1)
         dropped_s = time.monotonic()
-        figure("G5", "and is dropped after", f"{dropped_s - shut_s:.1f} s", "30 s and the time to fill its buffers")
+        figure(
+            "slow reader",
+            "and is dropped after",
+            f"{dropped_s - shut_s:.1f} s",
+            "30 s and the time to fill its buffers",
+        )
 
         assert dropped_s - shut_s >= STALL_TIMEOUT_S - 1
         assert server.ended("client_stalled") == 1

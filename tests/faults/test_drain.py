@@ -1,5 +1,5 @@
-"""G7 for one process: what SIGTERM and SIGINT do to everybody who is there. Streams that can finish do; nobody is told
-that something is complete when it is not; the process ends by itself, with 0.
+"""SIGTERM and SIGINT to one process, with requests in every phase. Streams that can finish do, no answer looks complete
+that is not, and the process ends by itself with exit code 0.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def test_a_rollout_under_live_streams(fleet: dict[str, Shared], serve: Serve, fu
     for number in range(9 if full else 0):
         rounds.append(roll_out(serve(env=ROLLOUT), signal.SIGTERM if number % 2 else signal.SIGINT))
     what = f"{len(rounds)} x signal under {STREAMS} streams that can finish: broken, inexact"
-    figure("G7", what, "0, 0", "0, 0")
-    figure("G7", "signal to /readyz 503", f"{1000 * max(found['unready_s'] for found in rounds):.0f} ms", "at once")
+    figure("drain", what, "0, 0", "0, 0")
+    figure("drain", "signal to /readyz 503", f"{1000 * max(found['unready_s'] for found in rounds):.0f} ms", "at once")
     late_s = max(found["ended_s"] for found in rounds) - DRAIN_S
-    figure("G7", "end after the drain's deadline, with a stalled reader", f"{late_s:.1f} s", f"{GOAL_S:g} s")
+    figure("drain", "end after the drain's deadline, with a stalled reader", f"{late_s:.1f} s", f"{GOAL_S:g} s")
 
 
 def roll_out(server: Server, number: signal.Signals) -> dict[str, Any]:
@@ -237,7 +237,10 @@ def test_a_second_signal_ends_now(fleet: dict[str, Shared], figure: Any) -> None
 
     asyncio.run(run())
     figure(
-        "G7", "second signal: 50 streams told, process ended", f"{found['told_s']:.2f}, {found['ended_s']:.1f} s", "3 s"
+        "drain",
+        "second signal: 50 streams told, process ended",
+        f"{found['told_s']:.2f}, {found['ended_s']:.1f} s",
+        "3 s",
     )
     assert all(ended_by_drain(answer) for answer in found["streams"])
     assert not_faked(found["mounted"])
@@ -277,7 +280,7 @@ def test_a_signal_in_a_restart_that_takes_too_long(fleet: dict[str, Shared], fig
     server = fleet["restarting"].server
     found = asyncio.run(signalled_in_a_restart(server, FOREVER))
     late_s = f"{found['ended_s'] - SHORT_DRAIN_S:.1f} s"
-    figure("G7", "SIGTERM in a restart longer than the drain: end after the deadline", late_s, f"{GOAL_S:g} s")
+    figure("drain", "SIGTERM in a restart longer than the drain: end after the deadline", late_s, f"{GOAL_S:g} s")
     assert all(ended_by_drain(answer) for answer in found["streams"])
     assert SHORT_DRAIN_S - 0.1 <= found["told_s"] < SHORT_DRAIN_S + 1
     assert found["ended_s"] < SHORT_DRAIN_S + ENDS_WITHIN_S
@@ -291,7 +294,7 @@ def test_a_signal_in_a_restart_within_the_drain(serve: Serve, figure: Any) -> No
     server = serve(env=env(90))
     found = asyncio.run(signalled_in_a_restart(server, 200))
     inexact = [i for i, answer in enumerate(found["streams"]) if not answer.exact(i, 200)]
-    figure("G7", "SIGTERM in a restart, 20 streams that can finish: inexact", str(len(inexact)), "0")
+    figure("drain", "SIGTERM in a restart, 20 streams that can finish: inexact", str(len(inexact)), "0")
     assert inexact == []
     assert found["code"] == 0
     assert found["ended_s"] < found["told_s"] + ENDS_WITHIN_S
@@ -313,7 +316,7 @@ def test_a_signal_during_the_start(tmp_path_factory: pytest.TempPathFactory, sta
         began_s = time.monotonic()
         assert server.end(signal.SIGTERM, 10) == 0
         took = f"{time.monotonic() - began_s:.1f} s"
-        figure("G7", f"SIGTERM during the start ({stage}): process ended", took, f"{GOAL_S:g} s")
+        figure("drain", f"SIGTERM during the start ({stage}): process ended", took, f"{GOAL_S:g} s")
         assert "Traceback" not in server.stderr()
         if server.family:
             server.assert_no_orphan()

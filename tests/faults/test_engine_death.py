@@ -1,5 +1,5 @@
-"""G1: the engine process is killed under live streams, again and again; no stream loses, repeats or contradicts a
-token, and the pause is the restart's.
+"""The engine process is killed under live streams repeatedly. No stream loses, repeats or contradicts a token, and
+the pause is the time of the restart.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
     *answers, responded, messaged = asyncio.run(run())
     inexact = [first for first, answer in enumerate(answers) if not answer.exact(first, tokens)]
     longest = [answer.longest_gap_s for answer in answers]
-    figure("G1", f"{streams} streams x {kills} engine kills: inexact", str(len(inexact)), "0")
+    figure("engine death", f"{streams} streams x {kills} engine kills: inexact", str(len(inexact)), "0")
     figure(
-        "G1",
+        "engine death",
         "longest pause of a stream p99, against the slowest restart",
         f"{quantile(longest, 0.99):.1f} s, {max(pauses):.1f} s",
         "restart + 1 s",

@@ -1,5 +1,5 @@
-"""G13: clients that people have, fed a byte at a time, with keep-alives every 50 ms in the queue, in prefill and in
-gaps: none fails, none loses an event, and none takes a broken stream for a whole one.
+"""Common clients read streams one byte at a time, with keep-alives every 50 ms in the queue, in prefill and between
+tokens: none fails, none loses an event, and none takes a broken stream for a complete one.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def test_no_client_loses_an_event_to_keep_alives(
     comments = heard["dispatches at blank lines"].comments
     lost = events["ids"] != list(range(1, len(events["ids"]) + 1)) or events["text"] != wanted.text
     figure(
-        "G13",
+        "keep-alive",
         f"{len(clients)} clients and an EventSource, 1-byte slices, {comments} keep-alives each: lost or failed",
         str(len(wrong) + lost),
         "0",
@@ -284,7 +284,7 @@ def test_every_client_hears_of_an_error_in_the_stream(
         heard = {name: task.result(90) for name, task in tasks.items()}
     errors = {name: one.error for name, one in heard.items()}
     deaf = {name: error for name, error in errors.items() if error != "deadline_exceeded"}
-    figure("G13", f"{len(clients)} clients that miss an error event", str(len(deaf)), "0")
+    figure("keep-alive", f"{len(clients)} clients that miss an error event", str(len(deaf)), "0")
 
     assert deaf == {}
     assert all(one.finish is None for one in heard.values())
@@ -303,7 +303,7 @@ def test_no_client_takes_a_broken_stream_for_a_whole_one(
         heard = {name: task.result(60) for name, task in tasks.items()}
     silent = {name: one for name, one in heard.items() if one.error is None}
     figure(
-        "G13",
+        "keep-alive",
         f"{len(clients)} clients whose connection ends by {'RST' if by_rst else 'FIN'}: silent",
         str(len(silent)),
         "0",

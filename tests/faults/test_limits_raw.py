@@ -1,5 +1,5 @@
-"""G14: what a client may send and how long it may take, from raw sockets; deadlines; cursors and ids that are not
-theirs. G12: the wall clock jumps, and nobody notices.
+"""Limits on the size and time of requests, from raw sockets; deadlines; cursors and stream ids of others; jumps of the
+wall clock, which change nothing.
 """
 
 from __future__ import annotations
@@ -185,8 +185,10 @@ def test_64_mib_of_headers_cost_nothing(house: House, figure: Any) -> None:
         one.fresh()
         sent = attack()
         grown = resident_bytes(house.server.pid) - before
-        figure("G14", f"RSS after {sent / 2**20:.0f} MiB of headers sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
-        figure("G14", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}")
+        figure("limits", f"RSS after {sent / 2**20:.0f} MiB of headers sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
+        figure(
+            "limits", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}"
+        )
     assert sent >= total
     assert grown < 2**20
 
@@ -202,7 +204,7 @@ def test_headers_that_do_not_come_to_an_end(house: House, figure: Any) -> None:
         took_s = time.monotonic() - began_s
     finally:
         client.close()
-    figure("G14", "half a header: 408 after", f"{took_s:.2f} s", f"{HEADER_TIMEOUT_S:g} s")
+    figure("limits", "half a header: 408 after", f"{took_s:.2f} s", f"{HEADER_TIMEOUT_S:g} s")
     assert answer.startswith(b"HTTP/1.1 408 ")
     check_error_body(json.loads(answer.partition(b"\r\n\r\n")[2]), code="headers_timeout")
     assert HEADER_TIMEOUT_S - 0.1 < took_s < HEADER_TIMEOUT_S + 1
@@ -228,9 +230,12 @@ def test_silent_sockets_are_closed_in_time_and_disturb_nobody(house: House, full
                 selector.unregister(key.fileobj)
         gap_ms = one.longest_ms
     figure(
-        "G14", f"{count} silent sockets: the last closed after", f"{max(closed_s):.2f} s", f"{HEADER_TIMEOUT_S + 1} s"
+        "limits",
+        f"{count} silent sockets: the last closed after",
+        f"{max(closed_s):.2f} s",
+        f"{HEADER_TIMEOUT_S + 1} s",
     )
-    figure("G14", "longest gap of a healthy stream meanwhile", f"{gap_ms:.0f} ms", f"a step is {STEP_MS}")
+    figure("limits", "longest gap of a healthy stream meanwhile", f"{gap_ms:.0f} ms", f"a step is {STEP_MS}")
     assert min(closed_s) > HEADER_TIMEOUT_S - 0.1
     assert max(closed_s) < HEADER_TIMEOUT_S + 1
     # Far from what a person would notice; the machine may have other things to do.
@@ -270,7 +275,7 @@ def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None
     before = resident_bytes(house.server.pid)
     sent = attack()
     grown = resident_bytes(house.server.pid) - before
-    figure("G14", f"RSS after {sent / 2**20:.0f} MiB of chunked bodies sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
+    figure("limits", f"RSS after {sent / 2**20:.0f} MiB of chunked bodies sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
     assert grown < 2**20
 
 
@@ -294,8 +299,10 @@ def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -
         sent = {name: flood(house.server.port, *shape, total) for name, shape in shapes.items()}
         grown = resident_bytes(house.server.pid) - before
         shown = f"RSS after {sum(sent.values()) / 2**20:.0f} MiB of {', '.join(shapes)}"
-        figure("G14", shown, f"{grown / 2**20:+.2f} MiB", "< 8 MiB")
-        figure("G14", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}")
+        figure("limits", shown, f"{grown / 2**20:+.2f} MiB", "< 8 MiB")
+        figure(
+            "limits", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}"
+        )
     assert max(sent.values()) < total, sent
     assert grown < 8 * 2**20
 
@@ -325,7 +332,7 @@ def test_bodies_that_stop_end_in_time(house: House, figure: Any) -> None:
     finally:
         for client in clients:
             client.close()
-    figure("G14", "20 bodies that stop: the last 408 after", f"{took_s:.2f} s", f"{BODY_TIMEOUT_S:g} s")
+    figure("limits", "20 bodies that stop: the last 408 after", f"{took_s:.2f} s", f"{BODY_TIMEOUT_S:g} s")
     assert BODY_TIMEOUT_S - 0.1 < took_s < BODY_TIMEOUT_S + 3
 
 
@@ -431,7 +438,7 @@ def test_a_deadline_in_the_engine_frees_it_and_tells_what_was_spent(house: House
     dropped = poll("the engine has dropped it", lambda: house.probe.of("drop").get(number), 5)
     (note,) = dropped
     figure(
-        "G4",
+        "cancellation",
         f"deadline to the engine's drop, {kind}",
         f"{1000 * (note.at_s - answer.sent_s - TIMEOUT_S):.0f} ms",
         "100 ms",
@@ -506,8 +513,8 @@ def test_the_wall_clock_jumps_and_nobody_notices(house: House, figure: Any) -> N
     answers, waited = asyncio.run(run())
     inexact = [i for i, answer in enumerate(answers) if not answer.exact(i, tokens)]
     gaps = [b - a for a, b in zip(waited.arrivals_s, waited.arrivals_s[1:], strict=False)]
-    figure("G12", "wall clock +1 h, -2 h under 20 streams: inexact or ended early", str(len(inexact)), "0")
-    figure("G12", "longest time between keep-alives", f"{max(gaps):.2f} s", f"{KEEPALIVE_S:g} s")
+    figure("wall clock", "wall clock +1 h, -2 h under 20 streams: inexact or ended early", str(len(inexact)), "0")
+    figure("wall clock", "longest time between keep-alives", f"{max(gaps):.2f} s", f"{KEEPALIVE_S:g} s")
     assert bent == [1, -1, 0]
     assert inexact == []
     assert max(gaps) < 2 * KEEPALIVE_S

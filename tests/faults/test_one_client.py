@@ -69,7 +69,12 @@ def scene(fleet: dict[str, Shared], full: bool, figure: Any) -> Iterator[Scene]:
     assert server.engine_pid() == engine, "an attack cost the engine its life"
     assert "Traceback" not in server.stderr()
     grown_mib = resident_mib(server.pid) - before_mib
-    figure("A5", "one client against all: memory after all attacks", f"{grown_mib:+.0f} MiB", f"{MEMORY_LIMIT_MIB} MiB")
+    figure(
+        "one client",
+        "one client against all: memory after all attacks",
+        f"{grown_mib:+.0f} MiB",
+        f"{MEMORY_LIMIT_MIB} MiB",
+    )
     assert grown_mib < MEMORY_LIMIT_MIB
 
 
@@ -100,7 +105,7 @@ def test_one_client_cannot_decide_the_fate_of_others(scene: Scene, name: str, fi
     served = server.post(model=MODEL, messages=ASK, max_tokens=2, headers=scene.target.headers)
     served_s = time.monotonic() - began_s
     figure(
-        "A5",
+        "one client",
         f"one client against all: {name}",
         f"{answered}; longest gap {lap.longest_gap_s * 1e3:.0f} ms, /livez {livez['max_ms']:.0f} ms (p99 "
         f"{livez['p99_ms']:.0f}), {resident_mib(server.pid):.0f} MiB, next request {served_s:.2f} s",

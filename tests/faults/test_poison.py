@@ -42,7 +42,12 @@ def test_one_poison_among_streams_fails_alone(synthetic: Shared, full: bool, fig
     answers, poison = asyncio.run(attacked(server, streams, me))
     exact = sum(answer.exact(first, TOKENS) for first, answer in enumerate(answers))
     deaths = server.sample("sluice_engine_restarts_total") - restarts
-    figure("poison", f"1 among {streams} streams: engine deaths, others exact", f"{deaths:g}, {exact}", f"2, {streams}")
+    figure(
+        "deadly request",
+        f"1 among {streams} streams: engine deaths, others exact",
+        f"{deaths:g}, {exact}",
+        f"2, {streams}",
+    )
 
     assert exact == streams
     assert deaths <= 2
@@ -74,7 +79,7 @@ def test_poisons_of_every_kind_leave_the_process_alive(serve: Serve, tmp_path: P
         exact = sum(answer.exact(first, TOKENS) for first, answer in enumerate(answers))
         deaths = server.sample("sluice_engine_restarts_total") - restarts
         what = f"{workers} workers, deadly at {length} tokens: engine deaths, others exact"
-        figure("poison", what, f"{deaths:g}, {exact}", f"{most}, 50")
+        figure("deadly request", what, f"{deaths:g}, {exact}", f"{most}, 50")
 
         assert exact == 50
         assert is_given_up(poison) or poison.status == 500
@@ -141,7 +146,7 @@ def test_a_long_step_is_work_and_a_step_without_end_is_not(serve: Serve, tmp_pat
     began_s = time.monotonic()
     answer = asyncio.run(hang())
     found = f"{time.monotonic() - began_s:.0f} s"
-    figure("watchdog", "a step without end that computes: its stream goes on after", found, "12 s + a restart")
+    figure("hung engine", "a step without end that computes: its stream goes on after", found, "12 s + a restart")
 
     assert answer.exact(2, 100)
     assert server.sample("sluice_engine_restarts_total") == 1
@@ -157,7 +162,7 @@ def test_a_pause_of_the_gateway_is_not_the_engines_death(demo: Server, figure: A
     poll("it is ready", lambda: server.http.get("/readyz").status_code == 200, 2)
     time.sleep(2)
     found = server.sample("sluice_engine_restarts_total") - restarts
-    figure("watchdog", "engines ended for a pause of the gateway", f"{found:g}", "0")
+    figure("hung engine", "engines ended for a pause of the gateway", f"{found:g}", "0")
 
     assert found == 0
     assert server.http.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""G5 and G6: what readers cost who stop reading, or who have nothing to read; and what becomes of them."""
+"""The cost of readers that stop reading and of readers with nothing to read, and how their streams end."""
 
 from __future__ import annotations
 
@@ -149,9 +149,11 @@ def test_idle_streams_cost_little_and_hear_a_sign_of_life_in_time(synthetic: Sha
         os.kill(engine, signal.SIGCONT)
     late = [abs(after_s - before_s - KEEPALIVE_S) for beat_s in heard for before_s, after_s in pairwise(beat_s)]
     rate = streams / KEEPALIVE_S
-    figure("G6", f"{streams} idle streams: gateway memory each", f"{each / 1024:.1f} KiB", "32 KiB")
-    figure("G6", f"keep-alives off their {KEEPALIVE_S:g} s, p99", f"{quantile(late, 0.99) * 1e3:.0f} ms", "1 s")
-    figure("G6", f"share of a core at {rate:.0f} keep-alives a second", f"{share:.1%}", "25 %")
+    figure("idle stream", f"{streams} idle streams: gateway memory each", f"{each / 1024:.1f} KiB", "32 KiB")
+    figure(
+        "idle stream", f"keep-alives off their {KEEPALIVE_S:g} s, p99", f"{quantile(late, 0.99) * 1e3:.0f} ms", "1 s"
+    )
+    figure("idle stream", f"share of a core at {rate:.0f} keep-alives a second", f"{share:.1%}", "25 %")
 
     assert all(answer.exact(number, tokens) for number, answer in enumerate(answers))
     assert quantile(late, 0.99) <= 1.0
@@ -226,19 +228,19 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
         each = (ours + kernels) / stalled
         ratio = quantile(crowded, 0.99) / quantile(alone, 0.99) - 1
         figure(
-            "G5",
+            "slow reader",
             f"{stalled} stalled readers, {window_s:g} s after the last window was shut: each",
             f"{each / 1024:.0f} KiB ({usual / 1024:.0f} if it read; kernel's {kernels / stalled / 1024:.0f})",
             "128 KiB",
         )
         figure(
-            "G5",
+            "slow reader",
             f"p99 gap of {healthy} healthy streams, when those read and when they stall",
             f"{quantile(alone, 0.99) * 1e3:.1f} ms, {quantile(crowded, 0.99) * 1e3:.1f} ms ({ratio:+.0%})",
             "+5 %",
         )
         figure(
-            "G5",
+            "slow reader",
             "the last of them is dropped after all windows were shut",
             f"{dropped_s:.1f} s",
             f"{stall_timeout_s:g} s + time to fill",
@@ -290,7 +292,7 @@ def test_log_probabilities_for_a_reader_who_stops_are_bounded(serve: Serve, figu
     for reader in readers:
         reader.close()
     figure(
-        "G5",
+        "slow reader",
         f"{stalled} stalled readers of 5 log probabilities, dropped after {held_s:.0f} s, {tokens:.0f} tokens: each",
         f"{highest / stalled / 1024:.0f} KiB ({usual / stalled / 1024:.0f} if it read)",
         "128 KiB more",
@@ -312,7 +314,9 @@ def test_a_reader_who_wakes_gets_everything_in_fewer_events(synthetic: Shared, f
 
     answer = sleeper.read()
     events = sum(bool(document["choices"]) for document in answer.documents)
-    figure("G5", f"events with text that a reader who slept got of {tokens} tokens, exact", str(events), "fewer")
+    figure(
+        "slow reader", f"events with text that a reader who slept got of {tokens} tokens, exact", str(events), "fewer"
+    )
 
     assert answer.exact(1, tokens)
     assert events < tokens - 20

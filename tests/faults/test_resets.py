@@ -36,7 +36,7 @@ def test_resets_of_readers_who_have_stopped_free_their_slots(synthetic: Shared, 
         slowest_s = max(slowest_s, time.monotonic() - began_s)
     asked_s = time.monotonic()
     answer = server.post("/v1/completions", headers=me, model=MODEL, prompt="x", max_tokens=2)
-    figure("wedge", f"{rounds * streams} resets: slots free within", f"{slowest_s:.1f} s", "5 s")
+    figure("resets", f"{rounds * streams} resets: slots free within", f"{slowest_s:.1f} s", "5 s")
 
     assert answer.status_code == 200
     assert time.monotonic() - asked_s < 5

@@ -1,5 +1,5 @@
-"""G3: a stream that is cut and resumed has the bytes of one that was not, wherever it is cut, live or finished; and
-what is kept for that is kept within its limits and for its owner only.
+"""A stream that is cut and resumed has the same bytes as one that was not, wherever it is cut, live or finished; the
+events kept for it stay within their limits and are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def test_joined_bytes_equal_uncut_ones_at_every_position(demo: Server, full: boo
         kept, cursor = seen(uncut[:cut])
         status, rest = line.rest(stream_id, cursor)
         differences += kept + rest != uncut or status != (204 if kept == uncut else 200)
-    figure("G3", f"a stream cut at each of its {len(uncut)} bytes: differences", str(differences), "0")
+    figure("resume", f"a stream cut at each of its {len(uncut)} bytes: differences", str(differences), "0")
 
     cuts = 10_000 if full else 1_000
     chance = random.Random(SEED)
@@ -135,9 +135,9 @@ def test_joined_bytes_equal_uncut_ones_at_every_position(demo: Server, full: boo
         wrong += kept + rest != uncut or kept + again + last != uncut
     line.close()
     first_byte_s = line.first_byte_s
-    figure("G3", f"{cuts} random cuts of {', '.join(KINDS)}: differences", str(wrong), "0")
+    figure("resume", f"{cuts} random cuts of {', '.join(KINDS)}: differences", str(wrong), "0")
     figure(
-        "G3",
+        "resume",
         f"first byte of {len(first_byte_s)} resumes p50, p99",
         f"{quantile(first_byte_s, 0.5) * 1e3:.1f} ms, {quantile(first_byte_s, 0.99) * 1e3:.1f} ms",
         "50 ms",
@@ -241,13 +241,13 @@ def test_live_streams_are_cut_many_times_and_their_engine_killed(synthetic: Shar
         server.wait_idle()
     different = sum({joined} != whole for joined, whole in found)
     figure(
-        "G3",
+        "resume",
         f"{rounds} x {streams} live streams, cut {len(first_byte_s)} times, engine killed: different",
         str(different),
         "0",
     )
     figure(
-        "G3",
+        "resume",
         "first byte of a live resume p50",
         f"{quantile(first_byte_s, 0.5) * 1e3:.1f} ms, a wait for the next token included",
         "50 ms",
@@ -342,7 +342,9 @@ def test_streams_keep_what_their_limits_allow(synthetic: Shared, figure: Any) ->
         return ids, connection.answer, kept
 
     ids, refused, kept = asyncio.run(run())
-    figure("G3", f"events kept by {len(ids)} endless streams", f"{kept / 2**10:.0f} KiB", f"{TOTAL_BYTES >> 10} KiB")
+    figure(
+        "resume", f"events kept by {len(ids)} endless streams", f"{kept / 2**10:.0f} KiB", f"{TOTAL_BYTES >> 10} KiB"
+    )
 
     assert refused.status == 503
     error = json.loads(refused.body)["error"]
@@ -450,6 +452,6 @@ def test_openai_python_over_the_resuming_transport_says_the_same_through_cuts(de
                 different += [kind for result in results if result != wanted[kind]]
                 cuts += proxy.cuts
                 assert proxy.cuts >= 2, "nothing was cut"
-    figure("G3", f"openai-python over ResumingTransport, {cuts} cuts: different texts", str(len(different)), "0")
+    figure("resume", f"openai-python over ResumingTransport, {cuts} cuts: different texts", str(len(different)), "0")
 
     assert different == []

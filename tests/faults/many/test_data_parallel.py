@@ -84,7 +84,7 @@ def test_two_engines_share_the_streams_and_drain_together(serve: Serve, figure: 
     assert server.process.wait(20) == 0, server.stderr()
     server.assert_no_orphan()
     assert "Traceback" not in server.stderr()
-    figure("DP", f"{STREAMS} streams over 2 engines, then SIGTERM: inexact", "0", "0")
+    figure("data parallel", f"{STREAMS} streams over 2 engines, then SIGTERM: inexact", "0", "0")
 
 
 @pytest.mark.full
@@ -104,7 +104,7 @@ def test_one_engine_of_two_dies_and_every_stream_goes_on(serve: Serve, figure: A
         return noticed_s
 
     noticed_s = asyncio.run(run())
-    figure("DP", "one of 2 engines killed: noticed after", f"{noticed_s:.1f} s", "5 s")
+    figure("data parallel", "one of 2 engines killed: noticed after", f"{noticed_s:.1f} s", "5 s")
 
     assert server.sample('sluice_streams_recovered_total{result="continued"}') == STREAMS
     assert server.sample("sluice_engine_restarts_total") == 1

@@ -289,7 +289,7 @@ def test_the_engine_dies_under_streams_of_all_workers(shared: Shared, how: signa
         return await asyncio.gather(*tasks)
 
     answers = asyncio.run(run())
-    figure("G1", f"{streams} streams on {WORKERS} workers, engine {how.name}: longest pause", f"{max(a.longest_gap_s for a in answers):.1f} s", "all exact")  # fmt: skip # noqa: E501
+    figure("engine death", f"{streams} streams on {WORKERS} workers, engine {how.name}: longest pause", f"{max(a.longest_gap_s for a in answers):.1f} s", "all exact")  # fmt: skip # noqa: E501
 
     assert_exact(answers, tokens)
     assert all(b": keep-alive" in answer.body for answer in answers), "the pause is bridged"
