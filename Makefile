@@ -50,13 +50,13 @@ lint: install
 	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy
 
 unit: install
-	@$(BIN)/pytest -q tests --ignore tests/e2e --ignore tests/faults
+	@$(BIN)/pytest -q tests/unit tests/charts tests/deploy
 
 e2e: install
 	@$(BIN)/pytest -q tests/e2e tests/faults
 
 helm: install  ## the chart over every Kubernetes version and switch (some 25 minutes); `make test` has a part of it
-	@$(BIN)/pytest -q tests/helm --helm full --timeout 1200
+	@$(BIN)/pytest -q tests/charts --helm full --timeout 1200
 
 load: install  ## a short load test of a server of its own, report in load-out/; ARGS="chat --rate 5 --duration 60"
 	@$(BIN)/python -m loadtest.ownserver $(ARGS)
@@ -65,7 +65,7 @@ bench: install  ## compare front ends on one engine; ARGS="--vllm-rs PATH" adds 
 	@$(BIN)/python -m loadtest.bench.frontend $(ARGS)
 
 faults: install  ## the fault suite in its full size (about half an hour), and the model check
-	@$(BIN)/pytest -q tests/streams --hypothesis-profile=full
+	@$(BIN)/pytest -q tests/unit/gateway/streams --hypothesis-profile=full
 	@$(BIN)/pytest -q tests/faults --faults full
 
 compat: install  ## vLLM 0.32 and 0.33 as built for GPUs, on Python 3.12 and 3.13 (9 GB each); ARGS="--vllm 0.33.0"

@@ -15,34 +15,34 @@ from typing import Any
 from gateway import demo
 from gateway.admission.gate import Doorkeeper, Gate, Witness
 from gateway.clock import Clock, SystemClock
+from gateway.domain import AppOptions, Endpoint
 from gateway.engine.base import Engine, Revival, Route
-from gateway.engine.bodies import BodyLimits
+from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.supervisor import Phase, Supervisor
-from gateway.engine.vllm import launch
-from gateway.engine.vllm.launch import Plan
+from gateway.engine.vllm.startup import launcher
+from gateway.engine.vllm.startup.launcher import Plan
 from gateway.errors import Draining, SettingsError, SluiceError
-from gateway.looplag import LoopLag
+from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, with_queue
-from gateway.model import AppOptions, Endpoint
+from gateway.multiprocess.parent.engine_host import Cores
+from gateway.multiprocess.worker.context import Seat
+from gateway.multiprocess.worker.metrics_merge import Page
+from gateway.multiprocess.worker.peer_metrics import Inner, collect
+from gateway.multiprocess.worker.peer_proxy import Relay
+from gateway.protocols import openai
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
-from gateway.web import health, middleware
-from gateway.web.access import Access
-from gateway.web.guard import Guard, with_cors
-from gateway.web.keys import Keys, new_key
-from gateway.web.management import OnlyManagement, WithoutManagement
-from gateway.web.paths import UnderRoot
-from gateway.web.respond import Completions, Pace, Responder, Resume
-from gateway.web.routes import Dispatch, make_small
-from gateway.web.sites import Sites
-from gateway.web.stream_tokens import StreamTokens
-from gateway.wire import openai
-from gateway.workers.engines import Cores
-from gateway.workers.exposition import Page
-from gateway.workers.numbers import Inner, collect
-from gateway.workers.relay import Relay
-from gateway.workers.seat import Seat
+from gateway.transports.common.api_keys import Keys, new_key
+from gateway.transports.http import custom_middleware, health
+from gateway.transports.http.access import Access
+from gateway.transports.http.management import OnlyManagement, WithoutManagement
+from gateway.transports.http.middleware import Guard, with_cors
+from gateway.transports.http.origins import Sites
+from gateway.transports.http.paths import UnderRoot
+from gateway.transports.http.responses import Completions, Pace, Responder, Resume
+from gateway.transports.http.router import Dispatch, make_small
+from gateway.transports.http.stream_tokens import StreamTokens
 
 
 def plan_engine(
@@ -98,7 +98,7 @@ def _grammar_limits(settings: Settings) -> dict[str, Any]:
 def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
     """What starts the engine processes that several workers use, again and again."""
     # Not above: who serves by himself has no use for it.
-    from gateway.engine.vllm.cores import Maker
+    from gateway.engine.vllm.startup.engine_processes import Maker
 
     return Maker(plan).make
 
@@ -120,7 +120,7 @@ class Sluice:
         clock = SystemClock()
 
         async def start() -> Engine:
-            engine: Engine = await launch.start(plan, clock, None if seat is None else seat.tenancy)
+            engine: Engine = await launcher.start(plan, clock, None if seat is None else seat.tenancy)
             return engine
 
         sluice = cls(
@@ -229,9 +229,9 @@ class Sluice:
             clock=clock,
             facts=metrics,
         )
-        dispatch: Any = middleware.wrap(
+        dispatch: Any = custom_middleware.wrap(
             Dispatch(completions, Resume(responder), small, self.registry, self._app_options),
-            middleware.load(server.middleware),
+            custom_middleware.load(server.middleware),
         )
         apart = server.management_port is not None
         elsewhere = admit(server.management_host or server.host)

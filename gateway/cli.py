@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.engine.vllm.arguments import dispositions, parse, variables
-from gateway.engine.vllm.arguments.command_line import Resolved, resolve, split
+from gateway.engine.vllm.startup.arguments import dispositions, parse, variables
+from gateway.engine.vllm.startup.arguments.command_line import Resolved, resolve, split
 from gateway.errors import SettingsError
 
 _AFTER = " (after `--`)"
@@ -138,7 +138,7 @@ def _engine(words: list[str]) -> int:
     wrong = [] if helps else split(words, {}, place=" (of `sluice engine`)").problems
     if wrong:
         raise SettingsError(*wrong)
-    from gateway.engine.vllm import headless
+    from gateway.engine.vllm.startup import headless
 
     return headless.run(words)
 
@@ -225,9 +225,9 @@ def _serve(args: argparse.Namespace, flags: Resolved) -> int:
     _warn()
     model = args.model or flags.model
     if settings.server.workers > 1:
-        from gateway.workers import house
+        from gateway.multiprocess.parent import process
 
-        return house.serve(settings, house.Wanted(model, tuple(flags.flags), args.config), watch)
+        return process.serve(settings, process.Wanted(model, tuple(flags.flags), args.config), watch)
     plan = app.plan_engine(settings, model, flags.flags, args.config, watch.say)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:

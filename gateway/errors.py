@@ -40,8 +40,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from gateway.model import Cause
-from gateway.texts import shortened
+from gateway.bounded_text import shortened
+from gateway.domain import Cause
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from gateway.texts import shortened
+from gateway.bounded_text import shortened
 
 _LONGEST = 200
 # Of a message. What a client sent may be quoted in some.

@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from gateway.model import Cause
+from gateway.domain import Cause
 
 # A quantile above the last bound is told as that bound. So each reaches past the longest deadline that a request can
 # have (the default of `streams.max_timeout_s` is an hour, its most a day), in steps that grow: beyond a few minutes
@@ -167,7 +167,7 @@ class Tenants(Collector):
 
 
 class Metrics:
-    """Turns facts into metrics; implements `gateway.model.Facts`."""
+    """Turns facts into metrics; implements `gateway.domain.Facts`."""
 
     content_type = CONTENT_TYPE_LATEST
 

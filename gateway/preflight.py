@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gateway import server, tls
+from gateway import server
 from gateway.app import Plan
 from gateway.errors import SettingsError
 from gateway.settings import Settings
-from gateway.web import middleware
-from gateway.web.keys import Keys
+from gateway.transports.common import tls
+from gateway.transports.common.api_keys import Keys
+from gateway.transports.http import custom_middleware
 
 
 def problems(settings: Settings, plan: Plan, say: Callable[[str], None]) -> list[str]:
     """A sentence for each problem. `say` is told what is being looked at."""
     # Not above: a server has no use for it.
-    from gateway.engine.vllm.examine import examine
+    from gateway.engine.vllm.startup.checks import examine
 
     found: list[str] = []
     say("looking at files and ports")
@@ -37,7 +38,7 @@ def check_files(settings: Settings) -> None:
     """Read what the settings name. Raises SettingsError with a sentence for each problem."""
     problems: list[str] = []
     keys, files = settings.server.api_keys_file, settings.server.tls
-    looks: list[Callable[[], Any]] = [lambda: middleware.load(settings.server.middleware)]
+    looks: list[Callable[[], Any]] = [lambda: custom_middleware.load(settings.server.middleware)]
     if keys is not None:
         looks.append(lambda: Keys(keys))
     if files is not None:

@@ -19,12 +19,12 @@ import uvicorn
 from gateway import memory, shutdown
 from gateway.app import Sluice
 from gateway.errors import SettingsError
-from gateway.incoming import budget_of
-from gateway.listeners import Listeners, bind, bind_many, bind_unix, url_of
 from gateway.logs import Stopwatch
-from gateway.protocol import Protocol
 from gateway.settings import Server, Settings
-from gateway.tls import Certificates, Files
+from gateway.transports.common.listeners import Listeners, bind, bind_many, bind_unix, url_of
+from gateway.transports.common.tls import Certificates, Files
+from gateway.transports.http.connection import Protocol
+from gateway.transports.http.incoming import budget_of
 
 logger = logging.getLogger("sluice")
 

@@ -20,8 +20,8 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from gateway import settings_errors
 from gateway.errors import SettingsError
-from gateway.sections import Host, Log, Media, Origin, Section, Synthetic
 from gateway.settings_errors import PREFIX, Surroundings
+from gateway.settings_sections import Host, Log, Media, Origin, Section, Synthetic
 
 _HIDDEN = "********"
 # What Kubernetes puts into every pod of a namespace that has a Service named "sluice".

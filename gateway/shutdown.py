@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gateway import offload
-from gateway.engine.processes import kill_below
-from gateway.model import Cause
+from gateway.domain import Cause
+from gateway.engine.os_processes import kill_below
 
 logger = logging.getLogger("sluice")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.engine import oracle
+from gateway.engine import deterministic_tokens
 from loadtest.record import Record
 from loadtest.result import ErrorKind
 from loadtest.workload import Ask
@@ -57,7 +57,7 @@ class Tokens:
             return
         first, start = self._prompt
         at = start + self._said.get(index, 0)
-        if ids != (due := oracle.tokens(first, at, len(ids))):
+        if ids != (due := deterministic_tokens.tokens(first, at, len(ids))):
             self._fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at}, where {due[:8]} were due")
         else:
             self._record.verified_tokens += len(ids)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
-from gateway.engine import oracle
+from gateway.engine import deterministic_tokens
 from loadtest import prompts
 from loadtest.behaviours import Behaviour, Cancel, Resume, Slow, Stall
 from loadtest.record import Manner
@@ -164,7 +164,7 @@ class Work:
         workload, chance, arrival = talk.workload, talk.chance, talk.arrival
         length = arrival.prompt_tokens or workload.prompt_tokens.count(chance)
         if workload.prompt == "token_ids":
-            ids = chance.choices(range(_FIRST_ID, oracle.LARGEST), k=length)
+            ids = chance.choices(range(_FIRST_ID, deterministic_tokens.LARGEST), k=length)
             body["prompt"] = ids
             return ids[0], length
         per_word = self._served.tokens_per_word

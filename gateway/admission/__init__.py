@@ -1,5 +1,5 @@
-"""Who may start now.
+"""Which request may start now.
 
-- `budget`: the arithmetic of seats and of Retry-After, pure.
-- `gate`: the bounded waiting room in front of the engine.
+- `slots`: the arithmetic of slots and of Retry-After, pure.
+- `gate`: the bounded queue in front of the engine.
 """

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.admission.budget import Budget
+from gateway.admission.slots import Budget
 from gateway.clock import Clock
 from gateway.errors import ClientError, Overloaded
 

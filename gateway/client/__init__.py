@@ -14,7 +14,7 @@ server, and nothing of the server is used here.
 
 from __future__ import annotations
 
-from gateway.client.events import EventsLost
+from gateway.client.sse_events import EventsLost
 from gateway.client.transport import ResumingTransport
 
 __all__ = ["EventsLost", "ResumingTransport"]

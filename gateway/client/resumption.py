@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from gateway.client.events import Events
+from gateway.client.sse_events import Events
 from gateway.clock import Clock
 
 _RESUMABLE = "X-Stream-Resumable"

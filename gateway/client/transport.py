@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import anyio
 import httpx
 
-from gateway.client.events import EventsLost
 from gateway.client.resumption import Policy, Resumption, asking, is_resumable, wants_stream
+from gateway.client.sse_events import EventsLost
 from gateway.clock import Clock, SystemClock
 
 

@@ -14,8 +14,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
+from gateway.domain import AppOptions, Endpoint, Frame, Piece, Tally
 from gateway.errors import SluiceError
-from gateway.model import AppOptions, Endpoint, Frame, Piece, Tally
 
 ASGIApp = Callable[
     [

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from gateway.engine.processes import Usage
+from gateway.engine.os_processes import Usage
 
 # How much of one CPU an engine uses at the least while it works: it computes, or waits for a device by asking again and
 # again. The threads of an idle one use a thousandth.

@@ -1,5 +1,5 @@
-"""Where a stream's pieces live until they are read.
+"""Where a stream's events get their numbers and are kept until they are read.
 
-- `base`: what a log must answer.
+- `base`: the contract of a log.
 - `memory`: the log of one process.
 """

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.domain import Cause
 from gateway.errors import SluiceError
-from gateway.model import Cause
 
 
 @dataclass(frozen=True, slots=True)

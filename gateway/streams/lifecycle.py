@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import IntEnum, auto
 
-from gateway.model import Cause
+from gateway.domain import Cause
 
 
 class State(IntEnum):

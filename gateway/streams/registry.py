@@ -16,7 +16,9 @@ from itertools import chain
 from typing import Any
 
 from gateway.admission.gate import Doorkeeper
+from gateway.bounded_text import log_defect
 from gateway.clock import Clock
+from gateway.domain import Caller, Endpoint, Facts, Tally, Wishes
 from gateway.engine.base import CURRENT_TALLY, Call, Engine, Route
 from gateway.errors import (
     Cancelled,
@@ -28,18 +30,16 @@ from gateway.errors import (
     Overloaded,
     SluiceError,
 )
-from gateway.model import Caller, Endpoint, Facts, Tally, Wishes
 from gateway.streamlog.base import StreamLog
-from gateway.streams import rights
-from gateway.streams.leash import Leash
+from gateway.streams import permissions
+from gateway.streams.body_parsing import BEGIN_PER_TURN, Parser
+from gateway.streams.cancel_scope import Leash
 from gateway.streams.limits import Limits
-from gateway.streams.parsing import BEGIN_PER_TURN, Parser
-from gateway.streams.producer import Producer, Wire
-from gateway.streams.shelf import Shelf
+from gateway.streams.retention import Shelf
 from gateway.streams.status import Status, status_of
 from gateway.streams.stream import Stream, overdue
-from gateway.streams.turnstile import Turnstile
-from gateway.texts import log_defect
+from gateway.streams.tick_limiter import Turnstile
+from gateway.streams.writer import Producer, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +294,7 @@ class Registry:
         if route is Route.WRONG_METHOD:
             raise MethodNotAllowed(f"{path} does not take {method}.", allowed=engine.methods(path))
         if route is Route.OPERATOR:
-            rights.check_operator(path, tally.caller)
+            permissions.check_operator(path, tally.caller)
         tally.endpoint = engine.template(path)
         tally.works = route is Route.WORKS
         self._refuse_when_draining()

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gateway.domain import Cause
 from gateway.errors import Cancelled, ClientError, DeadlineExceeded
-from gateway.model import Cause
-from gateway.streams.follower import Follower
-from gateway.streams.leash import Left
+from gateway.streams.cancel_scope import Left
 from gateway.streams.lifecycle import State
-from gateway.streams.producer import Producer
+from gateway.streams.reader import Follower
+from gateway.streams.writer import Producer
 
 
 class Stream:

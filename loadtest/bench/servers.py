@@ -125,19 +125,19 @@ def _command_line(
         return [sys.executable, "-m", "gateway", "serve", "--port", str(port)], env
     from gateway import demo
     from gateway.app import plan_engine
-    from gateway.engine.vllm import launch
+    from gateway.engine.vllm.startup import launcher
     from gateway.settings import Settings
 
     numbers: dict[str, Any] = {} if real else {"enabled": True, "step_ms": 0, "control_file": control}
     engine = {} if real else {"max_model_len": context}
     settings = Settings.model_validate({"synthetic": numbers, "engine": engine})
     plan = plan_engine(settings, None, (), None, lambda _: None)
-    argv = launch.arguments(plan)
+    argv = launcher.arguments(plan)
     # The model is positional in `vllm serve`.
     at = argv.index("--model")
     del argv[at : at + 2]
     if plan.synthetic is not None:
-        argv += ["--distributed-executor-backend", "gateway.engine.vllm.synthetic.SyntheticExecutor"]
+        argv += ["--distributed-executor-backend", "gateway.engine.vllm.synthetic.executor.SyntheticExecutor"]
         argv += ["--additional-config", json.dumps({"sluice_synthetic": dict(plan.synthetic)})]
     env = {
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",

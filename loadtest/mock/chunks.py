@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from gateway.engine import oracle
+from gateway.engine import deterministic_tokens
 from loadtest.mock.asked import Asked
 
 __all__ = ["DONE", "Chunks", "error_body"]
@@ -22,8 +22,8 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 class Chunks:
-    """From positions to documents. Tokens are those of the synthetic engine (`gateway.engine.oracle`), so that clients
-    can check them one by one; their text is the position."""
+    """From positions to documents. Tokens are those of the synthetic engine
+    (`gateway.engine.deterministic_tokens`), so that clients can check them one by one; their text is the position."""
 
     def __init__(self, asked: Asked, stream_id: str, model: str, created: int) -> None:
         self.id = stream_id
@@ -84,7 +84,7 @@ class Chunks:
         return orjson.dumps(head | {"choices": [choice]})[:-1] + b",%b}" % self._usage(tokens)
 
     def _tokens(self, start: int, count: int) -> list[int]:
-        return oracle.tokens(self._asked.first_token, self._asked.prompt_tokens + start, count)
+        return deterministic_tokens.tokens(self._asked.first_token, self._asked.prompt_tokens + start, count)
 
     def _usage(self, tokens: int) -> bytes:
         prompt = self._asked.prompt_tokens

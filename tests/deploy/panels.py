@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tests.helm.chart import CHART
+from tests.charts.chart import CHART
 
 DASHBOARDS = sorted(CHART.glob("files/dashboards/*.json"))
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.charts.chart import CHART
+from tests.charts.debian import program
 from tests.deploy.processes import running
 from tests.deploy.proxies import DEPLOY
-from tests.helm.chart import CHART
-from tests.helm.debian import program
 from tests.support.server import free_port
 
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"

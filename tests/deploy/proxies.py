@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import httpx
 import yaml
 
+from tests.charts.debian import program
 from tests.deploy.processes import running
-from tests.helm.debian import program
 from tests.support.server import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

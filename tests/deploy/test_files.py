@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from gateway.settings import Settings, load
+from tests.charts.chart import CHART, render
 from tests.deploy.prometheus import CONFIG
 from tests.deploy.proxies import DEPLOY, ENVOY, NGINX
-from tests.helm.chart import CHART, render
 
 ROOT = DEPLOY.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))

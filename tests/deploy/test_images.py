@@ -14,8 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from deploy import freeze
+from tests.charts.chart import CHART, pods, render
 from tests.deploy.proxies import DEPLOY
-from tests.helm.chart import CHART, pods, render
 
 ROOT = DEPLOY.parent
 DOCKERFILES = sorted(DEPLOY.glob("Dockerfile*"))

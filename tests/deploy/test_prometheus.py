@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from helm.dashboards import quiet
+from tests.charts.chart import NAMESPACE, RELEASE, scaling_triggers
 from tests.deploy import plot
 from tests.deploy.panels import DASHBOARDS, Panel, Query, fill, panels
 from tests.deploy.prometheus import EVERY_S, Prometheus, prometheus
 from tests.deploy.proxies import DEPLOY
 from tests.deploy.traffic import drive
-from tests.helm.chart import NAMESPACE, RELEASE, scaling_triggers
 from tests.support.server import Server, poll
 
 # The first test may have to fetch a Debian package, and starts the servers.

@@ -14,13 +14,13 @@ from gateway.offload import Offload
 
 
 @pytest.fixture(scope="module")
-def answers() -> Any:
+def whole_answers() -> Any:
     """The module; importing it imports vLLM, which takes ten seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from gateway.engine.vllm import answers
+        from gateway.engine.vllm.output import whole_answers
 
-    return answers
+    return whole_answers
 
 
 def candidates(tokens: int, width: int) -> tuple[list[int], list[Any]]:
@@ -37,7 +37,7 @@ def candidates(tokens: int, width: int) -> tuple[list[int], list[Any]]:
     return ids, steps
 
 
-def made(answers: Any, endpoint: str, tokens: int, choices: int) -> Any:
+def made(whole_answers: Any, endpoint: str, tokens: int, choices: int) -> Any:
     """The response that vLLM's serving object would return."""
     from vllm.entrypoints.generate.base.protocol import UsageInfo
     from vllm.entrypoints.openai.chat_completion import protocol as chat
@@ -53,13 +53,13 @@ def made(answers: Any, endpoint: str, tokens: int, choices: int) -> Any:
     for index in range(choices):
         ids, steps = candidates(tokens, 20)
         if endpoint == "chat":
-            logprobs = answers.chat_logprobs(
+            logprobs = whole_answers.chat_logprobs(
                 chatting._create_chat_logprobs, ids, steps, num_output_top_logprobs=20, tokenizer=tokenizer
             )
             message = chat.ChatMessage(role="assistant", content="x")
             all_choices.append(chat.ChatCompletionResponseChoice(index=index, message=message, logprobs=logprobs))
         else:
-            logprobs = answers.completion_logprobs(
+            logprobs = whole_answers.completion_logprobs(
                 completing._create_completion_logprobs, ids, steps, num_output_top_logprobs=5, tokenizer=tokenizer
             )
             all_choices.append(text.CompletionResponseChoice(index=index, text="x", logprobs=logprobs))
@@ -70,24 +70,24 @@ def made(answers: Any, endpoint: str, tokens: int, choices: int) -> Any:
 
 @pytest.mark.parametrize("endpoint", ["chat", "completion"])
 @pytest.mark.parametrize("tokens", [8, 16, 200])
-def test_the_document_is_the_same_in_pieces(answers: Any, endpoint: str, tokens: int) -> None:
-    expected = orjson.dumps(made(answers, endpoint, tokens, 2).model_dump(mode="json"))
-    token = answers.WHOLE.set(True)
+def test_the_document_is_the_same_in_pieces(whole_answers: Any, endpoint: str, tokens: int) -> None:
+    expected = orjson.dumps(made(whole_answers, endpoint, tokens, 2).model_dump(mode="json"))
+    token = whole_answers.WHOLE.set(True)
     try:
-        later = made(answers, endpoint, tokens, 2)
+        later = made(whole_answers, endpoint, tokens, 2)
     finally:
-        answers.WHOLE.reset(token)
+        whole_answers.WHOLE.reset(token)
     assert (type(later.choices[0].logprobs).__name__.startswith("Later")) == (tokens > 16)
 
-    assert asyncio.run(answers.document(later, Offload("test"), None)) == expected
+    assert asyncio.run(whole_answers.document(later, Offload("test"), None)) == expected
 
 
-def test_a_large_answer_leaves_the_loop_free(answers: Any) -> None:
+def test_a_large_answer_leaves_the_loop_free(whole_answers: Any) -> None:
     async def held_s() -> float:
-        answers.WHOLE.set(True)
+        whole_answers.WHOLE.set(True)
         loop = asyncio.get_running_loop()
-        response = made(answers, "chat", 300, 8)
-        writing = asyncio.create_task(answers.document(response, Offload("test"), None))
+        response = made(whole_answers, "chat", 300, 8)
+        writing = asyncio.create_task(whole_answers.document(response, Offload("test"), None))
         longest_s = 0.0
         while not writing.done():
             before_s = loop.time()

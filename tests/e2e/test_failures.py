@@ -18,23 +18,24 @@ def vllms() -> Any:
     """The modules; importing them imports vLLM, which takes ten seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from gateway.engine.vllm import contract, failures
+        from gateway.engine.vllm import error_mapping
+        from gateway.engine.vllm.http_app import error_normalizer
 
-    return contract, failures
+    return error_normalizer, error_mapping
 
 
 @pytest.mark.parametrize("status", [400, 403, 405, 409, 410, 413, 415, 422])
 def test_a_status_of_vllms_own_is_kept(vllms: Any, status: int) -> None:
-    _, failures = vllms
-    error = failures.from_info(status, "No. (parameter=seed, value=1)", "seed")
+    _, error_mapping = vllms
+    error = error_mapping.from_info(status, "No. (parameter=seed, value=1)", "seed")
 
     assert (error.status, error.message, error.param) == (status, "No.", "seed")
     assert isinstance(error, ClientError)
 
 
 def test_a_sentence_that_quotes_a_megabyte_is_cut(vllms: Any) -> None:
-    _, failures = vllms
-    error = failures.from_info(400, "x" * 10**6, "y" * 10**6)
+    _, error_mapping = vllms
+    error = error_mapping.from_info(400, "x" * 10**6, "y" * 10**6)
 
     assert len(orjson.dumps(error.body())) < 3000
 
@@ -56,7 +57,7 @@ def test_a_sentence_that_quotes_a_megabyte_is_cut(vllms: Any) -> None:
 async def test_why_an_adapter_is_not_taken_is_told(
     vllms: Any, path: str, message: str, kind: type[Exception], words: str
 ) -> None:
-    contract, _ = vllms
+    error_normalizer, _ = vllms
     body = orjson.dumps({"error": {"message": message, "type": "InternalServerError", "code": 500, "param": None}})
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -64,4 +65,4 @@ async def test_why_an_adapter_is_not_taken_is_told(
         await send({"type": "http.response.body", "body": body})
 
     with pytest.raises(kind, match=words):
-        await Client(contract.keep(app, lambda: None), "POST", path).finish()
+        await Client(error_normalizer.keep(app, lambda: None), "POST", path).finish()

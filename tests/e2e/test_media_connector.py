@@ -30,8 +30,8 @@ def _parts() -> None:
     """Importing it imports vLLM, which takes ten seconds, and which warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parts.media = importlib.import_module("gateway.engine.vllm.media")
-        parts.failures = importlib.import_module("gateway.engine.vllm.failures")
+        parts.media = importlib.import_module("gateway.engine.vllm.media_connector")
+        parts.failures = importlib.import_module("gateway.engine.vllm.error_mapping")
 
 
 PICTURE = png(8, 4)

@@ -15,7 +15,7 @@ import asyncio, json, sys, tempfile
 from pathlib import Path
 from gateway.app import plan_engine
 from gateway.clock import SystemClock
-from gateway.engine.vllm import launch
+from gateway.engine.vllm.startup import launcher
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -24,13 +24,13 @@ def one(engine, flags, synthetic):
     plan = plan_engine(settings, None, flags, None, lambda _: None)
     if "ray" in engine.values():
         try:
-            asyncio.run(launch.start(plan, SystemClock()))
+            asyncio.run(launcher.start(plan, SystemClock()))
         except SettingsError as error:
             return str(error)
-    launch._set_environment(plan, Path(tempfile.mkdtemp()) / "words")
+    launcher._set_environment(plan, Path(tempfile.mkdtemp()) / "words")
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
-    args = AsyncEngineArgs.from_cli_args(launch.parse_args(plan))
+    args = AsyncEngineArgs.from_cli_args(launcher.parse_args(plan))
     config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER).parallel_config
     names = ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
              "data_parallel_rpc_port", "data_parallel_hybrid_lb", "world_size", "distributed_executor_backend"]

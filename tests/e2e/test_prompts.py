@@ -16,13 +16,13 @@ from gateway import demo
 
 
 @pytest.fixture(scope="module")
-def prompts() -> Any:
+def prompt_offload() -> Any:
     """The module; importing it imports vLLM, which takes ten seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from gateway.engine.vllm import prompts
+        from gateway.engine.vllm import prompt_offload
 
-    return prompts
+    return prompt_offload
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +59,15 @@ def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_decoder_that_knows_only_the_tail_says_the_same(prompts: Any, tokenizer: Any, seed: int) -> None:
+def test_a_decoder_that_knows_only_the_tail_says_the_same(prompt_offload: Any, tokenizer: Any, seed: int) -> None:
     """Token by token, also where a prompt ends, or its tail begins, inside a character."""
     chance = random.Random(seed)
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
     ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
-    cut = chance.randrange(prompts.SHORT_TO_DECODE + 1, len(ids) - 60)
+    cut = chance.randrange(prompt_offload.SHORT_TO_DECODE + 1, len(ids) - 60)
     prompt, said = ids[:cut], ids[cut : cut + 60]
     whole, tail = a_processor(tokenizer), a_processor(tokenizer)
-    prompts.prime_with_tails(tail)
+    prompt_offload.prime_with_tails(tail)
 
     assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
 
@@ -77,12 +77,17 @@ def test_a_decoder_that_knows_only_the_tail_says_the_same(prompts: Any, tokenize
     [(512, 300, [512]), (513, 300, [64]), (513, "<|end|>", [64]), (513, "half a crab", [64, 513])],
 )
 def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
-    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int, last: int | str, primed: list[int]
+    prompt_offload: Any,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    last: int | str,
+    primed: list[int],
 ) -> None:
     seen: list[int] = []
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", lambda ids, skip_special_tokens: seen.append(len(ids)))
     processor = a_processor(tokenizer)
-    prompts.prime_with_tails(processor)
+    prompt_offload.prime_with_tails(processor)
     if last == "half a crab":
         last = tokenizer("🦀", add_special_tokens=False)["input_ids"][0]
     elif isinstance(last, str):
@@ -93,11 +98,11 @@ def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
 
 
 def test_what_has_no_text_to_make_needs_no_decoder(
-    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    prompt_offload: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", None)
     processor = a_processor(tokenizer)
-    prompts.prime_with_tails(processor)
+    prompt_offload.prime_with_tails(processor)
     prompt = [300] * 600
     processor.add_request(a_request(prompt, detokenize=False), None)
 
@@ -106,7 +111,7 @@ def test_what_has_no_text_to_make_needs_no_decoder(
 
 
 def test_decoders_of_another_kind_know_the_whole_prompt(
-    prompts: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    prompt_offload: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.v1.engine import detokenizer
 
@@ -126,15 +131,15 @@ def test_decoders_of_another_kind_know_the_whole_prompt(
 
     monkeypatch.setattr("vllm.v1.engine.output_processor.IncrementalDetokenizer", Slow)
     processor = a_processor(tokenizer)
-    prompts.prime_with_tails(processor)
+    prompt_offload.prime_with_tails(processor)
     processor.add_request(a_request([300] * 600), None)
 
     assert made == [64, 600]
 
 
-def test_a_request_whose_input_goes_on_keeps_its_decoder(prompts: Any, tokenizer: Any) -> None:
+def test_a_request_whose_input_goes_on_keeps_its_decoder(prompt_offload: Any, tokenizer: Any) -> None:
     processor = a_processor(tokenizer)
-    prompts.prime_with_tails(processor)
+    prompt_offload.prime_with_tails(processor)
     processor.add_request(a_request([300] * 600), None)
     decoder = processor.request_states["r1"].detokenizer
     longer = a_request([300] * 700)
@@ -181,10 +186,10 @@ CALL = {"role": "assistant", "content": None, "tool_calls": []}
         ([TEXT] * 59 + [{"role": "user", "content": iter(())}], "loop"),
     ],
 )
-def test_long_chats_of_text_are_rendered_in_a_thread(prompts: Any, messages: list[Any], where: str) -> None:
+def test_long_chats_of_text_are_rendered_in_a_thread(prompt_offload: Any, messages: list[Any], where: str) -> None:
     """What has something to fetch is fetched on the loop, as vLLM does it."""
     renderer = a_renderer()
-    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=True)
+    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=True)
 
     assert asyncio.run(renderer.render_messages_async(messages, PLAIN)) == "rendered"
     assert renderer.where == [where]
@@ -207,7 +212,7 @@ def test_long_chats_of_text_are_rendered_in_a_thread(prompts: Any, messages: lis
     ],
 )
 def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ours(
-    prompts: Any, messages: list[Any], params: dict[str, Any], foreign: bool, there: bool
+    prompt_offload: Any, messages: list[Any], params: dict[str, Any], foreign: bool, there: bool
 ) -> None:
     renderer = a_renderer()
     theirs = []
@@ -217,14 +222,14 @@ def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ou
         return "rendered"
 
     renderer.render_messages_async = vllms
-    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=foreign)
+    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=foreign)
     wanted = SimpleNamespace(chat_template_kwargs=params)
 
     assert asyncio.run(renderer.render_messages_async(messages, wanted)) == "rendered"
     assert (renderer.where, theirs) == ((["loop"], []) if there else ([], [messages]))
 
 
-def a_tokenizing_renderer(prompts: Any, timeout_s: float = 5, work: Callable[[], None] = lambda: None) -> Any:
+def a_tokenizing_renderer(prompt_offload: Any, timeout_s: float = 5, work: Callable[[], None] = lambda: None) -> Any:
     """One that tells in which thread it tokenizes; its model has a context of 100 tokens."""
 
     def tokenize(prompt: Any, params: Any) -> str:
@@ -237,9 +242,9 @@ def a_tokenizing_renderer(prompts: Any, timeout_s: float = 5, work: Callable[[],
         tokenizer=SimpleNamespace(max_chars_per_token=10),
         model_config=SimpleNamespace(max_model_len=100),
     )
-    run = prompts.make_run(timeout_s)
-    prompts.tokenize_here(renderer, run)
-    prompts.decode_aside(renderer, run)
+    run = prompt_offload.make_run(timeout_s)
+    prompt_offload.tokenize_here(renderer, run)
+    prompt_offload.decode_aside(renderer, run)
     return renderer
 
 
@@ -248,14 +253,14 @@ UNBOUNDED = SimpleNamespace(max_input_tokens=None)
 
 
 @pytest.mark.parametrize(("length", "where"), [(2048, "here"), (2049, "aside")])
-def test_short_texts_are_tokenized_where_they_are(prompts: Any, length: int, where: str) -> None:
-    renderer = a_tokenizing_renderer(prompts)
+def test_short_texts_are_tokenized_where_they_are(prompt_offload: Any, length: int, where: str) -> None:
+    renderer = a_tokenizing_renderer(prompt_offload)
 
     assert asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * length}, BOUNDED)) == where
 
 
-def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(prompts: Any) -> None:
-    renderer = a_tokenizing_renderer(prompts)
+def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(prompt_offload: Any) -> None:
+    renderer = a_tokenizing_renderer(prompt_offload)
 
     async def ask() -> list[str]:
         first = await asyncio.gather(*[renderer._tokenize_prompt_async({"prompt": "x" * 2000}, BOUNDED)] * 1)
@@ -268,25 +273,25 @@ def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(promp
     assert 1 <= done[1:].count("here") <= 4
 
 
-def test_a_text_that_no_context_holds_is_not_tokenized_nor_are_so_many_tokens_decoded(prompts: Any) -> None:
-    renderer = a_tokenizing_renderer(prompts)
-    with pytest.raises(prompts.VLLMValidationError, match="context holds at most"):
+def test_a_text_that_no_context_holds_is_not_tokenized_nor_are_so_many_tokens_decoded(prompt_offload: Any) -> None:
+    renderer = a_tokenizing_renderer(prompt_offload)
+    with pytest.raises(prompt_offload.VLLMValidationError, match="context holds at most"):
         asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * (2**20 + 1)}, UNBOUNDED))
-    with pytest.raises(prompts.VLLMValidationError, match="at most 131072"):
+    with pytest.raises(prompt_offload.VLLMValidationError, match="at most 131072"):
         asyncio.run(renderer._async_tokenizer_decode([1] * (2**17 + 1)))
 
     assert asyncio.run(renderer._async_tokenizer_decode([1] * 10)) == "text"
 
 
-def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompts: Any) -> None:
+def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompt_offload: Any) -> None:
     go_on = threading.Event()
-    renderer = a_tokenizing_renderer(prompts, 0.2, lambda: go_on.wait(5) and None)
+    renderer = a_tokenizing_renderer(prompt_offload, 0.2, lambda: go_on.wait(5) and None)
 
     async def ask() -> str:
         long = [
             asyncio.create_task(renderer._tokenize_prompt_async({"prompt": "x" * 200_000}, BOUNDED)) for _ in range(3)
         ]
-        with pytest.raises(prompts.VLLMValidationError, match="prepare_timeout_s"):
+        with pytest.raises(prompt_offload.VLLMValidationError, match="prepare_timeout_s"):
             await long[0]
         go_on.set()
         for one in long[1:]:
@@ -297,9 +302,9 @@ def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompts
     assert asyncio.run(ask()) == "aside"
 
 
-def test_renderers_of_another_kind_are_left_alone(prompts: Any) -> None:
+def test_renderers_of_another_kind_are_left_alone(prompt_offload: Any) -> None:
     renderer = SimpleNamespace(render_messages_async=None)
-    prompts.render_aside(renderer, prompts.make_run(5), foreign_templates=False)
+    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=False)
 
     assert renderer.render_messages_async is None
 
@@ -324,10 +329,10 @@ class Llm:
         return request_id
 
 
-def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompts: Any) -> None:
+def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompt_offload: Any) -> None:
     llm = Llm()
-    prompts.check_aside(llm)
-    long = prompts.SHORT_TO_CHECK + 1
+    prompt_offload.check_aside(llm)
+    long = prompt_offload.SHORT_TO_CHECK + 1
 
     async def main() -> None:
         for number, prompt in enumerate(([1], [1] * long, [1] * long)):
@@ -343,16 +348,16 @@ def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompts: 
     assert llm.added == ["r0", "r1", "r2", "raw"]
 
 
-def test_log_probabilities_of_a_long_prompt_are_refused(prompts: Any) -> None:
+def test_log_probabilities_of_a_long_prompt_are_refused(prompt_offload: Any) -> None:
     llm = Llm()
     llm.renderer.model_config = SimpleNamespace(get_vocab_size=lambda: 1000)
-    prompts.check_aside(llm)
+    prompt_offload.check_aside(llm)
     ids = {"prompt_token_ids": [1] * 6000}
 
     async def main() -> None:
         await llm.add_request("few", ids, SimpleNamespace(prompt_logprobs=1))
         for wanted in (20, -1):
-            with pytest.raises(prompts.VLLMValidationError, match="6000 prompt tokens"):
+            with pytest.raises(prompt_offload.VLLMValidationError, match="6000 prompt tokens"):
                 await llm.add_request("many", ids, SimpleNamespace(prompt_logprobs=wanted))
 
     asyncio.run(main())
@@ -360,10 +365,10 @@ def test_log_probabilities_of_a_long_prompt_are_refused(prompts: Any) -> None:
     assert llm.added == ["few"]
 
 
-def test_a_token_out_of_the_vocabulary_is_still_refused(prompts: Any) -> None:
+def test_a_token_out_of_the_vocabulary_is_still_refused(prompt_offload: Any) -> None:
     llm = Llm()
-    prompts.check_aside(llm)
-    wrong = {"type": "token", "prompt_token_ids": [1] * prompts.SHORT_TO_CHECK + [101]}
+    prompt_offload.check_aside(llm)
+    wrong = {"type": "token", "prompt_token_ids": [1] * prompt_offload.SHORT_TO_CHECK + [101]}
 
     for _ in range(2):
         with pytest.raises(ValueError, match="out of vocabulary"):

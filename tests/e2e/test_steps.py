@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 from gateway import demo
+from gateway.domain import Delta, Piece
 from gateway.errors import SluiceError
-from gateway.model import Delta, Piece
 from tests.support.time import clock, in_virtual_time, settle
 
 
 @pytest.fixture(scope="module")
-def steps() -> Any:
+def fast_path() -> Any:
     """The module; importing it imports vLLM, which takes ten seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from gateway.engine.vllm import steps
+        from gateway.engine.vllm.output import fast_path
 
-    return steps
+    return fast_path
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,15 @@ class Counts:
 class Bench:
     """A processor whose steps are taken, and one that is vLLM's alone."""
 
-    def __init__(self, steps: Any, tokenizer: Any) -> None:
+    def __init__(self, fast_path: Any, tokenizer: Any) -> None:
         from vllm.v1.engine.output_processor import OutputProcessor
 
         self.behind = False
         self.counts = Counts()
         self.processor = OutputProcessor(tokenizer, log_stats=True)
         self.untouched = OutputProcessor(tokenizer, log_stats=True)
-        self.steps = steps.PlainSteps(self.processor, self.counts, lambda: self.behind, clock())
-        self.module = steps
+        self.steps = fast_path.PlainSteps(self.processor, self.counts, lambda: self.behind, clock())
+        self.module = fast_path
         self.left: list[list[str]] = []
         """Of each step, the requests of which vLLM saw anything."""
         self.counted = 0
@@ -162,9 +162,9 @@ class Bench:
 
 @in_virtual_time
 async def test_the_tokens_between_the_first_and_the_last_of_a_plain_request_never_reach_vllm(
-    steps: Any, tokenizer: Any
+    fast_path: Any, tokenizer: Any
 ) -> None:
-    bench = Bench(steps, tokenizer)
+    bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     taken = [bench.step({"a": [300 + number]}) for number in range(6)]
     bench.step({"a": [310]}, finished=("a",))
@@ -180,10 +180,10 @@ async def test_the_tokens_between_the_first_and_the_last_of_a_plain_request_neve
 
 @pytest.mark.parametrize("seed", range(25))
 @in_virtual_time
-async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(steps: Any, tokenizer: Any, seed: int) -> None:
+async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(fast_path: Any, tokenizer: Any, seed: int) -> None:
     """Plain requests among others, several tokens a step, characters in pieces, preemptions, a loop that is behind."""
     chance = random.Random(seed)
-    bench = Bench(steps, tokenizer)
+    bench = Bench(fast_path, tokenizer)
     kinds: list[dict[str, Any]] = [{}, {}, {"stop": ["zzz"]}, {"logprobs": 1}]
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", "."]
     heard: dict[str, tuple[Heard, Heard]] = {}
@@ -220,8 +220,8 @@ async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(steps: Any, to
 
 
 @in_virtual_time
-async def test_while_the_loop_is_behind_what_is_taken_is_said_together(steps: Any, tokenizer: Any) -> None:
-    bench = Bench(steps, tokenizer)
+async def test_while_the_loop_is_behind_what_is_taken_is_said_together(fast_path: Any, tokenizer: Any) -> None:
+    bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})
     bench.behind = True
@@ -248,8 +248,8 @@ async def test_while_the_loop_is_behind_what_is_taken_is_said_together(steps: An
 
 
 @in_virtual_time
-async def test_what_was_held_back_comes_before_the_end(steps: Any, tokenizer: Any) -> None:
-    bench = Bench(steps, tokenizer)
+async def test_what_was_held_back_comes_before_the_end(fast_path: Any, tokenizer: Any) -> None:
+    bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})
     bench.behind = True
@@ -263,10 +263,10 @@ async def test_what_was_held_back_comes_before_the_end(steps: Any, tokenizer: An
 
 
 @in_virtual_time
-async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(steps: Any, tokenizer: Any) -> None:
+async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(fast_path: Any, tokenizer: Any) -> None:
     from vllm.v1.metrics.stats import SchedulerStats
 
-    bench = Bench(steps, tokenizer)
+    bench = Bench(fast_path, tokenizer)
     ours, _ = bench.add("a")
     bench.step({"a": [300]})
     outputs = bench._outputs({"a": [301]}, (), ())
@@ -285,9 +285,9 @@ async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(steps: An
 
 
 @in_virtual_time
-async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(steps: Any, tokenizer: Any) -> None:
+async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(fast_path: Any, tokenizer: Any) -> None:
     """vLLM's own loop would end, and with it every request of then and of later."""
-    bench = Bench(steps, tokenizer)
+    bench = Bench(fast_path, tokenizer)
     heard = {name: bench.add(name, stop=["zzz"])[0] for name in ("a", "bad", "b", "worse", "c")}
     failures: dict[str, SluiceError] = {}
     for name in ("bad", "worse"):
@@ -310,8 +310,8 @@ async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(steps: An
 
 
 @in_virtual_time
-async def test_a_step_without_tokens_says_nothing(steps: Any, tokenizer: Any) -> None:
-    bench = Bench(steps, tokenizer)
+async def test_a_step_without_tokens_says_nothing(fast_path: Any, tokenizer: Any) -> None:
+    bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})
 
@@ -320,8 +320,8 @@ async def test_a_step_without_tokens_says_nothing(steps: Any, tokenizer: Any) ->
 
 
 @in_virtual_time
-async def test_new_weights_are_noted_where_they_begin(steps: Any, tokenizer: Any) -> None:
-    bench = Bench(steps, tokenizer)
+async def test_new_weights_are_noted_where_they_begin(fast_path: Any, tokenizer: Any) -> None:
+    bench = Bench(fast_path, tokenizer)
     bench.add("a")
     bench.step({"a": [300]})
     for version, token in (("default", 301), ("second", 302), ("second", 303)):

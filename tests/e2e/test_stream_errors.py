@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway import errors
 from gateway.clock import SystemClock
+from gateway.domain import Caller, Cause, Tally
 from gateway.engine.base import CURRENT_TALLY
 from gateway.errors import SluiceError
-from gateway.model import Caller, Cause, Tally
 from tests.support.facts import Recorder
 
 
@@ -241,7 +241,7 @@ def answer(status: int, document: Any) -> Any:
 
 def refused(parts: Any, app: Any) -> SluiceError:
     with pytest.raises(SluiceError) as found:
-        asyncio.run(parts.contract.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, None))
+        asyncio.run(parts.error_normalizer.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, None))
     return found.value
 
 
@@ -299,7 +299,7 @@ def sent(parts: Any, app: Any) -> list[Any]:
     async def send(message: Any) -> None:
         messages.append(message)
 
-    asyncio.run(parts.contract.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, send))
+    asyncio.run(parts.error_normalizer.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, send))
     return messages
 
 
@@ -316,8 +316,8 @@ def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: An
 
 def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, tally: Tally) -> None:
     tally.works, tally.endpoint = True, "/v1/messages"
-    proxy = parts.fallback.EngineProxy(
-        SimpleNamespace(generate=None, vllm_config=CONFIG), SystemClock(), parts.fallback.Engagements(), lambda _: None
+    proxy = parts.proxy.EngineProxy(
+        SimpleNamespace(generate=None, vllm_config=CONFIG), SystemClock(), parts.proxy.Engagements(), lambda _: None
     )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -375,8 +375,8 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
     async def run() -> list[Any]:
         tally.endpoint = endpoint
         llm = Llm()
-        engagements = parts.fallback.Engagements()
-        proxy = parts.fallback.EngineProxy(llm, SystemClock(), engagements, lambda _: None)
+        engagements = parts.proxy.Engagements()
+        proxy = parts.proxy.EngineProxy(llm, SystemClock(), engagements, lambda _: None)
         params = parts.SamplingParams(output_kind=parts.RequestOutputKind.DELTA)
         reasons = []
         async for output in proxy.generate("p", params, "gen-1"):
@@ -391,7 +391,7 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
         assert asyncio.run(run()) == [None, "abort"]
         assert tally.cause is Cause.CANCELLED
     else:
-        with pytest.raises(parts.fallback.GivenUp):
+        with pytest.raises(parts.proxy.GivenUp):
             asyncio.run(run())
 
 
@@ -412,7 +412,7 @@ def test_a_late_readers_ending_is_apart_where_it_would_share_a_chunk_with_text(
             yield SimpleNamespace(outputs=[choice], prompt_token_ids=[1], finished=True)
 
     async def run() -> list[Any]:
-        proxy = parts.fallback.EngineProxy(Late(), SystemClock(), parts.fallback.Engagements(), lambda _: None)
+        proxy = parts.proxy.EngineProxy(Late(), SystemClock(), parts.proxy.Engagements(), lambda _: None)
         params = parts.SamplingParams(output_kind=parts.RequestOutputKind[kind])
         outputs = [output async for output in proxy.generate("p", params, "x")]
         return [(one.outputs[0].text, one.outputs[0].finish_reason) for one in outputs]

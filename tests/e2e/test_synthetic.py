@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gateway.engine import oracle
+from gateway.engine import deterministic_tokens
 from tests.support.oracle import expected_text
 from tests.support.server import (
     ASK,
@@ -216,7 +216,7 @@ def test_every_position_of_a_hundred_streams_is_right(server: Server) -> None:
         if number % 2 == 1:
             said = [token for choice in choices for token in choice["token_ids"] or []]
 
-            assert said == oracle.tokens(prompt[0], len(prompt), TOKENS)
+            assert said == deterministic_tokens.tokens(prompt[0], len(prompt), TOKENS)
     assert server.sample("vllm:num_preemptions_total") > 0
 
 

@@ -18,12 +18,12 @@ from prometheus_client import CollectorRegistry
 from gateway import demo
 from gateway.app import Sluice
 from gateway.clock import SystemClock
-from gateway.engine.bodies import BodyLimits
-from gateway.engine.vllm import launch
-from gateway.engine.vllm.client import VllmEngine
+from gateway.engine.bounded_json import BodyLimits
+from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.core_client.watch import Patience
+from gateway.engine.vllm.engine import VllmEngine
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.versions import find
-from gateway.engine.vllm.watch import Patience
+from gateway.engine.vllm.startup import launcher
 from gateway.metrics import Metrics
 from gateway.settings import Settings, Synthetic
 
@@ -64,16 +64,16 @@ KEPT: list[asyncio.Task[None]] = []
 
 
 async def main() -> None:
-    plan = launch.Plan(
+    plan = launcher.Plan(
         engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
         small=True,
         # A vLLM that was built for GPUs serves where there is none, but no model.
         synthetic=SYNTHETIC if os.environ.get("TWIN_SYNTHETIC") else None,
     )
     clock = SystemClock()
-    first = await launch.start(plan, clock)
+    first = await launcher.start(plan, clock)
     llm = first._llm
-    args = launch.parse_args(plan)
+    args = launcher.parse_args(plan)
     tasks = await llm.get_supported_tasks()
     ports: dict[str, dict[str, int]] = {}
     for name, parsers in PARSERS.items():

@@ -10,7 +10,7 @@ from vllm.exceptions import GenerationError, VLLMNotFoundError, VLLMValidationEr
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from gateway.engine.vllm import contract, fallback, stream_errors
+from gateway.engine.vllm.http_app import error_normalizer, proxy, stream_errors
 
 __all__ = [
     "AnthropicServingMessages",
@@ -23,7 +23,7 @@ __all__ = [
     "SamplingParams",
     "VLLMNotFoundError",
     "VLLMValidationError",
-    "contract",
-    "fallback",
+    "error_normalizer",
+    "proxy",
     "stream_errors",
 ]

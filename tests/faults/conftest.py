@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.web.keys import new_key
+from gateway.transports.common.api_keys import new_key
 from tests.support.probe import Probe
 from tests.support.server import Server
 

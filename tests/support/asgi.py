@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from gateway.web.respond import LINE
+from gateway.transports.http.responses import LINE
 
 
 class Client:

@@ -10,21 +10,21 @@ from typing import Any
 import orjson
 
 from gateway.admission.gate import Gate
+from gateway.domain import Endpoint
 from gateway.engine.base import Revival
 from gateway.engine.supervisor import Phase, Supervisor
-from gateway.model import Endpoint
+from gateway.protocols import openai
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
-from gateway.web import health
-from gateway.web.access import Access
-from gateway.web.guard import Guard
-from gateway.web.keys import Keys
-from gateway.web.paths import UnderRoot
-from gateway.web.respond import Completions, Pace, Responder, Resume
-from gateway.web.routes import Dispatch, make_small
-from gateway.web.sites import Sites
-from gateway.web.stream_tokens import StreamTokens
-from gateway.wire import openai
+from gateway.transports.common.api_keys import Keys
+from gateway.transports.http import health
+from gateway.transports.http.access import Access
+from gateway.transports.http.middleware import Guard
+from gateway.transports.http.origins import Sites
+from gateway.transports.http.paths import UnderRoot
+from gateway.transports.http.responses import Completions, Pace, Responder, Resume
+from gateway.transports.http.router import Dispatch, make_small
+from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
 from tests.support.facts import Recorder

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from gateway.domain import AppOptions, Chunk, Delta, Endpoint, Frame, Tally
 from gateway.engine.base import ASGIApp, Revival, Route, Sink
 from gateway.errors import ClientError, EngineFailed, SluiceError
-from gateway.model import AppOptions, Chunk, Delta, Endpoint, Frame, Tally
 
 
 @dataclass

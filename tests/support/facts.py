@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gateway.model import Caller, Cause, Tally
+from gateway.domain import Caller, Cause, Tally
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import uvloop
 
 from gateway.server import HttpServer, configure
-from gateway.tls import Certificates
+from gateway.transports.common.tls import Certificates
 
 
 class _Unsignalled(HttpServer):

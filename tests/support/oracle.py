@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gateway.demo import MODEL_PATH
-from gateway.engine import oracle
+from gateway.engine import deterministic_tokens
 
 
 @cache
@@ -20,6 +20,6 @@ def tokenizer() -> Any:
 
 def expected_text(prompt_token_ids: Sequence[int], count: int) -> str:
     """What `count` tokens after this prompt read like. A character whose last bytes are missing is never sent."""
-    said = oracle.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
+    said = deterministic_tokens.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
     text: str = tokenizer().decode(said)
     return text.rstrip("\N{REPLACEMENT CHARACTER}")

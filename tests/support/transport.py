@@ -11,7 +11,7 @@ import orjson
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.protocol import Protocol
+from gateway.transports.http.connection import Protocol
 
 
 class Socket:

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, SchemaValidator
 
+from gateway.bounded_text import shortened
 from gateway.clock import SystemClock
 from gateway.errors import ClientError
 from gateway.offload import checkpoint
-from gateway.texts import shortened
 
 _now = SystemClock().now
 

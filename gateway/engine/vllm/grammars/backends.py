@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.engine.vllm.grammars import compilation
-from gateway.engine.vllm.grammars.stand_ins import backend
+from gateway.engine.vllm.grammars.stub_modules import backend
 
 # The constraint's fields, as vLLM names them.
 FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")

@@ -255,13 +255,13 @@ def _load(config: dict[str, Any]) -> Any:
         from gateway.engine.vllm.grammars.backends import WholeBackends
 
         return WholeBackends(pickle.loads(base64.b64decode(config["whole"])))  # noqa: S301
-    from gateway.engine.vllm.grammars import stand_ins
+    from gateway.engine.vllm.grammars import stub_modules
 
-    stand_ins.install()
+    stub_modules.install()
     from gateway.engine.vllm.grammars.backends import Backends
 
     for name in ("backend_xgrammar", "backend_guidance", "backend_outlines", "request"):
-        stand_ins.backend(name)
+        stub_modules.backend(name)
     # vLLM's files import these when they use them, which is in the children.
     for name in ("xgrammar", "llguidance", "outlines_core"):
         importlib.import_module(name)

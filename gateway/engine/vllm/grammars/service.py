@@ -17,7 +17,7 @@ from vllm.v1.structured_output.utils import _reduced_vocabulary
 
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_TALLY
-from gateway.engine.vllm import failures
+from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.grammars import requests, validation
 from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
 from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
@@ -200,7 +200,7 @@ def _said(read: Any, *args: Any) -> Any:
     try:
         return read(*args)
     except (VLLMError, ValueError) as error:
-        refused = failures.from_exception(error)
+        refused = error_mapping.from_exception(error)
         if isinstance(refused, ClientError):
             raise refused from None
         return None

@@ -1,0 +1,1 @@
+"""Where vLLM keeps the names that this package imports, per version."""

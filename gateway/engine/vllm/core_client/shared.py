@@ -1,0 +1,88 @@
+"""vLLM's client of engine processes that belong to a parent, made to outlive them as `core` does.
+
+vLLM watches engine processes only in the process that has started them, so their death is told by the landlord; and
+what we find out ourselves is told to the landlord.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from contextlib import nullcontext
+from typing import Any
+
+from gateway.clock import Clock
+from gateway.engine.base import Landlord, Revival
+from gateway.engine.vllm.core_client import plugin
+from gateway.engine.vllm.core_client.restartable import LastingCore
+from gateway.engine.vllm.core_client.trial import Closing
+
+# Another one's trial takes as long; longer, and somebody has to go first.
+_LOCK_WITHIN_S = 15.0
+_LOCK_EVERY_S = 0.02
+
+
+class SharedCore(LastingCore):
+    """A `Tenant`."""
+
+    def __init__(self, core: Any, output_processor: Any, clock: Clock, landlord: Landlord) -> None:
+        super().__init__(core, output_processor, clock)
+        self._landlord = landlord
+        self.stats_s: dict[int, float] = {}
+        landlord.meet(self)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._output_processor.has_unfinished_requests())
+
+    def _hear(self, outputs: Any) -> None:
+        super()._hear(outputs)
+        if outputs.scheduler_stats is not None:
+            self.stats_s[outputs.engine_index] = self._clock.now()
+
+    def lose(self) -> None:
+        if not self.lost.is_set():
+            # Heard of by the landlord already, or to be heard: then its processes are ended, whatever they do.
+            self._landlord.complain()
+        super().lose()
+
+    def _falls(self) -> bool:
+        # The processes are not ours to look at.
+        return self.lost.is_set()
+
+    @property
+    def pids(self) -> list[int]:
+        return list(self._landlord.pids)
+
+    def kill(self) -> None:
+        """`lose` follows, which tells whose processes they are."""
+
+    async def _lock(self, *, exclusive: bool) -> Closing:
+        """All clients lose their engine together, and each has its own requests to try: one after the other, and when
+        all have sent what goes on at once."""
+        path = self._landlord.trial_lock
+        if path is None:
+            return nullcontext()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        waited_s = 0.0
+        while waited_s < _LOCK_WITHIN_S:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited_s += _LOCK_EVERY_S
+                await asyncio.sleep(_LOCK_EVERY_S)
+        return os.fdopen(descriptor)
+
+    async def replace(self, core: Any, *, last: bool = False) -> Revival:
+        revival = await super().replace(core, last=last)
+        self._landlord.meet(self)
+        return revival
+
+    async def evict(self, number: int) -> None:
+        await self._core.call_utility_async(plugin.EVICT, number)
+
+
+__all__ = ["SharedCore"]

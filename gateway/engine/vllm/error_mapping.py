@@ -1,0 +1,182 @@
+"""vLLM's errors as ours: the right class, vLLM's own words where they are meant for clients, never a stack."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from gateway.bounded_text import log_defect, shortened
+from gateway.domain import Cause
+from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.core_client.restartable import DiedOfIt
+from gateway.engine.vllm.validation import BoundedValidator, from_validation
+from gateway.errors import (
+    Cancelled,
+    ClientError,
+    EngineFailed,
+    FatalRequest,
+    InternalError,
+    NotFound,
+    Overloaded,
+    SluiceError,
+    Unsupported,
+)
+
+logger = logging.getLogger(__name__)
+
+# vLLM appends the parameter and the value, which may be the whole prompt.
+_SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
+
+
+UNGRAMMATICAL = (
+    "structured_outputs: the model cannot go on within this grammar: it compiles, but it comes to a dead end, or takes "
+    "too long for each token."
+)
+
+
+class Aborted(Exception):
+    """The engine gave a request up because somebody aborted it: never to be mistaken for a good end."""
+
+
+class Refused(ClientError):
+    """vLLM refuses the request with a status of its own, such as 409 or 413."""
+
+    def __init__(self, message: str, param: str | None, status: int) -> None:
+        super().__init__(message, param=param)
+        self.status = status  # type: ignore[misc]
+
+
+def from_validator(error: Exception, model: Any, document: dict[str, Any]) -> SluiceError:
+    """What one of vLLM's own validators raised: its words if they are meant for clients. If it only tripped over a
+    value of a type that it did not expect, the first field that has the wrong type is named instead."""
+    if isinstance(error, VLLMError | ValueError):
+        return from_exception(error)
+    for name, field in getattr(model, "model_fields", {}).items():
+        if name not in document:
+            continue
+        try:
+            BoundedValidator(field.annotation)(document[name])
+        except ValidationError as problem:
+            return from_validation(problem, inside=name)
+    return ClientError("A field of the request body has a value of the wrong type.")
+
+
+def from_response(response: Any) -> SluiceError:
+    """An ErrorResponse object of vLLM's."""
+    return from_info(response.error.code, response.error.message, response.error.param)
+
+
+def from_info(status: int, message: str, param: str | None) -> SluiceError:
+    """vLLM's status, message and parameter, as one of our classes."""
+    message = _SUFFIX.sub("", message)
+    if status == 404:
+        return NotFound(message, param=param)
+    if status == 501:
+        return Unsupported(message or "The model that is served does not support this.", param=param)
+    if status in (429, 503):
+        return Overloaded(message, retry_after_s=1)
+    if 400 <= status < 500:
+        return Refused(message, "structured_outputs" if message == UNGRAMMATICAL else param, status)
+    logger.error("vLLM answered %d: %s", status, message)
+    return InternalError("The server failed to answer this request.")
+
+
+def named(error: SluiceError, request: Any) -> SluiceError:
+    """The same error with the field as the client wrote it. vLLM speaks of its own parameters (`input_tokens`), of
+    `max_tokens` where the client said `max_completion_tokens`, and of no field at all where a template refuses."""
+    if not isinstance(error, ClientError):
+        return error
+    given = "messages" if hasattr(request, "messages") else "prompt"
+    message = _SUFFIX.sub("", error.message)
+    param = error.param
+    if param in ("input_tokens", "input_text"):
+        param = given
+    elif param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
+        param = "max_completion_tokens"
+        message = message.replace("max_tokens", param)
+    elif param is not None and param.startswith("["):
+        # vLLM validates the parts of a message when it renders it, and then knows only the part's number.
+        param, message = given, f"{given}: in a list of parts, {message}"
+    elif param is None:
+        first = message.split(" ", 1)[0]
+        if first.isidentifier() and first in type(request).model_fields:
+            param = first
+        elif any(word in message.lower() for word in ("chat template", "conversation", "token id", "role", "message")):
+            param = given
+    error.message, error.param = shortened(message), param
+    return error
+
+
+def failed(*, constrained: bool) -> SluiceError:
+    """A request that the engine ended with an error. Of one that a grammar holds that is the cause: vLLM ends it where
+    it cannot compile the grammar, or no token fits."""
+    if constrained:
+        return ClientError(UNGRAMMATICAL, param="structured_outputs")
+    return EngineFailed("The engine failed this request.", retry_after_s=1)
+
+
+def known() -> SluiceError | None:
+    """Why the request that the running task works on was lost, where we know it; what vLLM's handlers make of it is
+    some internal error."""
+    tally = CURRENT_TALLY.get()
+    if tally is None:
+        return None
+    if tally.cause is Cause.CANCELLED:
+        return Cancelled("The request was cancelled by its id.")
+    if tally.cause is Cause.ENGINE_FAILED and tally.is_fatal:
+        return _fatal()
+    if tally.cause is Cause.ENGINE_FAILED:
+        return EngineFailed("The engine died or gave up while it worked on this request.", retry_after_s=1)
+    return None
+
+
+def _fatal() -> SluiceError:
+    return FatalRequest(
+        "The engine died while it worked on this request alone, and not for the first time. It is not tried again."
+    )
+
+
+def from_exception(error: BaseException) -> SluiceError:
+    """Whatever vLLM raised. What we do not know is logged here with its stack, and nowhere else."""
+    if isinstance(error, SluiceError):
+        return error
+    if isinstance(error, Aborted):
+        if getattr(error, "http_status", None) == 503:
+            return EngineFailed("The engine gave this request up.", retry_after_s=1)
+        return Cancelled("The request was cancelled.")
+    if isinstance(error, DiedOfIt):
+        return _fatal()
+    if isinstance(error, EngineDeadError):
+        return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
+    if isinstance(error, EngineGenerateError):
+        log_defect(logger, "the engine failed a request", error)
+        return FatalRequest("The engine failed on this request, and would fail again.")
+    if isinstance(error, ValidationError):
+        return from_validation(error)
+    response = find("create_error_response")(error)
+    # 503: a paused engine refuses (since vLLM 0.33), which is worth another try.
+    if response.error.code >= 500 and response.error.code != 503:
+        log_defect(logger, "a request failed inside vLLM", error)
+        return InternalError("The server failed to answer this request.")
+    return from_response(response)
+
+
+__all__ = [
+    "UNGRAMMATICAL",
+    "Aborted",
+    "Refused",
+    "failed",
+    "from_exception",
+    "from_info",
+    "from_response",
+    "from_validation",
+    "from_validator",
+    "known",
+    "named",
+]

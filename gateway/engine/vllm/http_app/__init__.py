@@ -1,0 +1,1 @@
+"""vLLM's own HTTP app on our engine: the proxy, untrusted fields, error bodies."""

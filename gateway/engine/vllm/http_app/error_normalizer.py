@@ -1,0 +1,130 @@
+"""vLLM's own app, held to our HTTP contract: errors leave as ours, streams carry the headers that keep proxies from
+buffering them, and an aborted request ends as what it is.
+
+The app itself is not touched; this stands between it and whoever calls it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from gateway.engine.base import CURRENT_TALLY, ASGIApp
+from gateway.engine.vllm import error_mapping
+from gateway.engine.vllm.http_app import stream_errors
+from gateway.engine.vllm.validation import field_path
+from gateway.errors import ClientError, SluiceError
+
+_STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
+_ID = re.compile(rb'"id": ?"([A-Za-z0-9_.-]{1,128})"')
+# vLLM prints pydantic's error entries as Python dictionaries; this is what a client needs of them.
+_PROBLEM = re.compile(r"""'loc': '(?:body\.?)?([^']*)', 'msg': (?:'([^']*)'|"([^"]*)")""")
+# And here is how it prints all of them: a place, which may be none, then what is wrong there.
+_PYDANTIC = re.compile(r"\d+ validation errors? for ")
+_PYDANTIC_PROBLEM = re.compile(r"\n(?:(\S[^\n]*)\n)?  (?! )(?:Value error, )?([^\n]*?)(?: \[type=[^\n]*)?(?=\n|$)")
+
+# Why the engine does not take an adapter is the client's to know, and vLLM calls it an internal error.
+_ADAPTERS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_ADAPTER_REFUSED = re.compile(r"Call to \w+ method failed: ")
+
+
+def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
+    """Put the contract around `inner`. `engine_error` tells whether the engine has died."""
+
+    async def kept(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        outlet = _Outlet(send, scope.get("path", ""))
+        try:
+            await inner(scope, receive, outlet)
+        except Exception as error:
+            raise error_mapping.known() or engine_error() or stream_errors.of(error) from None
+        if outlet.failed:
+            raise outlet.error()
+
+    return kept
+
+
+class _Outlet:
+    """Passes good responses on; holds bad ones back until they can be said in our words."""
+
+    def __init__(self, send: Any, path: str) -> None:
+        self._send = send
+        self._path = path
+        self._start: MutableMapping[str, Any] = {}
+        self._status = 0
+        self._body = bytearray()
+        self._held = False
+
+    @property
+    def failed(self) -> bool:
+        return self._status >= 400
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = list(message.get("headers", ()))
+            self._start = {**message, "headers": headers}
+            if _is_stream(headers):
+                names = {name.lower() for name, _ in headers}
+                headers += [item for item in _STREAM_HEADERS if item[0] not in names]
+                tally = CURRENT_TALLY.get()
+                # Its id is not known before its first event, which comes at once.
+                self._held = tally is not None and tally.id is None and tally.endpoint == "/v1/responses"
+            if not self.failed and not self._held:
+                await self._begin()
+        elif self.failed:
+            self._body += message.get("body", b"")
+        else:
+            if self._held:
+                self._held = False
+                await self._begin(message.get("body", b""))
+            await self._send(message)
+
+    async def _begin(self, first: bytes = b"") -> None:
+        """Send the head, with the id by which a stream can be cancelled."""
+        tally = CURRENT_TALLY.get()
+        if tally is not None:
+            if tally.id is None and (found := _ID.search(first)) is not None:
+                tally.id = found[1].decode()
+            if tally.id is not None and tally.works and _is_stream(self._start["headers"]):
+                self._start["headers"].append((b"x-stream-id", tally.id.encode("ascii", "replace")))
+        await self._send(self._start)
+
+    def error(self) -> SluiceError:
+        """What was held back."""
+        try:
+            return self._error(orjson.loads(bytes(self._body)))
+        except orjson.JSONDecodeError:
+            return self._error({})
+
+    def _error(self, document: Any) -> SluiceError:
+        info = document.get("error") if isinstance(document, dict) else None
+        if isinstance(info, dict):
+            message, param = str(info.get("message") or ""), info.get("param")
+        else:
+            detail = document.get("detail") if isinstance(document, dict) else None
+            message, param = detail if isinstance(detail, str) else "", None
+        if (known := error_mapping.known()) is not None:
+            return known
+        problems = _PROBLEM.findall(message)
+        if not problems and _PYDANTIC.match(message):
+            problems = [(_field(loc), text, "") for loc, text in _PYDANTIC_PROBLEM.findall(message)]
+        if problems:
+            texts = [f"{field}: {plain or quoted}" if field else plain or quoted for field, plain, quoted in problems]
+            return ClientError("; ".join(dict.fromkeys(texts[:3])), param=problems[0][0] or None)
+        if self._path in _ADAPTERS and (refused := _ADAPTER_REFUSED.match(message)) is not None:
+            return ClientError(message[refused.end() :], param="lora_path")
+        return error_mapping.from_info(self._status, message or "The request cannot be served.", param)
+
+
+def _field(loc: str) -> str:
+    return field_path(tuple(int(part) if part.isdigit() else part for part in loc.split("."))) if loc else ""
+
+
+def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+__all__ = ["keep"]

@@ -1,0 +1,85 @@
+"""Request bodies as documents that vLLM's models may validate: within the limits, without what clients may not decide.
+
+Some fields have bounds of their own. A stop string is looked for with each token, a bad word is tokenized, and token
+ids are compared with the vocabulary one by one on the event loop; no request needs more of them than there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.engine.bounded_json import BodyLimits, read_document
+from gateway.engine.vllm.http_app.optional_fields import drop_empty
+from gateway.engine.vllm.http_app.untrusted_fields import Screen
+from gateway.errors import ClientError
+
+_PROMPTS = ("prompt", "input", "token_ids")
+_STRINGS = ("stop", "bad_words", "stop_sequences")
+_IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids")
+
+
+class Documents:
+    """Reads bodies. `vocabulary` is how many tokens the model has, `context` how many a sequence of it may have."""
+
+    def __init__(self, screen: Screen, limits: BodyLimits, vocabulary: int, context: int) -> None:
+        self._screen = screen
+        self._limits = limits
+        self._vocabulary = vocabulary
+        self._context = context
+
+    def read_any(self, body: bytes) -> tuple[Any, bool]:
+        """The document, of whatever kind, and whether something had to be removed from it. Raises ClientError."""
+        document = read_document(body, self._limits)
+        return document, isinstance(document, dict) and self._screen.body(document)
+
+    def read(self, body: bytes) -> dict[str, Any]:
+        """The document, which must be an object. Raises ClientError that names the field."""
+        document, _ = self.read_any(body)
+        if not isinstance(document, dict):
+            raise ClientError("The request body must be a JSON object.")
+        drop_empty(document)
+        check_length(document, self._context)
+        check_fields(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
+        return document
+
+
+def check_length(document: dict[str, Any], context: int) -> None:
+    """Refuse token ids that no context holds now, and not when the request's turn comes: a million of them take 40 MB
+    while they wait."""
+    if document.get("truncate_prompt_tokens") is not None:
+        return
+    for name in _PROMPTS:
+        value = document.get(name)
+        if not isinstance(value, list):
+            continue
+        lists = [one for one in value if isinstance(one, list)] if value and isinstance(value[0], list) else [value]
+        for ids in lists:
+            if len(ids) > context and type(ids[0]) is int:
+                raise ClientError(
+                    f"{name}: This model's maximum context length is {context} tokens; the prompt has {len(ids)}.",
+                    param=name,
+                )
+
+
+def check_fields(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
+    """Raises ClientError that names the field if one has too many entries; also in `sampling_params`."""
+    inner = document.get("sampling_params")
+    for fields, prefix in ((document, ""), (inner, "sampling_params.")):
+        if not isinstance(fields, dict):
+            continue
+        for name in _STRINGS:
+            if isinstance(value := fields.get(name), list) and len(value) > max_stop_strings:
+                raise ClientError(
+                    f"{prefix}{name} has {len(value)} strings; at most {max_stop_strings} are taken "
+                    "(server.max_stop_strings).",
+                    param=prefix + name,
+                )
+        for name in _IDS:
+            if isinstance(value := fields.get(name), list | dict) and len(value) > vocabulary:
+                raise ClientError(
+                    f"{prefix}{name} has {len(value)} entries; the model's vocabulary has {vocabulary}.",
+                    param=prefix + name,
+                )
+
+
+__all__ = ["Documents", "check_fields", "check_length"]

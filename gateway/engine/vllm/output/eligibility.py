@@ -1,0 +1,165 @@
+"""Which requests are plain: one choice of text, nothing for a parser to do. Their chunks are ours.
+
+vLLM's serving objects do everything else about a request: validation, LoRA lookup, templates, sampling parameters.
+Only their stream generators are overridden here, and only to hand back a `Frame` instead of a generator when the
+chunks of the stream can be told from its frame and its deltas alone. For all other requests vLLM's own generator
+runs, untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion import protocol as completion_protocol
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.parser.abstract_parser import DelegatingParser
+
+from gateway.domain import Endpoint, Frame
+from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.output.whole_answers import chat_logprobs, completion_logprobs
+
+
+def adopt(state: Any) -> None:
+    """Override the stream generators of the two serving objects in vLLM's app state, if the model generates.
+
+    Other handlers (batch, Anthropic) have serving objects of their own and are not touched; that of the Responses API
+    looks at its parameters earlier.
+    """
+    if getattr(state, "openai_serving_chat", None) is not None:
+        state.openai_serving_chat.__class__ = _Chat
+    if getattr(state, "openai_serving_completion", None) is not None:
+        state.openai_serving_completion.__class__ = _Completion
+    if getattr(state, "openai_serving_responses", None) is not None:
+        state.openai_serving_responses.__class__ = _Responses
+
+
+class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
+    def chat_completion_stream_generator(self, request: Any, results: Any, request_id: str, *a: Any, **kw: Any) -> Any:
+        model = a[0] if a else kw["model_name"]
+        if (
+            _is_asked_for_frames()
+            and _unparsed(self.parser_cls, request)
+            and _plain(self, request)
+            and not request.return_prompt_text
+        ):
+            role = self.get_chat_request_role(request)
+            frame = _frame(self, request, Endpoint.CHAT, request_id, model, role)
+            # A parser with nothing to parse keeps silent about tokens without text.
+            return replace(frame, drop_empty=self.parser_cls is not None)
+        return super().chat_completion_stream_generator(request, results, request_id, *a, **kw)
+
+    def _create_chat_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
+        make = super()._create_chat_logprobs
+        return make(token_ids, top_logprobs, *a, **kw) if a else chat_logprobs(make, token_ids, top_logprobs, **kw)
+
+
+class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
+    def completion_stream_generator(
+        self, request: Any, engine_inputs: list[Any], results: Any, request_id: str, *a: Any, **kw: Any
+    ) -> Any:
+        created, model = (*a, *(kw[name] for name in ("created_time", "model_name") if name in kw))[:2]
+        if _is_asked_for_frames() and len(engine_inputs) == 1 and _plain(self, request):
+            return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
+        return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
+
+    def _create_completion_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
+        make = super()._create_completion_logprobs
+        return (
+            make(token_ids, top_logprobs, *a, **kw) if a else completion_logprobs(make, token_ids, top_logprobs, **kw)
+        )
+
+
+class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
+    def _generate_with_builtin_tools(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's generates when it is first asked for an event, and by then two events are out and a background
+        response is queued: what is wrong with the sampling parameters is said here, while it can be an HTTP status."""
+        self.engine_client.verify(kwargs["sampling_params"])
+        return super()._generate_with_builtin_tools(*args, **kwargs)
+
+
+def _is_asked_for_frames() -> bool:
+    """Whether it is our endpoint that asks, and not vLLM's `/invocations`, which uses the same serving objects: what
+    runs on behalf of vLLM's own app has its tally in the context."""
+    return CURRENT_TALLY.get() is None
+
+
+def _unparsed(parser: Any, request: Any) -> bool:
+    """Whether no parser looks at the text: none is configured, or only a tool parser, and this request has no use for
+    it. vLLM's standard parser then passes the text through; parsers with steps of their own are left alone."""
+    if parser is None:
+        return True
+    return (
+        request.tool_choice == "none"
+        and parser.reasoning_parser_cls is None
+        and parser.tool_parser_cls is not None
+        and not parser.tool_parser_cls.engine_based_streaming
+        and parser.parse_delta is DelegatingParser.parse_delta
+        and parser._extract_tool_calls_streaming is DelegatingParser._extract_tool_calls_streaming
+    )
+
+
+def _plain(serving: Any, request: Any) -> bool:
+    """What both endpoints ask for: nothing that needs more than text and token counts to be formatted."""
+    return not (
+        (request.n or 1) > 1
+        # A number in completions (0 counts), a flag in chats.
+        or not (request.logprobs is None or request.logprobs is False)
+        or request.echo
+        or request.return_token_ids
+        or request.use_beam_search
+        or request.prompt_logprobs
+        or getattr(request, "return_tokens_as_token_ids", None)
+        # Since vLLM 0.33.
+        or getattr(request, "return_weight_versions", None)
+        or serving.enable_prompt_tokens_details
+        or serving.enable_per_request_metrics
+        or getattr(serving, "enable_log_outputs", False)
+        # Speculative decoding adds acceptance figures to the usage chunk.
+        or serving.engine_client.vllm_config.speculative_config is not None
+    )
+
+
+# What vLLM 0.33 has added to its chunks, each last in its model; 0.32 has none of them.
+_ADDED: dict[Endpoint, dict[str, tuple[Any, str]]] = {
+    Endpoint.CHAT: {
+        "choice_nulls": (chat_protocol.ChatCompletionResponseStreamChoice, "weight_versions"),
+        "chunk_nulls": (chat_protocol.ChatCompletionStreamResponse, "kv_transfer_params"),
+    },
+    Endpoint.COMPLETION: {
+        "choice_nulls": (completion_protocol.CompletionResponseStreamChoice, "weight_versions"),
+        "chunk_nulls": (completion_protocol.CompletionStreamResponse, "kv_transfer_params"),
+    },
+}
+_NULLS: dict[Endpoint, dict[str, tuple[str, ...]]] = {
+    endpoint: {name: (field,) if field in model.model_fields else () for name, (model, field) in added.items()}
+    for endpoint, added in _ADDED.items()
+}
+
+
+def _frame(
+    serving: Any, request: Any, endpoint: Endpoint, request_id: str, model: str, role: str | None, created: int = 0
+) -> Frame:
+    include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
+    return Frame(
+        endpoint=endpoint,
+        id=request_id,
+        created=created or int(time.time()),
+        model=model,
+        role=role,
+        fingerprint=serving.system_fingerprint,
+        include_usage=bool(include),
+        continuous_usage=bool(continuous),
+        drop_empty=False,
+        # Known to the caller, who holds the rendered prompt.
+        prompt_tokens=0,
+        **_NULLS[endpoint],
+    )
+
+
+__all__ = ["adopt"]

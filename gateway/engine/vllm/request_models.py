@@ -1,0 +1,72 @@
+"""The bodies of our two endpoints, as requests of vLLM's own models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from gateway.domain import Endpoint, Frame, Tally
+from gateway.engine.vllm import error_mapping
+from gateway.engine.vllm.http_app import proxy
+from gateway.engine.vllm.http_app.request_documents import Documents
+from gateway.engine.vllm.validation import BoundedValidator, from_validation
+
+_MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmCall:
+    """A validated request of vLLM's own model."""
+
+    endpoint: Endpoint
+    request: Any
+    stream: bool
+    seats: int
+
+
+@dataclass(frozen=True, slots=True)
+class VllmPrepared:
+    """A rendered request. Exactly one of `submission` (plain) and `chunks` (vLLM's generator) is set for a stream;
+    neither is for a whole answer, which vLLM renders and generates in one go."""
+
+    call: VllmCall
+    tally: Tally
+    raw: Any
+    frame: Frame | None = None
+    submission: proxy.Submission | None = None
+    chunks: AsyncGenerator[str, None] | None = None
+
+
+def read_request(endpoint: Endpoint, body: bytes, documents: Documents) -> VllmCall:
+    """The request in a body. Raises ClientError that names the field."""
+    document = documents.read(body)
+    try:
+        request = _validator(endpoint)(document)
+    except ValidationError as error:
+        raise from_validation(error) from None
+    except Exception as error:
+        # vLLM's own validators raise, too, and some trip over values that they did not expect.
+        raise error_mapping.from_validator(error, _MODELS[endpoint], document) from None
+    return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+
+
+@cache
+def _validator(endpoint: Endpoint) -> BoundedValidator:
+    return BoundedValidator(_MODELS[endpoint])
+
+
+def _prompts(request: Any) -> int:
+    """How many prompts a request brings: a list of texts or of token lists is several."""
+    prompt = getattr(request, "prompt", None)
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return len(prompt)
+    return 1
+
+
+__all__ = ["VllmCall", "VllmPrepared", "read_request"]

@@ -1,0 +1,220 @@
+"""What becomes of each flag of `vllm serve`: exactly one of four things.
+
+Flags of the engine's own configuration go to the engine as they are; these tables hold the others, by vLLM's name,
+and tests/unit/gateway/engine/vllm/startup/test_flag_table.py fails with the name of a flag that is in none of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from gateway.engine.vllm.startup.arguments import catalog
+from gateway.engine.vllm.startup.arguments.catalog import Flag
+
+
+class Kind(Enum):
+    """The four."""
+
+    PASSED = "vLLM reads it"
+    SETTING = "a setting takes its place"
+    ALWAYS = "always so"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Disposition:
+    """What becomes of one flag. `setting` is the dotted name of ours; `note` is a sentence about it."""
+
+    kind: Kind
+    note: str = ""
+    setting: str = ""
+    convert: Callable[[Sequence[str], bool], Any] | None = None
+    """Turns the flag's words, and whether its negative form was given, into the setting's value."""
+
+
+def _last(values: Sequence[str], negative: bool) -> Any:
+    return values[-1]
+
+
+def _list(values: Sequence[str], negative: bool) -> Any:
+    return list(values)
+
+
+def _switched_off(values: Sequence[str], negative: bool) -> Any:
+    return negative
+
+
+def _comma_separated(values: Sequence[str], negative: bool) -> Any:
+    return [item.strip() for item in values[-1].split(",") if item.strip()]
+
+
+def _json_list(values: Sequence[str], negative: bool) -> Any:
+    try:
+        found = json.loads(values[-1])
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError("takes a JSON list, such as '[\"https://app.example.com\"]'")
+    return found
+
+
+def _level(values: Sequence[str], negative: bool) -> Any:
+    level = values[-1].lower()
+    return {"critical": "error", "fatal": "error", "warn": "warning", "trace": "debug", "notset": "debug"}.get(
+        level, level
+    )
+
+
+def _client_certificates(values: Sequence[str], negative: bool) -> Any:
+    names = {"0": "none", "1": "optional", "2": "required"}
+    if values[-1] not in names:
+        raise ValueError("takes 0 (no certificate of the client is asked for), 1 (optional) or 2 (required)")
+    return names[values[-1]]
+
+
+def _set(setting: str, convert: Callable[[Sequence[str], bool], Any] = _last, note: str = "") -> Disposition:
+    return Disposition(Kind.SETTING, note, setting, convert)
+
+
+SETTINGS: dict[str, Disposition] = {
+    "host": _set("server.host"),
+    "port": _set("server.port"),
+    "api_server_count": _set("server.workers"),
+    "shutdown_timeout": _set("server.drain_timeout_s"),
+    "sse_keep_alive_interval": _set("streams.keepalive_s"),
+    "uds": _set("server.uds"),
+    "ssl_certfile": _set("server.tls.cert_file"),
+    "ssl_keyfile": _set("server.tls.key_file"),
+    "ssl_ca_certs": _set("server.tls.client_ca_file"),
+    "ssl_cert_reqs": _set("server.tls.client_certificates", _client_certificates, "0 none, 1 optional, 2 required."),
+    "ssl_ciphers": _set("server.tls.ciphers"),
+    "allowed_origins": _set("server.cors_origins", _json_list),
+    "middleware": _set("server.middleware", _list, "Runs on every path, behind the check of API keys."),
+    "uvicorn_log_level": _set("log.level", _level),
+    "log_level": _set("log.level", _level, "`debug` shows vLLM's own log, too."),
+    "disable_uvicorn_access_log": _set("log.requests", _switched_off),
+    "disable_access_log_for_endpoints": _set("log.quiet_paths", _comma_separated),
+}
+
+ALWAYS: dict[str, str] = {
+    "enable_offline_docs": "`/docs` needs no internet.",
+    "enable_ssl_refresh": "Certificates are read again when they change.",
+    "enable_request_id_headers": "Every answer has `X-Request-Id`.",
+}
+
+_SUPERVISOR = (
+    "Sluice does not start several servers. Start one with data_parallel_rank for each rank behind a balancer of your "
+    "own, or one with data_parallel_size and, if its front end is too slow, server.workers."
+)
+_CORS = "Pages of the origins in server.cors_origins may use every method and header that the endpoints take."
+_HEADERS = "Headers are limited by server.max_header_bytes, bodies by server.max_body_bytes."
+_LOGGING = "Sluice sets up the log of its processes and of vLLM's: use log.level and log.json."
+
+REFUSED: dict[str, str] = {
+    "api_key": "A key on a command line can be read by every user of the machine. Write `NAME:SHA256-OF-THE-KEY` into "
+    "a file and start with --api-keys-file FILE (server.api_keys_file). `sluice key new NAME` makes a key and a line; "
+    '`printf %s "$KEY" | sha256sum` prints the hash of a key that you have.',
+    "config": "Put vLLM's arguments under `engine:` in a YAML file of settings, `name: value` on each line with vLLM's "
+    "names, and start with `sluice serve --config FILE`, before any `--`.",
+    "headless": "It starts engines without a server; `sluice engine MODEL` does that.",
+    "grpc": "Sluice serves HTTP; leave it out and use server.port.",
+    "grpc_port": "Sluice serves HTTP; leave it out and use server.port.",
+    "allowed_methods": _CORS,
+    "allowed_headers": _CORS,
+    "allow_credentials": "Keys travel in headers, never in cookies; pages are allowed by server.cors_origins alone.",
+    "data_parallel_supervisor_port": _SUPERVISOR,
+    "dp_supervisor_probe_interval_s": _SUPERVISOR,
+    "dp_supervisor_probe_timeout_s": _SUPERVISOR,
+    "dp_supervisor_probe_failure_threshold": _SUPERVISOR,
+    "data_parallel_multi_port_external_lb": _SUPERVISOR,
+    "max_num_queued_reqs": "Sluice decides who may start: at most admission.max_concurrent sequences run, and "
+    "admission.max_waiting requests wait.",
+    "max_num_queued_tokens": "Sluice decides who may start, by requests and not by tokens: admission.max_waiting and "
+    "admission.queue_timeout_s.",
+    "h11_max_incomplete_event_size": _HEADERS,
+    "h11_max_header_count": _HEADERS,
+    "logging_config": _LOGGING,
+    "log_config_file": _LOGGING,
+    "log_error_stack": "Stacks of failed requests are in the log with log.level=debug.",
+}
+
+PASSED: dict[str, str] = {
+    "disable_log_stats": "",
+    "aggregate_engine_logging": "Its lines are shown by being asked for, whatever log.level is.",
+    "fail_on_environ_validation": "",
+    "gdn_prefill_backend": "",
+    "kda_prefill_backend": "",
+    "kda_decode_backend": "",
+    "enable_log_requests": "Parameters of requests are then in the log, whatever log.level is; prompts with debug.",
+    "lora_modules": "",
+    "chat_template": "",
+    "chat_template_content_format": "",
+    "trust_request_chat_template": "",
+    "trust_request_mm_kwargs": "",
+    "default_chat_template_kwargs": "",
+    "reasoning_effort_map": "",
+    "response_role": "",
+    "return_tokens_as_token_ids": "",
+    "enable_auto_tool_choice": "",
+    "exclude_tools_when_tool_choice_none": "",
+    "tool_call_parser": "",
+    "tool_parser_plugin": "",
+    "tool_strict_level": "",
+    "tool_server": "",
+    "max_log_len": "",
+    "enable_prompt_tokens_details": "",
+    "enable_per_request_metrics": "",
+    "enable_server_load_tracking": "",
+    "enable_force_include_usage": "",
+    "enable_tokenizer_info_endpoint": "",
+    "enable_log_outputs": "Answers are then in the log, whatever log.level is.",
+    "enable_log_deltas": "",
+    "cohere_is_reasoning_model": "",
+    "cohere_format": "",
+    "anthropic_disabled_thinking_effort": "",
+    "tokens_only": "",
+    "enable_scale_out": "",
+    "fingerprint_mode": "",
+    "fingerprint_value": "",
+    "root_path": "",
+    "disable_fastapi_docs": "",
+    "enable_flash_late_interaction": "",
+    "model": "The same as the command's MODEL.",
+}
+
+
+def of(flag: Flag) -> Disposition | None:
+    """What becomes of it; None if nobody has decided."""
+    if (found := SETTINGS.get(flag.name)) is not None:
+        return found
+    if flag.name in ALWAYS:
+        return Disposition(Kind.ALWAYS, ALWAYS[flag.name])
+    if flag.name in REFUSED:
+        return Disposition(Kind.REFUSED, REFUSED[flag.name])
+    if flag.name in PASSED or flag.group.endswith("Config"):
+        return Disposition(Kind.PASSED, PASSED.get(flag.name, ""))
+    return None
+
+
+def not_for_the_engine(name: str) -> str | None:
+    """Why that name is not one of `engine:`, as a sentence that names the way out; None if it is."""
+    if name in REFUSED:
+        return REFUSED[name]
+    if (found := SETTINGS.get(name)) is not None:
+        return f"Use {found.setting}."
+    return f"{ALWAYS[name]} Leave it out." if name in ALWAYS else None
+
+
+def hint(name: str) -> str:
+    """What somebody may have meant who set that name among the settings: an argument of vLLM's."""
+    flag = catalog.installed().flags.get(name)
+    if flag is None:
+        return ""
+    return not_for_the_engine(name) or f"It is an argument of vLLM's: write it under `engine:`, as `engine.{name}`."
+
+
+__all__ = ["ALWAYS", "PASSED", "REFUSED", "SETTINGS", "Disposition", "Kind", "hint", "not_for_the_engine", "of"]

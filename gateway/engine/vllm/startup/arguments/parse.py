@@ -1,0 +1,181 @@
+"""vLLM's own parser, for what the lists have let through. Importing vLLM takes its time; nothing here does before."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.startup.arguments import catalog, dispositions
+from gateway.engine.vllm.startup.arguments.command_line import unknown
+from gateway.errors import SettingsError
+
+_SECRET = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
+# Arguments that may name a file or a folder.
+_PATHS = (
+    "chat_template",
+    "generation_config",
+    "hf_config_path",
+    "model",
+    "reasoning_parser_plugin",
+    "tokenizer",
+    "tool_parser_plugin",
+)
+
+
+def wrong_keys(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[str]:
+    """A sentence for each key of `engine:` that is not vLLM's, or not the engine's."""
+    known = catalog.installed()
+    found = []
+    for key in engine:
+        name = key.partition(".")[0].replace("-", "_")
+        if (reason := dispositions.not_for_the_engine(name)) is not None:
+            found.append(f"engine.{key} ({source(key)}) is not an engine setting here. {reason}")
+        elif name not in known.flags and known.complete:
+            near = difflib.get_close_matches(name, known.flags, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            found.append(f"engine.{key} ({source(key)}) is not a vLLM engine argument.{hint}")
+    return found
+
+
+def command_line(engine: Mapping[str, Any]) -> list[str]:
+    """vLLM's arguments by name, as the flags of `vllm serve`."""
+    argv: list[str] = []
+    for name, value in engine.items():
+        if value is None:
+            continue
+        base, dot, path = name.partition(".")
+        option = "--" + base.replace("_", "-") + dot + path
+        # What comes from the environment is text.
+        if isinstance(value, bool) or str(value).lower() in ("true", "false"):
+            argv.extend(_switch(option, base.replace("-", "_"), path, str(value).lower() == "true"))
+        elif isinstance(value, (list, tuple)) and not path:
+            argv.extend([option, *(_text(item) for item in value)])
+        else:
+            text = _text(value)
+            argv.extend([f"{option}={text}"] if text.startswith("-") else [option, text])
+    return argv
+
+
+def _switch(option: str, name: str, path: str, on: bool) -> list[str]:
+    flag = catalog.installed().flags.get(name)
+    if path or (flag is not None and flag.values != "none"):
+        return [option, str(on).lower()]
+    if on:
+        return [option]
+    if flag is None:
+        return ["--no-" + option[2:]]
+    # A flag without a negative form is off by being left out.
+    return list(flag.negative[:1])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """vLLM's namespace for that command line, and a sentence for each thing that is wrong in it. Raises SettingsError
+    where there is no namespace."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc,unused-ignore]
+        def error(self, message: str) -> Any:
+            if message.startswith("unrecognized arguments: "):
+                # The rest may be values, and those may be secrets.
+                strange = [word for word in message.split()[2:] if word.startswith("-")]
+                options = list(self._option_string_actions)
+                raise SettingsError(*(unknown(word, "", options) for word in strange or ["a word without a flag"]))
+            told = without_secrets(message, argv).rstrip(".")
+            raise SettingsError(f"vLLM does not accept these engine settings: {told}.")
+
+    parser = find("make_arg_parser")(Parser(prog="vllm serve", allow_abbrev=False))
+    try:
+        args = parser.parse_args(list(argv))
+    except SettingsError:
+        raise
+    except Exception as error:
+        told = without_secrets(_sentence(error), argv)
+        raise SettingsError(f"vLLM does not accept these engine settings: {told}") from None
+    if args.model_tag is not None:
+        args.model = args.model_tag
+    problems = [*_not_ours(args, parser), *missing_files(vars(args)), *_parsers(args)]
+    try:
+        find("validate_parsed_serve_args")(args)
+    except Exception as error:
+        if not problems:
+            problems = [f"vLLM does not accept these engine settings: {_sentence(error)}"]
+    return args, problems
+
+
+def without_secrets(message: str, argv: Sequence[str]) -> str:
+    """A message of vLLM's, which may repeat values, without those that may hold a secret."""
+    for word in argv:
+        value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        if not value.startswith("-") and _SECRET.search(word):
+            message = message.replace(value, "(its value)").replace(repr(value), "(its value)")
+    return message
+
+
+def _not_ours(args: Any, parser: Any) -> Iterable[str]:
+    """What was parsed and is not the engine's, however it was spelled."""
+    for name in (*dispositions.SETTINGS, *dispositions.REFUSED):
+        if hasattr(args, name) and getattr(args, name) != parser.get_default(name):
+            yield f"--{name.replace('_', '-')} is not for the engine. {dispositions.not_for_the_engine(name)}"
+
+
+def missing_files(arguments: Mapping[str, Any]) -> list[str]:
+    """A sentence for each argument that names a file or folder that is not there."""
+    found = []
+    for name in _PATHS:
+        value = arguments.get(name)
+        if isinstance(value, str) and is_missing(value):
+            found.append(f"{name}: {value} does not exist.")
+    for module in arguments.get("lora_modules") or ():
+        path = getattr(module, "path", None)
+        if isinstance(path, str) and is_missing(path):
+            found.append(f"lora_modules: {path} does not exist.")
+    return found
+
+
+def is_missing(value: str) -> bool:
+    """Whether the text is a path, and nothing is there. Templates may be given as their text."""
+    is_path = value.startswith(("/", "./", "../", "~")) and not set(value) & set("{}\n")
+    return is_path and not os.path.exists(os.path.expanduser(value))
+
+
+def _parsers(args: Any) -> Iterable[str]:
+    """Load the plug-ins of parsers, as vLLM's server does, and look for the parsers that are asked for by name."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    for option, plugin, load in (
+        ("tool_parser_plugin", args.tool_parser_plugin, ToolParserManager.import_tool_parser),
+        ("reasoning_parser_plugin", args.reasoning_parser_plugin, ReasoningParserManager.import_reasoning_parser),
+    ):
+        if plugin and len(plugin) > 3 and not is_missing(plugin):
+            load(plugin)
+            continue
+        if plugin and not is_missing(plugin):
+            yield f"{option}: {plugin} is not the path of a Python file."
+    for option, asked, manager in (
+        ("tool_call_parser", args.tool_call_parser, ToolParserManager),
+        ("reasoning_parser", args.reasoning_parser, ReasoningParserManager),
+    ):
+        names = manager.list_registered()
+        if asked and asked not in names:
+            near = difflib.get_close_matches(asked, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"vLLM has: {', '.join(names)}."
+            yield f"{option}: there is no parser {asked!r}. {hint}"
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what went wrong, without vLLM's own "Error: "."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("Error: ").rstrip(".") + "."
+
+
+__all__ = ["command_line", "is_missing", "missing_files", "parse", "wrong_keys"]

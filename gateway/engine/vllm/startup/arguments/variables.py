@@ -1,0 +1,127 @@
+"""`VLLM_*` variables that concern the server, not the engine: each works, stands for a setting, or is refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from gateway.engine.vllm.startup.arguments import catalog
+
+SETTINGS = {
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "server.idle_timeout_s",
+    "VLLM_HTTP_MAX_REQUEST_BODY_SIZE": "server.max_body_bytes",
+}
+"""Variables that stand for a setting of ours, where it is set nowhere else."""
+
+REFUSED = {
+    "VLLM_API_KEY": "Sluice takes its keys from the file in server.api_keys_file (lines of NAME:SHA256-OF-THE-KEY; "
+    "`sluice key new NAME` makes one). Unset it.",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "An engine that dies is restarted inside the running server, "
+    "supervisor.max_restarts times. Unset it.",
+    "VLLM_USE_RUST_FRONTEND": "Sluice is the front end itself, and does not start vLLM's. Unset it.",
+    "VLLM_CONFIGURE_LOGGING": "Sluice sets up the log of vLLM's processes, too: use log.level and log.json. Unset it.",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "Sluice logs no answers; `--enable-log-requests --enable-log-outputs` does. "
+    "Unset it.",
+}
+"""Variables that would do nothing here, or not what they say."""
+
+PASSED = frozenset(
+    {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+        "VLLM_CPU_KVCACHE_SPACE",
+        "VLLM_DISABLE_LOG_LOGO",
+        "VLLM_ENGINE_READY_TIMEOUT_S",
+        "VLLM_ENABLE_COHERE_API",
+        "VLLM_ENABLE_RESPONSES_API_STORE",
+        "VLLM_GPT_OSS_HARMONY_SYSTEM_INSTRUCTIONS",
+        "VLLM_GPT_OSS_SYSTEM_TOOL_MCP_LABELS",
+        "VLLM_LOGGING_LEVEL",
+        "VLLM_LOG_STATS_INTERVAL",
+        "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB",
+        "VLLM_MAX_AUDIO_DECODE_BYTES",
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S",
+        "VLLM_MAX_AUDIO_PREPROCESS_WORKERS",
+        "VLLM_MAX_COMPLETION_PROMPTS",
+        "VLLM_MAX_N_SEQUENCES",
+        "VLLM_MAX_STOP_STRINGS",
+        "VLLM_MEDIA_CONNECTOR",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS",
+        "VLLM_REQUEST_BODY_LOG_LEVEL",
+        "VLLM_SERVER_DEV_MODE",
+        "VLLM_SKIP_MODEL_NAME_VALIDATION",
+        "VLLM_SYSTEM_START_DATE",
+        "VLLM_TOOL_JSON_ERROR_AUTOMATIC_RETRY",
+        "VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT",
+        "VLLM_VIDEO_FETCH_TIMEOUT",
+    }
+)
+"""Variables that the serving code reads and that work as they do under `vllm serve`."""
+
+ELSEWHERE = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
+"""Variables of vLLM's other commands, or without effect unless one that is refused is set."""
+
+IDLE = {
+    "VLLM_LOGGING_COLOR": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
+    "VLLM_LOGGING_PREFIX": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
+    "VLLM_LOGGING_STREAM": "Sluice's log and vLLM's go to stderr.",
+}
+"""Variables that do nothing here, which the log says at the start."""
+
+_ON = frozenset({"VLLM_CONFIGURE_LOGGING"})
+"""Of those that are refused, the ones that are on where they are not set."""
+
+# What Kubernetes puts into every pod of a namespace that has a Service named "vllm".
+_SERVICE_LINK = re.compile(r"VLLM_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+
+
+def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each variable that is set and refused."""
+    return [
+        f"The environment variable {name} is set. {sentence}"
+        for name, sentence in REFUSED.items()
+        if environment.get(name, "").lower() not in ("", *(("1", "true") if name in _ON else ("0", "false")))
+    ]
+
+
+def settings(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str, str]]:
+    """What the variables ask of our settings, by section and key."""
+    found: dict[str, dict[str, str]] = {}
+    for name, setting in SETTINGS.items():
+        if environment.get(name):
+            section, _, key = setting.partition(".")
+            found.setdefault(section, {})[key] = environment[name]
+    return found
+
+
+def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each variable that no vLLM knows: a typing error must not pass in silence."""
+    known = catalog.installed()
+    found = [
+        f"The environment variable {name} does nothing. {note}" for name, note in IDLE.items() if name in environment
+    ]
+    for name, value in environment.items():
+        if not name.startswith("VLLM_") or name in known.variables or not known.complete:
+            continue
+        if _SERVICE_LINK.fullmatch(name) and (name != "VLLM_PORT" or "://" in value):
+            continue
+        near = difflib.get_close_matches(name, known.variables, n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        found.append(f"The environment variable {name} is set, but vLLM has none of that name.{hint}")
+    return found
+
+
+def lines() -> Iterator[tuple[str, str]]:
+    """The variables and what becomes of them, for documentation."""
+    for name, setting in SETTINGS.items():
+        yield name, f"stands for `{setting}`, where that is set nowhere else"
+    for name, sentence in REFUSED.items():
+        yield name, f"refused: {sentence}"
+    for name, note in IDLE.items():
+        yield name, f"does nothing, which the log says: {note}"
+    for name in sorted(PASSED):
+        yield name, "works"
+
+
+__all__ = ["ELSEWHERE", "IDLE", "PASSED", "REFUSED", "SETTINGS", "lines", "problems", "settings", "warnings"]

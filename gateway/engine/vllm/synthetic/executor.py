@@ -1,0 +1,185 @@
+"""An executor without a model: vLLM's scheduler, paged KV bookkeeping and transport are real, the tokens are invented.
+
+It stands where the executor that owns the devices stands, so everything in front of it is as in production: a server
+can be loaded with thousands of streams on two cores, and its engine can be made slow, stuck or dead at a given step.
+The tokens are those of `gateway.engine.deterministic_tokens`; the time of a step is slept (`timing`). Stop strings,
+`max_tokens`, `ignore_eos`, `n`, chunked prefill, prefix caching, preemption and aborts work, because the scheduler
+does them.
+
+What a model would be needed for is not here: temperatures and seeds change nothing, all choices of one prompt are
+equal, log probabilities are constants (0 for the token, one low number for every other), those of the prompt are
+absent (a completion that echoes them fails), a grammar (JSON, forced tool calls) ends its request with an error at the
+first token that violates it, and models that do not generate are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
+
+from gateway.engine import deterministic_tokens
+from gateway.engine.vllm.synthetic.timing import DEAD, NUMBERS, Command
+
+# KV memory is only bookkeeping, some 100 bytes a block; without a bound, 2048 sequences of a context of 32 Ki tokens
+# would take half a million blocks. Longer sequences share what there is, and are preempted when it runs out.
+TOKENS_PER_SEQUENCE = 2048
+UNLIKELY = np.float32(-99.0)
+
+
+class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
+    """One device that does not exist. Raises ValueError for a model that it cannot speak for."""
+
+    supported_tasks = ("generate",)
+
+    def _init_executor(self) -> None:
+        if self.model_config.runner_type != "generate":
+            raise ValueError("The synthetic engine only generates text; this model does something else.")
+        if self.model_config.get_vocab_size() <= deterministic_tokens.LARGEST:
+            raise ValueError(
+                f"The synthetic engine needs a vocabulary of more than {deterministic_tokens.LARGEST} tokens."
+            )
+        self._command = Command(self.vllm_config.additional_config[NUMBERS])
+        # By request id: the first token and the length of the prompt, until the scheduler says that it has finished.
+        self._prompts: dict[str, tuple[int, int]] = {}
+        # Those that want log probabilities, and how many besides the token's own.
+        self._logprobs: dict[str, int] = {}
+
+    # Generating.
+
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
+        """One step: a token for every request whose tokens will all have been computed after it."""
+        output = self._execute(scheduler_output)
+        if not non_block:
+            return output
+        done: Future[ModelRunnerOutput] = Future()
+        done.set_result(output)
+        return done
+
+    def _execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        prompts, pace = self._prompts, self._command.pace
+        poisoned = pace.poison_token is not None
+        for request_id in plan.finished_req_ids:
+            prompts.pop(request_id, None)
+            self._logprobs.pop(request_id, None)
+        scheduled = plan.num_scheduled_tokens
+        if not scheduled:
+            return EMPTY_MODEL_RUNNER_OUTPUT
+        request_ids: list[str] = []
+        sampled: list[list[int]] = []
+        prefill_tokens = 0
+        for new in plan.scheduled_new_reqs:
+            request_id = new.req_id
+            first, known = self._remember(new)
+            if poisoned and pace.is_deadly(first, known):
+                os._exit(DEAD)
+            prefill_tokens += scheduled[request_id]
+            request_ids.append(request_id)
+            complete = new.num_computed_tokens + scheduled[request_id] >= known
+            sampled.append([deterministic_tokens.token_at(first, known)] if complete else [])
+        cached = plan.scheduled_cached_reqs
+        for request_id, computed, outputs in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
+        ):
+            first, length = prompts[request_id]
+            count = scheduled[request_id]
+            if count > 1:
+                # Still in its prompt, or computed again after a preemption.
+                prefill_tokens += count
+            known = length + outputs
+            if poisoned and pace.is_deadly(first, known):
+                os._exit(DEAD)
+            request_ids.append(request_id)
+            sampled.append([deterministic_tokens.token_at(first, known)] if computed + count >= known else [])
+        self._command.take(len(request_ids), prefill_tokens)
+        return ModelRunnerOutput(
+            req_ids=request_ids,
+            req_id_to_index={request_id: index for index, request_id in enumerate(request_ids)},
+            sampled_token_ids=sampled,
+            logprobs=self._invent(request_ids, sampled) if self._logprobs else None,
+        )
+
+    def _remember(self, new: Any) -> tuple[int, int]:
+        """The prompt's first token, and how many tokens of the request are known. vLLM's second model runner is told
+        of a preempted request as of a new one, with the tokens that it has produced."""
+        prompt = new.prompt_token_ids
+        first = prompt[0] if prompt else 0
+        self._prompts[new.req_id] = first, new.prompt_len
+        if new.sampling_params is not None and new.sampling_params.num_logprobs is not None:
+            self._logprobs[new.req_id] = new.sampling_params.num_logprobs
+        return first, new.prompt_len if new.prefill_token_ids is None else len(new.prefill_token_ids)
+
+    def _invent(self, request_ids: list[str], sampled: list[list[int]]) -> LogprobsLists | None:
+        """Constant log probabilities: a row for each request (used or not), the sampled token first."""
+        wanted = [self._logprobs[request_id] for request_id in request_ids if request_id in self._logprobs]
+        if not wanted:
+            return None
+        vocabulary = self.model_config.get_vocab_size()
+        # -1 asks for the whole vocabulary.
+        others = max(vocabulary if number < 0 else number for number in wanted)
+        # The token itself, then the ids that follow it.
+        said = np.array([tokens[0] if tokens else 0 for tokens in sampled], np.int32)[:, np.newaxis]
+        ids = (said + np.arange(1 + others, dtype=np.int32)) % vocabulary
+        logprobs = np.where(ids == said, np.float32(0.0), UNLIKELY)
+        return LogprobsLists(ids, logprobs, np.ones(len(request_ids), np.int32))
+
+    # What vLLM asks for at its start: the smallest KV cache of the simplest kind, and memory for all of it.
+
+    def get_kv_cache_specs(self) -> list[dict[str, FullAttentionSpec]]:
+        return [{"synthetic": self._spec()}]
+
+    def determine_available_memory(self) -> list[int]:
+        """Bytes for the sequences that may run at once, and for one as long as the context at the least."""
+        spec = self._spec()
+        context = self.model_config.max_model_len
+        blocks_of = [-(-tokens // spec.block_size) for tokens in (min(context, TOKENS_PER_SEQUENCE), context)]
+        blocks = max(self.scheduler_config.max_num_seqs * blocks_of[0], blocks_of[1])
+        # vLLM keeps one block for itself.
+        return [(blocks + 1) * spec.page_size_bytes]
+
+    def _spec(self) -> FullAttentionSpec:
+        return FullAttentionSpec(block_size=self.cache_config.block_size, num_kv_heads=1, head_size=1, dtype=torch.int8)
+
+    def get_supported_kv_cache_layouts(self) -> list[list[str]]:
+        return [["LBHNC"]]
+
+    def set_kv_cache_layout(self, *_: Any) -> None:
+        """There is no memory to lay out. vLLM 0.33 passes a second argument."""
+
+    def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
+        """There is no memory to allocate."""
+
+    def compile_or_warm_up_model(self) -> None:
+        """There is nothing to compile."""
+
+    def execute_dummy_batch(self) -> None:
+        """Ranks of data-parallel models wait for each other; these do not."""
+
+    def take_draft_token_ids(self) -> None:
+        """No speculation."""
+
+    def reset_mm_cache(self) -> None:
+        """No cache of images."""
+
+    def reset_encoder_cache(self) -> None:
+        """Nor of what became of them."""
+
+    def collective_rpc(self, method: Any, *_: Any, non_block: bool = False, **__: Any) -> Any:
+        """Nobody works here. Raises NotImplementedError, so that a call that needs an answer is noticed."""
+        raise NotImplementedError(f"the synthetic engine has no worker that could do {method}")
+
+    def check_health(self) -> None:
+        """As healthy as its process."""
+
+    def shutdown(self) -> None:
+        """Nothing to free."""
+
+
+__all__ = ["SyntheticExecutor"]

@@ -1,0 +1,33 @@
+"""Ids that tell which worker has the stream. Pure.
+
+vLLM's own ids are hexadecimal, so the `w` keeps theirs from being taken for ours.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from gateway.domain import Endpoint
+
+# An id is what a client needs to read or cancel a stream, so it must not be guessable: 112 random bits.
+_RANDOM_BYTES = 14
+MOST = 256
+"""So many workers can be told apart."""
+
+_PREFIXES = "|".join(endpoint.id_prefix for endpoint in Endpoint)
+_OURS = re.compile(rf"(?:{_PREFIXES})w([0-9a-f]{{2}})[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
+
+
+def new(number: int) -> str:
+    """A fresh id of that worker's, without the endpoint's prefix."""
+    return f"w{number:02x}{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def number(stream_id: str) -> int | None:
+    """Whose stream that is; None if the id does not tell."""
+    found = _OURS.fullmatch(stream_id)
+    return None if found is None else int(found[1], 16)
+
+
+__all__ = ["MOST", "new", "number"]

@@ -1,0 +1,80 @@
+"""A worker's side of the engine: whose processes belong to the house. A `Landlord` for the engine room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gateway.engine.base import Tenant
+from gateway.errors import SettingsError
+from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Up
+
+
+class Tenancy:
+    """Knows where the engine of the day is, as far as the house has said so."""
+
+    def __init__(self, number: int, count: int, send: Callable[[Complaint], None]) -> None:
+        self.number = number
+        self.count = count
+        self.generation = 0
+        """Of the engine whose addresses were given last."""
+        self.pids: Sequence[int] = ()
+        self.trial_lock: Path | None = None
+        self.tenant: Tenant | None = None
+        self._send = send
+        self._newest = Up(0, {})
+        self._lost = 0
+        self._given_up: GivenUp | None = None
+        self._news = asyncio.Event()
+        self._losses = asyncio.Event()
+
+    # What the engine room asks: `Landlord`.
+
+    async def addresses(self) -> Mapping[str, str]:
+        while self._given_up is None and self._newest.generation <= max(self.generation, self._lost):
+            self._news.clear()
+            await self._news.wait()
+        if self._given_up is not None:
+            raise SettingsError(self._given_up.message, exit_code=1)
+        self.generation, self.pids = self._newest.generation, self._newest.pids
+        address = self._newest.addresses.get("input_address", "")
+        if address.startswith("ipc://"):
+            # The folder of the sockets is the house's, and every worker's.
+            self.trial_lock = Path(address.removeprefix("ipc://")).parent / "trial.lock"
+        return self._newest.addresses
+
+    async def loss(self) -> None:
+        while self._lost < self.generation:
+            self._losses.clear()
+            await self._losses.wait()
+
+    def meet(self, tenant: Tenant) -> None:
+        self.tenant = tenant
+        if self._lost >= self.generation or self._given_up is not None:
+            tenant.lose()
+
+    def complain(self) -> None:
+        self._send(Complaint(self.generation))
+
+    # What the house says.
+
+    def up(self, message: Up) -> None:
+        """There is an engine."""
+        self._newest = message
+        self._news.set()
+
+    def lost(self, message: Lost) -> None:
+        """It has died."""
+        self._lost = max(self._lost, message.generation)
+        self._losses.set()
+        if self.tenant is not None and self.generation <= self._lost:
+            self.tenant.lose()
+
+    def given_up(self, message: GivenUp) -> None:
+        """There will be no other."""
+        self._given_up = message
+        self._news.set()
+
+
+__all__ = ["Tenancy"]

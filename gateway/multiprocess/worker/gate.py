@@ -1,0 +1,93 @@
+"""A worker's side of admission: the gate, as `admission.gate` is to those who ask, with the house behind it.
+
+A request that asks takes one round trip over the channel. What the house grants is given back in the same way; a
+worker that dies gives everything back by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+
+from gateway.admission.gate import Permit, Witness, too_many
+from gateway.clock import Clock
+from gateway.errors import Overloaded
+from gateway.multiprocess.messages import Ask, GiveBack, Granted, Refused
+
+
+class RemoteGate:
+    """Stands where `Gate` stands."""
+
+    def __init__(
+        self, *, max_concurrent: int, clock: Clock, facts: Witness, send: Callable[[Ask | GiveBack], None]
+    ) -> None:
+        self._max_concurrent = max_concurrent
+        self._clock = clock
+        self._facts = facts
+        self._send = send
+        self._numbers = count()
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self.taken = 0
+        """Seats in use by this worker."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests of this worker that have no answer yet."""
+        return len(self._asked)
+
+    async def enter(self, seats: int = 1) -> Permit:
+        """As `Gate.enter`."""
+        if seats > self._max_concurrent:
+            raise too_many(seats, self._max_concurrent)
+        ask = next(self._numbers)
+        answer = self._asked[ask] = asyncio.get_running_loop().create_future()
+        began_s = self._clock.now()
+        self._send(Ask(ask, seats))
+        try:
+            await answer
+        except asyncio.CancelledError:
+            # Granted or not: the house knows what to do about either.
+            self._send(GiveBack(ask))
+            raise
+        finally:
+            self._asked.pop(ask, None)
+        self._facts.waited(self._clock.now() - began_s)
+        self.taken += seats
+        return Permit(_Return(self, ask), seats, self._clock.now())
+
+    def granted(self, message: Granted) -> None:
+        """The house has said yes."""
+        answer = self._asked.get(message.ask)
+        if answer is not None and not answer.done():
+            answer.set_result(None)
+
+    def refused(self, message: Refused) -> None:
+        """The house has said no."""
+        answer = self._asked.get(message.ask)
+        if answer is not None and not answer.done():
+            self._facts.rejected(message.reason)
+            answer.set_exception(
+                Overloaded(message.message, reason=message.reason, retry_after_s=message.retry_after_s)
+            )
+
+    def leave(self, ask: int, seats: int) -> None:
+        """Called by permits."""
+        self.taken -= seats
+        self._send(GiveBack(ask))
+
+
+class _Return:
+    """Where one permit's seats go back to."""
+
+    __slots__ = ("_ask", "_gate")
+
+    def __init__(self, gate: RemoteGate, ask: int) -> None:
+        self._gate = gate
+        self._ask = ask
+
+    def give_back(self, seats: int, granted_s: float) -> None:
+        self._gate.leave(self._ask, seats)
+
+
+__all__ = ["RemoteGate"]

@@ -1,0 +1,66 @@
+"""Parsing request bodies beside the event loop, with an end to it.
+
+A short body is parsed where it arrives; a long one in a thread, until the request's deadline, until the server's own
+limit, or until its client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+from gateway.engine.base import Call
+from gateway.engine.bounded_json import is_light
+from gateway.errors import DeadlineExceeded
+from gateway.offload import Offload
+from gateway.streams.stream import overdue
+from gateway.streams.tick_limiter import Turnstile
+
+# So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
+BEGIN_PER_TURN = 8
+# Bodies with no more lists and objects are parsed where they arrive. A thread costs 0.1 ms; so many take a millisecond.
+_LIGHT_CONTAINERS = 128
+
+
+class Parser:
+    """Runs an engine's `parse`. `timeout_s` is how long one body may take."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._offload = Offload("sluice-parse")
+        self._turn = Turnstile(BEGIN_PER_TURN)
+
+    async def begin(self) -> None:
+        """Wait for this request's turn."""
+        await self._turn.enter()
+
+    @staticmethod
+    def is_light(body: bytes) -> bool:
+        """Whether a body needs no thread."""
+        return is_light(body, _LIGHT_CONTAINERS)
+
+    async def parse(
+        self,
+        work: Callable[[], Call],
+        *,
+        size: int,
+        tenant: str | None,
+        deadline: tuple[float, float],
+        waiting: AbstractAsyncContextManager[object] | None,
+    ) -> Call:
+        """The outcome of `work`, which parses `size` bytes. `deadline`: the request's seconds in all, and what is left
+        of them. `waiting` is a scope that may end the wait. Raises DeadlineExceeded."""
+        timeout_s, left_s = deadline
+        try:
+            async with waiting or nullcontext(), asyncio.timeout(min(left_s, self._timeout_s)):
+                return await self._offload.run(work, size=size, tenant=tenant)
+        except TimeoutError:
+            if left_s <= self._timeout_s:
+                raise overdue(timeout_s, True, 0) from None
+            raise DeadlineExceeded(
+                f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
+            ) from None
+
+
+__all__ = ["BEGIN_PER_TURN", "Parser"]

@@ -1,0 +1,7 @@
+"""The parts of a transport that do not depend on the kind of connection.
+
+- `api_keys`: the file of API keys.
+- `request_options`: the options that a client's headers ask for.
+- `timers`: one timer that finds silent and stuck connections.
+- `listeners`: the listening sockets; `tls`: their certificates.
+"""

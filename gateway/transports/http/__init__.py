@@ -1,0 +1,16 @@
+"""HTTP: the only package that imports FastAPI and ASGI.
+
+- `connection`: one connection; `incoming`: its bounds on requests; `lingering_close`: how it ends.
+- `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
+- `middleware`: the first and last code of every request: id, access, body size, errors, the log line.
+- `access`: whether a request is allowed; `origins`: names of this server, and web pages that may call it.
+- `stream_tokens`: tokens with which a browser reads one stream.
+- `content_type`: the declared type of a request body.
+- `router`: our paths, and everything else to vLLM's app.
+- `responses`: from a stream to the socket, watching for the client's disconnect.
+- `paths`: valid request paths, and advice for a path that does not exist.
+- `docs`: the page at /docs, from the files in `swagger_ui/`.
+- `custom_middleware`: the operator's own, around everything.
+- `management`: the endpoints of the management port.
+- `health`: livez, readyz, metrics, version.
+"""

@@ -1,0 +1,56 @@
+"""ASGI middleware of the operator's, around everything that is served."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import MutableMapping, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from gateway.errors import SettingsError
+from gateway.transports.http.responses import LINE
+
+
+def load(paths: Sequence[str]) -> list[Any]:
+    """The classes and functions at those import paths. Raises SettingsError that names one that cannot be used."""
+    found = []
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        try:
+            one = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SettingsError(f"server.middleware: {path} cannot be imported ({error}).") from None
+        if not inspect.isclass(one) and not inspect.iscoroutinefunction(one):
+            raise SettingsError(
+                f"server.middleware: {path} must be a class whose instances are ASGI apps around the app that it is "
+                "given, or a coroutine function of a request and the next handler."
+            )
+        found.append(one)
+    return found
+
+
+def wrap(app: Any, middleware: Sequence[Any]) -> Any:
+    """`app` inside of them; the last is the outermost, as under `vllm serve`."""
+    if not middleware:
+        return app
+    for one in middleware:
+        # A function pays for Starlette's task and queue for each request, which is what vLLM gives it, too.
+        make: Any = one if inspect.isclass(one) else partial(BaseHTTPMiddleware, dispatch=one)
+        app = make(app)
+    return _ThroughAsgi(app)
+
+
+class _ThroughAsgi:
+    """Takes the connection out of the scope: what is written to it directly would pass the middleware by."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        await self._app({name: value for name, value in scope.items() if name != LINE}, receive, send)
+
+
+__all__ = ["load", "wrap"]

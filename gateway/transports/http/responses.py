@@ -1,0 +1,384 @@
+"""From a stream to the socket.
+
+One task per connection: it waits for news of the stream, takes all of it and sends it at once, so nothing else ever
+writes to that socket. A second, sleeping task listens for the client to leave; uvicorn silently drops what is sent to
+a client that has gone, so nothing else would tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import parse_qs
+
+from gateway.clock import Clock
+from gateway.domain import LINE, Caller, Cause, Endpoint, Facts
+from gateway.errors import DeadlineExceeded, InternalError, NotFound, SluiceError
+from gateway.protocols import sse
+from gateway.streamlog.base import Batch
+from gateway.streams.cancel_scope import Leash, Left
+from gateway.streams.reader import Follower
+from gateway.streams.registry import Registry
+from gateway.streams.stream import Stream
+from gateway.transports.common import request_options
+from gateway.transports.common.timers import Pulse
+from gateway.transports.http.middleware import EXCHANGE, Exchange
+from gateway.transports.http.stream_tokens import StreamTokens
+
+# Asks for the engine's load in the header of a whole answer (ORCA), as `vllm serve` takes it.
+_LOAD_FORMAT = "endpoint-load-metrics-format"
+
+
+class Line(Protocol):
+    """What the server offers past ASGI. What is written to it would else pass four coroutines for every token."""
+
+    body_error: SluiceError | None
+    """Why no more of the request's body will come."""
+
+    def open(self) -> bool:
+        """Whether a response has been started that can be added to, and the client keeps up."""
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece to the response's body, in this turn of the loop; only while it is open."""
+
+    def flush(self) -> None:
+        """Have what has been written leave before anything that is sent otherwise."""
+
+    def abort(self) -> None:
+        """Break the connection at once, whatever is still in its buffers."""
+
+
+class _NoLine:
+    """Where the server offers none."""
+
+    body_error: SluiceError | None = None
+
+    def open(self) -> bool:
+        return False
+
+    def write(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a connection is kept and when it is given up; seconds of silence, and seconds that one send may take."""
+
+    keepalive_s: float
+    stall_timeout_s: float
+
+
+class Presence(AbstractAsyncContextManager["Presence"]):
+    """A scope that is left with Left as soon as the client has gone, or when it is dropped.
+
+    The request's body must have been read before. `excuse` ends the watch: after the last byte of a response, a
+    client may leave as it likes.
+    """
+
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
+        self._excused = False
+        self._leash = Leash()
+
+    async def __aenter__(self) -> Self:
+        self._leash.__enter__()
+        self._watch = asyncio.get_running_loop().create_task(self._listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        self._leash.__exit__(kind, error, stack)
+
+    def excuse(self) -> None:
+        """The last byte is on its way: nothing more will be sent that the client could miss."""
+        self._excused = True
+
+    def drop(self, cause: Cause) -> None:
+        """Let go of a client that is still there."""
+        self._leash.end(Left(cause))
+
+    async def _listen(self) -> None:
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except SluiceError as error:
+            # Of a body that comes meanwhile and is too large.
+            self._leash.end(error)
+            return
+        if not self._excused:
+            self._leash.end(Left())
+
+
+class Responder:
+    """What all connections share."""
+
+    def __init__(self, registry: Registry, pace: Pace, clock: Clock, facts: Facts, tokens: StreamTokens) -> None:
+        self.registry = registry
+        self.tokens = tokens
+        self.pace = pace
+        self.clock = clock
+        self.facts = facts
+        self.pulse = Pulse(clock)
+
+    def headers(self, stream: Stream) -> list[tuple[bytes, bytes]]:
+        """The headers of a stream's events."""
+        headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
+        if stream.grace_s is not None:
+            headers.append((request_options.RESUMABLE.encode(), b"%g" % stream.grace_s))
+            owner, until_s = stream.producer.tally.caller.owner, self.registry.readable_until_s(stream)
+            headers.append((b"x-stream-token", self.tokens.make(stream.id, owner, until_s).encode("ascii")))
+        return headers
+
+    async def serve(
+        self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream: Stream, cursor: int
+    ) -> None:
+        """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
+        exchange: Exchange = scope[EXCHANGE]
+        line: Line = scope.get(LINE) or _NoLine()
+        try:
+            # The reader outside: it has to see why the client's presence ended.
+            with stream.read(cursor) as follower:
+                async with Presence(receive) as presence:
+                    if stream.streaming:
+                        await Sender(self, exchange, presence, send, line, stream, follower).run()
+                    else:
+                        await _whole(exchange, presence, send, follower, self.registry.load_report)
+        except Left as left:
+            if left.cause is Cause.CLIENT_STALLED:
+                # Closing would wait for the client to read what is in the buffers.
+                line.abort()
+            raise
+
+
+class Completions:
+    """The ASGI app of one of our two endpoints."""
+
+    def __init__(self, endpoint: Endpoint, responder: Responder) -> None:
+        self._endpoint = endpoint
+        self._responder = responder
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        tally = exchange.tally
+        tally.endpoint = self._endpoint.value
+        tally.works = True
+        wished = request_options.read(tally.caller.headers)
+        body = await _read_in_time(receive, wished.timeout_s, tally.caller, self._responder.clock)
+        stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished, Presence(receive))
+        await self._responder.serve(scope, receive, send, stream, 0)
+
+
+class Resume:
+    """`GET /v1/streams/{id}`: come back to a resumable stream, or join it."""
+
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream_id: str) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        facts, caller = self._responder.facts, exchange.caller
+        try:
+            stream = self._responder.registry.find(stream_id, caller)
+            if not stream.resumable:
+                raise NotFound(f"The request {stream_id!r} is not a resumable stream.", param="id")
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            cursor = sse.cursor(caller.headers.get("last-event-id"), query.get("starting_after", [None])[-1])
+            if exchange.method == "HEAD":
+                # Reading would make an end of a grace, or of the stream.
+                stream.look(cursor)
+                await send({"type": "http.response.start", "status": 200, "headers": self._responder.headers(stream)})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            if stream.read_out(cursor):
+                facts.resumed("read_out")
+                await send({"type": "http.response.start", "status": 204, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            await self._responder.serve(scope, receive, send, stream, cursor)
+        except Left:
+            facts.resumed("ok")
+            raise
+        except Exception as error:
+            facts.resumed(getattr(error, "code", "internal_error"))
+            raise
+        facts.resumed("ok")
+
+
+class Sender:
+    """Writes one stream to one connection; the follower's outlet while that keeps up."""
+
+    def __init__(
+        self,
+        responder: Responder,
+        exchange: Exchange,
+        presence: Presence,
+        send: Any,
+        line: Line,
+        stream: Stream,
+        follower: Follower,
+    ) -> None:
+        self._line = line
+        self._clock = responder.clock
+        self._responder = responder
+        self._exchange = exchange
+        self._presence = presence
+        self._send = send
+        self._stream = stream
+        self._follower = follower
+        self._started = False
+        # Whether headers and first token are out, and nothing but more of the same is to be sent.
+        self._settled = False
+        self._is_first = exchange.tally is stream.producer.tally
+        self._quiet_since_s = responder.clock.now()
+        self._sending_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Send everything up to the end of the stream."""
+        pulse, pace = self._responder.pulse, self._responder.pace
+        number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
+        try:
+            while not await self._turn(await self._follower.take(self)):
+                pass
+        finally:
+            pulse.leave(number)
+
+    # `Outlet`.
+
+    def open(self) -> bool:
+        return self._settled and self._line.open()
+
+    def put(self, first: int, documents: list[bytes]) -> None:
+        self._line.write(self._framed(first, documents))
+        self._quiet_since_s = self._clock.now()
+
+    def _framed(self, first: int, documents: list[bytes]) -> bytes:
+        return sse.numbered(documents, first) if self._stream.resumable else sse.events(documents)
+
+    async def _turn(self, batch: Batch | None) -> bool:
+        """Send one batch, or a sign of life; whether that was the end."""
+        if batch is None:
+            await self._write(sse.KEEP_ALIVE)
+            return False
+        body = self._framed(batch.first, batch.documents)
+        if batch.ended is None:
+            await self._write(body)
+            return False
+        error = batch.ended.error
+        if error is not None and not self._started and self._stream.producer.silent and self._is_first:
+            # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
+            # what has been seen of this stream began with a 200.
+            raise error
+        self._presence.excuse()
+        await self._write(body, more=False)
+        if not self._stream.resumable:
+            self._exchange.tally.cause = batch.ended.cause
+        return True
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        first = not self._started
+        if not first:
+            self._line.flush()
+        self._sending_since_s = self._clock.now()
+        if first:
+            self._started = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self._responder.headers(self._stream)}
+            )
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending_since_s, self._quiet_since_s = None, self._clock.now()
+        tally = self._stream.producer.tally
+        if tally.first_token_s is not None:
+            self._settled = True
+            if self._is_first and not tally.first_token_sent:
+                tally.first_token_sent = True
+                self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
+
+    def _check(self, now_s: float) -> float:
+        """What the pulse asks: is a sign of life due, or is this client stuck?"""
+        pace = self._responder.pace
+        if self._sending_since_s is not None:
+            stuck_s = self._sending_since_s + pace.stall_timeout_s
+            if now_s < stuck_s:
+                return stuck_s
+            self._presence.drop(Cause.CLIENT_STALLED)
+            return math.inf
+        # Compared as the sum that is answered below: a difference can be rounded to the other side of the limit, and
+        # the pulse would ask again at the same moment, for ever.
+        if now_s >= self._quiet_since_s + pace.keepalive_s:
+            self._follower.nudge()
+            return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
+        # A send that begins right now must be found when its time is up.
+        return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
+
+
+async def _whole(
+    exchange: Exchange, presence: Presence, send: Any, follower: Follower, load_report: Callable[[str], str | None]
+) -> None:
+    """One JSON document."""
+    payload = b""
+    while True:
+        batch = await follower.take()
+        if batch is None:
+            continue
+        if batch.documents:
+            payload = batch.documents[-1]
+        if batch.ended is not None:
+            break
+    tally = exchange.tally
+    tally.cause = batch.ended.cause
+    if batch.ended.error is not None:
+        raise batch.ended.error
+    if not payload:
+        raise InternalError("The server failed to answer this request.")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(payload)),
+        (b"x-stream-id", (tally.id or "").encode("ascii")),
+    ]
+    if (kind := tally.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
+        headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
+    presence.excuse()
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": payload})
+
+
+async def _read_in_time(receive: Any, timeout_s: float | None, caller: Caller, clock: Clock) -> bytes:
+    """The body, if it is there before the client's own deadline. Raises DeadlineExceeded, and as `read_body`."""
+    if timeout_s is None:
+        return await read_body(receive)
+    left_s = caller.arrival_s + timeout_s - clock.now()
+    with Leash() as leash:
+        error = DeadlineExceeded(f"The request's deadline of {timeout_s:g} s has passed while its body arrived.")
+        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), leash.end, error)
+        try:
+            return await read_body(receive)
+        finally:
+            timer.cancel()
+
+
+async def read_body(receive: Any) -> bytes:
+    """The whole request body. Raises Left if the client leaves before it is complete."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Left
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+__all__ = ["LINE", "Completions", "Line", "Pace", "Presence", "Responder", "Resume", "read_body"]

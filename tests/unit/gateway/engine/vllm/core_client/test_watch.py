@@ -1,0 +1,172 @@
+"""The watch over an engine, over a stand-in for its client."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gateway.engine.os_processes import Usage
+from tests.support.time import clock, in_virtual_time
+
+_MODULES = ("gateway.engine.vllm.core_client.restartable", "gateway.engine.vllm.core_client.watch")
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module, imported beside a vLLM that has nothing but an error."""
+    names = ["vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.exceptions"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].EngineDeadError = RuntimeError  # type: ignore[attr-defined]
+    for name in _MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module(_MODULES[-1])
+    for name in _MODULES:
+        sys.modules.pop(name, None)
+
+
+class Core:
+    """As much of the core client as the watch looks at."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.pids = [7]
+        self.engines, self.silent_engine = 1, 0
+        self.heard_s = clock().now()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.is_operators_pause = False
+        self.acts: list[str] = []
+
+    async def is_paused(self) -> bool:
+        await self.answers.wait()
+        self.heard_s = clock().now()
+        return self.is_operators_pause
+
+    def behind(self) -> bool:
+        return False
+
+    def process_died(self) -> bool:
+        return False
+
+    def kill(self) -> None:
+        self.acts.append("kill")
+
+    def lose(self) -> None:
+        self.acts.append("lose")
+        self.lost.set()
+
+    async def judge(self) -> None:
+        self.acts.append("judge")
+
+
+class Watched:
+    def __init__(self, watch: Any, monkeypatch: pytest.MonkeyPatch, cpu_share: float = 0.0) -> None:
+        self.core = Core()
+        self.trouble: str | None = None
+        self.began_s = clock().now()
+        now = clock()
+        monkeypatch.setattr(watch, "usage", lambda _: Usage(cpu_share * now.now(), False))
+        patience = watch.Patience(hang_timeout_s=60, long_step_timeout_s=600)
+        watching = watch.until_dead(self.core, clock(), patience, self._look)
+        self.task = asyncio.get_running_loop().create_task(watching)
+
+    def _look(self, trouble: str | None) -> None:
+        self.trouble = trouble
+
+
+@in_virtual_time
+async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_within_the_limit(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(watch, monkeypatch)
+    await asyncio.sleep(100)
+
+    assert (watched.trouble, watched.core.acts) == (None, [])
+
+    watched.core.answers.clear()
+    await asyncio.sleep(8)
+
+    assert "has not answered" in str(watched.trouble)
+    assert watched.core.acts == []
+
+    await asyncio.sleep(50)
+    watched.core.answers.set()
+    await asyncio.sleep(2)
+
+    assert (watched.trouble, watched.core.acts) == (None, []), "it answers again"
+
+    watched.core.answers.clear()
+    await asyncio.sleep(63)
+
+    assert watched.core.acts == ["kill", "lose", "judge"]
+    assert watched.task.done()
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in said[:3]] == ["not ready", "ready again", "not ready"]
+    assert "it is ended" in said[3]
+
+
+@in_virtual_time
+async def test_of_several_engines_the_silent_one_is_named(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(watch, monkeypatch)
+    watched.core.engines, watched.core.silent_engine = 4, 3
+    watched.core.answers.clear()
+    await asyncio.sleep(8)
+
+    assert str(watched.trouble).endswith("(data-parallel engine 3)")
+
+    watched.task.cancel()
+    await asyncio.gather(watched.task, return_exceptions=True)
+
+
+@in_virtual_time
+async def test_one_that_computes_has_the_longer_limit(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(watch, monkeypatch, cpu_share=1.0)
+    watched.core.answers.clear()
+    await asyncio.sleep(590)
+
+    assert watched.core.acts == []
+
+    await asyncio.sleep(20)
+
+    assert watched.core.acts == ["kill", "lose", "judge"]
+
+
+@in_virtual_time
+async def test_a_pause_of_ours_is_nobodys_death(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on while the process is stopped."""
+    watched = Watched(watch, monkeypatch)
+    for _ in range(10):
+        await asyncio.sleep(3)
+        watched.core.answers.clear()
+        await asyncio.sleep(1.2)
+        clock().advance(62)
+        watched.core.answers.set()
+        await asyncio.sleep(1)
+
+        assert (watched.trouble, watched.core.acts) == (None, [])
+
+    watched.task.cancel()
+    await asyncio.gather(watched.task, return_exceptions=True)
+
+
+@in_virtual_time
+async def test_an_operators_pause_is_no_death_but_a_reason(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(watch, monkeypatch)
+    watched.core.is_operators_pause = True
+    await asyncio.sleep(3)
+
+    assert watched.trouble == "the engine is paused"
+
+    await asyncio.sleep(1000)
+
+    assert watched.core.acts == []
+
+    watched.task.cancel()
+    await asyncio.gather(watched.task, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""Every route of the installed vLLM, with all that can be switched on: what clients may use is listed here by hand, and
+everything else is an operator's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gateway.engine.vllm.http_app.client_endpoints import is_for_clients
+
+# In a process of its own: building vLLM's app changes the process's logging, and SageMaker's library keeps a registry.
+SCRIPT = """
+import json
+from typing import get_args
+from unittest.mock import MagicMock
+
+from vllm import tasks
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from gateway.engine.vllm.http_app import proxy
+from gateway.engine.vllm.compat.imports import find
+
+def leaves(kind):
+    for one in get_args(kind):
+        yield from leaves(one) if get_args(one) else [one]
+
+profiler = json.dumps({"profiler": "torch", "torch_profiler_dir": "/tmp"})
+flags = ["--enable-offline-docs", "--tokens-only", "--enable-scale-out", "--enable-tokenizer-info-endpoint"]
+args = find("make_arg_parser")(FlexibleArgumentParser()).parse_args([*flags, "--profiler-config", profiler])
+args.enable_fault_tolerance = True
+app = find("build_app")(args, tuple(leaves(tasks.SupportedTask)), MagicMock())
+found = []
+for route in app.routes:
+    for method in getattr(route, "methods", None) or []:
+        path = route.path.format(response_id="x", adapter_name="x")
+        found.append((method, route.path, proxy.route(app, method, path).name))
+print(json.dumps(found))
+"""
+SWITCHES = dict.fromkeys(("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABLE_COHERE_API"), "1")
+FOR_CLIENTS = {
+    "/classify",
+    "/detokenize",
+    "/generative_scoring",
+    "/health",
+    "/inference/v1/generate",
+    "/invocations",
+    "/load",
+    "/openapi.json",
+    "/ping",
+    "/pooling",
+    "/tokenize",
+    "/tokenizer_info",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/chat/completions",
+    "/v1/chat/completions/batch",
+    "/v1/chat/completions/derender",
+    "/v1/chat/completions/render",
+    "/v1/completions",
+    "/v1/completions/derender",
+    "/v1/completions/render",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/render",
+    "/v1/models",
+    "/v1/responses",
+    "/v1/responses/render",
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/cancel",
+    "/v1/systemone",
+    "/v2/embed",
+    "/version",
+}
+
+
+@pytest.fixture(scope="module")
+def routes() -> list[tuple[str, str, str]]:
+    """Method, path and what it is taken for."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **SWITCHES, "VLLM_LOGGING_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [tuple(one) for one in json.loads(done.stdout.strip().splitlines()[-1])]
+
+
+def test_what_is_not_known_to_be_for_clients_is_for_operators(routes: list[tuple[str, str, str]]) -> None:
+    assert {path for _, path, kind in routes if kind != "OPERATOR"} == FOR_CLIENTS
+
+
+def test_what_generates_passes_the_gate(routes: list[tuple[str, str, str]]) -> None:
+    works = {path for _, path, kind in routes if kind == "WORKS"}
+
+    assert {"/inference/v1/generate", "/invocations", "/pooling", "/v1/embeddings", "/v1/responses"} <= works
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/scale_elastic_ep",
+        "/is_scaling_elastic_ep",
+        "/kv_event_sources",
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/start_profile",
+        "/stop_profile",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/adapters",
+        "/adapters/{adapter_name}",
+        "/reset_prefix_cache",
+        "/reset_mm_cache",
+        "/reset_encoder_cache",
+        "/collective_rpc",
+        "/server_info",
+        "/pause",
+        "/resume",
+        "/abort_requests",
+        "/inference/v1/abort_requests",
+        "/update_weights",
+        "/get_world_size",
+        "/fault_tolerance/apply",
+    ],
+)
+def test_what_runs_the_server_is_an_operators(routes: list[tuple[str, str, str]], path: str) -> None:
+    assert {kind for _, known, kind in routes if known == path} == {"OPERATOR"}
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        ("vllm.entrypoints.new_thing.api_router", "/new_thing"),
+        ("vllm.entrypoints.serve.new_thing.api_router", "/new_thing"),
+        ("vllm.entrypoints.openai.new_thing.api_router", "/v1/new_thing"),
+        ("vllm.entrypoints.poolingextra", "/pooling2"),
+        ("somebodys.plugin", "/v1/embeddings"),
+        ("", "/static"),
+    ],
+)
+def test_what_nobody_has_looked_at_is_an_operators(module: str, path: str) -> None:
+    assert not is_for_clients(module, path)

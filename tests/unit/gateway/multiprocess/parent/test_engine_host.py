@@ -1,0 +1,300 @@
+"""The engine of several workers: the house's side under the real supervisor, and the worker's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.engine.base import Revival
+from gateway.engine.supervisor import Phase, Supervisor
+from gateway.errors import EngineFailed, SettingsError
+from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Order, Ready, Up
+from gateway.multiprocess.parent.engine_host import Engines
+from gateway.multiprocess.worker.engine_host_client import Tenancy
+from tests.support.time import clock, in_virtual_time, settle
+
+
+@dataclass
+class Cores:
+    """Engine processes that do not exist."""
+
+    addresses: tuple[Mapping[str, str], ...]
+    killed: int = 0
+    pids: tuple[int, ...] = (7,)
+    ended: bool = False
+    death: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def dead(self) -> None:
+        await self.death.wait()
+
+    def kill(self) -> None:
+        self.killed += 1
+        self.death.set()
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+class House:
+    """A supervisor whose engine has two workers; they are ready when the test says so."""
+
+    def __init__(self, *, max_restarts: int = 3) -> None:
+        self.made: list[Cores] = []
+        self.told: list[tuple[int, Order]] = []
+        self.failures = 0
+        self.regained: list[Revival] = []
+        self.engines = Engines(self._make, lambda number, message: self.told.append((number, message)), 2)
+        self.supervisor: Supervisor[Engines] = Supervisor(
+            self.engines.launch,
+            max_restarts=max_restarts,
+            window_s=600,
+            clock=clock(),
+            on_lost=lambda: None,
+            on_regained=self.regained.append,
+        )
+        self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: None))
+
+    async def _make(self) -> Cores:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no memory")
+        number = len(self.made)
+        self.made.append(Cores(({"at": f"{number}a"}, {"at": f"{number}b"})))
+        return self.made[-1]
+
+    def ready(self, generation: int, **more: int) -> None:
+        for number in (0, 1):
+            self.engines.ready(number, Ready(generation, "m", True, more.get("continued", 0), {"grammar": number}))
+
+    async def stop(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.supervisor.stop()
+
+
+@in_virtual_time
+async def test_it_is_up_when_every_worker_serves_on_it() -> None:
+    house = House()
+    await settle()
+
+    assert house.told == [(0, Up(1, {"at": "0a"}, [7])), (1, Up(1, {"at": "0b"}, [7]))]
+
+    house.engines.ready(0, Ready(1, "m", True))
+    await settle()
+
+    assert not house.supervisor.ready
+
+    house.engines.ready(1, Ready(1, "m", True))
+    await settle()
+
+    assert house.supervisor.ready
+    assert house.engines.served.model == "m"
+
+    await house.stop()
+
+    assert house.made[0].ended
+
+
+@in_virtual_time
+async def test_a_death_is_told_and_another_one_started_with_other_addresses() -> None:
+    house = House()
+    await settle()
+    house.ready(1)
+    await settle()
+    house.told.clear()
+    house.made[0].death.set()
+    await settle()
+
+    assert house.told == [
+        (0, Lost(1)),
+        (1, Lost(1)),
+        (0, Up(2, {"at": "1a"}, [7])),
+        (1, Up(2, {"at": "1b"}, [7])),
+    ]
+    assert house.made[0].ended
+    assert house.made[0].killed, "one engine of several takes the others along, before they can say goodbye"
+
+    house.ready(1, continued=9)
+    await settle()
+
+    assert not house.supervisor.ready, "what they say of the last one is history"
+
+    house.ready(2, continued=3)
+    await settle()
+
+    assert house.regained == [Revival(6, {"grammar": 1})]
+    await house.stop()
+
+
+@in_virtual_time
+async def test_an_engine_that_one_worker_does_not_hear_is_ended_once() -> None:
+    house = House()
+    await settle()
+    house.ready(1)
+    await settle()
+    house.engines.complaint(1, 1)
+    await settle()
+    house.engines.complaint(0, 1)
+    await settle()
+
+    assert house.made[0].killed
+    assert not house.made[1].killed
+    await house.stop()
+
+
+@in_virtual_time
+async def test_one_that_dies_before_all_workers_have_met_it_is_replaced() -> None:
+    house = House()
+    await settle()
+    house.ready(1)
+    await settle()
+    house.made[0].death.set()
+    await settle()
+    house.engines.ready(0, Ready(2, "m", True))
+    house.made[1].death.set()
+    await asyncio.sleep(2)
+
+    assert (0, Lost(2)) in house.told
+    assert house.made[1].ended
+
+    house.ready(3)
+    await settle()
+
+    assert house.supervisor.ready
+    await house.stop()
+
+
+@in_virtual_time
+async def test_when_it_dies_too_often_the_workers_are_told_that_there_will_be_no_other() -> None:
+    house = House(max_restarts=1)
+    await settle()
+    house.ready(1)
+    await settle()
+    house.made[0].death.set()
+    await settle()
+    house.failures = 1
+    house.made[1].death.set()
+    with pytest.raises(SettingsError, match="max_restarts"):
+        await house.running
+
+    assert isinstance(house.told[-1][1], GivenUp)
+    assert house.supervisor.phase is Phase.FAILED
+    await house.supervisor.stop()
+
+
+@in_virtual_time
+async def test_the_first_one_must_live_until_it_is_used() -> None:
+    house = House()
+    await settle()
+    house.made[0].death.set()
+    with pytest.raises(EngineFailed):
+        await house.running
+
+    await house.supervisor.stop()
+
+
+class Tenant:
+    """A worker's client of the engine."""
+
+    stats_s: Mapping[int, float] = {}
+    busy = False
+
+    def __init__(self) -> None:
+        self.losses = 0
+
+    def lose(self) -> None:
+        self.losses += 1
+
+    async def evict(self, number: int) -> None:
+        """Nobody is there."""
+
+
+@in_virtual_time
+async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engine() -> None:
+    said: list[Complaint] = []
+    tenancy = Tenancy(1, 2, said.append)
+    asked = asyncio.get_running_loop().create_task(tenancy.addresses())
+    await settle()
+    tenancy.up(Up(1, {"at": "1"}))
+    tenancy.lost(Lost(1))
+    await settle()
+
+    assert not asked.done()
+
+    tenancy.up(Up(2, {"at": "2"}))
+
+    assert await asked == {"at": "2"}
+
+    tenant = Tenant()
+    tenancy.meet(tenant)
+    loss = asyncio.get_running_loop().create_task(tenancy.loss())
+    tenancy.complain()
+    await settle()
+
+    assert (said, tenant.losses, loss.done()) == ([Complaint(2)], 0, False)
+
+    tenancy.lost(Lost(2))
+    await loss
+
+    assert tenant.losses == 1
+
+
+@in_virtual_time
+async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> None:
+    tenancy = Tenancy(0, 2, lambda _: None)
+    tenancy.up(Up(1, {}))
+    await tenancy.addresses()
+    tenancy.lost(Lost(1))
+    tenant = Tenant()
+    tenancy.meet(tenant)
+
+    assert tenant.losses == 1
+
+
+@in_virtual_time
+async def test_where_there_will_be_no_other_a_worker_does_not_wait() -> None:
+    tenancy = Tenancy(0, 2, lambda _: None)
+    asked = asyncio.get_running_loop().create_task(tenancy.addresses())
+    await settle()
+    tenancy.given_up(GivenUp("Too often."))
+    with pytest.raises(SettingsError, match="Too often"):
+        await asked
+
+
+@in_virtual_time
+async def test_deaths_that_a_workers_request_explains_are_reported_by_the_house() -> None:
+    """Too late for the death itself: workers tell what they know when the next engine is up."""
+    house = House(max_restarts=1)
+    await settle()
+    house.ready(1)
+    await settle()
+    for generation, explained in ((2, 0), (3, 1), (4, 1)):
+        house.made[-1].death.set()
+        await settle()
+        for number in (0, 1):
+            share = explained if number == 0 else 0
+            house.engines.ready(number, Ready(generation, "m", True, 0, {}, share, 2 * share))
+        await settle()
+        if generation == 2:
+            house.engines._explained = 2
+
+        assert house.supervisor.phase is Phase.UP
+
+    assert [revival.expelled for revival in house.regained] == [0, 1, 1]
+
+    await house.stop()
+
+
+@in_virtual_time
+async def test_a_worker_knows_the_processes_and_where_all_workers_can_lock() -> None:
+    tenancy = Tenancy(0, 2, lambda _: None)
+    tenancy.up(Up(1, {"input_address": "ipc:///tmp/house/a1", "output_address": "ipc:///tmp/house/a2"}, [11, 12]))
+
+    assert (list(tenancy.pids), tenancy.trial_lock) == ([], None)
+
+    await tenancy.addresses()
+
+    assert (list(tenancy.pids), str(tenancy.trial_lock)) == ([11, 12], "/tmp/house/trial.lock")

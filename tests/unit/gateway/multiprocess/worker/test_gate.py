@@ -1,0 +1,196 @@
+"""Both ends of admission: a worker's gate, the house's permits, and the real gate behind them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.admission.gate import Gate, Permit
+from gateway.errors import ClientError, Overloaded
+from gateway.multiprocess.messages import Ask, GiveBack, Granted, Order, Refused
+from gateway.multiprocess.parent.permit_server import Permits
+from gateway.multiprocess.worker.gate import RemoteGate
+from tests.support.facts import Recorder
+from tests.support.time import clock, in_virtual_time, settle
+
+# One way, in seconds.
+WIRE_S = 0.001
+
+
+class Worker:
+    """A worker and the house's side of it, with a wire between that takes its time."""
+
+    def __init__(self, gate: Gate, seats: int) -> None:
+        self.facts = Recorder()
+        self.permits = Permits(gate, self._to_worker)
+        self.gate = RemoteGate(max_concurrent=seats, clock=clock(), facts=self.facts, send=self._to_house)
+
+    def enter(self, seats: int = 1) -> asyncio.Task[Permit]:
+        return asyncio.get_running_loop().create_task(self.gate.enter(seats))
+
+    def _to_house(self, message: Ask | GiveBack) -> None:
+        hear = self.permits.ask if isinstance(message, Ask) else self.permits.give_back
+        asyncio.get_running_loop().call_later(WIRE_S, hear, message)
+
+    def _to_worker(self, message: Order) -> None:
+        assert isinstance(message, Granted | Refused)
+        hear = self.gate.granted if isinstance(message, Granted) else self.gate.refused
+        asyncio.get_running_loop().call_later(WIRE_S, hear, message)
+
+
+class House:
+    """One gate, several workers."""
+
+    def __init__(self, seats: int = 2, waiting: int = 8, timeout_s: float = 60.0, workers: int = 2) -> None:
+        self.gate = Gate(
+            max_concurrent=seats, max_waiting=waiting, queue_timeout_s=timeout_s, clock=clock(), facts=Recorder()
+        )
+        self.workers = [Worker(self.gate, seats) for _ in range(workers)]
+
+    @property
+    def seats(self) -> tuple[int, int]:
+        return self.gate.taken, self.gate.waiting
+
+
+@in_virtual_time
+async def test_a_seat_costs_one_round_trip() -> None:
+    house = House()
+    began_s = clock().now()
+    permit = await house.workers[0].enter()
+
+    assert clock().now() - began_s == pytest.approx(2 * WIRE_S)
+    assert house.workers[0].facts.waits == [pytest.approx(2 * WIRE_S)]
+    assert (house.seats, house.workers[0].gate.taken) == ((1, 0), 1)
+
+    permit.release()
+    permit.release()
+    await asyncio.sleep(1)
+
+    assert (house.seats, house.workers[0].gate.taken) == ((0, 0), 0)
+
+
+@in_virtual_time
+async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
+    house = House(seats=2)
+    one, two = house.workers
+    held = [await one.enter(), await two.enter()]
+    waiting = []
+    for worker in (two, one, two):
+        waiting.append(worker.enter())
+        await asyncio.sleep(0.1)
+
+    assert house.seats == (2, 3)
+    assert (one.gate.waiting, two.gate.waiting) == (1, 2)
+
+    for index, permit in enumerate(held):
+        permit.release()
+        await asyncio.sleep(0.1)
+
+        assert [task.done() for task in waiting] == [number <= index for number in range(3)]
+
+    for task in waiting:
+        (await task).release()
+        await asyncio.sleep(0.1)
+
+    assert house.seats == (0, 0)
+
+
+@in_virtual_time
+async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back() -> None:
+    house = House(seats=1, waiting=1)
+    one, two = house.workers
+    permit, waiting = await one.enter(), one.enter()
+    await asyncio.sleep(0.1)
+    with pytest.raises(Overloaded) as caught:
+        await two.enter()
+
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s >= 1
+    assert two.facts.rejections == ["queue_full"]
+    assert "waiting room" in caught.value.message
+
+    permit.release()
+    (await waiting).release()
+
+
+@in_virtual_time
+async def test_a_wait_that_is_too_long_ends() -> None:
+    house = House(seats=1, timeout_s=5)
+    one, two = house.workers
+    permit = await one.enter()
+    began_s = clock().now()
+    with pytest.raises(Overloaded):
+        await two.enter()
+
+    assert clock().now() - began_s == pytest.approx(5, abs=0.01)
+    assert (two.facts.rejections, two.gate.waiting, house.seats) == (["queue_timeout"], 0, (1, 0))
+
+    permit.release()
+
+
+@in_virtual_time
+async def test_what_could_never_fit_is_refused_without_asking() -> None:
+    house = House(seats=2)
+    with pytest.raises(ClientError) as caught:
+        await house.workers[0].gate.enter(3)
+
+    assert caught.value.param == "n"
+
+
+@pytest.mark.parametrize("after_s", [0.0, WIRE_S / 2, WIRE_S * 1.5, WIRE_S * 2, 1.0])
+@in_virtual_time
+async def test_who_gives_up_leaves_no_trace_at_any_moment(after_s: float) -> None:
+    """Also while the question or the answer is on its way."""
+    for seats in (0, 1):
+        house = House(seats=1)
+        one, two = house.workers
+        held = await one.enter() if seats == 0 else None
+        task = two.enter()
+        await asyncio.sleep(after_s)
+        task.cancel()
+        done = (await asyncio.gather(task, return_exceptions=True))[0]
+        if isinstance(done, Permit):
+            done.release()
+        if held is not None:
+            held.release()
+        await asyncio.sleep(1)
+
+        assert (house.seats, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
+
+
+@in_virtual_time
+async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
+    house = House(seats=3)
+    dead, alive = house.workers
+    await dead.enter(2)
+    other = await alive.enter()
+    waiting, next_one = dead.enter(), alive.enter(2)
+    await asyncio.sleep(0.1)
+
+    assert house.seats == (3, 2)
+
+    dead.permits.clear()
+    await asyncio.sleep(0.1)
+
+    assert next_one.done()
+    assert house.seats == (3, 0)
+
+    waiting.cancel()
+    for permit in (other, await next_one):
+        permit.release()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.sleep(1)
+
+    assert house.seats == (0, 0)
+
+
+@in_virtual_time
+async def test_an_answer_that_nobody_waits_for_is_nothing() -> None:
+    house = House()
+    house.workers[0].gate.granted(Granted(99))
+    house.workers[0].gate.refused(Refused(99, "No.", "queue_full", 1))
+    house.workers[0].permits.give_back(GiveBack(99))
+    await settle()
+
+    assert house.seats == (0, 0)

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.domain import Cause, Delta
+from gateway.errors import ClientError, EngineFailed
+from gateway.streamlog.base import Batch, Ended
+from gateway.streams.cancel_scope import Left
+from gateway.streams.stream import Stream, overdue
+from gateway.streams.writer import Producer
+from tests.support.time import clock, in_virtual_time, settle
+from tests.unit.gateway.streams.bench import Bench
+
+
+async def plain(bench: Bench | None = None) -> Stream:
+    return Stream(await (bench or Bench(clock())).running(), streaming=True, grace_s=None)
+
+
+async def resumable(grace_s: float = 10.0, bench: Bench | None = None) -> Stream:
+    return Stream(await (bench or Bench(clock())).running(2**20), streaming=True, grace_s=grace_s)
+
+
+def cause(producer: Producer) -> Cause | None:
+    return None if producer.ended is None else producer.ended.cause
+
+
+@in_virtual_time
+async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
+    bench = Bench(clock())
+    stream = Stream(bench.queued(), streaming=True, grace_s=None)
+    told = [stream.status]
+    stream.producer.start(None)
+    stream.producer.tally.submitted = True
+    told.append(stream.status)
+    stream.producer.lose()
+    told.append(stream.status)
+    stream.producer.fail(EngineFailed("Down."))
+    told.append(stream.status)
+
+    assert told == ["queued", "running", "recovering", "engine_failed"]
+    assert stream.id == "chatcmpl-1"
+    assert not stream.resumable
+
+
+@in_virtual_time
+async def test_a_plain_stream_ends_with_its_reader_as_a_disconnect() -> None:
+    bench = Bench(clock())
+    stream = await plain(bench)
+    with stream.read():
+        assert cause(stream.producer) is None
+
+    assert cause(stream.producer) is Cause.DISCONNECTED
+    assert bench.handle.aborts == 1
+
+
+@in_virtual_time
+async def test_a_plain_stream_ends_with_the_cause_for_which_its_reader_was_dropped() -> None:
+    stream = await plain()
+    with pytest.raises(Left), stream.read():
+        raise Left(Cause.CLIENT_STALLED)
+
+    assert cause(stream.producer) is Cause.CLIENT_STALLED
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("a defect")])
+@in_virtual_time
+async def test_whatever_ends_the_reading_ends_a_plain_stream(error: BaseException) -> None:
+    stream = await plain()
+    with pytest.raises(type(error)), stream.read():
+        raise error
+
+    assert cause(stream.producer) is Cause.DISCONNECTED
+
+
+@in_virtual_time
+async def test_a_stream_that_ended_while_it_was_read_keeps_its_ending() -> None:
+    bench = Bench(clock())
+    for stream in (await plain(bench), await resumable(bench=bench)):
+        with stream.read() as follower:
+            stream.producer.put(Delta("a", 1, "stop"))
+
+            assert await follower.take() == Batch(1, [b"a", b"end"], Ended(Cause.COMPLETED))
+
+        assert cause(stream.producer) is Cause.COMPLETED
+
+    await asyncio.sleep(100)
+
+    assert bench.handle.aborts == 0
+
+
+@in_virtual_time
+async def test_a_resumable_stream_goes_on_without_a_reader_for_its_grace_and_then_is_cancelled() -> None:
+    bench = Bench(clock())
+    stream = await resumable(10.0, bench)
+    with stream.read():
+        pass
+    await asyncio.sleep(9.99)
+
+    assert cause(stream.producer) is None
+
+    await asyncio.sleep(0.02)
+
+    assert cause(stream.producer) is Cause.CANCELLED
+    assert bench.handle.aborts == 1
+
+
+@in_virtual_time
+async def test_a_grace_of_no_time_ends_with_the_turn() -> None:
+    stream = await resumable(0.0)
+    with stream.read():
+        pass
+
+    assert cause(stream.producer) is None
+
+    await settle()
+
+    assert cause(stream.producer) is Cause.CANCELLED
+
+
+@in_virtual_time
+async def test_who_comes_back_in_time_stops_the_grace_and_gets_a_whole_new_one() -> None:
+    stream = await resumable(10.0)
+    for _ in range(3):
+        with stream.read():
+            await asyncio.sleep(100)
+        await asyncio.sleep(9)
+
+        assert cause(stream.producer) is None
+
+    await asyncio.sleep(2)
+
+    assert cause(stream.producer) is Cause.CANCELLED
+
+
+@in_virtual_time
+async def test_grace_begins_when_the_last_of_several_readers_leaves() -> None:
+    stream = await resumable(10.0)
+    with stream.read():
+        with stream.read(), stream.read():
+            pass
+        await asyncio.sleep(100)
+
+        assert cause(stream.producer) is None
+    await asyncio.sleep(11)
+
+    assert cause(stream.producer) is Cause.CANCELLED
+
+
+@in_virtual_time
+async def test_several_readers_see_the_same_events() -> None:
+    stream = await resumable()
+    producer = stream.producer
+    with stream.read() as ann:
+        producer.put(Delta("a", 1))
+        first = await ann.take()
+        with stream.read() as bob, stream.read(1) as eve:
+            producer.put(Delta("b", 1, "stop"))
+            batches = [await one.take() for one in (ann, bob, eve)]
+
+    assert first == Batch(1, [b"a"], None)
+    assert [batch and (batch.first, batch.documents) for batch in batches] == [
+        (2, [b"b", b"end"]),
+        (1, [b"a", b"b", b"end"]),
+        (2, [b"b", b"end"]),
+    ]
+
+
+@in_virtual_time
+async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing() -> None:
+    stream = await resumable(10.0)
+    stream.producer.put(Delta("a", 1))
+    for cursor in (1, 2):
+        with pytest.raises(ClientError, match=f"no event {cursor} yet; the newest has number 0") as caught:
+            with stream.read(cursor):
+                raise AssertionError
+
+        assert (caught.value.status, caught.value.param) == (400, "Last-Event-ID")
+
+    with stream.read() as follower:
+        await follower.take()
+        with pytest.raises(ClientError, match="the newest has number 1"), stream.read(2):
+            raise AssertionError
+        with stream.read(1):
+            pass
+    await asyncio.sleep(5)
+    with pytest.raises(ClientError), stream.read(9):
+        raise AssertionError
+    await asyncio.sleep(6)
+
+    assert cause(stream.producer) is Cause.CANCELLED, "somebody who read nothing is no reader"
+
+
+@in_virtual_time
+async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ended_stream() -> None:
+    stream = await resumable()
+    producer = stream.producer
+    producer.put(Delta("a", 1))
+    producer.seal()
+
+    assert not stream.read_out(1), "there is more to come"
+
+    producer.finish()
+
+    assert [stream.read_out(cursor) for cursor in (0, 1, 2, 3)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("start", "tokens", "words"),
+    [
+        (False, 0, "The request passed its deadline of 2.5 s while it waited; nothing was generated."),
+        (True, 7, "The request passed its deadline of 2.5 s after 7 completion tokens."),
+    ],
+)
+@in_virtual_time
+async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tokens: int, words: str) -> None:
+    bench = Bench(clock())
+    producer = bench.queued()
+    stream = Stream(producer, streaming=True, grace_s=None)
+    stream.expire_in(2.0, 2.5)
+    if start:
+        producer.start(None)
+        producer.put(Delta("a", tokens))
+    await asyncio.sleep(1.99)
+
+    assert producer.ended is None
+
+    await asyncio.sleep(0.02)
+
+    assert producer.ended is not None
+    assert (producer.ended.cause, str(producer.ended.error)) == (Cause.DEADLINE_EXCEEDED, words)
+
+
+def test_the_error_of_a_deadline_must_not_be_retried() -> None:
+    assert overdue(30, True, 0).status == 408
+    assert not overdue(30, True, 0).retryable
+
+
+@in_virtual_time
+async def test_a_stream_that_is_settled_waits_for_nothing_any_more() -> None:
+    bench = Bench(clock())
+    stream = await resumable(10.0, bench)
+    stream.expire_in(20.0, 20.0)
+    with stream.read():
+        pass
+    stream.producer.finish()
+    stream.settle()
+    await asyncio.sleep(100)
+
+    assert cause(stream.producer) is Cause.COMPLETED
+
+
+async def walking(stream: Stream) -> asyncio.Task[None]:
+    async def walk() -> None:
+        await asyncio.sleep(50)
+
+    stream.walk = asyncio.get_running_loop().create_task(walk())
+    await settle()
+    return stream.walk
+
+
+@in_virtual_time
+async def test_settling_a_stream_that_failed_stops_its_way_to_the_engine() -> None:
+    stream = await plain()
+    walk = await walking(stream)
+    stream.producer.fail(EngineFailed("Down."))
+    stream.settle()
+    await settle()
+
+    assert walk.cancelled()
+
+
+@in_virtual_time
+async def test_settling_a_stream_that_is_complete_lets_its_handle_come() -> None:
+    """The answer can be complete before the engine's client has returned from taking the request."""
+    stream = await plain()
+    walk = await walking(stream)
+    stream.producer.finish()
+    stream.settle()
+    await walk
+
+    assert not walk.cancelled()
+
+
+@in_virtual_time
+async def test_settling_from_the_way_itself_does_not_cancel_it() -> None:
+    stream = await plain()
+
+    async def walk() -> None:
+        stream.producer.fail(EngineFailed("Down."))
+        stream.settle()
+        await asyncio.sleep(1)
+
+    stream.walk = asyncio.get_running_loop().create_task(walk())
+    await stream.walk

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway import demo
+from gateway.app import Sluice, plan_engine, versions
+from gateway.domain import AppOptions
+from gateway.engine.base import Revival, Route
+from gateway.engine.supervisor import Phase
+from gateway.errors import SettingsError
+from gateway.metrics import Metrics
+from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
+from tests.support.asgi import Client
+from tests.support.edge import CHAT
+from tests.support.engine import ScriptedEngine
+from tests.support.time import clock, in_virtual_time, settle
+
+
+class Process:
+    """An app and the server around it, as far as its lifespan goes."""
+
+    def __init__(self, launch: Callable[[], Awaitable[ScriptedEngine]], max_restarts: int = 3, **server: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.said: list[Any] = []
+        settings = Settings.model_construct(
+            server=Server(**server),
+            admission=Admission(max_concurrent=1, max_waiting=0),
+            streams=Streams(keepalive_s=10, max_grace_s=50),
+            supervisor=Supervision(max_restarts=max_restarts, window_s=100),
+            log=Log(),
+            engine={},
+        )
+        self.sluice = Sluice(
+            settings,
+            launch=launch,
+            clock=clock(),
+            metrics=Metrics("0.1.0", self.registry),
+            on_ready=lambda: self.said.append("ready"),
+            on_failure=self.said.append,
+        )
+        self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.told: list[str] = []
+
+    async def start(self) -> None:
+        async def send(message: Any) -> None:
+            self.told.append(message["type"])
+
+        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+        self._life = asyncio.get_running_loop().create_task(self.sluice.asgi(scope, self._inbox.get, send))
+        await self._inbox.put({"type": "lifespan.startup"})
+        await settle()
+
+    async def stop(self) -> None:
+        await self._inbox.put({"type": "lifespan.shutdown"})
+        await self._life
+
+    def client(self, method: str, path: str, body: bytes = b"", **options: Any) -> Client:
+        return Client(self.sluice.asgi, method, path, body=body, **options)
+
+    def number(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
+
+@in_virtual_time
+async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_up() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        await asyncio.sleep(20)
+        return engine
+
+    process = Process(launch)
+    await process.start()
+
+    assert process.told == ["lifespan.startup.complete"], "the socket does not wait for the engine"
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+    assert (await process.client("GET", "/livez").finish()).status == 200
+    assert process.number("sluice_ready") == 0
+    assert process.sluice.starting
+
+    await asyncio.sleep(21)
+
+    assert process.said == ["ready"]
+    assert process.number("sluice_ready") == 1
+    assert process.number("sluice_seats") == 1
+    assert (await process.client("GET", "/readyz").finish()).status == 200
+    assert process.sluice.model == "scripted"
+
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+
+    assert process.number("sluice_streams_active") == 1
+
+    engine.runs[0].end("hello")
+    await stream.finish()
+
+    assert stream.events()[-1] == "[DONE]"
+    assert process.number("sluice_streams_active") == 0
+
+    await process.stop()
+
+    assert engine.stops == 1
+
+
+@in_virtual_time
+async def test_an_engine_that_dies_once_too_often_is_told_to_the_process() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch, max_restarts=0)
+    await process.start()
+    engine.death.set()
+    await settle()
+
+    assert [str(said).partition(",")[0] for said in process.said] == ["ready", "The engine died"]
+    assert process.said[1].exit_code == 1
+    assert (await process.client("GET", "/livez").finish()).status == 503
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_stream_outlives_the_engine_that_began_it() -> None:
+    engine = ScriptedEngine()
+    engine.revive_takes_s, engine.revival = 25, Revival(continued=1, failed={"its grammar would start anew": 2})
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    engine.runs[0].say("be")
+    await settle()
+    engine.death.set()
+    await settle()
+
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+    assert (await process.client("GET", "/livez").finish()).status == 200, "a restart is no reason to kill the process"
+    assert process.sluice.starting is True
+
+    await asyncio.sleep(26)
+    engine.runs[0].end("gin")
+    await stream.finish()
+
+    assert stream.comments == 2
+    assert stream.events()[-1] == "[DONE]"
+    assert (await process.client("GET", "/readyz").finish()).status == 200
+    assert process.number("sluice_engine_restarts_total") == 1
+    assert process.number("sluice_streams_recovered_total", result="continued") == 1
+    assert process.number("sluice_streams_recovered_total", result="failed") == 2
+    assert process.number("sluice_ended_total", cause="completed") == 1
+    assert process.said == ["ready"]
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_the_engine_has_told_of_its_app_holds_while_it_is_restarted() -> None:
+    engine = ScriptedEngine(options=AppOptions(root_path="/llm"), revive_takes_s=20)
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    await settle()
+    engine.death.set()
+    await asyncio.sleep(5)
+
+    assert (await process.client("GET", "/readyz").finish()).status == 503
+
+    document = (await process.client("GET", "/llm/openapi.json").finish()).json()
+
+    assert "/v1/embeddings" in document["paths"]
+    assert document["servers"] == [{"url": "/llm"}]
+    assert (await process.client("GET", "/llm/v1/models").finish()).status == 503
+
+    await asyncio.sleep(20)
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_resumable_streams_keep_is_shown_and_bounded_by_the_settings() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}', headers={"X-Stream-Resumable": "1000"})
+    await settle()
+    engine.runs[0].end("all")
+    await stream.finish()
+    back = await process.client("GET", f"/v1/streams/{engine.runs[0].id}").finish()
+
+    assert stream.headers["x-stream-resumable"] == "50"
+    assert back.body == stream.body
+    assert (process.number("sluice_kept_bytes") or 0) > 0
+    assert process.number("sluice_stream_resumes_total", result="ok") == 1
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at_its_deadline() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    engine.runs[0].say("a")
+    await settle()
+    drain = asyncio.get_running_loop().create_task(process.sluice.drain(20))
+    await settle()
+    ready = await process.client("GET", "/readyz").finish()
+
+    assert (ready.status, ready.json()["status"]) == (503, "server_draining")
+    assert process.number("sluice_ready") == 0
+    assert (await process.client("GET", "/livez").finish()).status == 200
+    assert (await process.client("GET", "/version").finish()).headers["connection"] == "close"
+
+    await drain
+    await stream.finish()
+
+    assert stream.events()[-2]["error"]["code"] == "server_draining"
+    assert process.number("sluice_ended_total", cause="server_draining") == 1
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_everything_can_be_ended_now() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    process.sluice.end_now()
+    await stream.finish()
+
+    assert (stream.status, stream.error()["code"]) == (500, "server_draining")
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
+    engine = ScriptedEngine()
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch)
+    await process.start()
+
+    assert not process.sluice.chats
+
+    engine.routes = {("POST", CHAT): Route.WORKS}
+
+    assert process.sluice.chats
+
+    await process.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "code"),
+    [(SettingsError("No such model."), "No such model.", 2), (RuntimeError("why"), "The engine failed.", 1)],
+)
+@in_virtual_time
+async def test_an_engine_that_cannot_start_is_told_to_the_process(error: Exception, words: str, code: int) -> None:
+    async def launch() -> ScriptedEngine:
+        raise error
+
+    process = Process(launch)
+    await process.start()
+
+    assert [(str(said), said.exit_code) for said in process.said] == [(words, code)]
+
+    await process.stop()
+
+
+@in_virtual_time
+async def test_a_process_that_stops_while_its_engine_starts_stops_at_once() -> None:
+    async def launch() -> ScriptedEngine:
+        await asyncio.sleep(1000)
+        raise AssertionError
+
+    process = Process(launch)
+    await process.start()
+    began = clock().now()
+    await process.stop()
+
+    assert clock().now() - began < 1
+    assert process.sluice.supervisor.phase is Phase.STOPPED
+    assert process.said == []
+
+
+@in_virtual_time
+async def test_a_bad_keys_file_is_found_before_anything_starts(tmp_path: Path) -> None:
+    async def launch() -> ScriptedEngine:
+        raise AssertionError
+
+    with pytest.raises(SettingsError, match="api_keys_file"):
+        Process(launch, api_keys_file=tmp_path / "missing")
+
+
+def test_without_a_model_the_demo_is_served() -> None:
+    plan = plan_engine(Settings.model_construct(), None, [], None, lambda _: None)
+
+    assert plan.engine["model"] == str(demo.MODEL_PATH)
+    assert plan.small
+    assert plan.synthetic is None
+
+
+def test_without_the_model_itself_its_configuration_stays() -> None:
+    """The demo's, or that of the model which the user names."""
+    settings = Settings.model_construct(synthetic=Synthetic(enabled=True, step_ms=2, die_at_step=9))
+    plan = plan_engine(settings, None, [], None, lambda _: None)
+
+    assert plan.engine["model"] == str(demo.MODEL_PATH)
+    assert plan.synthetic is not None
+    assert (plan.synthetic["step_ms"], plan.synthetic["die_at_step"]) == (2, 9)
+    assert "enabled" not in plan.synthetic
+    assert plan_engine(settings, "theirs", [], None, lambda _: None).engine["model"] == "theirs"
+
+
+def test_the_command_lines_model_beats_the_settings() -> None:
+    settings = Settings.model_construct(engine={"model": "settings", "seed": 1})
+    plan = plan_engine(settings, "command line", [], None, lambda _: None)
+
+    assert plan.engine == {"model": "command line", "seed": 1}
+    assert not plan.small
+    assert plan_engine(settings, None, [], None, lambda _: None).engine["model"] == "settings"
+
+
+def test_both_versions_are_known() -> None:
+    assert set(versions()) == {"sluice", "vllm"}

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import _divide, _load, main, make_parser
+from gateway.transports.common.api_keys import Keys
+
+
+def test_version_names_both_and_exits_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sluice", "vllm"]
+
+
+@pytest.fixture(autouse=True)
+def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of its own: other tests may have imported it."""
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], ["key", "new", "--help"]])
+def test_help_exits_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+
+    assert left.value.code == 0
+    assert "usage: sluice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["key"], ["serve", "--port", "x"], ["serve", "a", "b"]])
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+
+    assert left.value.code == 2
+    assert "usage: sluice" in capsys.readouterr().err
+
+
+def test_no_command_shows_the_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: sluice" in capsys.readouterr().out
+
+
+def test_a_new_key_works_with_the_line_beside_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["key", "new", "ann"]) == 0
+
+    key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
+    (tmp_path / "keys").write_text(line, encoding="utf-8")
+
+    assert Keys(tmp_path / "keys").owner(key.encode()) == "ann"
+
+
+def test_a_new_operators_key_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["key", "new", "--operator", "root"]) == 0
+
+    key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
+    (tmp_path / "keys").write_text(line, encoding="utf-8")
+    keys = Keys(tmp_path / "keys")
+
+    assert keys.owner(key.encode()) == "root"
+    assert keys.is_operator("root")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["key", "new", "a b"],
+        ["check", "--config", "/nowhere/sluice.yaml"],
+        ["check", "--port", "99999"],
+        ["serve", "--config", "/nowhere/sluice.yaml"],
+        ["serve", "--max-concurrent", "0", "--", "--max-model-len", "8"],
+    ],
+)
+def test_bad_settings_exit_with_2_and_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything slow: vLLM has not been imported by then."""
+    assert main(words) == 2
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("sluice: ")
+    assert said.err.count("\n") == 1
+    assert "vllm" not in sys.modules
+
+
+def test_a_reader_who_has_read_enough_is_no_stack() -> None:
+    """`sluice key new anna | head -1`, where `head` is the faster one."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "key", "new", "anna"],
+            check=False,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writing)
+
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--api-key", "hush"], "server.api_keys_file"),
+        (["--api-k=hush"], "Did you mean --api-key?"),
+        (["--", "--api-k", "hush"], "Did you mean --api-key?"),
+        (["--api-keys-file", "sk-hush"], "not a key"),
+        (["--prot", "1"], "Did you mean --port?"),
+        (["--por", "1"], "Did you mean --port?"),
+        (["--max-modl-len", "8192"], "Did you mean --max-model-len?"),
+        (["--", "--max-modl-len", "8192"], "Did you mean --max-model-len?"),
+        (["--", "--config", "f.yaml"], "`engine:`"),
+        (["m", "--", "n"], "Two models are named"),
+        (["--", "m", "n"], "2 models are named"),
+        (["--", "--port", "99999"], "server.port (flag --port): '99999'"),
+        (["--ssl-keyfile", "k"], "server.tls.cert_file"),
+        (["--uds"], "--uds needs a value."),
+        (["--port", "1", "--served-model-name", "a", "org/m"], "org/m is taken for a value of --served-model-name."),
+    ],
+)
+def test_wrong_flags_are_told_at_once_and_never_with_their_value(
+    command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *words]) == 2
+
+    told = capsys.readouterr().err
+    assert said in told
+    assert "hush" not in told
+    assert told.startswith("sluice: ")
+    assert told.count("\n") == 1
+    assert "vllm" not in sys.modules
+
+
+def test_a_check_tells_everything_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "hush")
+    monkeypatch.setenv("SLUICE_SERVER__PROT", "1")
+    (tmp_path / "f.yaml").write_text(
+        "port: 9000\nmax-model-len: 3\nserver: {max_concurrent: 1, host: [a]}\nengine: {prot: 1, tensor_parallel: 2}\n"
+    )
+
+    assert main(["check", "--config", str(tmp_path / "f.yaml"), "--max-waiting", "-1", "--", "--grpc"]) == 2
+
+    told = capsys.readouterr().err
+    assert told.count("\n") == 10
+    for said in (
+        "--grpc (after `--`)",
+        "VLLM_API_KEY",
+        "SLUICE_SERVER__PROT",
+        "Did you mean `server.port`?",
+        "`engine.max_model_len`",
+        "Did you mean `admission.max_concurrent`?",
+        "server.host (in",
+        "admission.max_waiting (flag --max-waiting): -1",
+        "engine.prot (in",
+        "Did you mean `tensor_parallel_size`?",
+    ):
+        assert said in told
+    assert "hush" not in told
+
+
+def test_our_own_options_are_written_out_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--hel"]) == 2
+    for words in (["key", "new", "a", "--operato"], ["--vers"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is set nowhere else."""
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "7")
+    parser = make_parser()
+    words, flags = _divide(parser, ["serve", "--uvicorn-log-level", "error", "m", "--dtype", "auto"])
+    args = parser.parse_args(words)
+
+    assert args.model == "m"
+    assert flags.flags == ["--dtype", "auto"]
+    settings = _load(args, flags)
+    assert settings.server.idle_timeout_s == 7
+    assert settings.log.level == "error"
+
+    monkeypatch.setenv("SLUICE_SERVER__IDLE_TIMEOUT_S", "9")
+    assert _load(args, flags).server.idle_timeout_s == 9
+
+
+def test_engines_without_a_server_are_told_the_nearest_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "m", "--data-paralel-size", "2"]) == 2
+
+    assert "Did you mean --data-parallel-size?" in capsys.readouterr().err
+    assert "vllm" not in sys.modules

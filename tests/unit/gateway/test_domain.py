@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+from gateway import domain
+from gateway.domain import Cause, Delta
+from tests.support.facts import Recorder, a_tally
+
+NOUNS = [kind for _, kind in inspect.getmembers(domain, dataclasses.is_dataclass) if kind is not domain.Tally]
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_nouns_are_frozen_and_slotted(noun: type) -> None:
+    """They cross rooms and tasks; nobody may change one behind another's back."""
+    assert noun.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert "__dict__" not in dir(noun)
+
+
+def test_a_nouns_fields_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Delta("a", 1).text = "b"  # type: ignore[misc]
+
+
+def test_the_causes_are_those_of_the_contract() -> None:
+    """They are metric labels and error codes: dashboards and clients know them by name."""
+    assert [cause.value for cause in Cause] == [
+        "completed",
+        "rejected",
+        "refused_unready",
+        "refused_draining",
+        "disconnected",
+        "cancelled",
+        "deadline_exceeded",
+        "engine_failed",
+        "server_draining",
+        "client_stalled",
+        "overloaded",
+        "internal_error",
+    ]
+
+
+def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -> None:
+    facts = Recorder()
+    tally = a_tally(facts)
+    for tokens, now_s in ((1, 5.0), (2, 5.5), (0, 9.0), (1, 6.5)):
+        tally.generated(tokens, now_s)
+
+    assert (tally.completion_tokens, tally.first_token_s, tally.last_token_s) == (4, 5.0, 6.5)
+    assert facts.gaps == [0.5, 1.0]
+
+
+def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
+    facts = Recorder()
+    tally = a_tally(facts)
+    tally.generated(50, None)
+
+    assert (tally.completion_tokens, tally.first_token_s, facts.gaps) == (50, None, [])
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
+    facts = Recorder()
+    tally = a_tally(facts)
+    tally.generated(5, None)
+    tally.cause = cause
+    tally.settle()
+
+    assert facts.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
+
+
+@pytest.mark.parametrize("owner", ["anna", None])
+def test_what_a_request_has_cost_is_told_of_whoever_has_a_name(owner: str | None) -> None:
+    facts = Recorder()
+    tally = a_tally(facts, owner)
+    tally.prompt_tokens = 11
+    tally.generated(5, None)
+    tally.cause = Cause.CANCELLED
+    tally.settle()
+
+    assert facts.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+
+from gateway import server, shutdown
+from gateway.settings import Settings
+from gateway.transports.http.connection import Protocol
+from tests.support.time import in_virtual_time, settle
+from tests.support.transport import Connection
+from tests.unit.gateway.transports.http.test_connection import GET, App
+
+
+class House:
+    """What the server asks of the app, and a server that is asked to stop."""
+
+    def __init__(self, running_s: float = 5.0) -> None:
+        self.running_s = running_s
+        self.asked: list[Any] = []
+        self.server = server.HttpServer(
+            uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None)
+        )
+        self.server.sluice = self  # type: ignore[assignment]
+        self.server.drain_timeout_s = 30.0
+
+    async def drain(self, timeout_s: float) -> None:
+        self.asked.append(timeout_s)
+        await asyncio.sleep(self.running_s)
+
+    def end_now(self) -> None:
+        self.asked.append("now")
+
+
+@contextlib.contextmanager
+def signals_of(house: House) -> Iterator[None]:
+    """Signal handlers without signals: virtual time has no room for them."""
+    handlers: dict[int, Any] = {}
+
+    def add(number: int, act: Any) -> None:
+        handlers[number] = partial(act, number, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", add)
+        with house.server.capture_signals():
+            house.signals = handlers  # type: ignore[attr-defined]
+            yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@in_virtual_time
+async def test_the_first_signal_drains_and_then_stops(number: int) -> None:
+    house = House(running_s=5)
+    with signals_of(house):
+        house.signals[number]()  # type: ignore[attr-defined]
+        await asyncio.sleep(4.9)
+
+        assert (house.asked, house.server.should_exit) == ([30.0], False), "the listeners stay open"
+
+        await asyncio.sleep(0.2)
+
+    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, False, [30.0])
+
+
+@in_virtual_time
+async def test_the_second_signal_ends_everything_now() -> None:
+    house = House(running_s=1000)
+    forced: list[Any] = []
+    house.server.force_in = lambda within_s, code: forced.append((within_s, code))
+    with signals_of(house):
+        house.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
+        await asyncio.sleep(1)
+
+        assert forced == []
+
+        house.signals[signal.SIGINT]()  # type: ignore[attr-defined]
+        await settle()
+
+    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, True, [30.0, "now"])
+    assert forced == [(shutdown.NOW_WITHIN_S, 1)]
+    assert house.server.signals == ("SIGTERM", "SIGINT")
+
+    assert house.server._draining is not None
+    house.server._draining.cancel()
+
+
+@in_virtual_time
+async def test_every_second_all_connections_are_looked_after() -> None:
+    house = House()
+    apps = [App(slow=True) for _ in range(2)]
+    connections = [Connection(app) for app in apps]
+    for connection in connections:
+        connection.say(GET)
+        connection.transport.unsent_bytes = 7
+    await settle()
+    connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000
+    house.server.server_state.connections = {connection.protocol for connection in connections}
+
+    assert house.server.unsent_bytes() == 14
+
+    ticks = 0
+    while not connections[0].transport.aborted and ticks < 1000:
+        await house.server.on_tick(ticks)
+        await asyncio.sleep(0.1)
+        ticks += 1
+
+    assert ticks == 11, "one look a second, and two that find the debt"
+    assert not connections[1].transport.aborted
+
+    for app in apps:
+        app.go_on.set()
+    await settle()
+    connections[1].hang_up()
+
+
+def test_idle_connections_are_kept_for_longer_than_proxies_keep_them() -> None:
+    assert Settings().server.idle_timeout_s > 60

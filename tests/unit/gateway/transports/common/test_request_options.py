@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.domain import Wishes
+from gateway.errors import ClientError
+from gateway.transports.common import request_options
+
+
+@pytest.mark.parametrize(
+    ("headers", "wished"),
+    [
+        ({}, Wishes(None, None)),
+        ({"x-request-timeout": "30"}, Wishes(30.0, None)),
+        ({"x-request-timeout": "2.5"}, Wishes(2.5, None)),
+        ({"x-stream-resumable": "60"}, Wishes(None, 60.0)),
+        ({"x-stream-resumable": "0"}, Wishes(None, 0.0)),
+        ({"x-request-timeout": " 1 ", "x-stream-resumable": "1e3"}, Wishes(1.0, 1000.0)),
+        ({"x-other": "7"}, Wishes(None, None)),
+    ],
+)
+def test_wishes_are_seconds(headers: dict[str, str], wished: Wishes) -> None:
+    assert request_options.read(headers) == wished
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "nan", "inf", "-inf", "1s", "30 s"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(request_options.TIMEOUT, "X-Request-Timeout"), (request_options.RESUMABLE, "X-Stream-Resumable")],
+)
+def test_what_is_no_number_of_seconds_is_named(name: str, shown: str, text: str) -> None:
+    with pytest.raises(ClientError, match=f"{shown} must be a number of seconds") as caught:
+        request_options.read({name: text})
+
+    assert caught.value.param == shown
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-0"])
+def test_a_deadline_of_no_time_is_a_mistake(text: str) -> None:
+    with pytest.raises(ClientError, match="more than 0") as caught:
+        request_options.read({request_options.TIMEOUT: text})
+
+    assert caught.value.param == "X-Request-Timeout"

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import pytest
+
+from gateway.transports.common.timers import Pulse
+from tests.support.time import clock, in_virtual_time
+
+
+class Connection:
+    """Notes when it is asked, and says when to be asked again."""
+
+    def __init__(self, again: Callable[[float], float]) -> None:
+        self.asked: list[float] = []
+        self._again = again
+
+    def check(self, now_s: float) -> float:
+        assert now_s == clock().now()
+        self.asked.append(now_s)
+        return self._again(now_s)
+
+
+def every(seconds: float) -> Connection:
+    return Connection(lambda now_s: now_s + seconds)
+
+
+def timers() -> int:
+    """How many timers stand in the running loop, besides the one of the sleep that the test is in."""
+    return sum(not handle.cancelled() for handle in asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
+
+
+@in_virtual_time
+async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
+    pulse, began = Pulse(clock()), clock().now()
+    slow, fast = every(10), every(3)
+    pulse.join(slow.check, began + 10)
+    pulse.join(fast.check, began + 1)
+    await asyncio.sleep(21)
+
+    assert slow.asked == pytest.approx([began + 10, began + 20])
+    assert fast.asked == pytest.approx([began + 1 + 3 * turn for turn in range(7)])
+
+
+@in_virtual_time
+async def test_one_that_is_due_already_is_asked_in_the_next_turn() -> None:
+    pulse, late = Pulse(clock()), every(100)
+    began = clock().now()
+    pulse.join(late.check, began - 5)
+    await asyncio.sleep(1)
+
+    assert late.asked == [began]
+
+
+@in_virtual_time
+async def test_thousands_of_connections_share_one_timer() -> None:
+    pulse, began = Pulse(clock()), clock().now()
+    connections = [every(15) for _ in range(5000)]
+    most = 0
+    for number, connection in enumerate(connections):
+        pulse.join(connection.check, began + 15 - number / 1000)
+        most = max(most, timers()) if number % 500 == 0 else most
+
+    assert (len(pulse), most, timers()) == (5000, 1, 1)
+
+    await asyncio.sleep(45.5)
+
+    assert timers() == 1
+    assert {len(connection.asked) for connection in connections} == {3}
+    assert connections[0].asked == pytest.approx([began + 15, began + 30, began + 45])
+    assert connections[4999].asked[0] == pytest.approx(began + 10.001)
+
+
+@in_virtual_time
+async def test_one_that_has_left_is_asked_no_more() -> None:
+    pulse, began = Pulse(clock()), clock().now()
+    stays, goes = every(5), every(5)
+    pulse.join(stays.check, began + 5)
+    number = pulse.join(goes.check, began + 5)
+    await asyncio.sleep(6)
+    pulse.leave(number)
+
+    assert len(pulse) == 1
+
+    await asyncio.sleep(10)
+
+    assert (len(stays.asked), len(goes.asked)) == (3, 1)
+    assert len(pulse) == 1
+
+
+@in_virtual_time
+async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_leaves() -> None:
+    pulse, began = Pulse(clock()), clock().now()
+    stuck = Connection(lambda _: math.inf)
+    number = pulse.join(stuck.check, began + 5)
+    await asyncio.sleep(100)
+
+    assert stuck.asked == pytest.approx([began + 5])
+    assert (len(pulse), timers()) == (1, 0)
+
+    pulse.leave(number)
+
+    assert len(pulse) == 0
+
+
+@in_virtual_time
+async def test_after_one_that_is_given_up_others_are_asked() -> None:
+    pulse, began = Pulse(clock()), clock().now()
+    pulse.join(Connection(lambda _: math.inf).check, began + 5)
+    await asyncio.sleep(6)
+    other = every(5)
+    pulse.join(other.check, began + 10)
+    await asyncio.sleep(10)
+
+    assert len(other.asked) == 2
+
+
+@in_virtual_time
+async def test_connections_that_come_and_go_leave_nothing_behind() -> None:
+    """A short stream is gone long before its first question; its entry must not stay for the rest of the period."""
+    pulse = Pulse(clock())
+    most = 0
+    for _ in range(10_000):
+        pulse.leave(pulse.join(every(15).check, clock().now() + 15))
+        most = max(most, len(pulse._due))
+
+    assert len(pulse) == 0
+    assert most < 100
+
+    await asyncio.sleep(16)
+
+    assert (pulse._due, pulse._gone) == ([], set())
+    assert timers() == 0

@@ -1,0 +1,626 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from gateway.transports.http import connection as connection_module
+from gateway.transports.http import middleware, responses
+from gateway.transports.http.connection import Protocol
+from gateway.transports.http.responses import read_body
+from tests.support.time import clock, in_virtual_time, run, settle
+from tests.support.transport import Connection
+
+GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "uvicorn")
+
+
+class App:
+    """Answers `ok`, or stays in the middle of its answer until it is told to go on."""
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self.scopes: list[Any] = []
+        self.bodies: list[bytes] = []
+        self.go_on = asyncio.Event()
+        if not slow:
+            self.go_on.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        self.bodies.append(await read_body(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
+        await self.go_on.wait()
+        await send({"type": "http.response.body", "body": b"end"})
+
+
+async def halfway(**limits: Any) -> tuple[App, Connection]:
+    """An app in the middle of its answer, and the connection to it."""
+    app = App(slow=True)
+    connection = Connection(app, **limits)
+    connection.say(GET)
+    await settle()
+    return app, connection
+
+
+@in_virtual_time
+async def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
+    app = App()
+    connection = Connection(app)
+    for _ in range(3):
+        connection.say(GET)
+        await settle()
+
+    assert connection.heard.count(b"HTTP/1.1 200 OK") == 3
+    assert not connection.closed
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_request_is_understood_byte_by_byte() -> None:
+    app = App()
+    connection = Connection(app)
+    whole = b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"
+    connection.say(*(whole[index : index + 1] for index in range(len(whole))))
+    await settle()
+
+    assert app.bodies == [b"hello"]
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_the_time_of_a_requests_first_byte_is_noted() -> None:
+    """Also of the second one on a connection, whose first byte comes long after the connection."""
+    app = App()
+    connection = Connection(app)
+    told = []
+    for _ in range(2):
+        told.append(clock().now())
+        connection.say(GET[:4])
+        await asyncio.sleep(3)
+        connection.say(GET[4:])
+        await asyncio.sleep(20)
+
+    assert [scope[middleware.ARRIVAL] for scope in app.scopes] == pytest.approx(told)
+    assert connection_module.ARRIVAL == middleware.ARRIVAL
+
+    connection.hang_up()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /x HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /x HTTP/1.1\r\n" + b"".join(b"x-%d: a\r\n" % number for number in range(400)) + b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("packet", [64, 100_000])
+@in_virtual_time
+async def test_headers_larger_than_the_limit_are_a_431(head: bytes, packet: int) -> None:
+    app = App()
+    connection = Connection(app, max_header_bytes=2000, max_headers=1000)
+    connection.say(*(head[index : index + packet] for index in range(0, len(head), packet)))
+    await settle()
+    status, body = connection.answer()
+
+    assert (status, body["error"]["code"]) == (431, "headers_too_large")
+    assert "2000 bytes" in body["error"]["message"]
+    assert connection.closed
+    assert app.scopes == []
+
+
+@in_virtual_time
+async def test_what_is_refused_before_it_is_a_request_has_the_body_of_its_endpoint() -> None:
+    connection = Connection(App(), max_header_bytes=2000, max_headers=1000)
+    connection.say(b"POST /v1/messages?beta=true HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n")
+    await settle()
+    status, body = connection.answer()
+
+    assert (status, body["type"], body["error"]["type"]) == (431, "error", "request_too_large")
+
+
+@pytest.mark.parametrize("target", [b"/metrics#x", b"/metrics?a=b#x", b"http://me/metrics#", b"#"])
+@in_virtual_time
+async def test_a_fragment_is_no_part_of_a_request(target: bytes) -> None:
+    app = App()
+    connection = Connection(app)
+    connection.say(b"GET " + target + b" HTTP/1.1\r\nhost: me\r\n\r\n")
+    await settle()
+
+    assert (connection.answer()[0], app.scopes) == (400, [])
+    assert connection.closed
+
+
+@in_virtual_time
+async def test_a_header_that_never_ends_is_cut_off_at_the_limit() -> None:
+    """The parser reports a header when it is complete, so one that never is would grow without limit."""
+    connection = Connection(App(), max_header_bytes=2000)
+    connection.say(b"GET /x HTTP/1.1\r\nx-big: ")
+    sent = 0
+    while not connection.closed and sent < 100_000:
+        connection.say(b"a" * 500)
+        sent += 500
+
+    assert sent <= 2500
+    assert connection.answer()[0] == 431
+
+
+@in_virtual_time
+async def test_a_large_body_in_the_packet_of_its_headers_is_no_large_header() -> None:
+    app = App()
+    connection = Connection(app, max_header_bytes=2000)
+    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 50000\r\n\r\n" + b"b" * 50_000)
+    await settle()
+    connection.say(GET)
+    await settle()
+
+    assert [len(body) for body in app.bodies] == [50_000, 0]
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_the_limit_counts_each_request_by_itself() -> None:
+    app = App()
+    connection = Connection(app, max_header_bytes=1000)
+    for _ in range(5):
+        connection.say(b"GET /x HTTP/1.1\r\nx: " + b"a" * 700 + b"\r\n\r\n")
+        await settle()
+
+    assert len(app.scopes) == 5
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_headers_that_do_not_come_to_an_end_in_time_are_a_408() -> None:
+    """A byte now and then must not buy more time: that is how Slowloris holds a server's sockets."""
+    connection = Connection(App(), header_timeout_s=10.0)
+    connection.say(b"GET /x HTTP/1.1\r\n")
+    began = clock().now()
+    while not connection.closed and clock().now() - began < 60:
+        connection.say(b"x: y\r\n")
+        await asyncio.sleep(1)
+
+    assert clock().now() - began == pytest.approx(10, abs=1.1)
+    assert connection.answer()[0] == 408
+    assert connection.answer()[1]["error"]["code"] == "headers_timeout"
+    assert connection.answer()[1]["error"]["retryable"] is True
+
+
+@in_virtual_time
+async def test_a_second_request_has_the_same_deadline() -> None:
+    connection = Connection(App(), header_timeout_s=10.0)
+    connection.say(GET)
+    await asyncio.sleep(30)
+
+    assert not connection.closed, "a connection at rest is no request that is late"
+
+    connection.say(b"GET /x HT")
+    await asyncio.sleep(11)
+
+    assert b"HTTP/1.1 408" in connection.heard
+    assert connection.closed
+
+
+@in_virtual_time
+async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+    connection = Connection(App(), header_timeout_s=10.0)
+    await asyncio.sleep(11)
+
+    assert connection.closed
+    assert connection.heard == b""
+
+
+@in_virtual_time
+async def test_neither_a_body_nor_a_slow_answer_has_that_deadline() -> None:
+    app = App(slow=True)
+    connection = Connection(app, header_timeout_s=5.0)
+    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
+    await asyncio.sleep(9)
+    connection.say(b"hello")
+    await asyncio.sleep(60)
+    app.go_on.set()
+    await settle()
+
+    assert connection.heard.startswith(b"HTTP/1.1 200")
+    assert not connection.closed
+
+    connection.hang_up()
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n"])
+@in_virtual_time
+async def test_garbage_is_a_400_in_openais_shape(garbage: bytes) -> None:
+    """Most often it is TLS sent to a plain port."""
+    app = App()
+    connection = Connection(app)
+    connection.say(garbage)
+    await settle()
+    status, body = connection.answer()
+
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+    assert b"content-type: application/json" in connection.heard
+    assert connection.closed
+    assert app.scopes == []
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET /y HT"])
+@in_virtual_time
+async def test_a_running_answer_is_not_cut_short_by_what_follows_its_request(behind: bytes) -> None:
+    """A stray line break after a body (RFC 9112, section 2.2, lets clients) or half a pipelined request may wait
+    longer than headers may take: the deadline must not answer in the middle of a stream."""
+    app = App(slow=True)
+    connection = Connection(app, header_timeout_s=10.0)
+    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
+    await settle()
+    connection.say(behind)
+    await asyncio.sleep(30)
+    app.go_on.set()
+    await settle()
+    first, _, _ = connection.heard.partition(b"0\r\n\r\n")
+
+    assert first.endswith(b"6\r\nbegin \r\n3\r\nend\r\n")
+
+    connection.hang_up()
+
+
+@pytest.mark.parametrize("behind", [b"nonsense\r\n\r\n", b"GET /y HTTP/1.1\r\nx: " + b"a" * 3000])
+@in_virtual_time
+async def test_a_refusal_is_never_written_into_a_running_answer(behind: bytes) -> None:
+    """The client would take it for a part of the body. Cutting the connection is enough, if waiting is too much."""
+    app, connection = await halfway(max_header_bytes=2000)
+    connection.say(behind)
+    await settle()
+    app.go_on.set()
+    await settle()
+    first, _, _ = connection.heard.partition(b"0\r\n\r\n")
+
+    assert first.count(b"HTTP/1.1") == 1
+
+    connection.hang_up()
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.binary(max_size=40) | st.sampled_from([b"\r\n", b"GET / HTTP/1.1\r\n", b"a: b\r\n", GET]), max_size=8)
+)
+def test_any_bytes_end_in_an_answer_or_a_closed_connection(packets: list[bytes]) -> None:
+    """Invariant of the parser: whatever comes, the client gets a well-formed status, and nobody waits for ever."""
+
+    async def feed() -> None:
+        connection = Connection(App(), header_timeout_s=10.0)
+        connection.say(*packets)
+        await asyncio.sleep(100)
+
+        assert connection.closed
+        assert connection.heard == b"" or connection.heard.split(b" ")[1] in {b"200", b"400", b"408", b"431"}
+
+    run(feed(), debug=False)
+
+
+@in_virtual_time
+async def test_an_old_connection_is_told_with_its_next_answer_that_it_was_the_last() -> None:
+    """And not cut: who reads the header sends its next request elsewhere, and no request is lost in between."""
+    app = App(slow=True)
+    connection = Connection(app, max_age_s=300.0, idle_timeout_s=1000.0)
+    connection.say(GET)
+    await asyncio.sleep(5000)
+
+    assert not connection.closed, "what is running may take its time"
+
+    app.go_on.set()
+    await settle()
+
+    assert b"connection: close" not in connection.heard
+    assert not connection.closed
+
+    connection.say(GET)
+    await settle()
+    _, _, second = connection.heard.partition(b"0\r\n\r\n")
+
+    assert second.startswith(b"HTTP/1.1 200 OK\r\nconnection: close\r\n")
+    assert second.endswith(b"6\r\nbegin \r\n3\r\nend\r\n0\r\n\r\n")
+    assert connection.closed
+
+
+@pytest.mark.parametrize(("max_age_s", "at_s", "last"), [(300.0, 269, False), (300.0, 331, True), (0.0, 10**6, False)])
+@in_virtual_time
+async def test_a_connection_grows_old_in_its_time(max_age_s: float, at_s: float, last: bool) -> None:
+    connection = Connection(App(), max_age_s=max_age_s, idle_timeout_s=2.0 * 10**6)
+    connection.say(GET)
+    await asyncio.sleep(at_s)
+    connection.say(GET)
+    await settle()
+
+    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
+    assert (connection.heard.count(b"connection: close"), connection.closed) == (int(last), last)
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_connections_that_came_together_do_not_grow_old_together() -> None:
+    """Or all clients of a replica would come to the others at once."""
+    connections = [Connection(App(), max_age_s=300.0, idle_timeout_s=1000.0) for _ in range(40)]
+    for connection in connections:
+        connection.say(GET)
+    await asyncio.sleep(300)
+    for connection in connections:
+        connection.say(GET)
+    await settle()
+    closed = sum(connection.closed for connection in connections)
+
+    assert 5 < closed < 35
+
+    for connection in connections:
+        connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_connection_without_a_request_is_closed_in_its_time() -> None:
+    connection = Connection(App(), idle_timeout_s=75.0)
+    connection.say(GET)
+    await asyncio.sleep(74)
+    connection.say(GET)
+    await asyncio.sleep(74)
+
+    assert not connection.closed
+
+    await asyncio.sleep(2)
+
+    assert connection.closed
+    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
+
+
+@in_virtual_time
+async def test_a_response_left_incomplete_breaks_the_connection_without_its_final_chunk() -> None:
+    async def half(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    connection = Connection(half)
+    connection.say(GET)
+    await settle()
+
+    assert connection.heard.endswith(b"4\r\nhalf\r\n")
+    assert connection.closed
+
+
+@in_virtual_time
+async def test_an_accepted_socket_is_tuned_and_its_buffer_bounded() -> None:
+    connection = Connection(App())
+
+    assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_KEEPALIVE] == 1
+    assert connection.transport.high_water == 16 * 2**10
+    connection.transport.unsent_bytes = 7
+
+    assert connection.protocol.unsent_bytes == 7
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
+    connection = Connection(App(), family=socket.AF_UNIX)
+
+    assert connection.transport.socket.options == {}
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
+    app, connection = await halfway()
+    app.scopes[0][responses.LINE].abort()
+    app.go_on.set()
+    await settle()
+
+    assert connection.transport.aborted
+    assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_LINGER] == struct.pack("ii", 1, 0)
+    assert not connection.heard.endswith(b"0\r\n\r\n")
+
+
+async def look(connection: Connection, seconds: int) -> int:
+    """Look after a silent peer every second; after how many it was found gone."""
+    one = connection.transport.socket
+    one.silent_ms = 0
+    for second in range(1, seconds + 1):
+        connection.protocol.look_after_peer()
+        if connection.transport.aborted:
+            return second - 1
+        await asyncio.sleep(1)
+        one.silent_ms += 1000
+    return seconds
+
+
+@pytest.mark.parametrize("sign", ["retransmits", "probes"])
+@in_virtual_time
+async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> None:
+    app, connection = await halfway()
+
+    assert await look(connection, 60) == 60, "a peer that owes nothing may be as silent as it likes"
+
+    setattr(connection.transport.socket, sign, 1)
+
+    assert await look(connection, 60) == connection_module.PEER_GONE_AFTER_S + 1 == 19
+    assert connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+
+
+@in_virtual_time
+async def test_an_answer_in_between_pays_the_debt() -> None:
+    app, connection = await halfway()
+    connection.transport.socket.retransmits = 3
+    for _ in range(5):
+        assert await look(connection, 18) == 18
+
+    assert not connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer() -> None:
+    app, connection = await halfway()
+    for _ in range(5):
+        connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
+        connection.protocol.look_after_peer()
+        connection.transport.socket.probes = 0
+        connection.protocol.look_after_peer()
+
+    assert not connection.transport.aborted
+
+    app.go_on.set()
+    await settle()
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
+    connection = Connection(App())
+    connection.transport.socket.retransmits = 1
+
+    assert await look(connection, 60) == 60
+
+    connection.hang_up()
+
+
+@in_virtual_time
+async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_for_ever() -> None:
+    app = App()
+    connection = Connection(app)
+    connection.say(GET)
+    await settle()
+    connection.transport.unsent_bytes = 100
+    await look(connection, connection_module.UNREAD_AFTER_S - 1)
+
+    assert not connection.transport.aborted
+
+    connection.transport.unsent_bytes = 0
+    await look(connection, 1)
+    connection.transport.unsent_bytes = 100
+    await look(connection, connection_module.UNREAD_AFTER_S - 1)
+
+    assert not connection.transport.aborted, "it has read on meanwhile"
+
+    await look(connection, 2)
+
+    assert connection.transport.aborted
+    connection.hang_up()
+
+
+def test_limits_are_those_of_the_design() -> None:
+    limits = (Protocol.max_header_bytes, Protocol.header_timeout_s, Protocol.idle_timeout_s, Protocol.max_age_s)
+
+    assert limits == (32 * 2**10, 10.0, 75.0, 300.0)
+
+
+# Past ASGI.
+
+
+class Open:
+    """An app in the middle of its answer; `line` is what it finds in the scope."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.line = scope[connection_module.LINE]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begin", "more_body": True})
+        await self.go_on.wait()
+        self.line.flush()
+        await send({"type": "http.response.body", "body": b"end"})
+
+
+async def answering(count: int) -> tuple[list[Open], list[Connection]]:
+    """Connections to one server, all in the middle of an answer."""
+    apps = [Open() for _ in range(count)]
+    state = ServerState()
+    connections = [Connection(app, state=state) for app in apps]
+    for connection in connections:
+        connection.say(GET)
+    await settle()
+    return apps, connections
+
+
+@in_virtual_time
+async def test_pieces_of_many_connections_leave_together_within_the_turn() -> None:
+    apps, connections = await answering(3)
+    for app in apps:
+        assert app.line.open()
+        app.line.write(b"one")
+    apps[0].line.write(b"more")
+
+    assert not any(b"one" in connection.heard for connection in connections)
+    assert [connection.protocol.unsent_bytes for connection in connections] == [17, 8, 8]
+
+    await asyncio.sleep(0)
+
+    assert connections[0].heard.endswith(b"3\r\none\r\n4\r\nmore\r\n")
+    assert all(connection.heard.endswith(b"3\r\none\r\n") for connection in connections[1:])
+    assert not any(connection.protocol.unsent_bytes for connection in connections)
+
+    apps[1].line.write(b"last")
+    for app in apps:
+        app.go_on.set()
+    await settle()
+
+    assert connections[1].heard.endswith(b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"), "in order"
+    assert not apps[1].line.open()
+
+    for connection in connections:
+        connection.hang_up()
+
+
+@in_virtual_time
+async def test_of_very_many_the_first_do_not_wait_for_all_the_others() -> None:
+    apps, connections = await answering(connection_module.TOGETHER + 1)
+    for app in apps:
+        app.line.write(b"one")
+
+    assert [b"one" in connection.heard for connection in connections] == [True] * connection_module.TOGETHER + [False]
+
+    await asyncio.sleep(0)
+
+    assert b"one" in connections[-1].heard
+
+    for app, connection in zip(apps, connections, strict=True):
+        app.go_on.set()
+        connection.hang_up()
+    await settle()
+
+
+@in_virtual_time
+async def test_a_piece_for_a_connection_that_ends_in_the_same_turn_is_dropped() -> None:
+    apps, connections = await answering(2)
+    for app in apps:
+        app.line.write(b"one")
+    apps[0].line.abort()
+    connections[1].hang_up()
+    await settle()
+
+    assert not any(b"one" in connection.heard for connection in connections)
+
+    for app in apps:
+        app.go_on.set()
+    await settle()

@@ -1,0 +1,486 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.domain import Cause
+from gateway.errors import (
+    ClientError,
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    HeadersTooSlow,
+    NotReady,
+    Overloaded,
+    SluiceError,
+    cause_of,
+)
+from gateway.logs import ACCESS
+from gateway.streams.cancel_scope import Left
+from gateway.transports.common.api_keys import Keys
+from gateway.transports.http.access import Access
+from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Guard
+from gateway.transports.http.responses import read_body
+from gateway.transports.http.stream_tokens import StreamTokens
+from tests.support.asgi import Client
+from tests.support.edge import ANY_SITE, key_line
+from tests.support.facts import Recorder
+from tests.support.time import clock, in_virtual_time
+
+SECRET = "sk-sluice-topsecret"
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(key_line("ann", SECRET), encoding="utf-8")
+    return path
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """An app that reads its body and answers."""
+    await read_body(receive)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Request-Id", b"theirs")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def raising(error: Exception, *, after: int = 0) -> Callable[..., Any]:
+    """An app that fails after so many messages."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        messages = [
+            {"type": "http.response.start", "status": 200, "headers": []},
+            {"type": "http.response.body", "body": b"half", "more_body": True},
+        ]
+        for message in messages[:after]:
+            await send(message)
+        raise error
+
+    return app
+
+
+class Door:
+    """A guard in front of an app."""
+
+    def __init__(
+        self,
+        app: Any = hello,
+        *,
+        keys_file: Path | None = None,
+        protect_metrics: bool = False,
+        max_body_bytes: int = 1000,
+    ) -> None:
+        self.facts = Recorder()
+        self.closing = False
+        self.guard = Guard(
+            app,
+            access=Access(
+                keys=None if keys_file is None else Keys(keys_file),
+                sites=ANY_SITE,
+                protect_metrics=protect_metrics,
+                operator_endpoints=False,
+                tokens=StreamTokens(clock()),
+                owner_of=lambda _: None,
+            ),
+            max_body_bytes=max_body_bytes,
+            closing=lambda: self.closing,
+            clock=clock(),
+            facts=self.facts,
+        )
+
+    async def get(self, path: str = "/v1/models", **options: Any) -> Client:
+        return await Client(self.guard, "GET", path, **options).finish()
+
+
+@pytest.mark.parametrize("asked", ["req-1", "a" * 128, "A.b:c/d+e=f@g-1"])
+@in_virtual_time
+async def test_a_request_id_is_echoed(asked: str) -> None:
+    answer = await Door().get(headers={"X-Request-Id": asked})
+
+    assert answer.headers["x-request-id"] == asked
+    assert sum(name.lower() == b"x-request-id" for name, _ in answer.messages[0]["headers"]) == 1
+
+
+@pytest.mark.parametrize("asked", ["", "a" * 129, "a b", "a\r\nset-cookie: x", "é", '"', "a\n"])
+@in_virtual_time
+async def test_a_request_id_that_cannot_be_echoed_is_replaced(asked: str) -> None:
+    """It goes into a header and a log line; what could break out of either is not taken."""
+    made = (await Door().get(headers={"X-Request-Id": asked})).headers["x-request-id"]
+
+    assert made != asked
+    assert len(made) == 16
+
+
+@in_virtual_time
+async def test_every_request_gets_an_id_of_its_own() -> None:
+    door = Door()
+
+    assert (await door.get()).headers["x-request-id"] != (await door.get()).headers["x-request-id"]
+
+
+@in_virtual_time
+async def test_without_a_key_a_request_is_refused_and_told_how_to_bring_one(keys_file: Path) -> None:
+    answer = await Door(keys_file=keys_file).get()
+
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.error()["code"] == "invalid_api_key"
+    assert "Authorization: Bearer <key>" in answer.error()["message"]
+
+
+@in_virtual_time
+async def test_an_unknown_key_is_called_unknown(keys_file: Path) -> None:
+    answer = await Door(keys_file=keys_file).get(headers={"Authorization": "Bearer sk-wrong"})
+
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.error()["message"] == "This API key is not known here."
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {SECRET}"}, {"X-Api-Key": SECRET}])
+@in_virtual_time
+async def test_a_key_opens_the_door_in_either_header(keys_file: Path, headers: dict[str, str]) -> None:
+    seen: list[str | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope[EXCHANGE].caller.owner)
+        await hello(scope, receive, send)
+
+    assert (await Door(app, keys_file=keys_file).get(headers=headers)).status == 200
+    assert seen == ["ann"]
+
+
+@in_virtual_time
+async def test_an_unknown_key_in_the_other_header_is_called_unknown_too(keys_file: Path) -> None:
+    answer = await Door(keys_file=keys_file).get(headers={"X-Api-Key": "sk-wrong"})
+
+    assert answer.status == 401
+    assert answer.error()["message"] == "This API key is not known here."
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
+@in_virtual_time
+async def test_probes_and_scrapers_need_no_key(keys_file: Path, path: str) -> None:
+    assert (await Door(keys_file=keys_file).get(path)).status == 200
+
+
+@in_virtual_time
+async def test_metrics_can_be_protected_and_probes_stay_open(keys_file: Path) -> None:
+    door = Door(keys_file=keys_file, protect_metrics=True)
+
+    assert (await door.get("/metrics")).status == 401
+    assert (await door.get("/livez")).status == 200
+
+
+@in_virtual_time
+async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None:
+    reached: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append("app")
+
+    answer = await Door(app).get(headers={"Content-Length": "1001"})
+
+    assert (answer.status, answer.error()["code"], reached) == (413, "body_too_large", [])
+    assert "1000 bytes (server.max_body_bytes)" in answer.error()["message"]
+
+
+@in_virtual_time
+async def test_a_body_that_grows_too_large_is_refused_when_it_does() -> None:
+    """A chunked body announces nothing."""
+    door = Door()
+
+    assert (await door.get(body=[b"x" * 600, b"x" * 401])).status == 413
+    assert (await door.get(body=[b"x" * 600, b"x" * 400])).status == 200
+
+
+@in_virtual_time
+async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    door = Door(raising(RuntimeError("the secret reason")))
+    answer = await door.get()
+
+    assert answer.status == 500
+    assert answer.error()["code"] == "internal_error"
+    assert b"secret reason" not in answer.body
+    assert door.facts.labels == [("other", "error")]
+    assert door.facts.endings == [], "no engine work, no ending"
+    assert "the secret reason" in caplog.text, "the log has the details"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), ClientError("No."), Left()])
+@in_virtual_time
+async def test_an_error_after_the_first_byte_leaves_the_response_incomplete(error: Exception) -> None:
+    """The server then breaks the connection without the final chunk, so that the client notices."""
+    answer = await Door(raising(error, after=2)).get()
+
+    assert answer.status == 200
+    assert answer.body == b"half"
+    assert not answer.complete
+
+
+@in_virtual_time
+async def test_retry_after_is_what_the_error_computed() -> None:
+    answer = await Door(raising(Overloaded("Full.", retry_after_s=17))).get()
+
+    assert (answer.status, answer.headers["retry-after"]) == (503, "17")
+
+
+def working(*, outlives: bool, cause: Cause | None = None, error: Exception | None = None) -> Callable[..., Any]:
+    """An app that makes the engine work, and stops in the middle of its answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tally = scope[EXCHANGE].tally
+        tally.works, tally.outlives, tally.cause, tally.completion_tokens = True, outlives, cause, 3
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if error is not None:
+            raise error
+
+    return app
+
+
+@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@in_virtual_time
+async def test_an_exchange_ends_with_the_reason_for_which_its_reader_left(left: Left) -> None:
+    door = Door(working(outlives=False, error=left))
+    await door.get()
+
+    assert door.facts.endings == [(left.cause, 3)]
+    assert door.facts.labels == [("other", left.cause.value)]
+
+
+@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@in_virtual_time
+async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending(left: Left) -> None:
+    door = Door(working(outlives=True, error=left))
+    await door.get()
+
+    assert door.facts.endings == []
+    assert door.facts.labels == [("other", DETACHED)]
+
+
+@in_virtual_time
+async def test_an_exchange_whose_resumable_stream_has_ended_tells_how_and_counts_nothing() -> None:
+    """The stream's own end has been counted when it came."""
+    door = Door(working(outlives=True, cause=Cause.COMPLETED))
+    await door.get()
+
+    assert door.facts.endings == []
+    assert door.facts.labels == [("other", "completed")]
+
+
+@in_virtual_time
+async def test_a_response_that_stops_without_a_word_is_a_disconnect() -> None:
+    door = Door(working(outlives=False))
+    await door.get()
+
+    assert door.facts.endings == [(Cause.DISCONNECTED, 3)]
+
+
+@in_virtual_time
+async def test_a_server_about_to_stop_asks_for_no_more_on_this_connection() -> None:
+    door = Door()
+
+    assert "connection" not in (await door.get()).headers
+
+    door.closing = True
+
+    assert (await door.get()).headers["connection"] == "close"
+
+
+@in_virtual_time
+async def test_connection_is_said_once() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"keep-alive")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    door = Door(app)
+    door.closing = True
+    answer = await door.get()
+
+    assert [value for name, value in answer.messages[0]["headers"] if name.lower() == b"connection"] == [b"close"]
+
+
+@pytest.mark.parametrize(("error", "advice"), [(DeadlineExceeded("Late."), "false"), (HeadersTooSlow("Slow."), None)])
+@in_virtual_time
+async def test_a_408_that_must_not_come_again_says_so(error: SluiceError, advice: str | None) -> None:
+    """openai-python sends every 408 again by itself, unless this header forbids it."""
+    answer = await Door(raising(error)).get()
+
+    assert (answer.status, answer.headers.get("x-should-retry")) == (408, advice)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@in_virtual_time
+async def test_every_503_and_429_carries_retry_after_also_those_that_are_not_ours(status: int) -> None:
+    async def theirs(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    assert int((await Door(theirs).get()).headers["retry-after"]) >= 1
+    assert "retry-after" not in (await Door().get()).headers
+
+
+@in_virtual_time
+async def test_a_client_that_leaves_while_it_sends_is_a_disconnect() -> None:
+    door = Door()
+    client = Client(door.guard, "POST", "/v1/models", body=b"half", unfinished=True)
+    client.leave()
+    await client.finish()
+
+    assert not client.started
+    assert door.facts.labels == [("other", "error")]
+
+
+@in_virtual_time
+async def test_duration_counts_from_the_first_byte_of_the_request() -> None:
+    """The server notes when it came; parsing and reading headers belong to the client's wait."""
+    door = Door()
+    await door.get(extra={ARRIVAL: clock().now() - 2.5})
+
+    assert [seconds for *_, seconds in door.facts.exchanges] == [pytest.approx(2.5)]
+
+
+@in_virtual_time
+async def test_a_request_leaves_one_log_line_without_prompt_or_key(
+    keys_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, ACCESS.name)
+    body = orjson.dumps({"messages": [{"role": "user", "content": "my diagnosis"}]})
+    headers = {"Authorization": f"Bearer {SECRET}", "X-Request-Id": "req-7"}
+    await Client(Door(keys_file=keys_file).guard, "POST", "/v1/models", headers=headers, body=body).finish()
+    lines = [record for record in caplog.records if record.name == ACCESS.name]
+
+    assert len(lines) == 1
+    assert lines[0].fields == {  # type: ignore[attr-defined]
+        "id": None,
+        "request_id": "req-7",
+        "path": "/v1/models",
+        "model": None,
+        "status": 200,
+        "cause": None,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "queue_s": None,
+        "ttft_s": None,
+        "duration_s": 0.0,
+        "owner": "ann",
+    }
+    everything = repr([vars(record) for record in caplog.records])
+    assert "my diagnosis" not in everything
+    assert "topsecret" not in everything
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
+@in_virtual_time
+async def test_probes_leave_no_log_line(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, ACCESS.name)
+    await Door().get(path)
+
+    assert not caplog.records
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """An app that makes a 503 of its own."""
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+@pytest.mark.parametrize("error", [None, Overloaded("."), NotReady("."), Draining("."), EngineFailed(".")])
+@in_virtual_time
+async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
+    error: SluiceError | None, submitted: bool
+) -> None:
+    """Whoever made it: proxies send such a request to another server, and an answer would be generated twice."""
+    inner = refuse if error is None else raising(error)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tally = scope[EXCHANGE].tally
+        tally.works, tally.submitted = True, submitted
+        await inner(scope, receive, send)
+
+    door = Door(app)
+    answer = await door.get()
+
+    assert answer.status == (500 if submitted else 503)
+    assert answer.headers["retry-after"] == "1"
+    assert "x-should-retry" not in answer.headers, "the client may"
+    if error is not None:
+        assert answer.error()["retryable"]
+        assert door.facts.endings == [(cause_of(error, submitted=submitted), 0)]
+
+
+async def shake(guard: Guard, headers: list[tuple[bytes, bytes]]) -> list[Any]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    await guard({"type": "websocket", "path": "/v1/realtime", "headers": headers}, receive, send)
+    return sent
+
+
+@in_virtual_time
+async def test_a_websocket_without_a_key_is_refused_before_its_handshake(keys_file: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+
+    guard = Door(app, keys_file=keys_file).guard
+
+    assert await shake(guard, []) == [{"type": "websocket.close", "code": 1008}]
+    assert await shake(guard, [(b"authorization", f"Bearer {SECRET}".encode())]) == [{"type": "websocket.accept"}]
+
+
+@in_virtual_time
+async def test_the_servers_own_life_passes_unguarded(keys_file: Path) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    await Door(app, keys_file=keys_file).guard({"type": "lifespan"}, None, None)
+
+    assert seen == ["lifespan"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["ours", "unforeseen"])
+@in_virtual_time
+async def test_a_failed_request_leaves_nothing_for_the_garbage_collector(known: bool) -> None:
+    """Collections are rare, and its body may weigh 16 MiB."""
+
+    class Body:
+        """A large one."""
+
+    bodies: list[weakref.ref[Body]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = Body()
+        bodies.append(weakref.ref(body))
+        parsing = asyncio.get_running_loop().create_future()
+        parsing.set_exception(ValueError(body))
+        try:
+            await parsing
+        except ValueError as error:
+            # A frame that holds what failed is a cycle with the error that it raised.
+            failed: Exception = ClientError("It is wrong.") if known else error
+            raise failed from error
+
+    gc.disable()
+    try:
+        await Door(app).get()
+        await asyncio.sleep(0)
+        assert [body() for body in bodies] == [None]
+    finally:
+        gc.enable()

@@ -1,0 +1,540 @@
+"""What HTTP promises whatever the path is: HEAD, OPTIONS, 405, redirects, paths that mean what they say, bodies that
+every reader takes for what they are, and errors in the words of the endpoint's protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from gateway.domain import AppOptions
+from gateway.engine.base import Route
+from gateway.engine.supervisor import Phase
+from gateway.errors import (
+    Cancelled,
+    ClientError,
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InternalError,
+    NotReady,
+    Overloaded,
+    SluiceError,
+    is_anthropic,
+)
+from tests.support.asgi import Client
+from tests.support.edge import CHAT, COMPLETION, Edge, key_line
+from tests.support.time import in_virtual_time, settle
+
+SEPARATORS = "a\u2028b\u2029c\x85d"
+RESUMABLE = {"X-Stream-Resumable": "60"}
+
+
+def mounted(edge: Edge) -> Edge:
+    """Give the engine an app of its own, made as vLLM's is."""
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return JSONResponse({"data": [SEPARATORS]})
+
+    @app.get("/lines")
+    async def lines() -> Any:
+        return StreamingResponse(iter([f"data: {SEPARATORS}\n\n", "data: 2\n\n"]), media_type="text/event-stream")
+
+    @app.post("/v1/messages")
+    @app.post("/v1/messages/count_tokens")
+    async def messages() -> Any:
+        return JSONResponse({})
+
+    edge.engine.http = app
+    edge.engine.routes = {
+        ("GET", "/v1/models"): Route.LIGHT,
+        ("GET", "/lines"): Route.LIGHT,
+        ("POST", "/v1/messages"): Route.WORKS,
+        ("POST", "/v1/messages/count_tokens"): Route.WORKS,
+        ("POST", "/tokenize"): Route.LIGHT,
+    }
+    return edge
+
+
+def plain(client: Client) -> dict[str, str]:
+    return {name: value for name, value in client.headers.items() if name != "x-request-id"}
+
+
+# HEAD.
+
+READ = ["/livez", "/readyz", "/health", "/metrics", "/version", "/docs", "/openapi.json", "/", "/load"]
+MODELS = ["/v1/models", "/v1/models/scripted", "/v1/models/unknown"]
+NOWHERE = ["/lines", "/v1", "/nothing", "/livez/", "/metrics%0a", CHAT, "/tokenize"]
+
+
+@pytest.mark.parametrize("path", [*READ, *MODELS, *NOWHERE])
+@in_virtual_time
+async def test_head_is_get_without_its_body(path: str) -> None:
+    edge = mounted(Edge())
+    got = await edge.client("GET", path).finish()
+    head = await edge.client("HEAD", path).finish()
+
+    assert (head.status, plain(head)) == (got.status, plain(got))
+    assert (head.body, head.complete) == (b"", True)
+    assert edge.at_rest
+
+
+@in_virtual_time
+async def test_head_while_the_engine_starts() -> None:
+    edge = Edge(ready=False)
+
+    assert [(await edge.client("HEAD", path).finish()).status for path in ("/livez", "/readyz", "/v1/models")] == [
+        200,
+        503,
+        503,
+    ]
+
+
+@in_virtual_time
+async def test_head_looks_at_a_stream_and_does_not_read_it() -> None:
+    edge = Edge()
+    client = edge.ask(headers=RESUMABLE)
+    await settle()
+    run = edge.engine.runs[0]
+    run.say("a")
+    await settle()
+    path = f"/v1/streams/{run.id}"
+    head = await edge.client("HEAD", path, headers={"Last-Event-ID": "1"}).finish()
+    too_far = await edge.client("HEAD", path, headers={"Last-Event-ID": "9"}).finish()
+    told = await edge.client("HEAD", path, headers={"Accept": "application/json"}).finish()
+    client.leave()
+    await settle()
+    await asyncio.sleep(50)
+    await edge.client("HEAD", path).finish()
+    await asyncio.sleep(9)
+
+    assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
+    assert (head.headers["x-stream-id"], head.headers["x-stream-resumable"]) == (run.id, "60")
+    assert (too_far.status, told.status, told.headers["content-type"]) == (400, 200, "application/json")
+    assert run.live, "who looks neither ends a stream"
+
+    await asyncio.sleep(2)
+
+    assert not run.live, "nor makes its grace longer"
+
+
+# 405 and OPTIONS.
+
+ALLOWED = [
+    (CHAT, "OPTIONS, POST"),
+    (COMPLETION, "OPTIONS, POST"),
+    ("/livez", "GET, HEAD, OPTIONS"),
+    ("/", "GET, HEAD, OPTIONS"),
+    ("/v1/streams/x", "DELETE, GET, HEAD, OPTIONS"),
+    ("/v1/streams/x/cancel", "OPTIONS, POST"),
+    ("/v1/models/x", "GET, HEAD, OPTIONS"),
+    ("/v1/models", "GET, HEAD, OPTIONS"),
+    ("/v1/messages", "OPTIONS, POST"),
+]
+
+
+@pytest.mark.parametrize(("path", "allowed"), ALLOWED)
+@in_virtual_time
+async def test_a_wrong_method_is_told_the_right_ones(path: str, allowed: str) -> None:
+    edge = mounted(Edge())
+    wrong = await edge.client("PATCH", path).finish()
+    asked = await edge.client("OPTIONS", path).finish()
+
+    assert (wrong.status, wrong.headers["allow"]) == (405, allowed)
+    assert (asked.status, asked.headers["allow"], asked.body) == (204, allowed, b"")
+    assert edge.at_rest
+
+
+@in_virtual_time
+async def test_options_of_nothing_is_a_404() -> None:
+    assert (await Edge().client("OPTIONS", "/nothing").finish()).status == 404
+
+
+# A slash too many.
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        (CHAT + "/", "../completions"),
+        ("/livez/?a=b", "../livez?a=b"),
+        ("/metrics/", "../metrics"),
+        ("/v1/models/", "../models"),
+        ("/v1/models/a/b/", "../b"),
+        ("/v1/messages/", "../messages"),
+        ("/v1/messages/count_tokens/", "../count_tokens"),
+        ("/v1/streams/x/", "../x"),
+    ],
+)
+@in_virtual_time
+async def test_a_trailing_slash_leads_to_the_path_without(method: str, path: str, place: str) -> None:
+    """Relative, so that prefixes stay that a proxy has taken off."""
+    answer = await mounted(Edge()).client(method, path).finish()
+
+    assert (answer.status, answer.headers["location"], answer.body) == (307, place, b"")
+
+
+@pytest.mark.parametrize("path", ["/nothing/", "//", "/livez//", "/v1/"])
+@in_virtual_time
+async def test_a_trailing_slash_behind_nothing_is_nothing(path: str) -> None:
+    assert (await mounted(Edge()).client("GET", path).finish()).status == 404
+
+
+# Models by name.
+
+
+@in_virtual_time
+async def test_a_model_is_found_by_its_name() -> None:
+    edge = Edge()
+    edge.engine.models = {"org/name", "adapter", "with space"}
+    for path, name in (
+        ("/v1/models/org/name", "org/name"),
+        ("/v1/models/org%2Fname", "org/name"),
+        ("/v1/models/org%2fname", "org/name"),
+        ("/v1/models/adapter", "adapter"),
+        ("/v1/models/with%20space", "with space"),
+    ):
+        assert (await edge.client("GET", path).finish()).json()["id"] == name
+
+    unknown = await edge.client("GET", "/v1/models/org").finish()
+
+    assert (unknown.status, unknown.error()["code"], unknown.error()["param"]) == (404, "not_found", "model")
+    assert "'org'" in unknown.error()["message"]
+
+
+# A wrong base URL.
+
+
+@pytest.mark.parametrize(
+    ("path", "meant", "base"),
+    [
+        ("/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
+        ("/completions", "/v1/completions", "http://host:1/v1."),
+        ("/models", "/v1/models", "http://host:1/v1."),
+        ("/messages", "/v1/messages", "http://host:1."),
+        ("/v1/v1/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
+        ("/v1/v1/messages", "/v1/messages", "http://host:1."),
+        ("/v1//chat/completions", "/v1/chat/completions", "http://host:1/v1."),
+        ("/api/v1/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
+        ("/openai/deployments/x/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
+        ("/v1/tokenize", "/tokenize", ""),
+        ("/v1/livez", "/livez", ""),
+    ],
+)
+@in_virtual_time
+async def test_a_wrong_base_url_is_told_the_right_one(path: str, meant: str, base: str) -> None:
+    answer = await mounted(Edge()).client("POST", path, headers={"Host": "host:1"}).finish()
+
+    assert answer.status == 404
+    assert f"It is at {meant}" in answer.error()["message"]
+    assert answer.error()["message"].endswith(base)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/"])
+@in_virtual_time
+async def test_the_base_url_itself_says_what_it_is(path: str) -> None:
+    answer = await Edge().client("GET", path, headers={"Host": "host:1", "X-Forwarded-Proto": "https"}).finish()
+
+    assert answer.status == 404
+    assert "https://host:1/v1 as their base URL" in answer.error()["message"]
+
+
+@pytest.mark.parametrize("host", ["", "a b", "x/y", '"', "a:b", "h" * 300, "[::1", "héé"])
+@in_virtual_time
+async def test_a_host_that_is_none_is_not_repeated(host: str) -> None:
+    answer = await Edge().client("GET", "/v1", headers={"Host": host}).finish()
+
+    assert "http://<this server>/v1" in answer.error()["message"]
+
+
+@in_virtual_time
+async def test_ollamas_clients_learn_that_this_is_something_else() -> None:
+    answer = await Edge().client("POST", "/api/chat").finish()
+
+    assert (answer.status, "Ollama" in answer.error()["message"]) == (404, True)
+
+
+@in_virtual_time
+async def test_a_long_path_is_not_repeated_in_full() -> None:
+    answer = await Edge().client("GET", "/" + "a/" * 5000 + "b").finish()
+
+    assert answer.status == 404
+    assert len(answer.body) < 600
+
+
+@in_virtual_time
+async def test_the_root_says_what_this_is(tmp_path: Path) -> None:
+    answer = await Edge().client("GET", "/", headers={"Host": "[::1]:8000"}).finish()
+
+    assert answer.json() == {
+        "name": "Sluice",
+        "version": "0.1.0",
+        "openai_base_url": "http://[::1]:8000/v1",
+        "anthropic_base_url": "http://[::1]:8000",
+        "docs": "http://[::1]:8000/docs",
+    }
+
+
+# A path means what it says.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics%0a",
+        "/metrics%0A",
+        "/metrics%00",
+        "/metrics%09",
+        "/metrics%7f",
+        "/metrics%C2%85",
+        "/metrics%E2%80%A8",
+        "/metrics%20",
+        "/%6detrics",
+        "/metrics%2f",
+        "/metrics%2e",
+        "/%2fmetrics",
+        "//metrics",
+        "/./metrics",
+        "/x/../metrics",
+        "/%2e/metrics",
+        "/%2e%2e/metrics",
+        "/metrics;x=1",
+        "/metrics/x",
+        "/metricsx",
+        "/METRICS",
+        "/metrics\\",
+        "/metrics%5c",
+        "/metrics%",
+        "/metrics%zz",
+        "/v1/models/../../metrics",
+        "/v1/models/%2e%2e/%2e%2e/metrics",
+        "/v1/streams/%2e%2e/models",
+        "/v1/streams/x%2Fcancel",
+        "/v1/streams/x/canc%65l",
+        "/v1/streams/x%00",
+        "/v1/models/x%0d%0ay",
+        "/v1%2fmodels",
+        "/v1/%6dodels",
+    ],
+)
+@in_virtual_time
+async def test_no_path_can_be_written_in_a_second_way(path: str) -> None:
+    edge = mounted(Edge())
+    for method in ("GET", "POST"):
+        answer = await edge.client(method, path).finish()
+
+        assert (answer.status, answer.error()["code"]) == (404, "not_found")
+        assert b"sluice_numbers" not in answer.body
+
+
+# Bodies.
+
+
+@in_virtual_time
+async def test_line_separators_leave_escaped_with_the_right_length() -> None:
+    edge = mounted(Edge())
+    for client in (
+        await edge.client("GET", "/v1/models").finish(),
+        await edge.client("GET", "/v1/models/" + SEPARATORS.replace("\x85", "x")).finish(),
+        await edge.client("POST", "/v1/messages/" + "\u00e9").finish(),
+    ):
+        assert len(client.body) == int(client.headers["content-length"])
+        assert len(client.body.decode().splitlines()) == 1
+    assert (await edge.client("GET", "/v1/models").finish()).json() == {"data": [SEPARATORS]}
+    streamed = await edge.client("GET", "/lines").finish()
+
+    assert streamed.body.decode().splitlines() == [r"data: a\u2028b\u2029c\u0085d", "", "data: 2", ""]
+
+
+@in_virtual_time
+async def test_an_error_that_repeats_a_line_separator_escapes_it() -> None:
+    edge = Edge()
+    edge.engine.prepare_error = ClientError(SEPARATORS)
+    whole = await edge.ask(stream=False).finish()
+
+    assert whole.error()["message"] == SEPARATORS
+    assert len(whole.body.decode().splitlines()) == 1
+    assert len(whole.body) == int(whole.headers["content-length"])
+
+
+@in_virtual_time
+async def test_a_whole_answer_escapes_line_separators() -> None:
+    edge = Edge()
+    client = edge.ask(stream=False)
+    await settle()
+    edge.engine.runs[0].document(orjson.dumps({"said": SEPARATORS}), tokens=5)
+    edge.engine.runs[0].finish()
+    await client.finish()
+
+    assert client.json() == {"said": SEPARATORS}
+    assert len(client.body.decode().splitlines()) == 1
+    assert len(client.body) == int(client.headers["content-length"])
+
+
+# Anthropic's endpoints.
+
+MESSAGES = ["/v1/messages", "/v1/messages/count_tokens"]
+
+
+def anthropic(client: Client) -> str:
+    """The type of an error in Anthropic's shape."""
+    body = client.json()
+    request_id = client.headers["request-id"]
+    error = body["error"]
+    assert body == {"type": "error", "error": error, "request_id": request_id}
+    assert error.keys() == {"type", "message"}
+    assert error["message"]
+    assert client.headers["x-request-id"] == request_id
+    return str(error["type"])
+
+
+@pytest.mark.parametrize("path", MESSAGES)
+@in_virtual_time
+async def test_every_refusal_of_an_anthropic_endpoint_has_anthropics_shape(path: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(key_line("ann", "sk-a"))
+    locked = await Edge(keys_file=keys).client("POST", path).finish()
+    method = await mounted(Edge()).client("GET", path).finish()
+    unknown = await mounted(Edge()).client("POST", path + "/x").finish()
+    large = await mounted(Edge(max_body_bytes=10)).client("POST", path, headers={"Content-Length": "11"}).finish()
+    headers = await mounted(Edge()).client("POST", path, headers={"X-Request-Timeout": "x"}).finish()
+    starting = await Edge(ready=False).client("POST", path).finish()
+    down = Edge()
+    down.supervisor.phase = Phase.FAILED
+    failed = await down.client("POST", path).finish()
+    draining = mounted(Edge())
+    draining.registry.draining = True
+    stopping = await draining.client("POST", path).finish()
+
+    assert (locked.status, anthropic(locked)) == (401, "authentication_error")
+    assert (method.status, anthropic(method), method.headers["allow"]) == (
+        405,
+        "invalid_request_error",
+        "OPTIONS, POST",
+    )
+    assert (unknown.status, anthropic(unknown)) == (404, "not_found_error")
+    assert (large.status, anthropic(large)) == (413, "request_too_large")
+    assert (headers.status, anthropic(headers)) == (400, "invalid_request_error")
+    assert (starting.status, anthropic(starting), starting.headers["retry-after"]) == (503, "overloaded_error", "30")
+    assert (failed.status, anthropic(failed)) == (503, "api_error")
+    assert (stopping.status, anthropic(stopping)) == (503, "overloaded_error")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ClientError("x"), "invalid_request_error"),
+        (Cancelled("x"), "invalid_request_error"),
+        (DeadlineExceeded("x"), "timeout_error"),
+        (Overloaded("x"), "overloaded_error"),
+        (NotReady("x"), "overloaded_error"),
+        (Draining("x"), "overloaded_error"),
+        (EngineFailed("x"), "api_error"),
+        (InternalError("x"), "api_error"),
+    ],
+)
+def test_errors_have_anthropics_types(error: SluiceError, kind: str) -> None:
+    assert error.anthropic_body("r")["error"] == {"type": kind, "message": "x"}
+
+
+@in_virtual_time
+async def test_answers_of_anthropic_endpoints_have_a_request_id_and_others_have_openais_errors() -> None:
+    edge = mounted(Edge())
+    good = await edge.client("POST", "/v1/messages", headers={"X-Request-Id": "r-1"}).finish()
+    other = await edge.client("GET", "/v1/messagesx").finish()
+
+    assert (good.status, good.headers["request-id"], good.headers["x-request-id"]) == (200, "r-1", "r-1")
+    assert "request-id" not in other.headers
+    assert other.error()["code"] == "not_found"
+
+
+# What flags of vLLM's ask for.
+
+
+@in_virtual_time
+async def test_paths_may_have_the_root_path_before_them() -> None:
+    edge = mounted(Edge())
+    edge.engine.options = AppOptions(root_path="/llm")
+    for path in ("/livez", "/v1/models", "/v1/models/scripted", "/docs", "/"):
+        assert (await edge.client("GET", path).finish()).status == 200
+        assert (await edge.client("GET", "/llm" + path).finish()).status == 200
+    stream = edge.client("POST", "/llm" + CHAT, body=b'{"stream": true}')
+    await settle()
+    edge.engine.runs[0].end("x")
+    await stream.finish()
+    docs = await edge.client("GET", "/llm/docs").finish()
+    schema = (await edge.client("GET", "/llm/openapi.json").finish()).json()
+    about = (await edge.client("GET", "/llm/", headers={"Host": "h"}).finish()).json()
+
+    assert stream.status == 200
+    assert b"'/llm/openapi.json'" in docs.body
+    assert schema["servers"] == [{"url": "/llm"}]
+    assert about["openai_base_url"] == "http://h/llm/v1"
+    for path in ("/llmx/livez", "/llm/llm/livez", "/ll%6d/livez", "/llm%2flivez", "/llm//metrics", "/llm/metrics%0a"):
+        assert (await edge.client("GET", path).finish()).status == 404
+
+
+@in_virtual_time
+async def test_documents_can_be_turned_off() -> None:
+    edge = Edge()
+    edge.engine.options = AppOptions(has_docs=False)
+
+    assert [(await edge.client("GET", path).finish()).status for path in ("/docs", "/openapi.json")] == [404, 404]
+
+
+@in_virtual_time
+async def test_load_counts_every_request_where_it_is_asked_for() -> None:
+    edge = Edge(max_concurrent=1)
+    running, waiting = edge.ask(), edge.ask(stream=False)
+    await settle()
+    off = await edge.client("GET", "/load").finish()
+    edge.engine.options = AppOptions(counts_load=True)
+    on = await edge.client("GET", "/load").finish()
+    for client in (running, waiting):
+        client.leave()
+        await client.finish()
+    after = await edge.client("GET", "/load").finish()
+
+    assert [one.json() for one in (off, on, after)] == [{"server_load": count} for count in (0, 2, 0)]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@in_virtual_time
+async def test_a_whole_answer_tells_the_engines_load_if_asked(path: str) -> None:
+    edge = Edge(max_concurrent=1)
+    told = {}
+    for kind in ("TEXT", "json", "other", ""):
+        client = edge.ask(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
+        await settle()
+        # In the queue, of which the engine does not know; two, as the seat goes to the next when this one ends.
+        waiting = [edge.ask(path), edge.ask(path), edge.ask(path)]
+        await settle()
+        (asked,) = (run for run in edge.engine.runs if run.live)
+        asked.document(b"{}", tokens=1)
+        asked.finish()
+        await client.finish()
+        told[kind] = client.headers.get("endpoint-load-metrics")
+        for one in waiting:
+            await settle()
+            (run,) = (run for run in edge.engine.runs if run.live)
+            run.end("a")
+            await one.finish()
+
+    assert told == {
+        "TEXT": "TEXT named_metrics.num_requests_waiting=2",
+        "json": "JSON named_metrics.num_requests_waiting=2",
+        "other": None,
+        "": None,
+    }
+
+
+def test_only_anthropics_endpoints_are_anthropics() -> None:
+    assert [is_anthropic(path) for path in (*MESSAGES, "/v1/messagesx", "/v1", CHAT)] == [True] * 2 + [False] * 3

@@ -1,0 +1,103 @@
+"""The comparison with the truth finds what is wrong: a run whose numbers are right, then spoiled one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loadtest.bench.truthful import Pair, compare, crossed, pairs, start_us
+from loadtest.mock.truth import Record, Truth
+from loadtest.result import Result
+from tests.unit.loadtest import made
+
+BEGAN_NS = 5_000_000_000_000
+TRANSIT_NS = 20_000
+STREAMS, EVENTS, GAP_NS, TTFT_NS = 200, 20, 40_000_000, 150_000_000
+
+
+def truth() -> Truth:
+    """A stream every 50 ms from the start on, each of 20 tokens."""
+    records = []
+    for number in range(STREAMS):
+        arrived_ns = BEGAN_NS + number * 50_000_000
+        sent_ns = [arrived_ns + TTFT_NS + event * (GAP_NS + number * 1000) for event in range(EVENTS)]
+        records.append(Record(f"id-{number}", "", True, None, arrived_ns, 200, sent_ns, [1] * EVENTS))
+    return Truth(records, {"on_time": True})
+
+
+def line(record: Record, late_us: int = 0) -> dict[str, Any]:
+    """What an exact client writes down of it."""
+    sent_us = (record.arrived_ns - TRANSIT_NS - BEGAN_NS) // 1000
+    first_us = (record.sent_ns[0] + TRANSIT_NS - BEGAN_NS) // 1000
+    return {"id": record.id, "intended_us": sent_us, "sent_us": sent_us, "first_content_us": first_us + late_us}
+
+
+def result(found: list[Pair], told: Truth, **changes: object) -> Result:
+    """The document of a client that measures exactly, from second 2 to 8."""
+    ttfts = made.distribution([(pair.line["first_content_us"] - pair.line["sent_us"]) / 1000 for pair in found])
+    within = [t for r in told.records for t in r.sent_ns if 2e9 <= t - BEGAN_NS < 8e9]
+    summary = made.summary(
+        **{
+            "ttft_ms": ttfts,
+            "ttft_from_sent_ms": ttfts,
+            "itl_ms": made.distribution([gap for pair in found for gap in pair.gaps_ms]),
+            "max_stall_ms": made.distribution([max(pair.gaps_ms) for pair in found]),
+            "output_tokens": len(within),
+        }
+        | changes
+    )
+    base = made.made(seconds=6, warmup=2)
+    run = made.run(warmup_s=2.0, duration_s=6.0)
+    return base.model_copy(update={"summary": summary, "run": run})
+
+
+def check(lines: list[dict[str, Any]], told: Truth, **changes: object) -> set[str]:
+    """The names of the numbers that are missed."""
+    run = made.run(warmup_s=2.0, duration_s=6.0)
+    found = pairs(made.made().model_copy(update={"run": run}), lines, told)
+    return {row.metric for row in compare(result(found, told, **changes), found, told) if not row.met}
+
+
+def test_exact_numbers_are_met_and_the_start_is_found() -> None:
+    told = truth()
+    lines = [line(record) for record in told.records]
+    run = made.run(warmup_s=2.0, duration_s=6.0)
+    found = pairs(made.made().model_copy(update={"run": run}), lines, told)
+
+    assert len(found) == 120
+    assert sum(start_us(found)) / 2 == pytest.approx(BEGAN_NS / 1000, abs=2)
+    assert not crossed(found)
+    assert check(lines, told) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({"itl_ms": made.distribution([45.0] * 120 * 19)}, {"ITL"}),
+        ({"itl_ms": made.distribution([40.1] * (120 * 19 - 1))}, {"count"}),
+        ({"output_tokens": 1}, {"count"}),
+        ({"max_stall_ms": made.distribution([60.0] * 120)}, {"longest gap"}),
+        ({"ttft_ms": made.distribution([156.0] * 120)}, {"TTFT from intended"}),
+        ({"ttft_from_sent_ms": made.distribution([144.0] * 120)}, {"TTFT from sending", "TTFT from arrival"}),
+    ],
+)
+def test_a_wrong_number_is_found(changes: dict[str, object], missed: set[str]) -> None:
+    told = truth()
+
+    assert check([line(record) for record in told.records], told, **changes) == missed
+
+
+def test_a_stamp_before_its_cause_is_found() -> None:
+    told = truth()
+    lines = [line(record, late_us=-100 if record.id == "id-77" else 0) for record in told.records]
+
+    assert crossed([Pair(one, record) for one, record in zip(lines, told.records, strict=True)])
+
+
+def test_a_stream_that_nobody_sent_is_found() -> None:
+    told = truth()
+    lines = [line(record) | {"id": "another"} for record in told.records]
+
+    with pytest.raises(KeyError, match="another"):
+        check(lines, told)

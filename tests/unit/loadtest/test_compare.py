@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import pytest
+
+from loadtest.compare import compare
+from loadtest.comparison import Change, Comparison, Row
+from loadtest.result import Outcome, Result
+from tests.unit.loadtest.made import made, run
+
+PAIRS = 200
+
+
+def became(found: Comparison) -> dict[str, Change]:
+    return {row.name: row.became for row in found.rows}
+
+
+def row(found: Comparison, name: str) -> Row:
+    return next(each for each in found.rows if each.name == name)
+
+
+@pytest.fixture(scope="module")
+def alike() -> list[Comparison]:
+    """A server against itself, with other requests each time, so often that the intervals can be counted."""
+    runs = [made(seed, seconds=40, gaps=2, errors={"reset": 0.02}) for seed in range(2 * PAIRS)]
+    return [compare(a, b) for a, b in zip(runs[::2], runs[1::2], strict=True)]
+
+
+def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> None:
+    """Fourteen numbers are looked at each time, and one of twenty comparisons may be wrong in any of them (ten of these
+    200 are). The limit leaves room for two standard errors of so many comparisons."""
+    assert sum(found.regressed for found in alike) <= PAIRS * 0.08
+
+
+@pytest.mark.parametrize(
+    "name", ["TTFT p50", "TTFT p90", "ITL p50", "ITL p99", "TPOT p50", "E2E p90", "output tokens", "error rate"]
+)
+def test_intervals_hold_the_truth_about_as_often_as_they_say(alike: list[Comparison], name: str) -> None:
+    """The truth is a ratio of 1 and a difference of 0. Forty seconds in stretches of seven are few: 95 % is the aim,
+    and 90 % is what such short runs must reach."""
+    held = 0
+    for found in alike:
+        each = row(found, name)
+        assert each.low is not None
+        assert each.high is not None
+        held += each.low <= (0 if each.is_difference else 1) <= each.high
+
+    assert held / PAIRS >= 0.90
+
+
+def test_a_server_that_became_slower_is_found_out() -> None:
+    found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5))
+
+    assert found.regressed
+    assert {became(found)[name] for name in ("TTFT p50", "TTFT p90", "ITL p50", "TPOT p90", "E2E p50")} == {"regressed"}
+    assert found.headline.startswith("Regressed: TTFT p50, ")
+    assert row(found, "ITL p50").change == pytest.approx(1.5, rel=0.1)
+
+
+def test_a_server_that_became_faster_is_no_regression() -> None:
+    found = compare(made(1, seconds=240, gaps=2, slow=1.5), made(2, seconds=240, gaps=2))
+
+    assert not found.regressed
+    assert became(found)["ITL p50"] == Change.IMPROVED
+
+
+def test_the_same_run_twice_is_the_same_within_a_wide_tolerance() -> None:
+    one = made(1, seconds=240, gaps=2)
+    found = compare(one, one, tolerance=0.5)
+
+    assert became(found)["ITL p50"] == Change.SAME
+    assert row(found, "ITL p50").change == 1
+
+
+def test_a_change_within_the_tolerance_is_no_regression() -> None:
+    slower = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.9)
+
+    assert not slower.regressed
+
+
+def test_fewer_tokens_are_worse_and_more_are_better() -> None:
+    busy, calm = made(1, seconds=120, gaps=1, rate=16.0), made(2, seconds=120, gaps=1, rate=8.0)
+
+    assert became(compare(busy, calm))["output tokens"] == Change.REGRESSED
+    assert became(compare(calm, busy))["output tokens"] == Change.IMPROVED
+
+
+def test_errors_are_subtracted() -> None:
+    clean, broken = made(1, seconds=120, gaps=1), made(2, seconds=120, gaps=1, errors={"reset": 0.05})
+    worse, better = compare(clean, broken), compare(broken, clean)
+
+    assert became(worse)["error rate"] == Change.REGRESSED
+    assert row(worse, "error rate").words()[3].endswith(" pp")
+    assert became(better)["error rate"] == Change.IMPROVED
+
+
+def test_errors_that_neither_had_are_the_same() -> None:
+    assert became(compare(made(1, seconds=60, gaps=1), made(2, seconds=60, gaps=1)))["error rate"] == Change.SAME
+
+
+def test_what_is_clearly_worse_but_maybe_by_little_says_so() -> None:
+    found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
+
+    assert row(found, "ITL p50").words()[5] == "unclear: worse, perhaps by little"
+
+
+def test_too_few_values_for_a_quantile_are_said() -> None:
+    assert row(compare(made(1, seconds=40), made(2, seconds=40)), "TTFT p99").words()[5].endswith("368 are needed")
+
+
+@pytest.mark.parametrize("seconds", [1, 10])
+def test_runs_too_short_to_compare_say_so_and_are_no_regression(seconds: int) -> None:
+    found = compare(made(1, seconds=seconds), made(2, seconds=seconds, slow=9))
+
+    assert set(became(found).values()) == {"unknown"}
+    assert not found.regressed
+    assert found.headline == "Nothing could be compared"
+
+
+def test_a_run_without_a_time_line_cannot_be_compared() -> None:
+    one = made(1, seconds=60, gaps=1)
+    found = compare(one, one.model_copy(update={"timeline": []}))
+
+    assert {each.words()[5] for each in found.rows if each.unit != "ms"} == {"unknown: nothing to compare"}
+
+
+def test_runs_in_which_nothing_ended_well_can_be_compared_in_errors_alone() -> None:
+    found = compare(made(1, seconds=60, errors={"connect": 1.0}), made(2, seconds=60, errors={"connect": 1.0}))
+
+    assert became(found)["error rate"] == Change.SAME
+    assert became(found)["output tokens"] == Change.UNKNOWN
+
+
+def changed(seed: int, **changes: object) -> Result:
+    return made(1, seconds=40, gaps=1).model_copy(update={"run": run(seed=seed, **changes)})
+
+
+def test_what_makes_runs_hard_to_compare_is_a_warning() -> None:
+    a = changed(1)
+    b = changed(2, scenario_yaml="other", machine="another", model="m", versions={"python": "3.12", "locust": "2.47.0"})
+    b = b.model_copy(update={"verdict": b.verdict.model_copy(update={"outcome": Outcome.INVALID})})
+
+    assert compare(a, a).warnings == []
+    assert list(compare(a, b).warnings) == [
+        "the generator of run b did not keep up, so its numbers prove nothing",
+        "the scenarios differ, so more than the server may have changed",
+        "the seeds differ: 1 and 2",
+        "the machines differ: 2 x Xeon 2.5 GHz, Linux and another",
+        "the models differ: sluice-demo and m",
+        "the versions of python differ: 3.11.2 and 3.12",
+        "the versions of sluice differ: 0.1.0 and none",
+    ]
+
+
+def test_a_run_whose_streams_were_not_whole_is_a_warning() -> None:
+    a = changed(1)
+    b = a.model_copy(update={"verdict": a.verdict.model_copy(update={"outcome": Outcome.INTEGRITY})})
+
+    assert list(compare(b, a).warnings) == ["what the server said in run a was not true or not whole"]
+
+
+def test_what_happened_in_one_second_only_has_no_interval() -> None:
+    """Most draws lack that second, so there is no telling how much it may vary."""
+    whole = made(1, seconds=120, gaps=20)
+    bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
+    found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")
+
+    assert found.words()[5] == "unknown: too little happened in most stretches of seconds"
+
+
+def test_it_is_said_alike_in_the_terminal_in_markdown_and_on_the_page() -> None:
+    hostile = "<script>|`"
+    found = compare(changed(1), changed(1, machine=hostile))
+    cells = row(found, "TTFT p50").words()
+
+    for cell in cells:
+        assert cell in found.text()
+    assert f"warning: the machines differ: 2 x Xeon 2.5 GHz, Linux and {hostile}" in found.text()
+    assert f"| {cells[0]} | {cells[1]} | {cells[2]} |" in found.markdown()
+    assert "<script>|" not in found.html()
+    assert found.html().count('<svg class="strip') == sum(each.low is not None for each in found.rows)
+    assert hostile not in found.markdown()

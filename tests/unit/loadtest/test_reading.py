@@ -1,0 +1,276 @@
+"""Reading an answer: what is counted, and that every untruth is found and has its name."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from gateway.engine import deterministic_tokens
+from loadtest.reading import End
+from loadtest.record import Manner, Record
+from loadtest.result import ErrorKind
+from loadtest.workload import Plan
+from tests.unit.loadtest.asks import ID, chunk, ending, event, reading, usage
+
+ROLE = event(chunk("", choice={"delta": {"role": "assistant", "content": ""}}))
+TWO = event(chunk("Hello")) + event(chunk(" you"))
+
+
+def read(*parts: bytes, end: End = End.COMPLETE, **changes: object) -> Record:
+    """What became of a stream of these parts, the first at 10 ns, the next at 20."""
+    one = reading(**changes)
+    for number, part in enumerate(parts, 1):
+        one.body(10 * number, part)
+    return one.end(10 * len(parts) + 1, end)
+
+
+def test_a_good_stream_has_all_its_times_and_tokens() -> None:
+    one = reading()
+    for at_ns, part in ((10, ROLE), (20, event(chunk("Hello"))), (30, event(chunk(" you"))), (40, ending(2))):
+        one.body(at_ns, part)
+    record = one.end(50, End.COMPLETE)
+
+    assert record.error is None, record.detail
+    assert record.ok
+    assert one.text == "Hello you"
+    assert list(record.content_ns) == [20, 30], "the role's chunk is no content"
+    assert (record.first_byte_ns, record.done_ns, record.ended_ns) == (5, 40, 50)
+    assert (record.prompt_tokens, record.output_tokens, record.events) == (7, 2, 6)
+    assert record.completion_id == ID
+
+
+def test_several_tokens_in_one_event_are_counted_apart() -> None:
+    """By usage in every event: the gap stays one gap, the tokens are three."""
+    record = read(
+        event(chunk("Hello", usage=usage(1))), event(chunk(" all of you", usage=usage(4))), ending(4), by_usage=True
+    )
+
+    assert record.error is None, record.detail
+    assert list(record.content_tokens) == [1, 3]
+
+
+def test_tokens_that_only_the_end_tells_go_to_the_last_event() -> None:
+    record = read(TWO, ending(5))
+
+    assert list(record.content_tokens) == [1, 4]
+
+
+def test_reasoning_and_tool_calls_are_content() -> None:
+    parts = [
+        event(chunk(choice={"delta": {"reasoning_content": "hm"}})),
+        event(chunk(choice={"delta": {"tool_calls": [{}]}})),
+    ]
+    record = read(*parts, ending(2))
+
+    assert list(record.content_ns) == [10, 20]
+
+
+BROKEN: list[tuple[ErrorKind, bytes, dict[str, object]]] = [
+    (ErrorKind.SSE_ERROR, TWO + event({"error": {"code": "engine_failed", "message": "x"}}) + event(b"[DONE]"), {}),
+    (ErrorKind.NO_DONE, TWO + event(chunk(finish="stop")) + event({"id": ID, "choices": [], "usage": usage(2)}), {}),
+    (ErrorKind.NO_FINISH, TWO + event({"id": ID, "choices": [], "usage": usage(2)}) + event(b"[DONE]"), {}),
+    (ErrorKind.NO_FINISH, TWO + ending(2), {"choices": 2}),
+    (ErrorKind.BAD_JSON, TWO + event(b'{"id": "chat') + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + event(b"[1]") + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + event({"id": ID, "object": "what"}) + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + event({"id": ID, "choices": [1]}) + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + event({"choices": []}) + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + ending(2) + event(chunk("!")), {}),
+    (ErrorKind.BAD_EVENT, TWO + event(chunk(finish="stop")) + ending(2), {}),
+    (ErrorKind.BAD_EVENT, TWO + event(chunk(finish="abort")) + event(b"[DONE]"), {}),
+    (ErrorKind.USAGE_MISMATCH, TWO + event(chunk(finish="stop")) + event(b"[DONE]"), {}),
+    (ErrorKind.USAGE_MISMATCH, TWO + ending(101), {}),
+    (ErrorKind.USAGE_MISMATCH, TWO + ending(1), {}),
+    (ErrorKind.USAGE_MISMATCH, event(chunk("a", usage=usage(1))) + ending(2), {"by_usage": True}),
+    (
+        ErrorKind.USAGE_MISMATCH,
+        event(chunk("a", usage=usage(3))) + event(chunk("b", usage=usage(2))),
+        {"by_usage": True},
+    ),
+    (ErrorKind.USAGE_MISMATCH, event(chunk("a", choice={"token_ids": [1, 2]})) + ending(3), {"by_ids": True}),
+    (ErrorKind.OUT_OF_ORDER, event(chunk("a"), 1) + event(chunk("b"), 3), {}),
+    (ErrorKind.OUT_OF_ORDER, event(chunk("a"), 1) + event(chunk("b"), 1), {}),
+    (ErrorKind.OUT_OF_ORDER, TWO + event(chunk(finish="stop")) + event(chunk("more")) + ending(3), {}),
+    (ErrorKind.CROSS_TALK, TWO + event({**chunk("x"), "id": "chatcmpl-2"}) + ending(3), {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "changes"), BROKEN, ids=lambda value: str(value)[:30])
+def test_what_a_server_must_not_say(kind: ErrorKind, body: bytes, changes: dict[str, object]) -> None:
+    record = read(body, **changes)
+
+    assert record.error is kind, record.detail
+    assert record.detail
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (End.CLOSED, ErrorKind.TRUNCATED),
+        (End.RESET, ErrorKind.RESET),
+        (End.CONNECT, ErrorKind.CONNECT),
+        (End.TLS, ErrorKind.TLS),
+        (End.TIMEOUT_FIRST, ErrorKind.TIMEOUT_FIRST),
+        (End.TIMEOUT_IDLE, ErrorKind.TIMEOUT_IDLE),
+        (End.DEADLINE, ErrorKind.DEADLINE),
+    ],
+)
+def test_how_a_connection_can_end(end: End, kind: ErrorKind) -> None:
+    assert read(TWO, end=end).error is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, ErrorKind.HTTP_4XX),
+        (404, ErrorKind.HTTP_4XX),
+        (429, ErrorKind.HTTP_429),
+        (503, ErrorKind.HTTP_503_SHED),
+        (500, ErrorKind.HTTP_5XX),
+    ],
+)
+def test_a_refusal_has_its_kind_and_says_why(status: int, kind: ErrorKind) -> None:
+    one = reading()
+    one.head(status, "application/json", "r-1")
+    one.body(10, orjson.dumps({"error": {"message": "because"}}))
+    record = one.end(20, End.COMPLETE)
+
+    assert record.error is kind
+    assert record.detail == f"{status}: because"
+
+
+def test_a_stream_must_be_one() -> None:
+    one = reading()
+    one.head(200, "application/json", "r-1")
+    one.body(10, b"{}")
+
+    assert one.end(20, End.COMPLETE).error is ErrorKind.BAD_EVENT
+
+
+def test_a_connection_that_ends_after_done_costs_nobody_anything() -> None:
+    assert read(TWO + ending(2), end=End.CLOSED).error is None
+
+
+def test_the_first_error_counts() -> None:
+    record = read(TWO + event(b"{") + event({"error": {"message": "x"}}), end=End.CLOSED)
+
+    assert record.error is ErrorKind.BAD_JSON
+
+
+# Every token.
+
+PROMPT = [300, 301, 302]
+
+
+def said(*ids: int, prompt: list[int] | None = None) -> bytes:
+    more = {"prompt_token_ids": prompt} if prompt is not None else {}
+    return event(chunk("x", choice={"token_ids": list(ids)}, **more))
+
+
+def test_every_token_is_held_against_the_oracle() -> None:
+    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    record = read(said(*due[:1], prompt=PROMPT), said(*due[1:]), ending(4), by_ids=True, synthetic=True)
+
+    assert record.error is None, record.detail
+    assert record.verified_tokens == 4
+    assert list(record.content_tokens) == [1, 3]
+
+
+def test_a_wrong_token_is_found_at_its_position() -> None:
+    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    record = read(said(due[0], due[1], due[3]), by_ids=True, synthetic=True, prompt_ids=(PROMPT[0], len(PROMPT)))
+
+    assert record.error is ErrorKind.WRONG_TOKEN
+    assert record.verified_tokens == 0
+
+
+def test_a_lost_token_is_a_wrong_one() -> None:
+    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    record = read(said(due[0], prompt=PROMPT), said(due[2]), by_ids=True, synthetic=True)
+
+    assert record.error is ErrorKind.WRONG_TOKEN
+
+
+# Clients that do not read to the end.
+
+
+def test_leaving_as_planned_is_neither_good_nor_an_error() -> None:
+    record = read(TWO, end=End.LEFT, plan=Plan(Manner.CANCEL))
+
+    assert record.error is None
+    assert record.left_by_plan
+    assert not record.ok
+    assert record.output_tokens == 2
+
+
+def test_what_was_untrue_before_leaving_stays_an_error() -> None:
+    record = read(TWO + event(b"{"), end=End.LEFT, plan=Plan(Manner.CANCEL))
+
+    assert record.error is ErrorKind.BAD_JSON
+    assert not record.left_by_plan
+
+
+@pytest.mark.parametrize("end", [End.CLOSED, End.RESET])
+def test_a_server_may_drop_a_client_who_does_not_read(end: End) -> None:
+    record = read(TWO, end=end, plan=Plan(Manner.STALL))
+
+    assert record.error is None
+    assert record.left_by_plan
+
+
+def test_a_server_may_tell_a_stalled_client_so_and_no_other() -> None:
+    told = event({"error": {"code": "client_stalled", "message": "x"}}) + event(b"[DONE]")
+
+    assert read(TWO + told, plan=Plan(Manner.STALL)).left_by_plan
+    assert read(TWO + told).error is ErrorKind.SSE_ERROR
+
+
+def test_a_resumed_stream_goes_on_with_the_next_number() -> None:
+    one = reading(plan=Plan(Manner.RESUME))
+    one.body(10, event(chunk("Hello"), 1) + b"id: 2\ndata: {half")
+    one.cut()
+    one.body(20, event(chunk(" you"), 2) + event(chunk(finish="stop"), 3))
+    one.body(30, event({"id": ID, "choices": [], "usage": usage(2)}, 4) + event(b"[DONE]", 5))
+    record = one.end(40, End.COMPLETE)
+
+    assert record.error is None, record.detail
+    assert one.text == "Hello you"
+
+
+# Answers that are not streamed.
+
+
+def whole(**changes: object) -> bytes:
+    choice = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}
+    return orjson.dumps({"id": ID, "choices": [choice], "usage": usage(1), **changes})
+
+
+def test_a_whole_answer() -> None:
+    record = read(whole()[:20], whole()[20:], stream=False)
+
+    assert record.error is None, record.detail
+    assert (record.output_tokens, record.done_ns) == (1, 21)
+    assert record.ttft_from_ns == 0, "nobody saw its first token"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", ErrorKind.BAD_JSON),
+        (b"[]", ErrorKind.BAD_EVENT),
+        (whole(choices=[]), ErrorKind.NO_FINISH),
+        (whole(usage=None), ErrorKind.USAGE_MISMATCH),
+        (whole(usage=usage(1000)), ErrorKind.USAGE_MISMATCH),
+    ],
+)
+def test_a_whole_answer_that_is_none(body: bytes, kind: ErrorKind) -> None:
+    assert read(body, stream=False).error is kind
+
+
+def test_every_kind_of_error_is_tested_somewhere() -> None:
+    """Those of this file; a dropped arrival is the host's."""
+    here = {kind for kind, _, _ in BROKEN} | {ErrorKind.WRONG_TOKEN, ErrorKind.DROPPED_ARRIVAL}
+    ends = {"truncated", "reset", "connect", "tls", "timeout_first", "timeout_idle", "deadline"}
+    statuses = {"http_4xx", "http_429", "http_503_shed", "http_5xx"}
+
+    assert {str(kind) for kind in ErrorKind} == {str(kind) for kind in here} | ends | statuses

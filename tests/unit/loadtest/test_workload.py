@@ -1,0 +1,183 @@
+"""What is asked: the lengths that were wanted, the same for the same seed and number, history and all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import mean, median
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.engine import deterministic_tokens
+from loadtest.library import parse
+from loadtest.record import Manner
+from loadtest.traces import Arrival
+from loadtest.workload import Ask, Served, Work
+
+NOW = Arrival(0.0)
+
+
+def work(served: Served | None = None, keys: dict[str, str] | None = None, **changes: Any) -> Work:
+    """The work of one workload (`w`), or of what `changes` say."""
+    one = {"name": "w", **changes.pop("workload", {})}
+    document = {"name": "x", "load": {"kind": "poisson", "rate": 1}, "workloads": [one], **changes}
+    return Work(parse(document, "here"), served or Served("m"), keys or {})
+
+
+def asks(one: Work, count: int, arrival: Arrival = NOW) -> list[Ask]:
+    """The first request of each arrival."""
+    found = [one.conversation(arrival, number).next() for number in range(count)]
+    assert all(found)
+    return [ask for ask in found if ask is not None]
+
+
+def body(ask: Ask) -> dict[str, Any]:
+    said: dict[str, Any] = orjson.loads(ask.body)
+    return said
+
+
+def words(ask: Ask) -> int:
+    return len(body(ask)["messages"][-1]["content"].split())
+
+
+def test_a_number_asks_the_same_whoever_asks_and_whatever_was_asked_before() -> None:
+    long = {"prompt_tokens": {"kind": "lognormal", "median": 50, "sigma": 1}}
+    once, again = asks(work(workload=long), 20), work(workload=long)
+
+    assert [again.conversation(NOW, number).next() for number in reversed(range(20))] == once[::-1]
+    assert asks(work(workload=long, seed=2), 20) != once
+
+
+@pytest.mark.parametrize(
+    ("amount", "middle", "most"),
+    [
+        (40, 40, 40),
+        ({"kind": "uniform", "min": 10, "max": 90}, 50, 90),
+        ({"kind": "normal", "mean": 50, "sd": 10, "max": 70}, 50, 70),
+        ({"kind": "lognormal", "median": 50, "sigma": 1, "max": 400}, 50, 400),
+        ({"kind": "choice", "values": [10, 50, 90], "weights": [1, 2, 1]}, 50, 90),
+    ],
+)
+def test_lengths_follow_their_distribution(amount: Any, middle: float, most: float) -> None:
+    found = asks(work(workload={"prompt_tokens": amount, "output_tokens": amount}), 800)
+    for lengths in ([words(ask) for ask in found], [ask.max_tokens for ask in found]):
+        assert median(lengths) == pytest.approx(middle, rel=0.15)
+        assert max(lengths) <= most
+
+
+def test_words_of_several_tokens_make_shorter_prompts() -> None:
+    assert words(asks(work(Served("m", tokens_per_word=2.0), workload={"prompt_tokens": 100}), 1)[0]) == 50
+
+
+def test_shares_are_kept() -> None:
+    one = work(
+        workloads=[{"name": "a", "share": 3}, {"name": "b"}],
+        tenants=[{"name": "t", "share": 1, "key": "k1"}, {"name": "u", "share": 4}],
+        keys={"t": "k1"},
+    )
+    found = asks(one, 2000)
+
+    assert Counter(ask.workload for ask in found)["a"] == pytest.approx(1500, rel=0.06)
+    assert Counter(ask.tenant for ask in found)["u"] == pytest.approx(1600, rel=0.06)
+    assert {ask.headers.get("Authorization") for ask in found if ask.tenant == "t"} == {"Bearer k1"}
+    assert {ask.headers.get("Authorization") for ask in found if ask.tenant == "u"} == {None}
+
+
+def test_models_by_weight() -> None:
+    found = asks(work(workload={"models": [{"name": "a", "share": 9}, {"name": "b"}]}), 1000)
+
+    assert Counter(body(ask)["model"] for ask in found)["a"] == pytest.approx(900, rel=0.05)
+
+
+def test_prefixes_are_shared_within_their_group_and_differ_between_groups() -> None:
+    found = asks(work(workload={"prefix": {"tokens": 30, "groups": 4}}), 200)
+    prefixes = Counter(body(ask)["messages"][0]["content"] for ask in found)
+
+    assert len(prefixes) == 4
+    assert {body(ask)["messages"][0]["role"] for ask in found} == {"system"}
+    assert min(prefixes.values()) > 20
+
+
+def test_a_conversation_grows_by_what_was_really_answered() -> None:
+    talk = work(workload={"turns": 3, "prefix": {"tokens": 5}}).conversation(NOW, 0)
+    first, second, third = talk.next(), talk.next("One."), talk.next("")
+    assert first is not None
+    assert second is not None
+    assert third is not None
+
+    assert [m["role"] for m in body(third)["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert body(third)["messages"][2]["content"] == "One."
+    assert body(third)["messages"][:2] == body(first)["messages"]
+    assert (first.keeps_text, second.keeps_text, third.keeps_text) == (True, True, False)
+    assert talk.next("Three.") is None
+
+
+def test_a_conversation_ends_before_the_context_does() -> None:
+    talk = work(Served("m", context=1000), workload={"turns": 9}).conversation(NOW, 0)
+    talk.next()
+
+    assert talk.next("x", 300) is not None
+    assert talk.next("x", 600) is None, "300 more, and as many for chance, would not fit"
+
+
+def test_only_vllm_is_asked_for_what_only_vllm_knows() -> None:
+    plain, ours = body(asks(work(), 1)[0]), body(asks(work(Served("m", is_vllm=True)), 1)[0])
+
+    assert plain["stream_options"] == {"include_usage": True}
+    assert "ignore_eos" not in plain
+    assert ours["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert ours["ignore_eos"] is True
+
+
+def test_fields_of_the_scenario_win() -> None:
+    assert body(asks(work(workload={"body": {"temperature": 0.5, "max_tokens": 3}}), 1)[0])["max_tokens"] == 3
+
+
+def test_token_ids_are_known_to_the_checker() -> None:
+    found = asks(
+        work(verify="synthetic", workload={"endpoint": "completions", "prompt": "token_ids", "prompt_tokens": 9}), 50
+    )
+    for ask in found:
+        prompt = body(ask)["prompt"]
+        assert ask.prompt_ids == (prompt[0], 9)
+        assert len(prompt) == 9
+        assert all(0 < token <= deterministic_tokens.LARGEST for token in prompt)
+        assert ask.by_ids
+        assert ask.synthetic
+        assert body(ask)["return_token_ids"] is True
+    assert len({body(ask)["prompt"][0] for ask in found}) > 40, "streams can be told apart"
+
+
+def test_behaviours_by_share() -> None:
+    behaviours = [
+        {"kind": "cancel", "share": 0.2, "before_first_token": True},
+        {"kind": "cancel", "share": 0.1, "after_tokens": {"kind": "uniform", "min": 1, "max": 9}},
+        {"kind": "slow", "share": 0.1, "bytes_per_s": 100},
+        {"kind": "stall", "share": 0.1, "pause_s": 3},
+        {"kind": "resume", "share": 0.1, "times": 2, "grace_s": 20},
+    ]
+    found = asks(work(workload={"behaviours": behaviours}), 3000)
+    manners = Counter(ask.plan.manner for ask in found)
+
+    assert manners[Manner.PLAIN] == pytest.approx(1200, rel=0.1)
+    assert manners[Manner.CANCEL] == pytest.approx(900, rel=0.1)
+    for manner in (Manner.SLOW, Manner.STALL, Manner.RESUME):
+        assert manners[manner] == pytest.approx(300, rel=0.2)
+    early = [ask.plan.leave_after_s for ask in found if ask.plan.leave_after_s is not None]
+    assert mean(early) == pytest.approx(0.01, rel=0.1)
+    resuming = next(ask for ask in found if ask.plan.manner is Manner.RESUME)
+    assert (resuming.plan.times, resuming.headers["X-Stream-Resumable"]) == (2, "20")
+
+
+def test_recorded_lengths_and_blocks_win() -> None:
+    one = work(workload={"prompt_tokens": 5, "output_tokens": 5})
+    long, short = (asks(one, 1, Arrival(0.0, tokens, 7, (3, 4)))[0] for tokens in (1024, 600))
+    other = asks(one, 1, Arrival(0.0, 1024, 7, (3, 5)))[0]
+    texts = [body(ask)["messages"][0]["content"].split() for ask in (long, short, other)]
+
+    assert [len(text) for text in texts] == [1024, 600, 1024]
+    assert long.max_tokens == 7
+    assert texts[0][:600] == texts[1], "the same blocks are the same text"
+    assert texts[0][:512] == texts[2][:512]
+    assert texts[0][512:] != texts[2][512:]

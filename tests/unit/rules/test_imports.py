@@ -1,0 +1,294 @@
+"""Who may import whom, enforced by walking the syntax trees; `gateway/__init__.py` states the rules in words."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import gateway
+
+ROOT = Path(gateway.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# Demo's model is made by a script of its own with libraries that the server itself never imports.
+OURS = [file for file in FILES if "demo" not in file.parts]
+
+NOUNS = {"domain", "errors", "clock", "bounded_text"}
+# package -> what it may import besides the nouns and itself
+ARROWS: dict[str, set[str]] = {
+    "domain": set(),
+    "errors": set(),
+    "bounded_text": set(),
+    "offload": set(),
+    "clock": set(),
+    "logs": set(),
+    "loop_lag": set(),
+    "metrics": set(),
+    "settings": {"settings_sections", "settings_errors"},
+    "settings_sections": set(),
+    "settings_errors": set(),
+    "shutdown": {"engine.os_processes", "offload"},
+    "memory": set(),
+    "protocols": set(),
+    "admission": set(),
+    "streamlog": set(),
+    "streams": {"admission", "streamlog.base", "engine.base", "engine.bounded_json", "offload"},
+    "engine": {"offload"},
+    "engine.vllm": {
+        "engine.base",
+        "engine.bounded_json",
+        "engine.deterministic_tokens",
+        "engine.os_processes",
+        "engine.suspicion",
+        "engine.watchdog",
+        "offload",
+    },
+    "transports.common": {"streams", "protocols", "streamlog.base", "logs"},
+    "transports.http": {"transports.common", "streams", "protocols", "streamlog.base", "logs"},
+    "server": {"app", "settings", "logs", "transports.common", "transports.http", "shutdown", "memory"},
+    "multiprocess": {"admission.gate", "engine.base"},
+    "multiprocess.parent": {
+        "multiprocess",
+        "multiprocess.worker.process",
+        "admission.gate",
+        "app",
+        "server",
+        "settings",
+        "logs",
+        "shutdown",
+        "engine.base",
+        "engine.supervisor",
+        "preflight",
+    },
+    "multiprocess.worker": {
+        "multiprocess",
+        "admission.gate",
+        "engine.base",
+        "app",
+        "server",
+        "transports.http.connection",
+        "settings",
+        "logs",
+        "shutdown",
+    },
+    "cli": {
+        "app",
+        "preflight",
+        "settings",
+        "server",
+        "logs",
+        "multiprocess.parent.process",
+        "engine.vllm.startup.arguments",
+        "engine.vllm.startup.headless",
+    },
+    "preflight": {
+        "app",
+        "server",
+        "settings",
+        "transports.common.tls",
+        "transports.common.api_keys",
+        "transports.http.custom_middleware",
+        "engine.vllm.startup.checks",
+    },
+    "__main__": {"cli"},
+    "client": set(),
+}
+PACKAGES_OF_A_PACKAGE = {"transports", "multiprocess"}
+PROCESSES = {"multiprocess.parent.process", "multiprocess.worker.process"}
+EXEMPT = {"app", "demo", "__init__", "transports"}
+
+# library -> where it may be imported
+HOMES: dict[str, tuple[str, ...]] = {
+    "vllm": ("engine/vllm/",),
+    "torch": ("engine/vllm/", "demo/"),
+    "transformers": ("engine/vllm/", "demo/"),
+    "fastapi": ("transports/http/",),
+    "starlette": ("transports/http/",),
+    "uvicorn": ("server.py", *(f"transports/http/{name}.py" for name in ("connection", "incoming", "lingering_close"))),
+    "uvloop": ("server.py",),
+    "prometheus_client": ("metrics.py",),
+    "httpx": ("client/",),
+    "pydantic_settings": ("settings.py",),
+    "yaml": ("settings.py", "demo/"),
+}
+
+
+def name_of(file: Path) -> str:
+    """The module's name below `gateway`."""
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def room_of(module: str) -> str:
+    """`engine.vllm.client` -> `engine.vllm`, `streams.registry` -> `streams`."""
+    parts = module.split(".")
+    if module.startswith("engine.vllm"):
+        return "engine.vllm"
+    is_nested = parts[0] in PACKAGES_OF_A_PACKAGE and (ROOT / parts[0] / "".join(parts[1:2])).is_dir()
+    return ".".join(parts[: 2 if is_nested and len(parts) > 1 else 1])
+
+
+MODULES = {name_of(file) for file in FILES}
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """Every imported module by its full name, also inside functions; `from a import b` counts as a.b if that is one."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            module = node.module or ""
+            for alias in node.names:
+                deeper = f"{module}.{alias.name}"
+                found.add(deeper if deeper.removeprefix("gateway.") in MODULES else module)
+    return frozenset(found)
+
+
+def ours(file: Path) -> set[str]:
+    """Which of our modules a file imports, below `gateway`."""
+    return {name.removeprefix("gateway.") for name in imports(file) if name.startswith("gateway.")}
+
+
+def is_at(module: str, place: str) -> bool:
+    return module == place or module.startswith(place + ".")
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
+    room = room_of(name_of(file))
+    if room in EXEMPT:
+        return
+    assert room in ARROWS, f"the room {room} has no arrows yet: add it to the design first"
+    allowed = NOUNS | ARROWS[room] | {room}
+    # `engine` has its own base and supervisor; vLLM's folder below it is another room.
+    wrong = {
+        module
+        for module in ours(file)
+        if not any(is_at(module, place) for place in allowed) or (room == "engine" and is_at(module, "engine.vllm"))
+    }
+
+    assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_only_the_wiring_knows_the_settings(file: Path) -> None:
+    """Rooms get plain values, never Settings."""
+    if "settings" in ours(file):
+        assert name_of(file) in {"app", "preflight", "server", "cli", *PROCESSES}
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_a_library_has_one_home(file: Path) -> None:
+    wrong = {
+        name
+        for name in imports(file)
+        for library, homes in HOMES.items()
+        if is_at(name, library) and not label(file).startswith(homes)
+    }
+
+    assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_what_can_be_stated_without_waiting_does_not_import_asyncio(file: Path) -> None:
+    pure = label(file).startswith("protocols/") or name_of(file) in {"streams.lifecycle", "admission.slots", *NOUNS}
+
+    assert not (pure and "asyncio" in imports(file))
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_only_the_settings_and_vllms_folder_read_the_environment(file: Path) -> None:
+    """vLLM is set up through variables, so its folder has to write some."""
+    if name_of(file) == "settings" or room_of(name_of(file)) == "engine.vllm":
+        return
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+    assert not names & {"environ", "getenv"}
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_durations_come_from_the_clock(file: Path) -> None:
+    """A file that asks the machine for the time cannot be tested in virtual time."""
+    if name_of(file) in {"clock", "logs"} or room_of(name_of(file)) == "engine.vllm":
+        return
+
+    assert not imports(file) & {"time", "datetime"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=label)
+def test_files_stay_small(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("file", FILES, ids=label)
+def test_no_file_shadows_the_standard_library_at_the_top(file: Path) -> None:
+    assert file.relative_to(ROOT).parts[0].removesuffix(".py") not in set(sys.stdlib_module_names) - {"__main__"}
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_every_module_says_what_it_is_for(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def test_vllm_is_imported_only_when_an_engine_is_built() -> None:
+    """It takes ten seconds; `sluice --help` and a settings error must not wait for that. Seen from a fresh process,
+    because a library could be pulled in by another one."""
+    modules = [
+        f"gateway.{name}"
+        for name in sorted(MODULES)
+        if room_of(name) not in {"engine.vllm", "demo", "__init__", "__main__"}
+    ]
+    script = (
+        f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+        "print([name for name in ('vllm', 'torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_importing_has_no_side_effects_on_logging_or_signals() -> None:
+    script = (
+        "import logging, signal, importlib\n"
+        "before = (logging.getLogger().handlers[:], logging.getLogger().level, signal.getsignal(signal.SIGTERM))\n"
+        "for name in ('app', 'server', 'cli'): importlib.import_module('gateway.' + name)\n"
+        "after = (logging.getLogger().handlers[:], logging.getLogger().level, signal.getsignal(signal.SIGTERM))\n"
+        "assert before == after, (before, after)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "streams",
+        "streamlog",
+        "protocols",
+        "transports/common",
+        "transports/http",
+        "admission",
+        "multiprocess",
+        "multiprocess/parent",
+        "multiprocess/worker",
+    ],
+)
+def test_a_packages_docstring_lists_its_modules(package: str) -> None:
+    page = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__"}
+
+    assert modules <= set(re.findall(r"(?:^- |; )`(\w+)`:", page, re.M))
