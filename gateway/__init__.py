@@ -25,6 +25,6 @@ One request: `server` notes its first byte, `transports.http.middleware` gives i
 `transports.http.responses` reads the body and opens a stream in `streams.registry`, which has the engine parse it,
 waits at the `admission` gate, has it rendered and submits it. The engine's output handler calls `streams.writer`,
 which wakes the `streams.reader` in `transports.http.responses`; that takes all that is new, encoded by
-`protocols` and numbered by the `streamlog`, and sends once. When the engine dies, `engine.supervisor` has it replaced, and
-`engine.vllm.core_client.restartable` sends the new one what was in flight.
+`protocols` and numbered by the `streamlog`, and sends once. When the engine dies, `engine.supervisor` has it
+replaced, and `engine.vllm.core_client.restartable` sends the new one what was in flight.
 """
