@@ -59,7 +59,7 @@ helm: install  ## the chart over every Kubernetes version and switch (some 25 mi
 	@$(BIN)/pytest -q tests/charts --helm full --timeout 1200
 
 load: install  ## a short load test of a server of its own, report in load-out/; ARGS="chat --rate 5 --duration 60"
-	@$(BIN)/python -m loadtest.ownserver $(ARGS)
+	@$(BIN)/python -m loadtest.local_server $(ARGS)
 
 bench: install  ## compare front ends on one engine; ARGS="--vllm-rs PATH" adds vLLM's Rust front end
 	@$(BIN)/python -m loadtest.bench.frontend $(ARGS)

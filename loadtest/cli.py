@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from loadtest import library
-from loadtest.library import Loaded, ScenarioError
-from loadtest.result import Result
+from loadtest.measure.result import Result
+from loadtest.scenario import loader
+from loadtest.scenario.loader import Loaded, ScenarioError
 
 __all__ = ["main", "make_parser"]
 
@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", help=f"a YAML file, or one of: {', '.join(library.ready())}")
+    parser.add_argument("scenario", help=f"a YAML file, or one of: {', '.join(loader.ready())}")
     parser.add_argument("--url", required=True, help="the server, without /v1: http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=Path("load-out"), metavar="DIR", help="default: load-out")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the measured stage")
@@ -130,9 +130,9 @@ class UsageError(Exception):
 
 def _run(args: argparse.Namespace) -> int:
     result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
-    from loadtest import outcome
+    from loadtest.runner import finish
 
-    print(outcome.text(result))
+    print(finish.text(result))
     print(f"written to {args.out}/: report.html, summary.md, result.json, requests.jsonl.gz")
     return result.verdict.exit_code
 
@@ -140,8 +140,8 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
     url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
     # Locust patches the process when it is imported, and takes a second.
-    from loadtest import run
-    from loadtest.preflight import PreflightError
+    from loadtest.generator.preflight import PreflightError
+    from loadtest.runner import run
 
     try:
         return run.measure(loaded, url, out, args.workers, command, _say)
@@ -150,7 +150,7 @@ def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from loadtest.sweep import sweep
+    from loadtest.analysis.sweep import sweep
 
     scenario = _loaded(args).scenario
     slo, seeds = scenario.slo, count(scenario.seed)
@@ -171,7 +171,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from loadtest.compare import compare
+    from loadtest.analysis.compare import compare
 
     compared = compare(_read(args.a), _read(args.b))
     print(compared.text())
@@ -187,7 +187,7 @@ def _say(line: str) -> None:
 
 
 def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:
-    return library.load(
+    return loader.load(
         args.scenario,
         {
             "duration_s": args.duration,
@@ -231,8 +231,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _scenarios(_: argparse.Namespace) -> int:
-    for name in library.ready():
-        comment = (Path(library.__file__).parent / "scenarios" / f"{name}.yaml").read_text().partition("\n")[0]
+    for name in loader.ready():
+        comment = (Path(loader.__file__).parents[1] / "scenarios" / f"{name}.yaml").read_text().partition("\n")[0]
         print(f"{name:8} {comment.removeprefix('# ')}")
     return 0
 

@@ -16,10 +16,11 @@ from locust import events, stats
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
-from loadtest import library, outcome, webui
-from loadtest.library import Loaded
-from loadtest.session import Session
-from loadtest.user import LoadShape, LoadUser, tell
+from loadtest.runner import finish, webui
+from loadtest.runner.locust_users import LoadShape, LoadUser, tell
+from loadtest.runner.session import Session
+from loadtest.scenario import loader
+from loadtest.scenario.loader import Loaded
 
 __all__ = ["LoadShape", "LoadUser"]
 
@@ -36,7 +37,7 @@ stats.bucket_response_time = _three_digits
 
 
 def _options(parser: Any, **_: Any) -> None:
-    parser.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(library.ready())}")
+    parser.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(loader.ready())}")
     parser.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
     parser.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
     parser.add_argument("--model", default=None, help="default: the first that the server names")
@@ -61,7 +62,7 @@ def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     session = Session(environment, lambda: _chosen(options), tell, out)
     try:
         load = _chosen(options).scenario.load
-    except library.ScenarioError as error:
+    except loader.ScenarioError as error:
         print(f"locust: {error}", file=sys.stderr)
         sys.exit(2)
     if load.kind == "closed":
@@ -77,8 +78,8 @@ def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
 
 def _conclude(session: Session, environment: Environment, out: Path | None) -> None:
     if session.failure is None and session.ended.is_set():
-        result = outcome.conclude(session, out, " ".join(sys.argv))
-        print(outcome.text(result))
+        result = finish.conclude(session, out, " ".join(sys.argv))
+        print(finish.text(result))
         environment.process_exit_code = result.verdict.exit_code
 
 
@@ -93,7 +94,7 @@ def _chosen(options: Namespace) -> Loaded:
         "api_key": options.api_key or None,
         "metrics_url": options.metrics_url or None,
     }
-    return library.load(options.scenario, overrides)
+    return loader.load(options.scenario, overrides)
 
 
 def _number(name: str, given: object) -> float | None:
@@ -103,7 +104,7 @@ def _number(name: str, given: object) -> float | None:
     try:
         return float(str(given))
     except ValueError:
-        raise library.ScenarioError(f"{name}: {given!r} is not a number.") from None
+        raise loader.ScenarioError(f"{name}: {given!r} is not a number.") from None
 
 
 events.init_command_line_parser.add_listener(_options)

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.truthful import Row, compare, crossed, pairs, read_lines
+from loadtest.bench.check_truth import Row, compare, crossed, pairs, read_lines
+from loadtest.measure.result import Result
 from loadtest.mock.child import running
 from loadtest.mock.plan import Plan
-from loadtest.result import Result
 
 __all__ = ["CASES", "Case", "Found", "run", "scenario"]
 

@@ -32,9 +32,9 @@ from typing import Any
 
 from gateway import demo
 from loadtest.bench.servers import MODEL, start
+from loadtest.measure.result import Result
 from loadtest.mock.child import running
 from loadtest.mock.plan import Plan
-from loadtest.result import Result
 
 WITHIN = 0.05
 NUMBERS = ("ttft mean", "ttft p99", "itl mean", "itl p99", "tpot mean", "tpot p99", "tokens/s")

@@ -42,7 +42,7 @@ def measure(
     server: FrontEnd, streams: int, tokens: int, client_cpus: set[int], *, lazy: bool = False
 ) -> dict[str, float]:
     """One run of the client process, with the CPU time that the front end used meanwhile."""
-    argv = [sys.executable, "-m", "loadtest.bench.hammer", str(server.port), str(streams), str(tokens)]
+    argv = [sys.executable, "-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
     if lazy:
         argv.append("--lazy")
     if server.name == "sluice-resumable":

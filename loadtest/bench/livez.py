@@ -48,7 +48,7 @@ async def lags(port: int) -> dict[float, float]:
 async def measure(server: FrontEnd, streams: int, tokens: int) -> dict[str, float]:
     """One run of the hammer. Raises SystemExit if a stream, or the server, does not do as it should."""
     before = await lags(server.port)
-    words = ["-m", "loadtest.bench.hammer", str(server.port), str(streams), str(tokens)]
+    words = ["-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
     hammer = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
     await asyncio.sleep(0.5)
     took = []

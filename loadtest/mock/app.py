@@ -10,20 +10,20 @@ from time import perf_counter_ns
 
 import orjson
 
-from loadtest.mock import asked
-from loadtest.mock.asked import Asked, Refused
-from loadtest.mock.chunks import Chunks, error_body
+from loadtest.mock import request_body
 from loadtest.mock.connection import Connection
 from loadtest.mock.draw import Draw, sampler
 from loadtest.mock.engine import Engine
 from loadtest.mock.faults import Fault, Kind
-from loadtest.mock.gauges import Gauges
+from loadtest.mock.ground_truth import Lateness, Record
+from loadtest.mock.json_response import Whole
+from loadtest.mock.metrics import Gauges
+from loadtest.mock.openai_chunks import Chunks, error_body
 from loadtest.mock.plan import Freeze, Plan
+from loadtest.mock.request_body import Asked, Refused
 from loadtest.mock.script import FOREVER_NS, Manner, script
+from loadtest.mock.slots import Turns
 from loadtest.mock.stream import Job, Stream
-from loadtest.mock.truth import Lateness, Record
-from loadtest.mock.turns import Turns
-from loadtest.mock.whole import Whole
 
 __all__ = ["App"]
 
@@ -94,7 +94,7 @@ class App:
         record = Record(stream_id, request_id, False, None, connection.arrived_ns)
         self.records.append(record)
         try:
-            wanted = asked.read(chat, headers, body)
+            wanted = request_body.read(chat, headers, body)
         except Refused as error:
             record.status, record.end = error.status, "refused"
             _refuse(connection, error.status, str(error), error.param)

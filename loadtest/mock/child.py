@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loadtest.mock.ground_truth import Truth
 from loadtest.mock.plan import Plan
-from loadtest.mock.truth import Truth
 
 __all__ = ["Child", "running"]
 

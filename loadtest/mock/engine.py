@@ -12,8 +12,8 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Protocol
 
+from loadtest.mock.ground_truth import Lateness
 from loadtest.mock.timer import Timer
-from loadtest.mock.truth import Lateness
 
 __all__ = ["Due", "Engine"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import orjson
 
-from loadtest.mock.chunks import DONE, Chunks, error_body
 from loadtest.mock.faults import Fault, Kind
+from loadtest.mock.openai_chunks import DONE, Chunks, error_body
 
 __all__ = ["FOREVER_NS", "Act", "Manner", "script"]
 

@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 from loadtest.mock.app import App
+from loadtest.mock.ground_truth import Truth
 from loadtest.mock.plan import Plan
-from loadtest.mock.truth import Truth
 
 __all__ = ["serve"]
 

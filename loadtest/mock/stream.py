@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from time import perf_counter_ns
 from typing import Protocol
 
+from loadtest.mock.ground_truth import Record
 from loadtest.mock.script import FOREVER_NS, Act
-from loadtest.mock.truth import Record
 
 __all__ = ["Job", "Reader", "Stream"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtest.measure.result import Result
 from loadtest.report import markdown, page
-from loadtest.result import Result
 
 __all__ = ["write"]
 

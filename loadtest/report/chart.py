@@ -14,8 +14,8 @@ from html import escape
 from typing import Literal
 from zlib import crc32
 
+from loadtest.formatting import number
 from loadtest.report.scale import Axis
-from loadtest.words import number
 
 __all__ = ["Band", "Chart", "Line", "Rule"]
 

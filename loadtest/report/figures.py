@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from loadtest.histogram import Histogram
+from loadtest.formatting import ms, number
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import Check, Distribution, Result, Server, Slice
 from loadtest.report.chart import Band, Chart, Line, Rule
 from loadtest.report.scale import Linear, Tail, Time, latency
-from loadtest.result import Check, Distribution, Result, Server, Slice
-from loadtest.words import ms, number
 
 __all__ = ["bands", "curves", "limits", "over_time", "server"]
 

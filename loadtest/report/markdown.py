@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from loadtest.measure.result import Outcome, Result
 from loadtest.report import tables
-from loadtest.result import Outcome, Result
 
 __all__ = ["escaped", "of_run", "table"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from loadtest.measure.result import Outcome, Result
 from loadtest.report import figures, tables
-from loadtest.result import Outcome, Result
 
 __all__ = ["of_run", "render"]
 

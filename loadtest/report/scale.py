@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-from loadtest.words import number
+from loadtest.formatting import number
 
 __all__ = ["Axis", "Linear", "Log", "Tail", "Time", "latency"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loadtest.intervals import needed
-from loadtest.result import Check, Distribution, ErrorKind, Group, Outcome, Result, Summary
-from loadtest.words import count, ms, number, share, signed
+from loadtest.formatting import count, ms, number, share, signed
+from loadtest.measure.quantile_ci import needed
+from loadtest.measure.result import Check, Distribution, ErrorKind, Group, Outcome, Result, Summary
 
 __all__ = [
     "HEADLINES",

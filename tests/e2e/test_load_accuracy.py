@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from loadtest.bench.accuracy import Case, run
+from loadtest.measure.result import ErrorKind, Result
 from loadtest.mock.child import Child, running
 from loadtest.mock.plan import Plan
-from loadtest.result import ErrorKind, Result
 
 # The machine that runs the tests is shared: only the test of accuracy asks whether the generator kept up.
 PATIENT = {"lateness_p99_ms": 5000, "loop_lag_p99_ms": 5000, "cpu_share_max": 100, "achieved_share_min": 0.1}

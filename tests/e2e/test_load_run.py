@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loadtest.result import Result
+from loadtest.measure.result import Result
 from tests.support.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from loadtest.reading import Reading
-from loadtest.record import Record
-from loadtest.workload import Ask, Plan
+from loadtest.client.response import Reading
+from loadtest.measure.record import Record
+from loadtest.scenario.workload import Ask, Plan
 
 ASK = Ask(
     number=0,

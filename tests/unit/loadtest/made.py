@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from math import exp, sin
 
-from loadtest.histogram import Histogram
-from loadtest.result import (
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import (
     Check,
     Distribution,
     Generator,

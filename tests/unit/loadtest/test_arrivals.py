@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from loadtest import arrivals, traces
-from loadtest.arrivals import Load, Rated, Trace, dealt
-from loadtest.traces import TraceError
+from loadtest.scenario import arrivals, traces
+from loadtest.scenario.arrivals import Load, Rated, Trace, dealt
+from loadtest.scenario.traces import TraceError
 
 LENGTH_S = 400.0
 

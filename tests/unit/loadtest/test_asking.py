@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from loadtest import tls
-from loadtest.asking import Asker
-from loadtest.connection import Address
-from loadtest.pool import Pool
-from loadtest.record import Manner, Record
-from loadtest.result import ErrorKind
-from loadtest.scenario import Timeouts
-from loadtest.workload import Ask, Plan
+from loadtest.client import tls
+from loadtest.client.connection import Address
+from loadtest.client.pool import Pool
+from loadtest.client.request_runner import Asker
+from loadtest.measure.record import Manner, Record
+from loadtest.measure.result import ErrorKind
+from loadtest.scenario.model import Timeouts
+from loadtest.scenario.workload import Ask, Plan
 from tests.unit.loadtest.asks import ASK, chunk, ending, event
 from tests.unit.loadtest.scripted import GOOD, HEAD, LAST, Script, Scripted, framed
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.bootstrap import BLOCKS_MIN, Draws, interval, student
-from loadtest.histogram import Histogram
-from loadtest.result import Slice
+from loadtest.analysis.bootstrap import BLOCKS_MIN, Draws, interval, student
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import Slice
 from tests.unit.loadtest.made import made
 
 

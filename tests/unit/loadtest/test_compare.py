@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.compare import compare
-from loadtest.comparison import Change, Comparison, Row
-from loadtest.result import Outcome, Result
+from loadtest.analysis.compare import compare
+from loadtest.analysis.comparison import Change, Comparison, Row
+from loadtest.measure.result import Outcome, Result
 from tests.unit.loadtest.made import made, run
 
 PAIRS = 200

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.metrics import Metrics
-from loadtest.exposition import Ledger, gauges, samples
+from loadtest.server_metrics.prometheus_text import Ledger, gauges, samples
 
 RUNNING = 'vllm:num_requests_running{engine="0"}'
 TOKENS = 'vllm:generation_tokens_total{engine="0"}'

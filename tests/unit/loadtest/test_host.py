@@ -14,11 +14,11 @@ from typing import Any
 import gevent
 import pytest
 
-from loadtest.alarm import Alarm
-from loadtest.host import Host, Part
-from loadtest.library import parse
-from loadtest.record import Record
-from loadtest.workload import Served
+from loadtest.generator.load_worker import Host, Part
+from loadtest.generator.precise_timer import Alarm
+from loadtest.measure.record import Record
+from loadtest.scenario.loader import parse
+from loadtest.scenario.workload import Served
 from tests.unit.loadtest.scripted import GOOD, HEAD, Script, Scripted
 
 Run = Callable[..., tuple[Host, list[Record]]]

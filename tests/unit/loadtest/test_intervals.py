@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from loadtest.histogram import Histogram
-from loadtest.intervals import interval, needed, ranks
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.quantile_ci import interval, needed, ranks
 
 
 @pytest.mark.parametrize(("q", "count"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368), (0.999, 3688)])

@@ -6,10 +6,10 @@ import orjson
 import pytest
 
 from gateway.engine import deterministic_tokens
-from loadtest.reading import End
-from loadtest.record import Manner, Record
-from loadtest.result import ErrorKind
-from loadtest.workload import Plan
+from loadtest.client.response import End
+from loadtest.measure.record import Manner, Record
+from loadtest.measure.result import ErrorKind
+from loadtest.scenario.workload import Plan
 from tests.unit.loadtest.asks import ID, chunk, ending, event, reading, usage
 
 ROLE = event(chunk("", choice={"delta": {"role": "assistant", "content": ""}}))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import gevent
 
-from loadtest.record import Manner, Record
-from loadtest.requestlog import RequestLog
+from loadtest.generator.request_log import RequestLog
+from loadtest.measure.record import Manner, Record
 
 
 def a_record(number: int) -> Record:

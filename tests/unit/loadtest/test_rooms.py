@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-RULES = "amounts arrivals behaviours library prompts reading record scenario slo sse tally tokens traces workload"
-BELOW_LOCUST = "alarm asking cli connection host lag plan pool preflight requestlog results tls"
+RULES = (
+    "scenario.distributions scenario.arrivals scenario.behaviours scenario.loader scenario.prompt_text "
+    "client.response measure.record scenario.model scenario.slo client.sse measure.aggregates "
+    "client.token_check scenario.traces scenario.workload"
+)
+BELOW_LOCUST = (
+    "generator.precise_timer client.request_runner cli client.connection generator.load_worker "
+    "generator.health runner.run_plan client.pool generator.preflight generator.request_log "
+    "runner.summarise client.tls"
+)
 
 
 def loaded_with(modules: str) -> set[str]:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from loadtest import cli
-from loadtest.result import Result
+from loadtest.measure.result import Result
 from tests.unit.loadtest.asks import chunk, event
 from tests.unit.loadtest.scripted import GOOD, HEAD, LAST, Scripted, framed
 
@@ -110,7 +110,7 @@ def test_a_server_that_is_not_true(server: Callable[[bytes], Scripted], tmp_path
 
 VISITOR = """
 from locust import constant, task
-from loadtest.user import SSEUser
+from loadtest.runner.locust_users import SSEUser
 
 class Visitor(SSEUser):
     wait_time = constant(0.1)

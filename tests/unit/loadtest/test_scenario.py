@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtest import library
-from loadtest.arrivals import Closed, Poisson, Ramp
-from loadtest.library import ScenarioError
-from loadtest.presets import PRESETS
-from loadtest.slo import Slo
+from loadtest.scenario import loader
+from loadtest.scenario.arrivals import Closed, Poisson, Ramp
+from loadtest.scenario.loader import ScenarioError
+from loadtest.scenario.presets import PRESETS
+from loadtest.scenario.slo import Slo
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -31,20 +31,20 @@ BASE: dict[str, Any] = {
 Change = Callable[[dict[str, Any]], Any]
 
 
-@pytest.mark.parametrize("name", library.ready())
+@pytest.mark.parametrize("name", loader.ready())
 def test_ready_scenarios_are_right(name: str) -> None:
-    loaded = library.load(name)
+    loaded = loader.load(name)
 
     assert loaded.scenario.name == name
     assert loaded.scenario.slo.limits
 
 
 def test_there_are_the_four_that_are_promised() -> None:
-    assert set(library.ready()) == {"agent", "chat", "rag", "smoke"}
+    assert set(loader.ready()) == {"agent", "chat", "rag", "smoke"}
 
 
 def test_smoke_takes_less_than_half_a_minute_without_its_drain() -> None:
-    assert library.load("smoke").scenario.stages.arrivals_s <= 30
+    assert loader.load("smoke").scenario.stages.arrivals_s <= 30
 
 
 WRONG: list[tuple[Change, str]] = [
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_named_with_its_place_and_the_fix(change: Change, said:
     change(document)
 
     with pytest.raises(ScenarioError) as caught:
-        library.parse(document, "x.yaml")
+        loader.parse(document, "x.yaml")
     assert said in str(caught.value)
 
 
@@ -108,8 +108,8 @@ def scenario_file(folder: Path, **changes: Any) -> str:
 
 def test_overrides(tmp_path: Path) -> None:
     file = scenario_file(tmp_path)
-    closed = library.load(file, {"users": 7, "duration_s": 9, "seed": None}).scenario
-    paced = library.load(file, {"rate": 7, "model": "m"})
+    closed = loader.load(file, {"users": 7, "duration_s": 9, "seed": None}).scenario
+    paced = loader.load(file, {"rate": 7, "model": "m"})
 
     assert isinstance(closed.load, Closed)
     assert (closed.load.users, closed.stages.measure_s, closed.seed) == (7, 9, 1)
@@ -120,7 +120,7 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_a_rate_scales_a_shape(tmp_path: Path) -> None:
     file = scenario_file(tmp_path, load={"kind": "ramp", "start": 1, "end": 3})
-    load = library.load(file, {"rate": 4}).scenario.load
+    load = loader.load(file, {"rate": 4}).scenario.load
 
     assert isinstance(load, Ramp)
     assert (load.start, load.end) == (2, 6)
@@ -129,19 +129,19 @@ def test_a_rate_scales_a_shape(tmp_path: Path) -> None:
 def test_a_rate_opens_a_closed_loop(tmp_path: Path) -> None:
     file = scenario_file(tmp_path, load={"kind": "closed", "users": 3})
 
-    assert isinstance(library.load(file, {"rate": 4}).scenario.load, Poisson)
+    assert isinstance(loader.load(file, {"rate": 4}).scenario.load, Poisson)
 
 
 def test_a_trace_keeps_its_own_arrivals_and_lies_beside_its_scenario(tmp_path: Path) -> None:
     file = scenario_file(tmp_path, load={"kind": "trace", "file": "t.csv", "format": "azure"})
 
-    assert library.load(file).document["load"]["file"] == str(tmp_path / "t.csv")
+    assert loader.load(file).document["load"]["file"] == str(tmp_path / "t.csv")
     with pytest.raises(ScenarioError, match="--rate: a trace has its own arrivals"):
-        library.load(file, {"rate": 4})
+        loader.load(file, {"rate": 4})
 
 
 def test_keys_are_not_shown(tmp_path: Path) -> None:
-    loaded = library.load(scenario_file(tmp_path), {"api_key": "sk-secret"})
+    loaded = loader.load(scenario_file(tmp_path), {"api_key": "sk-secret"})
 
     assert loaded.scenario.tenants[0].key == "sk-secret"
     assert "sk-secret" not in loaded.yaml()
@@ -156,7 +156,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
 )
 def test_a_scenario_that_is_not_there(name: str, said: str) -> None:
     with pytest.raises(ScenarioError, match=said.replace("?", r"\?")):
-        library.load(name)
+        loader.load(name)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_a_file_that_is_no_scenario(tmp_path: Path, text: str, said: str) -> Non
     (tmp_path / "x.yaml").write_text(text)
 
     with pytest.raises(ScenarioError) as caught:
-        library.load(str(tmp_path / "x.yaml"))
+        loader.load(str(tmp_path / "x.yaml"))
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("url", [None, "http://m:8001"])
 def test_the_servers_metrics_may_be_elsewhere(url: str | None, tmp_path: Path) -> None:
     """On a management port, to which the server's own URL does not lead."""
-    assert library.load(scenario_file(tmp_path), {"metrics_url": url}).scenario.metrics_url == url
+    assert loader.load(scenario_file(tmp_path), {"metrics_url": url}).scenario.metrics_url == url

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from loadtest import scrape
-from loadtest.scrape import Scraper, freed
+from loadtest.server_metrics import scraper
+from loadtest.server_metrics.scraper import Scraper, freed
 
 KEY = {"Authorization": "Bearer k"}
 
@@ -183,13 +183,13 @@ def test_a_restarted_server_is_a_note(pages: Pages) -> None:
 
 
 def test_a_page_without_end_is_a_note(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape, "_LARGEST_BYTES", 100)
+    monkeypatch.setattr(scraper, "_LARGEST_BYTES", 100)
     pages.page = lambda: page(tokens=1)
-    scraper = Scraper(pages.url, KEY)
-    scraper.start()
-    scraper.stop()
+    watched = Scraper(pages.url, KEY)
+    watched.start()
+    watched.stop()
 
-    assert "more than 100 bytes" in scraper.server(0, 0, None).notes[0]
+    assert "more than 100 bytes" in watched.server(0, 0, None).notes[0]
 
 
 def test_several_servers_are_added_up(pages: Pages) -> None:
@@ -258,7 +258,7 @@ def test_under_gevent_it_yields_to_the_other_greenlets(pages: Pages) -> None:
     script = (
         "from gevent import monkey; monkey.patch_all()\n"
         "import sys, time, gevent\n"
-        "from loadtest.scrape import Scraper\n"
+        "from loadtest.server_metrics.scraper import Scraper\n"
         "scraper = Scraper(sys.argv[1], {}, 0.01)\n"
         "turns = []\n"
         "turning = gevent.spawn(lambda: [(turns.append(1), gevent.sleep(0.01)) for _ in range(1000)])\n"

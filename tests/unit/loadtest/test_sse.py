@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import sse
-from loadtest.sse import Event, EventTooLarge, Splitter
+from loadtest.client import sse
+from loadtest.client.sse import Event, EventTooLarge, Splitter
 
 STREAM = (
     b"\xef\xbb\xbf: welcome\n\n"

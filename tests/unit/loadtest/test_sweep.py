@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.histogram import Histogram
-from loadtest.result import Distribution, Outcome, Result, Server
-from loadtest.sweep import SweepResult, sweep
+from loadtest.analysis.sweep import SweepResult, sweep
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import Distribution, Outcome, Result, Server
 from tests.unit.loadtest.made import Limit, Slo, generator, integrity, made, summary
 
 SERVED = 20.0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.record import Manner, Record
-from loadtest.result import ErrorKind
-from loadtest.tally import Tally, Window
+from loadtest.measure.aggregates import Tally, Window
+from loadtest.measure.record import Manner, Record
+from loadtest.measure.result import ErrorKind
 
 MS = 1_000_000
 SECOND = 1000 * MS

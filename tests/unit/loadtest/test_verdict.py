@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.result import Outcome, Server, Summary
-from loadtest.verdict import judge
+from loadtest.analysis.verdict import judge
+from loadtest.measure.result import Outcome, Server, Summary
 from tests.unit.loadtest.made import EMPTY, Limit, Slo, distribution, generator, integrity, summary
 
 QUIET = Server(scraped=False)

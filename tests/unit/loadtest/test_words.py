@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.words import count, ms, number, share, signed
+from loadtest.formatting import count, ms, number, share, signed
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from gateway.engine import deterministic_tokens
-from loadtest.library import parse
-from loadtest.record import Manner
-from loadtest.traces import Arrival
-from loadtest.workload import Ask, Served, Work
+from loadtest.measure.record import Manner
+from loadtest.scenario.loader import parse
+from loadtest.scenario.traces import Arrival
+from loadtest.scenario.workload import Ask, Served, Work
 
 NOW = Arrival(0.0)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.bench.truthful import Pair, compare, crossed, pairs, start_us
-from loadtest.mock.truth import Record, Truth
-from loadtest.result import Result
+from loadtest.bench.check_truth import Pair, compare, crossed, pairs, start_us
+from loadtest.measure.result import Result
+from loadtest.mock.ground_truth import Record, Truth
 from tests.unit.loadtest import made
 
 BEGAN_NS = 5_000_000_000_000

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from loadtest.mock.child import running
+from loadtest.mock.ground_truth import Record, Truth
 from loadtest.mock.plan import Plan
-from loadtest.mock.truth import Record, Truth
 from tests.unit.loadtest.mock.client import begin, finish
 
 TOLERANCE_MS = 1.0

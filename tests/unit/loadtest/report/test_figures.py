@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from loadtest.measure.result import Server
 from loadtest.report import figures
 from loadtest.report.chart import Chart
-from loadtest.result import Server
 from tests.unit.loadtest.made import made
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.analysis.verdict import judge
+from loadtest.measure.result import Result, Server, Verdict
 from loadtest.report import markdown, page, tables, write
-from loadtest.result import Result, Server, Verdict
-from loadtest.verdict import judge
 from tests.unit.loadtest.made import Slo, generator, integrity, made, run
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`|&{{7*7}}[a](javascript:b)\n# c"

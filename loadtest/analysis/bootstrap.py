@@ -1,0 +1,138 @@
+"""How far two runs' numbers may differ by chance: a block bootstrap over seconds. Pure and seeded.
+
+Requests of neighbouring seconds share queues, batches and the machine's moods, so drawing single requests, or single
+seconds, would call noise a difference. Whole stretches of seconds are drawn instead, with replacement and around the
+end (the circular block bootstrap: Politis and Romano, 1992, after Künsch, 1989), their length growing with the cube
+root of the run's. Few stretches make intervals too narrow; they are widened as Hesterberg does ("What Teachers Should
+Know about the Bootstrap", 2015, section 4.4) with Student's t.
+
+What changes from one run to the next without showing within either is not covered: comparing a server with itself, some
+minutes apart, tells how much that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import Slice
+
+__all__ = ["BLOCKS_MIN", "Draws", "interval", "student"]
+
+CONFIDENCE = 0.95
+# Of so many draws the 2.5 % on either side are 50, and the widened tails of short runs still some.
+_DRAWS = 2000
+# What happened in two stretches only is missing from a seventh of the draws: too little to tell how much it varies.
+_KNOWN = 0.9
+# With fewer independent stretches there is no telling how much they vary.
+BLOCKS_MIN = 4
+_SHORTEST_S = 5
+# A longer run's seconds are first put together to so many cells: a quantile does not need more.
+_CELLS = 600
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """A run's measured seconds, drawn anew many times."""
+
+    weights: Numbers
+    """How often each cell is in each draw."""
+    cells: Sequence[Sequence[Slice]]
+    blocks: float
+    """How many independent stretches the run has."""
+
+    @classmethod
+    def of(cls, timeline: Sequence[Slice], seed: int) -> Draws:
+        """From the measured stage of a time line."""
+        seconds = [each for each in timeline if each.stage == "measure"]
+        size = max(1, ceil(len(seconds) / _CELLS))
+        cells = [seconds[at : at + size] for at in range(0, len(seconds), size)]
+        block_s = max(_SHORTEST_S, ceil(2 * len(seconds) ** (1 / 3)))
+        length = max(1, min(ceil(block_s / size), len(cells)))
+        return cls(_weights(len(cells), length, seed), cells, len(seconds) / block_s)
+
+    def quantiles(self, metric: str, shares: Sequence[float]) -> list[Numbers]:
+        """Quantiles of a metric's histograms in each draw, in milliseconds; not a number where nothing was drawn."""
+        histograms = [_buckets(cell, metric) for cell in self.cells]
+        buckets = sorted({bucket for each in histograms for bucket in each})
+        if not buckets:
+            return [np.full(len(self.weights), np.nan) for _ in shares]
+        column = {bucket: at for at, bucket in enumerate(buckets)}
+        counted = np.zeros((len(self.cells), len(buckets)))
+        for row, each in enumerate(histograms):
+            for bucket, count in each.items():
+                counted[row, column[bucket]] += count
+        below = np.cumsum(self.weights @ counted, axis=1)
+        values = np.array([Histogram.value(bucket) / 1000 for bucket in buckets])
+        drawn = below[:, -1]
+        found = []
+        for q in shares:
+            ranks = np.maximum(1, np.ceil(q * drawn - 1e-9))
+            found.append(np.where(drawn > 0, values[np.argmax(below >= ranks[:, None], axis=1)], np.nan))
+        return found
+
+    def per_second(self, values: Sequence[float]) -> Numbers:
+        """The mean of a number of each second, in each draw."""
+        return self._sums(values) / self._sums([1.0] * len(values))
+
+    def share(self, part: Sequence[float], whole: Sequence[float]) -> Numbers:
+        """A quotient of two sums in each draw; zero where the whole is."""
+        top, bottom = self._sums(part), self._sums(whole)
+        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+    def _sums(self, values: Sequence[float]) -> Numbers:
+        size = len(self.cells[0]) if self.cells else 1
+        cells = [sum(values[at : at + size]) for at in range(0, len(values), size)]
+        return self.weights @ np.array(cells, dtype=np.float64)
+
+
+def interval(drawn: Numbers, blocks: float) -> tuple[float, float] | None:
+    """The 95 % interval of what was drawn, for so many independent blocks; None if they or the draws are too few."""
+    known = drawn[np.isfinite(drawn)]
+    if blocks < BLOCKS_MIN or len(known) < _KNOWN * _DRAWS:
+        return None
+    wide = sqrt(blocks / (blocks - 1)) * student((1 + CONFIDENCE) / 2, blocks - 1)
+    tail = NormalDist().cdf(-wide)
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def student(q: float, degrees: float) -> float:
+    """The q-quantile of Student's t (Abramowitz and Stegun, 26.7.5), to 1 % from 3 degrees of freedom on."""
+    z = NormalDist().inv_cdf(q)
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
+
+
+def _weights(cells: int, length: int, seed: int) -> Numbers:
+    made = np.zeros((_DRAWS, cells))
+    if not cells:
+        return made
+    dice = np.random.default_rng(seed)
+    starts = dice.integers(0, cells, (_DRAWS, ceil(cells / length)))
+    rows = np.repeat(np.arange(_DRAWS)[:, None], starts.shape[1], axis=1)
+    for offset in range(length):
+        np.add.at(made, (rows, (starts + offset) % cells), 1.0)
+    return made
+
+
+def _buckets(cell: Sequence[Slice], metric: str) -> dict[int, int]:
+    whole: dict[int, int] = {}
+    for each in cell:
+        packed: Mapping[str, Any] = getattr(each, metric)
+        for bucket, count in packed.get("buckets", ()):
+            whole[bucket] = whole.get(bucket, 0) + count
+    return whole

@@ -1,0 +1,165 @@
+"""Whether a run was worse than another one, and how sure that is. Pure.
+
+For each number the ratio of the second run to the first, with a 95 % interval (`bootstrap` says where from). Only an
+interval that lies wholly on the bad side, by more than the tolerance, is a regression: a difference that chance
+explains is none, nor is one too small to matter. Error rates are subtracted instead, since most are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from loadtest.analysis.bootstrap import BLOCKS_MIN, Draws, Numbers, interval
+from loadtest.analysis.comparison import Change, Comparison, Row
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.quantile_ci import needed
+from loadtest.measure.result import Outcome, Result, Slice
+
+__all__ = ["Comparison", "compare"]
+
+# Half of what would make one look for a cause; load tests on the same machine differ by a few percent anyway.
+TOLERANCE = 0.05
+_SEEDS = (20_261_125, 20_261_126)
+_METRICS = (("TTFT", "ttft"), ("ITL", "itl"), ("TPOT", "tpot"), ("E2E", "e2e"))
+_QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+Pair = tuple[float | None, float | None]
+
+
+def compare(a: Result, b: Result, tolerance: float = TOLERANCE) -> Comparison:
+    """Run b against run a. `tolerance`: which relative change is too small to matter."""
+    # Drawn independently: the runs are no pairs of seconds, even with the same seed.
+    draws = Draws.of(a.timeline, _SEEDS[0]), Draws.of(b.timeline, _SEEDS[1])
+    rows = [*_latencies(a, b, draws, tolerance), _tokens(a, b, draws, tolerance), _errors(a, b, draws, tolerance)]
+    return Comparison(a, b, rows, list(_warnings(a, b)), tolerance)
+
+
+def _latencies(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Iterator[Row]:
+    shares = [q for _, q in _QUANTILES]
+    for name, metric in _METRICS:
+        before, after = _whole(a, metric), _whole(b, metric)
+        fewest = min(before.count, after.count)
+        drawn = zip(draws[0].quantiles(metric, shares), draws[1].quantiles(metric, shares), strict=True)
+        for (label, q), (one, other) in zip(_QUANTILES, drawn, strict=True):
+            values: Pair = (_ms(before, q), _ms(after, q))
+            if fewest < needed(q):
+                why = f"from {fewest} values, {needed(q)} are needed"
+                yield Row(f"{name} {label}", "ms", *values, Change.UNKNOWN, why=why)
+            else:
+                yield _ratio(f"{name} {label}", "ms", values, other / one, draws, tolerance)
+
+
+def _tokens(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Row:
+    before, after = ([float(each.output_tokens) for each in _measured(run)] for run in (a, b))
+    values: Pair = (_mean(before), _mean(after))
+    drawn = draws[1].per_second(after) / draws[0].per_second(before) if all(values) else None
+    return _ratio("output tokens", "/s", values, drawn, draws, tolerance, more_is_better=True)
+
+
+def _ratio(
+    name: str, unit: Literal["ms", "/s"], values: Pair, drawn: Numbers | None, draws: tuple[Draws, Draws],
+    tolerance: float, *, more_is_better: bool = False,
+) -> Row:  # fmt: skip
+    before, after = values
+    if drawn is None or not before or after is None:
+        return Row(name, unit, *values, Change.UNKNOWN, why="nothing to compare")
+    ends = interval(drawn, _blocks(draws))
+    if ends is None:
+        return Row(name, unit, *values, Change.UNKNOWN, after / before, why=_too_little(draws))
+    low, high = ends
+    above, below = low > 1 + tolerance, high < 1 - tolerance
+    if above or below:
+        became = Change.IMPROVED if above == more_is_better else Change.REGRESSED
+    else:
+        became = Change.SAME if 1 - tolerance <= low and high <= 1 + tolerance else Change.UNCLEAR
+    return Row(
+        name, unit, *values, became, after / before, low, high, _leaning(became, low > 1, high < 1, more_is_better)
+    )
+
+
+def _errors(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Row:
+    rates: list[float | None] = []
+    drawn: list[Numbers] = []
+    for run, draw in zip((a, b), draws, strict=True):
+        failed = [float(sum(each.errors.values())) for each in _measured(run)]
+        ended = [each.ok + count for each, count in zip(_measured(run), failed, strict=True)]
+        rates.append(sum(failed) / sum(ended) if sum(ended) else None)
+        drawn.append(draw.share(failed, ended))
+    before, after = rates
+    if before is None or after is None:
+        return Row("error rate", "%", before, after, Change.UNKNOWN, why="nothing to compare")
+    ends = interval(drawn[1] - drawn[0], _blocks(draws))
+    if ends is None:
+        return Row("error rate", "%", before, after, Change.UNKNOWN, after - before, why=_too_little(draws))
+    low, high = ends
+    slack = tolerance * before
+    if low > slack:
+        became = Change.REGRESSED
+    elif high < -slack:
+        became = Change.IMPROVED
+    else:
+        became = Change.SAME if -slack <= low and high <= slack else Change.UNCLEAR
+    why = _leaning(became, low > 0, high < 0, more_is_better=False)
+    return Row("error rate", "%", before, after, became, after - before, low, high, why)
+
+
+def _leaning(became: Change, above: bool, below: bool, more_is_better: bool) -> str:
+    """What can be said of an unclear change after all."""
+    if became != Change.UNCLEAR or not (above or below):
+        return ""
+    return "better, perhaps by little" if above == more_is_better else "worse, perhaps by little"
+
+
+def _warnings(a: Result, b: Result) -> Iterator[str]:
+    """What makes the two runs hard to compare."""
+    for name, run in (("a", a), ("b", b)):
+        if run.verdict.outcome == Outcome.INVALID:
+            yield f"the generator of run {name} did not keep up, so its numbers prove nothing"
+        if run.verdict.outcome == Outcome.INTEGRITY:
+            yield f"what the server said in run {name} was not true or not whole"
+    if a.run.scenario_yaml != b.run.scenario_yaml:
+        yield "the scenarios differ, so more than the server may have changed"
+    for what, one, other in (
+        ("seeds", a.run.seed, b.run.seed),
+        ("machines", a.run.machine, b.run.machine),
+        ("models", a.run.model, b.run.model),
+        ("asked rates", a.summary.asked_rps, b.summary.asked_rps),
+    ):
+        if one != other:
+            yield f"the {what} differ: {one} and {other}"
+    for what in sorted({*a.run.versions, *b.run.versions}):
+        before, after = a.run.versions.get(what, "none"), b.run.versions.get(what, "none")
+        if before != after:
+            yield f"the versions of {what} differ: {before} and {after}"
+
+
+def _measured(run: Result) -> list[Slice]:
+    return [each for each in run.timeline if each.stage == "measure"]
+
+
+def _whole(run: Result, metric: str) -> Histogram:
+    whole = Histogram()
+    for each in _measured(run):
+        if packed := getattr(each, metric):
+            whole.merge(Histogram.unpacked(packed))
+    return whole
+
+
+def _ms(counted: Histogram, q: float) -> float | None:
+    value = counted.quantile(q)
+    return None if value is None else value / 1000
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _blocks(draws: tuple[Draws, Draws]) -> float:
+    return min(draw.blocks for draw in draws)
+
+
+def _too_little(draws: tuple[Draws, Draws]) -> str:
+    if _blocks(draws) < BLOCKS_MIN:
+        return f"the shorter run has fewer than {BLOCKS_MIN} independent stretches of seconds"
+    return "too little happened in most stretches of seconds"

@@ -1,0 +1,154 @@
+"""The highest rate at which a server meets its SLO: exponential steps up, then bisection.
+
+Runs are noisy and servers are not always monotonous, so no single run decides against a rate (a miss is measured once
+more), and none for it (the rate that was found is measured again, and given up if that misses twice). A generator that
+cannot keep up ends the search: what lies above cannot be known with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import isclose
+
+from loadtest.analysis.sweep_result import Step, SweepResult, autoscaler
+from loadtest.analysis.verdict import Slo, judge
+from loadtest.formatting import number
+from loadtest.measure.result import Outcome, Result
+
+__all__ = ["SweepResult", "sweep"]
+
+_GROWTH = 2.0
+# So many times may a rate that was found turn out not to hold; each time costs several runs.
+_DOUBTS = 3
+
+
+def sweep(
+    measure: Callable[[float], Result],
+    slo: Slo,
+    low: float,
+    high: float,
+    precision: float,
+    *,
+    replicas: int = 1,
+    tell: Callable[[str], object] = lambda _: None,
+) -> SweepResult:
+    """Search between two rates (requests per second) until the limit is known to a part of `precision` (0.05: 5 %).
+
+    `measure` runs the load at a rate. `replicas`: how many servers share it, for the autoscaler's numbers. `tell` hears
+    of every step. Raises ValueError where the search cannot begin."""
+    if not 0 < low <= high:
+        raise ValueError(f"sweep: low ({low:g}) must be above 0 and not above high ({high:g})")
+    if not 0 < precision < 1:
+        raise ValueError(f"sweep: precision ({precision:g}) is a part of the rate, between 0 and 1; 0.05 is 5 %")
+    if replicas < 1:
+        raise ValueError(f"sweep: replicas ({replicas}) must be at least 1")
+    search = _Search(measure, slo, tell)
+    try:
+        ended = search.run(low, high, precision)
+    except _Invalid as invalid:
+        ended = (
+            f"the generator could not keep up at {number(invalid.rate)}/s, so higher rates cannot be judged with it: "
+            "more workers or another machine are needed"
+        )
+    limit = search.best
+    at_limit = [result for rate, result in search.passed if limit is not None and isclose(rate, limit)]
+    return SweepResult(
+        low=low,
+        high=high,
+        precision=precision,
+        limit=limit,
+        steps=search.steps,
+        ended=ended,
+        notes=search.notes(),
+        autoscaler=autoscaler(at_limit, replicas) if at_limit else None,
+    )
+
+
+class _Invalid(Exception):
+    """The generator did not keep up, twice."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.rate = rate
+
+
+@dataclass(slots=True)
+class _Search:
+    measure: Callable[[float], Result]
+    slo: Slo
+    tell: Callable[[str], object]
+    steps: list[Step] = field(default_factory=list)
+    passed: list[tuple[float, Result]] = field(default_factory=list)
+    failed: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> float | None:
+        """The highest rate that passed and that no failed one lies below or at."""
+        floor = min(self.failed, default=float("inf"))
+        return max((rate for rate, _ in self.passed if rate < floor), default=None)
+
+    def run(self, low: float, high: float, precision: float) -> str:
+        """Search; how it ended."""
+        rate = low
+        while self.meets(rate) and rate < high:
+            rate = min(rate * _GROWTH, high)
+        doubts = 1
+        while True:
+            best, worst = self.best, min(self.failed, default=None)
+            if best is None:
+                return f"even {number(low)}/s missed the SLO"
+            if worst is not None and worst - best > precision * best:
+                self.meets((best + worst) / 2)
+            elif self.confirmed(best):
+                if worst is None:
+                    return f"the highest rate of the search, {number(high)}/s, met the SLO: the limit may lie above it"
+                return f"the next rate tried, {number(worst)}/s, missed it twice"
+            elif doubts == _DOUBTS:
+                return f"of the rates found, {doubts} missed the SLO when measured again: runs vary too much for more"
+            else:
+                doubts += 1
+
+    def meets(self, rate: float) -> bool:
+        """Whether a rate meets the SLO; a miss is measured once more. Raises _Invalid."""
+        step = self.step(rate)
+        if step.outcome != Outcome.PASS:
+            step = self.step(rate)
+        if step.outcome == Outcome.INVALID:
+            raise _Invalid(rate)
+        if step.outcome != Outcome.PASS:
+            self.failed.append(rate)
+        return step.outcome == Outcome.PASS
+
+    def confirmed(self, rate: float) -> bool:
+        """Whether a rate has passed twice, or does so now."""
+        return sum(isclose(rate, each) for each, _ in self.passed) > 1 or self.meets(rate)
+
+    def step(self, rate: float) -> Step:
+        """One run."""
+        result = self.measure(rate)
+        verdict = judge(result.summary, result.generator, result.integrity, result.server, self.slo)
+        step = Step.of(rate, result, verdict)
+        self.steps.append(step)
+        if step.outcome == Outcome.PASS:
+            self.passed.append((rate, result))
+        self.tell(step.sentence())
+        return step
+
+    def notes(self) -> list[str]:
+        """What to know about the limit."""
+        found = []
+        for rate in sorted({step.rate for step in self.steps}):
+            outcomes = [step.outcome for step in self.steps if step.rate == rate]
+            passes = outcomes.count(Outcome.PASS)
+            if 0 < passes < len(outcomes):
+                found.append(
+                    f"at {number(rate)}/s {passes} of {len(outcomes)} runs met the SLO: the limit is not sharp"
+                )
+        untrue = sorted({step.rate for step in self.steps if step.outcome == Outcome.INTEGRITY})
+        if untrue:
+            rates = ", ".join(f"{number(rate)}/s" for rate in untrue)
+            found.append(
+                f"at {rates} streams were not true or not whole, which is worse than slow: look at those first"
+            )
+        return found

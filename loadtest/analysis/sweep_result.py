@@ -1,0 +1,228 @@
+"""What a sweep found, and how it is said: for the terminal, as JSON, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loadtest.formatting import NONE, ms, number, share
+from loadtest.measure.result import Check, Outcome, Result, Verdict
+from loadtest.report import page
+from loadtest.report.chart import Chart, Line, Rule
+from loadtest.report.scale import Linear, latency
+
+__all__ = ["Autoscaler", "Step", "SweepResult", "autoscaler"]
+
+# Replicas should run below their limit: what comes while another one starts must fit, too.
+HEADROOM = 0.8
+_RUNNING = ("vllm:num_requests_running", "sluice_streams_active")
+_WAITING = ("vllm:num_requests_waiting", "sluice_requests_waiting")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
+
+
+class Step(_Part):
+    """One run of a sweep."""
+
+    rate: float = Field(description="requests per second asked for")
+    outcome: Outcome
+    reason: str = Field(description="the first of the verdict's reasons")
+    achieved_rps: float
+    goodput_rps: float
+    output_tokens_per_s: float
+    checks: list[Check]
+
+    @classmethod
+    def of(cls, rate: float, result: Result, verdict: Verdict) -> Step:
+        """The step that a run was."""
+        return cls(
+            rate=rate,
+            outcome=verdict.outcome,
+            reason=verdict.reasons[0] if verdict.reasons else "",
+            achieved_rps=result.summary.achieved_rps,
+            goodput_rps=result.summary.goodput_rps,
+            output_tokens_per_s=result.summary.output_tokens_per_s,
+            checks=verdict.checks,
+        )
+
+    def sentence(self) -> str:
+        """For whoever waits."""
+        return f"{number(self.rate)}/s: {self.outcome}; {self.reason}"
+
+
+class Autoscaler(_Part):
+    """What to tell an autoscaler, each per replica."""
+
+    running: int = Field(description="running requests to aim at: those at the limit, times the headroom")
+    running_at_limit: float
+    waiting: int = Field(description="more waiting requests than this mean that a replica is full")
+    source: str = Field(description="where running requests were counted")
+
+
+class SweepResult(_Part):
+    """Everything that a sweep found."""
+
+    schema_: Literal["sluice-load-sweep/1"] = Field("sluice-load-sweep/1", alias="schema")
+    low: float
+    high: float
+    precision: float
+    limit: float | None = Field(description="the highest rate that met the SLO; None if none did")
+    ended: str
+    steps: list[Step]
+    notes: list[str]
+    autoscaler: Autoscaler | None
+
+    @property
+    def headline(self) -> str:
+        """The answer in a sentence."""
+        if self.limit is None:
+            return f"No rate met the SLO: {self.ended}"
+        return f"The SLO is met up to {number(self.limit)} requests per second"
+
+    def advice(self) -> list[str]:
+        """What to put into the autoscaler."""
+        if self.autoscaler is None:
+            return []
+        found = self.autoscaler
+        return [
+            (
+                f"running requests per replica to aim at: {found.running} ({found.source} at the limit: "
+                f"{number(found.running_at_limit)}, times {HEADROOM:g})"
+            ),
+            f"waiting requests per replica that mean it is full: more than {found.waiting}",
+        ]
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """The steps as a table, by rate: its head and its rows."""
+        names = list(dict.fromkeys(check.name for step in self.steps for check in step.checks))
+        head = ["asked", "result", "achieved", "good", "tokens/s", *names]
+        rows = []
+        for step in sorted(self.steps, key=lambda step: step.rate):
+            values = {check.name: check for check in step.checks}
+            cells = [_value(values[name]) if name in values else NONE for name in names]
+            rates = [f"{number(each)}/s" for each in (step.achieved_rps, step.goodput_rps)]
+            rows.append([f"{number(step.rate)}/s", str(step.outcome), *rates, number(step.output_tokens_per_s), *cells])
+        return head, rows
+
+    def text(self) -> str:
+        """For the terminal."""
+        head, rows = self.rows()
+        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        return "\n".join([*lines, "", self.headline, *self.more()]) + "\n"
+
+    def more(self) -> list[str]:
+        """All that belongs to the headline."""
+        return [*([] if self.limit is None else [self.ended]), *self.notes, *self.advice()]
+
+    def html(self) -> str:
+        """As a page with the curves."""
+        head, rows = self.rows()
+        return page.render(
+            "sweep.html", {"title": self.headline, "sweep": self, "head": head, "rows": rows, "charts": self.charts()}
+        )
+
+    def write(self, out: Path) -> None:
+        """Write `sweep.json` and `sweep.html` into a folder."""
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "sweep.json").write_text(self.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
+        (out / "sweep.html").write_text(self.html(), encoding="utf-8")
+
+    def charts(self) -> list[Chart]:
+        """Each limited latency against the rate, with its limit and the rate found; then what came out."""
+        limits: dict[str, float] = {
+            check.name: check.limit for step in self.steps for check in step.checks if check.name.endswith("_ms")
+        }
+        curves = [self._chart(name, limit) for name, limit in limits.items()]
+        throughput = [(step.rate, step.output_tokens_per_s) for step in self.steps]
+        goodput = [(step.rate, step.goodput_rps) for step in self.steps]
+        return [
+            *curves,
+            self._plain("Goodput", "requests/s", goodput),
+            self._plain("Output tokens", "tokens/s", throughput),
+        ]
+
+    def _chart(self, name: str, limit: float) -> Chart:
+        values = [
+            (step.rate, check.value, step.outcome == Outcome.PASS)
+            for step in self.steps
+            for check in step.checks
+            if check.name == name and check.value is not None
+        ]
+        met = [(rate, value) for rate, value, passed in values if passed]
+        missed = [(rate, value) for rate, value, passed in values if not passed]
+        lines = [
+            Line("mean of the runs", _means((rate, value) for rate, value, _ in values), 5),
+            Line("SLO met", met, 0, "points"),
+            Line("not met", missed, 1, "crosses"),
+        ]
+        return Chart(
+            f"{name} against the rate", f"{name} in milliseconds at each rate that was tried, with the SLO's limit",
+            self._rates(), latency(f"{name.removesuffix('_ms')} (ms)", [limit, *(value for _, value, _ in values)]),
+            lines, " ms", (), [Rule(limit, f"SLO {ms(limit)}"), *self._found()], "rate",
+        )  # fmt: skip
+
+    def _plain(self, title: str, unit: str, values: Sequence[tuple[float, float]]) -> Chart:
+        lines = [Line("mean of the runs", _means(values), 5), Line("runs", values, 0, "points")]
+        return Chart(
+            f"{title} against the rate", f"{title}, {unit}, at each rate that was tried", self._rates(),
+            Linear.over(unit, [value for _, value in values]), lines, f" {unit}", (), self._found(), "rate",
+        )  # fmt: skip
+
+    def _rates(self) -> Linear:
+        return Linear.over("rate asked for (requests/s)", [step.rate for step in self.steps])
+
+    def _found(self) -> list[Rule]:
+        return [] if self.limit is None else [Rule(self.limit, f"limit {number(self.limit)}/s", "x")]
+
+
+def autoscaler(results: Sequence[Result], replicas: int) -> Autoscaler | None:
+    """From the runs at the limit; None if nothing ran that could be counted."""
+    running, source = _gauge(results, _RUNNING)
+    if not running:
+        running = [float(each.in_flight) for run in results for each in run.timeline if each.stage == "measure"]
+        source = "requests in flight, by the client"
+    waiting, _ = _gauge(results, _WAITING)
+    if not any(running):
+        return None
+    at_limit = sum(running) / len(running) / replicas
+    # What a replica within its SLO shows nearly always is no sign that it is full.
+    usual = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
+    return Autoscaler(
+        running=max(1, int(at_limit * HEADROOM)),
+        running_at_limit=round(at_limit, 3),
+        waiting=max(1, ceil(usual)),
+        source=source,
+    )
+
+
+def _gauge(results: Sequence[Result], names: Sequence[str]) -> tuple[list[float], str]:
+    """The values of the first of these series, during the measured stages."""
+    for name in names:
+        values = [
+            value
+            for run in results
+            for t_s, value in run.server.series.get(name, ())
+            if run.run.warmup_s <= t_s <= run.run.warmup_s + run.run.duration_s
+        ]
+        # A gauge that is there and never moves is one that this server does not keep.
+        if any(values):
+            return values, name
+    return [], ""
+
+
+def _means(values: Iterable[tuple[float, float]]) -> list[tuple[float, float | None]]:
+    by_rate: dict[float, list[float]] = {}
+    for rate, value in values:
+        by_rate.setdefault(rate, []).append(value)
+    return [(rate, sum(each) / len(each)) for rate, each in sorted(by_rate.items())]
+
+
+def _value(check: Check) -> str:
+    return ms(check.value) if check.name.endswith("_ms") else share(check.value)

@@ -1,0 +1,146 @@
+"""The one answer of a run. Pure.
+
+What the server said untruly outweighs everything, for no latency makes up for it; then a generator that did not do what
+it was asked, for its numbers prove nothing; then the limits. Every reason is a sentence with the numbers in it.
+
+Latencies are those of requests that got so far: a failed request has none. It counts in the error rate and against the
+goodput, which is why the error rate has a limit of zero unless the scenario says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from loadtest.formatting import ms, number, share
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.quantile_ci import interval, needed
+from loadtest.measure.result import Check, Distribution, Generator, Integrity, Outcome, Server, Summary, Verdict
+
+__all__ = ["Limit", "Slo", "judge"]
+
+
+class Limit(Protocol):
+    """One limit: `name` "ttft_p99_ms", `metric` "ttft_ms", `quantile` "p99", `limit` in milliseconds."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def quantile(self) -> str: ...
+    @property
+    def limit(self) -> float: ...
+
+
+class Slo(Protocol):
+    """What a scenario asks of the server."""
+
+    @property
+    def limits(self) -> Sequence[Limit]: ...
+    @property
+    def per_request(self) -> Mapping[str, float]:
+        """Limits in milliseconds within which a request is good."""
+
+    @property
+    def error_rate_max(self) -> float: ...
+    @property
+    def goodput_min(self) -> float | None:
+        """The share of requests that must be good."""
+
+
+def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
+    """The outcome, and the reasons for it: those that decided first."""
+    untrue = list(_untrue(integrity))
+    unsound = list(generator.invalid)
+    if not summary.requests:
+        unsound.append("not a single request was due in the measured stage, so there is nothing to judge")
+    checks, missed, met = _limits(summary, slo)
+
+    if untrue:
+        outcome = Outcome.INTEGRITY
+    elif unsound:
+        outcome = Outcome.INVALID
+    elif missed:
+        outcome = Outcome.MISSED
+    else:
+        outcome = Outcome.PASS
+    reasons = [*untrue, *(f"the generator's numbers prove nothing: {why}" for why in unsound), *missed, *met]
+    reasons.extend(_left_over(server))
+    return Verdict(outcome=outcome, exit_code=outcome.exit_code, reasons=reasons, checks=checks)
+
+
+def _untrue(integrity: Integrity) -> Iterator[str]:
+    for kind, count in sorted(integrity.violations.items(), key=lambda pair: (-pair[1], pair[0])):
+        yield f"{count:,} of {integrity.checked_streams:,} streams were not what they should be: {kind}"
+    if integrity.freed_after_cancels is False:
+        yield "after clients had cancelled, the server's own gauges did not go back to what they were before the run"
+
+
+def _limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[str]]:
+    """All checks, the sentences of those missed, and of those met."""
+    found = [_latency(summary, limit) for limit in slo.limits]
+    found.append(_errors(summary, slo.error_rate_max))
+    if slo.goodput_min is not None:
+        found.append(_goodput(summary, slo.goodput_min))
+    return (
+        [check for check, _ in found],
+        [sentence for check, sentence in found if not check.met],
+        [sentence for check, sentence in found if check.met],
+    )
+
+
+def _latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
+    measured: Distribution = getattr(summary, limit.metric)
+    value: float | None = getattr(measured, limit.quantile)
+    if value is None:
+        check = Check(name=limit.name, limit=limit.limit, value=None, met=False)
+        return check, f"{limit.name} cannot be told: nothing was measured (limit {ms(limit.limit)})"
+
+    q = float(f"0.{limit.quantile.removeprefix('p')}")
+    low, high = (
+        None if end is None else round(end / 1000, 3) for end in interval(Histogram.unpacked(measured.histogram), q)
+    )
+    met = value <= limit.limit
+    check = Check(name=limit.name, limit=limit.limit, value=value, met=met, low=low, high=high)
+    # A miss by a hair must not read as "500 ms, limit 500 ms".
+    shown = f"{value:,.3f} ms" if not met and ms(value) == ms(limit.limit) else ms(value)
+    said = f"{limit.name} is {shown}, limit {ms(limit.limit)}: {'met' if met else 'missed'}"
+    below = "no lower end" if low is None else ms(low)
+    if high is None:
+        return check, (
+            f"{said}; but this comes from {measured.count:,} of the {needed(q):,} samples that {limit.quantile} needs: "
+            f"its 95 % interval is from {below} to no upper end"
+        )
+    said = f"{said} (95 % interval {below} to {ms(high)}, {measured.count:,} samples)"
+    if met and high > limit.limit:
+        said += "; the limit is inside the interval, so another run may miss it"
+    return check, said
+
+
+def _errors(summary: Summary, limit: float) -> tuple[Check, str]:
+    asked = summary.requests - summary.cancelled_by_plan
+    errors = sum(summary.errors_by_kind.values())
+    rate = errors / asked if asked else 0.0
+    check = Check(name="error_rate", limit=limit, value=round(rate, 6), met=rate <= limit)
+    kinds = ", ".join(
+        f"{kind} {count:,}" for kind, count in sorted(summary.errors_by_kind.items(), key=lambda pair: -pair[1])
+    )
+    said = f"{errors:,} of {asked:,} requests failed ({share(rate)}), limit {share(limit)}"
+    return check, f"{said}: {'met' if check.met else 'missed'}{'; ' if kinds else ''}{kinds}"
+
+
+def _goodput(summary: Summary, limit: float) -> tuple[Check, str]:
+    asked = summary.requests - summary.cancelled_by_plan
+    part = summary.good / asked if asked else 0.0
+    check = Check(name="goodput", limit=limit, value=round(part, 6), met=part >= limit)
+    return check, (
+        f"{summary.good:,} of {asked:,} requests were good ({share(part)}, {number(summary.goodput_rps)} a second), "
+        f"at least {share(limit)} asked for: {'met' if check.met else 'missed'}"
+    )
+
+
+def _left_over(server: Server) -> Iterator[str]:
+    # Others may be using the server, so this alone decides nothing.
+    for name, value in sorted(server.left_over.items()):
+        yield f"when the run was over, {name} was still {number(value)}, more than before it"

@@ -1,0 +1,47 @@
+"""Connections that wait for their next request."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from loadtest.client.connection import Address, Connection, Pace
+
+__all__ = ["Pool"]
+
+# uvicorn and Node close after 5 s of silence; sending into a connection that is just being closed would look like an
+# error of the server.
+_IDLE_NS = 3_000_000_000
+_PLAIN = Pace()
+
+
+class Pool:
+    """Of one worker. The one used last is used next, so that few stay warm."""
+
+    def __init__(self, address: Address, connect_s: float) -> None:
+        self.address = address
+        self._connect_s = connect_s
+        self._idle: list[Connection] = []
+
+    def take(self, pace: Pace = _PLAIN) -> Connection:
+        """A connection; a new one where none is left or it must be a special one. Raises ConnectionFailed."""
+        if pace == _PLAIN:
+            now_ns = perf_counter_ns()
+            while self._idle:
+                connection = self._idle.pop()
+                if now_ns - connection.idle_since_ns < _IDLE_NS and connection.is_alive():
+                    return connection
+                connection.close()
+        return Connection(self.address, pace, self._connect_s)
+
+    def give_back(self, connection: Connection) -> None:
+        """After an answer: kept if it may be used again, else closed."""
+        if connection.reusable:
+            connection.idle_since_ns = perf_counter_ns()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close all that wait."""
+        while self._idle:
+            self._idle.pop().close()

@@ -1,0 +1,76 @@
+"""The tokens of one answer: how many the server says there were, how many came, and whether they are the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway.engine import deterministic_tokens
+from loadtest.measure.record import Record
+from loadtest.measure.result import ErrorKind
+from loadtest.scenario.workload import Ask
+
+__all__ = ["Tokens"]
+
+
+class Tokens:
+    """Of one answer. Whatever is wrong goes to `fail`."""
+
+    def __init__(self, ask: Ask, record: Record, fail: Callable[[ErrorKind, str], object]) -> None:
+        # By the latest usage, and whether it was the one that ends an answer.
+        self.total = 0
+        self._is_final = False
+        self._ask = ask
+        self._record = record
+        self._fail = fail
+        # What the prompt began with, and its length; tokens so far by choice.
+        self._prompt = ask.prompt_ids
+        self._said: dict[int, int] = {}
+
+    def use(self, usage: dict[str, Any], *, final: bool) -> int:
+        """Take the counts of an event; how many tokens they are more than the last ones."""
+        total = int(usage["completion_tokens"])
+        grown = total - self.total
+        if grown < 0:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"usage went from {self.total} to {total} tokens")
+        elif grown and final and self.total:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens up to the last event, {total} in all")
+        self.total = total
+        self._is_final = self._is_final or final or not self._ask.by_usage
+        self._record.prompt_tokens = int(usage["prompt_tokens"])
+        return max(0, grown)
+
+    def learn_prompt(self, said: dict[str, Any], choices: Sequence[dict[str, Any]]) -> None:
+        """Look for the prompt's ids, if they are needed and not known; where they stand depends on the endpoint."""
+        if not self._ask.synthetic or self._prompt is not None:
+            return
+        for place in (said, *choices):
+            if ids := place.get("prompt_token_ids"):
+                self._prompt = (int(ids[0]), len(ids))
+
+    def verify(self, index: int, ids: list[int]) -> None:
+        """Hold a choice's next tokens against what the synthetic engine must say."""
+        if not self._ask.synthetic:
+            return
+        if self._prompt is None:
+            self._fail(ErrorKind.BAD_EVENT, "tokens before the prompt's ids, which return_token_ids asks for")
+            return
+        first, start = self._prompt
+        at = start + self._said.get(index, 0)
+        if ids != (due := deterministic_tokens.tokens(first, at, len(ids))):
+            self._fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at}, where {due[:8]} were due")
+        else:
+            self._record.verified_tokens += len(ids)
+        self._said[index] = self._said.get(index, 0) + len(ids)
+
+    def check(self, counted: int | None, events: int) -> None:
+        """At the end: `counted` tokens came, if they could be counted, in `events` events."""
+        most = self._ask.max_tokens * self._ask.choices
+        if not self._is_final:
+            self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
+        elif self.total > most:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens, where {most} were allowed")
+        elif counted is not None and counted != self.total:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"usage says {self.total} tokens, {counted} came")
+        elif events > self.total:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"usage says {self.total} tokens, {events} events came")

@@ -1,0 +1,81 @@
+"""How the generator itself does: how late its loop is, and what it costs.
+
+A greenlet asks to be woken every 10 ms and notes how late that was. CPU time is the kernel's count for this process,
+over five seconds: shorter windows show the work of one burst, longer ones hide it.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+from loadtest.generator.precise_timer import Alarm
+from loadtest.measure.aggregates import Window
+from loadtest.measure.histogram import Histogram
+
+__all__ = ["Health", "Probe"]
+
+_EVERY_NS = 10_000_000
+_CPU_WINDOW_NS = 5_000_000_000
+
+
+@dataclass(slots=True)
+class Health:
+    """Of one worker, over the measured stage."""
+
+    lag: Histogram = field(default_factory=Histogram)
+    cpu_share_max: float = 0.0
+    cpu_us: int = 0
+    events: int = 0
+
+    def packed(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"lag": self.lag.packed(), "cpu": self.cpu_share_max, "cpu_us": self.cpu_us, "events": self.events}
+
+    @classmethod
+    def unpacked(cls, packed: dict[str, Any]) -> Health:
+        """What `packed` made."""
+        return cls(Histogram.unpacked(packed["lag"]), packed["cpu"], packed["cpu_us"], packed["events"])
+
+
+class Probe:
+    """Runs in a greenlet until the measured stage is over."""
+
+    def __init__(self, window: Window, events: Callable[[], int]) -> None:
+        """`events`: how many events have been read so far."""
+        self.health = Health()
+        self._window = window
+        self._events = events
+
+    def run(self) -> None:
+        """The greenlet."""
+        alarm = Alarm()
+        try:
+            alarm.sleep_until(self._window.measure_ns)
+            self._watch(alarm)
+        finally:
+            alarm.close()
+
+    def _watch(self, alarm: Alarm) -> None:
+        began_us, events = _cpu_us(), self._events()
+        at_ns, mark_ns, mark_us = perf_counter_ns(), perf_counter_ns(), began_us
+        while at_ns < self._window.drain_ns:
+            due_ns = at_ns + _EVERY_NS
+            alarm.sleep_until(due_ns)
+            at_ns = perf_counter_ns()
+            self.health.lag.add((at_ns - due_ns) // 1000)
+            if at_ns - mark_ns >= _CPU_WINDOW_NS or (at_ns >= self._window.drain_ns and mark_us == began_us):
+                now_us = _cpu_us()
+                share = (now_us - mark_us) * 1000 / (at_ns - mark_ns)
+                self.health.cpu_share_max = max(self.health.cpu_share_max, round(share, 3))
+                mark_ns, mark_us = at_ns, now_us
+        self.health.cpu_us = _cpu_us() - began_us
+        self.health.events = self._events() - events
+
+
+def _cpu_us() -> int:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return int((used.ru_utime + used.ru_stime) * 1e6)

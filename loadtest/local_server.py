@@ -1,0 +1,68 @@
+"""`make load`: a scenario against a server that is started for it, on the engine without a model.
+
+python -m loadtest.local_server [SCENARIO] [arguments of sluice-load run]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from loadtest import cli
+
+__all__ = ["main", "serving"]
+
+_READY_WITHIN_S = 300.0
+_ENDED_WITHIN_S = 60.0
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """The URL of a server of our own, ready to be asked and gone afterwards. SystemExit if it does not start."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    # A line for each request would bury what the run itself has to say.
+    ours = {"SYNTHETIC__ENABLED": "true", "SERVER__PORT": url.rpartition(":")[2], "LOG__LEVEL": "warning"}
+    environment = {**os.environ, **{f"SLUICE_{name}": value for name, value in ours.items()}}
+    print(f"starting a server without a model at {url}", file=sys.stderr, flush=True)
+    server = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=environment, stdin=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + _READY_WITHIN_S
+        while not _ready(url):
+            if server.poll() is not None or time.monotonic() > deadline_s:
+                raise SystemExit("the server did not start; what it said is above")
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(_ENDED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _ready(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310
+        return bool(answer.status == 200)
+    return False
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the scenario; the exit code of `sluice-load run`."""
+    named = bool(words) and not words[0].startswith("-")
+    scenario, rest = (words[0], words[1:]) if named else ("smoke", words)
+    with serving() as url:
+        return cli.main(["run", scenario, "--url", url, *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

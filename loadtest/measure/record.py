@@ -1,0 +1,136 @@
+"""What became of one request: its times, its tokens and its end. Times are `perf_counter_ns`, 0 where it never came."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+
+from loadtest.measure.result import ErrorKind
+
+__all__ = ["Manner", "Record"]
+
+
+class Manner(StrEnum):
+    """How the client read. What a client does to its own times is not counted as the server's."""
+
+    PLAIN = "plain"
+    CANCEL = "cancel"
+    SLOW = "slow"
+    STALL = "stall"
+    RESUME = "resume"
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. `content_ns` and `content_tokens` have one entry for each event that carried content."""
+
+    number: int
+    turn: int
+    workload: str
+    tenant: str
+    model: str
+    stream: bool
+    manner: Manner
+    intended_ns: int
+    # When the generator turned to it; then it connects, if it must, and sends.
+    started_ns: int = 0
+    sent_ns: int = 0
+    first_byte_ns: int = 0
+    content_ns: array[int] = field(default_factory=lambda: array("q"))
+    content_tokens: array[int] = field(default_factory=lambda: array("l"))
+    done_ns: int = 0
+    ended_ns: int = 0
+    events: int = 0
+    status: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    verified_tokens: int = 0
+    completion_id: str = ""
+    request_id: str = ""
+    error: ErrorKind | None = None
+    detail: str = ""
+    # Left by the client as the scenario said, or dropped by the server while a stalled client read nothing.
+    left_by_plan: bool = False
+    resumed: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended well."""
+        return self.error is None and not self.left_by_plan
+
+    @property
+    def counts_ttft(self) -> bool:
+        """Whether the time to its first token tells about the server."""
+        return self.stream and self.manner is not Manner.SLOW
+
+    @property
+    def counts_gaps(self) -> bool:
+        """Whether the time between its tokens does."""
+        return self.stream and self.manner in {Manner.PLAIN, Manner.CANCEL}
+
+    @property
+    def counts_whole(self) -> bool:
+        """Whether its duration and its pace do."""
+        return self.ok and self.manner is Manner.PLAIN
+
+    @property
+    def ttft_from_ns(self) -> int:
+        """The moment of the first token; of giving up, if the client waited for it until a timeout; else 0.
+
+        Without the latter, the slowest answers of all would be missing from the distribution."""
+        if self.content_ns:
+            return self.content_ns[0]
+        gave_up = self.error in {ErrorKind.TIMEOUT_FIRST, ErrorKind.TIMEOUT_IDLE, ErrorKind.DEADLINE}
+        return self.ended_ns if gave_up and self.sent_ns else 0
+
+    @property
+    def tpot_us(self) -> int | None:
+        """Time per output token after the first, in microseconds."""
+        if not self.stream or len(self.content_ns) < 2 or self.output_tokens < 2:
+            return None
+        return (self.content_ns[-1] - self.content_ns[0]) // (1000 * (self.output_tokens - 1))
+
+    @property
+    def max_gap_us(self) -> int | None:
+        """The longest time between two events with content, in microseconds."""
+        longest = max((b - a for a, b in pairwise(self.content_ns)), default=None)
+        return longest // 1000 if self.stream and longest is not None else None
+
+    def line(self, began_ns: int) -> dict[str, object]:
+        """As one line of `requests.jsonl.gz`: microseconds since the run began, gaps in microseconds."""
+
+        def us(at_ns: int) -> int | None:
+            return (at_ns - began_ns) // 1000 if at_ns else None
+
+        content = self.content_ns
+        return {
+            "number": self.number,
+            "turn": self.turn,
+            "workload": self.workload,
+            "tenant": self.tenant,
+            "model": self.model,
+            "stream": self.stream,
+            "manner": self.manner,
+            "status": self.status or None,
+            "error": self.error,
+            "detail": self.detail,
+            "left_by_plan": self.left_by_plan,
+            "resumed": self.resumed,
+            "id": self.completion_id,
+            "request_id": self.request_id,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "events": self.events,
+            "intended_us": us(self.intended_ns),
+            "started_us": us(self.started_ns),
+            "sent_us": us(self.sent_ns),
+            "first_byte_us": us(self.first_byte_ns),
+            "first_content_us": us(content[0]) if content else None,
+            "last_content_us": us(content[-1]) if content else None,
+            "done_us": us(self.done_ns),
+            "ended_us": us(self.ended_ns),
+            "gaps_us": [(b - a) // 1000 for a, b in pairwise(content)],
+            "tokens": list(self.content_tokens),
+        }

@@ -1,0 +1,144 @@
+"""The end of a run: its document, the verdict, the files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from loadtest import report
+from loadtest.analysis.verdict import judge
+from loadtest.measure.result import Distribution, Result, Run, Server
+from loadtest.runner.run_plan import began_ns
+from loadtest.runner.session import Session
+from loadtest.runner.summarise import Counted
+from loadtest.scenario.behaviours import Cancel
+from loadtest.server_metrics import scraper
+
+__all__ = ["conclude", "text"]
+
+
+def conclude(session: Session, out: Path | None, command: str) -> Result:
+    """The result of a run that has ended; written to `out` if there is one."""
+    loaded, counted, served = session.loaded, session.counted, session.served
+    assert loaded is not None
+    assert counted is not None
+    assert served is not None
+    summary = counted.summary()
+    freed = _freed(session, counted)
+    generator, integrity = counted.generator(), counted.integrity(freed)
+    server = _server(session, counted, summary.ttft_from_sent_ms)
+    stages = loaded.scenario.stages
+    result = Result(
+        run=Run(
+            scenario=loaded.scenario.name,
+            scenario_yaml=loaded.yaml(),
+            url=session.url,
+            model=served.model,
+            seed=loaded.scenario.seed,
+            started_at=datetime.fromtimestamp(session.began_s, UTC).isoformat(timespec="seconds"),
+            warmup_s=stages.warmup_s,
+            duration_s=stages.measure_s,
+            command=command,
+            versions=_versions(served.version),
+            machine=_machine(),
+        ),
+        summary=summary,
+        groups=counted.groups(),
+        timeline=counted.timeline(),
+        generator=generator,
+        server=server,
+        integrity=integrity,
+        verdict=judge(summary, generator, integrity, server, loaded.scenario.slo),
+        schema="sluice-load/1",
+    )
+    if out is not None:
+        _write(result, out, counted.workers)
+    return result
+
+
+def text(result: Result) -> str:
+    """The result in a few lines for a terminal."""
+    summary, verdict = result.summary, result.verdict
+    asked = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} asked"
+    failed = sum(summary.errors_by_kind.values())
+    lines = [
+        "",
+        f"{summary.requests} requests: {summary.ok} ok, {summary.cancelled_by_plan} left as planned, {failed} errors",
+        f"{summary.achieved_rps:.2f} requests/s{asked}, {summary.output_tokens_per_s:.0f} output tokens/s",
+        *(f"  {count} x {kind}" for kind, count in summary.errors_by_kind.items()),
+        f"{'ms':12}{'count':>9}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
+    ]
+    rows = {"TTFT": summary.ttft_ms, "ITL": summary.itl_ms, "TPOT": summary.tpot_ms, "E2E": summary.e2e_ms}
+    lines += [_row(name, one) for name, one in rows.items()]
+    made = result.generator
+    lines.append(
+        f"generator: {made.workers} workers, sent late p99 {_ms(made.lateness_ms.p99)} ms, loop lag p99 "
+        f"{_ms(made.loop_lag_ms.p99)} ms, CPU at most {made.cpu_share_max:.0%}, {made.events} events"
+        + (f", {made.cpu_us_per_event:.0f} us each" if made.cpu_us_per_event is not None else "")
+    )
+    lines.append(
+        f"integrity: {result.integrity.checked_streams} streams checked, "
+        f"{sum(result.integrity.violations.values())} untrue"
+        + (f", {verified} tokens verified" if (verified := result.integrity.verified_tokens) else "")
+    )
+    return "\n".join([*lines, f"verdict: {verdict.outcome}", *(f"  {reason}" for reason in verdict.reasons)])
+
+
+def _row(name: str, one: Distribution) -> str:
+    values = (one.mean, one.p50, one.p90, one.p99, one.max)
+    return f"{name:12}{one.count:>9}" + "".join(f"{_ms(value):>10}" for value in values)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _freed(session: Session, counted: Counted) -> bool | None:
+    """Whether the server let go of what cancelled requests held; None if none were to be cancelled."""
+    cancels = any(isinstance(one, Cancel) for workload in counted.scenario.workloads for one in workload.behaviours)
+    if not cancels or session.scraper is None:
+        return None
+    return scraper.freed(
+        session.metrics_urls, session.headers, counted.scenario.freed_within_s, session.scraper.before, session.nudge
+    )
+
+
+def _server(session: Session, counted: Counted, ttft: Distribution) -> Server:
+    tokens = counted.client_tokens()
+    if session.scraper is None:
+        return Server(scraped=False, client_tokens=tokens, notes=["not scraped: the generator had one process only"])
+    session.scraper.stop()
+    stages = counted.scenario.stages
+    began = began_ns(session.began_s) / 1e9
+    return session.scraper.server(began, tokens, ttft.mean, (stages.warmup_s, stages.arrivals_s))
+
+
+def _write(result: Result, out: Path, workers: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "requests.jsonl.gz").open("wb") as whole:
+        for part in (out / f"requests.{index}.jsonl.gz" for index in range(workers)):
+            if part.exists():
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+                part.unlink()
+    result.write(out / "result.json")
+    report.write(result, out)
+
+
+def _versions(server: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("sluice", "locust", "gevent", "httptools"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | ({"server": server} if server else {})
+
+
+def _machine() -> str:
+    processor = platform.processor() or platform.machine()
+    return f"{platform.system()} {platform.release()}, {processor}, {os.cpu_count()} CPUs"

@@ -1,0 +1,140 @@
+"""Locust's users, and the shape that says how many there are and when it is over.
+
+In an open loop requests do not come from users: each worker's host releases them, and one user per worker stands for
+it in Locust's counts. In a closed loop every Locust user is a user. Either way each request is told to Locust once, so
+that its own tables, CSV files and reports are right.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import Any
+
+import gevent
+import orjson
+from locust import LoadTestShape, User, events, task
+
+from loadtest.client import tls
+from loadtest.client.connection import Address
+from loadtest.client.pool import Pool
+from loadtest.client.request_runner import Asker
+from loadtest.measure.record import Record
+from loadtest.runner.session import Session
+from loadtest.scenario.model import Timeouts
+from loadtest.scenario.workload import Ask, Plan
+
+__all__ = ["LoadShape", "LoadUser", "SSEUser", "StreamError"]
+
+
+class StreamError(Exception):
+    """A request that did not end well. Its text is the kind alone, because Locust counts errors by their text."""
+
+
+class SSEUser(User):
+    """A user of your own: derive from it and ask in your tasks.
+
+    class Visitor(SSEUser):
+        @task
+        def chat(self):
+            record = self.stream({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50})
+    """
+
+    abstract = True
+    timeouts = Timeouts()
+    tls_verify = True
+
+    def on_start(self) -> None:
+        """Locust calls it before the first task; call it from your own."""
+        self._connections = Pool(Address.of(self.host or "", tls.context(self.tls_verify)), self.timeouts.connect_s)
+        self._asked = 0
+
+    def on_stop(self) -> None:
+        """As `on_start`."""
+        self._connections.close()
+
+    def stream(
+        self,
+        body: Mapping[str, Any],
+        *,
+        name: str = "chat",
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Ask for a stream and read it; Locust is told once, and the record has all times and tokens."""
+        usage = {"stream_options": {"include_usage": True}}
+        whole = {**usage, **body, "stream": True}
+        asked = Ask(
+            number=self._asked,
+            turn=1,
+            workload=name,
+            tenant="default",
+            model=str(body.get("model", "")),
+            path=path,
+            body=orjson.dumps(whole),
+            headers=headers or {},
+            stream=True,
+            choices=int(body.get("n") or 1),
+            max_tokens=int(body.get("max_tokens") or body.get("max_completion_tokens") or sys.maxsize),
+            plan=Plan(),
+            by_usage=bool(whole["stream_options"].get("continuous_usage_stats")),
+            by_ids=bool(body.get("return_token_ids")),
+            synthetic=False,
+            prompt_ids=None,
+            keeps_text=False,
+        )
+        self._asked += 1
+        now_ns = perf_counter_ns()
+        asker = Asker(self._connections, self.timeouts, now_ns + int(self.timeouts.deadline_s * 1e9))
+        record, _ = asker.perform(asked, now_ns, lambda _: None)
+        tell(record)
+        return record
+
+
+def tell(record: Record) -> None:
+    """One sample for one request; what was planned to end early is no failure."""
+    failed = StreamError(str(record.error)) if record.error is not None else None
+    first_ns = record.ttft_from_ns
+    context = {
+        "tenant": record.tenant,
+        "model": record.model,
+        "turn": record.turn,
+        "id": record.completion_id,
+        "ttft_ms": (first_ns - record.intended_ns) / 1e6 if first_ns else None,
+        "tpot_ms": record.tpot_us / 1000 if record.tpot_us is not None else None,
+        "left_by_plan": record.left_by_plan,
+        "detail": record.detail,
+    }
+    events.request.fire(
+        request_type="SSE" if record.stream else "HTTP",
+        name=record.workload,
+        response_time=(record.ended_ns - record.intended_ns) / 1e6,
+        response_length=record.output_tokens,
+        exception=failed,
+        context=context,
+    )
+
+
+class LoadUser(User):
+    """One user of the scenario."""
+
+    @task
+    def ask(self) -> None:
+        """Until the run is over."""
+        session = Session.of(self.environment)
+        if session.host is not None and session.is_closed:
+            session.host.use()
+        while True:
+            # Locust ends users when the shape is through; until then there is nothing to do for this one.
+            gevent.sleep(1.0)
+
+
+class LoadShape(LoadTestShape):
+    """As many users as the scenario wants, until all workers have ended."""
+
+    def tick(self) -> tuple[int, float] | None:
+        assert self.runner is not None
+        session = Session.of(self.runner.environment)
+        wanted: Any = session.tick()
+        return None if wanted is None else (wanted[0], wanted[1])

@@ -1,0 +1,146 @@
+"""From tallies to the document of a run (`loadtest/measure/result.py`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loadtest.generator.health import Health
+from loadtest.measure.aggregates import Numbers, Second, Tally
+from loadtest.measure.histogram import Histogram
+from loadtest.measure.result import Distribution, Generator, Group, Integrity, Slice, Summary
+from loadtest.scenario.model import Scenario
+
+__all__ = ["Counted"]
+
+
+@dataclass(slots=True)
+class Counted:
+    """Everything that the workers reported."""
+
+    scenario: Scenario
+    tally: Tally
+    workers: int
+    healths: list[Health] = field(default_factory=list)
+    # Why the run is not to be believed, beside what the numbers say.
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> Summary:
+        """Of all requests."""
+        due, sent = self._rates()
+        asked = None if self.scenario.is_closed else due
+        return _summary(self.tally.whole(), self.scenario.stages.measure_s, asked, sent)
+
+    def groups(self) -> list[Group]:
+        """By workload and tenant."""
+        seconds = self.scenario.stages.measure_s
+        return [
+            Group(
+                workload=workload, tenant=tenant, summary=_summary(numbers, seconds, None, numbers.requests / seconds)
+            )
+            for (workload, tenant), numbers in sorted(self.tally.groups.items())
+        ]
+
+    def timeline(self) -> list[Slice]:
+        """By second."""
+        return [_slice(number, second, self._stage(number)) for number, second in self.tally.in_order()]
+
+    def client_tokens(self) -> int:
+        """Of the whole run, warm-up and drain included."""
+        return sum(second.output_tokens for second in self.tally.seconds.values())
+
+    def generator(self) -> Generator:
+        """How the generator did, and whether the run can be believed."""
+        lag = Histogram()
+        for health in self.healths:
+            lag.merge(health.lag)
+        events = sum(health.events for health in self.healths)
+        cpu_us = sum(health.cpu_us for health in self.healths)
+        made = Generator(
+            workers=self.workers,
+            lateness_ms=Distribution.of(self.tally.lateness),
+            loop_lag_ms=Distribution.of(lag),
+            cpu_share_max=max((health.cpu_share_max for health in self.healths), default=0.0),
+            dropped_arrivals=self.tally.dropped,
+            events=events,
+            cpu_us_per_event=round(cpu_us / events, 2) if events else None,
+            invalid=[],
+        )
+        return made.model_copy(update={"invalid": [*self.notes, *self._invalid(made)]})
+
+    def integrity(self, freed: bool | None) -> Integrity:
+        """What was found to be untrue."""
+        return Integrity(
+            checked_streams=self.tally.checked_streams,
+            verified_tokens=self.tally.verified_tokens,
+            violations=dict(self.tally.violations),
+            examples=self.tally.examples,
+            freed_after_cancels=freed,
+        )
+
+    def _invalid(self, made: Generator) -> list[str]:
+        limits, reasons = self.scenario.generator, []
+        late, lag = made.lateness_ms.p99, made.loop_lag_ms.p99
+        if late is not None and late > limits.lateness_p99_ms:
+            reasons.append(f"requests were sent late: p99 {late:.1f} ms, allowed are {limits.lateness_p99_ms:g} ms")
+        if lag is not None and lag > limits.loop_lag_p99_ms:
+            reasons.append(f"the generator's loop lagged: p99 {lag:.1f} ms, allowed are {limits.loop_lag_p99_ms:g} ms")
+        if made.cpu_share_max > limits.cpu_share_max:
+            reasons.append(
+                f"a worker used {made.cpu_share_max:.0%} of a core, allowed are {limits.cpu_share_max:.0%}; "
+                "give it more workers"
+            )
+        due, sent = self._rates()
+        if not self.scenario.is_closed and due and sent / due < limits.achieved_share_min:
+            reasons.append(
+                f"{sent:.2f} requests/s were sent where {due:.2f} were due: {sent / due:.1%}, "
+                f"at least {limits.achieved_share_min:.0%} is needed"
+            )
+        if made.dropped_arrivals:
+            reasons.append(
+                f"{made.dropped_arrivals} arrivals were dropped, because max_in_flight "
+                f"({self.scenario.max_in_flight} per worker) was reached"
+            )
+        return reasons
+
+    def _rates(self) -> tuple[float, float]:
+        """Due and begun, per second of the measured stage."""
+        seconds = self.scenario.stages.measure_s
+        return self.tally.asked / seconds, self.tally.begun / seconds
+
+    def _stage(self, second: int) -> Literal["warmup", "measure", "drain"]:
+        stages = self.scenario.stages
+        if second < stages.warmup_s:
+            return "warmup"
+        return "measure" if second < stages.arrivals_s else "drain"
+
+
+def _summary(numbers: Numbers, seconds: float, asked: float | None, sent: float) -> Summary:
+    return Summary(
+        ttft_ms=Distribution.of(numbers.ttft),
+        itl_ms=Distribution.of(numbers.itl),
+        tpot_ms=Distribution.of(numbers.tpot),
+        e2e_ms=Distribution.of(numbers.e2e),
+        ttft_from_sent_ms=Distribution.of(numbers.ttft_sent),
+        e2e_from_sent_ms=Distribution.of(numbers.e2e_sent),
+        max_stall_ms=Distribution.of(numbers.stall),
+        requests=numbers.requests,
+        ok=numbers.ok,
+        cancelled_by_plan=numbers.cancelled,
+        errors_by_kind=dict(Counter(numbers.errors).most_common()),
+        good=numbers.good,
+        output_tokens=numbers.output_tokens,
+        input_tokens=numbers.input_tokens,
+        output_tokens_per_s=round(numbers.output_tokens / seconds, 3),
+        achieved_rps=round(sent, 4),
+        asked_rps=round(asked, 4) if asked is not None else None,
+        goodput_rps=round(numbers.good / seconds, 4),
+    )
+
+
+def _slice(number: int, second: Second, stage: Literal["warmup", "measure", "drain"]) -> Slice:
+    packed = second.packed()
+    counts = {name: packed[name] for name in Second.COUNTS}
+    histograms = {name: packed.get(name, {}) for name in Second.HISTOGRAMS}
+    return Slice(t_s=number, stage=stage, **counts, **histograms, errors=packed["errors"])

@@ -1,0 +1,194 @@
+"""Scenarios by name or file: reading YAML, putting overrides on it, and saying what is wrong with it and where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from loadtest.scenario.arrivals import Closed, Rated, Trace
+from loadtest.scenario.model import Scenario
+from loadtest.scenario.slo import nearest
+
+__all__ = ["Loaded", "ScenarioError", "load", "parse", "ready"]
+
+_FOLDER = Path(__file__).parents[1] / "scenarios"
+_HIDDEN = "********"
+
+
+class ScenarioError(Exception):
+    """The scenario is wrong; the message names the field, the place and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A scenario and the document that it was made of, overrides applied."""
+
+    scenario: Scenario
+    document: dict[str, Any]
+
+    def yaml(self) -> str:
+        """The document, with keys hidden."""
+        return yaml.safe_dump(_hide(self.document), sort_keys=False, allow_unicode=True)
+
+
+def ready() -> list[str]:
+    """The names of the scenarios that ship with the package."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Read a scenario and put `overrides` on it: users, rate, duration_s, warmup_s, model, seed, api_key, metrics_url.
+
+    Raises ScenarioError."""
+    file = _find(name_or_file)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"The scenario {file} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ScenarioError(f"The scenario {file} is not valid YAML{where}.") from None
+    if not isinstance(document, dict):
+        raise ScenarioError(f"The scenario {file} must hold keys such as `load:`, not a {type(document).__name__}.")
+    document.setdefault("name", file.stem)
+    plan = document.get("load")
+    if isinstance(plan, dict) and plan.get("kind") == "trace" and isinstance(plan.get("file"), str):
+        plan["file"] = str((file.parent / plan["file"]).resolve())
+    scenario = parse(document, str(file))
+    return _overridden(Loaded(scenario, document), {k: v for k, v in (overrides or {}).items() if v is not None})
+
+
+def parse(document: Mapping[str, Any], place: str) -> Scenario:
+    """The tree of a document that was read from `place`. Raises ScenarioError."""
+    try:
+        return Scenario.model_validate(document)
+    except ValidationError as error:
+        raise ScenarioError(_explain(error, place)) from None
+
+
+def _find(name_or_file: str) -> Path:
+    file = Path(name_or_file)
+    if file.suffix in {".yaml", ".yml"} or "/" in name_or_file:
+        if not file.is_file():
+            raise ScenarioError(f"The scenario file {file} does not exist. Ready ones, by name: {', '.join(ready())}.")
+        return file
+    if name_or_file not in ready():
+        raise ScenarioError(
+            f"There is no scenario named {name_or_file!r}.{nearest(name_or_file, ready())} "
+            f"Ready ones: {', '.join(ready())}; or give a .yaml file."
+        )
+    return _FOLDER / f"{name_or_file}.yaml"
+
+
+def _overridden(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
+    if not overrides:
+        return loaded
+    document = dict(loaded.document)
+    stages = dict(document.get("stages") or {})
+    stages |= {
+        key: overrides[flag]
+        for flag, key in (("duration_s", "measure_s"), ("warmup_s", "warmup_s"))
+        if flag in overrides
+    }
+    if stages:
+        document["stages"] = stages
+    document |= {key: overrides[key] for key in ("model", "seed", "metrics_url") if key in overrides}
+    if (users := overrides.get("users")) is not None:
+        document["load"] = {**(document["load"] if loaded.scenario.is_closed else {"kind": "closed"}), "users": users}
+    if (rate := overrides.get("rate")) is not None:
+        if not 0 < rate < math.inf:
+            raise ScenarioError(f"--rate: {rate:g} arrivals per second cannot be; give a number above 0.")
+        between = parse(document, "with overrides")
+        document["load"] = _at_rate(between, document["load"], rate)
+    if (key := overrides.get("api_key")) is not None:
+        tenants = document.get("tenants") or [{"name": "default"}]
+        document["tenants"] = [one if one.get("key") or one.get("key_env") else {**one, "key": key} for one in tenants]
+    return Loaded(parse(document, "with overrides"), document)
+
+
+def _at_rate(scenario: Scenario, load: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The same shape, with `rate` arrivals per second on average."""
+    match scenario.load:
+        case Closed():
+            return {"kind": "poisson", "rate": rate}
+        case Trace():
+            raise ScenarioError("--rate: a trace has its own arrivals; set load.speed or load.share instead.")
+        case Rated() as shape:
+            factor = rate / shape.mean_rate(scenario.stages.arrivals_s)
+            scaled: dict[str, Any] = {
+                key: load[key] * factor
+                for key in ("rate", "start", "end", "base", "peak", "mean", "amplitude")
+                if key in load
+            }
+            if "steps" in load:
+                scaled["steps"] = [[at_s, one * factor] for at_s, one in load["steps"]]
+            return {**load, **scaled}
+    raise AssertionError(scenario.load)
+
+
+def _explain(error: ValidationError, place: str) -> str:
+    problem = error.errors()[0]
+    path, right = _walk(problem["loc"])
+    dotted = ".".join(path) or "the scenario"
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted} ({place}) is not a setting.{nearest(path[-1], right)}"
+    if problem["type"] == "missing":
+        return f"{dotted} ({place}) is missing."
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    value = (
+        ""
+        if isinstance(problem["input"], (dict, list)) or problem["type"] == "value_error"
+        else f"{problem['input']!r}: "
+    )
+    return f"{dotted} ({place}): {value}{message[:1].lower()}{message[1:]}."
+
+
+def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The path as it is in the file, and the keys that are right where it ends.
+
+    pydantic puts the tags of unions into the path, where no file has them."""
+    path: list[str] = []
+    models: list[type[BaseModel]] = [Scenario]
+    for part in loc:
+        if isinstance(part, int):
+            path[-1] += f"[{part}]"
+            continue
+        tagged = [one for one in models if _tag(one) == part]
+        if tagged and not any(part in one.model_fields for one in models):
+            models = tagged
+            continue
+        path.append(part)
+        here = models
+        models = [
+            found for one in here if part in one.model_fields for found in _models(one.model_fields[part].annotation)
+        ]
+        if not any(part in one.model_fields for one in here):
+            return path, [name for one in here for name in one.model_fields]
+    return path, []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind is not None else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every model that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _HIDDEN if name == "key" and inner else _hide(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_hide(inner) for inner in value]
+    return value

@@ -1,0 +1,107 @@
+"""What is good enough: the limits that a run is judged by.
+
+In a scenario they are written flat, with the quantile in the name: `{ttft_p99_ms: 2000, itl_p99_ms: 50,
+error_rate_max: 0.01, per_request: {ttft_ms: 2000, tpot_ms: 100}, goodput_min: 0.99, preset: llama-3.1-8b/server}`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from loadtest.scenario.presets import PRESETS
+
+__all__ = ["Limit", "Slo"]
+
+_NAME = re.compile(r"(ttft|itl|tpot|e2e)_(p50|p90|p95|p99|p999)_ms")
+_PER_REQUEST = ["ttft_ms", "tpot_ms", "e2e_ms"]
+Metric = Literal["ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
+
+
+class Limit(BaseModel):
+    """One quantile of one measured time may not be above `limit` milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    metric: Metric
+    quantile: Literal["p50", "p90", "p95", "p99", "p999"]
+    limit: float = Field(gt=0)
+
+
+class Slo(BaseModel):
+    """All of them. Without any, a run passes if nothing failed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limits: tuple[Limit, ...] = ()
+    per_request: dict[str, float] = Field(
+        default_factory=dict, description="A request that ended well and is within all of these is good."
+    )
+    error_rate_max: float = Field(
+        0.0, ge=0, le=1, description="Share of the requests that were due and that the client did not leave by plan."
+    )
+    goodput_min: float | None = Field(None, ge=0, le=1, description="Share of the same requests that must be good.")
+    preset: str | None = Field(None, description="Start from these limits; what is written beside it wins.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfold(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "limits" in given:
+            return given
+        rest = {name: value for name, value in given.items() if not _limit_name(name)}
+        limits = {name: value for name, value in given.items() if _limit_name(name)}
+        for name, value in limits.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise ValueError(f"{name} is {value!r}; give milliseconds above 0")
+        if (preset := given.get("preset")) is not None:
+            ttft, tpot = _preset(preset)
+            limits = {"ttft_p99_ms": ttft, "tpot_p99_ms": tpot, **limits}
+            rest["per_request"] = {"ttft_ms": ttft, "tpot_ms": tpot, **(given.get("per_request") or {})}
+        for name in rest:
+            if name not in cls.model_fields:
+                right = [*(field for field in cls.model_fields if field != "limits"), *_examples()]
+                raise ValueError(f"{name} is not a limit.{nearest(str(name), right)} Limits look like ttft_p99_ms")
+        _check_per_request(rest.get("per_request"))
+        return {**rest, "limits": [_limit(name, value) for name, value in limits.items()]}
+
+
+def _check_per_request(given: object) -> None:
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if name not in _PER_REQUEST:
+            raise ValueError(f"per_request.{name} is not a limit.{nearest(str(name), _PER_REQUEST)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"per_request.{name} is {value!r}; give milliseconds above 0")
+
+
+def nearest(wrong: str, right: list[str]) -> str:
+    """` Did you mean ...?`, or nothing."""
+    near = difflib.get_close_matches(wrong, right, n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def _limit_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _limit(name: str, value: float) -> dict[str, object]:
+    matched = _NAME.fullmatch(name)
+    assert matched is not None
+    return {"name": name, "metric": f"{matched[1]}_ms", "quantile": matched[2], "limit": value}
+
+
+def _examples() -> list[str]:
+    return [
+        f"{metric}_{q}_ms" for metric in ("ttft", "itl", "tpot", "e2e") for q in ("p50", "p90", "p95", "p99", "p999")
+    ]
+
+
+def _preset(name: object) -> tuple[float, float]:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(
+            f"preset {name!r} does not exist.{nearest(str(name), list(PRESETS))} Known: {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]

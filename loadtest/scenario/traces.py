@@ -1,0 +1,90 @@
+"""Recorded loads: Azure's LLM inference traces (CSV) and Mooncake's (JSONL), as arrivals with lengths."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from loadtest.scenario.arrivals import Trace
+
+__all__ = ["Arrival", "TraceError", "arrivals"]
+
+
+class TraceError(Exception):
+    """The file cannot be replayed; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request that is due. Lengths and blocks only where they were recorded."""
+
+    at_s: float
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    # Mooncake: which blocks of 512 tokens the prompt is made of; equal ids are equal text.
+    blocks: tuple[int, ...] = ()
+
+
+def arrivals(trace: Trace, seed: int, length_s: float) -> Iterator[Arrival]:
+    """What was recorded in the first `length_s` seconds of the (sped up) trace, in order. Raises TraceError."""
+    chance = Random(f"{seed}/trace")
+    rows = _azure(Path(trace.file)) if trace.format == "azure" else _mooncake(Path(trace.file))
+    first: float | None = None
+    last = 0.0
+    for line, one in rows:
+        first = one.at_s if first is None else first
+        at_s = (one.at_s - first) / trace.speed
+        if at_s < last:
+            raise TraceError(f"{trace.file}, line {line}: the time goes back; sort the file by time.")
+        last = at_s
+        if at_s >= length_s:
+            return
+        if trace.share == 1 or chance.random() < trace.share:
+            yield Arrival(at_s, one.prompt_tokens, one.output_tokens, one.blocks)
+
+
+def _azure(file: Path) -> Iterator[tuple[int, Arrival]]:
+    wanted = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"}
+    with _opened(file) as lines:
+        reader = csv.DictReader(lines)
+        if missing := wanted - set(reader.fieldnames or ()):
+            raise TraceError(f"{file}, line 1: no column {', '.join(sorted(missing))}; is this an Azure LLM trace?")
+        for row in reader:
+            try:
+                at_s = datetime.fromisoformat(row["TIMESTAMP"].strip()).timestamp()
+                yield reader.line_num, _arrival(at_s, row["ContextTokens"], row["GeneratedTokens"])
+            except (ValueError, TypeError, AttributeError) as error:
+                raise TraceError(f"{file}, line {reader.line_num}: {error}.") from None
+
+
+def _mooncake(file: Path) -> Iterator[tuple[int, Arrival]]:
+    with _opened(file) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row: dict[str, Any] = json.loads(line)
+                blocks = tuple(int(block) for block in row.get("hash_ids", ()))
+                yield number, _arrival(row["timestamp"] / 1000, row["input_length"], row["output_length"], blocks)
+            except KeyError as error:
+                raise TraceError(f"{file}, line {number}: no {error}; is this a Mooncake trace?") from None
+            except (ValueError, TypeError, AttributeError) as error:
+                raise TraceError(f"{file}, line {number}: {error}.") from None
+
+
+def _arrival(at_s: float, prompt: object, output: object, blocks: tuple[int, ...] = ()) -> Arrival:
+    # Some recorded requests have an empty answer, which no server can be asked for.
+    return Arrival(at_s, max(1, int(str(prompt))), max(1, int(str(output))), blocks)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return file.open(encoding="utf-8", newline="")
+    except OSError as error:
+        raise TraceError(f"The trace {file} cannot be read: {error.strerror}.") from None

@@ -1,0 +1,234 @@
+"""Reads the server's own metrics while a run goes on, and holds them against what the client has seen.
+
+It runs on a thread, which is a greenlet where gevent has patched the process, as Locust does. Nothing that goes wrong
+here ends a run: it becomes a note in the result.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from urllib.parse import SplitResult, urlsplit
+
+from loadtest.measure.result import Server
+from loadtest.server_metrics.prometheus_text import GAUGES, Ledger, gauges, samples
+
+__all__ = ["Scraper", "freed"]
+
+_TIMEOUT_S = 5.0
+# A page of vLLM with its gateway has some 100 KiB; this is a wrong address, not a page.
+_LARGEST_BYTES = 16 * 2**20
+_POLL_S = 0.1
+# A cache's usage is a quotient, and one block of the smallest cache is more than this.
+_SAME_USAGE = 0.001
+_USAGE = "vllm:kv_cache_usage_perc"
+_WORK = tuple(name for name in GAUGES if name not in (_USAGE, "process_resident_memory_bytes"))
+# A server that counts fewer tokens than the client got, or so much more, deserves a note.
+_TOKENS_APART = 0.01
+
+
+class ScrapeFailed(Exception):
+    """A page could not be read."""
+
+
+class Scraper:
+    """Reads the metrics of one or several servers every so many seconds, from `start` to `stop`."""
+
+    def __init__(self, base_url: str | Sequence[str], headers: Mapping[str, str], every_s: float = 1.0) -> None:
+        """`base_url`: of a server (an OpenAI base that ends with /v1 will do) or of its metrics page; several of them
+        for several servers. `headers` (an API key, for instance) go to each."""
+        urls = [base_url] if isinstance(base_url, str) else list(base_url)
+        self._pages = [_Source(url, headers) for url in urls]
+        self._every_s = every_s
+        self._ledger = Ledger()
+        self._readings = 0
+        self._failures: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scraper", daemon=True)
+
+    def start(self) -> None:
+        """Read once, so that there is something to compare with, then go on in the background."""
+        self._read()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read for the last time."""
+        self._over.set()
+        self._thread.join()
+        self._read()
+        for page in self._pages:
+            page.close()
+
+    @property
+    def before(self) -> dict[str, float] | None:
+        """The gauges as they were before the run, for `freed`; None if they could not be read."""
+        return self._ledger.first
+
+    def server(
+        self,
+        t0_perf: float,
+        client_tokens: int,
+        client_ttft_mean_ms: float | None,
+        measured_s: tuple[float, float] | None = None,
+    ) -> Server:
+        """What was read, with times counted from `t0_perf` (`time.perf_counter()` when the run began).
+
+        `client_tokens`: that the client received in the whole run, warm-up and drain included, for the server's counter
+        does not tell them apart. `client_ttft_mean_ms`: from sending, over `measured_s`, the measured stage's begin and
+        end in seconds from `t0_perf` (None: the whole run)."""
+        ledger = self._ledger
+        if ledger.first is None:
+            return Server(scraped=False, client_tokens=client_tokens, notes=self._notes(None, client_tokens))
+        since_s, until_s = (t0_perf + at_s for at_s in measured_s) if measured_s else (None, None)
+
+        overhead_s = ledger.mean("sluice_overhead_seconds", since_s, until_s)
+        ttft_s = ledger.mean("sluice_time_to_first_token_seconds", since_s, until_s)
+        if ttft_s is None:
+            ttft_s = ledger.mean("vllm:time_to_first_token_seconds", since_s, until_s)
+        gap_ms = None
+        if client_ttft_mean_ms is not None and ttft_s is not None:
+            gap_ms = round(client_ttft_mean_ms - ttft_s * 1000, 3)
+        generated = ledger.total("vllm:generation_tokens_total")
+        return Server(
+            scraped=True,
+            series={
+                name: [[round(at_s - t0_perf, 3), float(f"{value:.6g}")] for at_s, value in points]
+                for name, points in sorted(ledger.series.items())
+            },
+            generated_tokens=generated,
+            client_tokens=client_tokens,
+            ttft_gap_ms=gap_ms,
+            gateway_overhead_ms=None if overhead_s is None else round(overhead_s * 1000, 4),
+            left_over=_left_over(ledger.last, ledger.first),
+            notes=self._notes(generated, client_tokens),
+        )
+
+    def _notes(self, generated: float | None, client_tokens: int) -> list[str]:
+        notes = []
+        if self._failures:
+            kinds = "; ".join(list(dict.fromkeys(self._failures))[:3])
+            notes.append(f"{len(self._failures)} of {self._readings} readings of the metrics failed: {kinds}")
+        if self._ledger.restarts:
+            notes.append(f"a server was restarted: counters began anew ({self._ledger.restarts} x)")
+        if generated is None:
+            notes.append("no vllm:generation_tokens_total was found, so tokens cannot be reconciled")
+        elif generated < client_tokens * (1 - _TOKENS_APART):
+            notes.append(
+                f"the server counted {generated:,.0f} tokens, fewer than the {client_tokens:,} that the client got: "
+                "part of the servers was not read, or the client counts wrongly"
+            )
+        elif generated > client_tokens * (1 + _TOKENS_APART):
+            notes.append(
+                f"the server counted {generated:,.0f} tokens, the client got {client_tokens:,}: the rest was generated "
+                "for clients who had left, was stopped on its way, or was for others"
+            )
+        return notes
+
+    def _run(self) -> None:
+        due_s = time.perf_counter()
+        while True:
+            # After a slow page the readings missed are left out, not made up for.
+            due_s = max(due_s + self._every_s, time.perf_counter())
+            if self._over.wait(due_s - time.perf_counter()):
+                return
+            self._read()
+
+    def _read(self) -> None:
+        read: list[dict[str, float] | None] = []
+        for page in self._pages:
+            try:
+                read.append(page.read())
+            except ScrapeFailed as error:
+                read.append(None)
+                self._failures.append(str(error))
+        self._readings += 1
+        self._ledger.note(time.perf_counter(), read)
+
+
+def freed(
+    url: str | Sequence[str],
+    headers: Mapping[str, str],
+    within_s: float,
+    before: Mapping[str, float] | None = None,
+    nudge: Callable[[], object] | None = None,
+) -> bool | None:
+    """Whether the server's gauges (running, waiting, cache usage) are back at what they were, at the latest after
+    `within_s` seconds; None if it shows none. Without `before` (see `Scraper.before`) nothing may run or wait.
+
+    vLLM alone writes its gauges in engine steps only, and after the last request was aborted there is none: `nudge`
+    (one small request) is called once, half-way, to have it take one. Sluice needs none."""
+    sources = [_Source(each, headers) for each in ([url] if isinstance(url, str) else url)]
+    begun_s = time.perf_counter()
+    seen = False
+    try:
+        while True:
+            with suppress(ScrapeFailed):
+                now = gauges([source.read() for source in sources])
+                seen = seen or any(name in now for name in _WORK)
+                if seen and not _left_over(now, before or {}):
+                    return True
+            passed_s = time.perf_counter() - begun_s
+            if passed_s >= within_s:
+                return False if seen else None
+            if nudge is not None and passed_s >= within_s / 2:
+                nudge()
+                nudge = None
+            time.sleep(min(_POLL_S, within_s - passed_s))
+    finally:
+        for source in sources:
+            source.close()
+
+
+def _left_over(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """The gauges that show more work than before. An unknown cache usage before is no work."""
+    left = {name: now[name] for name in _WORK if now.get(name, 0.0) > before.get(name, 0.0)}
+    if _USAGE in now and _USAGE in before and now[_USAGE] > before[_USAGE] + _SAME_USAGE:
+        left[_USAGE] = now[_USAGE]
+    return left
+
+
+class _Source:
+    """One metrics page, over a connection that is kept."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self._url: SplitResult = urlsplit(url)
+        if self._url.scheme not in ("http", "https") or not self._url.hostname:
+            raise ValueError(f"{url!r} is no address of a server; write http://HOST:PORT")
+        path = self._url.path.rstrip("/")
+        self._path = path if path.endswith("/metrics") else path.removesuffix("/v1") + "/metrics"
+        self._headers = {**headers, "Accept": "text/plain; version=0.0.4"}
+        self._connection: http.client.HTTPConnection | None = None
+
+    def read(self) -> dict[str, float]:
+        """Its samples. Raises ScrapeFailed."""
+        kept = self._connection is not None
+        try:
+            return self._fetch()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            if kept and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
+                # The server had closed the idle connection.
+                return self.read()
+            raise ScrapeFailed(f"{self._url.hostname}{self._path}: {str(error) or type(error).__name__}") from error
+
+    def close(self) -> None:
+        """Leave the server alone; a later `read` connects again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _fetch(self) -> dict[str, float]:
+        if self._connection is None:
+            kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+            self._connection = kind(str(self._url.hostname), self._url.port, timeout=_TIMEOUT_S)
+        self._connection.request("GET", self._path, headers=self._headers)
+        response = self._connection.getresponse()
+        body = response.read(_LARGEST_BYTES)
+        if response.status != http.client.OK:
+            raise ValueError(f"HTTP {response.status}")
+        if not response.isclosed():
+            raise ValueError(f"more than {_LARGEST_BYTES} bytes")
+        return samples(body.decode("utf-8", "replace"))
