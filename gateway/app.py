@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway import demo
-from gateway.admission.gate import Doorkeeper, Gate, Witness
+from gateway.admission.gate import AdmissionControl, Gate, GateMetrics
 from gateway.clock import Clock, SystemClock
 from gateway.domain import AppOptions, Endpoint
-from gateway.engine.base import Engine, Revival, Route
+from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm.startup import launcher
@@ -163,10 +163,10 @@ class Sluice:
             on_regained=self._regained,
         )
         self._lag = LoopLag(clock, metrics)
-        gate: Doorkeeper = (
+        gate: AdmissionControl = (
             make_gate(settings, clock, metrics)
             if seat is None
-            else seat.gate(max_concurrent=settings.admission.max_concurrent, clock=clock, facts=metrics)
+            else seat.gate(max_concurrent=settings.admission.max_concurrent, clock=clock, instrumentation=metrics)
         )
         streams = settings.streams
         self.registry = Registry(
@@ -184,7 +184,7 @@ class Sluice:
                 max_total_bytes=streams.max_total_bytes if seat is None else seat.share(streams.max_total_bytes),
             ),
             clock=clock,
-            facts=metrics,
+            instrumentation=metrics,
             **({} if seat is None else {"new_id": seat.new_id}),
         )
         metrics.watch("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
@@ -227,7 +227,7 @@ class Sluice:
             max_body_bytes=settings.server.max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=clock,
-            facts=metrics,
+            instrumentation=metrics,
         )
         dispatch: Any = custom_middleware.wrap(
             Dispatch(completions, Resume(responder), small, self.registry, self._app_options),
@@ -303,14 +303,14 @@ class Sluice:
     def _lost(self) -> None:
         self.registry.lost()
 
-    def _regained(self, revival: Revival) -> None:
+    def _regained(self, recovery: RecoveryReport) -> None:
         self.registry.regained()
         self.metrics.restarted()
-        self.metrics.recovered("continued", revival.continued)
-        self.metrics.recovered("failed", sum(revival.failed.values()))
-        self.metrics.recovered("expelled", revival.expelled)
+        self.metrics.recovered("continued", recovery.continued)
+        self.metrics.recovered("failed", sum(recovery.failed.values()))
+        self.metrics.recovered("expelled", recovery.expelled)
         if self._seat is not None:
-            self._seat.serves(self.model, self.chats, revival, self.supervisor.engine.explained())
+            self._seat.serves(self.model, self.chats, recovery, self.supervisor.engine.explained())
 
     def _engine_schema(self) -> dict[str, Any]:
         engine = self._last_engine()
@@ -340,14 +340,14 @@ class Sluice:
             await self.supervisor.stop()
 
 
-def make_gate(settings: Settings, clock: Clock, facts: Witness) -> Gate:
+def make_gate(settings: Settings, clock: Clock, instrumentation: GateMetrics) -> Gate:
     """The gate of the settings."""
     return Gate(
         max_concurrent=settings.admission.max_concurrent,
         max_waiting=settings.admission.max_waiting,
         queue_timeout_s=settings.admission.queue_timeout_s,
         clock=clock,
-        facts=facts,
+        instrumentation=instrumentation,
     )
 
 

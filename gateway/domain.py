@@ -1,6 +1,6 @@
 """The nouns that cross rooms.
 
-Everything here is plain data: frozen and slotted, except `Tally`, the one running count that a request keeps.
+Everything here is plain data: frozen and slotted, except `RequestStats`, the one running count that a request keeps.
 No room's behaviour lives here, and nothing here imports another room.
 """
 
@@ -68,11 +68,11 @@ class Chunk:
     payload: bytes
 
 
-Piece = Delta | Chunk
+OutputPart = Delta | Chunk
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ChunkTemplate:
     """What all chunks of one plain stream share; with it, a `Delta` becomes the chunk that vLLM would have sent.
 
     `role` is the role of a chat's first chunk (None for text completions), `created` is in Unix seconds,
@@ -113,7 +113,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """What a client's headers ask for, in seconds; None where they are silent.
 
     `timeout_s` is for everything from arrival to the last token; `grace_s` is how long to go on without a reader.
@@ -136,7 +136,7 @@ class AppOptions:
     counts_load: bool = False
 
 
-class Facts(Protocol):
+class Instrumentation(Protocol):
     """What rooms report. `gateway.metrics` turns facts into metrics; rooms never see that library."""
 
     def waited(self, seconds: float) -> None:
@@ -180,17 +180,17 @@ class Facts(Protocol):
 
 
 @dataclass(slots=True)
-class Tally:
+class RequestStats:
     """The running count of one request, written by the engine room and read at its end.
 
     Times are monotonic seconds; None means that it has not happened.
     """
 
     caller: Caller
-    facts: Facts
+    instrumentation: Instrumentation
     endpoint: str = "other"
     """The path's template. A metric label: paths themselves are the client's invention, and labels stay for ever."""
-    works: bool = False
+    uses_engine: bool = False
     """Whether the request asks for engine work; only such requests have an ending worth counting."""
     submitted: bool = False
     """Whether the engine has been given the request. Until then it has cost nothing and may go to another server."""
@@ -205,15 +205,15 @@ class Tally:
     cause: Cause | None = None
     is_fatal: bool = False
     """Whether engines have died of it."""
-    outlives: bool = False
+    is_resumable: bool = False
     """Whether the request may go on when its exchange is over; its ending is then counted when it comes."""
 
     def settle(self) -> None:
         """Count the ending; to be called once, when nothing more can happen."""
         assert self.cause is not None
-        self.facts.ended(self.cause, 0 if self.cause is Cause.COMPLETED else self.completion_tokens)
+        self.instrumentation.ended(self.cause, 0 if self.cause is Cause.COMPLETED else self.completion_tokens)
         if self.caller.owner is not None:
-            self.facts.used(self.caller.owner, self.cause, self.prompt_tokens, self.completion_tokens)
+            self.instrumentation.used(self.caller.owner, self.cause, self.prompt_tokens, self.completion_tokens)
 
     def generated(self, tokens: int, now_s: float | None) -> None:
         """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,
@@ -226,7 +226,7 @@ class Tally:
         if self.last_token_s is None:
             self.first_token_s = now_s
         else:
-            self.facts.token_gap(now_s - self.last_token_s)
+            self.instrumentation.token_gap(now_s - self.last_token_s)
         self.last_token_s = now_s
 
 
@@ -237,12 +237,12 @@ __all__ = [
     "Caller",
     "Cause",
     "Chunk",
+    "ChunkTemplate",
     "Delta",
     "Endpoint",
-    "Facts",
-    "Frame",
-    "Piece",
+    "Instrumentation",
+    "OutputPart",
+    "RequestOptions",
+    "RequestStats",
     "StreamId",
-    "Tally",
-    "Wishes",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gateway.clock import Clock
-from gateway.domain import Facts
+from gateway.domain import Instrumentation
 
 # Ten looks a second cost less than one token, and a loop that is late all the time is seen within a scrape.
 EVERY_S = 0.1
@@ -14,9 +14,9 @@ EVERY_S = 0.1
 class LoopLag:
     """Reports by how much its timer is late, ten times a second."""
 
-    def __init__(self, clock: Clock, facts: Facts) -> None:
+    def __init__(self, clock: Clock, instrumentation: Instrumentation) -> None:
         self._clock = clock
-        self._facts = facts
+        self._instrumentation = instrumentation
         self._due_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -33,7 +33,7 @@ class LoopLag:
 
     def _look(self) -> None:
         # Loops count in whole milliseconds and may wake early.
-        self._facts.loop_lag(max(0.0, self._clock.now() - self._due_s))
+        self._instrumentation.loop_lag(max(0.0, self._clock.now() - self._due_s))
         self.start()
 
 

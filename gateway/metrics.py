@@ -77,7 +77,7 @@ def _is_for_capacity(line: re.Match[bytes]) -> bool:
     return not line[1].endswith(b"_by_reason") or b'reason="capacity"' in line[2]
 
 
-class Tallied(Collector):
+class BatchedHistogram(Collector):
     """A histogram for what happens once per token: a value is only put down, and counted when somebody looks, or when
     there are many. The library's own takes a lock and a search for each."""
 
@@ -180,7 +180,7 @@ class Metrics:
             "From the first byte of a streamed request to its first token handed to the socket, queueing included.",
             _TTFT_S,
         )
-        self.token_gap = Tallied(
+        self.token_gap = BatchedHistogram(
             "sluice_inter_token_latency_seconds", "Between two engine outputs of one request.", _ITL_S, registry
         ).note
         self._wait = self._histogram("queue_wait_seconds", "Time at the gate, zero for those who walked in.", _WAIT_S)

@@ -16,8 +16,8 @@ from gateway.clock import Clock
 from gateway.errors import ClientError, Overloaded
 
 
-class Witness(Protocol):
-    """What of `Facts` the gate reports."""
+class GateMetrics(Protocol):
+    """What of `Instrumentation` the gate reports."""
 
     def waited(self, seconds: float) -> None:
         """A request left the waiting room after this long."""
@@ -26,14 +26,14 @@ class Witness(Protocol):
         """A request was turned away."""
 
 
-class _Lender(Protocol):
+class PermitIssuer(Protocol):
     """Where seats go back to."""
 
-    def give_back(self, seats: int, granted_s: float) -> None:
+    def give_back(self, slots: int, granted_s: float) -> None:
         """Free seats that were granted at `granted_s`."""
 
 
-class Doorkeeper(Protocol):
+class AdmissionControl(Protocol):
     """Whoever lets requests in: a `Gate`, or somebody who asks one in another process."""
 
     @property
@@ -44,31 +44,31 @@ class Doorkeeper(Protocol):
     def taken(self) -> int:
         """Seats in use."""
 
-    async def enter(self, seats: int = 1) -> Permit:
+    async def enter(self, slots: int = 1) -> Permit:
         """See `Gate.enter`."""
 
 
 class Permit:
-    """The right to use `seats` seats of the engine."""
+    """The right to use `slots` seats of the engine."""
 
-    __slots__ = ("_gate", "_granted_s", "_released", "seats")
+    __slots__ = ("_gate", "_granted_s", "_released", "slots")
 
-    def __init__(self, gate: _Lender, seats: int, granted_s: float) -> None:
+    def __init__(self, gate: PermitIssuer, slots: int, granted_s: float) -> None:
         self._gate = gate
         self._granted_s = granted_s
         self._released = False
-        self.seats = seats
+        self.slots = slots
 
     def release(self) -> None:
         """Give the seats back. A second call does nothing, so every way out may call it."""
         if not self._released:
             self._released = True
-            self._gate.give_back(self.seats, self._granted_s)
+            self._gate.give_back(self.slots, self._granted_s)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    seats: int
+    slots: int
     granted: asyncio.Future[None]
 
 
@@ -76,13 +76,19 @@ class Gate:
     """First come, first served: a large request at the head is not overtaken, so it cannot starve."""
 
     def __init__(
-        self, *, max_concurrent: int, max_waiting: int, queue_timeout_s: float, clock: Clock, facts: Witness
+        self,
+        *,
+        max_concurrent: int,
+        max_waiting: int,
+        queue_timeout_s: float,
+        clock: Clock,
+        instrumentation: GateMetrics,
     ) -> None:
         self._budget = Budget(max_concurrent)
         self._max_waiting = max_waiting
         self._queue_timeout_s = queue_timeout_s
         self._clock = clock
-        self._facts = facts
+        self._instrumentation = instrumentation
         self._waiting: deque[_Waiter] = deque()
 
     @property
@@ -95,25 +101,25 @@ class Gate:
         """Seats in use."""
         return self._budget.taken
 
-    async def enter(self, seats: int = 1) -> Permit:
-        """Wait for `seats` seats.
+    async def enter(self, slots: int = 1) -> Permit:
+        """Wait for `slots` seats.
 
         Raises ClientError if the request could never fit, Overloaded if the waiting room is full or the wait
         passed the queue timeout. A cancelled wait leaves no trace.
         """
-        if seats > self._budget.seats:
-            raise too_many(seats, self._budget.seats)
-        if not self._waiting and self._budget.fits(seats):
-            self._budget.take(seats)
-            self._facts.waited(0.0)
-            return Permit(self, seats, self._clock.now())
+        if slots > self._budget.slots:
+            raise exceeds_capacity(slots, self._budget.slots)
+        if not self._waiting and self._budget.fits(slots):
+            self._budget.take(slots)
+            self._instrumentation.waited(0.0)
+            return Permit(self, slots, self._clock.now())
         if len(self._waiting) >= self._max_waiting:
             raise self._overloaded("queue_full", "The server is full and so is its waiting room.")
-        return await self._wait(seats)
+        return await self._wait(slots)
 
-    async def _wait(self, seats: int) -> Permit:
+    async def _wait(self, slots: int) -> Permit:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(seats, loop.create_future())
+        waiter = _Waiter(slots, loop.create_future())
         self._waiting.append(waiter)
         began = self._clock.now()
         timer = loop.call_later(self._queue_timeout_s, self._expire, waiter)
@@ -122,7 +128,7 @@ class Gate:
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
                 # Granted and cancelled in the same turn of the loop: pass the seats on.
-                self._budget.give_back(seats, None)
+                self._budget.give_back(slots, None)
                 self._grant()
             raise
         finally:
@@ -130,21 +136,21 @@ class Gate:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
                 self._grant()
-        self._facts.waited(self._clock.now() - began)
-        return Permit(self, seats, self._clock.now())
+        self._instrumentation.waited(self._clock.now() - began)
+        return Permit(self, slots, self._clock.now())
 
-    def give_back(self, seats: int, granted_s: float) -> None:
+    def give_back(self, slots: int, granted_s: float) -> None:
         """Free seats and let the next in; called by permits."""
-        self._budget.give_back(seats, self._clock.now() - granted_s)
+        self._budget.give_back(slots, self._clock.now() - granted_s)
         self._grant()
 
     def _grant(self) -> None:
         while self._waiting:
             head = self._waiting[0]
             if not head.granted.done():
-                if not self._budget.fits(head.seats):
+                if not self._budget.fits(head.slots):
                     return
-                self._budget.take(head.seats)
+                self._budget.take(head.slots)
                 head.granted.set_result(None)
             self._waiting.popleft()
 
@@ -157,18 +163,18 @@ class Gate:
             )
 
     def _overloaded(self, reason: str, message: str) -> Overloaded:
-        self._facts.rejected(reason)
-        ahead = sum(waiter.seats for waiter in self._waiting)
+        self._instrumentation.rejected(reason)
+        ahead = sum(waiter.slots for waiter in self._waiting)
         return Overloaded(message, reason=reason, retry_after_s=self._budget.retry_after_s(ahead))
 
 
-def too_many(seats: int, most: int) -> ClientError:
+def exceeds_capacity(slots: int, most: int) -> ClientError:
     """The error of a request that could never fit."""
     return ClientError(
-        f"This request asks for {seats} sequences at once; this server runs at most {most}. "
+        f"This request asks for {slots} sequences at once; this server runs at most {most}. "
         f"Ask for a smaller n, or for fewer prompts in one request.",
         param="n",
     )
 
 
-__all__ = ["Doorkeeper", "Gate", "Permit", "Witness", "too_many"]
+__all__ = ["AdmissionControl", "Gate", "GateMetrics", "Permit", "exceeds_capacity"]

@@ -18,23 +18,23 @@ RETRY_AFTER_RANGE_S = (1, 120)
 class Budget:
     """Seats taken and free, and a running average of how long a request holds its seats."""
 
-    def __init__(self, seats: int) -> None:
-        self.seats = seats
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
         self.taken = 0
         self._hold_s = FIRST_GUESS_S
         self._measured = False
 
-    def fits(self, seats: int) -> bool:
+    def fits(self, slots: int) -> bool:
         """Whether that many seats are free."""
-        return self.taken + seats <= self.seats
+        return self.taken + slots <= self.slots
 
-    def take(self, seats: int) -> None:
+    def take(self, slots: int) -> None:
         """Occupy seats; the caller has asked `fits` first."""
-        self.taken += seats
+        self.taken += slots
 
-    def give_back(self, seats: int, held_s: float | None) -> None:
+    def give_back(self, slots: int, held_s: float | None) -> None:
         """Free seats that were held for `held_s` seconds; None if they were never used."""
-        self.taken -= seats
+        self.taken -= slots
         if held_s is None:
             return
         if not self._measured:
@@ -42,12 +42,12 @@ class Budget:
         else:
             self._hold_s += SMOOTHING * (held_s - self._hold_s)
 
-    def retry_after_s(self, waiting_seats: int) -> int:
+    def retry_after_s(self, waiting_slots: int) -> int:
         """Seconds until a newcomer behind `waiting_seats` could start, by Little's law.
 
         Seats come free at `seats / hold` per second, and `waiting_seats + 1` must come free first.
         """
-        expected = (waiting_seats + 1) * self._hold_s / self.seats
+        expected = (waiting_slots + 1) * self._hold_s / self.slots
         low, high = RETRY_AFTER_RANGE_S
         return min(high, max(low, math.ceil(expected)))
 

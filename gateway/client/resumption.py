@@ -66,9 +66,9 @@ class Resumption:
         left_s = self._deadline_s - self._policy.clock.now()
         asked_s, self._retry_after_s = self._retry_after_s, 0.0
         if self._refusal is not None:
-            self.give_up(self._refusal)
+            self.fail_all(self._refusal)
         if left_s <= 0 or asked_s > left_s:
-            self.give_up(f"not back within {self._grace_s:g} s")
+            self.fail_all(f"not back within {self._grace_s:g} s")
         # Full jitter (uniform from zero) spreads a server's clients best when all of them lost it at once, and
         # comes on top of Retry-After, which tells all of them the same.
         ceiling_s = min(self._policy.max_backoff_s, math.ldexp(self._policy.backoff_s, min(self._attempts, 30)))
@@ -103,7 +103,7 @@ class Resumption:
             self._refusal = f"the server answered {response.status_code}"
         return False
 
-    def give_up(self, why: str) -> NoReturn:
+    def fail_all(self, why: str) -> NoReturn:
         """Raise the error that began the outage."""
         assert self._error is not None
         self._error.add_note(f"stream {self._stream_id} was not resumed after event {self.events.last_seq}: {why}")

@@ -147,7 +147,7 @@ class _SyncStream(httpx.SyncByteStream):
 
     def _check_wanted(self) -> None:
         if self._is_closed or self._owner.is_closed:
-            self._resumption.give_up("closed")
+            self._resumption.fail_all("closed")
 
     def close(self) -> None:
         self._is_closed = True
@@ -205,7 +205,7 @@ class _AsyncStream(httpx.AsyncByteStream):
 
     def _check_wanted(self) -> None:
         if self._is_closed or self._owner.is_closed:
-            self._resumption.give_up("closed")
+            self._resumption.fail_all("closed")
 
     async def aclose(self) -> None:
         self._is_closed = True

@@ -255,8 +255,8 @@ class Corpus:
         if kind == "time":
             time = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
             return json.dumps({"time": time}), self._tools["time"]["say"].format(time=time)
-        facts: dict[str, Any] = {"temperature": rng.randint(-9, 39), "sky": rng.choice(self._tools["skies"])}
-        return json.dumps(facts), self._tools["weather"]["say"].format(**facts)
+        instrumentation: dict[str, Any] = {"temperature": rng.randint(-9, 39), "sky": rng.choice(self._tools["skies"])}
+        return json.dumps(instrumentation), self._tools["weather"]["say"].format(**instrumentation)
 
     def _draw(self, rng: random.Random) -> tuple[str, Topic]:
         """A question as somebody may type it, and what it is about."""

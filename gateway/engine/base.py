@@ -14,7 +14,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.domain import AppOptions, Endpoint, Frame, Piece, Tally
+from gateway.domain import AppOptions, ChunkTemplate, Endpoint, OutputPart, RequestStats
 from gateway.errors import SluiceError
 
 ASGIApp = Callable[
@@ -26,7 +26,7 @@ ASGIApp = Callable[
     Awaitable[None],
 ]
 
-CURRENT_TALLY: ContextVar[Tally | None] = ContextVar("sluice_tally", default=None)
+CURRENT_STATS: ContextVar[RequestStats | None] = ContextVar("sluice_tally", default=None)
 """The request on whose behalf the running task uses the engine. Set around code of vLLM's that calls the engine by
 itself, so that its tokens are counted without a parameter through code that is not ours."""
 
@@ -45,7 +45,7 @@ class Route(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Revival:
+class RecoveryReport:
     """What became of the requests in flight when an engine was replaced: how many went on, how many of the others had
     which reason, and how many are not sent again because engines have died of them."""
 
@@ -58,7 +58,7 @@ class Sink(Protocol):
     """Where an engine puts what it generates. `put`, `finish` and `fail` return at once; after the last two nothing
     counts."""
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: OutputPart) -> None:
         """Take a piece. A delta with a finish reason is the last one."""
 
     def say(self, text: str, tokens: int, now_s: float) -> None:
@@ -87,18 +87,18 @@ class Call(Protocol):
         """Whether the client wants a stream."""
 
     @property
-    def seats(self) -> int:
+    def slots(self) -> int:
         """How many sequences it will occupy in the engine."""
 
 
 class Prepared(Protocol):
     """A request that is ready to run.
 
-    `frame` tells how to turn deltas into chunks; None means that the engine formats them itself.
+    `template` tells how to turn deltas into chunks; None means that the engine formats them itself.
     """
 
     @property
-    def frame(self) -> Frame | None:
+    def template(self) -> ChunkTemplate | None:
         """See the class."""
 
 
@@ -109,31 +109,31 @@ class Handle(Protocol):
         """Stop generating and free the sequence. Returns at once; a request that is over is left alone."""
 
 
-class Mortal(Protocol):
+class Restartable(Protocol):
     """What can die and be replaced: an engine, or the processes of one that others use."""
 
     @property
     def trouble(self) -> str | None:
         """Why a request sent now would not be served soon although the engine lives; None if it would be."""
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         """Return when the engine process has died, or is stuck and has been killed."""
 
-    async def revive(self, *, last: bool = False) -> Revival:
+    async def restart(self, *, last: bool = False) -> RecoveryReport:
         """Put another engine process in the dead one's place; what can go on goes on. `last`: the death of that one
         will be final. Raises if it cannot start, and SettingsError if no other attempt will be made."""
 
     def explained(self) -> int:
         """How many deaths, since this was last asked, are put down to requests that have failed for them."""
 
-    def give_up(self) -> None:
+    def fail_all(self) -> None:
         """There will be no other: fail everything in flight."""
 
     async def stop(self) -> None:
         """End the engine and its processes."""
 
 
-class Tenant(Protocol):
+class SharedEngineClient(Protocol):
     """A client of engine processes that belong to somebody else."""
 
     @property
@@ -147,11 +147,11 @@ class Tenant(Protocol):
     def lose(self) -> None:
         """The engine has died."""
 
-    async def evict(self, number: int) -> None:
+    async def abort_client(self, number: int) -> None:
         """Have the engine abort all requests of another client, which has died."""
 
 
-class Landlord(Protocol):
+class EngineHost(Protocol):
     """Whoever runs the engine processes where they are not ours: they have `count` clients, numbered from 0."""
 
     @property
@@ -176,14 +176,14 @@ class Landlord(Protocol):
     async def loss(self) -> None:
         """Return when the engine of the addresses given last has died."""
 
-    def meet(self, tenant: Tenant) -> None:
+    def attach(self, tenant: SharedEngineClient) -> None:
         """`tenant` uses the engine of the addresses given last. It is told of that engine's death, now if need be."""
 
-    def complain(self) -> None:
+    def report_unresponsive(self) -> None:
         """Say that this engine does not answer. It will be ended, and another one started."""
 
 
-class Engine(Mortal, Protocol):
+class Engine(Restartable, Protocol):
     """A running engine."""
 
     @property
@@ -220,14 +220,14 @@ class Engine(Mortal, Protocol):
     def parse(self, endpoint: Endpoint, body: bytes) -> Call:
         """Check a request body. Raises ClientError that names the field."""
 
-    async def check(self, call: Call, tally: Tally) -> None:
+    async def check(self, call: Call, stats: RequestStats) -> None:
         """Check the grammar that the request brings, in a process aside. Raises ClientError that names the field, and
         Overloaded where that could not be done in time."""
 
-    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+    async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
         """The same for a body that `http` will read. A body that is wrong otherwise is left to that."""
 
-    async def prepare(self, call: Call, tally: Tally) -> Prepared:
+    async def prepare(self, call: Call, stats: RequestStats) -> Prepared:
         """Render the prompt and settle the sampling parameters; sets the tally's model. The answer's id is the tally's
         own."""
 
@@ -237,21 +237,21 @@ class Engine(Mortal, Protocol):
     def knows(self, request_id: str) -> bool:
         """Whether `http` runs anything under that id, for whomever."""
 
-    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+    def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
         """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 
 
 __all__ = [
-    "CURRENT_TALLY",
+    "CURRENT_STATS",
     "ASGIApp",
     "Call",
     "Engine",
+    "EngineHost",
     "Handle",
-    "Landlord",
-    "Mortal",
     "Prepared",
-    "Revival",
+    "RecoveryReport",
+    "Restartable",
     "Route",
+    "SharedEngineClient",
     "Sink",
-    "Tenant",
 ]

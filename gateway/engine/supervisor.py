@@ -15,12 +15,12 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from gateway.clock import Clock
-from gateway.engine.base import Mortal, Revival
+from gateway.engine.base import RecoveryReport, Restartable
 from gateway.errors import Draining, EngineFailed, NotReady, SettingsError, SluiceError
 
 logger = logging.getLogger("sluice")
 
-E = TypeVar("E", bound=Mortal)
+E = TypeVar("E", bound=Restartable)
 
 # What a start takes when it goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
 EXPECTED_START_S = 30.0
@@ -51,7 +51,7 @@ class Supervisor(Generic[E]):
         window_s: float,
         clock: Clock,
         on_lost: Callable[[], None],
-        on_regained: Callable[[Revival], None],
+        on_regained: Callable[[RecoveryReport], None],
     ) -> None:
         """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final;
         None: whoever makes its engines counts, says so, and raises SettingsError from `revive` when it was the last.
@@ -128,7 +128,7 @@ class Supervisor(Generic[E]):
         self._enter(Phase.UP)
         on_ready()
         while True:
-            await self._engine.dead()
+            await self._engine.wait_dead()
             await self._restart(self._engine)
 
     async def keep(self, on_ready: Callable[[], None], on_failure: Callable[[SettingsError], None]) -> None:
@@ -161,10 +161,10 @@ class Supervisor(Generic[E]):
             try:
                 with self._building():
                     last = self._max_restarts is not None and len(self._restarts) >= self._max_restarts > 0
-                    revival = await engine.revive(last=last)
+                    recovery = await engine.restart(last=last)
             except SettingsError:
                 self._enter(Phase.FAILED)
-                engine.give_up()
+                engine.fail_all()
                 raise
             except Exception:
                 logger.exception("the engine could not be started again")
@@ -172,13 +172,13 @@ class Supervisor(Generic[E]):
             break
         self._start_took_s = self._clock.now() - self._began_s
         self._enter(Phase.UP)
-        self._on_regained(revival)
+        self._on_regained(recovery)
         if self._max_restarts is not None:
             logger.warning(
                 "the engine is back after %.1f s: %d requests go on%s",
                 self._start_took_s,
-                revival.continued,
-                "".join(f", {count} could not ({reason})" for reason, count in revival.failed.items()),
+                recovery.continued,
+                "".join(f", {count} could not ({reason})" for reason, count in recovery.failed.items()),
             )
 
     @contextmanager
@@ -210,7 +210,7 @@ class Supervisor(Generic[E]):
                 self._restarts.pop()
         if len(self._restarts) > most:
             self._enter(Phase.FAILED)
-            engine.give_up()
+            engine.fail_all()
             raise SettingsError(
                 f"The engine died, after {most} restarts within {self._window_s:g} s "
                 "(supervisor.max_restarts, supervisor.window_s); see its last words above.",

@@ -128,7 +128,7 @@ class Ask:
     """Seats, please; the answer carries the same number."""
 
     ask: int
-    seats: int
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import orjson
 
-from gateway.domain import Chunk, Delta, Endpoint, Frame, Piece
+from gateway.domain import Chunk, ChunkTemplate, Delta, Endpoint, OutputPart
 from gateway.errors import SluiceError
 from gateway.protocols.json_text import dumped, escaped
 
@@ -24,7 +24,7 @@ DONE = b"[DONE]"
 class Payloads:
     """The pieces of a stream that has been formatted already."""
 
-    def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
+    def encode(self, pieces: Iterable[OutputPart]) -> list[bytes]:
         """The documents that they are."""
         return [escaped(piece.payload) for piece in pieces if isinstance(piece, Chunk)]
 
@@ -35,34 +35,34 @@ class Payloads:
 class Encoder:
     """Turn the pieces of one stream into JSON documents, in order. Holds the count for running usage."""
 
-    def __init__(self, frame: Frame) -> None:
-        chat = frame.endpoint is Endpoint.CHAT
-        self._frame = frame
+    def __init__(self, template: ChunkTemplate) -> None:
+        chat = template.endpoint is Endpoint.CHAT
+        self._frame = template
         self._completion_tokens = 0
-        self._drop_empty = frame.drop_empty
+        self._drop_empty = template.drop_empty
         self._is_chat = self._role_due = chat
         kind = b"chat.completion.chunk" if chat else b"text_completion"
         self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
-            orjson.dumps(frame.id),
+            orjson.dumps(template.id),
             kind,
-            frame.created,
-            dumped(frame.model),
+            template.created,
+            dumped(template.model),
         )
         self._open = b'{"index":0,"delta":{"content":' if chat else b'{"index":0,"text":'
         self._close = b"}" if chat else b""
         self._fingerprint = (
-            b"" if frame.fingerprint is None else b',"system_fingerprint":' + orjson.dumps(frame.fingerprint)
+            b"" if template.fingerprint is None else b',"system_fingerprint":' + orjson.dumps(template.fingerprint)
         )
-        self._choice_end = b'"token_ids":null%b}]' % _nulls(frame.choice_nulls)
-        self._chunk_end = _nulls(frame.chunk_nulls) + b"}"
+        self._choice_end = b'"token_ids":null%b}]' % _nulls(template.choice_nulls)
+        self._chunk_end = _nulls(template.chunk_nulls) + b"}"
         # A text completion's token chunks name stop_reason and prompt_token_ids; a chat's do not.
         between = b'"token_ids":null}]' if chat else b'"stop_reason":null,"prompt_token_ids":null,%b' % self._choice_end
         self._running = self._close + b',"logprobs":null,"finish_reason":null,' + between
         # All that surrounds the text of a token where nothing else changes from one to the next.
         self._before = self._head + self._open
-        self._behind = None if frame.continuous_usage else self._running + self._chunk_end
+        self._behind = None if template.continuous_usage else self._running + self._chunk_end
 
-    def encode(self, pieces: Iterable[Piece]) -> list[bytes]:
+    def encode(self, pieces: Iterable[OutputPart]) -> list[bytes]:
         """The documents for `pieces`; neighbouring deltas have been merged by whoever calls."""
         documents: list[bytes] = []
         for piece in pieces:
@@ -143,9 +143,9 @@ def _nulls(names: Iterable[str]) -> bytes:
     return b"".join([b",%b:null" % orjson.dumps(name) for name in names])
 
 
-def encoder(frame: Frame | None) -> Encoder | Payloads:
-    """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
-    return Payloads() if frame is None else Encoder(frame)
+def encoder(template: ChunkTemplate | None) -> Encoder | Payloads:
+    """What makes documents of one stream's pieces; without a template its pieces are documents already."""
+    return Payloads() if template is None else Encoder(template)
 
 
 def ending(error: SluiceError | None) -> list[bytes]:

@@ -15,7 +15,7 @@ from gateway.engine.bounded_json import is_light
 from gateway.errors import DeadlineExceeded
 from gateway.offload import Offload
 from gateway.streams.stream import overdue
-from gateway.streams.tick_limiter import Turnstile
+from gateway.streams.tick_limiter import TickLimiter
 
 # So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
 BEGIN_PER_TURN = 8
@@ -29,7 +29,7 @@ class Parser:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._offload = Offload("sluice-parse")
-        self._turn = Turnstile(BEGIN_PER_TURN)
+        self._turn = TickLimiter(BEGIN_PER_TURN)
 
     async def begin(self) -> None:
         """Wait for this request's turn."""

@@ -9,7 +9,7 @@ from typing import Self
 from gateway.domain import Cause
 
 
-class Left(Exception):
+class ClientDisconnected(Exception):
     """The reader is gone, by itself or because we had to let go of it. Ends the exchange, is nobody's error."""
 
     def __init__(self, cause: Cause = Cause.DISCONNECTED) -> None:
@@ -17,7 +17,7 @@ class Left(Exception):
         self.cause = cause
 
 
-class Leash:
+class CancelScope:
     """Held by the task that enters it; `end` may be called by anybody, once, from the same loop."""
 
     def __init__(self) -> None:
@@ -49,4 +49,4 @@ class Leash:
             raise self._error from None
 
 
-__all__ = ["Leash", "Left"]
+__all__ = ["CancelScope", "ClientDisconnected"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.domain import Delta, Piece
+from gateway.domain import Delta, OutputPart
 
 LONGEST_TEXT = 10_000
 """Characters of text in one piece that was merged. Each takes at most six bytes in JSON, so that an event of them stays
 below 64 KiB, the longest line that Go's `bufio.Scanner` takes, whatever the text is."""
 
 
-def merge(pieces: list[Piece]) -> list[Piece]:
+def merge(pieces: list[OutputPart]) -> list[OutputPart]:
     """Join neighbouring deltas. An ending stays a piece of its own, without text: many clients look only at the finish
     reason of the chunk that has one."""
-    merged: list[Piece] = []
+    merged: list[OutputPart] = []
     run: list[Delta] = []
     for piece in pieces:
         if isinstance(piece, Delta):
@@ -24,7 +24,7 @@ def merge(pieces: list[Piece]) -> list[Piece]:
     return merged
 
 
-def _close_run(run: list[Delta], into: list[Piece]) -> None:
+def _close_run(run: list[Delta], into: list[OutputPart]) -> None:
     last = run[-1] if run else None
     # Two of one token each are what they would have been without a late reader.
     if last is None or len(run) == 1 or (len(run) == 2 and last.finish_reason is not None and run[0].tokens <= 1):

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from gateway.streamlog.base import Batch
-from gateway.streams.writer import Producer
+from gateway.streams.writer import StreamWriter
 
 
 class Outlet(Protocol):
@@ -20,19 +20,19 @@ class Outlet(Protocol):
         """Send events, of which the first has that number; never the last one."""
 
 
-class Follower:
+class StreamReader:
     """Follows one stream from a cursor to its end. `cursor` is the number of the last event taken."""
 
-    def __init__(self, producer: Producer, cursor: int) -> None:
+    def __init__(self, writer: StreamWriter, cursor: int) -> None:
         self.cursor = cursor
-        self._producer = producer
+        self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._outlet: Outlet | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._due = False
         self._nudged = False
         self._failure: Exception | None = None
-        producer.watch(self)
+        writer.watch(self)
 
     async def take(self, outlet: Outlet | None = None) -> Batch | None:
         """Wait for news and take all of it; None if somebody nudged. While the outlet is open, news go there and the
@@ -69,11 +69,11 @@ class Follower:
     def close(self) -> None:
         """Stop following."""
         self._outlet = None
-        self._producer.unwatch(self)
+        self._writer.unwatch(self)
 
     def _read(self) -> Batch | None:
-        self._producer.seal()
-        batch = self._producer.log.read(self.cursor)
+        self._writer.seal()
+        batch = self._writer.log.read(self.cursor)
         if batch is not None:
             self.cursor = batch.first + len(batch.documents) - 1
         return batch
@@ -106,7 +106,7 @@ class Follower:
         if not self._waits:
             return
         outlet = self._outlet
-        if self._producer.ended is not None or outlet is None or not outlet.open():
+        if self._writer.ended is not None or outlet is None or not outlet.open():
             self._rouse()
             return
         try:
@@ -137,4 +137,4 @@ class Follower:
             self._waiter.set_result(None)
 
 
-__all__ = ["Follower", "Outlet"]
+__all__ = ["Outlet", "StreamReader"]

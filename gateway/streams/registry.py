@@ -15,11 +15,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from gateway.admission.gate import Doorkeeper
+from gateway.admission.gate import AdmissionControl
 from gateway.bounded_text import log_defect
 from gateway.clock import Clock
-from gateway.domain import Caller, Endpoint, Facts, Tally, Wishes
-from gateway.engine.base import CURRENT_TALLY, Call, Engine, Route
+from gateway.domain import Caller, Endpoint, Instrumentation, RequestOptions, RequestStats
+from gateway.engine.base import CURRENT_STATS, Call, Engine, Route
 from gateway.errors import (
     Cancelled,
     Draining,
@@ -33,13 +33,13 @@ from gateway.errors import (
 from gateway.streamlog.base import StreamLog
 from gateway.streams import permissions
 from gateway.streams.body_parsing import BEGIN_PER_TURN, Parser
-from gateway.streams.cancel_scope import Leash
+from gateway.streams.cancel_scope import CancelScope
 from gateway.streams.limits import Limits
-from gateway.streams.retention import Shelf
+from gateway.streams.retention import FinishedStreams
 from gateway.streams.status import Status, status_of
 from gateway.streams.stream import Stream, overdue
-from gateway.streams.tick_limiter import Turnstile
-from gateway.streams.writer import Producer, Wire
+from gateway.streams.tick_limiter import TickLimiter
+from gateway.streams.writer import StreamWriter, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class Registry:
         *,
         engine: Callable[[], Engine],
         engine_soon: Callable[[], Awaitable[Engine]],
-        gate: Doorkeeper,
+        gate: AdmissionControl,
         log: Callable[[int | None], StreamLog],
         wire: Wire,
         limits: Limits,
         clock: Clock,
-        facts: Facts,
+        instrumentation: Instrumentation,
         new_id: Callable[[], str] = _random,
     ) -> None:
         """`engine` gives the running engine or raises why there is none; `engine_soon` waits where one is on its way.
@@ -84,15 +84,15 @@ class Registry:
         self._wire = wire
         self._limits = limits
         self._clock = clock
-        self._facts = facts
+        self._instrumentation = instrumentation
         self._new_id = new_id
         self._live: dict[str, Stream] = {}
-        self._mounted: dict[Leash, Tally] = {}
-        self._shelf = Shelf(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
+        self._mounted: dict[CancelScope, RequestStats] = {}
+        self._retention = FinishedStreams(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
         self._share = limits.max_bytes
         self._empty: asyncio.Future[None] | None = None
         self._parser = Parser(limits.prepare_timeout_s)
-        self._preparing = Turnstile(BEGIN_PER_TURN)
+        self._preparing = TickLimiter(BEGIN_PER_TURN)
         self.draining = False
 
     @property
@@ -102,107 +102,107 @@ class Registry:
 
     def owners(self) -> Counter[str]:
         """How many requests that have not ended each API key has, by its name."""
-        tallies = chain((stream.producer.tally for stream in self._live.values()), self._mounted.values())
-        return Counter(tally.caller.owner for tally in tallies if tally.caller.owner is not None)
+        tallies = chain((stream.writer.stats for stream in self._live.values()), self._mounted.values())
+        return Counter(stats.caller.owner for stats in tallies if stats.caller.owner is not None)
 
     @property
     def kept_bytes(self) -> int:
         """What the events of resumable streams weigh, finished ones and live ones."""
-        return self._shelf.size_bytes + self._live_bytes()
+        return self._retention.size_bytes + self._live_bytes()
 
     # A request of one of our endpoints.
 
-    def open(self, endpoint: Endpoint, body: bytes, tally: Tally, wishes: Wishes) -> Stream:
+    def open(self, endpoint: Endpoint, body: bytes, stats: RequestStats, options: RequestOptions) -> Stream:
         """Take a request in and send it on its way; what becomes of it is told to the stream's readers.
 
         Raises what `Engine.parse` raises, why there is no engine, Draining, and Overloaded if there is no room for
         another resumable stream.
         """
         self._refuse_when_draining()
-        return self._begin(endpoint, self._engine().parse(endpoint, body), tally, wishes)
+        return self._begin(endpoint, self._engine().parse(endpoint, body), stats, options)
 
     async def open_any(
         self,
         endpoint: Endpoint,
         body: bytes,
-        tally: Tally,
-        wishes: Wishes,
+        stats: RequestStats,
+        options: RequestOptions,
         waiting: AbstractAsyncContextManager[object] | None = None,
     ) -> Stream:
         """As `open`, for any number of bodies of any length: what it takes to parse them does not hold up others.
         `waiting` is a scope around what takes long, which may end that. Raises DeadlineExceeded, too."""
         await self._parser.begin()
         if self._parser.is_light(body):
-            return self.open(endpoint, body, tally, wishes)
+            return self.open(endpoint, body, stats, options)
         self._refuse_when_draining()
-        timeout_s = self._timeout(wishes)
+        timeout_s = self._timeout(options)
         call = await self._parser.parse(
             partial(self._engine().parse, endpoint, body),
             size=len(body),
-            tenant=tally.caller.owner,
-            deadline=(timeout_s, self._left(tally.caller, timeout_s)),
+            tenant=stats.caller.owner,
+            deadline=(timeout_s, self._left(stats.caller, timeout_s)),
             waiting=waiting,
         )
         self._refuse_when_draining()
-        return self._begin(endpoint, call, tally, wishes)
+        return self._begin(endpoint, call, stats, options)
 
-    def _begin(self, endpoint: Endpoint, call: Call, tally: Tally, wishes: Wishes) -> Stream:
+    def _begin(self, endpoint: Endpoint, call: Call, stats: RequestStats, options: RequestOptions) -> Stream:
         # A whole answer has no events to come back for.
-        grace_s = None if wishes.grace_s is None or not call.stream else min(wishes.grace_s, self._limits.max_grace_s)
+        grace_s = None if options.grace_s is None or not call.stream else min(options.grace_s, self._limits.max_grace_s)
         if grace_s is not None and not self._has_room():
-            self._facts.rejected("resumable_full")
+            self._instrumentation.rejected("resumable_full")
             raise Overloaded("There is no room for another resumable stream.", retry_after_s=5)
-        tally.id = endpoint.id_prefix + self._new_id()
-        tally.outlives = grace_s is not None
+        stats.id = endpoint.id_prefix + self._new_id()
+        stats.is_resumable = grace_s is not None
         stream = Stream(
-            Producer(
-                tally=tally,
+            StreamWriter(
+                stats=stats,
                 log=self._log(None if grace_s is None else self._limits.max_bytes),
                 wire=self._wire,
                 streaming=call.stream,
                 clock=self._clock,
-                on_merged=self._facts.merged,
-                on_end=partial(self._ended, tally.id),
+                on_merged=self._instrumentation.merged,
+                on_end=partial(self._ended, stats.id),
             ),
             streaming=call.stream,
             grace_s=grace_s,
         )
-        self._live[tally.id] = stream
+        self._live[stats.id] = stream
         if stream.resumable:
             self._share_out()
-        stream.walk = asyncio.get_running_loop().create_task(self._walk(call, stream.producer))
-        timeout_s = self._timeout(wishes)
-        stream.expire_in(self._left(tally.caller, timeout_s), timeout_s)
+        stream.walk = asyncio.get_running_loop().create_task(self._walk(call, stream.writer))
+        timeout_s = self._timeout(options)
+        stream.expire_in(self._left(stats.caller, timeout_s), timeout_s)
         return stream
 
-    async def _walk(self, call: Call, producer: Producer) -> None:
+    async def _walk(self, call: Call, writer: StreamWriter) -> None:
         """From the gate to the engine. Every failure ends in the stream."""
-        tally = producer.tally
+        stats = writer.stats
         try:
-            await (await self._engine_soon()).check(call, tally)
+            await (await self._engine_soon()).check(call, stats)
             began_s = self._clock.now()
-            producer.admit(await self._gate.enter(call.seats))
+            writer.admit(await self._gate.enter(call.slots))
             # The engine that is running now, which need not be the one that was when the wait began.
             engine = await self._engine_soon()
-            tally.queued_s = self._clock.now() - began_s
+            stats.queued_s = self._clock.now() - began_s
             await self._preparing.enter()
-            prepared = await engine.prepare(call, tally)
-            producer.start(prepared.frame)
-            self._facts.overhead(self._clock.now() - tally.caller.arrival_s - tally.queued_s)
-            producer.attach(await engine.submit(prepared, producer))
+            prepared = await engine.prepare(call, stats)
+            writer.start(prepared.template)
+            self._instrumentation.overhead(self._clock.now() - stats.caller.arrival_s - stats.queued_s)
+            writer.attach(await engine.submit(prepared, writer))
         except SluiceError as error:
-            producer.fail(error)
+            writer.fail(error)
         except Exception as error:
             log_defect(logger, "a request failed with an error that nobody foresaw", error)
-            producer.fail(InternalError("The server failed to answer this request."))
+            writer.fail(InternalError("The server failed to answer this request."))
 
     def _ended(self, stream_id: str) -> None:
         stream = self._live.pop(stream_id)
         stream.settle()
         if stream.resumable:
             self._share_out()
-            stream.producer.tally.settle()
-            self._shelf.put(stream, self._live_bytes())
+            stream.writer.stats.settle()
+            self._retention.put(stream, self._live_bytes())
         self._look_if_empty()
 
     # Those who come back, ask, or cancel.
@@ -213,17 +213,17 @@ class Registry:
         Raises NotFound if there never was one, or if it is somebody else's, which must look the same; Expired if it
         is kept no longer.
         """
-        stream = self._live.get(stream_id) or self._shelf.get(stream_id)
-        if stream is not None and stream.producer.tally.caller.owner == caller.owner:
+        stream = self._live.get(stream_id) or self._retention.get(stream_id)
+        if stream is not None and stream.writer.stats.caller.owner == caller.owner:
             return stream
-        if stream is None and self._shelf.was_here(stream_id, caller.owner):
+        if stream is None and self._retention.was_here(stream_id, caller.owner):
             raise Expired(f"The stream {stream_id!r} is kept no longer.", param="id")
         raise NotFound(f"There is no request with the id {stream_id!r}.", param="id")
 
     def owner_of(self, stream_id: str) -> str | None:
         """Whose stream that is, or was; None if it is nobody's or if there is none."""
-        stream = self._live.get(stream_id) or self._shelf.get(stream_id)
-        return self._shelf.owner_of_gone(stream_id) if stream is None else stream.producer.tally.caller.owner
+        stream = self._live.get(stream_id) or self._retention.get(stream_id)
+        return self._retention.owner_of_gone(stream_id) if stream is None else stream.writer.stats.caller.owner
 
     def readable_until_s(self, stream: Stream) -> float:
         """The last moment at which that stream can be kept."""
@@ -245,15 +245,15 @@ class Registry:
         try:
             stream = self.find(request_id, caller)
         except NotFound:
-            tally = self._engine().cancel(request_id, caller.owner)
-            if tally is None:
+            stats = self._engine().cancel(request_id, caller.owner)
+            if stats is None:
                 raise
             # Its answer may wait for a client who does not read.
             error, loop = Cancelled("The request was cancelled by its id."), asyncio.get_running_loop()
-            for leash in [leash for leash, one in self._mounted.items() if one is tally]:
-                loop.call_later(_UNWINDS_WITHIN_S, leash.end, error)
-            return Status(request_id, "cancelled", False, 0, tally.prompt_tokens, tally.completion_tokens)
-        stream.producer.cancel(Cancelled("The request was cancelled by its id."))
+            for cancel_scope in [cancel_scope for cancel_scope, one in self._mounted.items() if one is stats]:
+                loop.call_later(_UNWINDS_WITHIN_S, cancel_scope.end, error)
+            return Status(request_id, "cancelled", False, 0, stats.prompt_tokens, stats.completion_tokens)
+        stream.writer.cancel(Cancelled("The request was cancelled by its id."))
         return status_of(stream)
 
     # What concerns no request in particular.
@@ -280,12 +280,12 @@ class Registry:
         self,
         method: str,
         path: str,
-        tally: Tally,
-        wishes: Wishes,
+        stats: RequestStats,
+        options: RequestOptions,
         waiting: AbstractAsyncContextManager[object] | None = None,
         read: Callable[[], bytes] | None = None,
     ) -> AsyncIterator[Engine]:
-        """Admit a request that vLLM's own app will answer; its tokens are counted in `tally`. `waiting` is a scope
+        """Admit a request that vLLM's own app will answer; its tokens are counted in `stats`. `waiting` is a scope
         around the wait for its seat, which may end that; in it `read` gives the body, if that is to be checked."""
         engine = self._engine()
         route = engine.route(method, path)
@@ -294,41 +294,41 @@ class Registry:
         if route is Route.WRONG_METHOD:
             raise MethodNotAllowed(f"{path} does not take {method}.", allowed=engine.methods(path))
         if route is Route.OPERATOR:
-            permissions.check_operator(path, tally.caller)
-        tally.endpoint = engine.template(path)
-        tally.works = route is Route.WORKS
+            permissions.check_operator(path, stats.caller)
+        stats.endpoint = engine.template(path)
+        stats.uses_engine = route is Route.WORKS
         self._refuse_when_draining()
-        if not tally.works and method == "GET":
+        if not stats.uses_engine and method == "GET":
             yield engine
             return
-        timeout_s = self._timeout(wishes)
-        with Leash() as leash:
+        timeout_s = self._timeout(options)
+        with CancelScope() as cancel_scope:
             timer = asyncio.get_running_loop().call_later(
-                self._left(tally.caller, timeout_s),
-                lambda: leash.end(overdue(timeout_s, tally.queued_s is None, tally.completion_tokens)),
+                self._left(stats.caller, timeout_s),
+                lambda: cancel_scope.end(overdue(timeout_s, stats.queued_s is None, stats.completion_tokens)),
             )
-            if not tally.works:
+            if not stats.uses_engine:
                 try:
                     yield engine
                 finally:
                     timer.cancel()
                 return
-            self._mounted[leash] = tally
+            self._mounted[cancel_scope] = stats
             permit = None
-            token = CURRENT_TALLY.set(tally)
+            token = CURRENT_STATS.set(stats)
             try:
                 async with waiting or nullcontext():
                     if read is not None:
-                        await engine.check_body(path, read(), tally)
+                        await engine.check_body(path, read(), stats)
                     began_s = self._clock.now()
                     permit = await self._gate.enter()
                     engine = await self._engine_soon()
-                tally.queued_s = self._clock.now() - began_s
+                stats.queued_s = self._clock.now() - began_s
                 yield engine
             finally:
-                CURRENT_TALLY.reset(token)
+                CURRENT_STATS.reset(token)
                 timer.cancel()
-                del self._mounted[leash]
+                del self._mounted[cancel_scope]
                 if permit is not None:
                     permit.release()
                 self._look_if_empty()
@@ -338,12 +338,12 @@ class Registry:
     def lost(self) -> None:
         """The engine has died; those that run may go on with the next."""
         for stream in self._live.values():
-            stream.producer.lose()
+            stream.writer.lose()
 
     def regained(self) -> None:
         """They go on."""
         for stream in self._live.values():
-            stream.producer.regain()
+            stream.writer.regain()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish for so long, then end the rest."""
@@ -357,9 +357,9 @@ class Registry:
         """End whatever runs, now."""
         self.draining = True
         for stream in list(self._live.values()):
-            stream.producer.cancel(Draining("The server is stopping.", retry_after_s=1))
-        for leash in list(self._mounted):
-            leash.end(Draining("The server is stopping.", retry_after_s=1))
+            stream.writer.cancel(Draining("The server is stopping.", retry_after_s=1))
+        for cancel_scope in list(self._mounted):
+            cancel_scope.end(Draining("The server is stopping.", retry_after_s=1))
 
     def _refuse_when_draining(self) -> None:
         if self.draining:
@@ -373,11 +373,11 @@ class Registry:
         """Whether another resumable stream would find room: now, and when all have grown."""
         logs = sum([stream.resumable for stream in self._live.values()])
         fits = (logs + 1) * self._limits.max_bytes * _SMALLEST_SHARE <= self._limits.max_total_bytes
-        return self._shelf.shrink(self._live_bytes() + self._limits.max_bytes) and fits
+        return self._retention.shrink(self._live_bytes() + self._limits.max_bytes) and fits
 
     def _share_out(self) -> None:
         """Streams grow after they were let in: where they could pass the limit together, each keeps its share."""
-        logs = [stream.producer.log for stream in self._live.values() if stream.resumable]
+        logs = [stream.writer.log for stream in self._live.values() if stream.resumable]
         share = min(self._limits.max_bytes, self._limits.max_total_bytes // max(1, len(logs)))
         if share == self._share == self._limits.max_bytes:
             return
@@ -386,11 +386,11 @@ class Registry:
             log.keep(share)
 
     def _live_bytes(self) -> int:
-        return sum([stream.producer.log.size_bytes for stream in self._live.values()])
+        return sum([stream.writer.log.size_bytes for stream in self._live.values()])
 
-    def _timeout(self, wishes: Wishes) -> float:
+    def _timeout(self, options: RequestOptions) -> float:
         longest_s = self._limits.max_timeout_s
-        return longest_s if wishes.timeout_s is None else min(wishes.timeout_s, longest_s)
+        return longest_s if options.timeout_s is None else min(options.timeout_s, longest_s)
 
     def _left(self, caller: Caller, timeout_s: float) -> float:
         """Seconds until the deadline; it counts from the request's first byte."""

@@ -12,7 +12,7 @@ from gateway.streams.stream import Stream
 _REMEMBERED = 10_000
 
 
-class Shelf:
+class FinishedStreams:
     """Streams in the order of their ends."""
 
     def __init__(self, *, retention_s: float, max_bytes: int, clock: Clock) -> None:
@@ -35,7 +35,7 @@ class Shelf:
     def put(self, stream: Stream, live_bytes: int) -> None:
         """Keep a stream that has just ended. `live_bytes` is what streams weigh that have not."""
         self._streams[stream.id] = (self._clock.now(), stream)
-        self._size_bytes += stream.producer.log.size_bytes
+        self._size_bytes += stream.writer.log.size_bytes
         self.shrink(live_bytes)
         self._arm()
 
@@ -60,8 +60,8 @@ class Shelf:
 
     def _drop_oldest(self) -> None:
         stream_id, (_, stream) = self._streams.popitem(last=False)
-        self._size_bytes -= stream.producer.log.size_bytes
-        self._gone[stream_id] = stream.producer.tally.caller.owner
+        self._size_bytes -= stream.writer.log.size_bytes
+        self._gone[stream_id] = stream.writer.stats.caller.owner
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
 
@@ -80,4 +80,4 @@ class Shelf:
         self._arm()
 
 
-__all__ = ["Shelf"]
+__all__ = ["FinishedStreams"]

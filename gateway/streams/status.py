@@ -21,9 +21,9 @@ class Status:
 
 def status_of(stream: Stream) -> Status:
     """The status of a stream."""
-    tally = stream.producer.tally
-    events = stream.producer.log.last
-    return Status(stream.id, stream.status, stream.resumable, events, tally.prompt_tokens, tally.completion_tokens)
+    stats = stream.writer.stats
+    events = stream.writer.log.last
+    return Status(stream.id, stream.status, stream.resumable, events, stats.prompt_tokens, stats.completion_tokens)
 
 
 __all__ = ["Status", "status_of"]

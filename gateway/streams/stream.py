@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 from gateway.domain import Cause
 from gateway.errors import Cancelled, ClientError, DeadlineExceeded
-from gateway.streams.cancel_scope import Left
+from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.streams.lifecycle import State
-from gateway.streams.reader import Follower
-from gateway.streams.writer import Producer
+from gateway.streams.reader import StreamReader
+from gateway.streams.writer import StreamWriter
 
 
 class Stream:
     """`streaming`: whether the client wants events or a whole answer. `grace_s`: how long it goes on without a reader;
     None: not at all."""
 
-    def __init__(self, producer: Producer, *, streaming: bool, grace_s: float | None) -> None:
-        self.producer = producer
+    def __init__(self, writer: StreamWriter, *, streaming: bool, grace_s: float | None) -> None:
+        self.writer = writer
         self.streaming = streaming
         self.grace_s = grace_s
         self.walk: asyncio.Task[None] | None = None
@@ -33,8 +33,8 @@ class Stream:
     @property
     def id(self) -> str:
         """The id that its client sees."""
-        assert self.producer.tally.id is not None
-        return self.producer.tally.id
+        assert self.writer.stats.id is not None
+        return self.writer.stats.id
 
     @property
     def resumable(self) -> bool:
@@ -44,8 +44,8 @@ class Stream:
     @property
     def status(self) -> str:
         """`queued`, `running`, `recovering`, or the cause of its end."""
-        ended = self.producer.ended
-        return self.producer.state.name.lower() if ended is None else ended.cause.value
+        ended = self.writer.ended
+        return self.writer.state.name.lower() if ended is None else ended.cause.value
 
     def expire_in(self, left_s: float, timeout_s: float) -> None:
         """End with DeadlineExceeded in `left_s` seconds; `timeout_s` is what the client asked for."""
@@ -53,48 +53,48 @@ class Stream:
         self.ends_by_s = self._deadline.when()
 
     @contextmanager
-    def read(self, cursor: int = 0) -> Iterator[Follower]:
+    def read(self, cursor: int = 0) -> Iterator[StreamReader]:
         """Follow the events after number `cursor`. When the last reader leaves, a plain stream ends, and a resumable
         one has its grace.
 
         Raises ClientError if there is no such event yet, Expired if the next one is kept no longer.
         """
-        producer = self.producer
+        writer = self.writer
         self._check(cursor)
-        follower = Follower(producer, cursor)
+        reader = StreamReader(writer, cursor)
         self._readers += 1
         self._stop_grace()
         cause = Cause.DISCONNECTED
         try:
-            yield follower
-        except Left as left:
+            yield reader
+        except ClientDisconnected as left:
             cause = left.cause
             raise
         finally:
-            follower.close()
+            reader.close()
             self._readers -= 1
-            if self._readers == 0 and producer.state is not State.ENDED:
+            if self._readers == 0 and writer.state is not State.ENDED:
                 if self.grace_s is None:
-                    producer.cancel(Cancelled("The client left."), cause)
+                    writer.cancel(Cancelled("The client left."), cause)
                 else:
                     self._grace = asyncio.get_running_loop().call_later(self.grace_s, self._abandon)
 
     def look(self, cursor: int) -> None:
         """Raise what `read` would, and leave it at that; only for streams whose log keeps."""
         self._check(cursor)
-        self.producer.log.read(cursor)
+        self.writer.log.read(cursor)
 
     def _check(self, cursor: int) -> None:
         # A cursor is what some reader has seen, and readers have seen only what is sealed.
-        if cursor > self.producer.log.last:
+        if cursor > self.writer.log.last:
             raise ClientError(
-                f"There is no event {cursor} yet; the newest has number {self.producer.log.last}.",
+                f"There is no event {cursor} yet; the newest has number {self.writer.log.last}.",
                 param="Last-Event-ID",
             )
 
     def read_out(self, cursor: int) -> bool:
         """Whether a reader who has seen event number `cursor` has seen everything there will ever be."""
-        return self.producer.ended is not None and cursor == self.producer.log.last
+        return self.writer.ended is not None and cursor == self.writer.log.last
 
     def settle(self) -> None:
         """It has ended: nothing is to be waited for any more."""
@@ -102,7 +102,7 @@ class Stream:
         if self._deadline is not None:
             self._deadline.cancel()
         walk = self.walk
-        ended = self.producer.ended
+        ended = self.writer.ended
         if walk is not None and walk is not asyncio.current_task() and ended is not None and ended.error is not None:
             walk.cancel()
 
@@ -112,11 +112,11 @@ class Stream:
             self._grace = None
 
     def _abandon(self) -> None:
-        self.producer.cancel(Cancelled("Nobody came back for this stream within its grace."))
+        self.writer.cancel(Cancelled("Nobody came back for this stream within its grace."))
 
     def _expire(self, timeout_s: float) -> None:
-        producer = self.producer
-        producer.cancel(overdue(timeout_s, producer.state is State.QUEUED, producer.tally.completion_tokens))
+        writer = self.writer
+        writer.cancel(overdue(timeout_s, writer.state is State.QUEUED, writer.stats.completion_tokens))
 
 
 def overdue(timeout_s: float, queued: bool, tokens: int) -> DeadlineExceeded:

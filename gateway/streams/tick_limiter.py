@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 
 
-class Turnstile:
+class TickLimiter:
     """Lets so many pass in each turn of the event loop, first come, first served. Who comes alone does not wait."""
 
     def __init__(self, per_turn: int) -> None:
@@ -45,4 +45,4 @@ class Turnstile:
             self._arm(loop)
 
 
-__all__ = ["Turnstile"]
+__all__ = ["TickLimiter"]

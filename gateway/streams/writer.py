@@ -13,7 +13,7 @@ from typing import Protocol
 
 from gateway.admission.gate import Permit
 from gateway.clock import Clock
-from gateway.domain import Cause, Delta, Frame, Piece, Tally
+from gateway.domain import Cause, ChunkTemplate, Delta, OutputPart, RequestStats
 from gateway.engine.base import Handle
 from gateway.errors import ClientStalled, SluiceError, cause_of
 from gateway.streamlog.base import Ended, StreamLog
@@ -34,7 +34,7 @@ _STALLED_S = 1.0
 class Encoder(Protocol):
     """Makes the documents of one stream."""
 
-    def encode(self, pieces: list[Piece]) -> list[bytes]:
+    def encode(self, pieces: list[OutputPart]) -> list[bytes]:
         """Those of some pieces."""
 
     def said(self, text: str, tokens: int) -> bytes | None:
@@ -44,8 +44,8 @@ class Encoder(Protocol):
 class Wire(Protocol):
     """From pieces to documents; the room of bytes is passed in, because streams do not know it."""
 
-    def encoder(self, frame: Frame | None) -> Encoder:
-        """What makes documents of one stream's pieces; without a frame its pieces are documents already."""
+    def encoder(self, template: ChunkTemplate | None) -> Encoder:
+        """What makes documents of one stream's pieces; without a template its pieces are documents already."""
 
     def ending(self, error: SluiceError | None) -> list[bytes]:
         """The documents with which a stream ends."""
@@ -64,13 +64,13 @@ class Reader(Protocol):
         """Take the next event; only if `ready`, and never the last one of the stream."""
 
 
-class Producer:
+class StreamWriter:
     """One stream's writer; an engine `Sink`."""
 
     def __init__(
         self,
         *,
-        tally: Tally,
+        stats: RequestStats,
         log: StreamLog,
         wire: Wire,
         streaming: bool,
@@ -79,7 +79,7 @@ class Producer:
         on_end: Callable[[], object],
     ) -> None:
         """`streaming`: whether the log ends with the documents that end a stream."""
-        self.tally = tally
+        self.stats = stats
         self.log = log
         self.ended: Ended | None = None
         self._wire = wire
@@ -90,7 +90,7 @@ class Producer:
         self._lifecycle = Lifecycle()
         self._encoder = wire.encoder(None)
         # What nobody has read yet: pieces, and behind them the text of deltas that are not pieces yet.
-        self._pending: list[Piece] = []
+        self._pending: list[OutputPart] = []
         self._pending_bytes = 0
         self._texts: list[str] = []
         self._tokens = 0
@@ -119,10 +119,10 @@ class Producer:
         if self.ended is not None:
             permit.release()
 
-    def start(self, frame: Frame | None) -> None:
-        """The engine is about to be asked. `frame` as in `Prepared`."""
+    def start(self, template: ChunkTemplate | None) -> None:
+        """The engine is about to be asked. `template` as in `Prepared`."""
         if self._lifecycle.step(Signal.START):
-            self._encoder = self._wire.encoder(frame)
+            self._encoder = self._wire.encoder(template)
 
     def attach(self, handle: Handle) -> None:
         """The engine has taken the request. If the stream ended meanwhile, the engine is told at once."""
@@ -136,7 +136,7 @@ class Producer:
         if not self._lifecycle.speaks:
             return
         self._said = True
-        self.tally.generated(tokens, now_s)
+        self.stats.generated(tokens, now_s)
         if not self._texts and not self._pending and len(self._readers) == 1:
             (reader,) = self._readers
             last = self.log.last
@@ -152,14 +152,14 @@ class Producer:
             self._compact()
         self._wake()
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: OutputPart) -> None:
         if not self._lifecycle.step(Signal.PIECE):
             return
         self._said = True
         self._gather()
         self._pending.append(piece)
         if isinstance(piece, Delta):
-            self.tally.generated(piece.tokens, self._clock.now())
+            self.stats.generated(piece.tokens, self._clock.now())
             if piece.finish_reason is not None:
                 self.finish()
                 return
@@ -240,7 +240,7 @@ class Producer:
         self._texts = []
         self._tokens = 0
 
-    def _merged(self) -> list[Piece]:
+    def _merged(self) -> list[OutputPart]:
         pieces = merge(self._pending)
         self._spare(len(self._pending) - len(pieces))
         return pieces
@@ -275,8 +275,8 @@ class Producer:
         if not self._lifecycle.end(ended.cause):
             return False
         self.ended = ended
-        if self.tally.outlives:
-            self.tally.cause = ended.cause
+        if self.stats.is_resumable:
+            self.stats.cause = ended.cause
         self.seal()
         self.log.close(ended, self._wire.ending(ended.error) if self._streaming else [])
         if self._permit is not None:
@@ -287,7 +287,7 @@ class Producer:
         return True
 
     def _cause(self, error: SluiceError) -> Cause:
-        return cause_of(error, submitted=self.tally.submitted)
+        return cause_of(error, submitted=self.stats.submitted)
 
     def _make_room(self) -> None:
         """Let a formatter that waits look again."""
@@ -299,4 +299,4 @@ class Producer:
             reader.wake()
 
 
-__all__ = ["Encoder", "Producer", "Reader", "Wire"]
+__all__ = ["Encoder", "Reader", "StreamWriter", "Wire"]

@@ -10,7 +10,7 @@ _TALLY: Counter[str] = Counter()
 
 
 @pytest.fixture
-def tally() -> Counter[str]:
+def stats() -> Counter[str]:
     """Counts renders, refusals, and objects by kind."""
     return _TALLY
 

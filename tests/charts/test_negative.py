@@ -15,24 +15,24 @@ REFUSED = yaml.safe_load((Path(__file__).parent / "refused.yaml").read_text(enco
 
 
 @pytest.mark.parametrize("name", REFUSED["sentences"])
-def test_refused_with_our_sentence(name: str, tally: Counter[str]) -> None:
+def test_refused_with_our_sentence(name: str, stats: Counter[str]) -> None:
     case = REFUSED["sentences"][name]
     said = refusal(values=case["set"], kubernetes=case.get("kubernetes", "1.34"))
 
     assert "execution error" in said, said
     for words in case["says"]:
         assert words in said
-    tally["refusals"] += 1
+    stats["refusals"] += 1
 
 
 @pytest.mark.parametrize("name", REFUSED["schema"])
-def test_refused_by_the_schema(name: str, tally: Counter[str]) -> None:
+def test_refused_by_the_schema(name: str, stats: Counter[str]) -> None:
     case = REFUSED["schema"][name]
     said = refusal(values=case["set"])
 
     assert "values don't meet the specifications of the schema" in said
     assert case["says"] in said
-    tally["refusals"] += 1
+    stats["refusals"] += 1
 
 
 def test_every_refusal_of_the_chart_is_tried() -> None:

@@ -58,11 +58,11 @@ def _ids(case: tuple[Path, str]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_ids)
-def test_kubernetes_would_take_it(case: tuple[Path, str], tally: Counter[str]) -> None:
+def test_kubernetes_would_take_it(case: tuple[Path, str], stats: Counter[str]) -> None:
     path, version = case
     objects = render(path, kubernetes=version)
-    tally.update(one["kind"] for one in objects)
-    tally["renders"] += 1
+    stats.update(one["kind"] for one in objects)
+    stats["renders"] += 1
 
     assert [problem for one in objects for problem in problems(one, version)] == []
     names = [(one["apiVersion"], name_of(one)) for one in objects]
@@ -81,7 +81,7 @@ def test_lint_has_nothing_to_say(path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", scenarios(), ids=lambda path: path.stem)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_switches_in_pairs(path: Path, version: str, tally: Counter[str]) -> None:
+def test_switches_in_pairs(path: Path, version: str, stats: Counter[str]) -> None:
     """What is refused is refused with our sentence; everything else is valid."""
     if version not in versions(path):
         pytest.skip(f"for Kubernetes {oldest(path)} and newer")
@@ -90,11 +90,11 @@ def test_switches_in_pairs(path: Path, version: str, tally: Counter[str]) -> Non
         code, rendered, said = run(path, values=values, kubernetes=version)
         if code != 0:
             assert re.search(r"execution error at .*: (models|networkPolicy)[.].*\. \w", said), (names, said)
-            tally["refusals"] += 1
+            stats["refusals"] += 1
             continue
         objects = parse(rendered)
-        tally["renders"] += 1
-        tally.update(one["kind"] for one in objects)
+        stats["renders"] += 1
+        stats.update(one["kind"] for one in objects)
         assert [problem for one in objects for problem in problems(one, version)] == [], names
 
 

@@ -112,9 +112,9 @@ def test_leaving_the_other_lanes(server: Server, path: str, more: Json, way: str
     body = {**long_chat(), **more}
     if path == "/v1/responses":
         body = {"model": MODEL, "temperature": 0, "ignore_eos": True, **more}
-    seats = body.get("n", 1) * 3
+    slots = body.get("n", 1) * 3
     with clients(server, [body] * 3, path) as leaving:
-        poll("they run", lambda: server.sample("vllm:num_requests_running") == seats, 5)
+        poll("they run", lambda: server.sample("vllm:num_requests_running") == slots, 5)
         if more.get("stream"):
             for one in leaving:
                 one.read_until(b"data: ")

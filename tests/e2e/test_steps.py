@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway import demo
-from gateway.domain import Delta, Piece
+from gateway.domain import Delta, OutputPart
 from gateway.errors import SluiceError
 from tests.support.time import clock, in_virtual_time, settle
 
@@ -46,7 +46,7 @@ class Heard:
     def say(self, text: str, tokens: int, now_s: float) -> None:
         self.parts.append(("said", text, tokens))
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: OutputPart) -> None:
         assert isinstance(piece, Delta)
         self.parts.append(("put", piece.text, piece.tokens))
         self.reason = piece.finish_reason

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway import errors
 from gateway.clock import SystemClock
-from gateway.domain import Caller, Cause, Tally
-from gateway.engine.base import CURRENT_TALLY
+from gateway.domain import Caller, Cause, RequestStats
+from gateway.engine.base import CURRENT_STATS
 from gateway.errors import SluiceError
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +37,11 @@ def made(kind: type) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def tally() -> Any:
-    one = Tally(Caller(None, "req-1", 0, 0), Recorder())
-    token = CURRENT_TALLY.set(one)
+def stats() -> Any:
+    one = RequestStats(Caller(None, "req-1", 0, 0), Recorder())
+    token = CURRENT_STATS.set(one)
     yield one
-    CURRENT_TALLY.reset(token)
+    CURRENT_STATS.reset(token)
 
 
 class Cohere:
@@ -112,8 +112,8 @@ def test_an_exception_in_a_stream_is_told_as_what_it_is(parts: Any, state: Any, 
     assert parts.stream_errors.read(written["error"]).code == code
 
 
-def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, tally: Tally) -> None:
-    tally.cause = Cause.CANCELLED
+def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, stats: RequestStats) -> None:
+    stats.cause = Cause.CANCELLED
     serving = state.openai_serving_chat
 
     assert orjson.loads(serving.create_streaming_error_response(RuntimeError("x")))["error"]["code"] == "cancelled"
@@ -303,19 +303,19 @@ def sent(parts: Any, app: Any) -> list[Any]:
     return messages
 
 
-def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: Any, tally: Tally) -> None:
+def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: Any, stats: RequestStats) -> None:
     created = 'event: response.created\ndata: {"response":{"id":"resp_1","object":"response"}}\n\n'
-    tally.works, tally.endpoint = True, "/v1/responses"
+    stats.uses_engine, stats.endpoint = True, "/v1/responses"
     start, *body = sent(parts, streaming(created, "data: 2\n\n"))
 
     assert (b"x-stream-id", b"resp_1") in start["headers"]
     assert (b"x-accel-buffering", b"no") in start["headers"]
     assert [one["body"] for one in body] == [created.encode(), b"data: 2\n\n", b""]
-    assert tally.id == "resp_1"
+    assert stats.id == "resp_1"
 
 
-def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, tally: Tally) -> None:
-    tally.works, tally.endpoint = True, "/v1/messages"
+def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, stats: RequestStats) -> None:
+    stats.uses_engine, stats.endpoint = True, "/v1/messages"
     proxy = parts.proxy.EngineProxy(
         SimpleNamespace(generate=None, vllm_config=CONFIG), SystemClock(), parts.proxy.Engagements(), lambda _: None
     )
@@ -370,10 +370,10 @@ class Llm:
     ],
 )
 def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
-    parts: Any, tally: Tally, endpoint: str, ids: Any, internal: bool, ends: bool
+    parts: Any, stats: RequestStats, endpoint: str, ids: Any, internal: bool, ends: bool
 ) -> None:
     async def run() -> list[Any]:
-        tally.endpoint = endpoint
+        stats.endpoint = endpoint
         llm = Llm()
         engagements = parts.proxy.Engagements()
         proxy = parts.proxy.EngineProxy(llm, SystemClock(), engagements, lambda _: None)
@@ -389,7 +389,7 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
 
     if ends:
         assert asyncio.run(run()) == [None, "abort"]
-        assert tally.cause is Cause.CANCELLED
+        assert stats.cause is Cause.CANCELLED
     else:
         with pytest.raises(parts.proxy.GivenUp):
             asyncio.run(run())
@@ -398,9 +398,9 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
 @pytest.mark.parametrize("kind", ["DELTA", "FINAL_ONLY", "CUMULATIVE"])
 def test_a_late_readers_ending_is_apart_where_it_would_share_a_chunk_with_text(
-    parts: Any, tally: Tally, endpoint: str, kind: str
+    parts: Any, stats: RequestStats, endpoint: str, kind: str
 ) -> None:
-    tally.endpoint = endpoint
+    stats.endpoint = endpoint
 
     class Late:
         vllm_config = CONFIG
@@ -420,4 +420,4 @@ def test_a_late_readers_ending_is_apart_where_it_would_share_a_chunk_with_text(
     whole = [("abc", "stop")]
     apart = [("abc", None), ("", "stop")]
     assert asyncio.run(run()) == (apart if kind == "DELTA" and endpoint != "/v1/messages" else whole)
-    assert tally.completion_tokens == 3
+    assert stats.completion_tokens == 3

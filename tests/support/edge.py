@@ -11,7 +11,7 @@ import orjson
 
 from gateway.admission.gate import Gate
 from gateway.domain import Endpoint
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.protocols import openai
 from gateway.streamlog.memory import MemoryLog
@@ -27,7 +27,7 @@ from gateway.transports.http.router import Dispatch, make_small
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.support.time import clock
 
 CHAT = Endpoint.CHAT.value
@@ -73,14 +73,14 @@ class Edge:
         sites: Sites = ANY_SITE,
     ) -> None:
         self.clock = clock()
-        self.facts = Recorder()
+        self.instrumentation = Recorder()
         self.engine = ScriptedEngine()
         self.gate = Gate(
             max_concurrent=max_concurrent,
             max_waiting=max_waiting,
             queue_timeout_s=queue_timeout_s,
             clock=self.clock,
-            facts=self.facts,
+            instrumentation=self.instrumentation,
         )
         self.supervisor = Supervisor(
             self._launch,
@@ -100,7 +100,7 @@ class Edge:
             wire=openai,
             limits=limits,
             clock=self.clock,
-            facts=self.facts,
+            instrumentation=self.instrumentation,
         )
         small = make_small(
             registry=self.registry,
@@ -118,7 +118,7 @@ class Edge:
         )
         self.tokens = StreamTokens(self.clock)
         pace = Pace(keepalive_s, stall_timeout_s)
-        self.responder = Responder(self.registry, pace, self.clock, self.facts, self.tokens)
+        self.responder = Responder(self.registry, pace, self.clock, self.instrumentation, self.tokens)
         self.keys = None if keys_file is None else Keys(keys_file)
         completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
         self.guard = Guard(
@@ -134,7 +134,7 @@ class Edge:
             max_body_bytes=max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=self.clock,
-            facts=self.facts,
+            instrumentation=self.instrumentation,
         )
         self.app = UnderRoot(self.guard, lambda: self.engine.options.root_path)
 
@@ -144,7 +144,7 @@ class Edge:
     def _lost(self) -> None:
         self.registry.lost()
 
-    def _regained(self, revival: Revival) -> None:
+    def _regained(self, recovery: RecoveryReport) -> None:
         self.registry.regained()
 
     def client(self, method: str, path: str, **options: Any) -> Client:

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from gateway.domain import AppOptions, Chunk, Delta, Endpoint, Frame, Tally
-from gateway.engine.base import ASGIApp, Revival, Route, Sink
+from gateway.domain import AppOptions, Chunk, ChunkTemplate, Delta, Endpoint, RequestStats
+from gateway.engine.base import ASGIApp, RecoveryReport, Route, Sink
 from gateway.errors import ClientError, EngineFailed, SluiceError
 
 
@@ -19,18 +19,18 @@ class Call:
 
     endpoint: Endpoint
     stream: bool
-    seats: int
+    slots: int
     formatted: bool
     document: dict[str, Any]
 
 
 @dataclass
 class Prepared:
-    """A call with its frame."""
+    """A call with its template."""
 
     call: Call
-    tally: Tally
-    frame: Frame | None
+    stats: RequestStats
+    template: ChunkTemplate | None
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Run:
     @property
     def id(self) -> str:
         """The id that the request's client sees."""
-        assert self.prepared.tally.id is not None
-        return self.prepared.tally.id
+        assert self.prepared.stats.id is not None
+        return self.prepared.stats.id
 
     @property
     def live(self) -> bool:
@@ -58,7 +58,7 @@ class Run:
 
     def say(self, text: str, tokens: int = 1) -> None:
         """Generate some text: the first of it as a delta, as every engine does."""
-        if self.spoke and self.prepared.frame is not None:
+        if self.spoke and self.prepared.template is not None:
             self.sink.say(text, tokens, asyncio.get_running_loop().time())
         else:
             self.spoke = True
@@ -71,7 +71,7 @@ class Run:
 
     def document(self, payload: bytes, tokens: int = 0) -> None:
         """Hand over a ready-made document; an engine that formats counts its tokens itself."""
-        self.prepared.tally.generated(tokens, None)
+        self.prepared.stats.generated(tokens, None)
         self.sink.put(Chunk(payload))
 
     def finish(self) -> None:
@@ -96,7 +96,7 @@ class ScriptedEngine:
     prompt_tokens: int = 7
     runs: list[Run] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
-    mounted: dict[tuple[str, str | None], Tally] = field(default_factory=dict)
+    mounted: dict[tuple[str, str | None], RequestStats] = field(default_factory=dict)
     routes: dict[tuple[str, str], Route] = field(default_factory=dict)
     models: set[str] = field(default_factory=lambda: {"scripted"})
     options: AppOptions = field(default_factory=AppOptions)
@@ -112,7 +112,7 @@ class ScriptedEngine:
     revive_takes_s: float = 0.0
     revive_errors: list[Exception] = field(default_factory=list)
     """Raised by the next revivals, one each."""
-    revival: Revival = field(default_factory=lambda: Revival(continued=0, failed={}))
+    recovery: RecoveryReport = field(default_factory=lambda: RecoveryReport(continued=0, failed={}))
     revivals: int = 0
     lasts: list[bool] = field(default_factory=list)
     deaths_explained: int = 0
@@ -151,32 +151,32 @@ class ScriptedEngine:
             endpoint, document.get("stream", False), document.get("n", 1), document.get("formatted", False), document
         )
 
-    async def check(self, call: Any, tally: Tally) -> None:
+    async def check(self, call: Any, stats: RequestStats) -> None:
         if self.check_hold is not None:
             await self.check_hold.wait()
         if self.check_error is not None:
             raise self.check_error
 
-    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+    async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
         self.bodies.append(body)
-        await self.check(None, tally)
+        await self.check(None, stats)
 
-    async def prepare(self, call: Any, tally: Tally) -> Prepared:
+    async def prepare(self, call: Any, stats: RequestStats) -> Prepared:
         if self.prepare_hold is not None:
             await self.prepare_hold.wait()
         if self.prepare_error is not None:
             raise self.prepare_error
-        assert tally.id is not None
-        tally.model = self.model
-        tally.prompt_tokens = self.prompt_tokens
-        plain = call.stream and call.seats == 1 and not call.formatted
-        frame = a_frame(call.endpoint, id=tally.id, prompt_tokens=self.prompt_tokens)
-        return Prepared(call, tally, frame if plain else None)
+        assert stats.id is not None
+        stats.model = self.model
+        stats.prompt_tokens = self.prompt_tokens
+        plain = call.stream and call.slots == 1 and not call.formatted
+        template = a_frame(call.endpoint, id=stats.id, prompt_tokens=self.prompt_tokens)
+        return Prepared(call, stats, template if plain else None)
 
     async def submit(self, prepared: Any, sink: Sink) -> Run:
         run = Run(prepared, sink)
         self.runs.append(run)
-        prepared.tally.submitted = True
+        prepared.stats.submitted = True
         try:
             if self.submit_hold is not None:
                 await self.submit_hold.wait()
@@ -191,26 +191,26 @@ class ScriptedEngine:
     def knows(self, request_id: str) -> bool:
         return any(known == request_id for known, _ in self.mounted)
 
-    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+    def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
         return self.mounted.get((request_id, owner))
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         await self.death.wait()
 
     def explained(self) -> int:
         explained, self.deaths_explained = self.deaths_explained, 0
         return explained
 
-    async def revive(self, *, last: bool = False) -> Revival:
+    async def restart(self, *, last: bool = False) -> RecoveryReport:
         await asyncio.sleep(self.revive_takes_s)
         if self.revive_errors:
             raise self.revive_errors.pop(0)
         self.revivals += 1
         self.lasts.append(last)
         self.death.clear()
-        return self.revival
+        return self.recovery
 
-    def give_up(self) -> None:
+    def fail_all(self) -> None:
         self.given_up = True
         for run in self.runs:
             if run.live:
@@ -250,7 +250,7 @@ class Switch:
         return self.engine()
 
 
-def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> Frame:
+def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate:
     """What the chunks of a plain stream share."""
     chat = endpoint is Endpoint.CHAT
     usual: dict[str, Any] = {
@@ -265,7 +265,7 @@ def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> Frame:
         "drop_empty": False,
         "prompt_tokens": 7,
     }
-    return Frame(**{**usual, **changes})
+    return ChunkTemplate(**{**usual, **changes})
 
 
 __all__ = ["Prepared", "Run", "ScriptedEngine", "Switch", "a_frame"]

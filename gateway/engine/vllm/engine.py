@@ -24,8 +24,8 @@ from vllm.entrypoints.serve.utils.orca_metrics import create_orca_header, get_na
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from gateway.clock import Clock
-from gateway.domain import AppOptions, Cause, Chunk, Endpoint, Frame, Tally
-from gateway.engine.base import CURRENT_TALLY, ASGIApp, Revival, Route, Sink
+from gateway.domain import AppOptions, Cause, Chunk, ChunkTemplate, Endpoint, RequestStats
+from gateway.engine.base import CURRENT_STATS, ASGIApp, RecoveryReport, Route, Sink
 from gateway.engine.bounded_json import BodyLimits, read_document
 from gateway.engine.vllm import error_mapping, media_connector, prompt_offload
 from gateway.engine.vllm.compat.imports import find
@@ -162,38 +162,38 @@ class VllmEngine:
     def parse(self, endpoint: Endpoint, body: bytes) -> VllmCall:
         return read_request(endpoint, body, self._documents)
 
-    async def check(self, call: VllmCall, tally: Tally) -> None:
-        await self._grammars.check_request(self._app.state.online_renderer, call.request, tally.caller.owner)
+    async def check(self, call: VllmCall, stats: RequestStats) -> None:
+        await self._grammars.check_request(self._app.state.online_renderer, call.request, stats.caller.owner)
 
-    async def check_body(self, path: str, body: bytes, tally: Tally) -> None:
+    async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
         await self._grammars.check_body(
-            self._app.state.online_renderer, path, partial(read_document, body, self._limits), body, tally.caller.owner
+            self._app.state.online_renderer, path, partial(read_document, body, self._limits), body, stats.caller.owner
         )
 
-    async def prepare(self, call: VllmCall, tally: Tally) -> VllmPrepared:
+    async def prepare(self, call: VllmCall, stats: RequestStats) -> VllmPrepared:
         media_connector.begin()
         serving = self._serving(call.endpoint)
-        assert tally.id is not None
-        tally.model = self._served(call.request.model)
+        assert stats.id is not None
+        stats.model = self._served(call.request.model)
         # vLLM makes the completion's id from this header; ours must not be guessable, so the client's never gets here.
-        secret = tally.id.removeprefix(call.endpoint.id_prefix)
-        headers = Headers({**self._screen.headers(tally.caller.headers), "x-request-id": secret})
+        secret = stats.id.removeprefix(call.endpoint.id_prefix)
+        headers = Headers({**self._screen.headers(stats.caller.headers), "x-request-id": secret})
         raw = SimpleNamespace(headers=headers, state=SimpleNamespace())
         if not call.stream:
-            return VllmPrepared(call, tally, raw)
+            return VllmPrepared(call, stats, raw)
         notes: list[proxy.Submission] = []
         token = proxy.CAPTURE.set(notes)
         try:
             made = await self._create(serving, call, raw)
         finally:
             proxy.CAPTURE.reset(token)
-        if isinstance(made, Frame):
+        if isinstance(made, ChunkTemplate):
             (submission,) = notes
             prompt_tokens = serving._extract_prompt_len(submission.prompt)
-            tally.prompt_tokens = prompt_tokens
-            frame = replace(made, prompt_tokens=prompt_tokens)
-            return VllmPrepared(call, tally, raw, frame=frame, submission=submission)
-        return VllmPrepared(call, tally, raw, chunks=made)
+            stats.prompt_tokens = prompt_tokens
+            template = replace(made, prompt_tokens=prompt_tokens)
+            return VllmPrepared(call, stats, raw, template=template, submission=submission)
+        return VllmPrepared(call, stats, raw, chunks=made)
 
     async def submit(self, prepared: VllmPrepared, sink: Sink) -> _Running:
         if prepared.submission is not None:
@@ -203,16 +203,16 @@ class VllmEngine:
     def knows(self, request_id: str) -> bool:
         return self._engagements.has(request_id)
 
-    def cancel(self, request_id: str, owner: str | None) -> Tally | None:
+    def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
         runs = self._engagements.of(request_id, owner)
         if not runs:
             return None
-        tally = runs[0].tally
+        stats = runs[0].stats
         for run in runs:
-            assert run.tally is not None
-            run.tally.cause = Cause.CANCELLED
+            assert run.stats is not None
+            run.stats.cause = Cause.CANCELLED
         self._abort([run.request_id for run in runs])
-        return tally
+        return stats
 
     def _abort(self, request_ids: list[str]) -> None:
         self._own(self._llm.abort(request_ids))
@@ -222,7 +222,7 @@ class VllmEngine:
         serving = getattr(self._app.state, "openai_serving_responses", None)
         return task in getattr(serving, "background_tasks", {}).values()
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         was_busy = False
 
         def look(trouble: str | None) -> None:
@@ -240,15 +240,15 @@ class VllmEngine:
         finally:
             self.trouble = None
 
-    async def revive(self, *, last: bool = False) -> Revival:
+    async def restart(self, *, last: bool = False) -> RecoveryReport:
         await asyncio.to_thread(self._core.end)
         return await self._core.replace(await self._make_core(), last=last)
 
     def explained(self) -> int:
         return self._core.explained()
 
-    def give_up(self) -> None:
-        self._core.give_up()
+    def fail_all(self) -> None:
+        self._core.fail_all()
 
     def _zero_gauges(self) -> None:
         """vLLM's gauges are written by engine steps only. After an abort there is no further step, and autoscalers
@@ -278,7 +278,7 @@ class VllmEngine:
                 submission.request_id,
                 submission.prompt,
                 submission.params,
-                arrival_time=prepared.tally.caller.arrival_wall_s,
+                arrival_time=prepared.stats.caller.arrival_wall_s,
                 **options,
             )
         except asyncio.CancelledError:
@@ -286,7 +286,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise error_mapping.named(error_mapping.from_exception(error), prepared.call.request) from None
-        prepared.tally.submitted = True
+        prepared.stats.submitted = True
         constrained = submission.params.structured_outputs is not None
         self._steps.adopt(queue.request_id, sink, constrained=constrained)
         # What came before is in vLLM's own collector; there was no await in between, so nothing is lost.
@@ -297,7 +297,7 @@ class VllmEngine:
 
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:
         """The task of a request that vLLM formats itself; every failure ends in the sink."""
-        CURRENT_TALLY.set(prepared.tally)
+        CURRENT_STATS.set(prepared.stats)
         media_connector.begin()
         try:
             if prepared.chunks is not None:
@@ -307,7 +307,7 @@ class VllmEngine:
             else:
                 whole_answers.WHOLE.set(True)
                 made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
-                sink.put(Chunk(await whole_answers.document(made, self._answering, prepared.tally.caller.owner)))
+                sink.put(Chunk(await whole_answers.document(made, self._answering, prepared.stats.caller.owner)))
             sink.finish()
         except Exception as error:
             sink.fail(error_mapping.from_exception(error))

@@ -12,7 +12,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.bounded_text import log_defect, shortened
 from gateway.domain import Cause
-from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client.restartable import DiedOfIt
 from gateway.engine.vllm.validation import BoundedValidator, from_validation
@@ -124,14 +124,14 @@ def failed(*, constrained: bool) -> SluiceError:
 def known() -> SluiceError | None:
     """Why the request that the running task works on was lost, where we know it; what vLLM's handlers make of it is
     some internal error."""
-    tally = CURRENT_TALLY.get()
-    if tally is None:
+    stats = CURRENT_STATS.get()
+    if stats is None:
         return None
-    if tally.cause is Cause.CANCELLED:
+    if stats.cause is Cause.CANCELLED:
         return Cancelled("The request was cancelled by its id.")
-    if tally.cause is Cause.ENGINE_FAILED and tally.is_fatal:
+    if stats.cause is Cause.ENGINE_FAILED and stats.is_fatal:
         return _fatal()
-    if tally.cause is Cause.ENGINE_FAILED:
+    if stats.cause is Cause.ENGINE_FAILED:
         return EngineFailed("The engine died or gave up while it worked on this request.", retry_after_s=1)
     return None
 

@@ -16,7 +16,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, FastIncrementalDetokenizer
 
-from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.daemon_threads import RENDER_THREADS
 from gateway.offload import Offload
 
@@ -63,10 +63,10 @@ def make_run(timeout_s: float) -> Run:
     offload = Offload("sluice-render", RENDER_THREADS, LONG_TO_TOKENIZE)
 
     async def run(work: Callable[[], Any], size: int) -> Any:
-        tally = CURRENT_TALLY.get()
+        stats = CURRENT_STATS.get()
         try:
             async with asyncio.timeout(timeout_s):
-                return await offload.run(work, size=size, tenant=None if tally is None else tally.caller.owner)
+                return await offload.run(work, size=size, tenant=None if stats is None else stats.caller.owner)
         except TimeoutError:
             raise VLLMValidationError(
                 f"Rendering this prompt took longer than {timeout_s:g} s (server.prepare_timeout_s).",

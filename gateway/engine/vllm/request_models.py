@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from gateway.domain import Endpoint, Frame, Tally
+from gateway.domain import ChunkTemplate, Endpoint, RequestStats
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.http_app import proxy
 from gateway.engine.vllm.http_app.request_documents import Documents
@@ -27,7 +27,7 @@ class VllmCall:
     endpoint: Endpoint
     request: Any
     stream: bool
-    seats: int
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class VllmPrepared:
     neither is for a whole answer, which vLLM renders and generates in one go."""
 
     call: VllmCall
-    tally: Tally
+    stats: RequestStats
     raw: Any
-    frame: Frame | None = None
+    template: ChunkTemplate | None = None
     submission: proxy.Submission | None = None
     chunks: AsyncGenerator[str, None] | None = None
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.errors import EngineFailed
 from gateway.multiprocess.messages import GivenUp, Lost, Order, Ready, Up
 
@@ -29,7 +29,7 @@ class Cores(Protocol):
     def pids(self) -> Sequence[int]:
         """Which they are."""
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         """Return when any of them has died."""
 
     def kill(self) -> None:
@@ -40,7 +40,7 @@ class Cores(Protocol):
 
 
 class Engines:
-    """The engine of all workers; a `Mortal`."""
+    """The engine of all workers; a `Restartable`."""
 
     def __init__(self, make: Callable[[], Awaitable[Cores]], tell: Callable[[int, Order], None], count: int) -> None:
         """`make` starts engine processes for `count` workers; `tell` says something to the worker of that number."""
@@ -65,9 +65,9 @@ class Engines:
         """What a worker has said of what it serves."""
         return self._ready[0]
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         assert self._cores is not None
-        await self._cores.dead()
+        await self._cores.wait_dead()
         # One of several takes the others along. What is ended politely aborts what it has, and tells the workers so.
         self._cores.kill()
         self._say_lost()
@@ -76,7 +76,7 @@ class Engines:
         explained, self._explained = self._explained, 0
         return explained
 
-    async def revive(self, *, last: bool = False) -> Revival:
+    async def restart(self, *, last: bool = False) -> RecoveryReport:
         await self.stop()
         await self._start()
         failed: Counter[str] = Counter()
@@ -85,11 +85,11 @@ class Engines:
         reports = self._ready.values()
         # Too late for the death that they explain, in time for the next.
         self._explained += sum(report.explained for report in reports)
-        return Revival(
+        return RecoveryReport(
             sum(report.continued for report in reports), dict(failed), sum(report.expelled for report in reports)
         )
 
-    def give_up(self) -> None:
+    def fail_all(self) -> None:
         self._say(GivenUp("The engine failed."))
 
     async def stop(self) -> None:
@@ -120,7 +120,7 @@ class Engines:
         cores = self._cores = await self._make()
         for number, addresses in enumerate(cores.addresses):
             self._tell(number, Up(self._generation, addresses, list(cores.pids)))
-        death = asyncio.ensure_future(cores.dead())
+        death = asyncio.ensure_future(cores.wait_dead())
         ready = asyncio.ensure_future(self._all_ready.wait())
         try:
             await asyncio.wait((death, ready), return_when=asyncio.FIRST_COMPLETED)

@@ -10,7 +10,7 @@ from gateway.errors import Overloaded
 from gateway.multiprocess.messages import Ask, GiveBack, Granted, Order, Refused
 
 
-class Silence:
+class NullGateMetrics:
     """A `Witness` for the house's gate: of their requests the workers report themselves."""
 
     def waited(self, seconds: float) -> None:
@@ -53,7 +53,7 @@ class Permits:
 
     async def _enter(self, message: Ask) -> None:
         try:
-            permit = await self._gate.enter(message.seats)
+            permit = await self._gate.enter(message.slots)
         except Overloaded as error:
             self._send(Refused(message.ask, error.message, error.reason, error.retry_after_s or 1))
             return
@@ -61,4 +61,4 @@ class Permits:
         self._send(Granted(message.ask))
 
 
-__all__ = ["Permits", "Silence"]
+__all__ = ["NullGateMetrics", "Permits"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from gateway import app, server, shutdown
 from gateway.clock import SystemClock
 from gateway.domain import Cause
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Supervisor
 from gateway.errors import SettingsError
 from gateway.logs import Stopwatch
@@ -41,7 +41,7 @@ from gateway.multiprocess.messages import (
     Ready,
 )
 from gateway.multiprocess.parent.engine_host import Engines
-from gateway.multiprocess.parent.permit_server import Silence
+from gateway.multiprocess.parent.permit_server import NullGateMetrics
 from gateway.multiprocess.parent.worker_handle import LOOK_EVERY_S, Member, spawn
 from gateway.multiprocess.worker.process import Wanted, main
 from gateway.preflight import check_files
@@ -99,7 +99,7 @@ class House:
             on_lost=_ignore,
             on_regained=_ignore_revival,
         )
-        self._gate = app.make_gate(settings, self._clock, Silence())
+        self._gate = app.make_gate(settings, self._clock, NullGateMetrics())
         self._members: list[Member] = []
         self.failure: SettingsError | None = None
         self._deadline_s: float | None = None
@@ -262,7 +262,7 @@ def _ignore() -> None:
     """The workers tell their streams."""
 
 
-def _ignore_revival(_: Revival) -> None:
+def _ignore_revival(_: RecoveryReport) -> None:
     """And count."""
 
 

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from gateway.admission.gate import Witness
+from gateway.admission.gate import GateMetrics
 from gateway.clock import Clock
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.channel import Channel
 from gateway.multiprocess.messages import (
@@ -67,9 +67,11 @@ class Seat:
         """Where a worker listens for the others."""
         return self.folder / f"worker-{number}.sock"
 
-    def gate(self, *, max_concurrent: int, clock: Clock, facts: Witness) -> RemoteGate:
+    def gate(self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics) -> RemoteGate:
         """The gate of this worker; there is one."""
-        self._gate = RemoteGate(max_concurrent=max_concurrent, clock=clock, facts=facts, send=self.report)
+        self._gate = RemoteGate(
+            max_concurrent=max_concurrent, clock=clock, instrumentation=instrumentation, send=self.report
+        )
         return self._gate
 
     def others(self) -> dict[int, Path]:
@@ -97,9 +99,9 @@ class Seat:
         if self._channel is not None:
             self._channel.send(message)
 
-    def serves(self, model: str, chats: bool, revival: Revival | None = None, explained: int = 0) -> None:
+    def serves(self, model: str, chats: bool, recovery: RecoveryReport | None = None, explained: int = 0) -> None:
         """This worker serves on the engine of the day; so many deaths of earlier ones are explained."""
-        found = revival or Revival(0, {})
+        found = recovery or RecoveryReport(0, {})
         report = Ready(self.tenancy.generation, model, chats, found.continued, found.failed, found.expelled, explained)
         self.report(report)
 
@@ -151,7 +153,7 @@ class Seat:
         if tenant is None:
             return
         try:
-            await tenant.evict(number)
+            await tenant.abort_client(number)
         except Exception:
             # A dead engine has none of them either.
             logger.debug("the requests of worker %d could not be ended", number, exc_info=True)

@@ -1,4 +1,4 @@
-"""A worker's side of the engine: whose processes belong to the house. A `Landlord` for the engine room."""
+"""A worker's side of the engine: whose processes belong to the house. A `EngineHost` for the engine room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.engine.base import Tenant
+from gateway.engine.base import SharedEngineClient
 from gateway.errors import SettingsError
 from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Up
 
@@ -21,7 +21,7 @@ class Tenancy:
         """Of the engine whose addresses were given last."""
         self.pids: Sequence[int] = ()
         self.trial_lock: Path | None = None
-        self.tenant: Tenant | None = None
+        self.tenant: SharedEngineClient | None = None
         self._send = send
         self._newest = Up(0, {})
         self._lost = 0
@@ -29,7 +29,7 @@ class Tenancy:
         self._news = asyncio.Event()
         self._losses = asyncio.Event()
 
-    # What the engine room asks: `Landlord`.
+    # What the engine room asks: `EngineHost`.
 
     async def addresses(self) -> Mapping[str, str]:
         while self._given_up is None and self._newest.generation <= max(self.generation, self._lost):
@@ -49,12 +49,12 @@ class Tenancy:
             self._losses.clear()
             await self._losses.wait()
 
-    def meet(self, tenant: Tenant) -> None:
+    def attach(self, tenant: SharedEngineClient) -> None:
         self.tenant = tenant
         if self._lost >= self.generation or self._given_up is not None:
             tenant.lose()
 
-    def complain(self) -> None:
+    def report_unresponsive(self) -> None:
         self._send(Complaint(self.generation))
 
     # What the house says.

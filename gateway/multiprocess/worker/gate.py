@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 
-from gateway.admission.gate import Permit, Witness, too_many
+from gateway.admission.gate import GateMetrics, Permit, exceeds_capacity
 from gateway.clock import Clock
 from gateway.errors import Overloaded
 from gateway.multiprocess.messages import Ask, GiveBack, Granted, Refused
@@ -20,11 +20,11 @@ class RemoteGate:
     """Stands where `Gate` stands."""
 
     def __init__(
-        self, *, max_concurrent: int, clock: Clock, facts: Witness, send: Callable[[Ask | GiveBack], None]
+        self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics, send: Callable[[Ask | GiveBack], None]
     ) -> None:
         self._max_concurrent = max_concurrent
         self._clock = clock
-        self._facts = facts
+        self._instrumentation = instrumentation
         self._send = send
         self._numbers = count()
         self._asked: dict[int, asyncio.Future[None]] = {}
@@ -36,14 +36,14 @@ class RemoteGate:
         """Requests of this worker that have no answer yet."""
         return len(self._asked)
 
-    async def enter(self, seats: int = 1) -> Permit:
+    async def enter(self, slots: int = 1) -> Permit:
         """As `Gate.enter`."""
-        if seats > self._max_concurrent:
-            raise too_many(seats, self._max_concurrent)
+        if slots > self._max_concurrent:
+            raise exceeds_capacity(slots, self._max_concurrent)
         ask = next(self._numbers)
         answer = self._asked[ask] = asyncio.get_running_loop().create_future()
         began_s = self._clock.now()
-        self._send(Ask(ask, seats))
+        self._send(Ask(ask, slots))
         try:
             await answer
         except asyncio.CancelledError:
@@ -52,9 +52,9 @@ class RemoteGate:
             raise
         finally:
             self._asked.pop(ask, None)
-        self._facts.waited(self._clock.now() - began_s)
-        self.taken += seats
-        return Permit(_Return(self, ask), seats, self._clock.now())
+        self._instrumentation.waited(self._clock.now() - began_s)
+        self.taken += slots
+        return Permit(_Return(self, ask), slots, self._clock.now())
 
     def granted(self, message: Granted) -> None:
         """The house has said yes."""
@@ -66,14 +66,14 @@ class RemoteGate:
         """The house has said no."""
         answer = self._asked.get(message.ask)
         if answer is not None and not answer.done():
-            self._facts.rejected(message.reason)
+            self._instrumentation.rejected(message.reason)
             answer.set_exception(
                 Overloaded(message.message, reason=message.reason, retry_after_s=message.retry_after_s)
             )
 
-    def leave(self, ask: int, seats: int) -> None:
+    def leave(self, ask: int, slots: int) -> None:
         """Called by permits."""
-        self.taken -= seats
+        self.taken -= slots
         self._send(GiveBack(ask))
 
 
@@ -86,8 +86,8 @@ class _Return:
         self._gate = gate
         self._ask = ask
 
-    def give_back(self, seats: int, granted_s: float) -> None:
-        self._gate.leave(self._ask, seats)
+    def give_back(self, slots: int, granted_s: float) -> None:
+        self._gate.leave(self._ask, slots)
 
 
 __all__ = ["RemoteGate"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gateway.domain import Wishes
+from gateway.domain import RequestOptions
 from gateway.errors import ClientError
 
 TIMEOUT = "x-request-timeout"
 RESUMABLE = "x-stream-resumable"
 
 
-def read(headers: Mapping[str, str]) -> Wishes:
+def read(headers: Mapping[str, str]) -> RequestOptions:
     """The wishes in a request's headers (names in lower case). Raises ClientError that names the header."""
     timeout_s = _seconds(headers, TIMEOUT, "X-Request-Timeout")
     if timeout_s == 0:
         raise ClientError("X-Request-Timeout must be more than 0 seconds.", param="X-Request-Timeout")
-    return Wishes(timeout_s=timeout_s, grace_s=_seconds(headers, RESUMABLE, "X-Stream-Resumable"))
+    return RequestOptions(timeout_s=timeout_s, grace_s=_seconds(headers, RESUMABLE, "X-Stream-Resumable"))
 
 
 def _seconds(headers: Mapping[str, str], name: str, shown: str) -> float | None:

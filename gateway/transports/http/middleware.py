@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.bounded_text import log_defect
 from gateway.clock import Clock
-from gateway.domain import ARRIVAL, LINE, Caller, Cause, Facts, Tally
+from gateway.domain import ARRIVAL, LINE, Caller, Cause, Instrumentation, RequestStats
 from gateway.errors import (
     BodyTooLarge,
     InternalError,
@@ -34,7 +34,7 @@ from gateway.errors import (
 )
 from gateway.logs import ACCESS
 from gateway.protocols.json_text import escaped
-from gateway.streams.cancel_scope import Left
+from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.http import paths
 from gateway.transports.http.access import PROBES, Access, Verdict
 
@@ -57,7 +57,7 @@ class Exchange:
     """One request and its response, as the guard saw them."""
 
     caller: Caller
-    tally: Tally
+    stats: RequestStats
     path: str
     method: str
     """HEAD is GET to all but the outlet, which keeps the body back."""
@@ -77,7 +77,7 @@ class Guard:
         max_body_bytes: int,
         closing: Callable[[], bool],
         clock: Clock,
-        facts: Facts,
+        instrumentation: Instrumentation,
     ) -> None:
         """`closing`: whether the server is about to stop, so that no connection should be used again."""
         self._app = app
@@ -85,7 +85,7 @@ class Guard:
         self._access = access
         self._max_body_bytes = max_body_bytes
         self._clock = clock
-        self._facts = facts
+        self._instrumentation = instrumentation
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -108,14 +108,14 @@ class Guard:
             paths.check(scope)
             if verdict.refusal is not None:
                 raise verdict.refusal
-            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet, self._facts)
+            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet, self._instrumentation)
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
                 raise outlet.refusal
-        except Left as left:
+        except ClientDisconnected as left:
             exchange.gone = True
-            if not exchange.tally.outlives:
-                exchange.tally.cause = exchange.tally.cause or left.cause
+            if not exchange.stats.is_resumable:
+                exchange.stats.cause = exchange.stats.cause or left.cause
             clear_tracebacks(left)
         except SluiceError as error:
             clear_tracebacks(error)
@@ -140,11 +140,11 @@ class Guard:
             headers=headers,
             operator=verdict.operator,
         )
-        return Exchange(caller, Tally(caller, self._facts), scope["path"], scope["method"])
+        return Exchange(caller, RequestStats(caller, self._instrumentation), scope["path"], scope["method"])
 
     async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _Outlet) -> None:
-        tally = exchange.tally
-        tally.cause = tally.cause or cause_of(error, submitted=tally.submitted)
+        stats = exchange.stats
+        stats.cause = stats.cause or cause_of(error, submitted=stats.submitted)
         outlet.refusal = None
         if exchange.status:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
@@ -154,20 +154,20 @@ class Guard:
         await outlet.document(error.status, body, headers=error_headers(error))
 
     def _close(self, exchange: Exchange) -> None:
-        tally = exchange.tally
+        stats = exchange.stats
         seconds = self._clock.now() - exchange.caller.arrival_s
         gone = exchange.gone or not exchange.complete
-        if not tally.works:
+        if not stats.uses_engine:
             cause = None
             outcome = "error" if gone or exchange.status >= 400 else "ok"
-        elif tally.outlives:
+        elif stats.is_resumable:
             # Its ending is counted when it comes, which may be long after this exchange.
-            cause = outcome = DETACHED if tally.cause is None else tally.cause.value
+            cause = outcome = DETACHED if stats.cause is None else stats.cause.value
         else:
-            tally.cause = tally.cause or (Cause.DISCONNECTED if gone else Cause.COMPLETED)
-            tally.settle()
-            cause = outcome = tally.cause.value
-        self._facts.served(tally.endpoint, outcome, seconds)
+            stats.cause = stats.cause or (Cause.DISCONNECTED if gone else Cause.COMPLETED)
+            stats.settle()
+            cause = outcome = stats.cause.value
+        self._instrumentation.served(stats.endpoint, outcome, seconds)
         level = logging.DEBUG if _is_polled(exchange) else logging.INFO
         if ACCESS.isEnabledFor(level):
             ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause, seconds)})
@@ -182,19 +182,19 @@ def _is_polled(exchange: Exchange) -> bool:
 
 
 def _fields(exchange: Exchange, cause: str | None, seconds: float) -> dict[str, Any]:
-    tally, caller = exchange.tally, exchange.caller
-    first = None if tally.first_token_s is None else round(tally.first_token_s - caller.arrival_s, 4)
+    stats, caller = exchange.stats, exchange.caller
+    first = None if stats.first_token_s is None else round(stats.first_token_s - caller.arrival_s, 4)
     return {
         # What vLLM's small endpoints answer has no id but the request's.
-        "id": tally.id,
+        "id": stats.id,
         "request_id": caller.request_id,
         "path": exchange.path,
-        "model": tally.model,
+        "model": stats.model,
         "status": exchange.status or None,
         "cause": cause,
-        "prompt_tokens": tally.prompt_tokens if cause else None,
-        "completion_tokens": tally.completion_tokens if cause else None,
-        "queue_s": None if tally.queued_s is None else round(tally.queued_s, 4),
+        "prompt_tokens": stats.prompt_tokens if cause else None,
+        "completion_tokens": stats.completion_tokens if cause else None,
+        "queue_s": None if stats.queued_s is None else round(stats.queued_s, 4),
         "ttft_s": first,
         "duration_s": round(seconds, 4),
         "owner": caller.owner,
@@ -226,9 +226,14 @@ class _Inlet:
     """The request body, with its limit; the connection has others, and knows when one is passed."""
 
     def __init__(
-        self, receive: Any, limit: int, scope: MutableMapping[str, Any], outlet: _Outlet, facts: Facts
+        self,
+        receive: Any,
+        limit: int,
+        scope: MutableMapping[str, Any],
+        outlet: _Outlet,
+        instrumentation: Instrumentation,
     ) -> None:
-        self._facts = facts
+        self._instrumentation = instrumentation
         self._outlet = outlet
         self._receive = receive
         self._limit = limit
@@ -246,7 +251,7 @@ class _Inlet:
         elif message["type"] == "http.request":
             if self._line is not None and self._line.body_error is not None and message.get("more_body", False):
                 if isinstance(self._line.body_error, Overloaded):
-                    self._facts.rejected(self._line.body_error.reason)
+                    self._instrumentation.rejected(self._line.body_error.reason)
                 # One of its own: with its stack the connection would keep all that has come of the body.
                 raise self._refused(copy(self._line.body_error))
             self._seen += len(message.get("body", b""))
@@ -309,7 +314,7 @@ class _Outlet:
         message, self._held = self._held, None
         assert message is not None
         exchange = self._exchange
-        exchange.status = status_of(message["status"], submitted=exchange.tally.submitted)
+        exchange.status = status_of(message["status"], submitted=exchange.stats.submitted)
         headers = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
         given = len(headers)
         headers.append((b"x-request-id", exchange.caller.request_id.encode()))

@@ -17,12 +17,12 @@ from typing import Any, Protocol, Self
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
-from gateway.domain import LINE, Caller, Cause, Endpoint, Facts
+from gateway.domain import LINE, Caller, Cause, Endpoint, Instrumentation
 from gateway.errors import DeadlineExceeded, InternalError, NotFound, SluiceError
 from gateway.protocols import sse
 from gateway.streamlog.base import Batch
-from gateway.streams.cancel_scope import Leash, Left
-from gateway.streams.reader import Follower
+from gateway.streams.cancel_scope import CancelScope, ClientDisconnected
+from gateway.streams.reader import StreamReader
 from gateway.streams.registry import Registry
 from gateway.streams.stream import Stream
 from gateway.transports.common import request_options
@@ -89,10 +89,10 @@ class Presence(AbstractAsyncContextManager["Presence"]):
     def __init__(self, receive: Any) -> None:
         self._receive = receive
         self._excused = False
-        self._leash = Leash()
+        self._cancel_scope = CancelScope()
 
     async def __aenter__(self) -> Self:
-        self._leash.__enter__()
+        self._cancel_scope.__enter__()
         self._watch = asyncio.get_running_loop().create_task(self._listen())
         return self
 
@@ -100,7 +100,7 @@ class Presence(AbstractAsyncContextManager["Presence"]):
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._watch.cancel()
-        self._leash.__exit__(kind, error, stack)
+        self._cancel_scope.__exit__(kind, error, stack)
 
     def excuse(self) -> None:
         """The last byte is on its way: nothing more will be sent that the client could miss."""
@@ -108,7 +108,7 @@ class Presence(AbstractAsyncContextManager["Presence"]):
 
     def drop(self, cause: Cause) -> None:
         """Let go of a client that is still there."""
-        self._leash.end(Left(cause))
+        self._cancel_scope.end(ClientDisconnected(cause))
 
     async def _listen(self) -> None:
         try:
@@ -116,21 +116,23 @@ class Presence(AbstractAsyncContextManager["Presence"]):
                 pass
         except SluiceError as error:
             # Of a body that comes meanwhile and is too large.
-            self._leash.end(error)
+            self._cancel_scope.end(error)
             return
         if not self._excused:
-            self._leash.end(Left())
+            self._cancel_scope.end(ClientDisconnected())
 
 
 class Responder:
     """What all connections share."""
 
-    def __init__(self, registry: Registry, pace: Pace, clock: Clock, facts: Facts, tokens: StreamTokens) -> None:
+    def __init__(
+        self, registry: Registry, pace: Pace, clock: Clock, instrumentation: Instrumentation, tokens: StreamTokens
+    ) -> None:
         self.registry = registry
         self.tokens = tokens
         self.pace = pace
         self.clock = clock
-        self.facts = facts
+        self.instrumentation = instrumentation
         self.pulse = Pulse(clock)
 
     def headers(self, stream: Stream) -> list[tuple[bytes, bytes]]:
@@ -138,7 +140,7 @@ class Responder:
         headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
         if stream.grace_s is not None:
             headers.append((request_options.RESUMABLE.encode(), b"%g" % stream.grace_s))
-            owner, until_s = stream.producer.tally.caller.owner, self.registry.readable_until_s(stream)
+            owner, until_s = stream.writer.stats.caller.owner, self.registry.readable_until_s(stream)
             headers.append((b"x-stream-token", self.tokens.make(stream.id, owner, until_s).encode("ascii")))
         return headers
 
@@ -150,13 +152,13 @@ class Responder:
         line: Line = scope.get(LINE) or _NoLine()
         try:
             # The reader outside: it has to see why the client's presence ended.
-            with stream.read(cursor) as follower:
+            with stream.read(cursor) as reader:
                 async with Presence(receive) as presence:
                     if stream.streaming:
-                        await Sender(self, exchange, presence, send, line, stream, follower).run()
+                        await Sender(self, exchange, presence, send, line, stream, reader).run()
                     else:
-                        await _whole(exchange, presence, send, follower, self.registry.load_report)
-        except Left as left:
+                        await _whole(exchange, presence, send, reader, self.registry.load_report)
+        except ClientDisconnected as left:
             if left.cause is Cause.CLIENT_STALLED:
                 # Closing would wait for the client to read what is in the buffers.
                 line.abort()
@@ -172,12 +174,12 @@ class Completions:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         exchange: Exchange = scope[EXCHANGE]
-        tally = exchange.tally
-        tally.endpoint = self._endpoint.value
-        tally.works = True
-        wished = request_options.read(tally.caller.headers)
-        body = await _read_in_time(receive, wished.timeout_s, tally.caller, self._responder.clock)
-        stream = await self._responder.registry.open_any(self._endpoint, body, tally, wished, Presence(receive))
+        stats = exchange.stats
+        stats.endpoint = self._endpoint.value
+        stats.uses_engine = True
+        wished = request_options.read(stats.caller.headers)
+        body = await _read_in_time(receive, wished.timeout_s, stats.caller, self._responder.clock)
+        stream = await self._responder.registry.open_any(self._endpoint, body, stats, wished, Presence(receive))
         await self._responder.serve(scope, receive, send, stream, 0)
 
 
@@ -189,7 +191,7 @@ class Resume:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any, stream_id: str) -> None:
         exchange: Exchange = scope[EXCHANGE]
-        facts, caller = self._responder.facts, exchange.caller
+        instrumentation, caller = self._responder.instrumentation, exchange.caller
         try:
             stream = self._responder.registry.find(stream_id, caller)
             if not stream.resumable:
@@ -203,18 +205,18 @@ class Resume:
                 await send({"type": "http.response.body", "body": b""})
                 return
             if stream.read_out(cursor):
-                facts.resumed("read_out")
+                instrumentation.resumed("read_out")
                 await send({"type": "http.response.start", "status": 204, "headers": []})
                 await send({"type": "http.response.body", "body": b""})
                 return
             await self._responder.serve(scope, receive, send, stream, cursor)
-        except Left:
-            facts.resumed("ok")
+        except ClientDisconnected:
+            instrumentation.resumed("ok")
             raise
         except Exception as error:
-            facts.resumed(getattr(error, "code", "internal_error"))
+            instrumentation.resumed(getattr(error, "code", "internal_error"))
             raise
-        facts.resumed("ok")
+        instrumentation.resumed("ok")
 
 
 class Sender:
@@ -228,7 +230,7 @@ class Sender:
         send: Any,
         line: Line,
         stream: Stream,
-        follower: Follower,
+        reader: StreamReader,
     ) -> None:
         self._line = line
         self._clock = responder.clock
@@ -237,11 +239,11 @@ class Sender:
         self._presence = presence
         self._send = send
         self._stream = stream
-        self._follower = follower
+        self._reader = reader
         self._started = False
         # Whether headers and first token are out, and nothing but more of the same is to be sent.
         self._settled = False
-        self._is_first = exchange.tally is stream.producer.tally
+        self._is_first = exchange.stats is stream.writer.stats
         self._quiet_since_s = responder.clock.now()
         self._sending_since_s: float | None = None
 
@@ -250,7 +252,7 @@ class Sender:
         pulse, pace = self._responder.pulse, self._responder.pace
         number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
         try:
-            while not await self._turn(await self._follower.take(self)):
+            while not await self._turn(await self._reader.take(self)):
                 pass
         finally:
             pulse.leave(number)
@@ -277,14 +279,14 @@ class Sender:
             await self._write(body)
             return False
         error = batch.ended.error
-        if error is not None and not self._started and self._stream.producer.silent and self._is_first:
+        if error is not None and not self._started and self._stream.writer.silent and self._is_first:
             # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
             # what has been seen of this stream began with a 200.
             raise error
         self._presence.excuse()
         await self._write(body, more=False)
         if not self._stream.resumable:
-            self._exchange.tally.cause = batch.ended.cause
+            self._exchange.stats.cause = batch.ended.cause
         return True
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
@@ -299,12 +301,12 @@ class Sender:
             )
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since_s, self._quiet_since_s = None, self._clock.now()
-        tally = self._stream.producer.tally
-        if tally.first_token_s is not None:
+        stats = self._stream.writer.stats
+        if stats.first_token_s is not None:
             self._settled = True
-            if self._is_first and not tally.first_token_sent:
-                tally.first_token_sent = True
-                self._responder.facts.first_token(self._quiet_since_s - tally.caller.arrival_s)
+            if self._is_first and not stats.first_token_sent:
+                stats.first_token_sent = True
+                self._responder.instrumentation.first_token(self._quiet_since_s - stats.caller.arrival_s)
 
     def _check(self, now_s: float) -> float:
         """What the pulse asks: is a sign of life due, or is this client stuck?"""
@@ -318,27 +320,27 @@ class Sender:
         # Compared as the sum that is answered below: a difference can be rounded to the other side of the limit, and
         # the pulse would ask again at the same moment, for ever.
         if now_s >= self._quiet_since_s + pace.keepalive_s:
-            self._follower.nudge()
+            self._reader.nudge()
             return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
         # A send that begins right now must be found when its time is up.
         return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
 
 
 async def _whole(
-    exchange: Exchange, presence: Presence, send: Any, follower: Follower, load_report: Callable[[str], str | None]
+    exchange: Exchange, presence: Presence, send: Any, reader: StreamReader, load_report: Callable[[str], str | None]
 ) -> None:
     """One JSON document."""
     payload = b""
     while True:
-        batch = await follower.take()
+        batch = await reader.take()
         if batch is None:
             continue
         if batch.documents:
             payload = batch.documents[-1]
         if batch.ended is not None:
             break
-    tally = exchange.tally
-    tally.cause = batch.ended.cause
+    stats = exchange.stats
+    stats.cause = batch.ended.cause
     if batch.ended.error is not None:
         raise batch.ended.error
     if not payload:
@@ -346,9 +348,9 @@ async def _whole(
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(payload)),
-        (b"x-stream-id", (tally.id or "").encode("ascii")),
+        (b"x-stream-id", (stats.id or "").encode("ascii")),
     ]
-    if (kind := tally.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
+    if (kind := stats.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
         headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
     presence.excuse()
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -360,9 +362,9 @@ async def _read_in_time(receive: Any, timeout_s: float | None, caller: Caller, c
     if timeout_s is None:
         return await read_body(receive)
     left_s = caller.arrival_s + timeout_s - clock.now()
-    with Leash() as leash:
+    with CancelScope() as cancel_scope:
         error = DeadlineExceeded(f"The request's deadline of {timeout_s:g} s has passed while its body arrived.")
-        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), leash.end, error)
+        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), cancel_scope.end, error)
         try:
             return await read_body(receive)
         finally:
@@ -375,7 +377,7 @@ async def read_body(receive: Any) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Left
+            raise ClientDisconnected
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)

@@ -73,7 +73,7 @@ class Dispatch:
         elif path.endswith("/") and path != "/":
             await self._slashed(scope, receive, send)
         elif (template := self._template(scope)) is not None:
-            scope[EXCHANGE].tally.endpoint = template
+            scope[EXCHANGE].stats.endpoint = template
             if scope["method"] == "GET" and template == STREAMS + "/{stream_id}" and not _wants_json(scope):
                 await self._resume(scope, receive, send, path.removeprefix(STREAMS + "/"))
             else:
@@ -116,14 +116,14 @@ class Dispatch:
     async def _mounted(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
         content_type.check_named(scope["headers"])
-        tally = scope[EXCHANGE].tally
-        wished = request_options.read(tally.caller.headers)
+        stats = scope[EXCHANGE].stats
+        wished = request_options.read(stats.caller.headers)
         inbox = _Inbox(receive)
         waiting = _Arrival(inbox)
         # Other bodies bring no grammars.
         read = inbox.body if _is_json(scope) else None
         try:
-            async with self._registry.mounted(scope["method"], scope["path"], tally, wished, waiting, read) as engine:
+            async with self._registry.mounted(scope["method"], scope["path"], stats, wished, waiting, read) as engine:
                 # A disconnect is watched for here, and ends the handler by `Task.cancel`. Starlette would watch for it
                 # in a task group, whose cancellation passes over every task that is about to run: while tokens arrive
                 # faster than they are formatted each stream is one at each try, and would run on without its client.
@@ -131,7 +131,7 @@ class Dispatch:
                 async with Presence(partial(inbox.departure, scope[EXCHANGE])) as presence:
                     await engine.http(scope, inbox, partial(_answer, inbox, presence, send))
         except NoRoute:
-            base = paths.base_url(scope, tally.caller.headers, self._options().root_path)
+            base = paths.base_url(scope, stats.caller.headers, self._options().root_path)
             raise NotFound(paths.advice(scope["path"], base, self._is_known)) from None
 
 
@@ -183,7 +183,7 @@ class _Inbox:
         if message["type"] == "http.disconnect":
             if not exchange.complete:
                 # Work that its handler has begun elsewhere looks at this.
-                exchange.tally.cause = exchange.tally.cause or Cause.DISCONNECTED
+                exchange.stats.cause = exchange.stats.cause or Cause.DISCONNECTED
             self._left.set()
         return message
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from gateway import demo
 from gateway.app import Sluice, plan_engine, versions
 from gateway.domain import AppOptions
-from gateway.engine.base import Revival, Route
+from gateway.engine.base import RecoveryReport, Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
@@ -130,7 +130,7 @@ async def test_an_engine_that_dies_once_too_often_is_told_to_the_process() -> No
 @in_virtual_time
 async def test_a_stream_outlives_the_engine_that_began_it() -> None:
     engine = ScriptedEngine()
-    engine.revive_takes_s, engine.revival = 25, Revival(continued=1, failed={"its grammar would start anew": 2})
+    engine.revive_takes_s, engine.recovery = 25, RecoveryReport(continued=1, failed={"its grammar would start anew": 2})
 
     async def launch() -> ScriptedEngine:
         return engine

@@ -7,9 +7,9 @@ import pytest
 
 from gateway import domain
 from gateway.domain import Cause, Delta
-from tests.support.facts import Recorder, a_tally
+from tests.support.instrumentation import Recorder, some_stats
 
-NOUNS = [kind for _, kind in inspect.getmembers(domain, dataclasses.is_dataclass) if kind is not domain.Tally]
+NOUNS = [kind for _, kind in inspect.getmembers(domain, dataclasses.is_dataclass) if kind is not domain.RequestStats]
 
 
 @pytest.mark.parametrize("noun", NOUNS)
@@ -43,41 +43,41 @@ def test_the_causes_are_those_of_the_contract() -> None:
 
 
 def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -> None:
-    facts = Recorder()
-    tally = a_tally(facts)
+    instrumentation = Recorder()
+    stats = some_stats(instrumentation)
     for tokens, now_s in ((1, 5.0), (2, 5.5), (0, 9.0), (1, 6.5)):
-        tally.generated(tokens, now_s)
+        stats.generated(tokens, now_s)
 
-    assert (tally.completion_tokens, tally.first_token_s, tally.last_token_s) == (4, 5.0, 6.5)
-    assert facts.gaps == [0.5, 1.0]
+    assert (stats.completion_tokens, stats.first_token_s, stats.last_token_s) == (4, 5.0, 6.5)
+    assert instrumentation.gaps == [0.5, 1.0]
 
 
 def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
-    facts = Recorder()
-    tally = a_tally(facts)
-    tally.generated(50, None)
+    instrumentation = Recorder()
+    stats = some_stats(instrumentation)
+    stats.generated(50, None)
 
-    assert (tally.completion_tokens, tally.first_token_s, facts.gaps) == (50, None, [])
+    assert (stats.completion_tokens, stats.first_token_s, instrumentation.gaps) == (50, None, [])
 
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
-    facts = Recorder()
-    tally = a_tally(facts)
-    tally.generated(5, None)
-    tally.cause = cause
-    tally.settle()
+    instrumentation = Recorder()
+    stats = some_stats(instrumentation)
+    stats.generated(5, None)
+    stats.cause = cause
+    stats.settle()
 
-    assert facts.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
+    assert instrumentation.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
 
 
 @pytest.mark.parametrize("owner", ["anna", None])
 def test_what_a_request_has_cost_is_told_of_whoever_has_a_name(owner: str | None) -> None:
-    facts = Recorder()
-    tally = a_tally(facts, owner)
-    tally.prompt_tokens = 11
-    tally.generated(5, None)
-    tally.cause = Cause.CANCELLED
-    tally.settle()
+    instrumentation = Recorder()
+    stats = some_stats(instrumentation, owner)
+    stats.prompt_tokens = 11
+    stats.generated(5, None)
+    stats.cause = Cause.CANCELLED
+    stats.settle()
 
-    assert facts.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])
+    assert instrumentation.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])

@@ -5,36 +5,36 @@ import asyncio
 import pytest
 
 from gateway.loop_lag import EVERY_S, LoopLag
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time
 
 
 @in_virtual_time
 async def test_a_loop_that_turns_is_not_late() -> None:
-    facts = Recorder()
-    lag = LoopLag(clock(), facts)
+    instrumentation = Recorder()
+    lag = LoopLag(clock(), instrumentation)
     lag.start()
     await asyncio.sleep(10 * EVERY_S + EVERY_S / 2)
 
-    assert facts.lags == pytest.approx([0.0] * 10, abs=1e-6)
+    assert instrumentation.lags == pytest.approx([0.0] * 10, abs=1e-6)
 
     lag.stop()
     await asyncio.sleep(1)
 
-    assert len(facts.lags) == 10
+    assert len(instrumentation.lags) == 10
 
 
 @in_virtual_time
 async def test_whatever_holds_the_loop_is_seen_in_full_and_once() -> None:
-    facts = Recorder()
-    lag = LoopLag(clock(), facts)
+    instrumentation = Recorder()
+    lag = LoopLag(clock(), instrumentation)
     lag.start()
     await asyncio.sleep(EVERY_S / 2)
     clock().advance(3.0)
     await asyncio.sleep(EVERY_S)
     lag.stop()
 
-    assert facts.lags == pytest.approx([3.0 - EVERY_S / 2, 0.0], abs=1e-6)
+    assert instrumentation.lags == pytest.approx([3.0 - EVERY_S / 2, 0.0], abs=1e-6)
 
 
 @in_virtual_time

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.engine.base import Landlord
+from gateway.engine.base import EngineHost
 from gateway.engine.vllm.core_client import plugin
 from gateway.errors import EngineFailed, SettingsError
 
@@ -60,16 +60,16 @@ def refuse(args: Any) -> None:
 class Joining:
     """How a worker becomes a client of the next engine. Made in the event loop, used in the thread that starts."""
 
-    def __init__(self, landlord: Landlord) -> None:
-        self._landlord = landlord
+    def __init__(self, engine_host: EngineHost) -> None:
+        self._engine_host = engine_host
         self._loop = asyncio.get_running_loop()
         # What this process starts is no engine.
         os.environ.pop(plugin.MARK, None)
 
     def mark(self, engine_args: Any) -> None:
         """Tell vLLM that the front end is several processes: caches that they cannot share are then left out."""
-        engine_args._api_process_count = self._landlord.count
-        engine_args._api_process_rank = self._landlord.number
+        engine_args._api_process_count = self._engine_host.count
+        engine_args._api_process_rank = self._engine_host.number
 
     def client(self) -> dict[str, Any]:
         """The further arguments of vLLM's client; waits until there is an engine."""
@@ -77,23 +77,23 @@ class Joining:
 
     async def _client(self) -> dict[str, Any]:
         return {
-            "client_addresses": dict(await self._landlord.addresses()),
-            "client_count": self._landlord.count,
-            "client_index": self._landlord.number,
+            "client_addresses": dict(await self._engine_host.addresses()),
+            "client_count": self._engine_host.count,
+            "client_index": self._engine_host.number,
         }
 
     async def join(self, make: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
         """What `make` makes of those arguments. Raises EngineFailed if the engine dies meanwhile: vLLM's constructor
         would go on to wait for it, for ten minutes in a thread that cannot be stopped."""
         made = asyncio.ensure_future(make(await self._client()))
-        lost = asyncio.ensure_future(self._landlord.loss())
+        lost = asyncio.ensure_future(self._engine_host.loss())
         try:
             await asyncio.wait((made, lost), return_when=asyncio.FIRST_COMPLETED)
             if not made.done():
                 raise EngineFailed("The engine died before it could be used.")
             if made.exception() is not None:
                 # It may be well, but not with us, and there is no other client that we could make for it.
-                self._landlord.complain()
+                self._engine_host.report_unresponsive()
             return made.result()
         finally:
             made.cancel()

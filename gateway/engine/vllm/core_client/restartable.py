@@ -20,7 +20,7 @@ from typing import Any
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from gateway.clock import Clock
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.engine.suspicion import Suspicion
 from gateway.engine.vllm.core_client import replay
 from gateway.engine.vllm.core_client.receiver import Nobody, Outputs, Pull
@@ -286,7 +286,7 @@ class LastingCore:
             process.kill()
             process.join(_GONE_WITHIN_S)
 
-    async def replace(self, core: Any, *, last: bool = False) -> Revival:
+    async def replace(self, core: Any, *, last: bool = False) -> RecoveryReport:
         """Go on with `core`, a client whose engine is ready. `last`: there will be no other, so each request is tried
         by itself."""
         self._fail_hopeless()  # Again: the engine's last words have been processed since.
@@ -320,7 +320,7 @@ class LastingCore:
         self._replaced.set()
         failed, self._failed = self._failed, Counter()
         expelled, self._expelled = self._expelled, 0
-        return Revival(continued=continued, failed=dict(failed), expelled=expelled)
+        return RecoveryReport(continued=continued, failed=dict(failed), expelled=expelled)
 
     async def _send_again(self, core: Any, name: str) -> bool:
         """Send a request with the tokens it has; whether it is still wanted."""
@@ -357,7 +357,7 @@ class LastingCore:
         """Keep other clients from trying requests, and with `exclusive` from sending theirs again."""
         return nullcontext()
 
-    def give_up(self) -> None:
+    def fail_all(self) -> None:
         """There will be no other engine: everything in flight fails, and so does everything to come."""
         self._given_up = True
         self.resources.engine_dead = True

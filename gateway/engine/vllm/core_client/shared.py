@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from gateway.clock import Clock
-from gateway.engine.base import Landlord, Revival
+from gateway.engine.base import EngineHost, RecoveryReport
 from gateway.engine.vllm.core_client import plugin
 from gateway.engine.vllm.core_client.restartable import LastingCore
 from gateway.engine.vllm.core_client.trial import Closing
@@ -24,13 +24,13 @@ _LOCK_EVERY_S = 0.02
 
 
 class SharedCore(LastingCore):
-    """A `Tenant`."""
+    """A `SharedEngineClient`."""
 
-    def __init__(self, core: Any, output_processor: Any, clock: Clock, landlord: Landlord) -> None:
+    def __init__(self, core: Any, output_processor: Any, clock: Clock, engine_host: EngineHost) -> None:
         super().__init__(core, output_processor, clock)
-        self._landlord = landlord
+        self._engine_host = engine_host
         self.stats_s: dict[int, float] = {}
-        landlord.meet(self)
+        engine_host.attach(self)
 
     @property
     def busy(self) -> bool:
@@ -44,7 +44,7 @@ class SharedCore(LastingCore):
     def lose(self) -> None:
         if not self.lost.is_set():
             # Heard of by the landlord already, or to be heard: then its processes are ended, whatever they do.
-            self._landlord.complain()
+            self._engine_host.report_unresponsive()
         super().lose()
 
     def _falls(self) -> bool:
@@ -53,7 +53,7 @@ class SharedCore(LastingCore):
 
     @property
     def pids(self) -> list[int]:
-        return list(self._landlord.pids)
+        return list(self._engine_host.pids)
 
     def kill(self) -> None:
         """`lose` follows, which tells whose processes they are."""
@@ -61,7 +61,7 @@ class SharedCore(LastingCore):
     async def _lock(self, *, exclusive: bool) -> Closing:
         """All clients lose their engine together, and each has its own requests to try: one after the other, and when
         all have sent what goes on at once."""
-        path = self._landlord.trial_lock
+        path = self._engine_host.trial_lock
         if path is None:
             return nullcontext()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -76,12 +76,12 @@ class SharedCore(LastingCore):
                 await asyncio.sleep(_LOCK_EVERY_S)
         return os.fdopen(descriptor)
 
-    async def replace(self, core: Any, *, last: bool = False) -> Revival:
-        revival = await super().replace(core, last=last)
-        self._landlord.meet(self)
-        return revival
+    async def replace(self, core: Any, *, last: bool = False) -> RecoveryReport:
+        recovery = await super().replace(core, last=last)
+        self._engine_host.attach(self)
+        return recovery
 
-    async def evict(self, number: int) -> None:
+    async def abort_client(self, number: int) -> None:
         await self._core.call_utility_async(plugin.EVICT, number)
 
 

@@ -16,7 +16,7 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.utils import _reduced_vocabulary
 
 from gateway.clock import Clock
-from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.grammars import requests, validation
 from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
@@ -100,8 +100,8 @@ class Grammars:
 
     async def _guard(self, params: Any) -> None:
         """Whatever comes to the engine, by whichever way."""
-        tally = CURRENT_TALLY.get()
-        client = None if tally is None else tally.caller.owner
+        stats = CURRENT_STATS.get()
+        client = None if stats is None else stats.caller.owner
         try:
             await self._check(("structured_outputs", params.structured_outputs), client)
         except ClientError as error:

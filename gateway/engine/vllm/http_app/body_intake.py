@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.bounded_json import is_light
 from gateway.engine.vllm.http_app.invocations import Invocations
 from gateway.engine.vllm.http_app.request_documents import Documents
@@ -94,8 +94,8 @@ class Intake:
     ) -> tuple[list[Any] | None, bytes]:
         if is_light(body, _LIGHT_CONTAINERS):
             return self._check(body, validate)
-        tally = CURRENT_TALLY.get()
-        tenant = None if tally is None else tally.caller.owner
+        stats = CURRENT_STATS.get()
+        tenant = None if stats is None else stats.caller.owner
         work = partial(self._check, body, validate)
         try:
             async with asyncio.timeout(self._timeout_s):

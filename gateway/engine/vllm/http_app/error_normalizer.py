@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.base import CURRENT_TALLY, ASGIApp
+from gateway.engine.base import CURRENT_STATS, ASGIApp
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.http_app import stream_errors
 from gateway.engine.vllm.validation import field_path
@@ -69,9 +69,9 @@ class _Outlet:
             if _is_stream(headers):
                 names = {name.lower() for name, _ in headers}
                 headers += [item for item in _STREAM_HEADERS if item[0] not in names]
-                tally = CURRENT_TALLY.get()
+                stats = CURRENT_STATS.get()
                 # Its id is not known before its first event, which comes at once.
-                self._held = tally is not None and tally.id is None and tally.endpoint == "/v1/responses"
+                self._held = stats is not None and stats.id is None and stats.endpoint == "/v1/responses"
             if not self.failed and not self._held:
                 await self._begin()
         elif self.failed:
@@ -84,12 +84,12 @@ class _Outlet:
 
     async def _begin(self, first: bytes = b"") -> None:
         """Send the head, with the id by which a stream can be cancelled."""
-        tally = CURRENT_TALLY.get()
-        if tally is not None:
-            if tally.id is None and (found := _ID.search(first)) is not None:
-                tally.id = found[1].decode()
-            if tally.id is not None and tally.works and _is_stream(self._start["headers"]):
-                self._start["headers"].append((b"x-stream-id", tally.id.encode("ascii", "replace")))
+        stats = CURRENT_STATS.get()
+        if stats is not None:
+            if stats.id is None and (found := _ID.search(first)) is not None:
+                stats.id = found[1].decode()
+            if stats.id is not None and stats.uses_engine and _is_stream(self._start["headers"]):
+                self._start["headers"].append((b"x-stream-id", stats.id.encode("ascii", "replace")))
         await self._send(self._start)
 
     def error(self) -> SluiceError:

@@ -22,8 +22,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
-from gateway.domain import Cause, Endpoint, Tally
-from gateway.engine.base import CURRENT_TALLY, ASGIApp, Route
+from gateway.domain import Cause, Endpoint, RequestStats
+from gateway.engine.base import CURRENT_STATS, ASGIApp, Route
 from gateway.engine.vllm import error_mapping, media_connector
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client.restartable import DiedOfIt
@@ -83,7 +83,7 @@ class Ungrammatical(GracefulHTTPError):  # type: ignore[misc,unused-ignore]
 @dataclass(slots=True, eq=False)
 class _Running:
     request_id: str
-    tally: Tally | None
+    stats: RequestStats | None
     task: asyncio.Task[Any] | None
     """vLLM's handler that asked for it."""
     aborted: bool = False
@@ -102,15 +102,15 @@ class Engagements:
     in_background: Callable[[asyncio.Task[Any]], bool] = field(default=lambda _: False)
     """Whether a task goes on without the client who has asked for it."""
 
-    def leave(self, tally: Tally | None) -> list[str]:
+    def leave(self, stats: RequestStats | None) -> list[str]:
         """End what still runs for a request that has been broken off; its ids in the engine, where it is to be aborted:
         the tasks that wait for it may be long in ending, and the sequences are wanted now."""
-        if tally is None:
+        if stats is None:
             return []
-        left = tally.cause is Cause.DISCONNECTED
+        left = stats.cause is Cause.DISCONNECTED
         ended = []
         for run in self.running:
-            if run.tally is not tally or (left and run.task is not None and self.in_background(run.task)):
+            if run.stats is not stats or (left and run.task is not None and self.in_background(run.task)):
                 continue
             if run.task is not None:
                 run.task.cancel()
@@ -122,7 +122,7 @@ class Engagements:
         return [
             run
             for run in self.running
-            if run.tally is not None and run.tally.caller.owner == owner and run.answers_to(request_id)
+            if run.stats is not None and run.stats.caller.owner == owner and run.answers_to(request_id)
         ]
 
     def has(self, request_id: str) -> bool:
@@ -154,9 +154,9 @@ class EngineProxy:
             notes.append(Submission(prompt, sampling_params, request_id, options))
         else:
             self.verify(sampling_params)
-        tally = CURRENT_TALLY.get()
-        if tally is not None and tally.id is None:
-            tally.id = request_id
+        stats = CURRENT_STATS.get()
+        if stats is not None and stats.id is None:
+            stats.id = request_id
         task = asyncio.current_task()
         return self._counted(self._llm.generate, prompt, sampling_params, request_id, options, task)
 
@@ -183,33 +183,33 @@ class EngineProxy:
         options: dict[str, Any],
         task: asyncio.Task[Any] | None,
     ) -> AsyncIterator[Any]:
-        tally = CURRENT_TALLY.get()
-        if tally is not None and tally.cause is Cause.CANCELLED:
+        stats = CURRENT_STATS.get()
+        if stats is not None and stats.cause is Cause.CANCELLED:
             # Between two of its turns: what has been cancelled asks for no more.
             raise CancelledById
-        if tally is not None and tally.cause in _BROKEN_OFF:
+        if stats is not None and stats.cause in _BROKEN_OFF:
             goes_on = task is not None and self._engagements.in_background(task)
-            if tally.cause is not Cause.DISCONNECTED or not goes_on:
+            if stats.cause is not Cause.DISCONNECTED or not goes_on:
                 # Its request was broken off while it was being rendered.
                 raise asyncio.CancelledError
-        run = _Running(request_id, tally, task)
+        run = _Running(request_id, stats, task)
         self._engagements.running.append(run)
-        count = _Count(tally, self._clock, params)
+        count = _Count(stats, self._clock, params)
         in_chunks = False
-        if tally is not None:
-            tally.submitted = True
-            in_chunks = tally.endpoint in _ENDS_IN_A_CHUNK and params.output_kind == RequestOutputKind.DELTA
+        if stats is not None:
+            stats.submitted = True
+            in_chunks = stats.endpoint in _ENDS_IN_A_CHUNK and params.output_kind == RequestOutputKind.DELTA
         try:
             async with aclosing(method(prompt, params, request_id, **options)) as outputs:
                 async for output in outputs:
                     choices = output.outputs if isinstance(output.outputs, list) else ()
                     count.see(output, choices)
                     if any(choice.finish_reason == "abort" for choice in choices):
-                        if run.aborted and tally is not None and tally.endpoint in _ENDS_ABORTED:
-                            tally.cause = Cause.CANCELLED
+                        if run.aborted and stats is not None and stats.endpoint in _ENDS_ABORTED:
+                            stats.cause = Cause.CANCELLED
                             yield output
                             continue
-                        cancelled = tally is not None and tally.cause is Cause.CANCELLED
+                        cancelled = stats is not None and stats.cause is Cause.CANCELLED
                         raise CancelledById if cancelled else GivenUp
                     if getattr(params, "structured_outputs", None) is not None and any(
                         choice.finish_reason == "error" for choice in choices
@@ -219,9 +219,9 @@ class EngineProxy:
                         yield part
         except (EngineDeadError, EngineGenerateError) as error:
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
-            if tally is not None:
-                tally.cause = Cause.ENGINE_FAILED
-                tally.is_fatal = isinstance(error, DiedOfIt | EngineGenerateError)
+            if stats is not None:
+                stats.cause = Cause.ENGINE_FAILED
+                stats.is_fatal = isinstance(error, DiedOfIt | EngineGenerateError)
             raise
         finally:
             self._engagements.running.remove(run)
@@ -230,26 +230,26 @@ class EngineProxy:
 class _Count:
     """Adds one submission's tokens to the tally, whether its outputs are deltas or everything so far."""
 
-    def __init__(self, tally: Tally | None, clock: Clock, params: Any) -> None:
-        self._tally = tally
+    def __init__(self, stats: RequestStats | None, clock: Clock, params: Any) -> None:
+        self._stats = stats
         self._clock = clock
         self._kind = params.output_kind
         self._seen: dict[int, int] = {}
         self._prompt_due = True
 
     def see(self, output: Any, choices: Iterable[Any]) -> None:
-        if self._tally is None:
+        if self._stats is None:
             return
         if self._prompt_due and output.prompt_token_ids is not None:
             self._prompt_due = False
-            self._tally.prompt_tokens += len(output.prompt_token_ids)
+            self._stats.prompt_tokens += len(output.prompt_token_ids)
         new = 0
         for choice in choices:
             tokens = len(choice.token_ids)
             new += tokens if self._kind == RequestOutputKind.DELTA else tokens - self._seen.get(choice.index, 0)
             self._seen[choice.index] = tokens
         whole = self._kind == RequestOutputKind.FINAL_ONLY
-        self._tally.generated(new, None if whole else self._clock.now())
+        self._stats.generated(new, None if whole else self._clock.now())
 
 
 def owning(app: ASGIApp, engagements: Engagements, abort: Callable[[list[str]], object]) -> ASGIApp:
@@ -261,7 +261,7 @@ def owning(app: ASGIApp, engagements: Engagements, abort: Callable[[list[str]], 
         try:
             await app(scope, receive, send)
         except BaseException:
-            if ended := engagements.leave(CURRENT_TALLY.get()):
+            if ended := engagements.leave(CURRENT_STATS.get()):
                 abort(ended)
             raise
 

@@ -18,7 +18,7 @@ from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
 from gateway import errors
-from gateway.engine.base import CURRENT_TALLY
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app.expected_errors import place
@@ -132,8 +132,8 @@ class _Messages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]
 
 
 def _anthropic_event(error: SluiceError) -> str:
-    tally = CURRENT_TALLY.get()
-    body = error.anthropic_body(None if tally is None else tally.caller.request_id)
+    stats = CURRENT_STATS.get()
+    body = error.anthropic_body(None if stats is None else stats.caller.request_id)
     return f"event: error\ndata: {orjson.dumps(body).decode()}\n\n"
 
 

@@ -1,9 +1,9 @@
 """Which requests are plain: one choice of text, nothing for a parser to do. Their chunks are ours.
 
 vLLM's serving objects do everything else about a request: validation, LoRA lookup, templates, sampling parameters.
-Only their stream generators are overridden here, and only to hand back a `Frame` instead of a generator when the
-chunks of the stream can be told from its frame and its deltas alone. For all other requests vLLM's own generator
-runs, untouched.
+Only their stream generators are overridden here, and only to return a `ChunkTemplate` instead of a generator when the
+chunks of the stream follow from the template and the deltas alone. For all other requests vLLM's own generator runs,
+untouched.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.parser.abstract_parser import DelegatingParser
 
-from gateway.domain import Endpoint, Frame
-from gateway.engine.base import CURRENT_TALLY
+from gateway.domain import ChunkTemplate, Endpoint
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.output.whole_answers import chat_logprobs, completion_logprobs
 
@@ -86,7 +86,7 @@ class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
 def _is_asked_for_frames() -> bool:
     """Whether it is our endpoint that asks, and not vLLM's `/invocations`, which uses the same serving objects: what
     runs on behalf of vLLM's own app has its tally in the context."""
-    return CURRENT_TALLY.get() is None
+    return CURRENT_STATS.get() is None
 
 
 def _unparsed(parser: Any, request: Any) -> bool:
@@ -144,9 +144,9 @@ _NULLS: dict[Endpoint, dict[str, tuple[str, ...]]] = {
 
 def _frame(
     serving: Any, request: Any, endpoint: Endpoint, request_id: str, model: str, role: str | None, created: int = 0
-) -> Frame:
+) -> ChunkTemplate:
     include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
-    return Frame(
+    return ChunkTemplate(
         endpoint=endpoint,
         id=request_id,
         created=created or int(time.time()),

@@ -37,7 +37,7 @@ class Cores:
         """Which they are."""
         return [process.pid for process in self._processes() if process.pid is not None]
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         """Return when any of them has died: one dead engine of several takes the others along."""
         loop = asyncio.get_running_loop()
         died: asyncio.Future[None] = loop.create_future()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.clock import Clock
-from gateway.engine.base import Landlord
+from gateway.engine.base import EngineHost
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.vllm import daemon_threads
 from gateway.engine.vllm.core_client import attachment, factory, plugin, remote_engines
@@ -271,7 +271,7 @@ def set_up(plan: Plan) -> Path:
     return words
 
 
-async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> Any:
+async def start(plan: Plan, clock: Clock, engine_host: EngineHost | None = None) -> Any:
     """Start the engine of `plan`, or meet the one that `landlord` has started, and vLLM's app on it; a `VllmEngine`.
 
     Raises SettingsError, in one sentence, if it cannot start.
@@ -279,7 +279,7 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
     if wrong := look(plan):
         raise SettingsError(*wrong)
     words = set_up(plan)
-    joining = None if landlord is None else attachment.Joining(landlord)
+    joining = None if engine_host is None else attachment.Joining(engine_host)
     engine = None
     try:
         llm, args = await in_daemon(lambda: _build(plan, joining))
@@ -289,10 +289,10 @@ async def start(plan: Plan, clock: Clock, landlord: Landlord | None = None) -> A
         from gateway.engine.vllm.core_client.watch import Patience
         from gateway.engine.vllm.engine import VllmEngine
 
-        if landlord is None:
+        if engine_host is None:
             llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
         else:
-            llm.engine_core = SharedCore(llm.engine_core, llm.output_processor, clock, landlord)
+            llm.engine_core = SharedCore(llm.engine_core, llm.output_processor, clock, engine_host)
         engine = VllmEngine(
             llm,
             llm.engine_core,

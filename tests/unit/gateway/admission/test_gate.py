@@ -9,26 +9,32 @@ from hypothesis import strategies as st
 
 from gateway.admission.gate import Gate, Permit
 from gateway.errors import ClientError, Overloaded
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time, run, settle
 
 
-def make_gate(seats: int = 2, waiting: int = 8, timeout_s: float = 60.0) -> tuple[Gate, Recorder]:
-    facts = Recorder()
-    gate = Gate(max_concurrent=seats, max_waiting=waiting, queue_timeout_s=timeout_s, clock=clock(), facts=facts)
-    return gate, facts
+def make_gate(slots: int = 2, waiting: int = 8, timeout_s: float = 60.0) -> tuple[Gate, Recorder]:
+    instrumentation = Recorder()
+    gate = Gate(
+        max_concurrent=slots,
+        max_waiting=waiting,
+        queue_timeout_s=timeout_s,
+        clock=clock(),
+        instrumentation=instrumentation,
+    )
+    return gate, instrumentation
 
 
-def enter(gate: Gate, seats: int = 1) -> asyncio.Task[Permit]:
-    return asyncio.get_running_loop().create_task(gate.enter(seats))
+def enter(gate: Gate, slots: int = 1) -> asyncio.Task[Permit]:
+    return asyncio.get_running_loop().create_task(gate.enter(slots))
 
 
 @in_virtual_time
 async def test_who_finds_a_free_seat_walks_in() -> None:
-    gate, facts = make_gate()
+    gate, instrumentation = make_gate()
     permit = await gate.enter()
 
-    assert (gate.taken, gate.waiting, facts.waits) == (1, 0, [0.0])
+    assert (gate.taken, gate.waiting, instrumentation.waits) == (1, 0, [0.0])
 
     permit.release()
 
@@ -38,7 +44,7 @@ async def test_who_finds_a_free_seat_walks_in() -> None:
 @in_virtual_time
 async def test_a_permit_released_twice_frees_its_seats_once() -> None:
     """Every way out of a request may release, so that none has to know about the others."""
-    gate, _ = make_gate(seats=2)
+    gate, _ = make_gate(slots=2)
     first, second = await gate.enter(), await gate.enter()
     first.release()
     first.release()
@@ -52,7 +58,7 @@ async def test_a_permit_released_twice_frees_its_seats_once() -> None:
 
 @in_virtual_time
 async def test_the_waiting_enter_in_order_of_arrival() -> None:
-    gate, _ = make_gate(seats=1)
+    gate, _ = make_gate(slots=1)
     order: list[int] = []
 
     async def visit(number: int) -> None:
@@ -70,7 +76,7 @@ async def test_the_waiting_enter_in_order_of_arrival() -> None:
 @in_virtual_time
 async def test_a_large_request_at_the_head_is_not_overtaken() -> None:
     """With overtaking, a stream of small requests would starve a large one for ever."""
-    gate, _ = make_gate(seats=4)
+    gate, _ = make_gate(slots=4)
     first, second = await gate.enter(3), await gate.enter(1)
     large, small = enter(gate, 4), enter(gate, 1)
     await settle()
@@ -94,7 +100,7 @@ async def test_a_large_request_at_the_head_is_not_overtaken() -> None:
 
 @in_virtual_time
 async def test_a_newcomer_does_not_pass_the_waiting_even_if_it_would_fit() -> None:
-    gate, _ = make_gate(seats=2)
+    gate, _ = make_gate(slots=2)
     held = await gate.enter(1)
     large, small = enter(gate, 2), enter(gate, 1)
     await settle()
@@ -111,18 +117,18 @@ async def test_a_newcomer_does_not_pass_the_waiting_even_if_it_would_fit() -> No
 
 @in_virtual_time
 async def test_more_seats_than_there_are_is_the_clients_mistake() -> None:
-    gate, facts = make_gate(seats=2)
+    gate, instrumentation = make_gate(slots=2)
     with pytest.raises(ClientError, match="at most 2") as caught:
         await gate.enter(3)
 
     assert caught.value.param == "n"
     assert caught.value.status == 400
-    assert facts.rejections == []
+    assert instrumentation.rejections == []
 
 
 @in_virtual_time
 async def test_a_full_waiting_room_turns_away_at_once() -> None:
-    gate, facts = make_gate(seats=1, waiting=1)
+    gate, instrumentation = make_gate(slots=1, waiting=1)
     held, waiting = await gate.enter(), enter(gate)
     await settle()
     began = clock().now()
@@ -131,7 +137,7 @@ async def test_a_full_waiting_room_turns_away_at_once() -> None:
 
     assert clock().now() == began
     assert caught.value.retry_after_s == 2
-    assert facts.rejections == ["queue_full"]
+    assert instrumentation.rejections == ["queue_full"]
 
     held.release()
     (await waiting).release()
@@ -142,7 +148,7 @@ async def test_retry_after_grows_with_the_queue() -> None:
     """A constant would send everybody back at the same moment, too early."""
     told: list[int | None] = []
     for length in (0, 3, 20):
-        gate, _ = make_gate(seats=1, waiting=length)
+        gate, _ = make_gate(slots=1, waiting=length)
         held = await gate.enter()
         queue = [enter(gate) for _ in range(length)]
         await settle()
@@ -158,7 +164,7 @@ async def test_retry_after_grows_with_the_queue() -> None:
 
 @in_virtual_time
 async def test_retry_after_follows_how_long_requests_hold_their_seats() -> None:
-    gate, _ = make_gate(seats=1, waiting=0)
+    gate, _ = make_gate(slots=1, waiting=0)
     permit = await gate.enter()
     await asyncio.sleep(30)
     permit.release()
@@ -173,7 +179,7 @@ async def test_retry_after_follows_how_long_requests_hold_their_seats() -> None:
 
 @in_virtual_time
 async def test_a_wait_ends_at_the_queue_timeout() -> None:
-    gate, facts = make_gate(seats=1, timeout_s=5)
+    gate, instrumentation = make_gate(slots=1, timeout_s=5)
     held = await gate.enter()
     began = clock().now()
     with pytest.raises(Overloaded, match="waited 5 s") as caught:
@@ -181,7 +187,7 @@ async def test_a_wait_ends_at_the_queue_timeout() -> None:
 
     assert clock().now() - began == pytest.approx(5)
     assert caught.value.retry_after_s is not None
-    assert (gate.waiting, facts.rejections) == (0, ["queue_timeout"])
+    assert (gate.waiting, instrumentation.rejections) == (0, ["queue_timeout"])
 
     held.release()
 
@@ -190,7 +196,7 @@ async def test_a_wait_ends_at_the_queue_timeout() -> None:
 
 @in_virtual_time
 async def test_a_timed_out_giant_lets_those_behind_it_in() -> None:
-    gate, _ = make_gate(seats=2, timeout_s=5)
+    gate, _ = make_gate(slots=2, timeout_s=5)
     held = await gate.enter(1)
     giant = enter(gate, 2)
     await asyncio.sleep(3)
@@ -209,7 +215,7 @@ async def test_a_timed_out_giant_lets_those_behind_it_in() -> None:
 
 @in_virtual_time
 async def test_a_cancelled_wait_leaves_no_trace_and_lets_the_next_in() -> None:
-    gate, facts = make_gate(seats=2)
+    gate, instrumentation = make_gate(slots=2)
     held = await gate.enter(1)
     giant, small = enter(gate, 2), enter(gate, 1)
     await settle()
@@ -219,7 +225,7 @@ async def test_a_cancelled_wait_leaves_no_trace_and_lets_the_next_in() -> None:
     await settle()
 
     assert small.done()
-    assert (gate.taken, gate.waiting, facts.rejections) == (2, 0, [])
+    assert (gate.taken, gate.waiting, instrumentation.rejections) == (2, 0, [])
 
     held.release()
     small.result().release()
@@ -228,7 +234,7 @@ async def test_a_cancelled_wait_leaves_no_trace_and_lets_the_next_in() -> None:
 @in_virtual_time
 async def test_a_seat_granted_to_somebody_cancelled_in_the_same_turn_is_passed_on() -> None:
     """The grant has been counted, but the task wakes to a cancellation: without care the seat would be lost."""
-    gate, _ = make_gate(seats=1)
+    gate, _ = make_gate(slots=1)
     held, unlucky, lucky = await gate.enter(), enter(gate), enter(gate)
     await settle()
     held.release()
@@ -246,7 +252,7 @@ async def test_a_seat_granted_to_somebody_cancelled_in_the_same_turn_is_passed_o
 
 @in_virtual_time
 async def test_a_seat_granted_just_after_a_cancellation_is_not_lost_either() -> None:
-    gate, _ = make_gate(seats=1)
+    gate, _ = make_gate(slots=1)
     held, unlucky, lucky = await gate.enter(), enter(gate), enter(gate)
     await settle()
     unlucky.cancel()
@@ -263,7 +269,7 @@ async def test_a_seat_granted_just_after_a_cancellation_is_not_lost_either() -> 
 @in_virtual_time
 async def test_timeout_and_cancellation_in_the_same_turn_leave_no_unread_error() -> None:
     """The runner fails a test whose future holds an error that nobody looked at."""
-    gate, _ = make_gate(seats=1, timeout_s=5)
+    gate, _ = make_gate(slots=1, timeout_s=5)
     held, waiting = await gate.enter(), enter(gate)
     await settle()
     # `settle` has moved the clock by a microsecond since the wait began; both timers fire in one turn of the loop.
@@ -279,13 +285,13 @@ async def test_timeout_and_cancellation_in_the_same_turn_leave_no_unread_error()
 
 @in_virtual_time
 async def test_the_time_spent_waiting_is_reported() -> None:
-    gate, facts = make_gate(seats=1)
+    gate, instrumentation = make_gate(slots=1)
     held, waiting = await gate.enter(), enter(gate)
     await asyncio.sleep(4)
     held.release()
     (await waiting).release()
 
-    assert facts.waits == [0.0, pytest.approx(4)]
+    assert instrumentation.waits == [0.0, pytest.approx(4)]
 
 
 STEPS = st.one_of(
@@ -298,22 +304,22 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=150)
-@given(seats=st.integers(1, 5), room=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
+@given(slots=st.integers(1, 5), room=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
 def test_seats_taken_are_the_seats_of_live_permits_whatever_happens(
-    seats: int, room: int, steps: list[tuple[str, Any]]
+    slots: int, room: int, steps: list[tuple[str, Any]]
 ) -> None:
     """Enter, cancel, time out and release in any order, within or across turns of the loop: I5 of the invariants."""
-    run(_any_order(seats, room, steps), debug=False)
+    run(_any_order(slots, room, steps), debug=False)
 
 
-async def _any_order(seats: int, room: int, steps: list[tuple[str, Any]]) -> None:
-    gate, _ = make_gate(seats=seats, waiting=room, timeout_s=5)
+async def _any_order(slots: int, room: int, steps: list[tuple[str, Any]]) -> None:
+    gate, _ = make_gate(slots=slots, waiting=room, timeout_s=5)
     tasks: list[asyncio.Task[Permit]] = []
     released: set[int] = set()
 
     def live() -> int:
         permits = [task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception()]
-        return sum(permit.seats for permit in permits if id(permit) not in released)
+        return sum(permit.slots for permit in permits if id(permit) not in released)
 
     for step, value in steps:
         if step == "enter":
@@ -331,7 +337,7 @@ async def _any_order(seats: int, room: int, steps: list[tuple[str, Any]]) -> Non
                 released.add(id(task.result()))
                 task.result().release()
 
-        assert live() <= gate.taken <= seats
+        assert live() <= gate.taken <= slots
         assert gate.waiting <= room
         if step == "pause":
             assert gate.taken == live()

@@ -50,14 +50,14 @@ def test_later_measurements_move_the_average_slowly() -> None:
 
 
 @given(
-    seats=st.integers(1, 500),
+    slots=st.integers(1, 500),
     held_s=st.lists(st.floats(0, 1e6), max_size=5),
     waiting=st.integers(0, 10_000),
 )
 def test_retry_after_stays_in_range_and_never_shrinks_with_the_queue(
-    seats: int, held_s: list[float], waiting: int
+    slots: int, held_s: list[float], waiting: int
 ) -> None:
-    budget = Budget(seats)
+    budget = Budget(slots)
     for seconds in held_s:
         budget.take(1)
         budget.give_back(1, seconds)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import EXPECTED_START_S, Phase, Supervisor
 from gateway.errors import Draining, EngineFailed, NotReady, SettingsError
 from tests.support.engine import ScriptedEngine
@@ -23,7 +23,7 @@ class House:
         window_s: float = 600,
     ) -> None:
         self.engine = ScriptedEngine()
-        self.said: list[str | Revival] = []
+        self.said: list[str | RecoveryReport] = []
         self.supervisor = Supervisor(
             launch or self._launch,
             max_restarts=max_restarts,
@@ -100,7 +100,7 @@ async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None
     house = House()
     engine, supervisor = house.engine, house.supervisor
     engine.revive_takes_s = 20
-    engine.revival = Revival(continued=5, failed={"its grammar would start anew": 1})
+    engine.recovery = RecoveryReport(continued=5, failed={"its grammar would start anew": 1})
     await settle()
     engine.death.set()
     await asyncio.sleep(5)
@@ -114,7 +114,7 @@ async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None
     await asyncio.sleep(15.1)
 
     assert (supervisor.phase, supervisor.engine) == (Phase.UP, engine)
-    assert house.said == ["ready", "lost", engine.revival]
+    assert house.said == ["ready", "lost", engine.recovery]
     assert (engine.revivals, supervisor.launching) == (1, False)
 
     await house.stop()

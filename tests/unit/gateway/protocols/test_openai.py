@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain import Chunk, Delta, Endpoint, Piece
+from gateway.domain import Chunk, Delta, Endpoint, OutputPart
 from gateway.errors import EngineFailed
 from gateway.protocols.json_text import escaped
 from gateway.protocols.openai import DONE, Encoder, encoder, ending
@@ -17,9 +17,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 BOTH = pytest.mark.parametrize("endpoint", list(Endpoint))
 
 
-def documents(pieces: list[Piece], endpoint: Endpoint = Endpoint.CHAT, **frame: Any) -> list[dict[str, Any]]:
+def documents(pieces: list[OutputPart], endpoint: Endpoint = Endpoint.CHAT, **template: Any) -> list[dict[str, Any]]:
     """The stream of `pieces`, each taken by itself."""
-    encoder = Encoder(a_frame(endpoint, **frame))
+    encoder = Encoder(a_frame(endpoint, **template))
     return [orjson.loads(document) for piece in pieces for document in encoder.encode([piece])]
 
 
@@ -131,7 +131,7 @@ def test_what_a_client_concatenates_is_what_was_said_however_it_was_split(
     endpoint: Endpoint, texts: list[str], drop: bool
 ) -> None:
     """Non-ASCII, control characters and quotes included; both ends in one test."""
-    pieces: list[Piece] = [Delta(text, 1) for text in texts]
+    pieces: list[OutputPart] = [Delta(text, 1) for text in texts]
     pieces.append(Delta("", 1, "stop"))
 
     assert content(documents(pieces, endpoint, drop_empty=drop and endpoint is Endpoint.CHAT)) == "".join(texts)
@@ -145,7 +145,7 @@ def test_no_document_holds_a_raw_line_break(texts: list[str]) -> None:
 
 
 def test_an_encoder_without_a_frame_hands_ready_made_documents_on() -> None:
-    """There is no text without a frame, so a delta there is nobody's: it is not made up into a chunk."""
+    """There is no text without a template, so a delta there is nobody's: it is not made up into a chunk."""
     encode = encoder(None).encode
 
     assert encoder(None).said("lost", 1) is None
@@ -175,11 +175,11 @@ SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
 @pytest.mark.parametrize("continuous", [False, True])
 def test_line_separators_of_unicode_leave_escaped(endpoint: Endpoint, continuous: bool) -> None:
     """Clients that split lines with `str.splitlines` would break an event in two."""
-    frame = a_frame(endpoint, model=SEPARATORS, continuous_usage=continuous)
-    made = Encoder(frame).encode([Delta(SEPARATORS, 1), Delta(SEPARATORS, 1, "stop", SEPARATORS)])
+    template = a_frame(endpoint, model=SEPARATORS, continuous_usage=continuous)
+    made = Encoder(template).encode([Delta(SEPARATORS, 1), Delta(SEPARATORS, 1, "stop", SEPARATORS)])
     chunk = orjson.dumps({"x": SEPARATORS})
-    ready = [*Encoder(frame).encode([Chunk(chunk)]), *encoder(None).encode([Chunk(chunk)])]
-    said = Encoder(frame).said(SEPARATORS, 1)
+    ready = [*Encoder(template).encode([Chunk(chunk)]), *encoder(None).encode([Chunk(chunk)])]
+    said = Encoder(template).said(SEPARATORS, 1)
     failed = ending(EngineFailed(SEPARATORS))[0]
 
     assert said is not None
@@ -211,7 +211,7 @@ def test_what_needs_no_escape_is_not_copied() -> None:
 def test_what_a_newer_vllm_ends_its_chunks_with_stands_last(endpoint: Endpoint) -> None:
     """vLLM 0.33 has null fields that 0.32 has not; a chat's choices have theirs only where they finish."""
     added = {"choice_nulls": ("weight_versions",), "chunk_nulls": ("kv_transfer_params",)}
-    pieces: list[Piece] = [Delta("a", 1), Delta("b", 1), Delta("c", 1, "stop")]
+    pieces: list[OutputPart] = [Delta("a", 1), Delta("b", 1), Delta("c", 1, "stop")]
 
     old = documents(pieces, endpoint, continuous_usage=True, include_usage=True)
     new = documents(pieces, endpoint, continuous_usage=True, include_usage=True, **added)

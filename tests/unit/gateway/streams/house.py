@@ -8,14 +8,14 @@ from typing import Any
 import orjson
 
 from gateway.admission.gate import Gate
-from gateway.domain import Endpoint, Wishes
+from gateway.domain import Endpoint, RequestOptions
 from gateway.protocols import openai
 from gateway.streamlog.base import Ended
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
 from gateway.streams.stream import Stream
 from tests.support.engine import Run, ScriptedEngine, Switch
-from tests.support.facts import Recorder, a_tally
+from tests.support.instrumentation import Recorder, some_stats
 from tests.support.time import clock
 
 LIMITS = Limits(
@@ -31,12 +31,16 @@ LIMITS = Limits(
 class House:
     """Make it inside a virtual loop."""
 
-    def __init__(self, seats: int = 2, limits: Limits = LIMITS, queue_timeout_s: float = 60) -> None:
-        self.facts = Recorder()
+    def __init__(self, slots: int = 2, limits: Limits = LIMITS, queue_timeout_s: float = 60) -> None:
+        self.instrumentation = Recorder()
         self.engine = ScriptedEngine()
         self.switch = Switch(self.engine)
         self.gate = Gate(
-            max_concurrent=seats, max_waiting=4, queue_timeout_s=queue_timeout_s, clock=clock(), facts=self.facts
+            max_concurrent=slots,
+            max_waiting=4,
+            queue_timeout_s=queue_timeout_s,
+            clock=clock(),
+            instrumentation=self.instrumentation,
         )
         self.registry = Registry(
             engine=self.switch.engine,
@@ -46,7 +50,7 @@ class House:
             wire=openai,
             limits=limits,
             clock=clock(),
-            facts=self.facts,
+            instrumentation=self.instrumentation,
         )
 
     def open(
@@ -59,9 +63,12 @@ class House:
         **fields: Any,
     ) -> Stream:
         """Somebody asks for a stream; `fields` go into the body."""
-        tally = a_tally(self.facts, owner, arrival_s=clock().now())
+        stats = some_stats(self.instrumentation, owner, arrival_s=clock().now())
         return self.registry.open(
-            endpoint, orjson.dumps({"stream": True, **fields}), tally, Wishes(timeout_s=timeout_s, grace_s=grace_s)
+            endpoint,
+            orjson.dumps({"stream": True, **fields}),
+            stats,
+            RequestOptions(timeout_s=timeout_s, grace_s=grace_s),
         )
 
     def run_of(self, stream: Stream) -> Run:
@@ -77,9 +84,9 @@ class House:
 async def read_all(stream: Stream, cursor: int = 0) -> tuple[list[bytes], Ended]:
     """Follow a stream to its end."""
     documents: list[bytes] = []
-    with stream.read(cursor) as follower:
+    with stream.read(cursor) as reader:
         while True:
-            batch = await follower.take()
+            batch = await reader.take()
             if batch is not None:
                 documents += batch.documents
                 if batch.ended is not None:

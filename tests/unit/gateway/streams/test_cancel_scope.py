@@ -7,7 +7,7 @@ import pytest
 
 from gateway.domain import Cause
 from gateway.errors import ClientError
-from gateway.streams.cancel_scope import Leash, Left
+from gateway.streams.cancel_scope import CancelScope, ClientDisconnected
 from tests.support.time import in_virtual_time, settle
 
 
@@ -15,7 +15,7 @@ class Walker:
     """A task that does something on a leash; afterwards it looks whether anybody still wants it to end."""
 
     def __init__(self, body: Callable[[], Awaitable[object]]) -> None:
-        self.leash = Leash()
+        self.cancel_scope = CancelScope()
         self.left_cancels: int | None = None
         self._body = body
         self.task = asyncio.get_running_loop().create_task(self._walk())
@@ -24,7 +24,7 @@ class Walker:
         task = asyncio.current_task()
         assert task is not None
         try:
-            with self.leash:
+            with self.cancel_scope:
                 await self._body()
         finally:
             self.left_cancels = task.cancelling()
@@ -48,7 +48,7 @@ async def swallow() -> None:
 async def test_a_pulled_leash_ends_the_scope_with_the_error_given(body: Callable[[], Awaitable[object]]) -> None:
     walker = Walker(body)
     await settle()
-    walker.leash.end(ClientError("Enough."))
+    walker.cancel_scope.end(ClientError("Enough."))
     with pytest.raises(ClientError, match="Enough"):
         await walker.task
 
@@ -71,9 +71,9 @@ async def test_a_scope_that_nobody_ends_is_left_as_usual() -> None:
 async def test_only_the_first_pull_counts() -> None:
     walker = Walker(forever)
     await settle()
-    walker.leash.end(Left(Cause.CLIENT_STALLED))
-    walker.leash.end(ClientError("Too late."))
-    with pytest.raises(Left) as caught:
+    walker.cancel_scope.end(ClientDisconnected(Cause.CLIENT_STALLED))
+    walker.cancel_scope.end(ClientError("Too late."))
+    with pytest.raises(ClientDisconnected) as caught:
         await walker.task
 
     assert caught.value.cause is Cause.CLIENT_STALLED
@@ -82,11 +82,11 @@ async def test_only_the_first_pull_counts() -> None:
 
 @in_virtual_time
 async def test_before_and_after_the_scope_there_is_nothing_to_end() -> None:
-    leash = Leash()
-    leash.end(ClientError("Too early."))
-    with leash:
+    cancel_scope = CancelScope()
+    cancel_scope.end(ClientError("Too early."))
+    with cancel_scope:
         await asyncio.sleep(0)
-    leash.end(ClientError("Too late."))
+    cancel_scope.end(ClientError("Too late."))
     await asyncio.sleep(0)
 
 
@@ -97,8 +97,8 @@ async def test_news_and_the_pull_in_one_turn_end_the_scope() -> None:
     walker = Walker(event.wait)
     await settle()
     event.set()
-    walker.leash.end(Left())
-    with pytest.raises(Left):
+    walker.cancel_scope.end(ClientDisconnected())
+    with pytest.raises(ClientDisconnected):
         await walker.task
 
     assert walker.left_cancels == 0
@@ -112,7 +112,7 @@ async def test_who_cancels_the_task_itself_goes_first(first: str) -> None:
     await settle()
     if first == "server":
         walker.task.cancel()
-    walker.leash.end(Left())
+    walker.cancel_scope.end(ClientDisconnected())
     walker.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await walker.task
@@ -128,7 +128,7 @@ async def test_the_scopes_own_error_during_its_end_is_let_out() -> None:
 
     walker = Walker(fail_late)
     await settle()
-    walker.leash.end(Left())
+    walker.cancel_scope.end(ClientDisconnected())
     with pytest.raises(ClientError, match="tidying"):
         await walker.task
 
@@ -137,25 +137,25 @@ async def test_the_scopes_own_error_during_its_end_is_let_out() -> None:
 
 @in_virtual_time
 async def test_a_task_that_was_cancelled_before_and_went_on_can_be_leashed() -> None:
-    leash = Leash()
+    cancel_scope = CancelScope()
 
     async def walk() -> None:
         await swallow()
-        with leash:
+        with cancel_scope:
             await forever()
 
     task = asyncio.get_running_loop().create_task(walk())
     await settle()
     task.cancel()
     await settle()
-    leash.end(Left())
-    with pytest.raises(Left):
+    cancel_scope.end(ClientDisconnected())
+    with pytest.raises(ClientDisconnected):
         await task
 
 
 @in_virtual_time
 async def test_leashes_can_be_nested_and_each_ends_its_own_scope() -> None:
-    inner, outer = Leash(), Leash()
+    inner, outer = CancelScope(), CancelScope()
     ended: list[str] = []
 
     async def walk() -> None:
@@ -171,8 +171,8 @@ async def test_leashes_can_be_nested_and_each_ends_its_own_scope() -> None:
     await settle()
     inner.end(ClientError("Inner."))
     await settle()
-    outer.end(Left())
-    with pytest.raises(Left):
+    outer.end(ClientDisconnected())
+    with pytest.raises(ClientDisconnected):
         await task
 
     assert ended == ["inner"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain import Chunk, Delta, Endpoint, Piece
+from gateway.domain import Chunk, Delta, Endpoint, OutputPart
 from gateway.protocols.openai import Encoder
 from gateway.streams.coalesce import LONGEST_TEXT, merge
 from tests.support.engine import a_frame
@@ -19,10 +19,10 @@ DELTAS = st.builds(
     finish_reason=st.none(),
     stop_reason=st.none(),
 )
-PIECES: st.SearchStrategy[Piece] = st.one_of(DELTAS, st.builds(Chunk, payload=st.binary(max_size=3)))
+PIECES: st.SearchStrategy[OutputPart] = st.one_of(DELTAS, st.builds(Chunk, payload=st.binary(max_size=3)))
 
 
-def spelled(pieces: list[Piece]) -> list[str | bytes]:
+def spelled(pieces: list[OutputPart]) -> list[str | bytes]:
     """The content in order: runs of text, and documents."""
     out: list[str | bytes] = []
     for piece in pieces:
@@ -36,7 +36,7 @@ def spelled(pieces: list[Piece]) -> list[str | bytes]:
 
 
 @given(st.lists(PIECES, max_size=20))
-def test_merging_keeps_every_text_and_document_in_order_and_counts_every_token(pieces: list[Piece]) -> None:
+def test_merging_keeps_every_text_and_document_in_order_and_counts_every_token(pieces: list[OutputPart]) -> None:
     merged = merge(list(pieces))
 
     assert spelled(merged) == spelled(pieces)
@@ -46,7 +46,7 @@ def test_merging_keeps_every_text_and_document_in_order_and_counts_every_token(p
 
 
 @given(st.lists(PIECES, max_size=20))
-def test_no_two_deltas_stand_side_by_side_after_merging(pieces: list[Piece]) -> None:
+def test_no_two_deltas_stand_side_by_side_after_merging(pieces: list[OutputPart]) -> None:
     merged = merge(list(pieces))
 
     assert not any(isinstance(left, Delta) and isinstance(right, Delta) for left, right in pairwise(merged))
@@ -54,7 +54,7 @@ def test_no_two_deltas_stand_side_by_side_after_merging(pieces: list[Piece]) -> 
 
 @given(st.lists(DELTAS, min_size=2, max_size=20), st.integers(0, 3))
 def test_the_ending_of_what_was_merged_has_no_text(deltas: list[Delta], tokens: int) -> None:
-    pieces: list[Piece] = [*deltas, Delta("!", tokens, "stop", "END")]
+    pieces: list[OutputPart] = [*deltas, Delta("!", tokens, "stop", "END")]
     *said, ending = merge(pieces)
 
     assert ending == Delta("", tokens, "stop", "END")
@@ -75,7 +75,7 @@ def test_tokens_without_text_need_no_piece_before_the_ending() -> None:
 @pytest.mark.parametrize("reason", [None, "length"])
 def test_no_line_of_a_merged_text_is_too_long_for_gos_scanner(character: str, length: int, reason: str | None) -> None:
     """It takes 64 KiB; the longest way to write a character takes six bytes."""
-    pieces: list[Piece] = [Delta(character, 1)] * (length - 1)
+    pieces: list[OutputPart] = [Delta(character, 1)] * (length - 1)
     merged = merge([*pieces, Delta(character, 1, reason)])
     encoder = Encoder(a_frame(Endpoint.CHAT, continuous_usage=True, model="m" * 300))
     lines = encoder.encode(merged)
@@ -98,7 +98,7 @@ def test_a_single_piece_is_handed_over_as_it_is() -> None:
 
 
 def test_documents_are_never_joined_and_part_the_deltas_around_them() -> None:
-    pieces: list[Piece] = [Delta("a", 1), Delta("b", 1), Chunk(b"1"), Chunk(b"2"), Delta("c", 1)]
+    pieces: list[OutputPart] = [Delta("a", 1), Delta("b", 1), Chunk(b"1"), Chunk(b"2"), Delta("c", 1)]
 
     assert merge(pieces) == [Delta("ab", 2), Chunk(b"1"), Chunk(b"2"), Delta("c", 1)]
     assert len(pieces) == 5, "the list that came is left alone"

@@ -39,11 +39,11 @@ from gateway.errors import ClientError, Draining, EngineFailed, Expired, NotFoun
 from gateway.streamlog.base import Ended
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.lifecycle import State
-from gateway.streams.reader import Follower
+from gateway.streams.reader import StreamReader
 from gateway.streams.registry import Limits, Status
 from gateway.streams.stream import Stream
 from tests.support.engine import Run
-from tests.support.facts import a_caller
+from tests.support.instrumentation import a_caller
 from tests.support.time import VirtualClock, VirtualLoop, settle
 from tests.unit.gateway.streams.house import House
 
@@ -71,10 +71,10 @@ ENDINGS = {
 }
 
 
-class Witness(MemoryLog):
+class GateMetrics(MemoryLog):
     """A log that remembers everything it took in, also what it has handed over or trimmed."""
 
-    def __init__(self, keep_bytes: int | None, order: list[Witness]) -> None:
+    def __init__(self, keep_bytes: int | None, order: list[GateMetrics]) -> None:
         super().__init__(keep_bytes)
         self.history: list[bytes] = []
         self.ends: list[Ended] = []
@@ -112,8 +112,8 @@ class Reader:
     """Somebody who follows a stream; `held` is what has come since `start`."""
 
     record: Record
-    scope: AbstractContextManager[Follower]
-    follower: Follower
+    scope: AbstractContextManager[StreamReader]
+    reader: StreamReader
     start: int
     held: list[bytes] = field(default_factory=list)
 
@@ -124,7 +124,7 @@ class Record:
 
     stream: Stream
     owner: str | None
-    seats: int
+    slots: int
     deadline_s: float
     queue_until_s: float
     said: list[str | bytes] = field(default_factory=list)
@@ -135,14 +135,14 @@ class Record:
     ended_s: float | None = None
 
     @property
-    def log(self) -> Witness:
-        log = self.stream.producer.log
-        assert isinstance(log, Witness)
+    def log(self) -> GateMetrics:
+        log = self.stream.writer.log
+        assert isinstance(log, GateMetrics)
         return log
 
     @property
     def live(self) -> bool:
-        return self.stream.producer.ended is None
+        return self.stream.writer.ended is None
 
 
 PICK = st.integers(0, 10**6)
@@ -162,14 +162,14 @@ class Machine(RuleBasedStateMachine):
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(repr(context)))
         self.records: list[Record] = []
         self.readers: list[Reader] = []
-        self.order: list[Witness] = []
+        self.order: list[GateMetrics] = []
         self.lost = False
         self.drain: asyncio.Task[None] | None = None
         self.drained_by_s = 0.0
 
         async def make() -> House:
-            house = House(seats=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S)
-            house.registry._log = lambda keep_bytes: Witness(keep_bytes, self.order)
+            house = House(slots=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S)
+            house.registry._log = lambda keep_bytes: GateMetrics(keep_bytes, self.order)
             return house
 
         self.house = self.do(make())
@@ -198,8 +198,8 @@ class Machine(RuleBasedStateMachine):
             (by_id[run.id], run)
             for run in self.house.engine.runs
             if run.live
-            and by_id[run.id].stream.producer.state in {State.RUNNING, State.RECOVERING}
-            and formatted in (None, run.prepared.frame is None)
+            and by_id[run.id].stream.writer.state in {State.RUNNING, State.RECOVERING}
+            and formatted in (None, run.prepared.template is None)
         ]
 
     # Clients.
@@ -208,7 +208,7 @@ class Machine(RuleBasedStateMachine):
         streaming=st.sampled_from([True, True, True, False]),
         grace_s=st.sampled_from([None, None, 0.0, 5.0, 30.0, 1000.0]),
         timeout_s=st.sampled_from([None, None, 20.0, 60.0]),
-        seats=st.sampled_from([1, 1, 1, 2]),
+        slots=st.sampled_from([1, 1, 1, 2]),
         formatted=st.sampled_from([False, False, True]),
         owner=st.sampled_from([None, "ann", "bob"]),
     )
@@ -217,13 +217,13 @@ class Machine(RuleBasedStateMachine):
         streaming: bool,
         grace_s: float | None,
         timeout_s: float | None,
-        seats: int,
+        slots: int,
         formatted: bool,
         owner: str | None,
     ) -> None:
         house = self.house
-        waiting = [record for record in self.live if record.stream.producer._permit is None]
-        full = len(waiting) >= 4 and (waiting or house.gate.taken + seats > 3)
+        waiting = [record for record in self.live if record.stream.writer._permit is None]
+        full = len(waiting) >= 4 and (waiting or house.gate.taken + slots > 3)
         live_bytes = sum(record.log.size_bytes for record in self.live)
 
         async def ask() -> Stream:
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
                 grace_s=grace_s,
                 endpoint=Endpoint.COMPLETION,
                 stream=streaming,
-                n=seats,
+                n=slots,
                 formatted=formatted,
             )
 
@@ -252,7 +252,7 @@ class Machine(RuleBasedStateMachine):
             assert live_bytes + LIMITS.max_bytes > LIMITS.max_total_bytes
             return
         now_s = self.clock.now()
-        record = Record(stream, owner, seats, now_s + min(timeout_s or 120, 120), now_s + QUEUE_TIMEOUT_S)
+        record = Record(stream, owner, slots, now_s + min(timeout_s or 120, 120), now_s + QUEUE_TIMEOUT_S)
         if full:
             record.due.add(Cause.OVERLOADED)
         self.records.append(record)
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
             return
 
         async def read() -> None:
-            task = self.loop.create_task(reader.follower.take())
+            task = self.loop.create_task(reader.reader.take())
             await settle()
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -406,13 +406,13 @@ class Machine(RuleBasedStateMachine):
         record, run = found
 
         async def end() -> None:
-            if run.prepared.frame is None:
+            if run.prepared.template is None:
                 run.finish()
             else:
                 run.end("the end", tokens=1)
 
         record.due.add(Cause.COMPLETED)
-        if run.prepared.frame is not None:
+        if run.prepared.template is not None:
             record.said.append("the end")
             record.tokens += 1
         self.do(end())
@@ -528,7 +528,7 @@ class Machine(RuleBasedStateMachine):
 
     def _check_timers(self, record: Record, now_s: float) -> None:
         """Every end has a reason, and every reason comes to its end in time."""
-        producer, grace_s = record.stream.producer, record.stream.grace_s
+        writer, grace_s = record.stream.writer, record.stream.grace_s
         may = set(record.due)
         if record.deadline_s <= now_s:
             may.add(Cause.DEADLINE_EXCEEDED)
@@ -538,34 +538,34 @@ class Machine(RuleBasedStateMachine):
             may.add(Cause.OVERLOADED)
         if self.drain is not None and self.drained_by_s <= now_s:
             may |= {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}
-        if producer.ended is None:
+        if writer.ended is None:
             assert not record.due
             assert now_s < record.deadline_s + LATE_S
-            assert now_s < record.queue_until_s + LATE_S or producer._permit is not None
+            assert now_s < record.queue_until_s + LATE_S or writer._permit is not None
             assert grace_s is None or record.unread_since_s is None or now_s < record.unread_since_s + grace_s + LATE_S
         elif record.ended_s is None:
             record.ended_s = now_s
-            Machine.endings[producer.ended.cause] += 1
-            assert producer.ended.cause in may, (producer.ended, may)
-            if producer.ended.cause in {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}:
-                assert producer.tally.submitted == (producer.ended.cause is Cause.SERVER_DRAINING)
+            Machine.endings[writer.ended.cause] += 1
+            assert writer.ended.cause in may, (writer.ended, may)
+            if writer.ended.cause in {Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING}:
+                assert writer.stats.submitted == (writer.ended.cause is Cause.SERVER_DRAINING)
 
     def _check_log(self, record: Record) -> None:
-        producer, log = record.stream.producer, record.log
-        assert log.ends == ([] if producer.ended is None else [producer.ended]), "I3: one end"
+        writer, log = record.stream.writer, record.log
+        assert log.ends == ([] if writer.ended is None else [writer.ended]), "I3: one end"
         if log.keeps:
             assert log.size_bytes <= LIMITS.max_bytes or len(log._documents) == 1
             assert log._documents == log.history[log._start - 1 :], "I2: what is kept is what was appended"
         said = log.history[: len(log.history) - log.closing]
-        unsealed = [*(pending(one) for one in producer._pending), *producer._texts]
+        unsealed = [*(pending(one) for one in writer._pending), *writer._texts]
         assert spelled([*map(read, said), *unsealed]) == spelled(record.said)
-        if producer.ended is not None:
+        if writer.ended is not None:
             assert not unsealed
             if record.stream.streaming:
                 *error, done = log.history[len(said) :]
                 assert done == b"[DONE]"
                 codes = [orjson.loads(one)["error"]["code"] for one in error]
-                assert codes == ([] if producer.ended.error is None else [producer.ended.error.code])
+                assert codes == ([] if writer.ended.error is None else [writer.ended.error.code])
 
     def _check_engine(self) -> None:
         runs = {run.id: run for run in self.house.engine.runs}
@@ -574,7 +574,7 @@ class Machine(RuleBasedStateMachine):
             run = runs.get(record.stream.id)
             if not record.live:
                 assert run is None or not run.live, "I4: nothing runs for nobody"
-            elif record.stream.producer.state is State.QUEUED:
+            elif record.stream.writer.state is State.QUEUED:
                 assert run is None
             else:
                 assert run is not None
@@ -582,8 +582,8 @@ class Machine(RuleBasedStateMachine):
 
     def _check_seats(self) -> None:
         gate = self.house.gate
-        admitted = [record for record in self.live if record.stream.producer._permit is not None]
-        assert gate.taken == sum(record.seats for record in admitted), "I5"
+        admitted = [record for record in self.live if record.stream.writer._permit is not None]
+        assert gate.taken == sum(record.slots for record in admitted), "I5"
         assert gate.waiting == len(self.live) - len(admitted)
         assert self.house.registry.active == len(self.live)
 
@@ -595,29 +595,29 @@ class Machine(RuleBasedStateMachine):
             if record.stream.resumable:
                 cause = log.ends[0].cause
                 endings.append((cause, 0 if cause is Cause.COMPLETED else record.tokens))
-        facts = self.house.facts
-        assert facts.endings == endings, "I6: endings"
-        assert all(record.stream.producer.tally.completion_tokens == record.tokens for record in self.records)
+        instrumentation = self.house.instrumentation
+        assert instrumentation.endings == endings, "I6: endings"
+        assert all(record.stream.writer.stats.completion_tokens == record.tokens for record in self.records)
         merged = sum(
             len(record.said)
             - (len(record.log.history) - record.log.closing)
-            - len(producer._pending)
-            - len(producer._texts)
+            - len(writer._pending)
+            - len(writer._texts)
             for record in self.records
-            for producer in (record.stream.producer,)
+            for writer in (record.stream.writer,)
         )
-        assert sum(facts.spared) == merged, "I6: merged deltas"
+        assert sum(instrumentation.spared) == merged, "I6: merged deltas"
 
     def _check_shelf(self, now_s: float) -> None:
-        shelf = self.house.registry._shelf
+        retention = self.house.registry._retention
         ended = [log for log in self.order if log.keeps]
-        kept = [stream.producer.log for _, stream in shelf._streams.values()]
+        kept = [stream.writer.log for _, stream in retention._streams.values()]
         assert kept == ended[len(ended) - len(kept) :], "the oldest go first"
-        assert shelf.size_bytes == sum(log.size_bytes for log in kept)
-        assert shelf.size_bytes <= LIMITS.max_total_bytes
-        assert all(since_s + LIMITS.retention_s > now_s - LATE_S for since_s, _ in shelf._streams.values())
+        assert retention.size_bytes == sum(log.size_bytes for log in kept)
+        assert retention.size_bytes <= LIMITS.max_total_bytes
+        assert all(since_s + LIMITS.retention_s > now_s - LATE_S for since_s, _ in retention._streams.values())
         live_bytes = sum(record.log.size_bytes for record in self.live)
-        assert self.house.registry.kept_bytes == shelf.size_bytes + live_bytes
+        assert self.house.registry.kept_bytes == retention.size_bytes + live_bytes
 
     def teardown(self) -> None:
         """Whatever is left can be ended at once, and then the house is at rest."""

@@ -7,7 +7,7 @@ import pytest
 from gateway.domain import Cause, Delta
 from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
-from gateway.streams.reader import Follower
+from gateway.streams.reader import StreamReader
 from tests.support.time import clock, in_virtual_time, settle
 from tests.unit.gateway.streams.bench import Bench
 
@@ -16,184 +16,184 @@ DONE = Ended(Cause.COMPLETED)
 
 @in_virtual_time
 async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    producer.put(Delta("a", 1))
-    producer.seal()
-    producer.put(Delta("b", 1))
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    writer.put(Delta("a", 1))
+    writer.seal()
+    writer.put(Delta("b", 1))
 
-    assert await follower.take() == Batch(1, [b"a", b"b"], None)
-    assert follower.cursor == 2
+    assert await reader.take() == Batch(1, [b"a", b"b"], None)
+    assert reader.cursor == 2
 
-    producer.finish()
+    writer.finish()
 
-    assert await follower.take() == Batch(3, [b"end"], DONE)
-    assert await follower.take() == Batch(4, [], DONE), "the end stays readable"
+    assert await reader.take() == Batch(3, [b"end"], DONE)
+    assert await reader.take() == Batch(4, [], DONE), "the end stays readable"
 
 
 @in_virtual_time
 async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_turn() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
-    producer.put(Delta("a", 1))
-    producer.put(Delta("b", 1))
-    producer.finish()
+    writer.put(Delta("a", 1))
+    writer.put(Delta("b", 1))
+    writer.finish()
 
     assert await reading == Batch(1, [b"ab", b"end"], DONE)
 
 
 @in_virtual_time
 async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
     for _ in range(2):
-        reading = asyncio.get_running_loop().create_task(follower.take())
+        reading = asyncio.get_running_loop().create_task(reader.take())
         await settle()
-        follower.nudge()
+        reader.nudge()
 
         assert await reading is None
 
-    assert follower.cursor == 0
+    assert reader.cursor == 0
 
 
 @in_virtual_time
 async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
-    follower.nudge()
-    producer.put(Delta("a", 1))
+    reader.nudge()
+    writer.put(Delta("a", 1))
 
     assert await reading == Batch(1, [b"a"], None)
 
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
 
     assert not reading.done()
 
-    producer.finish()
+    writer.finish()
     await reading
 
 
 @in_virtual_time
 async def test_nobody_waits_nobody_is_nudged() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    follower.nudge()
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reader.nudge()
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
 
     assert not reading.done()
 
-    producer.finish()
+    writer.finish()
     await reading
 
 
 @in_virtual_time
 async def test_a_token_that_adds_no_text_is_no_news() -> None:
     """Otherwise a reader would be sent a keep-alive for every piece of a character."""
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reading = asyncio.get_running_loop().create_task(reader.take())
     for _ in range(3):
-        producer.put(Delta("", 1))
+        writer.put(Delta("", 1))
         await settle()
 
     assert not reading.done()
 
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
 
     assert await reading == Batch(1, [b"a"], None)
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own_cursor() -> None:
-    producer = await Bench().running(2**20)
-    slow, fast = Follower(producer, 0), Follower(producer, 0)
-    producer.put(Delta("a", 1))
+    writer = await Bench().running(2**20)
+    slow, fast = StreamReader(writer, 0), StreamReader(writer, 0)
+    writer.put(Delta("a", 1))
 
     assert await fast.take() == Batch(1, [b"a"], None)
 
-    producer.put(Delta("b", 1))
+    writer.put(Delta("b", 1))
 
     assert await fast.take() == Batch(2, [b"b"], None)
     assert await slow.take() == Batch(1, [b"a", b"b"], None)
 
     reading = [asyncio.get_running_loop().create_task(one.take()) for one in (slow, fast)]
     await settle()
-    producer.finish()
+    writer.finish()
 
     assert [await one for one in reading] == [Batch(3, [b"end"], DONE)] * 2
 
 
 @in_virtual_time
 async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_place() -> None:
-    producer = await Bench().running(keep_bytes=300)
-    follower = Follower(producer, 0)
+    writer = await Bench().running(keep_bytes=300)
+    reader = StreamReader(writer, 0)
     for _ in range(20):
-        producer.put(Delta("x" * 50, 1))
-        producer.seal()
+        writer.put(Delta("x" * 50, 1))
+        writer.seal()
     for _ in range(2):
         with pytest.raises(Expired):
-            await follower.take()
+            await reader.take()
 
-    assert follower.cursor == 0
+    assert reader.cursor == 0
 
-    fresh = Follower(producer, 19)
+    fresh = StreamReader(writer, 19)
 
     assert await fresh.take() == Batch(20, [b"x" * 50], None)
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
-    producer = await Bench().running(keep_bytes=300)
-    follower = Follower(producer, 0)
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running(keep_bytes=300)
+    reader = StreamReader(writer, 0)
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
     for _ in range(20):
-        producer.put(Delta("x" * 50, 1))
-        producer.seal()
+        writer.put(Delta("x" * 50, 1))
+        writer.seal()
     with pytest.raises(Expired):
         await reading
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    reading = asyncio.get_running_loop().create_task(follower.take())
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
 
-    assert await follower.take() == Batch(1, [b"a"], None)
+    assert await reader.take() == Batch(1, [b"a"], None)
 
-    follower.close()
-    producer.finish()
+    reader.close()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_closed_follower_is_left_alone() -> None:
-    producer = await Bench().running()
-    follower = Follower(producer, 0)
-    follower.close()
+    writer = await Bench().running()
+    reader = StreamReader(writer, 0)
+    reader.close()
 
-    assert producer._readers == []
+    assert writer._readers == []
 
-    producer.finish()
+    writer.finish()
 
 
-class Shelf:
+class FinishedStreams:
     """An outlet that can be shut, and that can break."""
 
     def __init__(self) -> None:
@@ -212,137 +212,137 @@ class Shelf:
 
 @in_virtual_time
 async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> None:
-    producer = await Bench().running()
-    follower, outlet = Follower(producer, 0), Shelf()
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    writer = await Bench().running()
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
 
     assert outlet.batches == [], "more may come in this turn"
 
     await settle()
-    producer.say("b", 1, clock().now())
-    producer.say("", 1, clock().now())
-    producer.say("c", 1, clock().now())
+    writer.say("b", 1, clock().now())
+    writer.say("", 1, clock().now())
+    writer.say("c", 1, clock().now())
 
     assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)], "within the call"
 
-    producer.put(Delta("d", 1))
+    writer.put(Delta("d", 1))
     # What comes behind something that waits waits, too.
-    producer.say("e", 1, clock().now())
+    writer.say("e", 1, clock().now())
 
     assert len(outlet.batches) == 3
 
     await settle()
 
     assert outlet.batches[3:] == [Batch(4, [b"de"], None)]
-    assert follower.cursor == 4
+    assert reader.cursor == 4
 
-    producer.finish()
+    writer.finish()
 
     assert await reading == Batch(5, [b"end"], DONE)
 
 
 @in_virtual_time
 async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
-    producer = await Bench().running(keep_bytes=1000)
-    follower, outlet = Follower(producer, 0), Shelf()
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    writer = await Bench().running(keep_bytes=1000)
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
     await settle()
-    late = Follower(producer, 0)
-    producer.say("b", 1, clock().now())
+    late = StreamReader(writer, 0)
+    writer.say("b", 1, clock().now())
     await settle()
     late.close()
-    producer.say("c", 1, clock().now())
+    writer.say("c", 1, clock().now())
 
     assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)]
-    assert Follower(producer, 0)._read() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
+    assert StreamReader(writer, 0)._read() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
 
-    producer.finish()
+    writer.finish()
     await reading
 
 
 @in_virtual_time
 async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
     """It has come back to an older event, and its own task has not run yet."""
-    producer = await Bench().running(keep_bytes=1000)
-    producer.put(Delta("a", 1))
-    producer.seal()
-    follower, outlet = Follower(producer, 0), Shelf()
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
-    producer.say("b", 1, clock().now())
+    writer = await Bench().running(keep_bytes=1000)
+    writer.put(Delta("a", 1))
+    writer.seal()
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    writer.say("b", 1, clock().now())
 
     assert outlet.batches == []
     assert await reading == Batch(1, [b"a", b"b"], None)
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_shut_outlet_wakes_whoever_waits() -> None:
-    producer = await Bench().running()
-    follower, outlet = Follower(producer, 0), Shelf()
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    writer = await Bench().running()
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
     # Between the news and the turn in which they would have gone.
     outlet.shut = True
 
     assert await reading == Batch(1, [b"a"], None)
 
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.say("b", 1, clock().now())
+    writer.say("b", 1, clock().now())
 
     assert await reading == Batch(2, [b"b"], None)
     assert outlet.batches == []
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> None:
-    producer = await Bench().running()
-    follower, outlet = Follower(producer, 0), Shelf()
+    writer = await Bench().running()
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
     outlet.broken = True
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
 
     with pytest.raises(OSError, match="broken"):
         await reading
 
-    assert producer.ended is None
+    assert writer.ended is None
 
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.say("b", 1, clock().now())
+    writer.say("b", 1, clock().now())
 
     with pytest.raises(OSError, match="broken"):
         await reading
 
-    assert producer.ended is None
+    assert writer.ended is None
 
-    follower.close()
-    producer.finish()
+    reader.close()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> None:
-    producer = await Bench().running()
-    follower, outlet = Follower(producer, 0), Shelf()
-    reading = asyncio.get_running_loop().create_task(follower.take(outlet))
+    writer = await Bench().running()
+    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
     reading.cancel()
     await settle()
-    producer.say("b", 1, clock().now())
+    writer.say("b", 1, clock().now())
     await settle()
 
     assert outlet.batches == []
-    assert await follower.take() == Batch(1, [b"ab"], None)
+    assert await reader.take() == Batch(1, [b"ab"], None)
 
-    follower.close()
-    producer.finish()
+    reader.close()
+    writer.finish()

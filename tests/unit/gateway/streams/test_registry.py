@@ -9,8 +9,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from gateway.domain import Cause, Endpoint, Tally, Wishes
-from gateway.engine.base import CURRENT_TALLY, Route
+from gateway.domain import Cause, Endpoint, RequestOptions, RequestStats
+from gateway.engine.base import CURRENT_STATS, Route
 from gateway.errors import (
     Cancelled,
     ClientError,
@@ -26,13 +26,13 @@ from gateway.errors import (
 )
 from gateway.streams.registry import Status
 from gateway.streams.stream import Stream
-from tests.support.facts import a_caller, a_tally
+from tests.support.instrumentation import a_caller, some_stats
 from tests.support.time import clock, in_virtual_time, settle
 from tests.unit.gateway.streams.house import LIMITS, House, read_all, reading
 
 
 def cause(stream: Stream) -> Cause | None:
-    return None if stream.producer.ended is None else stream.producer.ended.cause
+    return None if stream.writer.ended is None else stream.writer.ended.cause
 
 
 # From the body to the engine.
@@ -63,7 +63,7 @@ async def test_every_stream_gets_an_id_of_its_own_that_cannot_be_guessed(endpoin
 
     assert len({stream.id for stream in streams}) == 3
     assert all(re.fullmatch(prefix + "[0-9a-f]{32}", stream.id) for stream in streams)
-    assert streams[0].producer.tally.id == streams[0].id
+    assert streams[0].writer.stats.id == streams[0].id
 
     house.registry.end_all()
 
@@ -84,10 +84,10 @@ async def test_leaving_before_the_end_is_a_disconnect_and_aborts() -> None:
 async def test_a_bad_body_never_reaches_the_gate() -> None:
     house = House()
     with pytest.raises(ClientError):
-        house.registry.open(Endpoint.CHAT, b"{", a_tally(house.facts), Wishes())
+        house.registry.open(Endpoint.CHAT, b"{", some_stats(house.instrumentation), RequestOptions())
     await settle()
 
-    assert house.facts.waits == []
+    assert house.instrumentation.waits == []
     assert house.at_rest
 
 
@@ -105,8 +105,10 @@ async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
     house.engine.parse = parse_somewhere  # type: ignore[method-assign, assignment]
     for size in (10, 2**17):
         body = orjson.dumps({"stream": True, "prompt": "x" * size})
-        stream = await house.registry.open_any(Endpoint.COMPLETION, body, a_tally(house.facts), Wishes())
-        stream.producer.cancel(Cancelled("Enough."))
+        stream = await house.registry.open_any(
+            Endpoint.COMPLETION, body, some_stats(house.instrumentation), RequestOptions()
+        )
+        stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
@@ -117,7 +119,7 @@ async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
 async def test_a_long_body_that_is_wrong_is_the_clients_error() -> None:
     house = House()
     with pytest.raises(ClientError):
-        await house.registry.open_any(Endpoint.CHAT, b"{" * 2**17, a_tally(house.facts), Wishes())
+        await house.registry.open_any(Endpoint.CHAT, b"{" * 2**17, some_stats(house.instrumentation), RequestOptions())
 
     assert house.at_rest
 
@@ -127,7 +129,9 @@ async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> N
     """The drain has counted what was there; a request that came later would be cut off without a word."""
     house = House()
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
-    opening = asyncio.ensure_future(house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes()))
+    opening = asyncio.ensure_future(
+        house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
+    )
     await asyncio.sleep(0)
     await house.registry.drain(1)
     with pytest.raises(Draining):
@@ -139,7 +143,7 @@ async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> N
 @in_virtual_time
 async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
     house = House()
-    tally = a_tally(house.facts, arrival_s=clock().now())
+    stats = some_stats(house.instrumentation, arrival_s=clock().now())
     parse = house.engine.parse
 
     def parse_slowly(endpoint: Endpoint, body: bytes) -> object:
@@ -150,7 +154,7 @@ async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
     house.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded):
-        await house.registry.open_any(Endpoint.CHAT, body, tally, Wishes(timeout_s=5))
+        await house.registry.open_any(Endpoint.CHAT, body, stats, RequestOptions(timeout_s=5))
 
     assert house.at_rest
 
@@ -169,10 +173,10 @@ async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others
     house.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded, match="prepare_timeout_s"):
-        await house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes())
+        await house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
     house.engine.parse = parse  # type: ignore[method-assign]
-    stream = await house.registry.open_any(Endpoint.CHAT, body, a_tally(house.facts), Wishes())
-    stream.producer.cancel(Cancelled("Enough."))
+    stream = await house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
+    stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
     assert house.at_rest
@@ -219,7 +223,7 @@ async def test_a_request_whose_reader_leaves_before_it_runs_leaves_nothing_behin
 @in_virtual_time
 async def test_a_request_cancelled_in_the_very_turn_in_which_it_gets_on_leaves_nothing_behind(stage: str) -> None:
     """What it waited for has come, but its task has not run yet."""
-    house = House(seats=1)
+    house = House(slots=1)
     held = await house.gate.enter()
     hold = asyncio.Event()
     if stage.endswith("hold"):
@@ -247,7 +251,7 @@ async def test_a_request_cancelled_in_the_very_turn_in_which_it_gets_on_leaves_n
 
 @in_virtual_time
 async def test_a_request_for_n_choices_takes_n_seats() -> None:
-    house = House(seats=4)
+    house = House(slots=4)
     following = reading(house.open(n=3))
     await settle()
 
@@ -271,7 +275,7 @@ async def test_without_an_engine_nothing_is_opened() -> None:
 
 @in_virtual_time
 async def test_a_request_whose_engine_is_restarted_while_it_waits_meets_the_next_one() -> None:
-    house = House(seats=1)
+    house = House(slots=1)
     held = await house.gate.enter()
     stream = house.open()
     following = reading(stream)
@@ -288,13 +292,13 @@ async def test_a_request_whose_engine_is_restarted_while_it_waits_meets_the_next
     _, ended = await following
 
     assert ended.cause is Cause.COMPLETED
-    assert stream.producer.tally.queued_s == pytest.approx(20, abs=1e-3), "that is waiting, too"
+    assert stream.writer.stats.queued_s == pytest.approx(20, abs=1e-3), "that is waiting, too"
     assert house.at_rest
 
 
 @in_virtual_time
 async def test_a_request_whose_engine_does_not_come_back_hears_so() -> None:
-    house = House(seats=1)
+    house = House(slots=1)
     held = await house.gate.enter()
     following = reading(house.open())
     await settle()
@@ -310,15 +314,15 @@ async def test_a_request_whose_engine_does_not_come_back_hears_so() -> None:
 
 @in_virtual_time
 async def test_time_in_the_queue_is_not_the_gateways_overhead() -> None:
-    house = House(seats=1)
+    house = House(slots=1)
     held = await house.gate.enter()
     stream = house.open()
     await asyncio.sleep(9)
     held.release()
     await settle()
 
-    assert stream.producer.tally.queued_s == pytest.approx(9)
-    assert house.facts.overheads == [pytest.approx(0, abs=1e-3)]
+    assert stream.writer.stats.queued_s == pytest.approx(9)
+    assert house.instrumentation.overheads == [pytest.approx(0, abs=1e-3)]
 
     house.registry.end_all()
 
@@ -360,8 +364,8 @@ async def test_a_deadline_counts_over_everything_and_is_capped(
 
     await asyncio.sleep(0.2)
 
-    assert stream.producer.ended is not None
-    assert str(stream.producer.ended.error) == f"The request passed its deadline of {shown} after 3 completion tokens."
+    assert stream.writer.ended is not None
+    assert str(stream.writer.ended.error) == f"The request passed its deadline of {shown} after 3 completion tokens."
     assert house.engine.runs[0].aborts == 1
     assert house.at_rest
 
@@ -369,10 +373,13 @@ async def test_a_deadline_counts_over_everything_and_is_capped(
 @in_virtual_time
 async def test_a_deadline_counts_from_the_first_byte_of_the_request() -> None:
     house = House()
-    tally = a_tally(house.facts, arrival_s=clock().now() - 4)
-    stream = house.registry.open(Endpoint.CHAT, b'{"stream":true}', tally, Wishes(timeout_s=5))
+    stats = some_stats(house.instrumentation, arrival_s=clock().now() - 4)
+    stream = house.registry.open(Endpoint.CHAT, b'{"stream":true}', stats, RequestOptions(timeout_s=5))
     late = house.registry.open(
-        Endpoint.CHAT, b'{"stream":true}', a_tally(house.facts, arrival_s=clock().now() - 9), Wishes(timeout_s=5)
+        Endpoint.CHAT,
+        b'{"stream":true}',
+        some_stats(house.instrumentation, arrival_s=clock().now() - 9),
+        RequestOptions(timeout_s=5),
     )
     await asyncio.sleep(0.9)
 
@@ -385,15 +392,15 @@ async def test_a_deadline_counts_from_the_first_byte_of_the_request() -> None:
 
 @in_virtual_time
 async def test_work_that_expires_in_the_queue_is_never_started() -> None:
-    house = House(seats=1)
+    house = House(slots=1)
     held = await house.gate.enter()
     stream = house.open(timeout_s=5)
     await asyncio.sleep(6)
     held.release()
     await settle()
 
-    assert stream.producer.ended is not None
-    assert "while it waited; nothing was generated" in str(stream.producer.ended.error)
+    assert stream.writer.ended is not None
+    assert "while it waited; nothing was generated" in str(stream.writer.ended.error)
     assert house.engine.runs == []
     assert house.at_rest
 
@@ -418,13 +425,13 @@ async def test_a_finished_resumable_stream_can_be_read_for_its_retention_and_is_
     stream = house.open(grace_s=10)
     await settle()
     house.engine.runs[0].say("a")
-    stream.producer.seal()
+    stream.writer.seal()
     house.engine.runs[0].end("b")
     documents, _ = await read_all(stream)
     await asyncio.sleep(49)
 
     assert (await read_all(house.registry.find(stream.id, a_caller()), 2))[0] == documents[2:]
-    assert house.registry.kept_bytes == stream.producer.log.size_bytes > 0
+    assert house.registry.kept_bytes == stream.writer.log.size_bytes > 0
 
     await asyncio.sleep(2)
     with pytest.raises(Expired) as caught:
@@ -491,7 +498,7 @@ async def test_a_status_tells_where_a_request_is() -> None:
 
     await settle()
     house.engine.runs[0].say("a", 2)
-    stream.producer.seal()
+    stream.writer.seal()
 
     assert house.registry.status(stream.id, a_caller()) == Status(stream.id, "running", True, 2, 7, 2)
 
@@ -528,7 +535,7 @@ async def test_cancelling_a_finished_stream_that_is_kept_only_tells_its_status()
 
     assert house.registry.cancel(stream.id, a_caller()).status == "completed"
     assert house.engine.runs[0].aborts == 0
-    assert house.facts.endings == [(Cause.COMPLETED, 0)]
+    assert house.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -545,9 +552,9 @@ async def test_cancelling_a_stream_that_is_kept_no_longer_says_so() -> None:
 @in_virtual_time
 async def test_what_vllms_app_runs_can_be_cancelled_by_its_id_too() -> None:
     house = House()
-    tally = a_tally()
-    tally.prompt_tokens, tally.completion_tokens = 5, 3
-    house.engine.mounted["resp-1", "ann"] = tally
+    stats = some_stats()
+    stats.prompt_tokens, stats.completion_tokens = 5, 3
+    house.engine.mounted["resp-1", "ann"] = stats
 
     assert house.registry.cancel("resp-1", a_caller("ann")) == Status("resp-1", "cancelled", False, 0, 5, 3)
     with pytest.raises(NotFound):
@@ -572,7 +579,7 @@ async def test_the_ending_of_a_resumable_stream_is_counted_when_it_comes_and_onc
         await asyncio.sleep(11)
         house.registry.cancel(stream.id, a_caller())
 
-    assert house.facts.endings == [(Cause.COMPLETED, 0), (Cause.CANCELLED, 2), (Cause.CANCELLED, 2)]
+    assert house.instrumentation.endings == [(Cause.COMPLETED, 0), (Cause.CANCELLED, 2), (Cause.CANCELLED, 2)]
     assert house.at_rest
 
 
@@ -582,7 +589,7 @@ async def test_the_ending_of_a_plain_request_is_its_exchanges_to_count() -> None
     for stream in (True, False):
         house.registry.cancel(house.open(stream=stream).id, a_caller())
 
-    assert house.facts.endings == []
+    assert house.instrumentation.endings == []
 
 
 @pytest.mark.parametrize(("asked_s", "grace_s"), [(7.0, 7.0), (1e9, 100.0), (0.0, 0.0)])
@@ -591,7 +598,7 @@ async def test_grace_is_capped(asked_s: float, grace_s: float) -> None:
     house = House()
     stream = house.open(grace_s=asked_s)
 
-    assert (stream.grace_s, stream.resumable, stream.producer.log.keeps) == (grace_s, True, True)
+    assert (stream.grace_s, stream.resumable, stream.writer.log.keeps) == (grace_s, True, True)
 
     house.registry.end_all()
 
@@ -601,7 +608,7 @@ async def test_a_whole_answer_has_no_events_to_come_back_for() -> None:
     house = House()
     stream = house.open(grace_s=7, stream=False)
 
-    assert (stream.resumable, stream.producer.log.keeps, stream.producer.tally.outlives) == (False, False, False)
+    assert (stream.resumable, stream.writer.log.keeps, stream.writer.stats.is_resumable) == (False, False, False)
 
     house.registry.end_all()
 
@@ -613,12 +620,12 @@ async def test_another_resumable_stream_is_refused_where_its_events_may_find_no_
     stream = house.open(grace_s=10)
     await settle()
     house.engine.runs[0].say("x" * 6000)
-    stream.producer.seal()
+    stream.writer.seal()
     with pytest.raises(Overloaded, match="no room for another resumable stream") as caught:
         house.open(grace_s=10)
 
     assert caught.value.retry_after_s == 5
-    assert house.facts.rejections == ["resumable_full"]
+    assert house.instrumentation.rejections == ["resumable_full"]
     assert cause(house.open()) is None
 
     house.registry.end_all()
@@ -662,19 +669,19 @@ async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() ->
     for _ in range(20):
         for stream in streams:
             house.run_of(stream).say("x" * 100)
-            stream.producer.seal()
+            stream.writer.seal()
 
             assert house.registry.kept_bytes <= 20_000
 
-    assert all(stream.producer.log.size_bytes > 1_500 for stream in streams), "an equal share each"
+    assert all(stream.writer.log.size_bytes > 1_500 for stream in streams), "an equal share each"
 
     for stream in streams[1:]:
-        stream.producer.cancel(Cancelled("gone"))
+        stream.writer.cancel(Cancelled("gone"))
     for _ in range(50):
         house.run_of(streams[0]).say("x" * 100)
-        streams[0].producer.seal()
+        streams[0].writer.seal()
 
-    assert streams[0].producer.log.size_bytes > 7_000, "who is left has all that one may have"
+    assert streams[0].writer.log.size_bytes > 7_000, "who is left has all that one may have"
 
     house.registry.end_all()
 
@@ -682,43 +689,43 @@ async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() ->
 # Requests that vLLM's own app answers.
 
 
-def mounted_house(seats: int = 2) -> House:
-    house = House(seats)
+def mounted_house(slots: int = 2) -> House:
+    house = House(slots)
     house.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
     return house
 
 
-async def work(house: House, tally: Tally, timeout_s: float | None = None) -> None:
+async def work(house: House, stats: RequestStats, timeout_s: float | None = None) -> None:
     """An endless embedding."""
-    async with house.registry.mounted("POST", "/v1/embeddings", tally, Wishes(timeout_s=timeout_s)):
+    async with house.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
         await asyncio.Event().wait()
 
 
-def working(house: House, tally: Tally, timeout_s: float | None = None) -> asyncio.Task[None]:
-    return asyncio.get_running_loop().create_task(work(house, tally, timeout_s))
+def working(house: House, stats: RequestStats, timeout_s: float | None = None) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work(house, stats, timeout_s))
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_works_the_engine_holds_a_seat_and_a_light_one_does_not() -> None:
     house = mounted_house()
-    tally = a_tally(house.facts)
-    async with house.registry.mounted("GET", "/v1/models", tally, Wishes()) as engine:
+    stats = some_stats(house.instrumentation)
+    async with house.registry.mounted("GET", "/v1/models", stats, RequestOptions()) as engine:
         assert (house.gate.taken, house.registry.active, engine) == (0, 0, house.engine)
-        assert (tally.works, tally.endpoint) == (False, "/v1/models")
-    async with house.registry.mounted("POST", "/v1/embeddings", tally, Wishes()) as engine:
+        assert (stats.uses_engine, stats.endpoint) == (False, "/v1/models")
+    async with house.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions()) as engine:
         assert (house.gate.taken, house.registry.active, engine) == (1, 1, house.engine)
-        assert CURRENT_TALLY.get() is tally
-        assert (tally.works, tally.queued_s) == (True, 0)
-    assert CURRENT_TALLY.get() is None
+        assert CURRENT_STATS.get() is stats
+        assert (stats.uses_engine, stats.queued_s) == (True, 0)
+    assert CURRENT_STATS.get() is None
     assert house.at_rest
 
 
 @in_virtual_time
 async def test_what_each_key_has_in_flight_is_known_wherever_it_runs_or_waits() -> None:
-    house = mounted_house(seats=1)
+    house = mounted_house(slots=1)
     for owner in ("anna", "anna", "bert", None):
         house.open(owner=owner)
-    task = working(house, a_tally(house.facts, "anna"))
+    task = working(house, some_stats(house.instrumentation, "anna"))
     await settle()
 
     assert house.registry.owners() == {"anna": 3, "bert": 1}
@@ -734,19 +741,19 @@ async def test_what_each_key_has_in_flight_is_known_wherever_it_runs_or_waits() 
 async def test_a_mounted_path_that_fails_gives_its_seat_back() -> None:
     house = mounted_house()
     with pytest.raises(RuntimeError):
-        async with house.registry.mounted("POST", "/v1/embeddings", a_tally(), Wishes()):
+        async with house.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
             raise RuntimeError("a defect")
 
     assert house.at_rest
-    assert CURRENT_TALLY.get() is None
+    assert CURRENT_STATS.get() is None
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_is_cancelled_by_its_id_ends_though_nobody_reads_it() -> None:
     house = mounted_house()
-    tally = a_tally(house.facts)
-    house.engine.mounted["resp-1", None] = tally
-    task = working(house, tally)
+    stats = some_stats(house.instrumentation)
+    house.engine.mounted["resp-1", None] = stats
+    task = working(house, stats)
     await settle()
     house.registry.cancel("resp-1", a_caller())
     await asyncio.sleep(0.9)
@@ -761,21 +768,21 @@ async def test_a_mounted_path_that_is_cancelled_by_its_id_ends_though_nobody_rea
 
 @in_virtual_time
 async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
-    house = mounted_house(seats=1)
+    house = mounted_house(slots=1)
     held = await house.gate.enter()
-    tally = a_tally(house.facts)
-    task = working(house, tally)
+    stats = some_stats(house.instrumentation)
+    task = working(house, stats)
     await asyncio.sleep(3)
     house.switch.lose()
     held.release()
     await asyncio.sleep(4)
 
-    assert tally.queued_s is None
+    assert stats.queued_s is None
 
     house.switch.regain()
     await settle()
 
-    assert tally.queued_s == pytest.approx(7, abs=1e-3)
+    assert stats.queued_s == pytest.approx(7, abs=1e-3)
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -789,15 +796,15 @@ async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
 )
 @in_virtual_time
 async def test_a_mounted_path_has_the_same_deadline(queued: bool, words: str) -> None:
-    house = mounted_house(seats=1)
+    house = mounted_house(slots=1)
     held = await house.gate.enter()
-    tally = a_tally(house.facts)
-    task = working(house, tally, 5)
+    stats = some_stats(house.instrumentation)
+    task = working(house, stats, 5)
     await asyncio.sleep(1)
     if not queued:
         held.release()
         await settle()
-        tally.completion_tokens = 3
+        stats.completion_tokens = 3
     with pytest.raises(DeadlineExceeded, match=words):
         await task
 
@@ -814,7 +821,9 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
     house = mounted_house()
 
     async def answer() -> None:
-        async with house.registry.mounted("POST", "/v1/embeddings", a_tally(house.facts), Wishes(timeout_s=5)):
+        async with house.registry.mounted(
+            "POST", "/v1/embeddings", some_stats(house.instrumentation), RequestOptions(timeout_s=5)
+        ):
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
 
@@ -828,10 +837,10 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
 async def test_unknown_paths_and_wrong_methods_are_named() -> None:
     house = mounted_house()
     with pytest.raises(NotFound, match="/nothing"):
-        async with house.registry.mounted("GET", "/nothing", a_tally(), Wishes()):
+        async with house.registry.mounted("GET", "/nothing", some_stats(), RequestOptions()):
             raise AssertionError
     with pytest.raises(MethodNotAllowed, match="GET"):
-        async with house.registry.mounted("GET", "/v1/embeddings", a_tally(), Wishes()):
+        async with house.registry.mounted("GET", "/v1/embeddings", some_stats(), RequestOptions()):
             raise AssertionError
 
 
@@ -849,14 +858,14 @@ async def test_an_empty_house_drains_at_once_and_takes_nothing_new() -> None:
         house.open()
     assert caught.value.retry_after_s == 1
     with pytest.raises(Draining):
-        async with house.registry.mounted("GET", "/v1/models", a_tally(), Wishes()):
+        async with house.registry.mounted("GET", "/v1/models", some_stats(), RequestOptions()):
             raise AssertionError
     assert house.at_rest
 
 
 @in_virtual_time
 async def test_a_drain_waits_for_what_runs_and_waits_and_is_over_with_the_last() -> None:
-    house = mounted_house(seats=1)
+    house = mounted_house(slots=1)
     following = [reading(house.open()) for _ in range(2)]
     task = asyncio.get_running_loop().create_task(house.registry.drain(30))
     for _ in range(2):
@@ -874,7 +883,7 @@ async def test_a_drain_waits_for_what_runs_and_waits_and_is_over_with_the_last()
 @in_virtual_time
 async def test_a_drain_waits_for_mounted_requests_too() -> None:
     house = mounted_house()
-    async with house.registry.mounted("POST", "/v1/embeddings", a_tally(), Wishes()):
+    async with house.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
         task = asyncio.get_running_loop().create_task(house.registry.drain(30))
         await asyncio.sleep(5)
 
@@ -886,8 +895,8 @@ async def test_a_drain_waits_for_mounted_requests_too() -> None:
 
 @in_virtual_time
 async def test_at_its_deadline_a_drain_ends_the_rest() -> None:
-    house = mounted_house(seats=3)
-    plain, kept, answer = house.open(), house.open(grace_s=60), working(house, a_tally(house.facts))
+    house = mounted_house(slots=3)
+    plain, kept, answer = house.open(), house.open(grace_s=60), working(house, some_stats(house.instrumentation))
     following = reading(plain)
     await settle()
     queued = house.open()
@@ -902,7 +911,7 @@ async def test_at_its_deadline_a_drain_ends_the_rest() -> None:
         await answer
     assert house.at_rest
     assert not any(run.live for run in house.engine.runs)
-    assert house.facts.endings == [(Cause.SERVER_DRAINING, 0)]
+    assert house.instrumentation.endings == [(Cause.SERVER_DRAINING, 0)]
 
 
 @in_virtual_time
@@ -949,7 +958,7 @@ def test_the_errors_of_an_end_have_their_causes() -> None:
 async def test_whoever_asks_can_learn_whether_vllms_app_runs_something_here() -> None:
     """Several workers ask each other; whose it is matters only to the one that has it."""
     house = House()
-    house.engine.mounted["resp-1", "ann"] = a_tally()
+    house.engine.mounted["resp-1", "ann"] = some_stats()
 
     assert house.registry.holds("resp-1")
     assert not house.registry.holds("resp-2")

@@ -6,9 +6,9 @@ import pytest
 
 from gateway.domain import Delta
 from gateway.streams import retention as room
-from gateway.streams.retention import Shelf
+from gateway.streams.retention import FinishedStreams
 from gateway.streams.stream import Stream
-from tests.support.facts import a_caller
+from tests.support.instrumentation import a_caller
 from tests.support.time import clock, in_virtual_time
 from tests.unit.gateway.streams.bench import Bench
 
@@ -16,44 +16,44 @@ from tests.unit.gateway.streams.bench import Bench
 AROUND = 2 * 41 + len(b"end")
 
 
-def a_shelf(retention_s: float = 100.0, max_bytes: int = 10_000) -> Shelf:
-    return Shelf(retention_s=retention_s, max_bytes=max_bytes, clock=clock())
+def a_shelf(retention_s: float = 100.0, max_bytes: int = 10_000) -> FinishedStreams:
+    return FinishedStreams(retention_s=retention_s, max_bytes=max_bytes, clock=clock())
 
 
 def ended(stream_id: str, text_bytes: int = 100, owner: str | None = None) -> Stream:
     """A resumable stream that has ended, with so much text."""
-    producer = Bench(clock()).queued(2**20)
-    producer.tally.id = stream_id
-    producer.tally.caller = a_caller(owner)
-    producer.start(None)
-    producer.put(Delta("x" * text_bytes, 1, "stop"))
-    return Stream(producer, streaming=True, grace_s=1.0)
+    writer = Bench(clock()).queued(2**20)
+    writer.stats.id = stream_id
+    writer.stats.caller = a_caller(owner)
+    writer.start(None)
+    writer.put(Delta("x" * text_bytes, 1, "stop"))
+    return Stream(writer, streaming=True, grace_s=1.0)
 
 
 @in_virtual_time
 async def test_a_stream_stays_for_its_retention_and_is_remembered_as_gone() -> None:
-    shelf = a_shelf(retention_s=100)
+    retention = a_shelf(retention_s=100)
     stream = ended("a", owner="ann")
-    shelf.put(stream, 0)
+    retention.put(stream, 0)
     await asyncio.sleep(99.9)
 
-    assert (shelf.get("a"), len(shelf), shelf.was_here("a", "ann")) == (stream, 1, False)
+    assert (retention.get("a"), len(retention), retention.was_here("a", "ann")) == (stream, 1, False)
 
     await asyncio.sleep(0.2)
 
-    assert (shelf.get("a"), len(shelf), shelf.size_bytes) == (None, 0, 0)
-    assert shelf.was_here("a", "ann")
+    assert (retention.get("a"), len(retention), retention.size_bytes) == (None, 0, 0)
+    assert retention.was_here("a", "ann")
 
 
 @in_virtual_time
 async def test_each_expires_when_its_own_time_is_up() -> None:
-    shelf = a_shelf(retention_s=100)
+    retention = a_shelf(retention_s=100)
     for name in "abc":
-        shelf.put(ended(name), 0)
+        retention.put(ended(name), 0)
         await asyncio.sleep(30)
     seen = []
     for _ in range(4):
-        seen.append("".join(name for name in "abc" if shelf.get(name)))
+        seen.append("".join(name for name in "abc" if retention.get(name)))
         await asyncio.sleep(30)
 
     assert seen == ["abc", "bc", "c", ""], "looked at 90, 120, 150 and 180 s"
@@ -61,11 +61,11 @@ async def test_each_expires_when_its_own_time_is_up() -> None:
 
 @in_virtual_time
 async def test_with_no_retention_a_stream_goes_with_the_turn() -> None:
-    shelf = a_shelf(retention_s=0)
-    shelf.put(ended("a"), 0)
+    retention = a_shelf(retention_s=0)
+    retention.put(ended("a"), 0)
     await asyncio.sleep(0.001)
 
-    assert shelf.get("a") is None
+    assert retention.get("a") is None
 
 
 @pytest.mark.parametrize("began_s", [0.1 * number for number in range(20)])
@@ -73,106 +73,108 @@ async def test_with_no_retention_a_stream_goes_with_the_turn() -> None:
 async def test_rounding_does_not_make_the_timer_spin(began_s: float) -> None:
     """In virtual time a timer that comes due again and again at one moment never ends."""
     await asyncio.sleep(began_s)
-    shelf = a_shelf(retention_s=0.3)
-    shelf.put(ended("a"), 0)
+    retention = a_shelf(retention_s=0.3)
+    retention.put(ended("a"), 0)
     await asyncio.sleep(1)
 
-    assert len(shelf) == 0
+    assert len(retention) == 0
 
 
 @in_virtual_time
 async def test_what_all_weigh_is_counted() -> None:
-    shelf = a_shelf()
-    shelf.put(ended("a", 100), 0)
-    shelf.put(ended("b", 200), 0)
+    retention = a_shelf()
+    retention.put(ended("a", 100), 0)
+    retention.put(ended("b", 200), 0)
 
-    assert shelf.size_bytes == 300 + 2 * AROUND
+    assert retention.size_bytes == 300 + 2 * AROUND
 
 
 @in_virtual_time
 async def test_beyond_the_limit_the_oldest_goes_first() -> None:
-    shelf = a_shelf(max_bytes=3 * (100 + AROUND))
+    retention = a_shelf(max_bytes=3 * (100 + AROUND))
     for name in "abc":
-        shelf.put(ended(name, 100), 0)
+        retention.put(ended(name, 100), 0)
 
-    assert len(shelf) == 3
+    assert len(retention) == 3
 
-    shelf.put(ended("d", 100), 0)
+    retention.put(ended("d", 100), 0)
 
-    assert [shelf.get(name) is not None for name in "abcd"] == [False, True, True, True]
-    assert shelf.was_here("a", None)
+    assert [retention.get(name) is not None for name in "abcd"] == [False, True, True, True]
+    assert retention.was_here("a", None)
 
-    shelf.put(ended("e", 200), 0)
+    retention.put(ended("e", 200), 0)
 
-    assert [shelf.get(name) is not None for name in "abcde"] == [False, False, False, True, True], "it needs two places"
+    assert [retention.get(name) is not None for name in "abcde"] == [False, False, False, True, True], (
+        "it needs two places"
+    )
 
 
 @in_virtual_time
 async def test_what_live_streams_weigh_counts_too() -> None:
     weight = 100 + AROUND
-    shelf = a_shelf(max_bytes=3 * weight)
-    shelf.put(ended("a", 100), 0)
-    shelf.put(ended("b", 100), weight)
+    retention = a_shelf(max_bytes=3 * weight)
+    retention.put(ended("a", 100), 0)
+    retention.put(ended("b", 100), weight)
 
-    assert len(shelf) == 2
+    assert len(retention) == 2
 
-    shelf.put(ended("c", 100), weight)
+    retention.put(ended("c", 100), weight)
 
-    assert [shelf.get(name) is not None for name in "abc"] == [False, True, True]
+    assert [retention.get(name) is not None for name in "abc"] == [False, True, True]
 
 
 @in_virtual_time
 async def test_room_is_made_for_live_streams_as_far_as_there_is_any() -> None:
-    shelf = a_shelf(max_bytes=1000)
-    shelf.put(ended("a", 400), 0)
+    retention = a_shelf(max_bytes=1000)
+    retention.put(ended("a", 400), 0)
 
-    assert shelf.shrink(400)
-    assert len(shelf) == 1
-    assert shelf.shrink(1000), "what just fits fits"
-    assert len(shelf) == 0
-    assert not shelf.shrink(1001)
+    assert retention.shrink(400)
+    assert len(retention) == 1
+    assert retention.shrink(1000), "what just fits fits"
+    assert len(retention) == 0
+    assert not retention.shrink(1001)
 
 
 @in_virtual_time
 async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
-    shelf = a_shelf(max_bytes=100)
-    shelf.put(ended("a", 400), 0)
+    retention = a_shelf(max_bytes=100)
+    retention.put(ended("a", 400), 0)
 
-    assert (shelf.get("a"), shelf.size_bytes, shelf.was_here("a", None)) == (None, 0, True)
+    assert (retention.get("a"), retention.size_bytes, retention.was_here("a", None)) == (None, 0, True)
 
 
 @in_virtual_time
 async def test_only_the_owner_hears_that_a_stream_was_here() -> None:
-    shelf = a_shelf(max_bytes=100)
-    shelf.put(ended("a", owner="ann"), 0)
+    retention = a_shelf(max_bytes=100)
+    retention.put(ended("a", owner="ann"), 0)
 
-    assert [shelf.was_here("a", owner) for owner in ("ann", "bob", None)] == [True, False, False]
-    assert not shelf.was_here("b", "ann")
+    assert [retention.was_here("a", owner) for owner in ("ann", "bob", None)] == [True, False, False]
+    assert not retention.was_here("b", "ann")
 
 
 @in_virtual_time
 async def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_REMEMBERED", 3)
-    shelf = a_shelf(max_bytes=100)
+    retention = a_shelf(max_bytes=100)
     for name in "abcde":
-        shelf.put(ended(name), 0)
+        retention.put(ended(name), 0)
 
-    assert [shelf.was_here(name, None) for name in "abcde"] == [False, False, True, True, True]
+    assert [retention.was_here(name, None) for name in "abcde"] == [False, False, True, True, True]
 
 
 @in_virtual_time
 async def test_what_a_stream_weighs_does_not_change_on_the_shelf() -> None:
     """Whoever asks for its status or comes to read seals what is pending; after the end there is nothing pending."""
-    shelf = a_shelf(retention_s=100)
+    retention = a_shelf(retention_s=100)
     stream = ended("a", 100)
-    shelf.put(stream, 0)
-    with stream.read() as follower:
-        await follower.take()
-    stream.producer.put(Delta("late", 1))
-    stream.producer.seal()
+    retention.put(stream, 0)
+    with stream.read() as reader:
+        await reader.take()
+    stream.writer.put(Delta("late", 1))
+    stream.writer.seal()
 
-    assert shelf.size_bytes == 100 + AROUND
+    assert retention.size_bytes == 100 + AROUND
 
     await asyncio.sleep(101)
 
-    assert shelf.size_bytes == 0
+    assert retention.size_bytes == 0

@@ -7,9 +7,9 @@ import pytest
 from gateway.domain import Cause, Delta
 from gateway.errors import ClientError, EngineFailed
 from gateway.streamlog.base import Batch, Ended
-from gateway.streams.cancel_scope import Left
+from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.streams.stream import Stream, overdue
-from gateway.streams.writer import Producer
+from gateway.streams.writer import StreamWriter
 from tests.support.time import clock, in_virtual_time, settle
 from tests.unit.gateway.streams.bench import Bench
 
@@ -22,8 +22,8 @@ async def resumable(grace_s: float = 10.0, bench: Bench | None = None) -> Stream
     return Stream(await (bench or Bench(clock())).running(2**20), streaming=True, grace_s=grace_s)
 
 
-def cause(producer: Producer) -> Cause | None:
-    return None if producer.ended is None else producer.ended.cause
+def cause(writer: StreamWriter) -> Cause | None:
+    return None if writer.ended is None else writer.ended.cause
 
 
 @in_virtual_time
@@ -31,12 +31,12 @@ async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
     bench = Bench(clock())
     stream = Stream(bench.queued(), streaming=True, grace_s=None)
     told = [stream.status]
-    stream.producer.start(None)
-    stream.producer.tally.submitted = True
+    stream.writer.start(None)
+    stream.writer.stats.submitted = True
     told.append(stream.status)
-    stream.producer.lose()
+    stream.writer.lose()
     told.append(stream.status)
-    stream.producer.fail(EngineFailed("Down."))
+    stream.writer.fail(EngineFailed("Down."))
     told.append(stream.status)
 
     assert told == ["queued", "running", "recovering", "engine_failed"]
@@ -49,19 +49,19 @@ async def test_a_plain_stream_ends_with_its_reader_as_a_disconnect() -> None:
     bench = Bench(clock())
     stream = await plain(bench)
     with stream.read():
-        assert cause(stream.producer) is None
+        assert cause(stream.writer) is None
 
-    assert cause(stream.producer) is Cause.DISCONNECTED
+    assert cause(stream.writer) is Cause.DISCONNECTED
     assert bench.handle.aborts == 1
 
 
 @in_virtual_time
 async def test_a_plain_stream_ends_with_the_cause_for_which_its_reader_was_dropped() -> None:
     stream = await plain()
-    with pytest.raises(Left), stream.read():
-        raise Left(Cause.CLIENT_STALLED)
+    with pytest.raises(ClientDisconnected), stream.read():
+        raise ClientDisconnected(Cause.CLIENT_STALLED)
 
-    assert cause(stream.producer) is Cause.CLIENT_STALLED
+    assert cause(stream.writer) is Cause.CLIENT_STALLED
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("a defect")])
@@ -71,19 +71,19 @@ async def test_whatever_ends_the_reading_ends_a_plain_stream(error: BaseExceptio
     with pytest.raises(type(error)), stream.read():
         raise error
 
-    assert cause(stream.producer) is Cause.DISCONNECTED
+    assert cause(stream.writer) is Cause.DISCONNECTED
 
 
 @in_virtual_time
 async def test_a_stream_that_ended_while_it_was_read_keeps_its_ending() -> None:
     bench = Bench(clock())
     for stream in (await plain(bench), await resumable(bench=bench)):
-        with stream.read() as follower:
-            stream.producer.put(Delta("a", 1, "stop"))
+        with stream.read() as reader:
+            stream.writer.put(Delta("a", 1, "stop"))
 
-            assert await follower.take() == Batch(1, [b"a", b"end"], Ended(Cause.COMPLETED))
+            assert await reader.take() == Batch(1, [b"a", b"end"], Ended(Cause.COMPLETED))
 
-        assert cause(stream.producer) is Cause.COMPLETED
+        assert cause(stream.writer) is Cause.COMPLETED
 
     await asyncio.sleep(100)
 
@@ -98,11 +98,11 @@ async def test_a_resumable_stream_goes_on_without_a_reader_for_its_grace_and_the
         pass
     await asyncio.sleep(9.99)
 
-    assert cause(stream.producer) is None
+    assert cause(stream.writer) is None
 
     await asyncio.sleep(0.02)
 
-    assert cause(stream.producer) is Cause.CANCELLED
+    assert cause(stream.writer) is Cause.CANCELLED
     assert bench.handle.aborts == 1
 
 
@@ -112,11 +112,11 @@ async def test_a_grace_of_no_time_ends_with_the_turn() -> None:
     with stream.read():
         pass
 
-    assert cause(stream.producer) is None
+    assert cause(stream.writer) is None
 
     await settle()
 
-    assert cause(stream.producer) is Cause.CANCELLED
+    assert cause(stream.writer) is Cause.CANCELLED
 
 
 @in_virtual_time
@@ -127,11 +127,11 @@ async def test_who_comes_back_in_time_stops_the_grace_and_gets_a_whole_new_one()
             await asyncio.sleep(100)
         await asyncio.sleep(9)
 
-        assert cause(stream.producer) is None
+        assert cause(stream.writer) is None
 
     await asyncio.sleep(2)
 
-    assert cause(stream.producer) is Cause.CANCELLED
+    assert cause(stream.writer) is Cause.CANCELLED
 
 
 @in_virtual_time
@@ -142,21 +142,21 @@ async def test_grace_begins_when_the_last_of_several_readers_leaves() -> None:
             pass
         await asyncio.sleep(100)
 
-        assert cause(stream.producer) is None
+        assert cause(stream.writer) is None
     await asyncio.sleep(11)
 
-    assert cause(stream.producer) is Cause.CANCELLED
+    assert cause(stream.writer) is Cause.CANCELLED
 
 
 @in_virtual_time
 async def test_several_readers_see_the_same_events() -> None:
     stream = await resumable()
-    producer = stream.producer
+    writer = stream.writer
     with stream.read() as ann:
-        producer.put(Delta("a", 1))
+        writer.put(Delta("a", 1))
         first = await ann.take()
         with stream.read() as bob, stream.read(1) as eve:
-            producer.put(Delta("b", 1, "stop"))
+            writer.put(Delta("b", 1, "stop"))
             batches = [await one.take() for one in (ann, bob, eve)]
 
     assert first == Batch(1, [b"a"], None)
@@ -170,7 +170,7 @@ async def test_several_readers_see_the_same_events() -> None:
 @in_virtual_time
 async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing() -> None:
     stream = await resumable(10.0)
-    stream.producer.put(Delta("a", 1))
+    stream.writer.put(Delta("a", 1))
     for cursor in (1, 2):
         with pytest.raises(ClientError, match=f"no event {cursor} yet; the newest has number 0") as caught:
             with stream.read(cursor):
@@ -178,8 +178,8 @@ async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing()
 
         assert (caught.value.status, caught.value.param) == (400, "Last-Event-ID")
 
-    with stream.read() as follower:
-        await follower.take()
+    with stream.read() as reader:
+        await reader.take()
         with pytest.raises(ClientError, match="the newest has number 1"), stream.read(2):
             raise AssertionError
         with stream.read(1):
@@ -189,19 +189,19 @@ async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing()
         raise AssertionError
     await asyncio.sleep(6)
 
-    assert cause(stream.producer) is Cause.CANCELLED, "somebody who read nothing is no reader"
+    assert cause(stream.writer) is Cause.CANCELLED, "somebody who read nothing is no reader"
 
 
 @in_virtual_time
 async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ended_stream() -> None:
     stream = await resumable()
-    producer = stream.producer
-    producer.put(Delta("a", 1))
-    producer.seal()
+    writer = stream.writer
+    writer.put(Delta("a", 1))
+    writer.seal()
 
     assert not stream.read_out(1), "there is more to come"
 
-    producer.finish()
+    writer.finish()
 
     assert [stream.read_out(cursor) for cursor in (0, 1, 2, 3)] == [False, False, True, False]
 
@@ -216,20 +216,20 @@ async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ende
 @in_virtual_time
 async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tokens: int, words: str) -> None:
     bench = Bench(clock())
-    producer = bench.queued()
-    stream = Stream(producer, streaming=True, grace_s=None)
+    writer = bench.queued()
+    stream = Stream(writer, streaming=True, grace_s=None)
     stream.expire_in(2.0, 2.5)
     if start:
-        producer.start(None)
-        producer.put(Delta("a", tokens))
+        writer.start(None)
+        writer.put(Delta("a", tokens))
     await asyncio.sleep(1.99)
 
-    assert producer.ended is None
+    assert writer.ended is None
 
     await asyncio.sleep(0.02)
 
-    assert producer.ended is not None
-    assert (producer.ended.cause, str(producer.ended.error)) == (Cause.DEADLINE_EXCEEDED, words)
+    assert writer.ended is not None
+    assert (writer.ended.cause, str(writer.ended.error)) == (Cause.DEADLINE_EXCEEDED, words)
 
 
 def test_the_error_of_a_deadline_must_not_be_retried() -> None:
@@ -244,11 +244,11 @@ async def test_a_stream_that_is_settled_waits_for_nothing_any_more() -> None:
     stream.expire_in(20.0, 20.0)
     with stream.read():
         pass
-    stream.producer.finish()
+    stream.writer.finish()
     stream.settle()
     await asyncio.sleep(100)
 
-    assert cause(stream.producer) is Cause.COMPLETED
+    assert cause(stream.writer) is Cause.COMPLETED
 
 
 async def walking(stream: Stream) -> asyncio.Task[None]:
@@ -264,7 +264,7 @@ async def walking(stream: Stream) -> asyncio.Task[None]:
 async def test_settling_a_stream_that_failed_stops_its_way_to_the_engine() -> None:
     stream = await plain()
     walk = await walking(stream)
-    stream.producer.fail(EngineFailed("Down."))
+    stream.writer.fail(EngineFailed("Down."))
     stream.settle()
     await settle()
 
@@ -276,7 +276,7 @@ async def test_settling_a_stream_that_is_complete_lets_its_handle_come() -> None
     """The answer can be complete before the engine's client has returned from taking the request."""
     stream = await plain()
     walk = await walking(stream)
-    stream.producer.finish()
+    stream.writer.finish()
     stream.settle()
     await walk
 
@@ -288,7 +288,7 @@ async def test_settling_from_the_way_itself_does_not_cancel_it() -> None:
     stream = await plain()
 
     async def walk() -> None:
-        stream.producer.fail(EngineFailed("Down."))
+        stream.writer.fail(EngineFailed("Down."))
         stream.settle()
         await asyncio.sleep(1)
 

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.streams.tick_limiter import Turnstile
+from gateway.streams.tick_limiter import TickLimiter
 from tests.support.time import in_virtual_time, settle
 
 
 @in_virtual_time
 async def test_who_comes_alone_does_not_wait() -> None:
-    turnstile = Turnstile(2)
+    tick_limiter = TickLimiter(2)
     for _ in range(10):
-        entering = turnstile.enter()
+        entering = tick_limiter.enter()
         try:
             entering.send(None)
         except StopIteration:
@@ -22,12 +22,12 @@ async def test_who_comes_alone_does_not_wait() -> None:
 
 @in_virtual_time
 async def test_a_crowd_passes_in_order_so_many_a_turn() -> None:
-    turnstile = Turnstile(3)
+    tick_limiter = TickLimiter(3)
     passed: list[tuple[int, int]] = []
     turn = 0
 
     async def pass_through(number: int) -> None:
-        await turnstile.enter()
+        await tick_limiter.enter()
         passed.append((turn, number))
 
     tasks = [asyncio.ensure_future(pass_through(number)) for number in range(8)]
@@ -43,11 +43,11 @@ async def test_a_crowd_passes_in_order_so_many_a_turn() -> None:
 
 @in_virtual_time
 async def test_who_leaves_while_waiting_takes_nobodys_place() -> None:
-    turnstile = Turnstile(1)
+    tick_limiter = TickLimiter(1)
     passed: list[int] = []
 
     async def pass_through(number: int) -> None:
-        await turnstile.enter()
+        await tick_limiter.enter()
         passed.append(number)
 
     tasks = [asyncio.ensure_future(pass_through(number)) for number in range(4)]

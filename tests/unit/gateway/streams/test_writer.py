@@ -12,7 +12,7 @@ from gateway.domain import Cause, Chunk, Delta
 from gateway.errors import Cancelled, EngineFailed
 from gateway.streamlog.base import Ended
 from gateway.streams.lifecycle import State
-from gateway.streams.writer import Producer
+from gateway.streams.writer import StreamWriter
 from tests.support.engine import a_frame
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.unit.gateway.streams.bench import Bench, Handle, documents
@@ -24,123 +24,123 @@ KINDS = pytest.mark.parametrize("keep_bytes", [None, 2**20])
 @in_virtual_time
 async def test_pieces_become_events_in_order_and_a_finish_reason_ends_the_stream(keep_bytes: int | None) -> None:
     bench = Bench()
-    producer = await bench.running(keep_bytes)
+    writer = await bench.running(keep_bytes)
     for piece in (Delta("a", 1), Delta("b", 2), Delta("c", 1, "stop")):
-        producer.put(piece)
-        producer.seal()
+        writer.put(piece)
+        writer.seal()
 
-    assert documents(producer) == [b"a", b"b", b"c", b"end"]
-    assert producer.ended == Ended(Cause.COMPLETED)
+    assert documents(writer) == [b"a", b"b", b"c", b"end"]
+    assert writer.ended == Ended(Cause.COMPLETED)
     assert (bench.gate.taken, bench.ends, bench.handle.aborts) == (0, 1, 0)
-    assert producer.tally.completion_tokens == 4
+    assert writer.stats.completion_tokens == 4
 
 
 @in_virtual_time
 async def test_what_piles_up_leaves_as_one_and_is_counted() -> None:
     bench = Bench()
-    producer = await bench.running()
+    writer = await bench.running()
     for text in "abc":
-        producer.put(Delta(text, 1))
+        writer.put(Delta(text, 1))
 
-    assert documents(producer) == [b"abc"]
-    assert bench.facts.spared == [2]
+    assert documents(writer) == [b"abc"]
+    assert bench.instrumentation.spared == [2]
 
-    producer.put(Delta("d", 1))
-    producer.seal()
-    producer.finish()
+    writer.put(Delta("d", 1))
+    writer.seal()
+    writer.finish()
 
-    assert bench.facts.spared == [2], "one by itself is nobody's companion"
+    assert bench.instrumentation.spared == [2], "one by itself is nobody's companion"
 
 
 @in_virtual_time
 async def test_ready_made_documents_end_with_finish() -> None:
     """The engine that formats counts its own tokens, so a chunk adds none."""
     bench = Bench()
-    producer = await bench.running()
-    producer.put(Chunk(b"{}"))
-    producer.finish()
+    writer = await bench.running()
+    writer.put(Chunk(b"{}"))
+    writer.finish()
 
-    assert documents(producer) == [b"{}", b"end"]
-    assert producer.ended == Ended(Cause.COMPLETED)
-    assert producer.tally.completion_tokens == 0
-    assert bench.facts.spared == []
+    assert documents(writer) == [b"{}", b"end"]
+    assert writer.ended == Ended(Cause.COMPLETED)
+    assert writer.stats.completion_tokens == 0
+    assert bench.instrumentation.spared == []
 
 
 @in_virtual_time
 async def test_a_whole_answer_has_no_documents_that_end_it() -> None:
     bench = Bench()
-    producer = await bench.running(streaming=False)
-    producer.put(Chunk(b"{}"))
-    producer.finish()
+    writer = await bench.running(streaming=False)
+    writer.put(Chunk(b"{}"))
+    writer.finish()
 
-    assert documents(producer) == [b"{}"]
+    assert documents(writer) == [b"{}"]
 
 
 @in_virtual_time
 async def test_the_frame_of_the_start_says_how_pieces_are_written() -> None:
     bench = Bench()
-    producer = bench.queued()
-    producer.start(a_frame())
-    producer.put(Delta("a", 1))
+    writer = bench.queued()
+    writer.start(a_frame())
+    writer.put(Delta("a", 1))
 
-    assert documents(producer) == [b"<a>"]
+    assert documents(writer) == [b"<a>"]
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_nothing_is_taken_before_the_start() -> None:
-    producer = Bench().queued()
-    producer.put(Delta("early", 1))
-    producer.finish()
+    writer = Bench().queued()
+    writer.put(Delta("early", 1))
+    writer.finish()
 
-    assert (producer.state, producer.silent, producer.ended) == (State.QUEUED, True, None)
-    assert documents(producer) == []
-    assert producer.tally.completion_tokens == 0
+    assert (writer.state, writer.silent, writer.ended) == (State.QUEUED, True, None)
+    assert documents(writer) == []
+    assert writer.stats.completion_tokens == 0
 
 
 @in_virtual_time
 async def test_failure_ends_the_stream_with_the_cause_of_its_error_and_aborts_nothing() -> None:
     """The engine that failed has nothing left to abort."""
     bench = Bench()
-    producer = await bench.running()
+    writer = await bench.running()
     error = EngineFailed("The engine gave up.")
-    producer.fail(error)
+    writer.fail(error)
 
-    assert producer.ended == Ended(Cause.ENGINE_FAILED, error)
-    assert documents(producer) == [b'"engine_failed"']
+    assert writer.ended == Ended(Cause.ENGINE_FAILED, error)
+    assert documents(writer) == [b'"engine_failed"']
     assert (bench.gate.taken, bench.handle.aborts) == (0, 0)
 
 
 @in_virtual_time
 async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
     bench = Bench()
-    producer = await bench.running()
-    producer.cancel(Cancelled("By its id."))
+    writer = await bench.running()
+    writer.cancel(Cancelled("By its id."))
 
     assert (bench.gate.taken, bench.handle.aborts, bench.ends) == (0, 1, 1)
-    assert producer.ended is not None
-    assert producer.ended.cause is Cause.CANCELLED
+    assert writer.ended is not None
+    assert writer.ended.cause is Cause.CANCELLED
 
 
 @in_virtual_time
 async def test_the_cause_of_a_cancellation_may_be_another_than_its_errors() -> None:
     """A client that left has cancelled nothing; it is nobody's error, but the log says something to nobody."""
-    producer = await Bench().running()
-    producer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
+    writer = await Bench().running()
+    writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
 
-    assert producer.ended is not None
-    assert producer.ended.cause is Cause.DISCONNECTED
+    assert writer.ended is not None
+    assert writer.ended.cause is Cause.DISCONNECTED
 
 
 @in_virtual_time
 async def test_a_cancellation_before_the_engine_has_answered_reaches_it_when_it_does() -> None:
     """Between submit and its handle there is an await, and a request may well be cancelled there."""
     bench = Bench()
-    producer = bench.queued()
-    producer.start(None)
-    producer.cancel(Cancelled("By its id."))
-    producer.attach(bench.handle)
+    writer = bench.queued()
+    writer.start(None)
+    writer.cancel(Cancelled("By its id."))
+    writer.attach(bench.handle)
 
     assert bench.handle.aborts == 1
 
@@ -148,10 +148,10 @@ async def test_a_cancellation_before_the_engine_has_answered_reaches_it_when_it_
 @in_virtual_time
 async def test_a_stream_that_was_complete_before_its_handle_came_is_not_aborted() -> None:
     bench = Bench()
-    producer = bench.queued()
-    producer.start(None)
-    producer.put(Delta("all", 1, "stop"))
-    producer.attach(bench.handle)
+    writer = bench.queued()
+    writer.start(None)
+    writer.put(Delta("all", 1, "stop"))
+    writer.attach(bench.handle)
 
     assert bench.handle.aborts == 0
 
@@ -159,9 +159,9 @@ async def test_a_stream_that_was_complete_before_its_handle_came_is_not_aborted(
 @in_virtual_time
 async def test_a_permit_that_comes_after_the_end_goes_back_at_once() -> None:
     bench = Bench()
-    producer = bench.queued()
-    producer.cancel(Cancelled("By its id."))
-    producer.admit(await bench.gate.enter())
+    writer = bench.queued()
+    writer.cancel(Cancelled("By its id."))
+    writer.admit(await bench.gate.enter())
 
     assert bench.gate.taken == 0
 
@@ -169,70 +169,70 @@ async def test_a_permit_that_comes_after_the_end_goes_back_at_once() -> None:
 @in_virtual_time
 async def test_tokens_and_their_gaps_are_measured() -> None:
     bench = Bench()
-    producer = await bench.running()
+    writer = await bench.running()
     bench.clock.advance(2.0)
-    producer.put(Delta("a", 1))
+    writer.put(Delta("a", 1))
     bench.clock.advance(0.5)
-    producer.put(Delta("", 0))
-    producer.put(Delta("b", 3))
-    producer.finish()
+    writer.put(Delta("", 0))
+    writer.put(Delta("b", 3))
+    writer.finish()
 
-    assert producer.tally.first_token_s == 1002.0
-    assert bench.facts.gaps == [pytest.approx(0.5)]
-    assert producer.tally.completion_tokens == 4
+    assert writer.stats.first_token_s == 1002.0
+    assert bench.instrumentation.gaps == [pytest.approx(0.5)]
+    assert writer.stats.completion_tokens == 4
 
 
 @in_virtual_time
 async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told() -> None:
     bench = Bench()
-    kept, plain = bench.queued(2**20, outlives=True), bench.queued()
-    for producer in (kept, plain):
-        producer.fail(EngineFailed("Down."))
+    kept, plain = bench.queued(2**20, is_resumable=True), bench.queued()
+    for writer in (kept, plain):
+        writer.fail(EngineFailed("Down."))
 
-    assert kept.tally.cause is Cause.REFUSED_UNREADY
-    assert plain.tally.cause is None, "that exchange will say by itself how it ended"
+    assert kept.stats.cause is Cause.REFUSED_UNREADY
+    assert plain.stats.cause is None, "that exchange will say by itself how it ended"
 
 
 @in_virtual_time
 async def test_a_stream_goes_on_with_the_next_engine() -> None:
-    producer = await Bench().running()
-    producer.put(Delta("a", 1))
-    producer.lose()
-    producer.put(Delta("b", 1))
+    writer = await Bench().running()
+    writer.put(Delta("a", 1))
+    writer.lose()
+    writer.put(Delta("b", 1))
 
-    assert producer.state is State.RECOVERING
+    assert writer.state is State.RECOVERING
 
-    producer.regain()
-    producer.put(Delta("c", 1, "stop"))
+    writer.regain()
+    writer.put(Delta("c", 1, "stop"))
 
-    assert documents(producer) == [b"abc", b"end"]
+    assert documents(writer) == [b"abc", b"end"]
 
 
 @in_virtual_time
 async def test_a_stream_at_the_gate_has_no_engine_to_lose() -> None:
-    producer = Bench().queued()
-    producer.lose()
+    writer = Bench().queued()
+    writer.lose()
 
-    assert producer.state is State.QUEUED
+    assert writer.state is State.QUEUED
 
-    producer.regain()
+    writer.regain()
 
-    assert producer.state is State.QUEUED
+    assert writer.state is State.QUEUED
 
-    producer.cancel(Cancelled("By its id."))
+    writer.cancel(Cancelled("By its id."))
 
 
 @in_virtual_time
 async def test_it_is_silent_until_the_engine_has_said_something() -> None:
-    producer = await Bench().running()
+    writer = await Bench().running()
 
-    assert producer.silent
+    assert writer.silent
 
-    producer.put(Delta("", 0))
+    writer.put(Delta("", 0))
 
-    assert not producer.silent
+    assert not writer.silent
 
-    producer.finish()
+    writer.finish()
 
 
 class Sleeper:
@@ -254,18 +254,18 @@ class Sleeper:
 
 @in_virtual_time
 async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stops_watching() -> None:
-    producer = await Bench().running()
+    writer = await Bench().running()
     woken: list[str] = []
     ann, bob = (Sleeper(name, woken) for name in ("ann", "bob"))
-    producer.watch(ann)
-    producer.watch(bob)
-    producer.put(Delta("a", 1))
+    writer.watch(ann)
+    writer.watch(bob)
+    writer.put(Delta("a", 1))
 
     assert woken == ["ann", "bob"]
 
-    producer.unwatch(ann)
-    producer.say("b", 1, clock().now())
-    producer.finish()
+    writer.unwatch(ann)
+    writer.say("b", 1, clock().now())
+    writer.finish()
 
     assert woken[2:] == ["bob", "bob"]
 
@@ -273,125 +273,125 @@ async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stop
 @in_virtual_time
 async def test_an_unread_plain_stream_costs_its_text_only() -> None:
     """A delta is some two hundred bytes around a few letters; a reader that stops must not pay them for every token."""
-    producer = await Bench().running()
+    writer = await Bench().running()
     for number in range(10_000):
-        producer.put(Delta(f"{number:05d}", 1))
+        writer.put(Delta(f"{number:05d}", 1))
 
-        assert len(producer._pending) < 64
+        assert len(writer._pending) < 64
 
-    said = documents(producer)
+    said = documents(writer)
 
     assert b"".join(said) == b"".join(b"%05d" % number for number in range(10_000))
     assert len(said) == 5, "as few as lines of less than 64 KiB allow"
-    assert producer.tally.completion_tokens == 10_000
+    assert writer.stats.completion_tokens == 10_000
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_an_unread_stream_that_keeps_moves_into_its_log_and_under_its_limit() -> None:
-    producer = await Bench().running(keep_bytes=4096)
+    writer = await Bench().running(keep_bytes=4096)
     for number in range(64 * 100):
-        producer.put(Delta(f"{number:05d}", 1))
+        writer.put(Delta(f"{number:05d}", 1))
 
-        assert len(producer._pending) < 64
+        assert len(writer._pending) < 64
 
-    assert producer.log.last == 100, "64 deltas an event"
-    assert producer.log.size_bytes <= 4096
+    assert writer.log.last == 100, "64 deltas an event"
+    assert writer.log.size_bytes <= 4096
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
-    producer = await Bench().running()
+    writer = await Bench().running()
     written = 0
 
     async def format_() -> None:
         nonlocal written
         for _ in range(50):
-            producer.put(Chunk(b"x" * 1024))
+            writer.put(Chunk(b"x" * 1024))
             written += 1
-            if producer.full:
-                await producer.room()
-        producer.finish()
+            if writer.full:
+                await writer.room()
+        writer.finish()
 
     task = asyncio.get_running_loop().create_task(format_())
     await settle()
 
-    assert (producer.full, written) == (True, 17), "16 KiB, and the one that was too many"
+    assert (writer.full, written) == (True, 17), "16 KiB, and the one that was too many"
 
     await asyncio.sleep(100)
 
     assert written == 17
 
-    producer.seal()
+    writer.seal()
     await settle()
 
     assert written == 34
 
-    producer.seal()
+    writer.seal()
     await settle()
-    producer.seal()
+    writer.seal()
     await task
 
-    assert producer.log.last == 51
+    assert writer.log.last == 51
 
 
 @in_virtual_time
 async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
     """It goes on without a reader."""
-    producer = await Bench().running(keep_bytes=2**20)
+    writer = await Bench().running(keep_bytes=2**20)
     for _ in range(100):
-        producer.put(Chunk(b"x" * 1024))
+        writer.put(Chunk(b"x" * 1024))
 
-        assert not producer.full
+        assert not writer.full
 
-    producer.finish()
+    writer.finish()
 
-    assert producer.log.last == 101
+    assert writer.log.last == 101
 
 
 @in_virtual_time
 async def test_a_formatter_that_waits_hears_of_the_end() -> None:
-    producer = await Bench(clock()).running()
-    producer.put(Chunk(b"x" * 18_000))
-    task = asyncio.get_running_loop().create_task(producer.room())
+    writer = await Bench(clock()).running()
+    writer.put(Chunk(b"x" * 18_000))
+    task = asyncio.get_running_loop().create_task(writer.room())
     await settle()
-    producer.cancel(Cancelled("By its id."))
+    writer.cancel(Cancelled("By its id."))
     await task
-    await producer.room()
+    await writer.room()
 
-    assert producer.log.last == 2
+    assert writer.log.last == 2
 
 
 @in_virtual_time
 async def test_a_formatter_that_is_cancelled_while_it_waits_is_no_hindrance() -> None:
-    producer = await Bench(clock()).running()
-    producer.put(Chunk(b"x" * 18_000))
-    task = asyncio.get_running_loop().create_task(producer.room())
+    writer = await Bench(clock()).running()
+    writer.put(Chunk(b"x" * 18_000))
+    task = asyncio.get_running_loop().create_task(writer.room())
     await settle()
     task.cancel()
     await settle()
-    producer.seal()
-    producer.finish()
+    writer.seal()
+    writer.finish()
 
     assert task.cancelled()
-    assert producer.log.last == 2
+    assert writer.log.last == 2
 
 
-ACTS: dict[str, Callable[[Producer, Handle], Any]] = {
-    "start": lambda producer, _: producer.start(None),
-    "attach": lambda producer, handle: producer.attach(handle),
-    "put": lambda producer, _: producer.put(Delta("x", 1)),
-    "last": lambda producer, _: producer.put(Delta("y", 1, "stop")),
-    "document": lambda producer, _: producer.put(Chunk(b"z")),
-    "finish": lambda producer, _: producer.finish(),
-    "fail": lambda producer, _: producer.fail(EngineFailed("Down.")),
-    "cancel": lambda producer, _: producer.cancel(Cancelled("By its id.")),
-    "seal": lambda producer, _: producer.seal(),
-    "lose": lambda producer, _: producer.lose(),
-    "regain": lambda producer, _: producer.regain(),
+ACTS: dict[str, Callable[[StreamWriter, Handle], Any]] = {
+    "start": lambda writer, _: writer.start(None),
+    "attach": lambda writer, handle: writer.attach(handle),
+    "put": lambda writer, _: writer.put(Delta("x", 1)),
+    "last": lambda writer, _: writer.put(Delta("y", 1, "stop")),
+    "document": lambda writer, _: writer.put(Chunk(b"z")),
+    "finish": lambda writer, _: writer.finish(),
+    "fail": lambda writer, _: writer.fail(EngineFailed("Down.")),
+    "cancel": lambda writer, _: writer.cancel(Cancelled("By its id.")),
+    "seal": lambda writer, _: writer.seal(),
+    "lose": lambda writer, _: writer.lose(),
+    "regain": lambda writer, _: writer.regain(),
 }
 
 
@@ -401,26 +401,26 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
 
     async def play() -> None:
         bench = Bench()
-        producer = bench.queued(2**20)
-        producer.admit(await bench.gate.enter())
+        writer = bench.queued(2**20)
+        writer.admit(await bench.gate.enter())
         said = b""
         for act in acts:
-            state = producer.state
-            ACTS[act](producer, bench.handle)
+            state = writer.state
+            ACTS[act](writer, bench.handle)
             if state in {State.RUNNING, State.RECOVERING}:
                 said += {"put": b"x", "last": b"y", "document": b"z"}.get(act, b"")
 
-            assert bench.gate.taken == (0 if producer.ended else 1)
-        producer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
+            assert bench.gate.taken == (0 if writer.ended else 1)
+        writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
         for act in ("put", "last", "finish", "fail", "cancel", "seal"):
-            ACTS[act](producer, bench.handle)
+            ACTS[act](writer, bench.handle)
 
-        *events, end = documents(producer)
+        *events, end = documents(writer)
         assert b"".join(events) == said
         assert end in {b"end", b'"engine_failed"', b'"cancelled"'}
         assert bench.ends == 1
         assert bench.gate.taken == 0
-        assert producer.tally.completion_tokens == said.count(b"x") + said.count(b"y")
+        assert writer.stats.completion_tokens == said.count(b"x") + said.count(b"y")
         if acts.count("attach") == 1:
             assert bench.handle.aborts <= 1
 
@@ -435,57 +435,57 @@ def _log_probabilities(number: int) -> Chunk:
 @in_virtual_time
 async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_lost() -> None:
     bench = Bench(clock())
-    producer = await bench.running()
+    writer = await bench.running()
     said = [_log_probabilities(number) for number in range(100)]
     for piece in said:
-        producer.put(piece)
+        writer.put(piece)
 
-    assert producer.ended is None
-    assert 0 < producer.log.size_bytes < sum(len(piece.payload) for piece in said) / 2
-    assert documents(producer) == [piece.payload for piece in said]
-    assert (producer.log.size_bytes, producer.log.last) == (0, 100)
+    assert writer.ended is None
+    assert 0 < writer.log.size_bytes < sum(len(piece.payload) for piece in said) / 2
+    assert documents(writer) == [piece.payload for piece in said]
+    assert (writer.log.size_bytes, writer.log.last) == (0, 100)
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_who_lets_documents_pile_up_for_too_long_is_stalled_and_hears_so() -> None:
     bench = Bench(clock())
-    producer = await bench.running()
+    writer = await bench.running()
     number = 0
-    while producer.ended is None:
-        producer.put(_log_probabilities(number))
+    while writer.ended is None:
+        writer.put(_log_probabilities(number))
         number += 1
         bench.clock.advance(0.02)
         assert number < 1000
 
-    assert producer.ended.cause is Cause.CLIENT_STALLED
-    assert producer.log.size_bytes < 64 * 2**10
+    assert writer.ended.cause is Cause.CLIENT_STALLED
+    assert writer.log.size_bytes < 64 * 2**10
     assert (bench.handle.aborts, bench.gate.taken) == (1, 0)
-    assert documents(producer) == [*[_log_probabilities(i).payload for i in range(number)], b'"client_stalled"']
+    assert documents(writer) == [*[_log_probabilities(i).payload for i in range(number)], b'"client_stalled"']
 
 
 @in_virtual_time
 async def test_large_documents_that_come_together_are_no_sign_of_a_stall() -> None:
     """The log probabilities of a long prompt, for each choice of n, before the reader has had a turn."""
     bench = Bench(clock())
-    producer = await bench.running()
+    writer = await bench.running()
     large = Chunk(b"".join(_log_probabilities(i).payload for i in range(1000)))
     for _ in range(8):
-        producer.put(large)
+        writer.put(large)
 
-    assert producer.ended is None
-    assert documents(producer) == [large.payload] * 8
+    assert writer.ended is None
+    assert documents(writer) == [large.payload] * 8
 
-    producer.finish()
+    writer.finish()
 
 
 @in_virtual_time
 async def test_a_whole_answer_may_be_of_any_size() -> None:
     bench = Bench(clock())
-    producer = await bench.running(streaming=False)
-    producer.put(Chunk(b"x" * 2**20))
+    writer = await bench.running(streaming=False)
+    writer.put(Chunk(b"x" * 2**20))
 
-    assert producer.log.size_bytes == 0
+    assert writer.log.size_bytes == 0
 
-    producer.finish()
+    writer.finish()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.errors import EngineFailed, SettingsError
 from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Order, Ready, Up
@@ -27,7 +27,7 @@ class Cores:
     ended: bool = False
     death: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def dead(self) -> None:
+    async def wait_dead(self) -> None:
         await self.death.wait()
 
     def kill(self) -> None:
@@ -45,7 +45,7 @@ class House:
         self.made: list[Cores] = []
         self.told: list[tuple[int, Order]] = []
         self.failures = 0
-        self.regained: list[Revival] = []
+        self.regained: list[RecoveryReport] = []
         self.engines = Engines(self._make, lambda number, message: self.told.append((number, message)), 2)
         self.supervisor: Supervisor[Engines] = Supervisor(
             self.engines.launch,
@@ -125,7 +125,7 @@ async def test_a_death_is_told_and_another_one_started_with_other_addresses() ->
     house.ready(2, continued=3)
     await settle()
 
-    assert house.regained == [Revival(6, {"grammar": 1})]
+    assert house.regained == [RecoveryReport(6, {"grammar": 1})]
     await house.stop()
 
 
@@ -196,7 +196,7 @@ async def test_the_first_one_must_live_until_it_is_used() -> None:
     await house.supervisor.stop()
 
 
-class Tenant:
+class SharedEngineClient:
     """A worker's client of the engine."""
 
     stats_s: Mapping[int, float] = {}
@@ -208,7 +208,7 @@ class Tenant:
     def lose(self) -> None:
         self.losses += 1
 
-    async def evict(self, number: int) -> None:
+    async def abort_client(self, number: int) -> None:
         """Nobody is there."""
 
 
@@ -228,10 +228,10 @@ async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engi
 
     assert await asked == {"at": "2"}
 
-    tenant = Tenant()
-    tenancy.meet(tenant)
+    tenant = SharedEngineClient()
+    tenancy.attach(tenant)
     loss = asyncio.get_running_loop().create_task(tenancy.loss())
-    tenancy.complain()
+    tenancy.report_unresponsive()
     await settle()
 
     assert (said, tenant.losses, loss.done()) == ([Complaint(2)], 0, False)
@@ -248,8 +248,8 @@ async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> No
     tenancy.up(Up(1, {}))
     await tenancy.addresses()
     tenancy.lost(Lost(1))
-    tenant = Tenant()
-    tenancy.meet(tenant)
+    tenant = SharedEngineClient()
+    tenancy.attach(tenant)
 
     assert tenant.losses == 1
 
@@ -283,7 +283,7 @@ async def test_deaths_that_a_workers_request_explains_are_reported_by_the_house(
 
         assert house.supervisor.phase is Phase.UP
 
-    assert [revival.expelled for revival in house.regained] == [0, 1, 1]
+    assert [recovery.expelled for recovery in house.regained] == [0, 1, 1]
 
     await house.stop()
 

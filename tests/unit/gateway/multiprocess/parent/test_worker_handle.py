@@ -12,13 +12,13 @@ import pytest
 
 from gateway.admission.gate import Gate
 from gateway.clock import SystemClock
-from gateway.engine.base import Revival
+from gateway.engine.base import RecoveryReport
 from gateway.errors import Overloaded
 from gateway.multiprocess.messages import Drain, Drained, EndNow, Evict, Failed, Leave, Message, Ready, Up
 from gateway.multiprocess.parent import worker_handle
 from gateway.multiprocess.parent.worker_handle import Member
 from gateway.multiprocess.worker.context import Seat
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.unit.gateway.multiprocess.worker.test_peer_proxy import in_real_time
 
 
@@ -38,7 +38,9 @@ class Pair:
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair()
         self.process = Process()
-        self.gate = Gate(max_concurrent=1, max_waiting=0, queue_timeout_s=5, clock=SystemClock(), facts=Recorder())
+        self.gate = Gate(
+            max_concurrent=1, max_waiting=0, queue_timeout_s=5, clock=SystemClock(), instrumentation=Recorder()
+        )
         self.member = Member(1, cast("Any", self.process), ours, self.gate)
         self.seat = Seat(1, 2, self.theirs, Path("/nowhere"))
         self.heard: list[Message] = []
@@ -74,7 +76,7 @@ async def test_what_a_worker_reports_is_heard_and_what_it_is_told_is_done() -> N
     pair.member.tell(Up(1, {"at": "x"}))
     assert await pair.seat.tenancy.addresses() == {"at": "x"}
 
-    pair.seat.serves("m", True, Revival(3, {"grammar": 1}))
+    pair.seat.serves("m", True, RecoveryReport(3, {"grammar": 1}))
     pair.seat.failed("No.", 2)
     pair.seat.drained()
     await until(lambda: len(pair.heard) == 3)
@@ -93,7 +95,7 @@ async def test_what_a_worker_reports_is_heard_and_what_it_is_told_is_done() -> N
 async def test_a_seat_is_asked_for_over_the_line_and_freed_by_its_end() -> None:
     pair = Pair()
     following = await pair.open()
-    gate = pair.seat.gate(max_concurrent=1, clock=SystemClock(), facts=Recorder())
+    gate = pair.seat.gate(max_concurrent=1, clock=SystemClock(), instrumentation=Recorder())
     await gate.enter()
     with pytest.raises(Overloaded):
         await gate.enter()

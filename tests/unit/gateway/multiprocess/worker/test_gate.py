@@ -11,7 +11,7 @@ from gateway.errors import ClientError, Overloaded
 from gateway.multiprocess.messages import Ask, GiveBack, Granted, Order, Refused
 from gateway.multiprocess.parent.permit_server import Permits
 from gateway.multiprocess.worker.gate import RemoteGate
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time, settle
 
 # One way, in seconds.
@@ -21,13 +21,15 @@ WIRE_S = 0.001
 class Worker:
     """A worker and the house's side of it, with a wire between that takes its time."""
 
-    def __init__(self, gate: Gate, seats: int) -> None:
-        self.facts = Recorder()
+    def __init__(self, gate: Gate, slots: int) -> None:
+        self.instrumentation = Recorder()
         self.permits = Permits(gate, self._to_worker)
-        self.gate = RemoteGate(max_concurrent=seats, clock=clock(), facts=self.facts, send=self._to_house)
+        self.gate = RemoteGate(
+            max_concurrent=slots, clock=clock(), instrumentation=self.instrumentation, send=self._to_house
+        )
 
-    def enter(self, seats: int = 1) -> asyncio.Task[Permit]:
-        return asyncio.get_running_loop().create_task(self.gate.enter(seats))
+    def enter(self, slots: int = 1) -> asyncio.Task[Permit]:
+        return asyncio.get_running_loop().create_task(self.gate.enter(slots))
 
     def _to_house(self, message: Ask | GiveBack) -> None:
         hear = self.permits.ask if isinstance(message, Ask) else self.permits.give_back
@@ -42,14 +44,18 @@ class Worker:
 class House:
     """One gate, several workers."""
 
-    def __init__(self, seats: int = 2, waiting: int = 8, timeout_s: float = 60.0, workers: int = 2) -> None:
+    def __init__(self, slots: int = 2, waiting: int = 8, timeout_s: float = 60.0, workers: int = 2) -> None:
         self.gate = Gate(
-            max_concurrent=seats, max_waiting=waiting, queue_timeout_s=timeout_s, clock=clock(), facts=Recorder()
+            max_concurrent=slots,
+            max_waiting=waiting,
+            queue_timeout_s=timeout_s,
+            clock=clock(),
+            instrumentation=Recorder(),
         )
-        self.workers = [Worker(self.gate, seats) for _ in range(workers)]
+        self.workers = [Worker(self.gate, slots) for _ in range(workers)]
 
     @property
-    def seats(self) -> tuple[int, int]:
+    def slots(self) -> tuple[int, int]:
         return self.gate.taken, self.gate.waiting
 
 
@@ -60,19 +66,19 @@ async def test_a_seat_costs_one_round_trip() -> None:
     permit = await house.workers[0].enter()
 
     assert clock().now() - began_s == pytest.approx(2 * WIRE_S)
-    assert house.workers[0].facts.waits == [pytest.approx(2 * WIRE_S)]
-    assert (house.seats, house.workers[0].gate.taken) == ((1, 0), 1)
+    assert house.workers[0].instrumentation.waits == [pytest.approx(2 * WIRE_S)]
+    assert (house.slots, house.workers[0].gate.taken) == ((1, 0), 1)
 
     permit.release()
     permit.release()
     await asyncio.sleep(1)
 
-    assert (house.seats, house.workers[0].gate.taken) == ((0, 0), 0)
+    assert (house.slots, house.workers[0].gate.taken) == ((0, 0), 0)
 
 
 @in_virtual_time
 async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
-    house = House(seats=2)
+    house = House(slots=2)
     one, two = house.workers
     held = [await one.enter(), await two.enter()]
     waiting = []
@@ -80,7 +86,7 @@ async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
         waiting.append(worker.enter())
         await asyncio.sleep(0.1)
 
-    assert house.seats == (2, 3)
+    assert house.slots == (2, 3)
     assert (one.gate.waiting, two.gate.waiting) == (1, 2)
 
     for index, permit in enumerate(held):
@@ -93,12 +99,12 @@ async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
         (await task).release()
         await asyncio.sleep(0.1)
 
-    assert house.seats == (0, 0)
+    assert house.slots == (0, 0)
 
 
 @in_virtual_time
 async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back() -> None:
-    house = House(seats=1, waiting=1)
+    house = House(slots=1, waiting=1)
     one, two = house.workers
     permit, waiting = await one.enter(), one.enter()
     await asyncio.sleep(0.1)
@@ -107,7 +113,7 @@ async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back
 
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s >= 1
-    assert two.facts.rejections == ["queue_full"]
+    assert two.instrumentation.rejections == ["queue_full"]
     assert "waiting room" in caught.value.message
 
     permit.release()
@@ -116,7 +122,7 @@ async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back
 
 @in_virtual_time
 async def test_a_wait_that_is_too_long_ends() -> None:
-    house = House(seats=1, timeout_s=5)
+    house = House(slots=1, timeout_s=5)
     one, two = house.workers
     permit = await one.enter()
     began_s = clock().now()
@@ -124,14 +130,14 @@ async def test_a_wait_that_is_too_long_ends() -> None:
         await two.enter()
 
     assert clock().now() - began_s == pytest.approx(5, abs=0.01)
-    assert (two.facts.rejections, two.gate.waiting, house.seats) == (["queue_timeout"], 0, (1, 0))
+    assert (two.instrumentation.rejections, two.gate.waiting, house.slots) == (["queue_timeout"], 0, (1, 0))
 
     permit.release()
 
 
 @in_virtual_time
 async def test_what_could_never_fit_is_refused_without_asking() -> None:
-    house = House(seats=2)
+    house = House(slots=2)
     with pytest.raises(ClientError) as caught:
         await house.workers[0].gate.enter(3)
 
@@ -142,10 +148,10 @@ async def test_what_could_never_fit_is_refused_without_asking() -> None:
 @in_virtual_time
 async def test_who_gives_up_leaves_no_trace_at_any_moment(after_s: float) -> None:
     """Also while the question or the answer is on its way."""
-    for seats in (0, 1):
-        house = House(seats=1)
+    for slots in (0, 1):
+        house = House(slots=1)
         one, two = house.workers
-        held = await one.enter() if seats == 0 else None
+        held = await one.enter() if slots == 0 else None
         task = two.enter()
         await asyncio.sleep(after_s)
         task.cancel()
@@ -156,25 +162,25 @@ async def test_who_gives_up_leaves_no_trace_at_any_moment(after_s: float) -> Non
             held.release()
         await asyncio.sleep(1)
 
-        assert (house.seats, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
+        assert (house.slots, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
 
 
 @in_virtual_time
 async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
-    house = House(seats=3)
+    house = House(slots=3)
     dead, alive = house.workers
     await dead.enter(2)
     other = await alive.enter()
     waiting, next_one = dead.enter(), alive.enter(2)
     await asyncio.sleep(0.1)
 
-    assert house.seats == (3, 2)
+    assert house.slots == (3, 2)
 
     dead.permits.clear()
     await asyncio.sleep(0.1)
 
     assert next_one.done()
-    assert house.seats == (3, 0)
+    assert house.slots == (3, 0)
 
     waiting.cancel()
     for permit in (other, await next_one):
@@ -182,7 +188,7 @@ async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     await asyncio.sleep(1)
 
-    assert house.seats == (0, 0)
+    assert house.slots == (0, 0)
 
 
 @in_virtual_time
@@ -193,4 +199,4 @@ async def test_an_answer_that_nobody_waits_for_is_nothing() -> None:
     house.workers[0].permits.give_back(GiveBack(99))
     await settle()
 
-    assert house.seats == (0, 0)
+    assert house.slots == (0, 0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.domain import Wishes
+from gateway.domain import RequestOptions
 from gateway.errors import ClientError
 from gateway.transports.common import request_options
 
@@ -10,16 +10,16 @@ from gateway.transports.common import request_options
 @pytest.mark.parametrize(
     ("headers", "wished"),
     [
-        ({}, Wishes(None, None)),
-        ({"x-request-timeout": "30"}, Wishes(30.0, None)),
-        ({"x-request-timeout": "2.5"}, Wishes(2.5, None)),
-        ({"x-stream-resumable": "60"}, Wishes(None, 60.0)),
-        ({"x-stream-resumable": "0"}, Wishes(None, 0.0)),
-        ({"x-request-timeout": " 1 ", "x-stream-resumable": "1e3"}, Wishes(1.0, 1000.0)),
-        ({"x-other": "7"}, Wishes(None, None)),
+        ({}, RequestOptions(None, None)),
+        ({"x-request-timeout": "30"}, RequestOptions(30.0, None)),
+        ({"x-request-timeout": "2.5"}, RequestOptions(2.5, None)),
+        ({"x-stream-resumable": "60"}, RequestOptions(None, 60.0)),
+        ({"x-stream-resumable": "0"}, RequestOptions(None, 0.0)),
+        ({"x-request-timeout": " 1 ", "x-stream-resumable": "1e3"}, RequestOptions(1.0, 1000.0)),
+        ({"x-other": "7"}, RequestOptions(None, None)),
     ],
 )
-def test_wishes_are_seconds(headers: dict[str, str], wished: Wishes) -> None:
+def test_wishes_are_seconds(headers: dict[str, str], wished: RequestOptions) -> None:
     assert request_options.read(headers) == wished
 
 

@@ -209,7 +209,7 @@ async def test_too_many_bodies_at_once_are_a_503_that_says_when_to_come_again() 
     assert (status, body["error"]["code"]) == (503, "overloaded")
     assert "server.max_total_body_bytes" in body["error"]["message"]
     assert b"retry-after: 1" in top
-    assert made.facts.rejections == ["bodies"]
+    assert made.instrumentation.rejections == ["bodies"]
     assert second.heard == b""
 
     first.hang_up()

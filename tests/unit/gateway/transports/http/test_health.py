@@ -88,5 +88,5 @@ async def test_probes_count_as_requests_that_generate_nothing() -> None:
     edge = Edge()
     await asyncio.gather(*(edge.client("GET", path).finish() for path in ("/livez", "/readyz")))
 
-    assert edge.facts.endings == []
-    assert edge.facts.labels == [("/livez", "ok"), ("/readyz", "ok")]
+    assert edge.instrumentation.endings == []
+    assert edge.instrumentation.labels == [("/livez", "ok"), ("/readyz", "ok")]

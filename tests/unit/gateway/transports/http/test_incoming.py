@@ -407,7 +407,7 @@ async def test_a_client_that_leaves_in_its_body_is_gone_and_no_error() -> None:
     connection.hang_up()
     await asyncio.sleep(100)
 
-    assert [type(error).__name__ for error in app.errors] == ["Left"]
+    assert [type(error).__name__ for error in app.errors] == ["ClientDisconnected"]
 
 
 @in_virtual_time

@@ -24,7 +24,7 @@ from gateway.errors import (
     cause_of,
 )
 from gateway.logs import ACCESS
-from gateway.streams.cancel_scope import Left
+from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.common.api_keys import Keys
 from gateway.transports.http.access import Access
 from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Guard
@@ -32,7 +32,7 @@ from gateway.transports.http.responses import read_body
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.edge import ANY_SITE, key_line
-from tests.support.facts import Recorder
+from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time
 
 SECRET = "sk-sluice-topsecret"
@@ -78,7 +78,7 @@ class Door:
         protect_metrics: bool = False,
         max_body_bytes: int = 1000,
     ) -> None:
-        self.facts = Recorder()
+        self.instrumentation = Recorder()
         self.closing = False
         self.guard = Guard(
             app,
@@ -93,7 +93,7 @@ class Door:
             max_body_bytes=max_body_bytes,
             closing=lambda: self.closing,
             clock=clock(),
-            facts=self.facts,
+            instrumentation=self.instrumentation,
         )
 
     async def get(self, path: str = "/v1/models", **options: Any) -> Client:
@@ -210,12 +210,12 @@ async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytes
     assert answer.status == 500
     assert answer.error()["code"] == "internal_error"
     assert b"secret reason" not in answer.body
-    assert door.facts.labels == [("other", "error")]
-    assert door.facts.endings == [], "no engine work, no ending"
+    assert door.instrumentation.labels == [("other", "error")]
+    assert door.instrumentation.endings == [], "no engine work, no ending"
     assert "the secret reason" in caplog.text, "the log has the details"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a defect"), ClientError("No."), Left()])
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), ClientError("No."), ClientDisconnected()])
 @in_virtual_time
 async def test_an_error_after_the_first_byte_leaves_the_response_incomplete(error: Exception) -> None:
     """The server then breaks the connection without the final chunk, so that the client notices."""
@@ -233,12 +233,12 @@ async def test_retry_after_is_what_the_error_computed() -> None:
     assert (answer.status, answer.headers["retry-after"]) == (503, "17")
 
 
-def working(*, outlives: bool, cause: Cause | None = None, error: Exception | None = None) -> Callable[..., Any]:
+def working(*, is_resumable: bool, cause: Cause | None = None, error: Exception | None = None) -> Callable[..., Any]:
     """An app that makes the engine work, and stops in the middle of its answer."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        tally = scope[EXCHANGE].tally
-        tally.works, tally.outlives, tally.cause, tally.completion_tokens = True, outlives, cause, 3
+        stats = scope[EXCHANGE].stats
+        stats.uses_engine, stats.is_resumable, stats.cause, stats.completion_tokens = True, is_resumable, cause, 3
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if error is not None:
             raise error
@@ -246,42 +246,42 @@ def working(*, outlives: bool, cause: Cause | None = None, error: Exception | No
     return app
 
 
-@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@pytest.mark.parametrize("left", [ClientDisconnected(), ClientDisconnected(Cause.CLIENT_STALLED)])
 @in_virtual_time
-async def test_an_exchange_ends_with_the_reason_for_which_its_reader_left(left: Left) -> None:
-    door = Door(working(outlives=False, error=left))
+async def test_an_exchange_ends_with_the_reason_for_which_its_reader_left(left: ClientDisconnected) -> None:
+    door = Door(working(is_resumable=False, error=left))
     await door.get()
 
-    assert door.facts.endings == [(left.cause, 3)]
-    assert door.facts.labels == [("other", left.cause.value)]
+    assert door.instrumentation.endings == [(left.cause, 3)]
+    assert door.instrumentation.labels == [("other", left.cause.value)]
 
 
-@pytest.mark.parametrize("left", [Left(), Left(Cause.CLIENT_STALLED)])
+@pytest.mark.parametrize("left", [ClientDisconnected(), ClientDisconnected(Cause.CLIENT_STALLED)])
 @in_virtual_time
-async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending(left: Left) -> None:
-    door = Door(working(outlives=True, error=left))
+async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending(left: ClientDisconnected) -> None:
+    door = Door(working(is_resumable=True, error=left))
     await door.get()
 
-    assert door.facts.endings == []
-    assert door.facts.labels == [("other", DETACHED)]
+    assert door.instrumentation.endings == []
+    assert door.instrumentation.labels == [("other", DETACHED)]
 
 
 @in_virtual_time
 async def test_an_exchange_whose_resumable_stream_has_ended_tells_how_and_counts_nothing() -> None:
     """The stream's own end has been counted when it came."""
-    door = Door(working(outlives=True, cause=Cause.COMPLETED))
+    door = Door(working(is_resumable=True, cause=Cause.COMPLETED))
     await door.get()
 
-    assert door.facts.endings == []
-    assert door.facts.labels == [("other", "completed")]
+    assert door.instrumentation.endings == []
+    assert door.instrumentation.labels == [("other", "completed")]
 
 
 @in_virtual_time
 async def test_a_response_that_stops_without_a_word_is_a_disconnect() -> None:
-    door = Door(working(outlives=False))
+    door = Door(working(is_resumable=False))
     await door.get()
 
-    assert door.facts.endings == [(Cause.DISCONNECTED, 3)]
+    assert door.instrumentation.endings == [(Cause.DISCONNECTED, 3)]
 
 
 @in_virtual_time
@@ -336,7 +336,7 @@ async def test_a_client_that_leaves_while_it_sends_is_a_disconnect() -> None:
     await client.finish()
 
     assert not client.started
-    assert door.facts.labels == [("other", "error")]
+    assert door.instrumentation.labels == [("other", "error")]
 
 
 @in_virtual_time
@@ -345,7 +345,7 @@ async def test_duration_counts_from_the_first_byte_of_the_request() -> None:
     door = Door()
     await door.get(extra={ARRIVAL: clock().now() - 2.5})
 
-    assert [seconds for *_, seconds in door.facts.exchanges] == [pytest.approx(2.5)]
+    assert [seconds for *_, seconds in door.instrumentation.exchanges] == [pytest.approx(2.5)]
 
 
 @in_virtual_time
@@ -404,8 +404,8 @@ async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
     inner = refuse if error is None else raising(error)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        tally = scope[EXCHANGE].tally
-        tally.works, tally.submitted = True, submitted
+        stats = scope[EXCHANGE].stats
+        stats.uses_engine, stats.submitted = True, submitted
         await inner(scope, receive, send)
 
     door = Door(app)
@@ -416,7 +416,7 @@ async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
     assert "x-should-retry" not in answer.headers, "the client may"
     if error is not None:
         assert answer.error()["retryable"]
-        assert door.facts.endings == [(cause_of(error, submitted=submitted), 0)]
+        assert door.instrumentation.endings == [(cause_of(error, submitted=submitted), 0)]
 
 
 async def shake(guard: Guard, headers: list[tuple[bytes, bytes]]) -> list[Any]:

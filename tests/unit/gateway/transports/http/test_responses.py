@@ -11,7 +11,7 @@ import pytest
 from gateway.domain import Cause
 from gateway.errors import ClientError, EngineFailed
 from gateway.logs import ACCESS
-from gateway.streams.cancel_scope import Left
+from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.http.responses import Presence, read_body
 from tests.support.asgi import Client
 from tests.support.edge import CHAT, COMPLETION, Edge
@@ -50,8 +50,8 @@ async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
     assert said(client) == "Hello!"
     assert client.events()[-1] == "[DONE]"
     assert [len(body) > 0 for body in client.bodies] == [True] * 3, "one send for each wake-up"
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
-    assert edge.facts.labels == [(CHAT, "completed")]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.labels == [(CHAT, "completed")]
     assert edge.at_rest
     assert run.aborts == 0
 
@@ -72,7 +72,7 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
 
     assert said(client) == "0 1 2 3 4 5 6 7 8 9 end"
     assert len(client.bodies) == 2
-    assert sum(edge.facts.spared) == 8, "nine of the ten texts left inside another, and the ending by itself"
+    assert sum(edge.instrumentation.spared) == 8, "nine of the ten texts left inside another, and the ending by itself"
     *_, text, ending, done = client.events()
     assert text["choices"][0] | {"delta": {"content": "1 2 3 4 5 6 7 8 9 end"}} == text["choices"][0]
     assert ending["choices"][0]["delta"] == {"content": ""}
@@ -89,8 +89,8 @@ async def test_time_to_first_token_is_measured_from_arrival_once() -> None:
     edge.engine.runs[0].end("b")
     await client.finish()
 
-    assert edge.facts.first_tokens == [pytest.approx(2, abs=1e-3)]
-    assert edge.facts.gaps == [pytest.approx(1, abs=1e-3)]
+    assert edge.instrumentation.first_tokens == [pytest.approx(2, abs=1e-3)]
+    assert edge.instrumentation.gaps == [pytest.approx(1, abs=1e-3)]
 
 
 @in_virtual_time
@@ -118,7 +118,7 @@ async def test_a_whole_answer_is_one_json_document() -> None:
     assert (client.status, client.json()) == (200, {"id": "chatcmpl-1"})
     assert client.headers["content-length"] == str(len(client.body))
     assert client.headers["x-stream-id"] == edge.engine.runs[0].id
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
     assert edge.at_rest
 
 
@@ -142,7 +142,7 @@ async def test_an_error_before_the_first_piece_is_a_real_status(stream: bool) ->
         "retryable": True,
         "resumable": False,
     }
-    assert edge.facts.endings == [(Cause.ENGINE_FAILED, 0)]
+    assert edge.instrumentation.endings == [(Cause.ENGINE_FAILED, 0)]
     assert edge.at_rest
 
 
@@ -154,7 +154,7 @@ async def test_a_request_that_cannot_be_served_is_a_real_status(stage: str) -> N
     client = await edge.ask().finish()
 
     assert (client.status, client.error()["param"]) == (400, "max_tokens")
-    assert edge.facts.endings == [(Cause.REJECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.REJECTED, 0)]
     assert edge.at_rest
 
 
@@ -172,7 +172,7 @@ async def test_an_error_midway_is_an_event_and_then_done() -> None:
     *_, error, done = client.events()
     assert (client.status, done, client.complete) == (200, "[DONE]", True)
     assert (error["error"]["code"], error["error"]["retryable"]) == ("engine_failed", True)
-    assert edge.facts.endings == [(Cause.ENGINE_FAILED, 2)]
+    assert edge.instrumentation.endings == [(Cause.ENGINE_FAILED, 2)]
     assert edge.at_rest
 
 
@@ -208,7 +208,7 @@ async def test_a_client_that_leaves_the_queue_makes_room(stream: bool) -> None:
 
     assert edge.gate.waiting == 0
     assert edge.engine.runs == []
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
     held.release()
 
@@ -224,7 +224,7 @@ async def test_a_client_that_leaves_before_the_engine_answers_leaves_nothing_beh
     await client.finish()
 
     assert edge.at_rest
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -240,7 +240,7 @@ async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: 
         run.say("abc", tokens)
         await settle()
     elif tokens:
-        run.prepared.tally.generated(tokens, None)
+        run.prepared.stats.generated(tokens, None)
     began = clock().now()
     client.leave()
     await client.finish()
@@ -249,13 +249,13 @@ async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: 
     assert run.aborts == 1
     assert edge.at_rest
     assert not client.complete
-    assert edge.facts.endings == [(Cause.DISCONNECTED, tokens)]
-    assert edge.facts.labels[0][1] == "disconnected"
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
+    assert edge.instrumentation.labels[0][1] == "disconnected"
 
     run.say("late")
     run.end("later")
 
-    assert edge.facts.endings == [(Cause.DISCONNECTED, tokens)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
 
 
 @in_virtual_time
@@ -287,7 +287,7 @@ async def test_closing_right_after_done_is_a_completion() -> None:
     client.leave()
     await client.finish()
 
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
     assert edge.engine.runs[0].aborts == 0
     assert edge.at_rest
 
@@ -338,7 +338,7 @@ async def test_a_client_that_leaves_before_its_body_is_complete_is_not_parsed() 
     await client.finish()
 
     assert edge.engine.bodies == []
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
 
 @in_virtual_time
@@ -346,7 +346,7 @@ async def test_reading_a_body_tells_when_the_client_has_gone() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(Left):
+    with pytest.raises(ClientDisconnected):
         await read_body(receive)
 
 
@@ -392,7 +392,7 @@ async def test_a_client_that_is_still_there_can_be_dropped_with_a_cause_even_whe
     task = asyncio.get_running_loop().create_task(hold(presence))
     await settle()
     presence.drop(Cause.CLIENT_STALLED)
-    with pytest.raises(Left) as caught:
+    with pytest.raises(ClientDisconnected) as caught:
         await task
 
     assert caught.value.cause is Cause.CLIENT_STALLED
@@ -409,7 +409,7 @@ async def test_what_is_received_besides_the_departure_is_passed_over() -> None:
         async with Presence(receive):
             await asyncio.Event().wait()
 
-    with pytest.raises(Left):
+    with pytest.raises(ClientDisconnected):
         await stay()
 
     assert messages == []
@@ -428,7 +428,7 @@ async def test_a_client_that_left_before_its_stream_was_opened_is_found_with_it(
     await other.finish()
 
     assert edge.at_rest
-    assert [cause for cause, _ in edge.facts.endings] == [Cause.DISCONNECTED] * 2
+    assert [cause for cause, _ in edge.instrumentation.endings] == [Cause.DISCONNECTED] * 2
 
 
 @in_virtual_time
@@ -472,7 +472,7 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_tak
     assert edge.at_rest
     for number, client in enumerate(clients):
         assert number % 5 == 4 or said(client) == f"I am {number}."
-    assert sorted(cause.value for cause, _ in edge.facts.endings) == ["completed"] * 16 + ["disconnected"] * 4
+    assert sorted(cause.value for cause, _ in edge.instrumentation.endings) == ["completed"] * 16 + ["disconnected"] * 4
 
 
 @in_virtual_time

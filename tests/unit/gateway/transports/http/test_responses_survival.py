@@ -88,7 +88,7 @@ async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str
     edge.engine.runs[0].end("b")
     await client.finish()
 
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @pytest.mark.parametrize("began_s", [0.1 * number for number in range(20)])
@@ -105,7 +105,7 @@ async def test_rounding_does_not_make_the_pulse_turn_for_ever(began_s: float) ->
     client.reading.clear()
     await client.finish()
 
-    assert edge.facts.endings == [(Cause.CLIENT_STALLED, 0)]
+    assert edge.instrumentation.endings == [(Cause.CLIENT_STALLED, 0)]
 
 
 @in_virtual_time
@@ -149,7 +149,7 @@ async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dic
     assert (client.status, client.comments) == (200, 1)
     error, done = client.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("overloaded", True, "[DONE]")
-    assert edge.facts.endings == [(Cause.OVERLOADED, 0)]
+    assert edge.instrumentation.endings == [(Cause.OVERLOADED, 0)]
     assert edge.at_rest
 
 
@@ -182,8 +182,8 @@ async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: 
     assert clock().now() == pytest.approx(began + 30, abs=1e-3)
     assert engine_run.aborts == (1 if when == "middle" else 0)
     assert edge.at_rest
-    assert [cause for cause, _ in edge.facts.endings] == [Cause.CLIENT_STALLED]
-    assert edge.facts.labels == [(CHAT, "client_stalled")]
+    assert [cause for cause, _ in edge.instrumentation.endings] == [Cause.CLIENT_STALLED]
+    assert edge.instrumentation.labels == [(CHAT, "client_stalled")]
 
 
 @in_virtual_time
@@ -195,7 +195,7 @@ async def test_a_stalled_client_without_a_way_to_break_its_connection_is_dropped
     edge.engine.runs[0].say("a")
     await asyncio.wait_for(client.finish(), 31)
 
-    assert edge.facts.endings == [(Cause.CLIENT_STALLED, 1)]
+    assert edge.instrumentation.endings == [(Cause.CLIENT_STALLED, 1)]
 
 
 @in_virtual_time
@@ -212,7 +212,7 @@ async def test_a_slow_client_is_no_stalled_one() -> None:
     edge.engine.runs[0].end()
     await client.finish()
 
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -247,15 +247,15 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
     engine_run.say("a")
     await client.finish()
 
-    assert (client.broken, engine_run.aborts, edge.facts.endings) == (True, 0, [])
-    assert edge.facts.labels == [(CHAT, middleware.DETACHED)]
+    assert (client.broken, engine_run.aborts, edge.instrumentation.endings) == (True, 0, [])
+    assert edge.instrumentation.labels == [(CHAT, middleware.DETACHED)]
 
     engine_run.end("b")
     back = await edge.come_back(engine_run.id).finish()
 
     assert back.events()[-1] == "[DONE]"
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
-    assert edge.facts.resumes == ["ok"]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.resumes == ["ok"]
 
 
 def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
@@ -337,7 +337,7 @@ async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> No
     await client.finish()
 
     assert client.written == 0
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 2)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 2)]
 
 
 # Deadlines.
@@ -354,7 +354,7 @@ async def test_a_deadline_before_the_first_byte_is_a_408_that_nobody_retries(str
     if not queued:
         held.release()
         await settle()
-        edge.engine.runs[0].prepared.tally.generated(0 if stream else 4, None)
+        edge.engine.runs[0].prepared.stats.generated(0 if stream else 4, None)
     await client.finish()
     held.release()
     words = "while it waited; nothing was generated" if queued else f"after {0 if stream else 4} completion tokens"
@@ -364,7 +364,7 @@ async def test_a_deadline_before_the_first_byte_is_a_408_that_nobody_retries(str
     assert client.error()["message"] == f"The request passed its deadline of 5 s {words}."
     assert clock().now() == pytest.approx(1005, abs=1e-3)
     assert [one.aborts for one in edge.engine.runs] == ([] if queued else [1])
-    assert edge.facts.endings == [(Cause.DEADLINE_EXCEEDED, 0 if queued or stream else 4)]
+    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 0 if queued or stream else 4)]
     assert edge.at_rest
 
 
@@ -379,7 +379,7 @@ async def test_a_deadline_in_the_middle_is_an_event_after_the_partial_output() -
     *_, text, error, done = client.events()
     assert text["choices"][0]["delta"]["content"] == "Hel"
     assert (error["error"]["code"], done, client.complete) == ("deadline_exceeded", "[DONE]", True)
-    assert edge.facts.endings == [(Cause.DEADLINE_EXCEEDED, 2)]
+    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 2)]
 
 
 @pytest.mark.parametrize("name", ["X-Request-Timeout", "X-Stream-Resumable"])
@@ -403,7 +403,7 @@ async def test_a_resumable_stream_keeps_its_deadline_while_nobody_reads() -> Non
     await client.finish()
     await asyncio.sleep(6)
 
-    assert edge.facts.endings == [(Cause.DEADLINE_EXCEEDED, 1)]
+    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 1)]
 
 
 # Coming back.
@@ -543,9 +543,9 @@ async def test_two_readers_at_once_read_the_same_and_one_that_leaves_does_not_en
     assert second.body.endswith(third.body)
     assert [number for number, _ in second.numbered()] == [1, 2, 3, 4, 5]
     assert [number for number, _ in third.numbered()] == [3, 4, 5]
-    assert edge.facts.resumes == ["ok", "ok"]
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
-    assert sorted(edge.facts.labels) == [(CHAT, "detached"), *[("/v1/streams/{stream_id}", "ok")] * 2]
+    assert edge.instrumentation.resumes == ["ok", "ok"]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert sorted(edge.instrumentation.labels) == [(CHAT, "detached"), *[("/v1/streams/{stream_id}", "ok")] * 2]
 
 
 @in_virtual_time
@@ -572,7 +572,7 @@ async def test_a_defect_met_by_somebody_who_comes_back_is_counted_as_one(monkeyp
     monkeypatch.setattr(edge.registry, "find", broken)
     back = await edge.come_back("chatcmpl-1").finish()
 
-    assert (back.status, edge.facts.resumes) == (500, ["internal_error"])
+    assert (back.status, edge.instrumentation.resumes) == (500, ["internal_error"])
 
 
 @in_virtual_time
@@ -586,7 +586,7 @@ async def test_a_reader_that_has_read_everything_is_told_to_stop() -> None:
     back = await edge.come_back(edge.engine.runs[0].id, 3).finish()
 
     assert (back.status, back.body) == (204, b"")
-    assert edge.facts.resumes == ["read_out"]
+    assert edge.instrumentation.resumes == ["read_out"]
 
 
 @pytest.mark.parametrize("last", ["4", "99", "x", "-1"])
@@ -601,7 +601,7 @@ async def test_a_wrong_cursor_is_a_400_that_names_it(last: str) -> None:
     back = await edge.client("GET", path, headers={"Last-Event-ID": last}).finish()
 
     assert (back.status, back.error()["param"]) == (400, "Last-Event-ID")
-    assert edge.facts.resumes == ["invalid_request"]
+    assert edge.instrumentation.resumes == ["invalid_request"]
 
 
 @in_virtual_time
@@ -621,8 +621,8 @@ async def test_streams_that_are_not_there_are_404_and_those_that_were_410() -> N
 
     assert [answer.status for answer in (plain_one, unknown, gone)] == [404, 404, 410]
     assert gone.error()["code"] == "expired"
-    assert edge.facts.resumes == ["not_found", "not_found", "expired"]
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)] * 2, "coming back ends nothing"
+    assert edge.instrumentation.resumes == ["not_found", "not_found", "expired"]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)] * 2, "coming back ends nothing"
 
 
 @in_virtual_time
@@ -665,7 +665,7 @@ async def test_a_reader_that_falls_behind_the_limit_is_cut_off_so_that_it_notice
     await fast.finish()
 
     assert fast.events()[-1] == "[DONE]"
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -684,7 +684,7 @@ async def test_a_stream_that_nobody_comes_back_for_is_cancelled_after_its_grace(
     await asyncio.sleep(2)
 
     assert edge.engine.runs[0].aborts == 1
-    assert edge.facts.endings == [(Cause.CANCELLED, 5)]
+    assert edge.instrumentation.endings == [(Cause.CANCELLED, 5)]
     assert edge.at_rest
 
     back = await edge.come_back(edge.engine.runs[0].id, 2).finish()
@@ -708,8 +708,8 @@ async def test_a_reader_who_comes_back_and_leaves_again_is_no_failure() -> None:
     await asyncio.sleep(59)
     edge.engine.runs[0].end()
 
-    assert edge.facts.resumes == ["ok"]
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.resumes == ["ok"]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -734,7 +734,7 @@ async def test_a_resumable_stream_is_cancelled_by_its_id_and_its_readers_hear_so
         }
     ] * 2
     assert client.events()[-2]["error"]["code"] == "cancelled"
-    assert edge.facts.endings == [(Cause.CANCELLED, 2)]
+    assert edge.instrumentation.endings == [(Cause.CANCELLED, 2)]
     assert edge.at_rest
 
 
@@ -769,7 +769,7 @@ async def test_who_accepts_json_gets_the_status_instead(accept: str | None, is_s
             "prompt_tokens": 7,
             "completion_tokens": 1,
         }
-        assert edge.facts.resumes == []
+        assert edge.instrumentation.resumes == []
     else:
         assert back.body == client.body
 
@@ -820,7 +820,9 @@ async def test_time_to_first_token_is_the_first_readers() -> None:
     await client.finish()
     await back.finish()
 
-    assert edge.facts.first_tokens == [pytest.approx(20, abs=1e-3)], "neither a comment nor a second reader counts"
+    assert edge.instrumentation.first_tokens == [pytest.approx(20, abs=1e-3)], (
+        "neither a comment nor a second reader counts"
+    )
 
 
 # Drain.
@@ -844,7 +846,7 @@ async def test_a_drain_turns_new_requests_away_and_lets_running_ones_finish() ->
     await drain
 
     assert client.events()[-1] == "[DONE]"
-    assert edge.facts.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
+    assert edge.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
 
 
 @in_virtual_time
@@ -865,7 +867,7 @@ async def test_a_drain_counts_what_it_refuses_on_vllms_own_endpoints() -> None:
     await drain
 
     assert [one.status for one in refused] == [503, 503]
-    assert edge.facts.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -875,7 +877,7 @@ async def test_while_the_engine_is_down_a_request_is_refused_not_failed() -> Non
     refused = await edge.ask().finish()
 
     assert (refused.status, refused.error()["code"]) == (503, "engine_failed")
-    assert edge.facts.endings == [(Cause.REFUSED_UNREADY, 0)]
+    assert edge.instrumentation.endings == [(Cause.REFUSED_UNREADY, 0)]
 
 
 @in_virtual_time
@@ -890,4 +892,4 @@ async def test_at_the_drains_deadline_a_stream_says_so() -> None:
 
     *_, error, done = client.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("server_draining", True, "[DONE]")
-    assert edge.facts.endings == [(Cause.SERVER_DRAINING, 2)]
+    assert edge.instrumentation.endings == [(Cause.SERVER_DRAINING, 2)]

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from gateway.domain import Cause
-from gateway.engine.base import CURRENT_TALLY, Route
+from gateway.engine.base import CURRENT_STATS, Route
 from gateway.engine.supervisor import Phase
 from tests.support.edge import CHAT, COMPLETION, Edge, key_line
 from tests.support.time import in_virtual_time, settle
@@ -33,14 +33,14 @@ def with_mounted(edge: Edge) -> Edge:
 
     @app.post("/v1/embeddings")
     async def embeddings(body: dict[str, Any]) -> JSONResponse:
-        tally = CURRENT_TALLY.get()
-        assert tally is not None
-        tally.prompt_tokens = 5
-        return JSONResponse({"seats": edge.gate.taken, **body})
+        stats = CURRENT_STATS.get()
+        assert stats is not None
+        stats.prompt_tokens = 5
+        return JSONResponse({"slots": edge.gate.taken, **body})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"seats": edge.gate.taken}
+        return {"slots": edge.gate.taken}
 
     edge.engine.http = app
     edge.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
@@ -72,8 +72,8 @@ async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Pa
     *_, error, done = stream.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("cancelled", False, "[DONE]")
     assert edge.engine.runs[0].aborts == 1
-    assert edge.facts.endings == [(Cause.CANCELLED, 2)]
-    assert ("/v1/streams/{stream_id}" + suffix, "ok") in edge.facts.labels
+    assert edge.instrumentation.endings == [(Cause.CANCELLED, 2)]
+    assert ("/v1/streams/{stream_id}" + suffix, "ok") in edge.instrumentation.labels
     assert edge.at_rest
 
 
@@ -106,7 +106,7 @@ async def test_anothers_stream_looks_like_one_that_does_not_exist(keys_file: Pat
     edge.engine.runs[0].end("still here")
     await stream.finish()
 
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)]
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
@@ -153,8 +153,8 @@ async def test_a_full_server_says_when_to_come_back() -> None:
 
     assert (answer.status, answer.error()["code"], answer.error()["type"]) == (503, "overloaded", "overloaded_error")
     assert answer.headers["retry-after"] == "2"
-    assert edge.facts.rejections == ["queue_full"]
-    assert edge.facts.endings == [(Cause.OVERLOADED, 0)]
+    assert edge.instrumentation.rejections == ["queue_full"]
+    assert edge.instrumentation.endings == [(Cause.OVERLOADED, 0)]
 
     waiting.leave()
     await waiting.finish()
@@ -168,7 +168,7 @@ async def test_who_waited_too_long_says_goodbye_with_a_503() -> None:
     answer = await edge.ask().finish()
 
     assert (answer.status, answer.error()["code"]) == (503, "overloaded")
-    assert edge.facts.rejections == ["queue_timeout"]
+    assert edge.instrumentation.rejections == ["queue_timeout"]
 
     held.release()
 
@@ -224,9 +224,9 @@ async def test_vllms_own_paths_are_served_behind_the_same_gate() -> None:
     works = await edge.client("POST", "/v1/embeddings", headers=headers, body=b'{"input": "x"}').finish()
     light = await edge.client("GET", "/v1/models").finish()
 
-    assert works.json() == {"seats": 1, "input": "x"}
-    assert light.json() == {"seats": 0}
-    assert edge.facts.endings == [(Cause.COMPLETED, 0)], "only what used the engine counts as a generation"
+    assert works.json() == {"slots": 1, "input": "x"}
+    assert light.json() == {"slots": 0}
+    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)], "only what used the engine counts as a generation"
     assert edge.at_rest
 
 
@@ -256,7 +256,7 @@ async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinish
     await client.finish()
 
     assert (edge.gate.waiting, client.started) == (0, False)
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
     held.release()
 
@@ -276,7 +276,7 @@ async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
     held.release()
     await waits.finish()
 
-    assert waits.json() == {"seats": 1, "input": "x"}
+    assert waits.json() == {"slots": 1, "input": "x"}
     assert edge.at_rest
 
 
@@ -303,7 +303,7 @@ async def test_paths_that_nobody_serves_share_one_metric_label(keys_file: Path, 
         await edge.client("GET", path).finish()
     await up.client("POST", path, headers={"Content-Length": str(2**30)}).finish()
 
-    assert {label for edge in (up, locked, early) for label, _ in edge.facts.labels} == {"other"}
+    assert {label for edge in (up, locked, early) for label, _ in edge.instrumentation.labels} == {"other"}
 
 
 @in_virtual_time
@@ -403,7 +403,7 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
     await client.finish()
 
     assert turns - left < 20
-    assert edge.facts.endings == [(Cause.DISCONNECTED, 0)]
+    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
     assert edge.at_rest
 
 

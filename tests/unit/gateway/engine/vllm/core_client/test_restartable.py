@@ -184,12 +184,12 @@ async def test_a_death_is_a_pause_for_whoever_waits_for_outputs(core: Any) -> No
     assert not waiting.done()
     assert not bench.core.resources.engine_dead, "AsyncLLM would fail every request"
 
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
     said = outputs()
     bench.second.outputs.put_nowait(said)
 
     assert await waiting is said
-    assert (revival.continued, dict(revival.failed)) == (0, {})
+    assert (recovery.continued, dict(recovery.failed)) == (0, {})
     assert not bench.core.lost.is_set()
     assert bench.core.heard_s == clock().now()
 
@@ -206,14 +206,14 @@ async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None
     await bench.core.get_output_async()
     await bench.core.abort_requests_async(["aborted"])
     bench.core.lose()
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
     assert [(one.request_id, one.prompt_token_ids) for one in bench.second.added] == [
         ("begun", [1, 2, 3, 7, 8]),
         ("waiting", [1, 2, 3]),
         ("pooling", [1, 2, 3]),
     ]
-    assert revival.continued == 3
+    assert recovery.continued == 3
 
 
 @in_virtual_time
@@ -288,9 +288,9 @@ async def test_what_cannot_go_on_fails_at_once_with_its_reason_counted(core: Any
     assert bench.processor.aborted == [(["hopeless"], True)]
     assert hopeful == []
 
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
-    assert (revival.continued, dict(revival.failed)) == (1, {"its grammar would start anew": 1})
+    assert (recovery.continued, dict(recovery.failed)) == (1, {"its grammar would start anew": 1})
     assert [one.request_id for one in bench.second.added] == ["hopeful"]
     assert dict((await bench.core.replace(Core())).failed) == {}, "counted once"
 
@@ -304,10 +304,10 @@ async def test_a_request_that_became_hopeless_by_the_dead_engines_last_words_fai
     assert heard == []
 
     bench.processor.request_states["r1"].detokenizer.output_token_ids.append(7)
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
     assert [type(word) for word in heard] == [Died]
-    assert (revival.continued, bench.second.added) == (0, [])
+    assert (recovery.continued, bench.second.added) == (0, [])
 
 
 @in_virtual_time
@@ -319,11 +319,11 @@ async def test_the_choices_of_one_request_fail_together_and_once(core: Any) -> N
         await bench.add(name, [7], parent, params_presence_penalty=1.0)
         bench.processor.request_states[name].queue = SimpleNamespace(put=shared.append)
     bench.core.lose()
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
     assert [type(word) for word in shared] == [Died]
     assert bench.processor.aborted == [(["r"], True)]
-    assert dict(revival.failed) == {"presence_penalty counts output tokens only": 1}
+    assert dict(recovery.failed) == {"presence_penalty counts output tokens only": 1}
     assert (bench.second.added, bench.processor.request_states) == ([], {})
 
 
@@ -333,9 +333,9 @@ async def test_a_request_that_the_output_processor_has_forgotten_is_not_sent_aga
     await bench.add("r1", [7])
     del bench.processor.request_states["r1"]
     bench.core.lose()
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
-    assert (revival.continued, bench.second.added) == (0, [])
+    assert (recovery.continued, bench.second.added) == (0, [])
 
 
 @in_virtual_time
@@ -358,7 +358,7 @@ async def test_when_there_will_be_no_other_engine_everything_fails(core: Any) ->
     waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
     bench.first.outputs.put_nowait(Died())
     await settle()
-    bench.core.give_up()
+    bench.core.fail_all()
     with pytest.raises(Died):
         await waiting
     with pytest.raises(Died):
@@ -479,10 +479,10 @@ async def test_what_is_aborted_because_another_engine_died_goes_on(core: Any) ->
     assert bench.core.lost.is_set()
     assert bench.core.process_died()
 
-    revival = await bench.core.replace(bench.second)
+    recovery = await bench.core.replace(bench.second)
 
     assert [request.request_id for request in bench.second.added] == ["r1"]
-    assert revival.continued == 1
+    assert recovery.continued == 1
     assert heard == []
 
 
@@ -538,9 +538,9 @@ class Dying(Bench):
         self.core.lose()
         await self.core.judge()
         self.engine = Core()
-        revival = await self.core.replace(self.engine, last=last)
+        recovery = await self.core.replace(self.engine, last=last)
         await settle()
-        return revival
+        return recovery
 
     @property
     def sent(self) -> list[str]:
@@ -554,9 +554,9 @@ async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core:
     for name in ("old", "older", "new", "newer"):
         await bench.add(name, [])
     await bench.say("old", "older")
-    revival = await bench.die()
+    recovery = await bench.die()
 
-    assert (bench.sent, revival.continued) == (["old", "older"], 4)
+    assert (bench.sent, recovery.continued) == (["old", "older"], 4)
 
     await asyncio.sleep(1)
     assert bench.sent == ["old", "older"], "they have no token of this engine yet"
@@ -587,13 +587,13 @@ async def test_what_an_engine_dies_of_on_trial_alone_is_not_sent_again(core: Any
     assert bench.sent == ["old", "poison"]
 
     await bench.add("late", [])
-    revival = await bench.die()
+    recovery = await bench.die()
 
     assert [type(word) for word in heard["poison"]] == [core.DiedOfIt]
     assert heard["innocent"] == []
     assert bench.core.explained() == 2
     assert bench.core.explained() == 0, "asked once"
-    assert (revival.continued, revival.expelled) == (2, 1)
+    assert (recovery.continued, recovery.expelled) == (2, 1)
     assert "request poison is given up" in caplog.text
 
     await bench.say("old")
@@ -729,11 +729,13 @@ async def test_a_trial_that_fails_holds_nobody_back_for_ever(core: Any) -> None:
 async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, tmp_path: Path) -> None:
     sys.modules.pop("gateway.engine.vllm.core_client.shared", None)
     tenant = importlib.import_module("gateway.engine.vllm.core_client.shared")
-    landlord = SimpleNamespace(trial_lock=tmp_path / "trial.lock", pids=[1], meet=lambda _: None, complain=lambda: None)
+    engine_host = SimpleNamespace(
+        trial_lock=tmp_path / "trial.lock", pids=[1], attach=lambda _: None, report_unresponsive=lambda: None
+    )
     clients = []
     for _ in range(2):
         bench = Dying(core)
-        bench.core = tenant.SharedCore(bench.first, bench.processor, clock(), landlord)
+        bench.core = tenant.SharedCore(bench.first, bench.processor, clock(), engine_host)
         for name in ("old", "new"):
             await bench.add(name, [])
         await bench.say("old")

@@ -1,10 +1,10 @@
-"""A `Facts` that remembers everything it is told."""
+"""A `Instrumentation` that remembers everything it is told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gateway.domain import Caller, Cause, Tally
+from gateway.domain import Caller, Cause, RequestStats
 
 
 @dataclass
@@ -75,11 +75,14 @@ def a_caller(owner: str | None = None, arrival_s: float = 1000.0) -> Caller:
     return Caller(owner=owner, request_id="req-1", arrival_s=arrival_s, arrival_wall_s=1_700_001_000.0)
 
 
-def a_tally(
-    facts: Recorder | None = None, owner: str | None = None, stream_id: str | None = None, arrival_s: float = 1000.0
-) -> Tally:
+def some_stats(
+    instrumentation: Recorder | None = None,
+    owner: str | None = None,
+    stream_id: str | None = None,
+    arrival_s: float = 1000.0,
+) -> RequestStats:
     """The count of a request that has just come; with `stream_id` as the registry gives it."""
-    return Tally(a_caller(owner, arrival_s), facts or Recorder(), id=stream_id)
+    return RequestStats(a_caller(owner, arrival_s), instrumentation or Recorder(), id=stream_id)
 
 
-__all__ = ["Recorder", "a_caller", "a_tally"]
+__all__ = ["Recorder", "a_caller", "some_stats"]
