@@ -8,7 +8,7 @@ UNFINISHED := $(VENV)/.installing
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e faults helm load bench lock compat demo-model clean
+.PHONY: help install serve test lint unit e2e faults helm load bench docs lock compat demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ faults: install  ## the fault suite in its full size (about half an hour), and t
 
 compat: install  ## vLLM 0.32 and 0.33 as built for GPUs, on Python 3.12 and 3.13 (9 GB each); ARGS="--vllm 0.33.0"
 	@$(BIN)/python -m tests.compat $(ARGS)
+
+docs: install  ## write the generated files anew: docs/, the chart's table and schema, the dashboards
+	@$(BIN)/python docs/generate.py && $(BIN)/python helm/generate.py && $(BIN)/python helm/dashboards.py
 
 lock: install  ## resolve the locks anew
 	cd $(REQS) && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header \

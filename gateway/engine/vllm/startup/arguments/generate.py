@@ -7,7 +7,7 @@ import argparse
 import json
 from typing import Any
 
-from gateway.engine.vllm.startup.arguments import catalog, document
+from gateway.engine.vllm.startup.arguments import catalog
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
@@ -52,23 +52,20 @@ def installed_list() -> dict[str, Any]:
     }
 
 
-def text_of(document_: dict[str, Any]) -> str:
+def text_of(document: dict[str, Any]) -> str:
     """The list as a file: one flag a line."""
-    flags = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in document_["flags"].items())
-    variables = ",\n".join(json.dumps(name) for name in document_["variables"])
-    version = json.dumps(document_["version"])
+    flags = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in document["flags"].items())
+    variables = ",\n".join(json.dumps(name) for name in document["variables"])
+    version = json.dumps(document["version"])
     return f'{{"version": {version},\n"flags": {{\n{flags}\n}},\n"variables": [\n{variables}\n]}}\n'
 
 
 def main() -> None:
-    """Write the list, and the table of the documentation."""
+    """Write the list; `make docs` then writes the table of the documentation."""
     file = catalog.LISTS / f"{catalog.installed_minor()}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text_of(installed_list()), encoding="utf-8")
     print(file)
-    catalog.read.cache_clear()
-    document.write()
-    print(document.FILE)
 
 
 if __name__ == "__main__":

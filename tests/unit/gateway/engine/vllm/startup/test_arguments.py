@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.startup.arguments import catalog, dispositions, document, parse, variables
+from gateway.engine.vllm.startup.arguments import catalog, dispositions, parse, variables
 from gateway.engine.vllm.startup.arguments.catalog import Catalog
 from gateway.engine.vllm.startup.arguments.command_line import _GONE, Resolved, read, resolve, split
 from gateway.engine.vllm.startup.arguments.dispositions import Kind
@@ -269,11 +269,6 @@ def test_settings_that_take_a_flags_place_exist() -> None:
             assert part in fields, setting
             kinds = [fields[part].annotation, *getattr(fields[part].annotation, "__args__", ())]
             model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-
-
-def test_the_documentation_is_what_the_tables_make() -> None:
-    """After a change: `python -m gateway.engine.vllm.startup.arguments.document`."""
-    assert document.FILE.read_text(encoding="utf-8") == document.text()
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,23 @@
-"""The table of vLLM's flags and variables in the documentation."""
+"""The text of vllm-flags.md: what `sluice serve` does with each flag and variable of vLLM's server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from gateway.engine.vllm.startup.arguments import catalog, dispositions, variables
 from gateway.engine.vllm.startup.arguments.catalog import Flag
 from gateway.engine.vllm.startup.arguments.dispositions import Kind
 
-FILE = Path(__file__).parents[5] / "docs" / "vllm-flags.md"
-
 _HEAD = """\
 # vLLM's flags and variables
 
-`sluice serve MODEL` takes the flags of `vllm serve` as they are. What stands after `--` is always meant for vLLM:
-`--config` and `--log-level`, which both have, are Sluice's before it and vLLM's after it. Each flag is either read by
-vLLM, or sets a setting of Sluice's, or is refused with a sentence; none is accepted without effect. In a settings file,
-what vLLM reads stands under `engine:` by vLLM's own names. Flags are written out: abbreviations are refused.
+`sluice serve MODEL` takes the flags of `vllm serve` as they are. Arguments after `--` are always vLLM's: `--config` and
+`--log-level`, which both commands have, are Sluice's before it and vLLM's after it. Each flag is passed to vLLM, sets a
+setting of Sluice, or is refused with a sentence; none is accepted without effect. In a settings file, arguments of vLLM
+belong to the section `engine:`, under vLLM's own names. Flags must be spelled out: abbreviations are refused.
 
-Written by `python -m gateway.engine.vllm.startup.arguments.document`; tests hold it against the tables and
-the installed vLLM.
+`make docs` writes this file from `gateway/engine/vllm/startup/arguments/`; tests compare it with those tables and the
+installed vLLM.
 """
 
 
@@ -45,24 +42,24 @@ def text() -> str:
         for name, found in decided.items()
         if found is not None and found.kind is Kind.SETTING
     ]
-    parts.append(_table("A setting takes its place", ("flag", "setting", ""), rows))
+    parts.append(_table("Replaced by a setting", ("flag", "setting", "remark"), rows))
     rows = [
         f"| {shown(name)} | {found.note} |" for name, found in decided.items() if found and found.kind is Kind.ALWAYS
     ]
-    parts.append(_table("Always so", ("flag", ""), rows))
+    parts.append(_table("Always in effect", ("flag", "remark"), rows))
     rows = [
         f"| {shown(name)} | {found.note} |" for name, found in decided.items() if found and found.kind is Kind.REFUSED
     ]
     parts.append(_table("Refused", ("flag", "what to do instead"), rows))
     passed = [name for name, found in decided.items() if found and found.kind is Kind.PASSED]
     rows = [f"| {shown(name)} | {dispositions.PASSED[name]} |" for name in passed if dispositions.PASSED.get(name)]
-    parts.append(_table("Read by vLLM, with a remark", ("flag", ""), rows))
-    parts.append("## Read by vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
+    parts.append(_table("Passed to vLLM, with a remark", ("flag", "remark"), rows))
+    parts.append("## Passed to vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
     rows = [f"| `{name}` | {note} |" for name, note in variables.lines()]
-    parts.append(_table("Variables that concern the server", ("variable", ""), rows))
+    parts.append(_table("Variables that concern the server", ("variable", "effect"), rows))
     parts.append(
-        "Every other `VLLM_*` variable is read by the engine as ever. One that vLLM does not know is named in the log\n"
-        "at the start, with the nearest that it does.\n"
+        "Every other `VLLM_*` variable reaches the engine unchanged. At the start the log names a variable that vLLM\n"
+        "does not know, with the nearest known one.\n"
     )
     return "\n".join(parts)
 
@@ -79,16 +76,3 @@ def _by_group(names: Iterable[str], flags: dict[str, Flag], shown: object) -> It
 def _table(title: str, head: tuple[str, ...], rows: list[str]) -> str:
     lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
     return "\n".join(lines)
-
-
-def write() -> None:
-    """Write the file."""
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text(), encoding="utf-8")
-
-
-__all__ = ["FILE", "text", "write"]
-
-
-if __name__ == "__main__":
-    write()
