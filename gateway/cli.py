@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="engines without a server, for a `sluice serve` on another machine",
         usage="sluice engine MODEL [any flag of `vllm serve --headless`]",
         description="Start vLLM's engines for data parallelism, or for one model over several machines. The flags are "
-        "those of `vllm serve --headless`; see the README, Several devices, several machines.",
+        "those of `vllm serve --headless`; see docs/scaling.md.",
         allow_abbrev=False,
     )
 
