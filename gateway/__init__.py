@@ -11,9 +11,9 @@ The packages, and who may import whom:
 - `streams`: the life of one stream; transports may. Uses `admission`, `streamlog.base`, `engine.base`.
 - `streamlog`: where events get their numbers and wait to be read.
 - `admission`: which request may start.
-- `engine`: the engine contract and its supervisor, when an engine counts as hung (`watchdog`, `os_processes`), which
-  request engines die of (`suspicion`), and the tokens of an engine without a model; `engine/vllm` is the only folder
-  that imports vllm, and uses those but the supervisor.
+- `engine`: the engine contract and its supervisor, an engine that several processes use (`shared`), when one counts as
+  hung (`watchdog`, `os_processes`), which request engines die of (`suspicion`), and the tokens of an engine without a
+  model; `engine/vllm` is the only folder that imports vllm, and uses those but the supervisor.
 - `metrics`: every metric; `logs`: every log line; `loop_lag`: how late the event loop is.
 - `multiprocess`: several worker processes on one engine, and their parent; unused where there is only one process.
 - `app`: the composition root. `server`: the process; `shutdown`: its end; `memory`: freed memory back to the system.

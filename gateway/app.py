@@ -310,7 +310,7 @@ class Sluice:
         self.metrics.recovered("failed", sum(recovery.failed.values()))
         self.metrics.recovered("expelled", recovery.expelled)
         if self._seat is not None:
-            self._seat.serves(self.model, self.chats, recovery, self.supervisor.engine.explained())
+            self._seat.serves(self.model, self.chats, recovery, self.supervisor.engine.take_explained_deaths())
 
     def _engine_schema(self) -> dict[str, Any]:
         engine = self._last_engine()

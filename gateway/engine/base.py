@@ -7,11 +7,10 @@ engine works on runs for a request that has to wait. All of them raise only erro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.domain import AppOptions, ChunkTemplate, Endpoint, OutputPart, RequestStats
@@ -110,77 +109,27 @@ class Handle(Protocol):
 
 
 class Restartable(Protocol):
-    """What can die and be replaced: an engine, or the processes of one that others use."""
+    """An engine, or the processes of one that other processes use: it can die and be restarted."""
 
     @property
-    def trouble(self) -> str | None:
+    def unready_reason(self) -> str | None:
         """Why a request sent now would not be served soon although the engine lives; None if it would be."""
 
     async def wait_dead(self) -> None:
         """Return when the engine process has died, or is stuck and has been killed."""
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
-        """Put another engine process in the dead one's place; what can go on goes on. `last`: the death of that one
-        will be final. Raises if it cannot start, and SettingsError if no other attempt will be made."""
+        """Start another engine process in the dead one's place and send it the requests that can go on. `last`: its
+        death will be final. Raises if it cannot start, and SettingsError if no further attempt will be made."""
 
-    def explained(self) -> int:
-        """How many deaths, since this was last asked, are put down to requests that have failed for them."""
+    def take_explained_deaths(self) -> int:
+        """How many deaths since the last call are attributed to requests that have failed for them."""
 
     def fail_all(self) -> None:
-        """There will be no other: fail everything in flight."""
+        """Fail everything in flight: no other engine will be started."""
 
     async def stop(self) -> None:
         """End the engine and its processes."""
-
-
-class SharedEngineClient(Protocol):
-    """A client of engine processes that belong to somebody else."""
-
-    @property
-    def stats_s(self) -> Mapping[int, float]:
-        """When each engine last told us its scheduler's numbers, which it tells only one of its clients at a time."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether any request of ours is in the engine."""
-
-    def lose(self) -> None:
-        """The engine has died."""
-
-    async def abort_client(self, number: int) -> None:
-        """Have the engine abort all requests of another client, which has died."""
-
-
-class EngineHost(Protocol):
-    """Whoever runs the engine processes where they are not ours: they have `count` clients, numbered from 0."""
-
-    @property
-    def number(self) -> int:
-        """Which of the clients we are."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    @property
-    def trial_lock(self) -> Path | None:
-        """A file that all clients of the engine of the addresses given last can lock, where there is one."""
-
-    @property
-    def pids(self) -> Sequence[int]:
-        """The processes of the engine of the addresses given last."""
-
-    async def addresses(self) -> Mapping[str, str]:
-        """Where the next engine is to be met, once it is up. Raises SettingsError if there will be no other."""
-
-    async def loss(self) -> None:
-        """Return when the engine of the addresses given last has died."""
-
-    def attach(self, tenant: SharedEngineClient) -> None:
-        """`tenant` uses the engine of the addresses given last. It is told of that engine's death, now if need be."""
-
-    def report_unresponsive(self) -> None:
-        """Say that this engine does not answer. It will be ended, and another one started."""
 
 
 class Engine(Restartable, Protocol):
@@ -246,12 +195,10 @@ __all__ = [
     "ASGIApp",
     "Call",
     "Engine",
-    "EngineHost",
     "Handle",
     "Prepared",
     "RecoveryReport",
     "Restartable",
     "Route",
-    "SharedEngineClient",
     "Sink",
 ]

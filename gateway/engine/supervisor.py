@@ -83,8 +83,8 @@ class Supervisor(Generic[E]):
         """Why a request sent now would not be served soon; None if it would."""
         if not self.ready or self._engine is None:
             return self.unready()
-        trouble = self._engine.trouble
-        return None if trouble is None else EngineFailed(f"The engine does not serve now: {trouble}.", retry_after_s=5)
+        reason = self._engine.unready_reason
+        return None if reason is None else EngineFailed(f"The engine does not serve now: {reason}.", retry_after_s=5)
 
     async def soon(self) -> E:
         """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
@@ -201,7 +201,7 @@ class Supervisor(Generic[E]):
             while times and now_s - times[0] > self._window_s:
                 times.popleft()
         self._restarts.append(now_s)
-        explained = engine.explained()
+        explained = engine.take_explained_deaths()
         if explained and len(self._excused) < most:
             # The request that it died of has failed, so the next engine will not die of it. One that dies of every
             # request is broken, and whoever looks at the exit code must hear of that some time.

@@ -107,7 +107,7 @@ class ScriptedEngine:
     submit_hold: asyncio.Event | None = None
     prepare_error: Exception | None = None
     submit_error: Exception | None = None
-    trouble: str | None = None
+    unready_reason: str | None = None
     death: asyncio.Event = field(default_factory=asyncio.Event)
     revive_takes_s: float = 0.0
     revive_errors: list[Exception] = field(default_factory=list)
@@ -197,7 +197,7 @@ class ScriptedEngine:
     async def wait_dead(self) -> None:
         await self.death.wait()
 
-    def explained(self) -> int:
+    def take_explained_deaths(self) -> int:
         explained, self.deaths_explained = self.deaths_explained, 0
         return explained
 

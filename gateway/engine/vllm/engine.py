@@ -77,7 +77,7 @@ class VllmEngine:
         self._clock = clock
         self._make_core = make_core
         self._patience = patience
-        self.trouble: str | None = None
+        self.unready_reason: str | None = None
         self._core = core
         self._screen = Screen(trust_client_fields)
         self._limits = limits
@@ -227,7 +227,7 @@ class VllmEngine:
 
         def look(trouble: str | None) -> None:
             nonlocal was_busy
-            self.trouble = trouble
+            self.unready_reason = trouble
             is_busy = self._llm.output_processor.has_unfinished_requests()
             if was_busy and not is_busy:
                 self._zero_gauges()
@@ -238,14 +238,14 @@ class VllmEngine:
         try:
             await watch.until_dead(self._core, self._clock, self._patience, look)
         finally:
-            self.trouble = None
+            self.unready_reason = None
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
         await asyncio.to_thread(self._core.end)
         return await self._core.replace(await self._make_core(), last=last)
 
-    def explained(self) -> int:
-        return self._core.explained()
+    def take_explained_deaths(self) -> int:
+        return self._core.take_explained_deaths()
 
     def fail_all(self) -> None:
         self._core.fail_all()

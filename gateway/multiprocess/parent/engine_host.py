@@ -52,7 +52,7 @@ class Engines:
         self._ready: dict[int, Ready] = {}
         self._all_ready = asyncio.Event()
         self._explained = 0
-        self.trouble: str | None = None
+        self.unready_reason: str | None = None
         """Each worker looks for itself."""
 
     async def launch(self) -> Engines:
@@ -72,7 +72,7 @@ class Engines:
         self._cores.kill()
         self._say_lost()
 
-    def explained(self) -> int:
+    def take_explained_deaths(self) -> int:
         explained, self._explained = self._explained, 0
         return explained
 

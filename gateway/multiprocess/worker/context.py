@@ -80,10 +80,14 @@ class Seat:
 
     def page(self, text: bytes) -> Page:
         """This worker's metrics, with what the others need to make one of them all."""
-        tenant = self.tenancy.tenant
-        if tenant is None:
+        client = self.tenancy.client
+        if client is None:
             return Page(text.decode())
-        return Page(text.decode(), {str(engine): when_s for engine, when_s in tenant.stats_s.items()}, tenant.busy)
+        return Page(
+            text.decode(),
+            {str(engine): when_s for engine, when_s in client.stats_received_s.items()},
+            client.has_requests,
+        )
 
     def share(self, total: int) -> int:
         """This worker's part of what all of them may have together."""
@@ -149,11 +153,11 @@ class Seat:
                 assert_never(message)
 
     async def _evict(self, number: int) -> None:
-        tenant = self.tenancy.tenant
-        if tenant is None:
+        client = self.tenancy.client
+        if client is None:
             return
         try:
-            await tenant.abort_client(number)
+            await client.abort_client(number)
         except Exception:
             # A dead engine has none of them either.
             logger.debug("the requests of worker %d could not be ended", number, exc_info=True)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.engine.base import SharedEngineClient
+from gateway.engine.shared import SharedEngineClient
 from gateway.errors import SettingsError
 from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Up
 
@@ -14,14 +14,14 @@ from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Up
 class Tenancy:
     """Knows where the engine of the day is, as far as the house has said so."""
 
-    def __init__(self, number: int, count: int, send: Callable[[Complaint], None]) -> None:
-        self.number = number
-        self.count = count
+    def __init__(self, client_index: int, client_count: int, send: Callable[[Complaint], None]) -> None:
+        self.client_index = client_index
+        self.client_count = client_count
         self.generation = 0
         """Of the engine whose addresses were given last."""
         self.pids: Sequence[int] = ()
         self.trial_lock: Path | None = None
-        self.tenant: SharedEngineClient | None = None
+        self.client: SharedEngineClient | None = None
         self._send = send
         self._newest = Up(0, {})
         self._lost = 0
@@ -31,7 +31,7 @@ class Tenancy:
 
     # What the engine room asks: `EngineHost`.
 
-    async def addresses(self) -> Mapping[str, str]:
+    async def next_addresses(self) -> Mapping[str, str]:
         while self._given_up is None and self._newest.generation <= max(self.generation, self._lost):
             self._news.clear()
             await self._news.wait()
@@ -44,15 +44,15 @@ class Tenancy:
             self.trial_lock = Path(address.removeprefix("ipc://")).parent / "trial.lock"
         return self._newest.addresses
 
-    async def loss(self) -> None:
+    async def wait_lost(self) -> None:
         while self._lost < self.generation:
             self._losses.clear()
             await self._losses.wait()
 
-    def attach(self, tenant: SharedEngineClient) -> None:
-        self.tenant = tenant
+    def attach(self, client: SharedEngineClient) -> None:
+        self.client = client
         if self._lost >= self.generation or self._given_up is not None:
-            tenant.lose()
+            client.mark_lost()
 
     def report_unresponsive(self) -> None:
         self._send(Complaint(self.generation))
@@ -68,8 +68,8 @@ class Tenancy:
         """It has died."""
         self._lost = max(self._lost, message.generation)
         self._losses.set()
-        if self.tenant is not None and self.generation <= self._lost:
-            self.tenant.lose()
+        if self.client is not None and self.generation <= self._lost:
+            self.client.mark_lost()
 
     def given_up(self, message: GivenUp) -> None:
         """There will be no other."""

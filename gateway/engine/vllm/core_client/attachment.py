@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.engine.base import EngineHost
+from gateway.engine.shared import EngineHost
 from gateway.engine.vllm.core_client import plugin
 from gateway.errors import EngineFailed, SettingsError
 
@@ -68,8 +68,8 @@ class Joining:
 
     def mark(self, engine_args: Any) -> None:
         """Tell vLLM that the front end is several processes: caches that they cannot share are then left out."""
-        engine_args._api_process_count = self._engine_host.count
-        engine_args._api_process_rank = self._engine_host.number
+        engine_args._api_process_count = self._engine_host.client_count
+        engine_args._api_process_rank = self._engine_host.client_index
 
     def client(self) -> dict[str, Any]:
         """The further arguments of vLLM's client; waits until there is an engine."""
@@ -77,16 +77,16 @@ class Joining:
 
     async def _client(self) -> dict[str, Any]:
         return {
-            "client_addresses": dict(await self._engine_host.addresses()),
-            "client_count": self._engine_host.count,
-            "client_index": self._engine_host.number,
+            "client_addresses": dict(await self._engine_host.next_addresses()),
+            "client_count": self._engine_host.client_count,
+            "client_index": self._engine_host.client_index,
         }
 
     async def join(self, make: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
         """What `make` makes of those arguments. Raises EngineFailed if the engine dies meanwhile: vLLM's constructor
         would go on to wait for it, for ten minutes in a thread that cannot be stopped."""
         made = asyncio.ensure_future(make(await self._client()))
-        lost = asyncio.ensure_future(self._engine_host.loss())
+        lost = asyncio.ensure_future(self._engine_host.wait_lost())
         try:
             await asyncio.wait((made, lost), return_when=asyncio.FIRST_COMPLETED)
             if not made.done():

@@ -105,7 +105,7 @@ class LastingCore:
                 outputs = await core.get_output_async()
             except Exception:
                 if core is self._core:
-                    self.lose()
+                    self.mark_lost()
                     await self._replaced.wait()
                 if self._given_up:
                     raise EngineDeadError from None
@@ -117,7 +117,7 @@ class LastingCore:
                 if output.finish_reason is not None:
                     if str(output.finish_reason) == "abort" and self._falls():
                         outputs.outputs = self._without_given_up(outputs.outputs)
-                        self.lose()
+                        self.mark_lost()
                         break
                     self._forget(output.request_id)
             return outputs
@@ -156,7 +156,7 @@ class LastingCore:
             try:
                 await core.add_request_async(request)
             except EngineDeadError:
-                self.lose()
+                self.mark_lost()
             except asyncio.CancelledError:
                 if self._is_cancelled_with(core):
                     # Its caller has nothing yet to abort it by.
@@ -186,7 +186,7 @@ class LastingCore:
 
     # The engine's life.
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         """The engine is dead."""
         if self.lost.is_set():
             return
@@ -228,7 +228,7 @@ class LastingCore:
         self._explained += deaths
         self._fail(name, state, DiedOfIt())
 
-    def explained(self) -> int:
+    def take_explained_deaths(self) -> int:
         """How many deaths, since this was last asked, are put down to requests that have failed for them."""
         explained, self._explained = self._explained, 0
         return explained
@@ -349,7 +349,7 @@ class LastingCore:
             await trial.run(at_once, groups, together)
         except Exception:  # It has died. After a defect, what was held back would wait for ever: the next one gets it.
             self.kill()
-            self.lose()
+            self.mark_lost()
         else:
             self._trial = None
 

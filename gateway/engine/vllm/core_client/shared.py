@@ -1,7 +1,7 @@
 """vLLM's client of engine processes that belong to a parent, made to outlive them as `core` does.
 
-vLLM watches engine processes only in the process that has started them, so their death is told by the landlord; and
-what we find out ourselves is told to the landlord.
+vLLM watches engine processes only in the process that has started them, so the engine host reports
+their death to this client, and this client reports to the host when they do not answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from gateway.clock import Clock
-from gateway.engine.base import EngineHost, RecoveryReport
+from gateway.engine.base import RecoveryReport
+from gateway.engine.shared import EngineHost
 from gateway.engine.vllm.core_client import plugin
 from gateway.engine.vllm.core_client.restartable import LastingCore
 from gateway.engine.vllm.core_client.trial import Closing
@@ -29,23 +30,23 @@ class SharedCore(LastingCore):
     def __init__(self, core: Any, output_processor: Any, clock: Clock, engine_host: EngineHost) -> None:
         super().__init__(core, output_processor, clock)
         self._engine_host = engine_host
-        self.stats_s: dict[int, float] = {}
+        self.stats_received_s: dict[int, float] = {}
         engine_host.attach(self)
 
     @property
-    def busy(self) -> bool:
+    def has_requests(self) -> bool:
         return bool(self._output_processor.has_unfinished_requests())
 
     def _hear(self, outputs: Any) -> None:
         super()._hear(outputs)
         if outputs.scheduler_stats is not None:
-            self.stats_s[outputs.engine_index] = self._clock.now()
+            self.stats_received_s[outputs.engine_index] = self._clock.now()
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         if not self.lost.is_set():
-            # Heard of by the landlord already, or to be heard: then its processes are ended, whatever they do.
+            # Either the host has reported the death already, or it gets this report and ends the processes.
             self._engine_host.report_unresponsive()
-        super().lose()
+        super().mark_lost()
 
     def _falls(self) -> bool:
         # The processes are not ours to look at.
@@ -56,7 +57,7 @@ class SharedCore(LastingCore):
         return list(self._engine_host.pids)
 
     def kill(self) -> None:
-        """`lose` follows, which tells whose processes they are."""
+        """`mark_lost` follows, which tells whose processes they are."""
 
     async def _lock(self, *, exclusive: bool) -> Closing:
         """All clients lose their engine together, and each has its own requests to try: one after the other, and when

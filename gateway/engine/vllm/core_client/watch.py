@@ -44,7 +44,7 @@ async def until_dead(core: LastingCore, clock: Clock, patience: Patience, look: 
             with suppress(TimeoutError):
                 await asyncio.wait_for(core.lost.wait(), _LOOK_EVERY_S)
             if core.process_died():
-                core.lose()
+                core.mark_lost()
             asked_s = probe.step(clock.now())
             verdict = watchdog.look(clock.now(), Seen(asked_s, core.heard_s, core.behind()))
             if verdict.trouble and core.engines > 1:
@@ -56,7 +56,7 @@ async def until_dead(core: LastingCore, clock: Clock, patience: Patience, look: 
             if verdict.is_dead and not core.lost.is_set():
                 logger.error("%s; it is ended", verdict.trouble)
                 core.kill()
-                core.lose()
+                core.mark_lost()
             look(trouble)
     finally:
         probe.close()

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.clock import Clock
-from gateway.engine.base import EngineHost
 from gateway.engine.bounded_json import BodyLimits
+from gateway.engine.shared import EngineHost
 from gateway.engine.vllm import daemon_threads
 from gateway.engine.vllm.core_client import attachment, factory, plugin, remote_engines
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -272,7 +272,7 @@ def set_up(plan: Plan) -> Path:
 
 
 async def start(plan: Plan, clock: Clock, engine_host: EngineHost | None = None) -> Any:
-    """Start the engine of `plan`, or meet the one that `landlord` has started, and vLLM's app on it; a `VllmEngine`.
+    """Start the engine of `plan`, or connect to the one of `engine_host`, and vLLM's app on it; a `VllmEngine`.
 
     Raises SettingsError, in one sentence, if it cannot start.
     """

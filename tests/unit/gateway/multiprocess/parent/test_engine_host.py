@@ -199,13 +199,13 @@ async def test_the_first_one_must_live_until_it_is_used() -> None:
 class SharedEngineClient:
     """A worker's client of the engine."""
 
-    stats_s: Mapping[int, float] = {}
-    busy = False
+    stats_received_s: Mapping[int, float] = {}
+    has_requests = False
 
     def __init__(self) -> None:
         self.losses = 0
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         self.losses += 1
 
     async def abort_client(self, number: int) -> None:
@@ -216,7 +216,7 @@ class SharedEngineClient:
 async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engine() -> None:
     said: list[Complaint] = []
     tenancy = Tenancy(1, 2, said.append)
-    asked = asyncio.get_running_loop().create_task(tenancy.addresses())
+    asked = asyncio.get_running_loop().create_task(tenancy.next_addresses())
     await settle()
     tenancy.up(Up(1, {"at": "1"}))
     tenancy.lost(Lost(1))
@@ -230,7 +230,7 @@ async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engi
 
     tenant = SharedEngineClient()
     tenancy.attach(tenant)
-    loss = asyncio.get_running_loop().create_task(tenancy.loss())
+    loss = asyncio.get_running_loop().create_task(tenancy.wait_lost())
     tenancy.report_unresponsive()
     await settle()
 
@@ -246,7 +246,7 @@ async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engi
 async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> None:
     tenancy = Tenancy(0, 2, lambda _: None)
     tenancy.up(Up(1, {}))
-    await tenancy.addresses()
+    await tenancy.next_addresses()
     tenancy.lost(Lost(1))
     tenant = SharedEngineClient()
     tenancy.attach(tenant)
@@ -257,7 +257,7 @@ async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> No
 @in_virtual_time
 async def test_where_there_will_be_no_other_a_worker_does_not_wait() -> None:
     tenancy = Tenancy(0, 2, lambda _: None)
-    asked = asyncio.get_running_loop().create_task(tenancy.addresses())
+    asked = asyncio.get_running_loop().create_task(tenancy.next_addresses())
     await settle()
     tenancy.given_up(GivenUp("Too often."))
     with pytest.raises(SettingsError, match="Too often"):
@@ -295,6 +295,6 @@ async def test_a_worker_knows_the_processes_and_where_all_workers_can_lock() -> 
 
     assert (list(tenancy.pids), tenancy.trial_lock) == ([], None)
 
-    await tenancy.addresses()
+    await tenancy.next_addresses()
 
     assert (list(tenancy.pids), str(tenancy.trial_lock)) == ([11, 12], "/tmp/house/trial.lock")

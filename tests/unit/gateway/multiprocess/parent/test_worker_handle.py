@@ -74,7 +74,7 @@ async def test_what_a_worker_reports_is_heard_and_what_it_is_told_is_done() -> N
     pair = Pair()
     following = await pair.open()
     pair.member.tell(Up(1, {"at": "x"}))
-    assert await pair.seat.tenancy.addresses() == {"at": "x"}
+    assert await pair.seat.tenancy.next_addresses() == {"at": "x"}
 
     pair.seat.serves("m", True, RecoveryReport(3, {"grammar": 1}))
     pair.seat.failed("No.", 2)

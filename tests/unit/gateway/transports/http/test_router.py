@@ -410,13 +410,13 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
 @in_virtual_time
 async def test_an_engine_that_does_not_serve_shows_in_readyz_and_not_in_livez() -> None:
     edge = Edge()
-    edge.engine.trouble = "the engine has not answered for 7 s and does not compute"
+    edge.engine.unready_reason = "the engine has not answered for 7 s and does not compute"
     ready = await edge.client("GET", "/readyz").finish()
 
     assert ready.status == 503
     assert "has not answered for 7 s" in ready.error()["message"]
     assert (await edge.client("GET", "/livez").finish()).status == 200
 
-    edge.engine.trouble = None
+    edge.engine.unready_reason = None
 
     assert (await edge.client("GET", "/readyz").finish()).status == 200

@@ -205,7 +205,7 @@ async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None
     bench.first.outputs.put_nowait(outputs(("over", "stop"), ("begun", None)))
     await bench.core.get_output_async()
     await bench.core.abort_requests_async(["aborted"])
-    bench.core.lose()
+    bench.core.mark_lost()
     recovery = await bench.core.replace(bench.second)
 
     assert [(one.request_id, one.prompt_token_ids) for one in bench.second.added] == [
@@ -222,7 +222,7 @@ async def test_nobody_waits_in_the_queue_twice(core: Any) -> None:
     bench = Bench(core)
     await bench.add("begun", [7])
     await bench.add("waiting", [])
-    bench.core.lose()
+    bench.core.mark_lost()
     await bench.core.replace(bench.second)
     said = outputs(("begun", None), ("waiting", None))
     for one in said.outputs:
@@ -237,7 +237,7 @@ async def test_nobody_waits_in_the_queue_twice(core: Any) -> None:
 @in_virtual_time
 async def test_what_comes_while_there_is_no_engine_goes_to_the_next(core: Any) -> None:
     bench = Bench(core)
-    bench.core.lose()
+    bench.core.mark_lost()
     await bench.add("new", [])
 
     assert bench.first.added == []
@@ -265,7 +265,7 @@ async def test_what_comes_or_goes_while_others_are_sent_again_is_not_forgotten_a
     bench = Bench(core)
     for name in ("a", "b"):
         await bench.add(name, [7])
-    bench.core.lose()
+    bench.core.mark_lost()
     bench.second.adding = asyncio.Event()
     replacing = asyncio.get_running_loop().create_task(bench.core.replace(bench.second))
     await settle()
@@ -282,7 +282,7 @@ async def test_what_cannot_go_on_fails_at_once_with_its_reason_counted(core: Any
     bench = Bench(core)
     hopeless = await bench.add("hopeless", [7], params_structured_outputs=object())
     hopeful = await bench.add("hopeful", [7])
-    bench.core.lose()
+    bench.core.mark_lost()
 
     assert [type(word) for word in hopeless] == [Died], "and not an ending of the abort's own"
     assert bench.processor.aborted == [(["hopeless"], True)]
@@ -299,7 +299,7 @@ async def test_what_cannot_go_on_fails_at_once_with_its_reason_counted(core: Any
 async def test_a_request_that_became_hopeless_by_the_dead_engines_last_words_fails_too(core: Any) -> None:
     bench = Bench(core)
     heard = await bench.add("r1", [], params_seed=1, params_temperature=1.0)
-    bench.core.lose()
+    bench.core.mark_lost()
 
     assert heard == []
 
@@ -318,7 +318,7 @@ async def test_the_choices_of_one_request_fail_together_and_once(core: Any) -> N
     for name in ("r_0", "r_1"):
         await bench.add(name, [7], parent, params_presence_penalty=1.0)
         bench.processor.request_states[name].queue = SimpleNamespace(put=shared.append)
-    bench.core.lose()
+    bench.core.mark_lost()
     recovery = await bench.core.replace(bench.second)
 
     assert [type(word) for word in shared] == [Died]
@@ -332,7 +332,7 @@ async def test_a_request_that_the_output_processor_has_forgotten_is_not_sent_aga
     bench = Bench(core)
     await bench.add("r1", [7])
     del bench.processor.request_states["r1"]
-    bench.core.lose()
+    bench.core.mark_lost()
     recovery = await bench.core.replace(bench.second)
 
     assert (recovery.continued, bench.second.added) == (0, [])
@@ -345,8 +345,8 @@ async def test_whoever_waits_for_an_answer_of_the_dead_engine_hears_that_there_w
     asked, answered = loop.create_future(), loop.create_future()
     answered.set_result("yes")
     bench.first.utility_results = {1: asked, 2: answered}
-    bench.core.lose()
-    bench.core.lose()
+    bench.core.mark_lost()
+    bench.core.mark_lost()
 
     assert isinstance(asked.exception(), Died)
     assert answered.result() == "yes"
@@ -371,7 +371,7 @@ async def test_an_old_clients_last_error_is_not_the_new_ones(core: Any) -> None:
     bench = Bench(core)
     waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
     await settle()
-    bench.core.lose()
+    bench.core.mark_lost()
     await bench.core.replace(bench.second)
     bench.first.outputs.put_nowait(Died())
     bench.second.outputs.put_nowait(outputs())
@@ -408,7 +408,7 @@ async def test_a_send_that_a_closed_socket_ends_is_not_the_end_of_its_request(co
     stuck.wait = lambda: sent.append(asyncio.get_running_loop().create_future()) or sent[-1]  # type: ignore[assignment,func-returns-value]
     adding = asyncio.get_running_loop().create_task(bench.add("r1", []))
     await settle()
-    bench.core.lose()
+    bench.core.mark_lost()
     sent[0].cancel()
     await adding
     await bench.core.replace(bench.second)
@@ -426,7 +426,7 @@ async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing(core:
     adding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await adding
-    bench.core.lose()
+    bench.core.mark_lost()
     await bench.core.replace(bench.second)
 
     assert (bench.processor.request_states, bench.first.aborted, bench.second.added) == ({}, ["r1"], [])
@@ -535,7 +535,7 @@ class Dying(Bench):
 
     async def die(self, *, last: bool = False) -> Any:
         """The engine dies and is replaced."""
-        self.core.lose()
+        self.core.mark_lost()
         await self.core.judge()
         self.engine = Core()
         recovery = await self.core.replace(self.engine, last=last)
@@ -572,7 +572,7 @@ async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core:
 
     await bench.add("after", [])
     assert bench.sent[-1] == "after", "nothing is on trial any more"
-    assert bench.core.explained() == 0
+    assert bench.core.take_explained_deaths() == 0
 
 
 @in_virtual_time
@@ -591,8 +591,8 @@ async def test_what_an_engine_dies_of_on_trial_alone_is_not_sent_again(core: Any
 
     assert [type(word) for word in heard["poison"]] == [core.DiedOfIt]
     assert heard["innocent"] == []
-    assert bench.core.explained() == 2
-    assert bench.core.explained() == 0, "asked once"
+    assert bench.core.take_explained_deaths() == 2
+    assert bench.core.take_explained_deaths() == 0, "asked once"
     assert (recovery.continued, recovery.expelled) == (2, 1)
     assert "request poison is given up" in caplog.text
 
@@ -629,7 +629,7 @@ async def test_one_that_kills_at_a_token_of_its_own_is_found_by_its_third_engine
     assert bench.sent == ["a", "poison"]
     assert (await bench.die()).expelled == 1
     assert [len(words) for words in heard] == [0, 1, 0]
-    assert bench.core.explained() == 3
+    assert bench.core.take_explained_deaths() == 3
     bench.core.end_trial()
 
 
@@ -689,7 +689,7 @@ async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
     await bench.add("new", [])
     bench.first.outputs_queue = asyncio.Queue()
     bench.first.outputs_queue.put_nowait("a step")
-    bench.core.lose()
+    bench.core.mark_lost()
     judging = asyncio.get_running_loop().create_task(bench.core.judge())
     await asyncio.sleep(0.05)
     await bench.say("new")

@@ -58,7 +58,7 @@ class Core:
     def kill(self) -> None:
         self.acts.append("kill")
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         self.acts.append("lose")
         self.lost.set()
 
@@ -69,7 +69,7 @@ class Core:
 class Watched:
     def __init__(self, watch: Any, monkeypatch: pytest.MonkeyPatch, cpu_share: float = 0.0) -> None:
         self.core = Core()
-        self.trouble: str | None = None
+        self.unready_reason: str | None = None
         self.began_s = clock().now()
         now = clock()
         monkeypatch.setattr(watch, "usage", lambda _: Usage(cpu_share * now.now(), False))
@@ -78,7 +78,7 @@ class Watched:
         self.task = asyncio.get_running_loop().create_task(watching)
 
     def _look(self, trouble: str | None) -> None:
-        self.trouble = trouble
+        self.unready_reason = trouble
 
 
 @in_virtual_time
@@ -88,19 +88,19 @@ async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_wit
     watched = Watched(watch, monkeypatch)
     await asyncio.sleep(100)
 
-    assert (watched.trouble, watched.core.acts) == (None, [])
+    assert (watched.unready_reason, watched.core.acts) == (None, [])
 
     watched.core.answers.clear()
     await asyncio.sleep(8)
 
-    assert "has not answered" in str(watched.trouble)
+    assert "has not answered" in str(watched.unready_reason)
     assert watched.core.acts == []
 
     await asyncio.sleep(50)
     watched.core.answers.set()
     await asyncio.sleep(2)
 
-    assert (watched.trouble, watched.core.acts) == (None, []), "it answers again"
+    assert (watched.unready_reason, watched.core.acts) == (None, []), "it answers again"
 
     watched.core.answers.clear()
     await asyncio.sleep(63)
@@ -119,7 +119,7 @@ async def test_of_several_engines_the_silent_one_is_named(watch: Any, monkeypatc
     watched.core.answers.clear()
     await asyncio.sleep(8)
 
-    assert str(watched.trouble).endswith("(data-parallel engine 3)")
+    assert str(watched.unready_reason).endswith("(data-parallel engine 3)")
 
     watched.task.cancel()
     await asyncio.gather(watched.task, return_exceptions=True)
@@ -150,7 +150,7 @@ async def test_a_pause_of_ours_is_nobodys_death(watch: Any, monkeypatch: pytest.
         watched.core.answers.set()
         await asyncio.sleep(1)
 
-        assert (watched.trouble, watched.core.acts) == (None, [])
+        assert (watched.unready_reason, watched.core.acts) == (None, [])
 
     watched.task.cancel()
     await asyncio.gather(watched.task, return_exceptions=True)
@@ -162,7 +162,7 @@ async def test_an_operators_pause_is_no_death_but_a_reason(watch: Any, monkeypat
     watched.core.is_operators_pause = True
     await asyncio.sleep(3)
 
-    assert watched.trouble == "the engine is paused"
+    assert watched.unready_reason == "the engine is paused"
 
     await asyncio.sleep(1000)
 
