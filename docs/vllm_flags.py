@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.engine.vllm.startup.arguments import catalog, dispositions, variables
+from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 from gateway.engine.vllm.startup.arguments.catalog import Flag
-from gateway.engine.vllm.startup.arguments.dispositions import Kind
+from gateway.engine.vllm.startup.arguments.flag_rules import Kind
 
 _HEAD = """\
 # vLLM's flags and variables
@@ -31,7 +31,7 @@ def text() -> str:
             flags[name] = flag
             since.setdefault(name, []).append(version)
     parts = [_HEAD]
-    decided = {name: dispositions.of(flag) for name, flag in flags.items()}
+    decided = {name: flag_rules.of(flag) for name, flag in flags.items()}
 
     def shown(name: str) -> str:
         only = "" if since[name] == versions else f" ({', '.join(since[name])})"
@@ -52,7 +52,7 @@ def text() -> str:
     ]
     parts.append(_table("Refused", ("flag", "what to do instead"), rows))
     passed = [name for name, found in decided.items() if found and found.kind is Kind.PASSED]
-    rows = [f"| {shown(name)} | {dispositions.PASSED[name]} |" for name in passed if dispositions.PASSED.get(name)]
+    rows = [f"| {shown(name)} | {flag_rules.PASSED[name]} |" for name in passed if flag_rules.PASSED.get(name)]
     parts.append(_table("Passed to vLLM, with a remark", ("flag", "remark"), rows))
     parts.append("## Passed to vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
     rows = [f"| `{name}` | {note} |" for name, note in variables.lines()]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.engine.vllm.startup.arguments import dispositions, parse, variables
+from gateway.engine.vllm.startup.arguments import flag_rules, variables, vllm_parser
 from gateway.engine.vllm.startup.arguments.command_line import Resolved, resolve, split
 from gateway.errors import SettingsError
 
@@ -205,8 +205,8 @@ def _load(args: argparse.Namespace, flags: Resolved) -> Any:
         options,
         variables.settings(),
         problems,
-        hint=dispositions.hint,
-        wrong_keys=lambda engine: parse.wrong_keys(engine, lambda name: engine_source(args.config, name)),
+        hint=flag_rules.hint,
+        wrong_keys=lambda engine: vllm_parser.wrong_keys(engine, lambda name: engine_source(args.config, name)),
     )
     return load(given, args.config, around)
 

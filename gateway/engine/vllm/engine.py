@@ -31,12 +31,12 @@ from gateway.engine.vllm import error_mapping, media_connector, prompt_offload
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client import watch
 from gateway.engine.vllm.core_client.restartable import LastingCore
-from gateway.engine.vllm.grammars import validation
+from gateway.engine.vllm.grammars import grammar_validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
 from gateway.engine.vllm.http_app import error_normalizer, proxy, stream_errors
 from gateway.engine.vllm.http_app.body_intake import Intake
-from gateway.engine.vllm.http_app.request_documents import Documents
+from gateway.engine.vllm.http_app.document_reader import Documents
 from gateway.engine.vllm.http_app.untrusted_fields import Headers, Screen
 from gateway.engine.vllm.output import isolation, whole_answers
 from gateway.engine.vllm.output.batched_stats import Statistics
@@ -106,7 +106,7 @@ class VllmEngine:
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
         tasks = await self._llm.get_supported_tasks()
-        verify = validation.verifier(self._llm, tasks)
+        verify = grammar_validation.verifier(self._llm, tasks)
         engine_proxy = proxy.EngineProxy(self._llm, self._clock, self._engagements, verify)
         self._app = await proxy.build(engine_proxy, args, tasks)
         self._options = AppOptions(

@@ -13,9 +13,9 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from gateway.bounded_text import log_defect, shortened
 from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS
+from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client.restartable import DiedOfIt
-from gateway.engine.vllm.validation import BoundedValidator, from_validation
 from gateway.errors import (
     Cancelled,
     ClientError,

@@ -13,9 +13,9 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from gateway.domain import ChunkTemplate, Endpoint, RequestStats
 from gateway.engine.vllm import error_mapping
+from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
 from gateway.engine.vllm.http_app import proxy
-from gateway.engine.vllm.http_app.request_documents import Documents
-from gateway.engine.vllm.validation import BoundedValidator, from_validation
+from gateway.engine.vllm.http_app.document_reader import Documents
 
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gateway.engine.vllm.grammars.checker import OnDocument
+from gateway.engine.vllm.grammars.check_queue import OnDocument
 
-_PROGRAM = "gateway.engine.vllm.grammars.forker"
+_PROGRAM = "gateway.engine.vllm.grammars.fork_server"
 _HEAD = struct.Struct("!I")
 # numpy's library would start a thread for every core, and a process with threads must not fork.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -18,11 +18,11 @@ from vllm.v1.structured_output.utils import _reduced_vocabulary
 from gateway.clock import Clock
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
-from gateway.engine.vllm.grammars import requests, validation
-from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
+from gateway.engine.vllm.grammars import extraction, grammar_validation
+from gateway.engine.vllm.grammars.check_queue import Checker, Link, OnDocument
+from gateway.engine.vllm.grammars.check_results import Verdict, digest
 from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
 from gateway.engine.vllm.grammars.process import CheckerProcess
-from gateway.engine.vllm.grammars.verdicts import Verdict, digest
 from gateway.errors import ClientError, Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class Grammars:
         self._checker = Checker(limits, clock, start=self._start, vocabulary=self._vocabulary)
         # The first grammar would have to wait for it; a server that is up so long is there to stay.
         self._warming = asyncio.get_running_loop().call_later(_WARM_AFTER_S, self._checker.warm)
-        validation.install(self.known)
-        validation.guard(llm, self._guard)
+        grammar_validation.install(self.known)
+        grammar_validation.guard(llm, self._guard)
 
     async def close(self) -> None:
         """End the checker process."""
@@ -63,12 +63,12 @@ class Grammars:
 
     async def check_request(self, renderer: Any, request: Any, client: str | None) -> None:
         """Check the grammars of a request of one of vLLM's models. Raises ClientError that names the field."""
-        named = _said(requests.plain, request)
+        named = _said(extraction.plain, request)
         if named is not None:
             await self._check(named, client)
-        if requests.forces_tools(request):
-            self._measure("tools", {"json": requests.schemas(request)})
-        made = _said(requests.adjusted, renderer, request)
+        if extraction.forces_tools(request):
+            self._measure("tools", {"json": extraction.schemas(request)})
+        made = _said(extraction.adjusted, renderer, request)
         if made is not None and (named is None or made[1] is not named[1]):
             await self._check(made, client)
 
@@ -78,12 +78,12 @@ class Grammars:
         """Check the grammars of a body that vLLM's own app will read; `read_body` gives its document, within the limits
         of one. Raises ClientError that names the field."""
         is_short = len(body) <= _SHORT_BYTES
-        if not (requests.asks(body) if is_short else await asyncio.to_thread(requests.asks, body)):
+        if not (extraction.asks(body) if is_short else await asyncio.to_thread(extraction.asks, body)):
             return
 
         def read() -> list[Any]:
             document = read_body()
-            return list(requests.of_document(path, document)) if isinstance(document, dict) else []
+            return list(extraction.of_document(path, document)) if isinstance(document, dict) else []
 
         try:
             brought = read() if is_short else await asyncio.to_thread(read)
@@ -118,7 +118,7 @@ class Grammars:
         if constraint == _JSON_OBJECT and backend in ("auto", "xgrammar", "guidance"):
             return Verdict("xgrammar" if backend == "auto" else backend)
         if _is_empty(constraint):
-            return validation.LEFT_TO_VLLM
+            return grammar_validation.LEFT_TO_VLLM
         if any(isinstance(value, str) and len(value) > self._limits.max_bytes for value in constraint.values()):
             # vLLM's request models ask before it has been measured.
             return None
@@ -143,7 +143,7 @@ class Grammars:
 
     async def _check(self, named: tuple[str, Any], client: str | None) -> None:
         field, params = named
-        constraint = validation.constraint(params)
+        constraint = grammar_validation.constraint(params)
         if not constraint or self._llm.renderer.tokenizer is None:
             # Without a tokenizer vLLM has a refusal of its own.
             return

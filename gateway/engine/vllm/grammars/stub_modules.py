@@ -89,7 +89,7 @@ def _fill(module: ModuleType) -> None:
         case "vllm.utils.import_utils":
             module.__dict__["LazyLoader"] = _LazyModule
         case "vllm.utils.mistral":
-            # Servers with such tokenizers use vLLM itself, see `forker`.
+            # Servers with such tokenizers use vLLM itself, see `fork_server`.
             module.__dict__["is_mistral_tokenizer"] = lambda _: False
         case "vllm.sampling_params":
             # The gateway has measured the nesting.

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.bounded_json import is_light
+from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
+from gateway.engine.vllm.http_app.document_reader import Documents
 from gateway.engine.vllm.http_app.invocations import Invocations
-from gateway.engine.vllm.http_app.request_documents import Documents
 from gateway.engine.vllm.http_app.untrusted_fields import Screen
-from gateway.engine.vllm.validation import BoundedValidator, from_validation
 from gateway.errors import DeadlineExceeded, SluiceError
 from gateway.offload import Offload
 

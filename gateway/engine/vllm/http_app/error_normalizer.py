@@ -14,8 +14,8 @@ import orjson
 
 from gateway.engine.base import CURRENT_STATS, ASGIApp
 from gateway.engine.vllm import error_mapping
+from gateway.engine.vllm.bounded_validation import field_path
 from gateway.engine.vllm.http_app import stream_errors
-from gateway.engine.vllm.validation import field_path
 from gateway.errors import ClientError, SluiceError
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.engine.vllm.validation import BoundedValidator
+from gateway.engine.vllm.bounded_validation import BoundedValidator
 from gateway.errors import ClientError
 
 PATH = "/invocations"

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.engine.vllm.core_client import factory
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.arguments import parse
+from gateway.engine.vllm.startup.arguments import vllm_parser
 from gateway.engine.vllm.startup.launcher import Plan
 from gateway.engine.vllm.startup.startup_errors import why
 from gateway.errors import SettingsError
@@ -28,7 +28,7 @@ def examine(plan: Plan) -> list[str]:
     except SettingsError as error:
         return [*found, *error.problems]
     found += more
-    if parse.missing_files({"model": args.model}):
+    if vllm_parser.missing_files({"model": args.model}):
         return found
     plan.say("reading the model's configuration")
     try:

@@ -28,7 +28,7 @@ from gateway.engine.shared import EngineHost
 from gateway.engine.vllm import daemon_threads
 from gateway.engine.vllm.core_client import attachment, factory, plugin, remote_engines
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.startup.arguments import command_line, parse
+from gateway.engine.vllm.startup.arguments import command_line, vllm_parser
 from gateway.engine.vllm.startup.startup_errors import why
 from gateway.engine.vllm.synthetic.timing import NUMBERS
 from gateway.errors import SettingsError
@@ -92,13 +92,13 @@ def parse_args(plan: Plan) -> Any:
 
 def parse_all(plan: Plan) -> tuple[Any, list[str]]:
     """The same with the problems that vLLM's parser has not stumbled over. Raises SettingsError for those it has."""
-    wrong = parse.wrong_keys(plan.engine, plan.source)
+    wrong = vllm_parser.wrong_keys(plan.engine, plan.source)
     if wrong:
         raise SettingsError(*wrong)
     given = command_line.read(plan.flags).names
     # vLLM warns of what is given twice.
     own = {name: value for name, value in _named(plan).items() if name.partition(".")[0] not in given}
-    args, problems = parse.parse([*parse.command_line(own), *plan.flags])
+    args, problems = vllm_parser.parse([*vllm_parser.command_line(own), *plan.flags])
     # What clients get wrong is no stack in the log.
     args.log_error_stack = plan.log_level == "debug"
     if plan.synthetic is not None:
@@ -132,7 +132,7 @@ def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
 
 def arguments(plan: Plan) -> list[str]:
     """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
-    return parse.command_line(_named(plan))
+    return vllm_parser.command_line(_named(plan))
 
 
 def _named(plan: Plan) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _asked_for(plan: Plan) -> list[str]:
 def look(plan: Plan) -> list[str]:
     """A sentence for each thing that is wrong already before vLLM is imported."""
     asked = {**plan.engine, **command_line.read(plan.flags).shown}
-    return [*parse.wrong_keys(plan.engine, plan.source), *parse.missing_files(asked)]
+    return [*vllm_parser.wrong_keys(plan.engine, plan.source), *vllm_parser.missing_files(asked)]
 
 
 def set_up(plan: Plan) -> Path:

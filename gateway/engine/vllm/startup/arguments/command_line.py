@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.engine.vllm.startup.arguments import catalog, dispositions
+from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.catalog import Catalog, Flag
-from gateway.engine.vllm.startup.arguments.dispositions import Kind
+from gateway.engine.vllm.startup.arguments.flag_rules import Kind
 
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 # vLLM calls the attached form of this flag by that name, and has no `-O` of its own in some versions.
@@ -196,7 +196,7 @@ def _resolve(one: Given, place: str, found: Resolved) -> None:
     if one.flag is None:
         found.flags.extend(one.words)
         return
-    disposition = dispositions.of(one.flag)
+    disposition = flag_rules.of(one.flag)
     name = one.flag.name
     if name == "model":
         found.model = one.values[-1]

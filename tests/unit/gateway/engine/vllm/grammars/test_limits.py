@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gateway.engine.vllm.grammars.check_results import Verdict, Verdicts, digest
 from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
-from gateway.engine.vllm.grammars.verdicts import Verdict, Verdicts, digest
 
 LIMITS = GrammarLimits(max_bytes=4096, max_properties=10, max_choices=10, max_nesting=8)
 

@@ -16,10 +16,10 @@ import pytest
 from xgrammar import TokenizerInfo, VocabType
 
 from gateway.clock import SystemClock
-from gateway.engine.vllm.grammars.checker import Checker, Link, OnDocument
+from gateway.engine.vllm.grammars.check_queue import Checker, Link, OnDocument
+from gateway.engine.vllm.grammars.check_results import Verdict, digest
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.process import CheckerProcess
-from gateway.engine.vllm.grammars.verdicts import Verdict, digest
 from gateway.errors import Overloaded
 
 HEAVY = {

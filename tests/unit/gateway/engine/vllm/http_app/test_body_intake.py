@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.vllm.http_app.body_intake import Intake
-from gateway.engine.vllm.http_app.request_documents import Documents
+from gateway.engine.vllm.http_app.document_reader import Documents
 from gateway.engine.vllm.http_app.untrusted_fields import Screen
 from gateway.errors import ClientError, DeadlineExceeded
 from gateway.offload import checkpoint

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.startup.arguments import catalog, dispositions, parse, variables
+from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables, vllm_parser
 from gateway.engine.vllm.startup.arguments.catalog import Catalog
 from gateway.engine.vllm.startup.arguments.command_line import _GONE, Resolved, read, resolve, split
-from gateway.engine.vllm.startup.arguments.dispositions import Kind
+from gateway.engine.vllm.startup.arguments.flag_rules import Kind
 
 OWN = {"--port": True, "--config": True, "--log-json": False, "--api-keys-file": True}
 
@@ -243,26 +243,26 @@ def test_the_model_may_be_a_flag_too(known: Catalog) -> None:
 
 @pytest.mark.parametrize("version", catalog.listed())
 def test_every_flag_has_exactly_one_disposition(version: str) -> None:
-    tables = (dispositions.SETTINGS, dispositions.ALWAYS, dispositions.REFUSED, dispositions.PASSED)
+    tables = (flag_rules.SETTINGS, flag_rules.ALWAYS, flag_rules.REFUSED, flag_rules.PASSED)
     for name, flag in catalog.read(version).flags.items():
-        found = dispositions.of(flag)
+        found = flag_rules.of(flag)
         assert found is not None, f"nobody has decided what becomes of {flag.spelled} of vLLM {version}"
         assert sum(name in table for table in tables) <= 1, name
         if found.kind is Kind.SETTING:
-            assert name in dispositions.SETTINGS
+            assert name in flag_rules.SETTINGS
 
 
 def test_no_disposition_is_of_a_flag_that_does_not_exist() -> None:
     flags = {name for version in catalog.listed() for name in catalog.read(version).flags}
 
-    for table in (dispositions.SETTINGS, dispositions.ALWAYS, dispositions.REFUSED, dispositions.PASSED):
+    for table in (flag_rules.SETTINGS, flag_rules.ALWAYS, flag_rules.REFUSED, flag_rules.PASSED):
         assert set(table) <= flags
 
 
 def test_settings_that_take_a_flags_place_exist() -> None:
     from gateway.settings import Settings
 
-    for setting in [*(found.setting for found in dispositions.SETTINGS.values()), *variables.SETTINGS.values()]:
+    for setting in [*(found.setting for found in flag_rules.SETTINGS.values()), *variables.SETTINGS.values()]:
         model: Any = Settings
         for part in setting.split("."):
             fields = {field.alias or name: field for name, field in model.model_fields.items()}
@@ -288,11 +288,11 @@ def test_settings_that_take_a_flags_place_exist() -> None:
     ],
 )
 def test_engine_settings_become_flags(engine: dict[str, Any], flags: list[str]) -> None:
-    assert parse.command_line(engine) == flags
+    assert vllm_parser.command_line(engine) == flags
 
 
 def test_wrong_engine_settings_are_all_named() -> None:
-    found = parse.wrong_keys({"port": 1, "max_modl_len": 1, "api-key": "hush", "seed": 1}, lambda _: "in f")
+    found = vllm_parser.wrong_keys({"port": 1, "max_modl_len": 1, "api-key": "hush", "seed": 1}, lambda _: "in f")
 
     assert found[0] == "engine.port (in f) is not an engine setting here. Use server.port."
     assert found[1] == "engine.max_modl_len (in f) is not a vLLM engine argument. Did you mean `max_model_len`?"
@@ -305,8 +305,8 @@ def test_what_vllm_repeats_holds_no_secret() -> None:
     argv = ["--kv-transfer-config", '{"password": "hush"', "--seed", "x", '--hf-overrides={"api_key": "hush"']
     message = f"argument --kv-transfer-config: Value {argv[1]} cannot be converted; {argv[4]!r}: x"
 
-    assert "hush" not in parse.without_secrets(message, argv)
-    assert parse.without_secrets("argument --seed: invalid int value: 'x'", argv).endswith("'x'")
+    assert "hush" not in vllm_parser.without_secrets(message, argv)
+    assert vllm_parser.without_secrets("argument --seed: invalid int value: 'x'", argv).endswith("'x'")
 
 
 def test_variables_of_the_server_are_heard() -> None:

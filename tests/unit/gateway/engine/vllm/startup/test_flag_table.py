@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.startup.arguments import catalog, dispositions, variables
+from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 
 # vLLM's import alone takes up to two minutes on a loaded machine.
 pytestmark = pytest.mark.timeout(300)
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.timeout(300)
 _SCRIPT = """
 import json, sys
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.arguments import generate, parse
+from gateway.engine.vllm.startup.arguments import generate, vllm_parser
 from gateway.errors import SettingsError
 
 def tried(words):
     try:
-        args, problems = parse.parse(words)
+        args, problems = vllm_parser.parse(words)
     except SettingsError as error:
         return {"problems": error.problems}
     if problems:
@@ -73,7 +73,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_list_is_the_installed_vllms(installed: dict[str, Any]) -> None:
-    """A flag that is new has to be listed, and somebody has to decide what becomes of it (dispositions.py). After that:
+    """A flag that is new has to be listed, and somebody has to decide what becomes of it (flag_rules.py). After that:
     `python -m gateway.engine.vllm.startup.arguments.generate`."""
     minor = catalog.installed_minor()
     assert minor in catalog.listed(), f"vLLM {minor} has no list yet"
@@ -112,7 +112,7 @@ def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None
     ("case", "said"),
     [
         ("abbreviated", ["--api-k is not a flag of `vllm serve` or `sluice serve`. Did you mean --api-key?"]),
-        ("dest", [f"--api-key is not for the engine. {dispositions.REFUSED['api_key']}"]),
+        ("dest", [f"--api-key is not for the engine. {flag_rules.REFUSED['api_key']}"]),
         ("two", ["--api-server-count is not for the engine. Use server.workers."]),
         ("parser", ["tool_call_parser: there is no parser 'hermess'. Did you mean hermes?"]),
         ("reasoning", ["reasoning_parser: there is no parser 'deepseek_r2'. Did you mean deepseek_r1?"]),

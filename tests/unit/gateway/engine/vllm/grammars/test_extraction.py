@@ -16,10 +16,10 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output import backend_guidance, backend_lm_format_enforcer, backend_outlines, backend_xgrammar
 
-from gateway.engine.vllm.grammars import requests, validation
+from gateway.engine.vllm.grammars import extraction, grammar_validation
+from gateway.engine.vllm.grammars.check_results import Verdict
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import Grammars
-from gateway.engine.vllm.grammars.verdicts import Verdict
 from gateway.errors import ClientError, Overloaded
 from tests.support.time import clock, in_virtual_time
 
@@ -64,16 +64,16 @@ def chat(**fields: Any) -> Any:
     ],
 )
 def test_a_request_names_its_grammar(fields: Any, field: str, constraint: Any) -> None:
-    named = requests.plain(chat(**fields))
+    named = extraction.plain(chat(**fields))
 
     assert named is not None
     assert named[0] == field
-    assert validation.constraint(named[1]) == (constraint or {"choice": ["a"]})
+    assert grammar_validation.constraint(named[1]) == (constraint or {"choice": ["a"]})
 
 
 def test_a_request_without_a_grammar_brings_none() -> None:
-    assert requests.plain(chat()) is None
-    assert requests.plain(chat(response_format={"type": "text"})) is None
+    assert extraction.plain(chat()) is None
+    assert extraction.plain(chat(response_format={"type": "text"})) is None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_request_without_a_grammar_brings_none() -> None:
     ],
 )
 def test_tools_become_a_grammar_where_they_must_be_called_or_are_strict(fields: Any, forced: bool) -> None:
-    assert requests.forces_tools(chat(**fields)) is forced
+    assert extraction.forces_tools(chat(**fields)) is forced
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_tools_become_a_grammar_where_they_must_be_called_or_are_strict(fields: 
     ],
 )
 def test_documents_for_vllms_own_app_bring_theirs(path: str, document: Any, constraint: Any) -> None:
-    assert requests.asks(json.dumps(document).encode())
+    assert extraction.asks(json.dumps(document).encode())
 
-    (request,) = requests.of_document(path, document)
-    named = requests.plain(request)
+    (request,) = extraction.of_document(path, document)
+    named = extraction.plain(request)
 
     assert named is not None
-    assert validation.constraint(named[1]) == constraint
+    assert grammar_validation.constraint(named[1]) == constraint
 
 
 def test_a_body_that_asks_for_nothing_is_not_looked_at() -> None:
-    assert not requests.asks(b'{"messages": [{"role": "user", "content": "sch\\u00f6n"}]}')
-    assert requests.asks(b'{"respons\\u0065_format": {}}')
+    assert not extraction.asks(b'{"messages": [{"role": "user", "content": "sch\\u00f6n"}]}')
+    assert extraction.asks(b'{"respons\\u0065_format": {}}')
 
 
 # What becomes of it.
@@ -220,7 +220,7 @@ def params(**fields: Any) -> Any:
     [(Verdict("xgrammar"), "xgrammar"), (Verdict("guidance"), "guidance"), (Verdict("outlines"), "outlines")],
 )
 def test_vllm_takes_the_backend_that_was_found(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, backend: str) -> None:
-    validation.install(lambda _: verdict)
+    grammar_validation.install(lambda _: verdict)
     monkeypatch.setattr(backend_guidance.GuidanceBackend, "is_tokenizer_supported", staticmethod(lambda _: True))
     wanted = params(json={"type": "object"})
     wanted._validate_structured_outputs(
@@ -231,7 +231,7 @@ def test_vllm_takes_the_backend_that_was_found(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_choices_become_a_grammar_as_in_vllm() -> None:
-    validation.install(lambda _: Verdict("xgrammar"))
+    grammar_validation.install(lambda _: Verdict("xgrammar"))
     wanted = params(choice=["a", "b"])
     backend_xgrammar.validate_xgrammar_grammar(wanted)
 
@@ -240,7 +240,7 @@ def test_choices_become_a_grammar_as_in_vllm() -> None:
 
 
 def test_what_nobody_has_checked_does_not_reach_the_engine() -> None:
-    validation.install(lambda _: None)
+    grammar_validation.install(lambda _: None)
     # The request models' validators let it pass: it is checked later.
     backend_xgrammar.validate_xgrammar_grammar(params(regex="a"))
     with pytest.raises(VLLMValidationError, match="not supported"):
@@ -250,7 +250,7 @@ def test_what_nobody_has_checked_does_not_reach_the_engine() -> None:
 
 
 def test_a_refused_grammar_is_refused_by_vllm_too() -> None:
-    validation.install(lambda _: Verdict(None, "cannot be compiled: no"))
+    grammar_validation.install(lambda _: Verdict(None, "cannot be compiled: no"))
     with pytest.raises(VLLMValidationError, match="cannot be compiled"):
         backend_xgrammar.validate_xgrammar_grammar(params(regex="a"))
 
@@ -261,7 +261,7 @@ async def test_whatever_is_added_to_the_engine_is_checked_before() -> None:
     machine.grammars.known = lambda constraint: (  # type: ignore[method-assign]
         machine._find(constraint) if dict(constraint) in machine.known else None
     )
-    validation.install(machine.grammars.known)
+    grammar_validation.install(machine.grammars.known)
     await machine.llm.add_request("1", "x", params(regex="good"))
     with pytest.raises(VLLMValidationError, match="cannot be compiled: no"):
         await machine.llm.add_request("2", "x", params(regex="bad"))

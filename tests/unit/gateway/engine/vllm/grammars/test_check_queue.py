@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.grammars.checker import Checker, OnDocument
+from gateway.engine.vllm.grammars.check_queue import Checker, OnDocument
+from gateway.engine.vllm.grammars.check_results import Verdict
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.grammars.verdicts import Verdict
 from gateway.errors import Overloaded
 from tests.support.time import clock, in_virtual_time, settle
 

@@ -33,7 +33,7 @@ from vllm.v1.structured_output import (
 from vllm.v1.structured_output.utils import choice_as_grammar
 
 from gateway.engine.vllm.grammars.backends import FIELDS
-from gateway.engine.vllm.grammars.verdicts import Verdict
+from gateway.engine.vllm.grammars.check_results import Verdict
 
 Known = Callable[[Mapping[str, Any]], Verdict | None]
 """What is known about a constraint."""

@@ -1,8 +1,9 @@
-"""Who has which grammar checked next, and what becomes of it.
+"""The order in which grammars are checked, and their results.
 
-A grammar is checked once for all who send it, in a process of its own (`forker`) that is killed when its time is up or
-when nobody waits for it any more. Clients take turns; where all processes are taken, the one that has run longest makes
-place, so that a client with a hundred hopeless grammars delays another one's by a moment.
+A grammar is checked once for all requests that contain it, in a process of its own (a child of `fork_server`), which is
+killed when its time is up or when no request waits for it any more. Clients take turns. When all processes are in use,
+the longest-running check is ended, so that one client with a hundred hopeless grammars delays another client's by a
+moment only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.clock import Clock
+from gateway.engine.vllm.grammars.check_results import Verdict, Verdicts
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.grammars.verdicts import Verdict, Verdicts
 from gateway.errors import Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from gateway.engine.vllm.validation import BoundedValidator, from_validation
+from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
 
 
 class Part(TypedDict):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.startup.arguments import catalog, dispositions
+from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.command_line import unknown
 from gateway.errors import SettingsError
 
@@ -33,7 +33,7 @@ def wrong_keys(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[
     found = []
     for key in engine:
         name = key.partition(".")[0].replace("-", "_")
-        if (reason := dispositions.not_for_the_engine(name)) is not None:
+        if (reason := flag_rules.not_for_the_engine(name)) is not None:
             found.append(f"engine.{key} ({source(key)}) is not an engine setting here. {reason}")
         elif name not in known.flags and known.complete:
             near = difflib.get_close_matches(name, known.flags, n=1)
@@ -122,9 +122,9 @@ def without_secrets(message: str, argv: Sequence[str]) -> str:
 
 def _not_ours(args: Any, parser: Any) -> Iterable[str]:
     """What was parsed and is not the engine's, however it was spelled."""
-    for name in (*dispositions.SETTINGS, *dispositions.REFUSED):
+    for name in (*flag_rules.SETTINGS, *flag_rules.REFUSED):
         if hasattr(args, name) and getattr(args, name) != parser.get_default(name):
-            yield f"--{name.replace('_', '-')} is not for the engine. {dispositions.not_for_the_engine(name)}"
+            yield f"--{name.replace('_', '-')} is not for the engine. {flag_rules.not_for_the_engine(name)}"
 
 
 def missing_files(arguments: Mapping[str, Any]) -> list[str]:
