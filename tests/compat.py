@@ -30,7 +30,7 @@ STAGES: dict[str, list[str]] = {
     "chunks equal vLLM's": ["tests/e2e/test_equality.py"],
 }
 # A vLLM that was built for GPUs finds none here, and would stop.
-ENVIRONMENT = {"VLLM_TARGET_DEVICE": "cpu", "TWIN_SYNTHETIC": "1"}
+ENVIRONMENT = {"VLLM_TARGET_DEVICE": "cpu", "REFERENCE_SYNTHETIC": "1"}
 
 
 def run(*words: str | Path, **env: str) -> tuple[int, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from tests.faults import reader
-from tests.faults.reader import Answer
+from tests.support import stream_client
+from tests.support.stream_client import Answer
 
 ANNA, BERT = ({"Authorization": f"Bearer sk-{name}"} for name in ("anna", "bert"))
 KEYS = "".join(f"{name}:{hashlib.sha256(f'sk-{name}'.encode()).hexdigest()}\n" for name in ("anna", "bert"))
@@ -21,15 +21,15 @@ async def ask(
     headers: dict[str, str] | None = None,
     **more: Any,
 ) -> Answer:
-    """As `reader.ask`."""
-    return await reader.ask(port, body, headers={**caller, **(headers or {})}, **more)
+    """As `stream_client.ask`."""
+    return await stream_client.ask(port, body, headers={**caller, **(headers or {})}, **more)
 
 
 async def connect(
     port: int, body: dict[str, Any], *, headers: dict[str, str] | None = None, **more: Any
-) -> reader.Connection:
-    """As `reader.Connection.open`."""
-    return await reader.Connection.open(port, body, headers={**ANNA, **(headers or {})}, **more)
+) -> stream_client.Connection:
+    """As `stream_client.Connection.open`."""
+    return await stream_client.Connection.open(port, body, headers={**ANNA, **(headers or {})}, **more)
 
 
 __all__ = ["ANNA", "BERT", "KEYS", "ask", "connect"]

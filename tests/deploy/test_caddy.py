@@ -13,7 +13,7 @@ import pytest
 
 from tests.deploy.proxies import caddy
 from tests.deploy.replicas import EVENTS, EVERY_S, Kind, Replica
-from tests.faults.reader import Connection, ask
+from tests.support.stream_client import Connection, ask
 
 # It may have to be fetched first.
 pytestmark = pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.deploy.proxies import PROXIES
 from tests.deploy.replicas import Kind, Replica
-from tests.faults.reader import Answer, ask
+from tests.support.stream_client import Answer, ask
 
 # The first test may have to fetch a Debian package.
 pytestmark = pytest.mark.timeout(600)

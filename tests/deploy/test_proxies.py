@@ -13,8 +13,8 @@ import pytest
 from tests.deploy.callers import ask, connect
 from tests.deploy.conftest import KEEPALIVE_S, PLACES, SEATS, STEP_MS
 from tests.deploy.proxies import PROXIES
-from tests.faults.reader import Answer, Connection, completion
 from tests.support.server import Server, poll
+from tests.support.stream_client import Answer, Connection, completion
 
 # The first test may have to fetch a Debian package, and starts the servers.
 pytestmark = pytest.mark.timeout(600)

@@ -15,8 +15,8 @@ import pytest
 from tests.deploy.callers import ask
 from tests.deploy.conftest import STEP_MS, environment
 from tests.deploy.proxies import PROXIES
-from tests.faults.reader import Answer, completion
 from tests.support.server import Server, poll
+from tests.support.stream_client import Answer, completion
 
 # The first test may have to fetch a Debian package, and starts the servers.
 pytestmark = pytest.mark.timeout(600)

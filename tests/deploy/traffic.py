@@ -10,10 +10,10 @@ import time
 
 from tests.deploy.callers import ANNA, BERT, ask, connect
 from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
-from tests.faults.reader import COMPLETIONS, completion
-from tests.faults.stuck import WORDY, Stuck
-from tests.support.oracle import expected_text
+from tests.support.deterministic_text import expected_text
 from tests.support.server import Server, poll
+from tests.support.stream_client import COMPLETIONS, completion
+from tests.support.stuck_client import WORDY, Stuck
 
 FOREVER = 5000
 

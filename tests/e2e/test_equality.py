@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,28 +197,28 @@ REFUSED: dict[str, Json] = {
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, dict[str, int]]]:
-    """The twin servers' ports, by parsers."""
-    twin = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("twin.py"))],
+    """The reference and our servers' ports, by parsers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.reference_server"],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        assert twin.stdout is not None
+        assert process.stdout is not None
         found: dict[str, dict[str, int]] | None = None
-        for line in twin.stdout:
+        for line in process.stdout:
             if line.startswith('{"none"'):
                 found = json.loads(line)
                 break
-        assert found is not None, "the twin servers did not start"
+        assert found is not None, "the servers did not start"
         yield found
     finally:
         # The engine process has left the group; it ends by itself when its parent is gone.
-        os.killpg(twin.pid, signal.SIGKILL)
-        twin.wait()
-        assert twin.stdout is not None
-        twin.stdout.close()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Keyed
-from tests.support.canary import Canary
 from tests.support.hostile_bodies import measure
+from tests.support.livez_probe import Canary
 from tests.support.server import ASK, CHAT, MODEL, Raw, Server, long_chat, poll, request_bytes
 
 SOME = [

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support import tiny_vision
-from tests.support.pictures import png
+from tests.support.images import png
 from tests.support.server import CHAT, Server
 
 MODEL = "eyes"

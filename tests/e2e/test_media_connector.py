@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import ClientError
-from tests.support.pictures import png
+from tests.support.images import png
 
 parts = SimpleNamespace()
 """What is tested."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gateway.engine import deterministic_tokens
-from tests.support.oracle import expected_text
+from tests.support.deterministic_text import expected_text
 from tests.support.server import (
     ASK,
     CHAT,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.transports.common.api_keys import new_key
-from tests.support.probe import Probe
+from tests.support.engine_probe import Probe
 from tests.support.server import Server
 
 SYNTHETIC = {

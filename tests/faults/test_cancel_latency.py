@@ -3,9 +3,9 @@ many other streams run undisturbed.
 
 Measured is the time from just before the client's `close` (or `shutdown`, or `DELETE`) to the moment when the
 scheduler in the engine process has dropped the request and freed its blocks, noted there by a plugin with the clock
-that all processes share (`tests.support.probe`). Nothing polls the server meanwhile. The engine looks at aborts between
-two steps, so up to one whole step of that is the engine's own. At the gate, and while the engine is silent, there is no
-such moment; there the gateway's end is the time of the request's log line.
+that all processes share (`tests.support.engine_probe`). Nothing polls the server meanwhile. The engine looks at aborts
+between two steps, so up to one whole step of that is the engine's own. At the gate, and while the engine is silent,
+there is no such moment; there the gateway's end is the time of the request's log line.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Shared, Wanted
-from tests.faults.reader import COMPLETIONS, completion, prompt
-from tests.support.oracle import expected_text
-from tests.support.probe import Note, Probe
+from tests.support.deterministic_text import expected_text
+from tests.support.engine_probe import Note, Probe
 from tests.support.server import CHAT, MODEL, Json, Raw, Server, poll, request_bytes
+from tests.support.stream_client import COMPLETIONS, completion, prompt
 
 pytestmark = pytest.mark.timeout(600)
 

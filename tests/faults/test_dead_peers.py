@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.reader import COMPLETIONS, completion
 from tests.support.server import Raw, Server, poll, request_bytes
+from tests.support.stream_client import COMPLETIONS, completion
 
 NOTICED_WITHIN_S = 21.0
 # streams.stall_timeout_s, as it is by default.

@@ -16,8 +16,8 @@ import pytest
 
 from tests.faults import test_cancel_latency
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
-from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import ASK, CHAT, MODEL, Raw, Server, descendants, poll, request_bytes
+from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, completion
 
 pytestmark = pytest.mark.timeout(900)
 

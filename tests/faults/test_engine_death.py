@@ -16,9 +16,9 @@ import pytest
 
 from loadtest.bench.client import quantile
 from tests.faults.conftest import SYNTHETIC, Serve, Shared
-from tests.faults.reader import Answer, ask, completion
-from tests.support.oracle import expected_text
+from tests.support.deterministic_text import expected_text
 from tests.support.server import CHAT, MODEL, Server, poll
+from tests.support.stream_client import Answer, ask, completion
 
 SEED = 7
 

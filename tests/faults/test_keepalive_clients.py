@@ -25,10 +25,10 @@ import openai
 import pytest
 
 from tests.faults.conftest import Shared
-from tests.faults.proxy import Chaos, ChaosProxy
-from tests.faults.reader import COMPLETIONS, completion, prompt
-from tests.support.oracle import expected_text
+from tests.support.chaos_proxy import Chaos, ChaosProxy
+from tests.support.deterministic_text import expected_text
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
+from tests.support.stream_client import COMPLETIONS, completion, prompt
 
 NODE = Path(__file__).with_name("node")
 BYTEWISE = Chaos(slice_bytes=1)

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Shared, Wanted
-from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
-from tests.support.probe import Probe
+from tests.support.engine_probe import Probe
 from tests.support.server import ASK, CHAT, MODEL, Json, Raw, Server, check_error, check_error_body, poll, request_bytes
+from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, completion
 
 pytestmark = pytest.mark.timeout(600)
 

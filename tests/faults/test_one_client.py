@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Shared, Wanted
-from tests.faults.population import Population
 from tests.support.attacks import ATTACKS, SMALL, Target
-from tests.support.canary import Canary
+from tests.support.background_streams import Population
+from tests.support.livez_probe import Canary
 from tests.support.server import ASK, MODEL, Server, poll
 
 pytestmark = pytest.mark.timeout(600)

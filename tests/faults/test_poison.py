@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import POISON_TOKEN, SYNTHETIC, Serve, Shared
-from tests.faults.reader import Answer, ask, completion
 from tests.support.server import MODEL, Server, poll
+from tests.support.stream_client import Answer, ask, completion
 
 POISON = [POISON_TOKEN, 301]
 TOKENS = 300

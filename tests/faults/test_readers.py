@@ -18,9 +18,9 @@ import pytest
 
 from loadtest.bench.client import quantile
 from tests.faults.conftest import KEEPALIVE_S, STALL_TIMEOUT_S, SYNTHETIC, Serve, Shared
-from tests.faults.reader import Answer, Connection, ask, completion
-from tests.faults.stuck import WORDY, Stuck
 from tests.support.server import Server, poll
+from tests.support.stream_client import Answer, Connection, ask, completion
+from tests.support.stuck_client import WORDY, Stuck
 
 STALLED_COST = 128 * 2**10
 IDLE_COST = 32 * 2**10

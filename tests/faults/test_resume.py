@@ -23,10 +23,10 @@ import openai
 from gateway.client import ResumingTransport
 from loadtest.bench.client import quantile
 from tests.faults.conftest import RETENTION_S, STREAM_BYTES, TOTAL_BYTES, Shared
-from tests.faults.proxy import Chaos, ChaosProxy
-from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion, prompt
-from tests.support.oracle import expected_text
+from tests.support.chaos_proxy import Chaos, ChaosProxy
+from tests.support.deterministic_text import expected_text
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
+from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, completion, prompt
 
 SEED = 11
 FIRST_BYTE_WITHIN_S = 0.05

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.canary import Canary
+from tests.support.livez_probe import Canary
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
 
 TEXT = "/v1/completions"

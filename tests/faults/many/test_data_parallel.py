@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Serve
-from tests.faults.reader import Answer, Connection, ask, completion
 from tests.support.server import Server, alive, descendants, poll
+from tests.support.stream_client import Answer, Connection, ask, completion
 
 TWO = {**SYNTHETIC, "SLUICE_ENGINE__DATA_PARALLEL_SIZE": "2", "SLUICE_SYNTHETIC__STEP_MS": "10"}
 STREAMS = 40

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SYNTHETIC
-from tests.faults.reader import COMPLETIONS, completion
 from tests.support.certificates import Authority, serial
 from tests.support.server import READY_WITHIN_S, Server, free_port, poll
+from tests.support.stream_client import COMPLETIONS, completion
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.full]
 

@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
-from tests.faults.reader import COMPLETIONS, Answer, Connection, ask, completion
 from tests.support.server import MODEL, READY_WITHIN_S, Server, check_error, descendants, poll
+from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, completion
 
 pytestmark = pytest.mark.timeout(600)
 

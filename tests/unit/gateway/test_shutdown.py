@@ -29,7 +29,7 @@ class Served:
         self.log = folder / "stderr.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.served", f"server.port={self.port}", *words],
+                [sys.executable, "-m", "tests.support.scripted_server", f"server.port={self.port}", *words],
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},

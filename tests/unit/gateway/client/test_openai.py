@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.cutting import Cut, CuttingServer, How, Refuse, chat, with_comments
+from tests.support.cutting_server import Cut, CuttingServer, How, Refuse, chat, with_comments
 from tests.unit.gateway.client.callers import Waits
 
 TEXTS = ["Gr", "üße", ", ", "世界", " 😀", "\n\n", "!"]

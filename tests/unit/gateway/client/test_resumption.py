@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.client import ResumingTransport
-from tests.support.cutting import KEEP_ALIVE, numbered
+from tests.support.cutting_server import KEEP_ALIVE, numbered
 from tests.unit.gateway.client.callers import STREAMING, Caller, Waits
 
 URL = "http://sluice/v1/chat/completions"

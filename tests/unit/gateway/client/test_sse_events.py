@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.client.sse_events import Events, EventsLost
-from tests.support.cutting import KEEP_ALIVE, numbered
+from tests.support.cutting_server import KEEP_ALIVE, numbered
 
 PAYLOADS = [b'{"t":"\xc3\xa9"}', b'{"t":"\xe2\x98\x83\xf0\x9f\x98\x80"}']
 EVENTS = numbered(PAYLOADS)

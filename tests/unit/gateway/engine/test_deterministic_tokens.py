@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.demo import MODEL_PATH
 from gateway.engine import deterministic_tokens
 from gateway.engine.deterministic_tokens import token_at, tokens
-from tests.support.oracle import expected_text, tokenizer
+from tests.support.deterministic_text import expected_text, tokenizer
 
 WORDS = range(deterministic_tokens.FIRST_WORD, deterministic_tokens.LARGEST + 1)
 EMOJI = re.compile("[\U0001f600-\U0001f61f]")

@@ -19,8 +19,8 @@ from gateway.transports.common.tls import Certificates, Files, load
 from gateway.transports.http.connection import Protocol
 from gateway.transports.http.responses import LINE, read_body
 from tests.support.certificates import Authority, serial
-from tests.support.live import Live
 from tests.support.server import poll
+from tests.support.threaded_server import Live
 
 PIECE = b"x" * 1000
 

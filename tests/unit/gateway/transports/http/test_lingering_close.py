@@ -13,8 +13,8 @@ import pytest
 from gateway.transports.common.listeners import bind, bind_unix
 from gateway.transports.common.tls import Certificates, Files
 from tests.support.certificates import Authority
-from tests.support.live import Live
 from tests.support.server import poll
+from tests.support.threaded_server import Live
 from tests.unit.gateway.transports.http.test_incoming import Early
 
 BODY_BYTES = 8 * 2**20

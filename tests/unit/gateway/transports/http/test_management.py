@@ -6,7 +6,7 @@ import pytest
 from gateway.transports.common.listeners import bind
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
-from tests.support.live import Live
+from tests.support.threaded_server import Live
 from tests.support.time import in_virtual_time
 from tests.unit.gateway.test_app import Process
 

@@ -1,7 +1,7 @@
 """A process of its own that asks `/livez` every 5 ms and remembers how long the answers took.
 
 The answer comes from the event loop that serves every stream, so the longest wait is the longest that anything held
-that loop. `python -m tests.support.canary PORT` prints a line of JSON for each line that it reads.
+that loop. `python -m tests.support.livez_probe PORT` prints a line of JSON for each line that it reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Canary:
 
     def __init__(self, port: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.canary", str(port)],
+            [sys.executable, "-m", "tests.support.livez_probe", str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

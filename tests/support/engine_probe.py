@@ -1,5 +1,6 @@
-"""What the engine process itself says about its requests: a plugin that notes every request as the scheduler takes it
-and as the scheduler aborts it. It can also set the wall clock of both processes wrong.
+"""A vLLM plugin for the engine process that records when the scheduler adds and when it drops a request.
+
+It can also set the wall clock of the gateway and of the engine wrong.
 
 A metric would not do: scraping costs the server milliseconds, and vLLM's gauges are as old as the last step. This line
 is written inside the call that drops the request, with a clock that all processes of the machine share.
@@ -47,7 +48,8 @@ class Probe:
         info = folder / "engine_probe-0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: engine-probe\nVersion: 0\n")
-        (info / "entry_points.txt").write_text("[vllm.general_plugins]\nengine_probe = tests.support.probe:settle\n")
+        plugin = "engine_probe = tests.support.engine_probe:install"
+        (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{plugin}\n")
         path = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._clock = folder / "wall-clock.txt"
         self.set_clock(0)
@@ -79,7 +81,7 @@ class Probe:
         return found
 
 
-def settle() -> None:
+def install() -> None:
     """Entry point of the group `vllm.general_plugins`."""
     if _VARIABLE not in os.environ:
         return
@@ -128,4 +130,4 @@ def _bend_clock(file: Path) -> None:
     threading.Thread(target=follow, name="bent-clock", daemon=True).start()
 
 
-__all__ = ["Note", "Probe", "settle"]
+__all__ = ["Note", "Probe", "install"]

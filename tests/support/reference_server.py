@@ -68,7 +68,7 @@ async def main() -> None:
         engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
         small=True,
         # A vLLM that was built for GPUs serves where there is none, but no model.
-        synthetic=SYNTHETIC if os.environ.get("TWIN_SYNTHETIC") else None,
+        synthetic=SYNTHETIC if os.environ.get("REFERENCE_SYNTHETIC") else None,
     )
     clock = SystemClock()
     first = await launcher.start(plan, clock)

@@ -6,8 +6,8 @@ import select
 import socket
 from typing import Any
 
-from tests.faults.reader import COMPLETIONS, Answer
 from tests.support.server import Server, request_bytes
+from tests.support.stream_client import COMPLETIONS, Answer
 
 WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 """Chunks of some 350 bytes instead of 200: buffers are sooner full."""

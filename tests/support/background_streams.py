@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from tests.faults.reader import Connection, completion
 from tests.support.server import poll
+from tests.support.stream_client import Connection, completion
 
 
 @dataclass

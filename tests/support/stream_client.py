@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.oracle import expected_text
+from tests.support.deterministic_text import expected_text
 
 COMPLETIONS = "/v1/completions"
 PROMPT_TAIL = [301, 302]

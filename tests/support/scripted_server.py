@@ -1,4 +1,4 @@
-"""A whole server process over a scripted engine, for what only a process can show: `python -m tests.support.served`.
+"""A server process over a scripted engine: `python -m tests.support.scripted_server`.
 
 Arguments are settings, such as `server.uds=/tmp/s`; `stuck` has threads that never end, `frozen` an event loop that
 stands still once the server is ready.
