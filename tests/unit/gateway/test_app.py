@@ -17,8 +17,8 @@ from gateway.errors import SettingsError
 from gateway.metrics import Metrics
 from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
 from tests.support.asgi import Client
-from tests.support.edge import CHAT
 from tests.support.engine import ScriptedEngine
+from tests.support.harness import CHAT
 from tests.support.time import clock, in_virtual_time, settle
 
 

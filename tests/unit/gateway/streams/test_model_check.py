@@ -1,13 +1,13 @@
-"""Random operations on a whole house of streams, and after each of them the invariants of the design:
+"""Random operations on a whole harness of streams, and after each of them the invariants of the design:
 
 - I1: what any reader holds is a prefix of the log (from where it began), byte for byte and number for number.
 - I2: a log is numbered from 1 without gaps and only ever appended to.
 - I3: a stream ends exactly once, with one terminal event, and nothing comes after it.
 - I4: the engine works for a request exactly as long as its stream is live and started.
-- I5: the seats taken are those of the live streams that the gate has let in; at rest there are none.
+- I5: the slots taken are those of the live streams that the gate has let in; at rest there are none.
 - I6: what is reported equals what happened: endings with their wasted tokens, and merged deltas.
 
-Everything is real but the engine, which says what the machine tells it, and the time, which the machine moves. A
+Everything is real but the engine, which the machine scripts, and the time, which the machine moves. A
 failure prints its operations as a script; `--hypothesis-seed` repeats a run, `--hypothesis-profile=full` makes it the
 size that the design asks for (100,000 steps; minutes).
 """
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import orjson
@@ -43,9 +44,9 @@ from gateway.streams.reader import StreamReader
 from gateway.streams.registry import Limits, Status
 from gateway.streams.stream import Stream
 from tests.support.engine import Run
+from tests.support.harness import StreamHarness
 from tests.support.instrumentation import a_caller
 from tests.support.time import VirtualClock, VirtualLoop, settle
-from tests.unit.gateway.streams.house import House
 
 T = TypeVar("T")
 
@@ -71,10 +72,10 @@ ENDINGS = {
 }
 
 
-class GateMetrics(MemoryLog):
-    """A log that remembers everything it took in, also what it has handed over or trimmed."""
+class RecordingLog(MemoryLog):
+    """A log that keeps every document that was appended, also those that were passed on or trimmed."""
 
-    def __init__(self, keep_bytes: int | None, order: list[GateMetrics]) -> None:
+    def __init__(self, keep_bytes: int | None, order: list[RecordingLog]) -> None:
         super().__init__(keep_bytes)
         self.history: list[bytes] = []
         self.ends: list[Ended] = []
@@ -135,9 +136,9 @@ class Record:
     ended_s: float | None = None
 
     @property
-    def log(self) -> GateMetrics:
+    def log(self) -> RecordingLog:
         log = self.stream.writer.log
-        assert isinstance(log, GateMetrics)
+        assert isinstance(log, RecordingLog)
         return log
 
     @property
@@ -149,7 +150,7 @@ PICK = st.integers(0, 10**6)
 
 
 class Machine(RuleBasedStateMachine):
-    """The house and everybody around it."""
+    """The harness and everybody around it."""
 
     steps = 0
     endings: ClassVar[Counter[Cause]] = Counter()
@@ -162,20 +163,19 @@ class Machine(RuleBasedStateMachine):
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(repr(context)))
         self.records: list[Record] = []
         self.readers: list[Reader] = []
-        self.order: list[GateMetrics] = []
+        self.order: list[RecordingLog] = []
         self.lost = False
         self.drain: asyncio.Task[None] | None = None
         self.drained_by_s = 0.0
 
-        async def make() -> House:
-            house = House(slots=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S)
-            house.registry._log = lambda keep_bytes: GateMetrics(keep_bytes, self.order)
-            return house
+        async def make() -> StreamHarness:
+            log = partial(RecordingLog, order=self.order)
+            return StreamHarness(max_concurrent=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S, log=log)
 
-        self.house = self.do(make())
+        self.harness = self.do(make())
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the house's loop, and all that follows from it at this moment."""
+        """Run something in the loop, and all that follows from it at this moment."""
 
         async def and_settle() -> T:
             answer = await work
@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
         by_id = {record.stream.id: record for record in self.records}
         return [
             (by_id[run.id], run)
-            for run in self.house.engine.runs
+            for run in self.harness.engine.runs
             if run.live
             and by_id[run.id].stream.writer.state in {State.RUNNING, State.RECOVERING}
             and formatted in (None, run.prepared.template is None)
@@ -221,13 +221,13 @@ class Machine(RuleBasedStateMachine):
         formatted: bool,
         owner: str | None,
     ) -> None:
-        house = self.house
+        harness = self.harness
         waiting = [record for record in self.live if record.stream.writer._permit is None]
-        full = len(waiting) >= 4 and (waiting or house.gate.taken + slots > 3)
+        full = len(waiting) >= 4 and (waiting or harness.gate.taken + slots > 3)
         live_bytes = sum(record.log.size_bytes for record in self.live)
 
         async def ask() -> Stream:
-            return house.open(
+            return harness.open(
                 owner=owner,
                 timeout_s=timeout_s,
                 grace_s=grace_s,
@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
             # Without settling: its reader comes in the same turn.
             stream = self.loop.run_until_complete(ask())
         except Draining:
-            assert house.registry.draining
+            assert harness.registry.draining
             return
         except EngineFailed:
             assert self.lost
@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         if (record := self.pick([one for one in self.records if one.stream.resumable], number)) is None:
             return
         try:
-            stream = self.house.registry.find(record.stream.id, a_caller(record.owner))
+            stream = self.harness.registry.find(record.stream.id, a_caller(record.owner))
         except Expired:
             assert not record.live
             return
@@ -346,7 +346,7 @@ class Machine(RuleBasedStateMachine):
         async def cancel() -> Status | None:
             # With no engine there is nobody to ask for requests that are not ours.
             with suppress(NotFound, Expired, *([EngineFailed] if self.lost else [])):
-                return self.house.registry.cancel(record.stream.id, a_caller(owner))
+                return self.harness.registry.cancel(record.stream.id, a_caller(owner))
             return None
 
         status = self.do(cancel())
@@ -417,12 +417,12 @@ class Machine(RuleBasedStateMachine):
             record.tokens += 1
         self.do(end())
 
-    @precondition(lambda self: any(run.live for run in self.house.engine.runs))
+    @precondition(lambda self: any(run.live for run in self.harness.engine.runs))
     @rule(number=PICK)
     def fail(self, number: int) -> None:
         """The engine gives up on one, before or after it has handed over its handle."""
         by_id = {record.stream.id: record for record in self.records}
-        if (run := self.pick([run for run in self.house.engine.runs if run.live], number)) is None:
+        if (run := self.pick([run for run in self.harness.engine.runs if run.live], number)) is None:
             return
 
         async def fail() -> None:
@@ -431,11 +431,11 @@ class Machine(RuleBasedStateMachine):
         by_id[run.id].due.add(Cause.ENGINE_FAILED)
         self.do(fail())
 
-    @precondition(lambda self: any(not run.live for run in self.house.engine.runs))
+    @precondition(lambda self: any(not run.live for run in self.harness.engine.runs))
     @rule(number=PICK)
     def speak_too_late(self, number: int) -> None:
         """The engine has not heard yet that it need not go on."""
-        if (run := self.pick([run for run in self.house.engine.runs if not run.live], number)) is None:
+        if (run := self.pick([run for run in self.harness.engine.runs if not run.live], number)) is None:
             return
 
         async def speak() -> None:
@@ -451,7 +451,7 @@ class Machine(RuleBasedStateMachine):
         """The engine takes its time with new requests, or goes on."""
 
         async def toggle() -> None:
-            engine = self.house.engine
+            engine = self.harness.engine
             held: asyncio.Event | None = getattr(engine, stage)
             setattr(engine, stage, asyncio.Event() if held is None else None)
             if held is not None:
@@ -464,12 +464,12 @@ class Machine(RuleBasedStateMachine):
         """The engine dies; when it is back, some request may not be able to go on."""
 
         async def lose() -> None:
-            self.house.switch.lose()
-            self.house.registry.lost()
+            self.harness.switch.lose()
+            self.harness.registry.lost()
 
         async def regain() -> None:
-            self.house.switch.regain()
-            self.house.registry.regained()
+            self.harness.switch.regain()
+            self.harness.registry.regained()
 
         self.lost = not self.lost
         self.do(lose() if self.lost else regain())
@@ -486,7 +486,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 20.0]))
     def begin_to_drain(self, seconds: float) -> None:
         async def begin() -> asyncio.Task[None]:
-            return self.loop.create_task(self.house.registry.drain(seconds))
+            return self.loop.create_task(self.harness.registry.drain(seconds))
 
         self.drained_by_s = self.clock.now() + seconds
         if not seconds:
@@ -500,7 +500,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.drain is not None and not self.live)
     @rule()
     def begin_anew(self) -> None:
-        """A drained house is an empty one; another process takes its place."""
+        """Another process takes the place of one that has drained."""
         self.teardown()
         self.build()
 
@@ -522,9 +522,9 @@ class Machine(RuleBasedStateMachine):
             held = reader.record.log.history[reader.start : reader.start + len(reader.held)]
             assert reader.held == held, "I1: what a reader holds is what the log has there"
         self._check_engine()
-        self._check_seats()
-        self._check_facts()
-        self._check_shelf(now_s)
+        self._check_slots()
+        self._check_instrumentation()
+        self._check_retention(now_s)
 
     def _check_timers(self, record: Record, now_s: float) -> None:
         """Every end has a reason, and every reason comes to its end in time."""
@@ -568,8 +568,8 @@ class Machine(RuleBasedStateMachine):
                 assert codes == ([] if writer.ended.error is None else [writer.ended.error.code])
 
     def _check_engine(self) -> None:
-        runs = {run.id: run for run in self.house.engine.runs}
-        assert len(runs) == len(self.house.engine.runs), "a request is submitted once"
+        runs = {run.id: run for run in self.harness.engine.runs}
+        assert len(runs) == len(self.harness.engine.runs), "a request is submitted once"
         for record in self.records:
             run = runs.get(record.stream.id)
             if not record.live:
@@ -580,14 +580,14 @@ class Machine(RuleBasedStateMachine):
                 assert run is not None
                 assert run.live
 
-    def _check_seats(self) -> None:
-        gate = self.house.gate
+    def _check_slots(self) -> None:
+        gate = self.harness.gate
         admitted = [record for record in self.live if record.stream.writer._permit is not None]
         assert gate.taken == sum(record.slots for record in admitted), "I5"
         assert gate.waiting == len(self.live) - len(admitted)
-        assert self.house.registry.active == len(self.live)
+        assert self.harness.registry.active == len(self.live)
 
-    def _check_facts(self) -> None:
+    def _check_instrumentation(self) -> None:
         by_log = {record.log: record for record in self.records}
         endings = []
         for log in self.order:
@@ -595,7 +595,7 @@ class Machine(RuleBasedStateMachine):
             if record.stream.resumable:
                 cause = log.ends[0].cause
                 endings.append((cause, 0 if cause is Cause.COMPLETED else record.tokens))
-        instrumentation = self.house.instrumentation
+        instrumentation = self.harness.instrumentation
         assert instrumentation.endings == endings, "I6: endings"
         assert all(record.stream.writer.stats.completion_tokens == record.tokens for record in self.records)
         merged = sum(
@@ -608,8 +608,8 @@ class Machine(RuleBasedStateMachine):
         )
         assert sum(instrumentation.spared) == merged, "I6: merged deltas"
 
-    def _check_shelf(self, now_s: float) -> None:
-        retention = self.house.registry._retention
+    def _check_retention(self, now_s: float) -> None:
+        retention = self.harness.registry._retention
         ended = [log for log in self.order if log.keeps]
         kept = [stream.writer.log for _, stream in retention._streams.values()]
         assert kept == ended[len(ended) - len(kept) :], "the oldest go first"
@@ -617,11 +617,11 @@ class Machine(RuleBasedStateMachine):
         assert retention.size_bytes <= LIMITS.max_total_bytes
         assert all(since_s + LIMITS.retention_s > now_s - LATE_S for since_s, _ in retention._streams.values())
         live_bytes = sum(record.log.size_bytes for record in self.live)
-        assert self.house.registry.kept_bytes == retention.size_bytes + live_bytes
+        assert self.harness.registry.kept_bytes == retention.size_bytes + live_bytes
 
     def teardown(self) -> None:
-        """Whatever is left can be ended at once, and then the house is at rest."""
-        if not hasattr(self, "house"):
+        """All that is left can be ended at once, and then the harness is at rest."""
+        if not hasattr(self, "harness"):
             return
         try:
             self._close()
@@ -635,9 +635,9 @@ class Machine(RuleBasedStateMachine):
 
     def _close(self) -> None:
         async def end() -> None:
-            self.house.registry.end_all()
+            self.harness.registry.end_all()
             # A request whose answer was complete before the engine had taken it still waits for its handle.
-            for hold in (self.house.engine.prepare_hold, self.house.engine.submit_hold):
+            for hold in (self.harness.engine.prepare_hold, self.harness.engine.submit_hold):
                 if hold is not None:
                     hold.set()
 
@@ -645,8 +645,8 @@ class Machine(RuleBasedStateMachine):
         self.do(end())
         if self.drain is not None:
             self.do(asyncio.wait_for(self.drain, 0.1))
-        assert self.house.at_rest, "I5: at rest nothing is taken"
-        assert not any(run.live for run in self.house.engine.runs)
+        assert self.harness.at_rest, "I5: at rest nothing is taken"
+        assert not any(run.live for run in self.harness.engine.runs)
         assert {len(record.log.ends) for record in self.records} <= {1}, "I3: every stream has ended once"
         for reader in list(self.readers):
             self.leave(reader)

@@ -8,15 +8,15 @@ from gateway.domain import Cause, Delta
 from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
 from gateway.streams.reader import StreamReader
+from tests.support.harness import WriterHarness
 from tests.support.time import clock, in_virtual_time, settle
-from tests.unit.gateway.streams.bench import Bench
 
 DONE = Ended(Cause.COMPLETED)
 
 
 @in_virtual_time
 async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     writer.put(Delta("a", 1))
     writer.seal()
@@ -33,7 +33,7 @@ async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -
 
 @in_virtual_time
 async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_turn() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
@@ -46,7 +46,7 @@ async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_t
 
 @in_virtual_time
 async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     for _ in range(2):
         reading = asyncio.get_running_loop().create_task(reader.take())
@@ -60,7 +60,7 @@ async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
 
 @in_virtual_time
 async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
@@ -80,7 +80,7 @@ async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
 
 @in_virtual_time
 async def test_nobody_waits_nobody_is_nudged() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reader.nudge()
     reading = asyncio.get_running_loop().create_task(reader.take())
@@ -95,7 +95,7 @@ async def test_nobody_waits_nobody_is_nudged() -> None:
 @in_virtual_time
 async def test_a_token_that_adds_no_text_is_no_news() -> None:
     """Otherwise a reader would be sent a keep-alive for every piece of a character."""
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reading = asyncio.get_running_loop().create_task(reader.take())
     for _ in range(3):
@@ -113,7 +113,7 @@ async def test_a_token_that_adds_no_text_is_no_news() -> None:
 
 @in_virtual_time
 async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own_cursor() -> None:
-    writer = await Bench().running(2**20)
+    writer = await WriterHarness().running(2**20)
     slow, fast = StreamReader(writer, 0), StreamReader(writer, 0)
     writer.put(Delta("a", 1))
 
@@ -133,7 +133,7 @@ async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own
 
 @in_virtual_time
 async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_place() -> None:
-    writer = await Bench().running(keep_bytes=300)
+    writer = await WriterHarness().running(keep_bytes=300)
     reader = StreamReader(writer, 0)
     for _ in range(20):
         writer.put(Delta("x" * 50, 1))
@@ -153,7 +153,7 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
 
 @in_virtual_time
 async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
-    writer = await Bench().running(keep_bytes=300)
+    writer = await WriterHarness().running(keep_bytes=300)
     reader = StreamReader(writer, 0)
     reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
@@ -167,7 +167,7 @@ async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes(
 
 @in_virtual_time
 async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reading = asyncio.get_running_loop().create_task(reader.take())
     await settle()
@@ -184,7 +184,7 @@ async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
 
 @in_virtual_time
 async def test_a_closed_follower_is_left_alone() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     reader.close()
 
@@ -212,7 +212,7 @@ class FinishedStreams:
 
 @in_virtual_time
 async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
     reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
@@ -245,7 +245,7 @@ async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> 
 
 @in_virtual_time
 async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
-    writer = await Bench().running(keep_bytes=1000)
+    writer = await WriterHarness().running(keep_bytes=1000)
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
     reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
@@ -267,7 +267,7 @@ async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
 @in_virtual_time
 async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
     """It has come back to an older event, and its own task has not run yet."""
-    writer = await Bench().running(keep_bytes=1000)
+    writer = await WriterHarness().running(keep_bytes=1000)
     writer.put(Delta("a", 1))
     writer.seal()
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
@@ -282,7 +282,7 @@ async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
 
 @in_virtual_time
 async def test_a_shut_outlet_wakes_whoever_waits() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
     reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()
@@ -304,7 +304,7 @@ async def test_a_shut_outlet_wakes_whoever_waits() -> None:
 
 @in_virtual_time
 async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
     outlet.broken = True
     reading = asyncio.get_running_loop().create_task(reader.take(outlet))
@@ -331,7 +331,7 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
 
 @in_virtual_time
 async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     reader, outlet = StreamReader(writer, 0), FinishedStreams()
     reading = asyncio.get_running_loop().create_task(reader.take(outlet))
     await settle()

@@ -26,9 +26,9 @@ from gateway.errors import (
 )
 from gateway.streams.registry import Status
 from gateway.streams.stream import Stream
+from tests.support.harness import STREAM_LIMITS, StreamHarness, read_all, start_reading
 from tests.support.instrumentation import a_caller, some_stats
 from tests.support.time import clock, in_virtual_time, settle
-from tests.unit.gateway.streams.house import LIMITS, House, read_all, reading
 
 
 def cause(stream: Stream) -> Cause | None:
@@ -40,146 +40,148 @@ def cause(stream: Stream) -> Cause | None:
 
 @in_virtual_time
 async def test_a_stream_that_ends_leaves_nothing_behind() -> None:
-    house = House()
-    stream = house.open()
-    following = reading(stream)
+    harness = StreamHarness()
+    stream = harness.open()
+    following = start_reading(stream)
     await settle()
 
-    assert (house.registry.active, house.gate.taken, stream.status) == (1, 1, "running")
+    assert (harness.registry.active, harness.gate.taken, stream.status) == (1, 1, "running")
 
-    house.engine.runs[0].end("all")
+    harness.engine.runs[0].end("all")
     documents, ended = await following
 
     assert (len(documents), ended.cause) == (3, Cause.COMPLETED)
-    assert house.at_rest
-    assert house.engine.runs[0].aborts == 0
+    assert harness.at_rest
+    assert harness.engine.runs[0].aborts == 0
 
 
 @pytest.mark.parametrize(("endpoint", "prefix"), [(Endpoint.CHAT, "chatcmpl-"), (Endpoint.COMPLETION, "cmpl-")])
 @in_virtual_time
 async def test_every_stream_gets_an_id_of_its_own_that_cannot_be_guessed(endpoint: Endpoint, prefix: str) -> None:
-    house = House()
-    streams = [house.open(endpoint=endpoint) for _ in range(3)]
+    harness = StreamHarness()
+    streams = [harness.open(endpoint=endpoint) for _ in range(3)]
 
     assert len({stream.id for stream in streams}) == 3
     assert all(re.fullmatch(prefix + "[0-9a-f]{32}", stream.id) for stream in streams)
     assert streams[0].writer.stats.id == streams[0].id
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_leaving_before_the_end_is_a_disconnect_and_aborts() -> None:
-    house = House()
-    stream = house.open()
+    harness = StreamHarness()
+    stream = harness.open()
     with stream.read():
         await settle()
 
     assert cause(stream) is Cause.DISCONNECTED
-    assert house.engine.runs[0].aborts == 1
-    assert house.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_bad_body_never_reaches_the_gate() -> None:
-    house = House()
+    harness = StreamHarness()
     with pytest.raises(ClientError):
-        house.registry.open(Endpoint.CHAT, b"{", some_stats(house.instrumentation), RequestOptions())
+        harness.registry.open(Endpoint.CHAT, b"{", some_stats(harness.instrumentation), RequestOptions())
     await settle()
 
-    assert house.instrumentation.waits == []
-    assert house.at_rest
+    assert harness.instrumentation.waits == []
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
     """What it takes in Python and in one call of a library, the other streams would wait for."""
-    house = House()
+    harness = StreamHarness()
     threads: list[int] = []
-    parse = house.engine.parse
+    parse = harness.engine.parse
 
     def parse_somewhere(endpoint: Endpoint, body: bytes) -> object:
         threads.append(threading.get_ident())
         return parse(endpoint, body)
 
-    house.engine.parse = parse_somewhere  # type: ignore[method-assign, assignment]
+    harness.engine.parse = parse_somewhere  # type: ignore[method-assign, assignment]
     for size in (10, 2**17):
         body = orjson.dumps({"stream": True, "prompt": "x" * size})
-        stream = await house.registry.open_any(
-            Endpoint.COMPLETION, body, some_stats(house.instrumentation), RequestOptions()
+        stream = await harness.registry.open_any(
+            Endpoint.COMPLETION, body, some_stats(harness.instrumentation), RequestOptions()
         )
         stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_long_body_that_is_wrong_is_the_clients_error() -> None:
-    house = House()
+    harness = StreamHarness()
     with pytest.raises(ClientError):
-        await house.registry.open_any(Endpoint.CHAT, b"{" * 2**17, some_stats(house.instrumentation), RequestOptions())
+        await harness.registry.open_any(
+            Endpoint.CHAT, b"{" * 2**17, some_stats(harness.instrumentation), RequestOptions()
+        )
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> None:
     """The drain has counted what was there; a request that came later would be cut off without a word."""
-    house = House()
+    harness = StreamHarness()
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     opening = asyncio.ensure_future(
-        house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
+        harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
     )
     await asyncio.sleep(0)
-    await house.registry.drain(1)
+    await harness.registry.drain(1)
     with pytest.raises(Draining):
         await opening
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
-    house = House()
-    stats = some_stats(house.instrumentation, arrival_s=clock().now())
-    parse = house.engine.parse
+    harness = StreamHarness()
+    stats = some_stats(harness.instrumentation, arrival_s=clock().now())
+    parse = harness.engine.parse
 
     def parse_slowly(endpoint: Endpoint, body: bytes) -> object:
         loop_clock.advance(7)
         return parse(endpoint, body)
 
     loop_clock = clock()
-    house.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
+    harness.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded):
-        await house.registry.open_any(Endpoint.CHAT, body, stats, RequestOptions(timeout_s=5))
+        await harness.registry.open_any(Endpoint.CHAT, body, stats, RequestOptions(timeout_s=5))
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others() -> None:
-    house = House()
-    parse, go_on = house.engine.parse, threading.Event()
+    harness = StreamHarness()
+    parse, go_on = harness.engine.parse, threading.Event()
     loop_clock = clock()
 
     def parse_for_ever(endpoint: Endpoint, body: bytes) -> object:
-        loop_clock.advance(LIMITS.prepare_timeout_s + 1)
+        loop_clock.advance(STREAM_LIMITS.prepare_timeout_s + 1)
         go_on.wait(5)
         return parse(endpoint, body)
 
-    house.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
+    harness.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded, match="prepare_timeout_s"):
-        await house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
-    house.engine.parse = parse  # type: ignore[method-assign]
-    stream = await house.registry.open_any(Endpoint.CHAT, body, some_stats(house.instrumentation), RequestOptions())
+        await harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+    harness.engine.parse = parse  # type: ignore[method-assign]
+    stream = await harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
     stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
-    assert house.at_rest
+    assert harness.at_rest
     go_on.set()
 
 
@@ -191,157 +193,157 @@ async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others
 async def test_a_request_that_fails_before_it_runs_leaves_nothing_behind(
     stage: str, error: Exception, code: str
 ) -> None:
-    house = House()
-    setattr(house.engine, stage, error)
-    _, ended = await read_all(house.open())
+    harness = StreamHarness()
+    setattr(harness.engine, stage, error)
+    _, ended = await read_all(harness.open())
 
     assert ended.error is not None
     assert ended.error.code == code
     assert "a defect" not in str(ended.error)
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize("stage", ["prepare_hold", "submit_hold"])
 @in_virtual_time
 async def test_a_request_whose_reader_leaves_before_it_runs_leaves_nothing_behind(stage: str) -> None:
-    house = House()
-    setattr(house.engine, stage, asyncio.Event())
-    stream = house.open()
+    harness = StreamHarness()
+    setattr(harness.engine, stage, asyncio.Event())
+    stream = harness.open()
     with stream.read():
         await settle()
 
-        assert house.gate.taken == 1
+        assert harness.gate.taken == 1
     assert stream.walk is not None
     await asyncio.wait((stream.walk,))
 
-    assert house.at_rest
+    assert harness.at_rest
     assert stream.walk.cancelled()
-    assert not any(run.live for run in house.engine.runs)
+    assert not any(run.live for run in harness.engine.runs)
 
 
 @pytest.mark.parametrize("stage", ["gate", "restart", "prepare_hold", "submit_hold"])
 @in_virtual_time
 async def test_a_request_cancelled_in_the_very_turn_in_which_it_gets_on_leaves_nothing_behind(stage: str) -> None:
     """What it waited for has come, but its task has not run yet."""
-    house = House(slots=1)
-    held = await house.gate.enter()
+    harness = StreamHarness(max_concurrent=1)
+    held = await harness.gate.enter()
     hold = asyncio.Event()
     if stage.endswith("hold"):
-        setattr(house.engine, stage, hold)
-    stream = house.open()
+        setattr(harness.engine, stage, hold)
+    stream = harness.open()
     if stage == "restart":
-        house.switch.lose()
+        harness.switch.lose()
     if stage != "gate":
         held.release()
     await settle()
     if stage == "gate":
         held.release()
     elif stage == "restart":
-        house.switch.regain()
+        harness.switch.regain()
     else:
         hold.set()
-    house.registry.cancel(stream.id, a_caller())
+    harness.registry.cancel(stream.id, a_caller())
     assert stream.walk is not None
     await asyncio.wait((stream.walk,))
 
     assert cause(stream) is Cause.CANCELLED
-    assert house.at_rest
-    assert not any(run.live for run in house.engine.runs)
+    assert harness.at_rest
+    assert not any(run.live for run in harness.engine.runs)
 
 
 @in_virtual_time
 async def test_a_request_for_n_choices_takes_n_seats() -> None:
-    house = House(slots=4)
-    following = reading(house.open(n=3))
+    harness = StreamHarness(max_concurrent=4)
+    following = start_reading(harness.open(n=3))
     await settle()
 
-    assert house.gate.taken == 3
+    assert harness.gate.taken == 3
 
-    house.engine.runs[0].fail(EngineFailed("Down."))
+    harness.engine.runs[0].fail(EngineFailed("Down."))
     await following
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_without_an_engine_nothing_is_opened() -> None:
-    house = House()
-    house.switch.error = NotReady("Starting.")
+    harness = StreamHarness()
+    harness.switch.error = NotReady("Starting.")
     with pytest.raises(NotReady):
-        house.open()
+        harness.open()
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_request_whose_engine_is_restarted_while_it_waits_meets_the_next_one() -> None:
-    house = House(slots=1)
-    held = await house.gate.enter()
-    stream = house.open()
-    following = reading(stream)
+    harness = StreamHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    stream = harness.open()
+    following = start_reading(stream)
     await settle()
-    house.switch.lose()
+    harness.switch.lose()
     held.release()
     await asyncio.sleep(20)
 
-    assert (stream.status, house.engine.runs) == ("queued", [])
+    assert (stream.status, harness.engine.runs) == ("queued", [])
 
-    house.switch.regain()
+    harness.switch.regain()
     await settle()
-    house.engine.runs[0].end("late")
+    harness.engine.runs[0].end("late")
     _, ended = await following
 
     assert ended.cause is Cause.COMPLETED
     assert stream.writer.stats.queued_s == pytest.approx(20, abs=1e-3), "that is waiting, too"
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_request_whose_engine_does_not_come_back_hears_so() -> None:
-    house = House(slots=1)
-    held = await house.gate.enter()
-    following = reading(house.open())
+    harness = StreamHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    following = start_reading(harness.open())
     await settle()
-    house.switch.lose()
+    harness.switch.lose()
     held.release()
     await settle()
-    house.switch.regain(EngineFailed("The engine is down."))
+    harness.switch.regain(EngineFailed("The engine is down."))
     _, ended = await following
 
     assert ended.cause is Cause.REFUSED_UNREADY, "no engine had been given it"
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_time_in_the_queue_is_not_the_gateways_overhead() -> None:
-    house = House(slots=1)
-    held = await house.gate.enter()
-    stream = house.open()
+    harness = StreamHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    stream = harness.open()
     await asyncio.sleep(9)
     held.release()
     await settle()
 
     assert stream.writer.stats.queued_s == pytest.approx(9)
-    assert house.instrumentation.overheads == [pytest.approx(0, abs=1e-3)]
+    assert harness.instrumentation.overheads == [pytest.approx(0, abs=1e-3)]
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_live_streams_recover_with_their_engine() -> None:
-    house = House()
-    streams = [house.open(), house.open(grace_s=5.0)]
-    queued = house.open()
+    harness = StreamHarness()
+    streams = [harness.open(), harness.open(grace_s=5.0)]
+    queued = harness.open()
     await settle()
-    house.registry.lost()
+    harness.registry.lost()
 
     assert [stream.status for stream in (*streams, queued)] == ["recovering", "recovering", "queued"]
 
-    house.registry.regained()
+    harness.registry.regained()
 
     assert [stream.status for stream in (*streams, queued)] == ["running", "running", "queued"]
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 # Deadlines.
@@ -354,10 +356,10 @@ async def test_live_streams_recover_with_their_engine() -> None:
 async def test_a_deadline_counts_over_everything_and_is_capped(
     asked_s: float | None, after_s: float, shown: str
 ) -> None:
-    house = House()
-    stream = house.open(timeout_s=asked_s)
+    harness = StreamHarness()
+    stream = harness.open(timeout_s=asked_s)
     await settle()
-    house.engine.runs[0].say("a", 3)
+    harness.engine.runs[0].say("a", 3)
     await asyncio.sleep(after_s - 0.1)
 
     assert cause(stream) is None
@@ -366,19 +368,19 @@ async def test_a_deadline_counts_over_everything_and_is_capped(
 
     assert stream.writer.ended is not None
     assert str(stream.writer.ended.error) == f"The request passed its deadline of {shown} after 3 completion tokens."
-    assert house.engine.runs[0].aborts == 1
-    assert house.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_deadline_counts_from_the_first_byte_of_the_request() -> None:
-    house = House()
-    stats = some_stats(house.instrumentation, arrival_s=clock().now() - 4)
-    stream = house.registry.open(Endpoint.CHAT, b'{"stream":true}', stats, RequestOptions(timeout_s=5))
-    late = house.registry.open(
+    harness = StreamHarness()
+    stats = some_stats(harness.instrumentation, arrival_s=clock().now() - 4)
+    stream = harness.registry.open(Endpoint.CHAT, b'{"stream":true}', stats, RequestOptions(timeout_s=5))
+    late = harness.registry.open(
         Endpoint.CHAT,
         b'{"stream":true}',
-        some_stats(house.instrumentation, arrival_s=clock().now() - 9),
+        some_stats(harness.instrumentation, arrival_s=clock().now() - 9),
         RequestOptions(timeout_s=5),
     )
     await asyncio.sleep(0.9)
@@ -392,25 +394,25 @@ async def test_a_deadline_counts_from_the_first_byte_of_the_request() -> None:
 
 @in_virtual_time
 async def test_work_that_expires_in_the_queue_is_never_started() -> None:
-    house = House(slots=1)
-    held = await house.gate.enter()
-    stream = house.open(timeout_s=5)
+    harness = StreamHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    stream = harness.open(timeout_s=5)
     await asyncio.sleep(6)
     held.release()
     await settle()
 
     assert stream.writer.ended is not None
     assert "while it waited; nothing was generated" in str(stream.writer.ended.error)
-    assert house.engine.runs == []
-    assert house.at_rest
+    assert harness.engine.runs == []
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_finished_stream_has_no_deadline() -> None:
-    house = House()
-    stream = house.open(timeout_s=5, grace_s=1)
+    harness = StreamHarness()
+    stream = harness.open(timeout_s=5, grace_s=1)
     await settle()
-    house.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await asyncio.sleep(10)
 
     assert cause(stream) is Cause.COMPLETED
@@ -421,54 +423,54 @@ async def test_a_finished_stream_has_no_deadline() -> None:
 
 @in_virtual_time
 async def test_a_finished_resumable_stream_can_be_read_for_its_retention_and_is_then_expired() -> None:
-    house = House()
-    stream = house.open(grace_s=10)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=10)
     await settle()
-    house.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     stream.writer.seal()
-    house.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
     documents, _ = await read_all(stream)
     await asyncio.sleep(49)
 
-    assert (await read_all(house.registry.find(stream.id, a_caller()), 2))[0] == documents[2:]
-    assert house.registry.kept_bytes == stream.writer.log.size_bytes > 0
+    assert (await read_all(harness.registry.find(stream.id, a_caller()), 2))[0] == documents[2:]
+    assert harness.registry.kept_bytes == stream.writer.log.size_bytes > 0
 
     await asyncio.sleep(2)
     with pytest.raises(Expired) as caught:
-        house.registry.find(stream.id, a_caller())
+        harness.registry.find(stream.id, a_caller())
 
     assert caught.value.status == 410
-    assert house.registry.kept_bytes == 0
+    assert harness.registry.kept_bytes == 0
 
 
 @in_virtual_time
 async def test_a_plain_stream_that_is_over_is_unknown() -> None:
-    house = House()
-    stream = house.open()
-    following = reading(stream)
+    harness = StreamHarness()
+    stream = harness.open()
+    following = start_reading(stream)
     await settle()
 
-    assert house.registry.find(stream.id, a_caller()) is stream
+    assert harness.registry.find(stream.id, a_caller()) is stream
 
-    house.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await following
     with pytest.raises(NotFound):
-        house.registry.find(stream.id, a_caller())
-    assert house.registry.kept_bytes == 0
+        harness.registry.find(stream.id, a_caller())
+    assert harness.registry.kept_bytes == 0
 
 
 @pytest.mark.parametrize("where", ["live", "kept", "gone"])
 @pytest.mark.parametrize("owner", ["bob", None])
 @in_virtual_time
 async def test_nobody_reads_or_cancels_anothers_stream_or_learns_that_it_exists(owner: str | None, where: str) -> None:
-    house = House()
-    stream = house.open(owner="ann", grace_s=10)
+    harness = StreamHarness()
+    stream = harness.open(owner="ann", grace_s=10)
     await settle()
     if where != "live":
-        house.engine.runs[0].end("x")
+        harness.engine.runs[0].end("x")
     if where == "gone":
         await asyncio.sleep(51)
-    for act in (house.registry.find, house.registry.status, house.registry.cancel):
+    for act in (harness.registry.find, harness.registry.status, harness.registry.cancel):
         with pytest.raises(NotFound) as other:
             act(stream.id, a_caller(owner))
         with pytest.raises(NotFound) as unknown:
@@ -485,80 +487,80 @@ async def test_nobody_reads_or_cancels_anothers_stream_or_learns_that_it_exists(
         assert cause(stream) is None
     if where == "gone":
         with pytest.raises(Expired):
-            house.registry.find(stream.id, a_caller("ann"))
-    house.registry.end_all()
+            harness.registry.find(stream.id, a_caller("ann"))
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_a_status_tells_where_a_request_is() -> None:
-    house = House()
-    stream = house.open(grace_s=10)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=10)
 
-    assert house.registry.status(stream.id, a_caller()) == Status(stream.id, "queued", True, 0, 0, 0)
+    assert harness.registry.status(stream.id, a_caller()) == Status(stream.id, "queued", True, 0, 0, 0)
 
     await settle()
-    house.engine.runs[0].say("a", 2)
+    harness.engine.runs[0].say("a", 2)
     stream.writer.seal()
 
-    assert house.registry.status(stream.id, a_caller()) == Status(stream.id, "running", True, 2, 7, 2)
+    assert harness.registry.status(stream.id, a_caller()) == Status(stream.id, "running", True, 2, 7, 2)
 
-    house.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
 
-    assert house.registry.status(stream.id, a_caller()) == Status(stream.id, "completed", True, 4, 7, 3)
+    assert harness.registry.status(stream.id, a_caller()) == Status(stream.id, "completed", True, 4, 7, 3)
 
 
 @in_virtual_time
 async def test_cancelling_by_id_tells_the_final_count_and_frees_everything_at_once() -> None:
-    house = House()
-    stream = house.open(owner="ann")
-    following = reading(stream)
+    harness = StreamHarness()
+    stream = harness.open(owner="ann")
+    following = start_reading(stream)
     await settle()
-    house.engine.runs[0].say("Hi", 3)
-    status = house.registry.cancel(stream.id, a_caller("ann"))
+    harness.engine.runs[0].say("Hi", 3)
+    status = harness.registry.cancel(stream.id, a_caller("ann"))
 
     assert status == Status(stream.id, "cancelled", False, 4, 7, 3)
-    assert house.at_rest
-    assert house.engine.runs[0].aborts == 1
+    assert harness.at_rest
+    assert harness.engine.runs[0].aborts == 1
 
     _, ended = await following
 
     assert ended.cause is Cause.CANCELLED
-    assert house.engine.runs[0].aborts == 1
+    assert harness.engine.runs[0].aborts == 1
 
 
 @in_virtual_time
 async def test_cancelling_a_finished_stream_that_is_kept_only_tells_its_status() -> None:
-    house = House()
-    stream = house.open(grace_s=10)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=10)
     await settle()
-    house.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
 
-    assert house.registry.cancel(stream.id, a_caller()).status == "completed"
-    assert house.engine.runs[0].aborts == 0
-    assert house.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.registry.cancel(stream.id, a_caller()).status == "completed"
+    assert harness.engine.runs[0].aborts == 0
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_cancelling_a_stream_that_is_kept_no_longer_says_so() -> None:
-    house = House()
-    stream = house.open(grace_s=10)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=10)
     await settle()
-    house.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await asyncio.sleep(51)
     with pytest.raises(Expired):
-        house.registry.cancel(stream.id, a_caller())
+        harness.registry.cancel(stream.id, a_caller())
 
 
 @in_virtual_time
 async def test_what_vllms_app_runs_can_be_cancelled_by_its_id_too() -> None:
-    house = House()
+    harness = StreamHarness()
     stats = some_stats()
     stats.prompt_tokens, stats.completion_tokens = 5, 3
-    house.engine.mounted["resp-1", "ann"] = stats
+    harness.engine.mounted["resp-1", "ann"] = stats
 
-    assert house.registry.cancel("resp-1", a_caller("ann")) == Status("resp-1", "cancelled", False, 0, 5, 3)
+    assert harness.registry.cancel("resp-1", a_caller("ann")) == Status("resp-1", "cancelled", False, 0, 5, 3)
     with pytest.raises(NotFound):
-        house.registry.cancel("resp-1", a_caller("bob"))
+        harness.registry.cancel("resp-1", a_caller("bob"))
 
 
 # What resumable streams are counted and bounded by.
@@ -566,196 +568,196 @@ async def test_what_vllms_app_runs_can_be_cancelled_by_its_id_too() -> None:
 
 @in_virtual_time
 async def test_the_ending_of_a_resumable_stream_is_counted_when_it_comes_and_once() -> None:
-    house = House()
+    harness = StreamHarness()
     for act in ("end", "cancel", "abandon"):
-        stream = house.open(grace_s=10)
+        stream = harness.open(grace_s=10)
         with stream.read():
             await settle()
-            house.run_of(stream).say("a", 2)
+            harness.run_of(stream).say("a", 2)
         if act == "end":
-            house.run_of(stream).end("b")
+            harness.run_of(stream).end("b")
         elif act == "cancel":
-            house.registry.cancel(stream.id, a_caller())
+            harness.registry.cancel(stream.id, a_caller())
         await asyncio.sleep(11)
-        house.registry.cancel(stream.id, a_caller())
+        harness.registry.cancel(stream.id, a_caller())
 
-    assert house.instrumentation.endings == [(Cause.COMPLETED, 0), (Cause.CANCELLED, 2), (Cause.CANCELLED, 2)]
-    assert house.at_rest
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0), (Cause.CANCELLED, 2), (Cause.CANCELLED, 2)]
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_the_ending_of_a_plain_request_is_its_exchanges_to_count() -> None:
-    house = House()
+    harness = StreamHarness()
     for stream in (True, False):
-        house.registry.cancel(house.open(stream=stream).id, a_caller())
+        harness.registry.cancel(harness.open(stream=stream).id, a_caller())
 
-    assert house.instrumentation.endings == []
+    assert harness.instrumentation.endings == []
 
 
 @pytest.mark.parametrize(("asked_s", "grace_s"), [(7.0, 7.0), (1e9, 100.0), (0.0, 0.0)])
 @in_virtual_time
 async def test_grace_is_capped(asked_s: float, grace_s: float) -> None:
-    house = House()
-    stream = house.open(grace_s=asked_s)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=asked_s)
 
     assert (stream.grace_s, stream.resumable, stream.writer.log.keeps) == (grace_s, True, True)
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_a_whole_answer_has_no_events_to_come_back_for() -> None:
-    house = House()
-    stream = house.open(grace_s=7, stream=False)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=7, stream=False)
 
     assert (stream.resumable, stream.writer.log.keeps, stream.writer.stats.is_resumable) == (False, False, False)
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_another_resumable_stream_is_refused_where_its_events_may_find_no_room() -> None:
     """Plain streams keep nothing, so they are let in all the same."""
-    house = House(limits=replace(LIMITS, max_bytes=10_000, max_total_bytes=15_000))
-    stream = house.open(grace_s=10)
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=15_000))
+    stream = harness.open(grace_s=10)
     await settle()
-    house.engine.runs[0].say("x" * 6000)
+    harness.engine.runs[0].say("x" * 6000)
     stream.writer.seal()
     with pytest.raises(Overloaded, match="no room for another resumable stream") as caught:
-        house.open(grace_s=10)
+        harness.open(grace_s=10)
 
     assert caught.value.retry_after_s == 5
-    assert house.instrumentation.rejections == ["resumable_full"]
-    assert cause(house.open()) is None
+    assert harness.instrumentation.rejections == ["resumable_full"]
+    assert cause(harness.open()) is None
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_finished_streams_make_room_for_live_ones_oldest_first() -> None:
-    house = House(limits=replace(LIMITS, max_bytes=5_000, max_total_bytes=10_000))
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=5_000, max_total_bytes=10_000))
     streams = []
     for _ in range(3):
-        stream = house.open(grace_s=10)
+        stream = harness.open(grace_s=10)
         await settle()
-        house.run_of(stream).end("x" * 2000)
+        harness.run_of(stream).end("x" * 2000)
         streams.append(stream)
 
-    house.open(grace_s=10)
+    harness.open(grace_s=10)
     with pytest.raises(Expired):
-        house.registry.find(streams[0].id, a_caller())
-    assert house.registry.find(streams[2].id, a_caller()) is streams[2]
-    assert house.registry.kept_bytes <= 5_000
+        harness.registry.find(streams[0].id, a_caller())
+    assert harness.registry.find(streams[2].id, a_caller()) is streams[2]
+    assert harness.registry.kept_bytes <= 5_000
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_one_stream_may_keep_all_there_is() -> None:
-    house = House(limits=replace(LIMITS, max_bytes=10_000, max_total_bytes=10_000))
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=10_000))
 
-    assert house.open(grace_s=10).resumable
+    assert harness.open(grace_s=10).resumable
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 @in_virtual_time
 async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() -> None:
-    house = House(10, limits=replace(LIMITS, max_bytes=10_000, max_total_bytes=20_000))
-    streams = [house.open(grace_s=10) for _ in range(8)]
+    harness = StreamHarness(max_concurrent=10, limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=20_000))
+    streams = [harness.open(grace_s=10) for _ in range(8)]
     with pytest.raises(Overloaded):
-        house.open(grace_s=10)
+        harness.open(grace_s=10)
     await settle()
     for _ in range(20):
         for stream in streams:
-            house.run_of(stream).say("x" * 100)
+            harness.run_of(stream).say("x" * 100)
             stream.writer.seal()
 
-            assert house.registry.kept_bytes <= 20_000
+            assert harness.registry.kept_bytes <= 20_000
 
     assert all(stream.writer.log.size_bytes > 1_500 for stream in streams), "an equal share each"
 
     for stream in streams[1:]:
         stream.writer.cancel(Cancelled("gone"))
     for _ in range(50):
-        house.run_of(streams[0]).say("x" * 100)
+        harness.run_of(streams[0]).say("x" * 100)
         streams[0].writer.seal()
 
     assert streams[0].writer.log.size_bytes > 7_000, "who is left has all that one may have"
 
-    house.registry.end_all()
+    harness.registry.end_all()
 
 
 # Requests that vLLM's own app answers.
 
 
-def mounted_house(slots: int = 2) -> House:
-    house = House(slots)
-    house.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
-    return house
+def with_mounted_app(max_concurrent: int = 2) -> StreamHarness:
+    harness = StreamHarness(max_concurrent=max_concurrent)
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    return harness
 
 
-async def work(house: House, stats: RequestStats, timeout_s: float | None = None) -> None:
+async def work(harness: StreamHarness, stats: RequestStats, timeout_s: float | None = None) -> None:
     """An endless embedding."""
-    async with house.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
+    async with harness.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
         await asyncio.Event().wait()
 
 
-def working(house: House, stats: RequestStats, timeout_s: float | None = None) -> asyncio.Task[None]:
-    return asyncio.get_running_loop().create_task(work(house, stats, timeout_s))
+def working(harness: StreamHarness, stats: RequestStats, timeout_s: float | None = None) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work(harness, stats, timeout_s))
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_works_the_engine_holds_a_seat_and_a_light_one_does_not() -> None:
-    house = mounted_house()
-    stats = some_stats(house.instrumentation)
-    async with house.registry.mounted("GET", "/v1/models", stats, RequestOptions()) as engine:
-        assert (house.gate.taken, house.registry.active, engine) == (0, 0, house.engine)
+    harness = with_mounted_app()
+    stats = some_stats(harness.instrumentation)
+    async with harness.registry.mounted("GET", "/v1/models", stats, RequestOptions()) as engine:
+        assert (harness.gate.taken, harness.registry.active, engine) == (0, 0, harness.engine)
         assert (stats.uses_engine, stats.endpoint) == (False, "/v1/models")
-    async with house.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions()) as engine:
-        assert (house.gate.taken, house.registry.active, engine) == (1, 1, house.engine)
+    async with harness.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions()) as engine:
+        assert (harness.gate.taken, harness.registry.active, engine) == (1, 1, harness.engine)
         assert CURRENT_STATS.get() is stats
         assert (stats.uses_engine, stats.queued_s) == (True, 0)
     assert CURRENT_STATS.get() is None
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_what_each_key_has_in_flight_is_known_wherever_it_runs_or_waits() -> None:
-    house = mounted_house(slots=1)
+    harness = with_mounted_app(max_concurrent=1)
     for owner in ("anna", "anna", "bert", None):
-        house.open(owner=owner)
-    task = working(house, some_stats(house.instrumentation, "anna"))
+        harness.open(owner=owner)
+    task = working(harness, some_stats(harness.instrumentation, "anna"))
     await settle()
 
-    assert house.registry.owners() == {"anna": 3, "bert": 1}
+    assert harness.registry.owners() == {"anna": 3, "bert": 1}
 
-    house.registry.end_all()
+    harness.registry.end_all()
     await asyncio.gather(task, return_exceptions=True)
     await settle()
 
-    assert house.registry.owners() == {}
+    assert harness.registry.owners() == {}
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_fails_gives_its_seat_back() -> None:
-    house = mounted_house()
+    harness = with_mounted_app()
     with pytest.raises(RuntimeError):
-        async with house.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
+        async with harness.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
             raise RuntimeError("a defect")
 
-    assert house.at_rest
+    assert harness.at_rest
     assert CURRENT_STATS.get() is None
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_is_cancelled_by_its_id_ends_though_nobody_reads_it() -> None:
-    house = mounted_house()
-    stats = some_stats(house.instrumentation)
-    house.engine.mounted["resp-1", None] = stats
-    task = working(house, stats)
+    harness = with_mounted_app()
+    stats = some_stats(harness.instrumentation)
+    harness.engine.mounted["resp-1", None] = stats
+    task = working(harness, stats)
     await settle()
-    house.registry.cancel("resp-1", a_caller())
+    harness.registry.cancel("resp-1", a_caller())
     await asyncio.sleep(0.9)
 
     assert not task.done(), "it may end by itself, in its protocol's way"
@@ -763,23 +765,23 @@ async def test_a_mounted_path_that_is_cancelled_by_its_id_ends_though_nobody_rea
     await asyncio.sleep(0.2)
     with pytest.raises(Cancelled):
         await task
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
-    house = mounted_house(slots=1)
-    held = await house.gate.enter()
-    stats = some_stats(house.instrumentation)
-    task = working(house, stats)
+    harness = with_mounted_app(max_concurrent=1)
+    held = await harness.gate.enter()
+    stats = some_stats(harness.instrumentation)
+    task = working(harness, stats)
     await asyncio.sleep(3)
-    house.switch.lose()
+    harness.switch.lose()
     held.release()
     await asyncio.sleep(4)
 
     assert stats.queued_s is None
 
-    house.switch.regain()
+    harness.switch.regain()
     await settle()
 
     assert stats.queued_s == pytest.approx(7, abs=1e-3)
@@ -787,7 +789,7 @@ async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize(
@@ -796,10 +798,10 @@ async def test_a_mounted_path_waits_at_the_gate_and_through_a_restart() -> None:
 )
 @in_virtual_time
 async def test_a_mounted_path_has_the_same_deadline(queued: bool, words: str) -> None:
-    house = mounted_house(slots=1)
-    held = await house.gate.enter()
-    stats = some_stats(house.instrumentation)
-    task = working(house, stats, 5)
+    harness = with_mounted_app(max_concurrent=1)
+    held = await harness.gate.enter()
+    stats = some_stats(harness.instrumentation)
+    task = working(harness, stats, 5)
     await asyncio.sleep(1)
     if not queued:
         held.release()
@@ -812,17 +814,17 @@ async def test_a_mounted_path_has_the_same_deadline(queued: bool, words: str) ->
 
     held.release()
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all_the_same() -> None:
     """vLLM's handlers take the cancellation for a client that left, and answer."""
-    house = mounted_house()
+    harness = with_mounted_app()
 
     async def answer() -> None:
-        async with house.registry.mounted(
-            "POST", "/v1/embeddings", some_stats(house.instrumentation), RequestOptions(timeout_s=5)
+        async with harness.registry.mounted(
+            "POST", "/v1/embeddings", some_stats(harness.instrumentation), RequestOptions(timeout_s=5)
         ):
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
@@ -830,17 +832,17 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
     with pytest.raises(DeadlineExceeded):
         await answer()
 
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_unknown_paths_and_wrong_methods_are_named() -> None:
-    house = mounted_house()
+    harness = with_mounted_app()
     with pytest.raises(NotFound, match="/nothing"):
-        async with house.registry.mounted("GET", "/nothing", some_stats(), RequestOptions()):
+        async with harness.registry.mounted("GET", "/nothing", some_stats(), RequestOptions()):
             raise AssertionError
     with pytest.raises(MethodNotAllowed, match="GET"):
-        async with house.registry.mounted("GET", "/v1/embeddings", some_stats(), RequestOptions()):
+        async with harness.registry.mounted("GET", "/v1/embeddings", some_stats(), RequestOptions()):
             raise AssertionError
 
 
@@ -849,31 +851,31 @@ async def test_unknown_paths_and_wrong_methods_are_named() -> None:
 
 @in_virtual_time
 async def test_an_empty_house_drains_at_once_and_takes_nothing_new() -> None:
-    house = mounted_house()
+    harness = with_mounted_app()
     began = clock().now()
-    await house.registry.drain(30)
+    await harness.registry.drain(30)
 
     assert clock().now() == began
     with pytest.raises(Draining) as caught:
-        house.open()
+        harness.open()
     assert caught.value.retry_after_s == 1
     with pytest.raises(Draining):
-        async with house.registry.mounted("GET", "/v1/models", some_stats(), RequestOptions()):
+        async with harness.registry.mounted("GET", "/v1/models", some_stats(), RequestOptions()):
             raise AssertionError
-    assert house.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_drain_waits_for_what_runs_and_waits_and_is_over_with_the_last() -> None:
-    house = mounted_house(slots=1)
-    following = [reading(house.open()) for _ in range(2)]
-    task = asyncio.get_running_loop().create_task(house.registry.drain(30))
+    harness = with_mounted_app(max_concurrent=1)
+    following = [start_reading(harness.open()) for _ in range(2)]
+    task = asyncio.get_running_loop().create_task(harness.registry.drain(30))
     for _ in range(2):
         await asyncio.sleep(2)
 
         assert not task.done()
 
-        house.engine.runs[-1].end("x")
+        harness.engine.runs[-1].end("x")
     await task
 
     assert clock().now() == pytest.approx(1004, abs=1e-3)
@@ -882,9 +884,9 @@ async def test_a_drain_waits_for_what_runs_and_waits_and_is_over_with_the_last()
 
 @in_virtual_time
 async def test_a_drain_waits_for_mounted_requests_too() -> None:
-    house = mounted_house()
-    async with house.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
-        task = asyncio.get_running_loop().create_task(house.registry.drain(30))
+    harness = with_mounted_app()
+    async with harness.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
+        task = asyncio.get_running_loop().create_task(harness.registry.drain(30))
         await asyncio.sleep(5)
 
         assert not task.done()
@@ -895,12 +897,16 @@ async def test_a_drain_waits_for_mounted_requests_too() -> None:
 
 @in_virtual_time
 async def test_at_its_deadline_a_drain_ends_the_rest() -> None:
-    house = mounted_house(slots=3)
-    plain, kept, answer = house.open(), house.open(grace_s=60), working(house, some_stats(house.instrumentation))
-    following = reading(plain)
+    harness = with_mounted_app(max_concurrent=3)
+    plain, kept, answer = (
+        harness.open(),
+        harness.open(grace_s=60),
+        working(harness, some_stats(harness.instrumentation)),
+    )
+    following = start_reading(plain)
     await settle()
-    queued = house.open()
-    await house.registry.drain(30)
+    queued = harness.open()
+    await harness.registry.drain(30)
     await settle()
 
     assert clock().now() == pytest.approx(1030, abs=1e-3)
@@ -909,38 +915,38 @@ async def test_at_its_deadline_a_drain_ends_the_rest() -> None:
     assert (await following)[1].cause is Cause.SERVER_DRAINING
     with pytest.raises(Draining):
         await answer
-    assert house.at_rest
-    assert not any(run.live for run in house.engine.runs)
-    assert house.instrumentation.endings == [(Cause.SERVER_DRAINING, 0)]
+    assert harness.at_rest
+    assert not any(run.live for run in harness.engine.runs)
+    assert harness.instrumentation.endings == [(Cause.SERVER_DRAINING, 0)]
 
 
 @in_virtual_time
 async def test_ending_all_does_not_wait_and_ends_a_drain() -> None:
-    house = mounted_house()
-    stream = house.open()
+    harness = with_mounted_app()
+    stream = harness.open()
     await settle()
-    drain = asyncio.get_running_loop().create_task(house.registry.drain(30))
+    drain = asyncio.get_running_loop().create_task(harness.registry.drain(30))
     await asyncio.sleep(1)
-    house.registry.end_all()
+    harness.registry.end_all()
 
     assert cause(stream) is Cause.SERVER_DRAINING
 
     await drain
 
     assert clock().now() == pytest.approx(1001, abs=1e-3)
-    assert house.registry.draining
+    assert harness.registry.draining
 
 
 @in_virtual_time
 async def test_while_it_drains_a_reader_may_still_come_back() -> None:
-    house = House()
-    stream = house.open(grace_s=60)
+    harness = StreamHarness()
+    stream = harness.open(grace_s=60)
     await settle()
-    drain = asyncio.get_running_loop().create_task(house.registry.drain(30))
+    drain = asyncio.get_running_loop().create_task(harness.registry.drain(30))
     await settle()
-    following = reading(house.registry.find(stream.id, a_caller()))
+    following = start_reading(harness.registry.find(stream.id, a_caller()))
     await settle()
-    house.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
 
     assert (await following)[1].cause is Cause.COMPLETED
 
@@ -957,12 +963,12 @@ def test_the_errors_of_an_end_have_their_causes() -> None:
 @in_virtual_time
 async def test_whoever_asks_can_learn_whether_vllms_app_runs_something_here() -> None:
     """Several workers ask each other; whose it is matters only to the one that has it."""
-    house = House()
-    house.engine.mounted["resp-1", "ann"] = some_stats()
+    harness = StreamHarness()
+    harness.engine.mounted["resp-1", "ann"] = some_stats()
 
-    assert house.registry.holds("resp-1")
-    assert not house.registry.holds("resp-2")
+    assert harness.registry.holds("resp-1")
+    assert not harness.registry.holds("resp-2")
 
-    house.switch.lose()
+    harness.switch.lose()
 
-    assert not house.registry.holds("resp-1")
+    assert not harness.registry.holds("resp-1")

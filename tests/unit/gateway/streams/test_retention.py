@@ -8,9 +8,9 @@ from gateway.domain import Delta
 from gateway.streams import retention as room
 from gateway.streams.retention import FinishedStreams
 from gateway.streams.stream import Stream
+from tests.support.harness import WriterHarness
 from tests.support.instrumentation import a_caller
 from tests.support.time import clock, in_virtual_time
-from tests.unit.gateway.streams.bench import Bench
 
 # What the two events of `ended` weigh besides their text.
 AROUND = 2 * 41 + len(b"end")
@@ -22,7 +22,7 @@ def a_shelf(retention_s: float = 100.0, max_bytes: int = 10_000) -> FinishedStre
 
 def ended(stream_id: str, text_bytes: int = 100, owner: str | None = None) -> Stream:
     """A resumable stream that has ended, with so much text."""
-    writer = Bench(clock()).queued(2**20)
+    writer = WriterHarness(clock()).queued(2**20)
     writer.stats.id = stream_id
     writer.stats.caller = a_caller(owner)
     writer.start(None)

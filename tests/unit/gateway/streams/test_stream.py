@@ -10,16 +10,16 @@ from gateway.streamlog.base import Batch, Ended
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.streams.stream import Stream, overdue
 from gateway.streams.writer import StreamWriter
+from tests.support.harness import WriterHarness
 from tests.support.time import clock, in_virtual_time, settle
-from tests.unit.gateway.streams.bench import Bench
 
 
-async def plain(bench: Bench | None = None) -> Stream:
-    return Stream(await (bench or Bench(clock())).running(), streaming=True, grace_s=None)
+async def plain(harness: WriterHarness | None = None) -> Stream:
+    return Stream(await (harness or WriterHarness(clock())).running(), streaming=True, grace_s=None)
 
 
-async def resumable(grace_s: float = 10.0, bench: Bench | None = None) -> Stream:
-    return Stream(await (bench or Bench(clock())).running(2**20), streaming=True, grace_s=grace_s)
+async def resumable(grace_s: float = 10.0, harness: WriterHarness | None = None) -> Stream:
+    return Stream(await (harness or WriterHarness(clock())).running(2**20), streaming=True, grace_s=grace_s)
 
 
 def cause(writer: StreamWriter) -> Cause | None:
@@ -28,8 +28,8 @@ def cause(writer: StreamWriter) -> Cause | None:
 
 @in_virtual_time
 async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
-    bench = Bench(clock())
-    stream = Stream(bench.queued(), streaming=True, grace_s=None)
+    harness = WriterHarness(clock())
+    stream = Stream(harness.queued(), streaming=True, grace_s=None)
     told = [stream.status]
     stream.writer.start(None)
     stream.writer.stats.submitted = True
@@ -46,13 +46,13 @@ async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
 
 @in_virtual_time
 async def test_a_plain_stream_ends_with_its_reader_as_a_disconnect() -> None:
-    bench = Bench(clock())
-    stream = await plain(bench)
+    harness = WriterHarness(clock())
+    stream = await plain(harness)
     with stream.read():
         assert cause(stream.writer) is None
 
     assert cause(stream.writer) is Cause.DISCONNECTED
-    assert bench.handle.aborts == 1
+    assert harness.handle.aborts == 1
 
 
 @in_virtual_time
@@ -76,8 +76,8 @@ async def test_whatever_ends_the_reading_ends_a_plain_stream(error: BaseExceptio
 
 @in_virtual_time
 async def test_a_stream_that_ended_while_it_was_read_keeps_its_ending() -> None:
-    bench = Bench(clock())
-    for stream in (await plain(bench), await resumable(bench=bench)):
+    harness = WriterHarness(clock())
+    for stream in (await plain(harness), await resumable(harness=harness)):
         with stream.read() as reader:
             stream.writer.put(Delta("a", 1, "stop"))
 
@@ -87,13 +87,13 @@ async def test_a_stream_that_ended_while_it_was_read_keeps_its_ending() -> None:
 
     await asyncio.sleep(100)
 
-    assert bench.handle.aborts == 0
+    assert harness.handle.aborts == 0
 
 
 @in_virtual_time
 async def test_a_resumable_stream_goes_on_without_a_reader_for_its_grace_and_then_is_cancelled() -> None:
-    bench = Bench(clock())
-    stream = await resumable(10.0, bench)
+    harness = WriterHarness(clock())
+    stream = await resumable(10.0, harness)
     with stream.read():
         pass
     await asyncio.sleep(9.99)
@@ -103,7 +103,7 @@ async def test_a_resumable_stream_goes_on_without_a_reader_for_its_grace_and_the
     await asyncio.sleep(0.02)
 
     assert cause(stream.writer) is Cause.CANCELLED
-    assert bench.handle.aborts == 1
+    assert harness.handle.aborts == 1
 
 
 @in_virtual_time
@@ -215,8 +215,8 @@ async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ende
 )
 @in_virtual_time
 async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tokens: int, words: str) -> None:
-    bench = Bench(clock())
-    writer = bench.queued()
+    harness = WriterHarness(clock())
+    writer = harness.queued()
     stream = Stream(writer, streaming=True, grace_s=None)
     stream.expire_in(2.0, 2.5)
     if start:
@@ -239,8 +239,8 @@ def test_the_error_of_a_deadline_must_not_be_retried() -> None:
 
 @in_virtual_time
 async def test_a_stream_that_is_settled_waits_for_nothing_any_more() -> None:
-    bench = Bench(clock())
-    stream = await resumable(10.0, bench)
+    harness = WriterHarness(clock())
+    stream = await resumable(10.0, harness)
     stream.expire_in(20.0, 20.0)
     with stream.read():
         pass

@@ -14,8 +14,8 @@ from gateway.streamlog.base import Ended
 from gateway.streams.lifecycle import State
 from gateway.streams.writer import StreamWriter
 from tests.support.engine import a_frame
+from tests.support.harness import Handle, WriterHarness, documents
 from tests.support.time import clock, in_virtual_time, run, settle
-from tests.unit.gateway.streams.bench import Bench, Handle, documents
 
 KINDS = pytest.mark.parametrize("keep_bytes", [None, 2**20])
 
@@ -23,53 +23,53 @@ KINDS = pytest.mark.parametrize("keep_bytes", [None, 2**20])
 @KINDS
 @in_virtual_time
 async def test_pieces_become_events_in_order_and_a_finish_reason_ends_the_stream(keep_bytes: int | None) -> None:
-    bench = Bench()
-    writer = await bench.running(keep_bytes)
+    harness = WriterHarness()
+    writer = await harness.running(keep_bytes)
     for piece in (Delta("a", 1), Delta("b", 2), Delta("c", 1, "stop")):
         writer.put(piece)
         writer.seal()
 
     assert documents(writer) == [b"a", b"b", b"c", b"end"]
     assert writer.ended == Ended(Cause.COMPLETED)
-    assert (bench.gate.taken, bench.ends, bench.handle.aborts) == (0, 1, 0)
+    assert (harness.gate.taken, harness.ends, harness.handle.aborts) == (0, 1, 0)
     assert writer.stats.completion_tokens == 4
 
 
 @in_virtual_time
 async def test_what_piles_up_leaves_as_one_and_is_counted() -> None:
-    bench = Bench()
-    writer = await bench.running()
+    harness = WriterHarness()
+    writer = await harness.running()
     for text in "abc":
         writer.put(Delta(text, 1))
 
     assert documents(writer) == [b"abc"]
-    assert bench.instrumentation.spared == [2]
+    assert harness.instrumentation.spared == [2]
 
     writer.put(Delta("d", 1))
     writer.seal()
     writer.finish()
 
-    assert bench.instrumentation.spared == [2], "one by itself is nobody's companion"
+    assert harness.instrumentation.spared == [2], "one by itself is nobody's companion"
 
 
 @in_virtual_time
 async def test_ready_made_documents_end_with_finish() -> None:
     """The engine that formats counts its own tokens, so a chunk adds none."""
-    bench = Bench()
-    writer = await bench.running()
+    harness = WriterHarness()
+    writer = await harness.running()
     writer.put(Chunk(b"{}"))
     writer.finish()
 
     assert documents(writer) == [b"{}", b"end"]
     assert writer.ended == Ended(Cause.COMPLETED)
     assert writer.stats.completion_tokens == 0
-    assert bench.instrumentation.spared == []
+    assert harness.instrumentation.spared == []
 
 
 @in_virtual_time
 async def test_a_whole_answer_has_no_documents_that_end_it() -> None:
-    bench = Bench()
-    writer = await bench.running(streaming=False)
+    harness = WriterHarness()
+    writer = await harness.running(streaming=False)
     writer.put(Chunk(b"{}"))
     writer.finish()
 
@@ -78,8 +78,8 @@ async def test_a_whole_answer_has_no_documents_that_end_it() -> None:
 
 @in_virtual_time
 async def test_the_frame_of_the_start_says_how_pieces_are_written() -> None:
-    bench = Bench()
-    writer = bench.queued()
+    harness = WriterHarness()
+    writer = harness.queued()
     writer.start(a_frame())
     writer.put(Delta("a", 1))
 
@@ -90,7 +90,7 @@ async def test_the_frame_of_the_start_says_how_pieces_are_written() -> None:
 
 @in_virtual_time
 async def test_nothing_is_taken_before_the_start() -> None:
-    writer = Bench().queued()
+    writer = WriterHarness().queued()
     writer.put(Delta("early", 1))
     writer.finish()
 
@@ -102,23 +102,23 @@ async def test_nothing_is_taken_before_the_start() -> None:
 @in_virtual_time
 async def test_failure_ends_the_stream_with_the_cause_of_its_error_and_aborts_nothing() -> None:
     """The engine that failed has nothing left to abort."""
-    bench = Bench()
-    writer = await bench.running()
+    harness = WriterHarness()
+    writer = await harness.running()
     error = EngineFailed("The engine gave up.")
     writer.fail(error)
 
     assert writer.ended == Ended(Cause.ENGINE_FAILED, error)
     assert documents(writer) == [b'"engine_failed"']
-    assert (bench.gate.taken, bench.handle.aborts) == (0, 0)
+    assert (harness.gate.taken, harness.handle.aborts) == (0, 0)
 
 
 @in_virtual_time
 async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
-    bench = Bench()
-    writer = await bench.running()
+    harness = WriterHarness()
+    writer = await harness.running()
     writer.cancel(Cancelled("By its id."))
 
-    assert (bench.gate.taken, bench.handle.aborts, bench.ends) == (0, 1, 1)
+    assert (harness.gate.taken, harness.handle.aborts, harness.ends) == (0, 1, 1)
     assert writer.ended is not None
     assert writer.ended.cause is Cause.CANCELLED
 
@@ -126,7 +126,7 @@ async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
 @in_virtual_time
 async def test_the_cause_of_a_cancellation_may_be_another_than_its_errors() -> None:
     """A client that left has cancelled nothing; it is nobody's error, but the log says something to nobody."""
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
 
     assert writer.ended is not None
@@ -136,56 +136,56 @@ async def test_the_cause_of_a_cancellation_may_be_another_than_its_errors() -> N
 @in_virtual_time
 async def test_a_cancellation_before_the_engine_has_answered_reaches_it_when_it_does() -> None:
     """Between submit and its handle there is an await, and a request may well be cancelled there."""
-    bench = Bench()
-    writer = bench.queued()
+    harness = WriterHarness()
+    writer = harness.queued()
     writer.start(None)
     writer.cancel(Cancelled("By its id."))
-    writer.attach(bench.handle)
+    writer.attach(harness.handle)
 
-    assert bench.handle.aborts == 1
+    assert harness.handle.aborts == 1
 
 
 @in_virtual_time
 async def test_a_stream_that_was_complete_before_its_handle_came_is_not_aborted() -> None:
-    bench = Bench()
-    writer = bench.queued()
+    harness = WriterHarness()
+    writer = harness.queued()
     writer.start(None)
     writer.put(Delta("all", 1, "stop"))
-    writer.attach(bench.handle)
+    writer.attach(harness.handle)
 
-    assert bench.handle.aborts == 0
+    assert harness.handle.aborts == 0
 
 
 @in_virtual_time
 async def test_a_permit_that_comes_after_the_end_goes_back_at_once() -> None:
-    bench = Bench()
-    writer = bench.queued()
+    harness = WriterHarness()
+    writer = harness.queued()
     writer.cancel(Cancelled("By its id."))
-    writer.admit(await bench.gate.enter())
+    writer.admit(await harness.gate.enter())
 
-    assert bench.gate.taken == 0
+    assert harness.gate.taken == 0
 
 
 @in_virtual_time
 async def test_tokens_and_their_gaps_are_measured() -> None:
-    bench = Bench()
-    writer = await bench.running()
-    bench.clock.advance(2.0)
+    harness = WriterHarness()
+    writer = await harness.running()
+    harness.clock.advance(2.0)
     writer.put(Delta("a", 1))
-    bench.clock.advance(0.5)
+    harness.clock.advance(0.5)
     writer.put(Delta("", 0))
     writer.put(Delta("b", 3))
     writer.finish()
 
     assert writer.stats.first_token_s == 1002.0
-    assert bench.instrumentation.gaps == [pytest.approx(0.5)]
+    assert harness.instrumentation.gaps == [pytest.approx(0.5)]
     assert writer.stats.completion_tokens == 4
 
 
 @in_virtual_time
 async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told() -> None:
-    bench = Bench()
-    kept, plain = bench.queued(2**20, is_resumable=True), bench.queued()
+    harness = WriterHarness()
+    kept, plain = harness.queued(2**20, is_resumable=True), harness.queued()
     for writer in (kept, plain):
         writer.fail(EngineFailed("Down."))
 
@@ -195,7 +195,7 @@ async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told()
 
 @in_virtual_time
 async def test_a_stream_goes_on_with_the_next_engine() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     writer.put(Delta("a", 1))
     writer.lose()
     writer.put(Delta("b", 1))
@@ -210,7 +210,7 @@ async def test_a_stream_goes_on_with_the_next_engine() -> None:
 
 @in_virtual_time
 async def test_a_stream_at_the_gate_has_no_engine_to_lose() -> None:
-    writer = Bench().queued()
+    writer = WriterHarness().queued()
     writer.lose()
 
     assert writer.state is State.QUEUED
@@ -224,7 +224,7 @@ async def test_a_stream_at_the_gate_has_no_engine_to_lose() -> None:
 
 @in_virtual_time
 async def test_it_is_silent_until_the_engine_has_said_something() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
 
     assert writer.silent
 
@@ -254,7 +254,7 @@ class Sleeper:
 
 @in_virtual_time
 async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stops_watching() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     woken: list[str] = []
     ann, bob = (Sleeper(name, woken) for name in ("ann", "bob"))
     writer.watch(ann)
@@ -273,7 +273,7 @@ async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stop
 @in_virtual_time
 async def test_an_unread_plain_stream_costs_its_text_only() -> None:
     """A delta is some two hundred bytes around a few letters; a reader that stops must not pay them for every token."""
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     for number in range(10_000):
         writer.put(Delta(f"{number:05d}", 1))
 
@@ -290,7 +290,7 @@ async def test_an_unread_plain_stream_costs_its_text_only() -> None:
 
 @in_virtual_time
 async def test_an_unread_stream_that_keeps_moves_into_its_log_and_under_its_limit() -> None:
-    writer = await Bench().running(keep_bytes=4096)
+    writer = await WriterHarness().running(keep_bytes=4096)
     for number in range(64 * 100):
         writer.put(Delta(f"{number:05d}", 1))
 
@@ -304,7 +304,7 @@ async def test_an_unread_stream_that_keeps_moves_into_its_log_and_under_its_limi
 
 @in_virtual_time
 async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
-    writer = await Bench().running()
+    writer = await WriterHarness().running()
     written = 0
 
     async def format_() -> None:
@@ -341,7 +341,7 @@ async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
 @in_virtual_time
 async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
     """It goes on without a reader."""
-    writer = await Bench().running(keep_bytes=2**20)
+    writer = await WriterHarness().running(keep_bytes=2**20)
     for _ in range(100):
         writer.put(Chunk(b"x" * 1024))
 
@@ -354,7 +354,7 @@ async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
 
 @in_virtual_time
 async def test_a_formatter_that_waits_hears_of_the_end() -> None:
-    writer = await Bench(clock()).running()
+    writer = await WriterHarness(clock()).running()
     writer.put(Chunk(b"x" * 18_000))
     task = asyncio.get_running_loop().create_task(writer.room())
     await settle()
@@ -367,7 +367,7 @@ async def test_a_formatter_that_waits_hears_of_the_end() -> None:
 
 @in_virtual_time
 async def test_a_formatter_that_is_cancelled_while_it_waits_is_no_hindrance() -> None:
-    writer = await Bench(clock()).running()
+    writer = await WriterHarness(clock()).running()
     writer.put(Chunk(b"x" * 18_000))
     task = asyncio.get_running_loop().create_task(writer.room())
     await settle()
@@ -400,29 +400,29 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
     """Invariant I3: one terminal event, nothing after it, and its seat is given back once."""
 
     async def play() -> None:
-        bench = Bench()
-        writer = bench.queued(2**20)
-        writer.admit(await bench.gate.enter())
+        harness = WriterHarness()
+        writer = harness.queued(2**20)
+        writer.admit(await harness.gate.enter())
         said = b""
         for act in acts:
             state = writer.state
-            ACTS[act](writer, bench.handle)
+            ACTS[act](writer, harness.handle)
             if state in {State.RUNNING, State.RECOVERING}:
                 said += {"put": b"x", "last": b"y", "document": b"z"}.get(act, b"")
 
-            assert bench.gate.taken == (0 if writer.ended else 1)
+            assert harness.gate.taken == (0 if writer.ended else 1)
         writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
         for act in ("put", "last", "finish", "fail", "cancel", "seal"):
-            ACTS[act](writer, bench.handle)
+            ACTS[act](writer, harness.handle)
 
         *events, end = documents(writer)
         assert b"".join(events) == said
         assert end in {b"end", b'"engine_failed"', b'"cancelled"'}
-        assert bench.ends == 1
-        assert bench.gate.taken == 0
+        assert harness.ends == 1
+        assert harness.gate.taken == 0
         assert writer.stats.completion_tokens == said.count(b"x") + said.count(b"y")
         if acts.count("attach") == 1:
-            assert bench.handle.aborts <= 1
+            assert harness.handle.aborts <= 1
 
     run(play(), debug=False)
 
@@ -434,8 +434,8 @@ def _log_probabilities(number: int) -> Chunk:
 
 @in_virtual_time
 async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_lost() -> None:
-    bench = Bench(clock())
-    writer = await bench.running()
+    harness = WriterHarness(clock())
+    writer = await harness.running()
     said = [_log_probabilities(number) for number in range(100)]
     for piece in said:
         writer.put(piece)
@@ -450,26 +450,26 @@ async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_los
 
 @in_virtual_time
 async def test_who_lets_documents_pile_up_for_too_long_is_stalled_and_hears_so() -> None:
-    bench = Bench(clock())
-    writer = await bench.running()
+    harness = WriterHarness(clock())
+    writer = await harness.running()
     number = 0
     while writer.ended is None:
         writer.put(_log_probabilities(number))
         number += 1
-        bench.clock.advance(0.02)
+        harness.clock.advance(0.02)
         assert number < 1000
 
     assert writer.ended.cause is Cause.CLIENT_STALLED
     assert writer.log.size_bytes < 64 * 2**10
-    assert (bench.handle.aborts, bench.gate.taken) == (1, 0)
+    assert (harness.handle.aborts, harness.gate.taken) == (1, 0)
     assert documents(writer) == [*[_log_probabilities(i).payload for i in range(number)], b'"client_stalled"']
 
 
 @in_virtual_time
 async def test_large_documents_that_come_together_are_no_sign_of_a_stall() -> None:
     """The log probabilities of a long prompt, for each choice of n, before the reader has had a turn."""
-    bench = Bench(clock())
-    writer = await bench.running()
+    harness = WriterHarness(clock())
+    writer = await harness.running()
     large = Chunk(b"".join(_log_probabilities(i).payload for i in range(1000)))
     for _ in range(8):
         writer.put(large)
@@ -482,8 +482,8 @@ async def test_large_documents_that_come_together_are_no_sign_of_a_stall() -> No
 
 @in_virtual_time
 async def test_a_whole_answer_may_be_of_any_size() -> None:
-    bench = Bench(clock())
-    writer = await bench.running(streaming=False)
+    harness = WriterHarness(clock())
+    writer = await harness.running(streaming=False)
     writer.put(Chunk(b"x" * 2**20))
 
     assert writer.log.size_bytes == 0

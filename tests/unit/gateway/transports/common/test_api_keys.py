@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.errors import SettingsError
 from gateway.transports.common import api_keys as keys_module
 from gateway.transports.common.api_keys import Keys, new_key
-from tests.support.edge import key_line
+from tests.support.harness import key_line
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from gateway.engine.base import Route
 from gateway.transports.http.origins import Sites
 from tests.support.asgi import Client
-from tests.support.edge import CHAT, COMPLETION, Edge, key_line
+from tests.support.harness import CHAT, COMPLETION, HttpHarness, key_line
 from tests.support.time import in_virtual_time
 
 CLIENT = {"Authorization": "Bearer sk-ann"}
@@ -33,19 +33,19 @@ def keys_file(tmp_path: Path) -> Path:
     return path
 
 
-def made(**options: Any) -> Edge:
-    """An edge whose engine has endpoints of its own."""
-    edge = Edge(**options)
+def made(**options: Any) -> HttpHarness:
+    """A harness whose engine has endpoints of its own."""
+    harness = HttpHarness(**options)
     app = FastAPI()
 
     async def answer() -> dict[str, Any]:
-        return {"taken": edge.gate.taken}
+        return {"taken": harness.gate.taken}
 
-    edge.engine.routes = {**CLIENTS, **OPERATORS, ("GET", "/ping"): Route.LIGHT}
-    for method, path in edge.engine.routes:
+    harness.engine.routes = {**CLIENTS, **OPERATORS, ("GET", "/ping"): Route.LIGHT}
+    for method, path in harness.engine.routes:
         app.add_api_route(path, answer, methods=[method])
-    edge.engine.http = app
-    return edge
+    harness.engine.http = app
+    return harness
 
 
 OPEN = [("GET", path) for path in ("/livez", "/readyz", "/health", "/ping", "/metrics")]
@@ -66,8 +66,8 @@ OURS = [
 PATHS = OPEN + OURS + [*CLIENTS] + [*OPERATORS]
 
 
-async def status(edge: Edge, method: str, path: str, headers: dict[str, str]) -> int:
-    client = edge.client(method, path, headers=headers, body=b"[]" if method == "POST" else b"")
+async def status(harness: HttpHarness, method: str, path: str, headers: dict[str, str]) -> int:
+    client = harness.request(method, path, headers=headers, body=b"[]" if method == "POST" else b"")
     return (await client.finish()).status
 
 
@@ -95,8 +95,8 @@ async def test_every_path_with_no_key_a_clients_and_an_operators(keys_file: Path
 
 @in_virtual_time
 async def test_an_operators_endpoint_says_which_key_it_takes(keys_file: Path) -> None:
-    refused = await made(keys_file=keys_file).client("POST", "/sleep", headers=CLIENT).finish()
-    closed = await made().client("POST", "/sleep").finish()
+    refused = await made(keys_file=keys_file).request("POST", "/sleep", headers=CLIENT).finish()
+    closed = await made().request("POST", "/sleep").finish()
 
     for answer in (refused, closed):
         assert (answer.status, answer.error()["code"], answer.error()["type"]) == (403, "forbidden", "permission_error")
@@ -106,32 +106,32 @@ async def test_an_operators_endpoint_says_which_key_it_takes(keys_file: Path) ->
 
 @in_virtual_time
 async def test_an_operator_acts_while_all_slots_are_taken(keys_file: Path) -> None:
-    edge = made(keys_file=keys_file, max_concurrent=1, max_waiting=0)
-    held = await edge.gate.enter()
+    harness = made(keys_file=keys_file, max_concurrent=1, max_waiting=0)
+    held = await harness.gate.enter()
 
-    assert await status(edge, "POST", "/sleep", OPERATOR) == 200
+    assert await status(harness, "POST", "/sleep", OPERATOR) == 200
 
     held.release()
 
 
 @in_virtual_time
 async def test_an_operators_key_sees_its_own_streams_only(keys_file: Path) -> None:
-    edge = made(keys_file=keys_file)
-    stream = edge.ask(headers={**CLIENT, "X-Stream-Resumable": "60"})
-    await edge.client("GET", "/livez").finish()
-    stream_id = edge.engine.runs[0].id
+    harness = made(keys_file=keys_file)
+    stream = harness.post(headers={**CLIENT, "X-Stream-Resumable": "60"})
+    await harness.request("GET", "/livez").finish()
+    stream_id = harness.engine.runs[0].id
 
-    assert await status(edge, "GET", f"/v1/streams/{stream_id}", OPERATOR) == 404
-    assert await status(edge, "DELETE", f"/v1/streams/{stream_id}", OPERATOR) == 404
+    assert await status(harness, "GET", f"/v1/streams/{stream_id}", OPERATOR) == 404
+    assert await status(harness, "DELETE", f"/v1/streams/{stream_id}", OPERATOR) == 404
 
-    edge.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await stream.finish()
 
 
-async def sent(edge: Edge, *lines: tuple[str, str]) -> Client:
+async def sent(harness: HttpHarness, *lines: tuple[str, str]) -> Client:
     """A request with header lines that may repeat."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in lines]
-    return await edge.client("GET", "/v1/models", extra={"headers": raw}).finish()
+    return await harness.request("GET", "/v1/models", extra={"headers": raw}).finish()
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ async def test_a_401_says_what_to_mend(keys_file: Path, lines: list[tuple[str, s
 
 @in_virtual_time
 async def test_thousands_of_keys_in_one_request_are_not_tried(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    edge, tried = made(keys_file=keys_file), []
-    monkeypatch.setattr(edge.keys, "owner", tried.append)
-    answer = await sent(edge, *[("x-api-key", f"sk-{number}") for number in range(2100)])
+    harness, tried = made(keys_file=keys_file), []
+    monkeypatch.setattr(harness.keys, "owner", tried.append)
+    answer = await sent(harness, *[("x-api-key", f"sk-{number}") for number in range(2100)])
 
     assert (answer.status, tried) == (401, [])
 
@@ -203,23 +203,23 @@ REBOUND = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000", "S
 @pytest.mark.parametrize(("method", "path"), PATHS)
 @in_virtual_time
 async def test_a_server_without_keys_is_not_open_to_every_page(method: str, path: str, headers: dict[str, str]) -> None:
-    edge = made(sites=LOCAL, operator_endpoints=True)
-    answer = await edge.client(method, path, headers=headers, body=b"[]" if method == "POST" else b"").finish()
+    harness = made(sites=LOCAL, operator_endpoints=True)
+    answer = await harness.request(method, path, headers=headers, body=b"[]" if method == "POST" else b"").finish()
 
     assert (answer.status == 403) is (path not in ("/livez", "/readyz", "/health", "/ping"))
     assert not [name for name in answer.headers if name.startswith("access-control-")]
-    assert edge.engine.runs == []
+    assert harness.engine.runs == []
 
 
 @pytest.mark.parametrize("headers", [PAGE, REBOUND])
 @in_virtual_time
 async def test_who_has_a_key_is_not_asked_where_he_comes_from(keys_file: Path, headers: dict[str, str]) -> None:
     """Such as a proxy on the same machine, which passes its own name and its page's origin on."""
-    edge = made(keys_file=keys_file, sites=LOCAL)
+    harness = made(keys_file=keys_file, sites=LOCAL)
 
-    assert await status(edge, "GET", "/v1/models", {**headers, **CLIENT}) == 200
-    assert await status(edge, "GET", "/v1/models", headers) == 401, "the first thing to mend"
-    assert await status(edge, "GET", "/metrics", headers) == 403
+    assert await status(harness, "GET", "/v1/models", {**headers, **CLIENT}) == 200
+    assert await status(harness, "GET", "/v1/models", headers) == 401, "the first thing to mend"
+    assert await status(harness, "GET", "/metrics", headers) == 403
 
 
 @pytest.mark.parametrize(
@@ -235,19 +235,19 @@ async def test_who_has_a_key_is_not_asked_where_he_comes_from(keys_file: Path, h
 async def test_programs_and_the_servers_own_pages_are_answered(headers: dict[str, str]) -> None:
     local, elsewhere = made(sites=LOCAL), made()
     assert await status(local, "GET", "/livez", headers) == 200
-    for edge in (local, elsewhere) if "10.1.2.3:8000" not in headers.values() else (elsewhere,):
-        assert await status(edge, "POST", "/v1/embeddings", headers) == 200
+    for harness in (local, elsewhere) if "10.1.2.3:8000" not in headers.values() else (elsewhere,):
+        assert await status(harness, "POST", "/v1/embeddings", headers) == 200
 
 
-async def shaken(edge: Edge, *lines: tuple[bytes, bytes]) -> list[Any]:
+async def shaken(harness: HttpHarness, *lines: tuple[bytes, bytes]) -> list[Any]:
     messages: list[Any] = []
 
     async def send(message: Any) -> None:
         messages.append(message)
 
     scope = {"type": "websocket", "path": "/v1/realtime", "query_string": b"", "headers": list(lines)}
-    edge.guard._app = _accepting
-    await edge.app(scope, None, send)
+    harness.guard._app = _accepting
+    await harness.app(scope, None, send)
     return messages
 
 
@@ -260,10 +260,10 @@ async def test_a_websocket_is_held_to_the_same(keys_file: Path) -> None:
     """No browser asks before it opens one, and any page may read what comes."""
     refused, taken = [{"type": "websocket.close", "code": 1008}], [{"type": "websocket.accept"}]
     local = (b"host", b"localhost:8000")
-    for edge in (made(sites=LOCAL), made()):
-        assert await shaken(edge, local, (b"origin", b"https://evil.example")) == refused
-        assert await shaken(edge, local, (b"origin", b"http://localhost:8000")) == taken
-        assert await shaken(edge, local) == taken
+    for harness in (made(sites=LOCAL), made()):
+        assert await shaken(harness, local, (b"origin", b"https://evil.example")) == refused
+        assert await shaken(harness, local, (b"origin", b"http://localhost:8000")) == taken
+        assert await shaken(harness, local) == taken
     assert await shaken(made(sites=LOCAL), (b"host", b"evil.example"), (b"origin", b"http://evil.example")) == refused
     assert await shaken(made(keys_file=keys_file), local) == refused
     assert await shaken(made(keys_file=keys_file), local, (b"authorization", b"Bearer sk-ann")) == taken

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from gateway.engine.base import Route
-from tests.support.edge import CHAT, COMPLETION, Edge, key_line
+from tests.support.harness import CHAT, COMPLETION, HttpHarness, key_line
 from tests.support.time import clock, in_virtual_time, settle
 from tests.support.transport import Connection
 
@@ -31,8 +31,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def edge(**options: Any) -> Edge:
-    made = Edge(**options)
+def make_harness(**options: Any) -> HttpHarness:
+    made = HttpHarness(**options)
     made.engine.routes["POST", MOUNTED] = Route.WORKS
     made.engine.http = echo
     return made
@@ -53,7 +53,7 @@ def only(connection: Connection) -> tuple[int, dict[str, Any], bytes]:
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
 async def test_a_body_that_does_not_come_is_a_408_in_full_form(path: str) -> None:
-    made = edge()
+    made = make_harness()
     connection = Connection(made.app, body_timeout_s=60.0)
     connection.say(head(path, 1000, "x-request-id: mine"), b'{"stream"')
     await asyncio.sleep(9)
@@ -77,7 +77,7 @@ async def test_a_body_that_does_not_come_is_a_408_in_full_form(path: str) -> Non
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
 async def test_the_clients_own_deadline_holds_while_the_body_arrives(path: str) -> None:
-    made = edge()
+    made = make_harness()
     connection = Connection(made.app, body_timeout_s=60.0, min_body_bytes_per_s=0)
     connection.say(head(path, 1000, "x-request-timeout: 2"), b"{")
     began = clock().now()
@@ -98,7 +98,7 @@ async def test_the_clients_own_deadline_holds_while_the_body_arrives(path: str) 
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
 async def test_a_body_in_time_is_answered_as_ever(path: str) -> None:
-    made = edge()
+    made = make_harness()
     connection = Connection(made.app)
     connection.say(head(path, 20, "x-request-timeout: 100"))
     await asyncio.sleep(5)
@@ -120,7 +120,7 @@ async def test_a_body_in_time_is_answered_as_ever(path: str) -> None:
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
 async def test_who_leaves_while_sending_is_nobodys_error(path: str) -> None:
-    made = edge()
+    made = make_harness()
     connection = Connection(made.app)
     connection.say(head(path, 1000), b"{")
     await settle()
@@ -136,7 +136,7 @@ async def test_who_leaves_while_sending_is_nobodys_error(path: str) -> None:
 async def test_an_answer_before_the_end_of_the_body_is_the_last(path: str, tmp_path: Path) -> None:
     """Not found, wrong method, no key: whatever comes behind the answer is neither kept nor taken for a request."""
     (tmp_path / "keys").write_text(key_line("someone", "secret"))
-    made = edge(keys_file=tmp_path / "keys")
+    made = make_harness(keys_file=tmp_path / "keys")
     connection = Connection(made.app)
     connection.say(head(path, 10**6))
     await settle()
@@ -160,7 +160,7 @@ async def test_an_answer_before_the_end_of_the_body_is_the_last(path: str, tmp_p
 
 @in_virtual_time
 async def test_a_body_that_grows_too_large_ends_its_connection() -> None:
-    made = edge(max_body_bytes=1000)
+    made = make_harness(max_body_bytes=1000)
     for wanted in (head(CHAT, 10**9), head(CHAT, 0).replace(b"content-length: 0", b"transfer-encoding: chunked")):
         connection = Connection(made.app)
         connection.say(wanted, b"400\r\n" + b"b" * 1024 + b"\r\n")
@@ -176,7 +176,7 @@ async def test_a_body_that_grows_too_large_ends_its_connection() -> None:
 
 @in_virtual_time
 async def test_seats_are_not_held_by_bodies_that_arrive() -> None:
-    made = edge(max_concurrent=1, max_waiting=0)
+    made = make_harness(max_concurrent=1, max_waiting=0)
     slow = Connection(made.app)
     slow.say(head(MOUNTED, 1000), b"{")
     await settle()
@@ -197,7 +197,7 @@ async def test_seats_are_not_held_by_bodies_that_arrive() -> None:
 
 @in_virtual_time
 async def test_too_many_bodies_at_once_are_a_503_that_says_when_to_come_again() -> None:
-    made = edge(max_body_bytes=10**7)
+    made = make_harness(max_body_bytes=10**7)
     first = Connection(made.app, max_total_body_bytes=10**6)
     first.say(head(CHAT, 10**6), b"b" * 900_000)
     await settle()

@@ -7,7 +7,7 @@ import pytest
 from gateway.errors import ClientError
 from gateway.transports.http.content_type import check_json, check_named
 from tests.support.asgi import Client
-from tests.support.edge import CHAT, COMPLETION, Edge
+from tests.support.harness import CHAT, COMPLETION, HttpHarness
 from tests.support.time import in_virtual_time
 
 
@@ -62,19 +62,19 @@ def test_audio_is_uploaded_as_a_form() -> None:
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @in_virtual_time
 async def test_our_endpoints_look_before_they_read_the_body(path: str) -> None:
-    edge = Edge()
+    harness = HttpHarness()
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = await Client(
-            edge.app, "POST", path, headers={"Content-Type": kind}, body=b"{", unfinished=True
+            harness.app, "POST", path, headers={"Content-Type": kind}, body=b"{", unfinished=True
         ).finish()
 
         assert (answer.status, answer.error()["param"]) == (400, "Content-Type")
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_so_do_those_of_vllm() -> None:
     headers = {"Content-Type": "text/plain", "Content-Length": "2"}
-    answer = await Edge().client("POST", "/v1/embeddings", headers=headers, body=b"{}").finish()
+    answer = await HttpHarness().request("POST", "/v1/embeddings", headers=headers, body=b"{}").finish()
 
     assert (answer.status, answer.error()["param"]) == (400, "Content-Type")

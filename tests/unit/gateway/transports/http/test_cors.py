@@ -9,7 +9,7 @@ import pytest
 from gateway.transports.http.middleware import with_cors
 from gateway.transports.http.origins import Sites
 from tests.support.asgi import Client
-from tests.support.edge import CHAT, Edge, key_line
+from tests.support.harness import CHAT, HttpHarness, key_line
 from tests.support.time import in_virtual_time, settle
 
 
@@ -25,8 +25,8 @@ PAGE = {"Origin": "https://page.example"}
 @in_virtual_time
 async def test_a_preflight_needs_no_key(keys_file: Path) -> None:
     """Browsers send none with it, so asking for one would lock every page out."""
-    edge = Edge(keys_file=keys_file)
-    app = with_cors(edge.app, ["*"])
+    harness = HttpHarness(keys_file=keys_file)
+    app = with_cors(harness.app, ["*"])
     asks = {**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     answer = await Client(app, "OPTIONS", CHAT, headers=asks).finish()
 
@@ -37,7 +37,7 @@ async def test_a_preflight_needs_no_key(keys_file: Path) -> None:
 
 @in_virtual_time
 async def test_a_refusal_can_be_read_by_the_page(keys_file: Path) -> None:
-    app = with_cors(Edge(keys_file=keys_file).app, ["*"])
+    app = with_cors(HttpHarness(keys_file=keys_file).app, ["*"])
     answer = await Client(app, "POST", CHAT, headers=PAGE).finish()
 
     assert answer.status == 401
@@ -47,7 +47,7 @@ async def test_a_refusal_can_be_read_by_the_page(keys_file: Path) -> None:
 
 @in_virtual_time
 async def test_other_origins_are_not_named(keys_file: Path) -> None:
-    app = with_cors(Edge(keys_file=keys_file).app, ["https://other.example"])
+    app = with_cors(HttpHarness(keys_file=keys_file).app, ["https://other.example"])
     answer = await Client(app, "GET", "/livez", headers=PAGE).finish()
 
     assert answer.status == 200
@@ -63,16 +63,16 @@ def test_no_origins_no_middleware() -> None:
 @in_virtual_time
 async def test_a_page_of_a_named_origin_gets_through_to_the_stream_and_its_headers() -> None:
     origins = ["https://page.example"]
-    edge = Edge(sites=Sites.of("127.0.0.1", True, (), origins))
+    harness = HttpHarness(sites=Sites.of("127.0.0.1", True, (), origins))
     client = Client(
-        with_cors(edge.app, origins),
+        with_cors(harness.app, origins),
         "POST",
         CHAT,
         headers={**PAGE, "Host": "localhost:8000", "X-Stream-Resumable": "60"},
         body=b'{"stream": true}',
     )
     await settle()
-    edge.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await client.finish()
 
     assert client.status == 200
@@ -84,7 +84,9 @@ async def test_a_page_of_a_named_origin_gets_through_to_the_stream_and_its_heade
 
 @in_virtual_time
 async def test_a_preflight_of_another_origin_fails() -> None:
-    app = with_cors(Edge(sites=Sites.of("127.0.0.1", True, (), ["https://page.example"])).app, ["https://page.example"])
+    app = with_cors(
+        HttpHarness(sites=Sites.of("127.0.0.1", True, (), ["https://page.example"])).app, ["https://page.example"]
+    )
     asks = {"Origin": "https://evil.example", "Host": "localhost", "Access-Control-Request-Method": "POST"}
     answer = await Client(app, "OPTIONS", CHAT, headers=asks).finish()
 

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 
 from gateway.errors import SettingsError
 from gateway.transports.http.custom_middleware import load, wrap
-from tests.support.edge import CHAT, Edge, key_line
+from tests.support.harness import CHAT, HttpHarness, key_line
 from tests.support.time import in_virtual_time, settle
 
 HERE = "tests.unit.gateway.transports.http.test_custom_middleware"
@@ -46,41 +46,41 @@ async def broken(request: Request, call_next: Any) -> Any:
     raise RuntimeError("hush")
 
 
-def around(edge: Edge, *names: str) -> Edge:
-    edge.guard._app = wrap(edge.guard._app, load([f"{HERE}.{name}" for name in names]))
-    return edge
+def around(harness: HttpHarness, *names: str) -> HttpHarness:
+    harness.guard._app = wrap(harness.guard._app, load([f"{HERE}.{name}" for name in names]))
+    return harness
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings", "/metrics", "/v1/streams/x", "/nowhere"])
 @in_virtual_time
 async def test_an_access_check_of_the_operators_holds_on_every_path(path: str) -> None:
-    edge = around(Edge(), "only_friends")
-    answer = await edge.client("POST" if "/v1" in path else "GET", path, body=b"{}").finish()
+    harness = around(HttpHarness(), "only_friends")
+    answer = await harness.request("POST" if "/v1" in path else "GET", path, body=b"{}").finish()
 
     assert (answer.status, answer.body) == (418, b"no")
-    assert edge.engine.runs == []
+    assert harness.engine.runs == []
 
 
 @in_virtual_time
 async def test_keys_are_asked_for_first(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(key_line("ann", "secret"))
-    edge = around(Edge(keys_file=tmp_path / "keys"), "only_friends")
+    harness = around(HttpHarness(keys_file=tmp_path / "keys"), "only_friends")
 
-    assert (await edge.client("POST", CHAT, body=b"{}").finish()).status == 401
+    assert (await harness.request("POST", CHAT, body=b"{}").finish()).status == 401
 
 
 @pytest.mark.parametrize("names", [("Counting",), ("only_friends",), ("only_friends", "Counting")])
 @in_virtual_time
 async def test_streams_pass_it_event_by_event(names: tuple[str, ...]) -> None:
     Counting.bytes_seen = 0
-    edge = around(Edge(), *names)
-    client = edge.client("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"}, line=True)
+    harness = around(HttpHarness(), *names)
+    client = harness.request("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"}, line=True)
     await settle()
-    edge.engine.runs[0].say("one")
+    harness.engine.runs[0].say("one")
     await settle()
 
     assert b"one" in client.body
-    edge.engine.runs[0].end("two")
+    harness.engine.runs[0].end("two")
     await client.finish()
 
     assert client.events()[-1] == "[DONE]"
@@ -93,21 +93,21 @@ async def test_streams_pass_it_event_by_event(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", ["Counting", "only_friends"])
 @in_virtual_time
 async def test_a_client_that_leaves_still_frees_the_engine(name: str) -> None:
-    edge = around(Edge(), name)
-    client = edge.client("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"})
+    harness = around(HttpHarness(), name)
+    client = harness.request("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"})
     await settle()
-    edge.engine.runs[0].say("one")
+    harness.engine.runs[0].say("one")
     await settle()
     client.leave()
     await settle()
 
-    assert not edge.engine.runs[0].live
-    assert edge.at_rest
+    assert not harness.engine.runs[0].live
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_its_failure_is_a_500_without_a_word_of_it() -> None:
-    answer = await around(Edge(), "broken").client("GET", "/livez").finish()
+    answer = await around(HttpHarness(), "broken").request("GET", "/livez").finish()
 
     assert answer.status == 500
     assert b"hush" not in answer.body

@@ -5,33 +5,33 @@ import asyncio
 import pytest
 
 from gateway.engine.supervisor import Phase
-from tests.support.edge import Edge
+from tests.support.harness import HttpHarness
 from tests.support.time import in_virtual_time
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health"])
 @in_virtual_time
 async def test_ready_is_200_only_when_a_request_sent_now_would_be_served(path: str) -> None:
-    edge = Edge(ready=False)
-    starting = await edge.client("GET", path).finish()
+    harness = HttpHarness(ready=False)
+    starting = await harness.request("GET", path).finish()
 
     assert (starting.status, starting.json()["status"]) == (503, "server_starting")
     assert starting.headers["retry-after"] == "30"
     assert starting.error()["retryable"] is True
 
-    edge.supervisor.phase, edge.supervisor._engine = Phase.UP, edge.engine
-    up = await edge.client("GET", path).finish()
+    harness.supervisor.phase, harness.supervisor._engine = Phase.UP, harness.engine
+    up = await harness.request("GET", path).finish()
 
     assert (up.status, up.json()) == (200, {"status": "ready"})
 
-    edge.supervisor.phase = Phase.RESTARTING
-    restarting = await edge.client("GET", path).finish()
+    harness.supervisor.phase = Phase.RESTARTING
+    restarting = await harness.request("GET", path).finish()
 
     assert (restarting.status, restarting.json()["status"]) == (503, "engine_failed")
     assert restarting.error()["retryable"] is True
 
-    edge.supervisor.phase = Phase.FAILED
-    failed = await edge.client("GET", path).finish()
+    harness.supervisor.phase = Phase.FAILED
+    failed = await harness.request("GET", path).finish()
 
     assert (failed.status, failed.json()["status"]) == (503, "engine_failed")
 
@@ -48,18 +48,18 @@ async def test_ready_is_200_only_when_a_request_sent_now_would_be_served(path: s
 @in_virtual_time
 async def test_live_is_200_while_the_process_is_worth_keeping(phase: Phase, status: int, word: str) -> None:
     """A start takes minutes; killing the process for it would start it over."""
-    edge = Edge()
-    edge.supervisor.phase = phase
-    client = await edge.client("GET", "/livez").finish()
+    harness = HttpHarness()
+    harness.supervisor.phase = phase
+    client = await harness.request("GET", "/livez").finish()
 
     assert (client.status, client.json()) == (status, {"status": word})
 
 
 @in_virtual_time
 async def test_health_answers_past_a_full_gate() -> None:
-    edge = Edge(max_concurrent=1, max_waiting=0)
-    held = await edge.gate.enter()
-    answers = [await edge.client("GET", path).finish() for path in ("/livez", "/readyz", "/health", "/metrics")]
+    harness = HttpHarness(max_concurrent=1, max_waiting=0)
+    held = await harness.gate.enter()
+    answers = [await harness.request("GET", path).finish() for path in ("/livez", "/readyz", "/health", "/metrics")]
 
     assert [answer.status for answer in answers] == [200] * 4
 
@@ -68,7 +68,7 @@ async def test_health_answers_past_a_full_gate() -> None:
 
 @in_virtual_time
 async def test_metrics_are_shown_in_their_own_type() -> None:
-    client = await Edge().client("GET", "/metrics").finish()
+    client = await HttpHarness().request("GET", "/metrics").finish()
 
     assert client.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert client.body == b"sluice_numbers 1\n"
@@ -76,7 +76,7 @@ async def test_metrics_are_shown_in_their_own_type() -> None:
 
 @in_virtual_time
 async def test_the_version_names_us_and_the_engine() -> None:
-    assert (await Edge().client("GET", "/version").finish()).json() == {
+    assert (await HttpHarness().request("GET", "/version").finish()).json() == {
         "sluice": "0.1.0",
         "vllm": "scripted",
         "version": "scripted",
@@ -85,8 +85,8 @@ async def test_the_version_names_us_and_the_engine() -> None:
 
 @in_virtual_time
 async def test_probes_count_as_requests_that_generate_nothing() -> None:
-    edge = Edge()
-    await asyncio.gather(*(edge.client("GET", path).finish() for path in ("/livez", "/readyz")))
+    harness = HttpHarness()
+    await asyncio.gather(*(harness.request("GET", path).finish() for path in ("/livez", "/readyz")))
 
-    assert edge.instrumentation.endings == []
-    assert edge.instrumentation.labels == [("/livez", "ok"), ("/readyz", "ok")]
+    assert harness.instrumentation.endings == []
+    assert harness.instrumentation.labels == [("/livez", "ok"), ("/readyz", "ok")]

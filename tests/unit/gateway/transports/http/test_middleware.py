@@ -31,7 +31,7 @@ from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Guar
 from gateway.transports.http.responses import read_body
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
-from tests.support.edge import ANY_SITE, key_line
+from tests.support.harness import ANY_SITE, key_line
 from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time
 

@@ -14,7 +14,7 @@ from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.http.responses import Presence, read_body
 from tests.support.asgi import Client
-from tests.support.edge import CHAT, COMPLETION, Edge
+from tests.support.harness import CHAT, COMPLETION, HttpHarness
 from tests.support.time import clock, in_virtual_time, settle
 
 
@@ -26,10 +26,10 @@ def said(client: Client) -> str:
 
 @in_virtual_time
 async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    run = edge.engine.runs[0]
+    run = harness.engine.runs[0]
 
     assert not client.started, "no status before the first piece: the request may still fail"
 
@@ -50,18 +50,18 @@ async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
     assert said(client) == "Hello!"
     assert client.events()[-1] == "[DONE]"
     assert [len(body) > 0 for body in client.bodies] == [True] * 3, "one send for each wake-up"
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
-    assert edge.instrumentation.labels == [(CHAT, "completed")]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.labels == [(CHAT, "completed")]
+    assert harness.at_rest
     assert run.aborts == 0
 
 
 @in_virtual_time
 async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    run = edge.engine.runs[0]
+    run = harness.engine.runs[0]
     client.reading.clear()
     for number in range(10):
         run.say(f"{number} ")
@@ -72,7 +72,7 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
 
     assert said(client) == "0 1 2 3 4 5 6 7 8 9 end"
     assert len(client.bodies) == 2
-    assert sum(edge.instrumentation.spared) == 8, "nine of the ten texts left inside another, and the ending by itself"
+    assert sum(harness.instrumentation.spared) == 8, "nine of ten texts went inside another, the ending by itself"
     *_, text, ending, done = client.events()
     assert text["choices"][0] | {"delta": {"content": "1 2 3 4 5 6 7 8 9 end"}} == text["choices"][0]
     assert ending["choices"][0]["delta"] == {"content": ""}
@@ -81,26 +81,26 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
 
 @in_virtual_time
 async def test_time_to_first_token_is_measured_from_arrival_once() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await asyncio.sleep(2)
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await asyncio.sleep(1)
-    edge.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
     await client.finish()
 
-    assert edge.instrumentation.first_tokens == [pytest.approx(2, abs=1e-3)]
-    assert edge.instrumentation.gaps == [pytest.approx(1, abs=1e-3)]
+    assert harness.instrumentation.first_tokens == [pytest.approx(2, abs=1e-3)]
+    assert harness.instrumentation.gaps == [pytest.approx(1, abs=1e-3)]
 
 
 @in_virtual_time
 async def test_documents_of_the_engines_own_pass_through_as_events() -> None:
-    edge = Edge()
-    client = edge.ask(COMPLETION, formatted=True)
+    harness = HttpHarness()
+    client = harness.post(COMPLETION, formatted=True)
     await settle()
-    edge.engine.runs[0].document(b'{"a":1}')
-    edge.engine.runs[0].document(b'{"b":2}')
-    edge.engine.runs[0].sink.finish()
+    harness.engine.runs[0].document(b'{"a":1}')
+    harness.engine.runs[0].document(b'{"b":2}')
+    harness.engine.runs[0].sink.finish()
     await client.finish()
 
     assert client.events() == [{"a": 1}, {"b": 2}, "[DONE]"]
@@ -108,27 +108,27 @@ async def test_documents_of_the_engines_own_pass_through_as_events() -> None:
 
 @in_virtual_time
 async def test_a_whole_answer_is_one_json_document() -> None:
-    edge = Edge()
-    client = edge.ask(stream=False)
+    harness = HttpHarness()
+    client = harness.post(stream=False)
     await settle()
-    edge.engine.runs[0].document(b'{"id":"chatcmpl-1"}', tokens=5)
-    edge.engine.runs[0].sink.finish()
+    harness.engine.runs[0].document(b'{"id":"chatcmpl-1"}', tokens=5)
+    harness.engine.runs[0].sink.finish()
     await client.finish()
 
     assert (client.status, client.json()) == (200, {"id": "chatcmpl-1"})
     assert client.headers["content-length"] == str(len(client.body))
-    assert client.headers["x-stream-id"] == edge.engine.runs[0].id
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
-    assert edge.at_rest
+    assert client.headers["x-stream-id"] == harness.engine.runs[0].id
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @in_virtual_time
 async def test_an_error_before_the_first_piece_is_a_real_status(stream: bool) -> None:
-    edge = Edge()
-    client = edge.ask(stream=stream)
+    harness = HttpHarness()
+    client = harness.post(stream=stream)
     await settle()
-    edge.engine.runs[0].fail(EngineFailed("The engine gave up.", retry_after_s=3))
+    harness.engine.runs[0].fail(EngineFailed("The engine gave up.", retry_after_s=3))
     await client.finish()
 
     # Not 503: proxies would have it generated again elsewhere.
@@ -142,47 +142,47 @@ async def test_an_error_before_the_first_piece_is_a_real_status(stream: bool) ->
         "retryable": True,
         "resumable": False,
     }
-    assert edge.instrumentation.endings == [(Cause.ENGINE_FAILED, 0)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.ENGINE_FAILED, 0)]
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize("stage", ["prepare_error", "submit_error"])
 @in_virtual_time
 async def test_a_request_that_cannot_be_served_is_a_real_status(stage: str) -> None:
-    edge = Edge()
-    setattr(edge.engine, stage, ClientError("max_tokens is too large.", param="max_tokens"))
-    client = await edge.ask().finish()
+    harness = HttpHarness()
+    setattr(harness.engine, stage, ClientError("max_tokens is too large.", param="max_tokens"))
+    client = await harness.post().finish()
 
     assert (client.status, client.error()["param"]) == (400, "max_tokens")
-    assert edge.instrumentation.endings == [(Cause.REJECTED, 0)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.REJECTED, 0)]
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_an_error_midway_is_an_event_and_then_done() -> None:
     """Never a silent end, never finish_reason "abort": clients wait for `[DONE]`."""
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    edge.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].say("Hel", 2)
     await settle()
-    edge.engine.runs[0].fail(EngineFailed("The engine died."))
+    harness.engine.runs[0].fail(EngineFailed("The engine died."))
     await client.finish()
 
     *_, error, done = client.events()
     assert (client.status, done, client.complete) == (200, "[DONE]", True)
     assert (error["error"]["code"], error["error"]["retryable"]) == ("engine_failed", True)
-    assert edge.instrumentation.endings == [(Cause.ENGINE_FAILED, 2)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.ENGINE_FAILED, 2)]
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_failure_right_behind_the_first_piece_keeps_the_piece() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    edge.engine.runs[0].say("Hel")
-    edge.engine.runs[0].fail(EngineFailed("The engine died."))
+    harness.engine.runs[0].say("Hel")
+    harness.engine.runs[0].fail(EngineFailed("The engine died."))
     await client.finish()
 
     assert [event if event == "[DONE]" else next(iter(event)) for event in client.events()] == [
@@ -196,19 +196,19 @@ async def test_a_failure_right_behind_the_first_piece_keeps_the_piece() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @in_virtual_time
 async def test_a_client_that_leaves_the_queue_makes_room(stream: bool) -> None:
-    edge = Edge(max_concurrent=1)
-    held = await edge.gate.enter()
-    client = edge.ask(stream=stream)
+    harness = HttpHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    client = harness.post(stream=stream)
     await settle()
 
-    assert edge.gate.waiting == 1
+    assert harness.gate.waiting == 1
 
     client.leave()
     await client.finish()
 
-    assert edge.gate.waiting == 0
-    assert edge.engine.runs == []
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
+    assert harness.gate.waiting == 0
+    assert harness.engine.runs == []
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
     held.release()
 
@@ -216,15 +216,15 @@ async def test_a_client_that_leaves_the_queue_makes_room(stream: bool) -> None:
 @pytest.mark.parametrize("stage", ["prepare_hold", "submit_hold"])
 @in_virtual_time
 async def test_a_client_that_leaves_before_the_engine_answers_leaves_nothing_behind(stage: str) -> None:
-    edge = Edge()
-    setattr(edge.engine, stage, asyncio.Event())
-    client = edge.ask()
+    harness = HttpHarness()
+    setattr(harness.engine, stage, asyncio.Event())
+    client = harness.post()
     await settle()
     client.leave()
     await client.finish()
 
-    assert edge.at_rest
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
+    assert harness.at_rest
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -232,10 +232,10 @@ async def test_a_client_that_leaves_before_the_engine_answers_leaves_nothing_beh
 @in_virtual_time
 async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: bool, tokens: int) -> None:
     """Before the first token, mid-stream, and while a whole answer is made; what was generated is counted as waste."""
-    edge = Edge()
-    client = edge.ask(stream=stream, n=1 if stream else 2)
+    harness = HttpHarness()
+    client = harness.post(stream=stream, n=1 if stream else 2)
     await settle()
-    run = edge.engine.runs[0]
+    run = harness.engine.runs[0]
     if tokens and stream:
         run.say("abc", tokens)
         await settle()
@@ -247,57 +247,57 @@ async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: 
 
     assert clock().now() == began, "no timer stands between leaving and aborting"
     assert run.aborts == 1
-    assert edge.at_rest
+    assert harness.at_rest
     assert not client.complete
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
-    assert edge.instrumentation.labels[0][1] == "disconnected"
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
+    assert harness.instrumentation.labels[0][1] == "disconnected"
 
     run.say("late")
     run.end("later")
 
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
 
 
 @in_virtual_time
 async def test_a_client_that_stops_reading_and_leaves_is_noticed() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
     client.reading.clear()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
     client.leave()
     await client.finish()
 
-    assert edge.engine.runs[0].aborts == 1
-    assert edge.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_closing_right_after_done_is_a_completion() -> None:
     """openai-python closes its socket as soon as it has read `[DONE]`, before the final chunk of the response."""
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
     client.reading.clear()
-    edge.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
     await settle()
     client.leave()
     await client.finish()
 
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
-    assert edge.engine.runs[0].aborts == 0
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.engine.runs[0].aborts == 0
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_an_answer_without_a_document_is_our_defect_and_never_an_empty_200() -> None:
-    edge = Edge()
-    client = edge.ask(stream=False)
+    harness = HttpHarness()
+    client = harness.post(stream=False)
     await settle()
-    edge.engine.runs[0].sink.finish()
+    harness.engine.runs[0].sink.finish()
     await client.finish()
 
     assert (client.status, client.error()["code"]) == (500, "internal_error")
@@ -306,39 +306,39 @@ async def test_an_answer_without_a_document_is_our_defect_and_never_an_empty_200
 @in_virtual_time
 async def test_a_cancelled_server_task_stays_cancelled() -> None:
     """uvicorn cancels its tasks at a forced shutdown; that is not a client that left."""
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
     client.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await client.finish()
 
-    assert edge.engine.runs[0].aborts == 1
-    assert edge.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_body_in_parts_is_put_together() -> None:
-    edge = Edge()
-    client = edge.client("POST", CHAT, body=[b'{"str', b'eam": ', b"true}"])
+    harness = HttpHarness()
+    client = harness.request("POST", CHAT, body=[b'{"str', b'eam": ', b"true}"])
     await settle()
-    edge.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await client.finish()
 
-    assert edge.engine.bodies == [b'{"stream": true}']
+    assert harness.engine.bodies == [b'{"stream": true}']
     assert client.status == 200
 
 
 @in_virtual_time
 async def test_a_client_that_leaves_before_its_body_is_complete_is_not_parsed() -> None:
-    edge = Edge()
-    client = edge.client("POST", CHAT, body=b'{"stream"', unfinished=True)
+    harness = HttpHarness()
+    client = harness.request("POST", CHAT, body=b'{"stream"', unfinished=True)
     await settle()
     client.leave()
     await client.finish()
 
-    assert edge.engine.bodies == []
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
+    assert harness.engine.bodies == []
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
 
 @in_virtual_time
@@ -417,33 +417,33 @@ async def test_what_is_received_besides_the_departure_is_passed_over() -> None:
 
 @in_virtual_time
 async def test_a_client_that_left_before_its_stream_was_opened_is_found_with_it() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     client.gone.set()
     client._parts.clear()
     await client.finish()
-    other = edge.ask()
+    other = harness.post()
     await asyncio.sleep(0)
     other.leave()
     await other.finish()
 
-    assert edge.at_rest
-    assert [cause for cause, _ in edge.instrumentation.endings] == [Cause.DISCONNECTED] * 2
+    assert harness.at_rest
+    assert [cause for cause, _ in harness.instrumentation.endings] == [Cause.DISCONNECTED] * 2
 
 
 @in_virtual_time
 async def test_tokens_that_add_no_text_are_no_reason_to_write() -> None:
-    edge = Edge()
-    client = edge.ask(COMPLETION, formatted=True)
+    harness = HttpHarness()
+    client = harness.post(COMPLETION, formatted=True)
     await settle()
     for _ in range(5):
-        edge.engine.runs[0].say("")
+        harness.engine.runs[0].say("")
         await settle()
 
     assert not client.started
 
-    edge.engine.runs[0].document(b"{}")
-    edge.engine.runs[0].finish()
+    harness.engine.runs[0].document(b"{}")
+    harness.engine.runs[0].finish()
     await client.finish()
 
     assert client.body == b"data: {}\n\ndata: [DONE]\n\n"
@@ -451,12 +451,12 @@ async def test_tokens_that_add_no_text_are_no_reason_to_write() -> None:
 
 @in_virtual_time
 async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_taken() -> None:
-    edge = Edge(max_concurrent=3, max_waiting=50)
-    clients = [edge.ask(number=number) for number in range(20)]
+    harness = HttpHarness(max_concurrent=3, max_waiting=50)
+    clients = [harness.post(number=number) for number in range(20)]
     served = 0
     while served < len(clients):
         await settle()
-        for run in edge.engine.runs[served:]:
+        for run in harness.engine.runs[served:]:
             served += 1
             number = run.prepared.call.document["number"]
             if number % 5 == 4:
@@ -465,20 +465,22 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_tak
                 run.say(f"I am {number}")
                 run.end(".")
 
-        assert edge.gate.taken <= 3
+        assert harness.gate.taken <= 3
 
     await asyncio.gather(*(client.finish() for client in clients))
 
-    assert edge.at_rest
+    assert harness.at_rest
     for number, client in enumerate(clients):
         assert number % 5 == 4 or said(client) == f"I am {number}."
-    assert sorted(cause.value for cause, _ in edge.instrumentation.endings) == ["completed"] * 16 + ["disconnected"] * 4
+    assert (
+        sorted(cause.value for cause, _ in harness.instrumentation.endings) == ["completed"] * 16 + ["disconnected"] * 4
+    )
 
 
 @in_virtual_time
 async def test_the_body_of_a_request_that_is_not_json_is_a_400() -> None:
-    edge = Edge()
-    client = await edge.client("POST", CHAT, body=b"{").finish()
+    harness = HttpHarness()
+    client = await harness.request("POST", CHAT, body=b"{").finish()
 
     assert (client.status, client.error()["type"]) == (400, "invalid_request_error")
     assert orjson.loads(client.body)["error"]["retryable"] is False
@@ -489,20 +491,20 @@ async def test_the_log_line_of_a_stream_tells_its_course_and_nothing_of_its_text
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    edge = Edge(max_concurrent=1)
-    held = await edge.gate.enter()
-    client = edge.ask(messages=[{"role": "user", "content": "my diagnosis"}], headers={"X-Request-Id": "req-7"})
+    harness = HttpHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    client = harness.post(messages=[{"role": "user", "content": "my diagnosis"}], headers={"X-Request-Id": "req-7"})
     await asyncio.sleep(1)
     held.release()
     await asyncio.sleep(2)
-    edge.engine.runs[0].say("a grave illness", 3)
+    harness.engine.runs[0].say("a grave illness", 3)
     await asyncio.sleep(3)
-    edge.engine.runs[0].end()
+    harness.engine.runs[0].end()
     await client.finish()
     line = next(record for record in caplog.records if record.name == ACCESS.name)
 
     assert line.fields == {  # type: ignore[attr-defined]
-        "id": edge.engine.runs[0].id,
+        "id": harness.engine.runs[0].id,
         "request_id": "req-7",
         "path": CHAT,
         "model": "scripted",

@@ -15,8 +15,8 @@ from gateway.engine.supervisor import Phase
 from gateway.errors import EngineFailed, Overloaded
 from gateway.transports.http import connection, middleware, responses
 from tests.support.asgi import Client, read_events
-from tests.support.edge import CHAT, LIMITS, Edge, key_line
 from tests.support.engine import Run
+from tests.support.harness import CHAT, HTTP_LIMITS, HttpHarness, key_line
 from tests.support.time import clock, in_virtual_time, run, settle
 
 RESUMABLE = {"X-Stream-Resumable": "60"}
@@ -36,9 +36,9 @@ def said(client: Client) -> str:
 @SHAPES
 @in_virtual_time
 async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(headers: dict[str, str]) -> None:
-    edge = Edge(max_concurrent=1)
-    held = await edge.gate.enter()
-    client = edge.ask(headers=headers)
+    harness = HttpHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    client = harness.post(headers=headers)
     await asyncio.sleep(14.9)
 
     assert not client.started, "a request may still fail with a status of its own"
@@ -52,7 +52,7 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(head
 
     assert client.body == COMMENT * 2
 
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
     before = client.body
     await asyncio.sleep(14.9)
@@ -63,7 +63,7 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(head
 
     assert client.body == before + COMMENT * 2
 
-    edge.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
     await client.finish()
 
     assert client.events()[-1] == "[DONE]"
@@ -73,31 +73,31 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(head
 @SHAPES
 @in_virtual_time
 async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str, str]) -> None:
-    edge = Edge()
-    client = edge.ask(headers=headers)
+    harness = HttpHarness()
+    client = harness.post(headers=headers)
     await settle()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
-    edge.registry.lost()
+    harness.registry.lost()
     before = client.body
     await asyncio.sleep(46)
 
     assert client.body == before + COMMENT * 3
 
-    edge.registry.regained()
-    edge.engine.runs[0].end("b")
+    harness.registry.regained()
+    harness.engine.runs[0].end("b")
     await client.finish()
 
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @pytest.mark.parametrize("began_s", [0.1 * number for number in range(20)])
 @in_virtual_time
 async def test_rounding_does_not_make_the_pulse_turn_for_ever(began_s: float) -> None:
     """Seconds do not add up exactly: `(t + 0.3) - t` may be less than 0.3."""
-    edge = Edge(keepalive_s=0.3, stall_timeout_s=0.7)
+    harness = HttpHarness(keepalive_s=0.3, stall_timeout_s=0.7)
     await asyncio.sleep(began_s)
-    client = edge.ask()
+    client = harness.post()
     await asyncio.sleep(1)
 
     assert client.comments == 3
@@ -105,18 +105,18 @@ async def test_rounding_does_not_make_the_pulse_turn_for_ever(began_s: float) ->
     client.reading.clear()
     await client.finish()
 
-    assert edge.instrumentation.endings == [(Cause.CLIENT_STALLED, 0)]
+    assert harness.instrumentation.endings == [(Cause.CLIENT_STALLED, 0)]
 
 
 @in_virtual_time
 async def test_a_stream_that_speaks_is_sent_no_comments() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
     for _ in range(20):
         await asyncio.sleep(14)
-        edge.engine.runs[0].say("a")
-    edge.engine.runs[0].end()
+        harness.engine.runs[0].say("a")
+    harness.engine.runs[0].end()
     await client.finish()
 
     assert client.comments == 0
@@ -124,14 +124,14 @@ async def test_a_stream_that_speaks_is_sent_no_comments() -> None:
 
 @in_virtual_time
 async def test_a_whole_answer_cannot_be_kept_alive_by_comments() -> None:
-    edge = Edge()
-    client = edge.ask(stream=False)
+    harness = HttpHarness()
+    client = harness.post(stream=False)
     await asyncio.sleep(100)
 
     assert not client.started
 
-    edge.engine.runs[0].document(b"{}")
-    edge.engine.runs[0].finish()
+    harness.engine.runs[0].document(b"{}")
+    harness.engine.runs[0].finish()
     await client.finish()
 
     assert client.body == b"{}"
@@ -141,16 +141,16 @@ async def test_a_whole_answer_cannot_be_kept_alive_by_comments() -> None:
 @in_virtual_time
 async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dict[str, str]) -> None:
     """The 200 is out; the client must not wait for an answer that will not come."""
-    edge = Edge(max_concurrent=1, queue_timeout_s=20)
-    held = await edge.gate.enter()
-    client = await edge.ask(headers=headers).finish()
+    harness = HttpHarness(max_concurrent=1, queue_timeout_s=20)
+    held = await harness.gate.enter()
+    client = await harness.post(headers=headers).finish()
     held.release()
 
     assert (client.status, client.comments) == (200, 1)
     error, done = client.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("overloaded", True, "[DONE]")
-    assert edge.instrumentation.endings == [(Cause.OVERLOADED, 0)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.OVERLOADED, 0)]
+    assert harness.at_rest
 
 
 # Stalls.
@@ -159,10 +159,10 @@ async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dic
 @pytest.mark.parametrize("when", ["middle", "end"])
 @in_virtual_time
 async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: str) -> None:
-    edge = Edge(stall_timeout_s=30)
-    client = edge.ask(line=True)
+    harness = HttpHarness(stall_timeout_s=30)
+    client = harness.post(line=True)
     await asyncio.sleep(7)
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a", 2)
     await settle()
     client.reading.clear()
@@ -181,53 +181,53 @@ async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: 
     assert client.broken, "closing politely would wait for the client to read"
     assert clock().now() == pytest.approx(began + 30, abs=1e-3)
     assert engine_run.aborts == (1 if when == "middle" else 0)
-    assert edge.at_rest
-    assert [cause for cause, _ in edge.instrumentation.endings] == [Cause.CLIENT_STALLED]
-    assert edge.instrumentation.labels == [(CHAT, "client_stalled")]
+    assert harness.at_rest
+    assert [cause for cause, _ in harness.instrumentation.endings] == [Cause.CLIENT_STALLED]
+    assert harness.instrumentation.labels == [(CHAT, "client_stalled")]
 
 
 @in_virtual_time
 async def test_a_stalled_client_without_a_way_to_break_its_connection_is_dropped_too() -> None:
-    edge = Edge(stall_timeout_s=30)
-    client = edge.ask()
+    harness = HttpHarness(stall_timeout_s=30)
+    client = harness.post()
     await settle()
     client.reading.clear()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await asyncio.wait_for(client.finish(), 31)
 
-    assert edge.instrumentation.endings == [(Cause.CLIENT_STALLED, 1)]
+    assert harness.instrumentation.endings == [(Cause.CLIENT_STALLED, 1)]
 
 
 @in_virtual_time
 async def test_a_slow_client_is_no_stalled_one() -> None:
-    edge = Edge(stall_timeout_s=30)
-    client = edge.ask()
+    harness = HttpHarness(stall_timeout_s=30)
+    client = harness.post()
     await settle()
     for _ in range(5):
         client.reading.clear()
-        edge.engine.runs[0].say("a")
+        harness.engine.runs[0].say("a")
         await asyncio.sleep(29)
         client.reading.set()
         await settle()
-    edge.engine.runs[0].end()
+    harness.engine.runs[0].end()
     await client.finish()
 
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_one_stalled_client_slows_nobody_else() -> None:
-    edge = Edge()
-    stalled, healthy = edge.ask(), edge.ask()
+    harness = HttpHarness()
+    stalled, healthy = harness.post(), harness.post()
     await settle()
     stalled.reading.clear()
     for number in range(20):
-        for engine_run in edge.engine.runs:
+        for engine_run in harness.engine.runs:
             engine_run.say(f"{number} ")
         await settle()
 
         assert len(healthy.bodies) == number + 1
-    for engine_run in edge.engine.runs:
+    for engine_run in harness.engine.runs:
         engine_run.end()
     await healthy.finish()
 
@@ -239,23 +239,23 @@ async def test_one_stalled_client_slows_nobody_else() -> None:
 
 @in_virtual_time
 async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None:
-    edge = Edge(stall_timeout_s=30)
-    client = edge.ask(headers=RESUMABLE, line=True)
+    harness = HttpHarness(stall_timeout_s=30)
+    client = harness.post(headers=RESUMABLE, line=True)
     await settle()
     client.reading.clear()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a")
     await client.finish()
 
-    assert (client.broken, engine_run.aborts, edge.instrumentation.endings) == (True, 0, [])
-    assert edge.instrumentation.labels == [(CHAT, middleware.DETACHED)]
+    assert (client.broken, engine_run.aborts, harness.instrumentation.endings) == (True, 0, [])
+    assert harness.instrumentation.labels == [(CHAT, middleware.DETACHED)]
 
     engine_run.end("b")
-    back = await edge.come_back(engine_run.id).finish()
+    back = await harness.resume(engine_run.id).finish()
 
     assert back.events()[-1] == "[DONE]"
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
-    assert edge.instrumentation.resumes == ["ok"]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.resumes == ["ok"]
 
 
 def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
@@ -268,10 +268,10 @@ def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> Non
 @SHAPES
 @in_virtual_time
 async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_not(headers: dict[str, str]) -> None:
-    edge = Edge(keepalive_s=15)
-    client = edge.ask(headers=headers, line=True)
+    harness = HttpHarness(keepalive_s=15)
+    client = harness.post(headers=headers, line=True)
     await settle()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     for text in ("a", "b", "c"):
         engine_run.say(text)
         await settle()
@@ -301,15 +301,15 @@ async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_no
     assert client.written == 3
     assert said(client) == "abcdef"
     assert [number for number, _ in client.numbered() if number] == (list(range(1, 9)) if headers else [])
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
-    edge = Edge()
-    client = edge.ask(line=True)
+    harness = HttpHarness()
+    client = harness.post(line=True)
     await settle()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a")
     await settle()
     for text in "bcd":
@@ -326,10 +326,10 @@ async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
 
 @in_virtual_time
 async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> None:
-    edge = Edge()
-    client = edge.ask(line=True)
+    harness = HttpHarness()
+    client = harness.post(line=True)
     await settle()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a")
     await settle()
     client.leave()
@@ -337,7 +337,7 @@ async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> No
     await client.finish()
 
     assert client.written == 0
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 2)]
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 2)]
 
 
 # Deadlines.
@@ -347,14 +347,14 @@ async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> No
 @pytest.mark.parametrize("queued", [True, False])
 @in_virtual_time
 async def test_a_deadline_before_the_first_byte_is_a_408_that_nobody_retries(stream: bool, queued: bool) -> None:
-    edge = Edge(max_concurrent=1)
-    held = await edge.gate.enter()
-    client = edge.ask(headers={"X-Request-Timeout": "5"}, stream=stream)
+    harness = HttpHarness(max_concurrent=1)
+    held = await harness.gate.enter()
+    client = harness.post(headers={"X-Request-Timeout": "5"}, stream=stream)
     await settle()
     if not queued:
         held.release()
         await settle()
-        edge.engine.runs[0].prepared.stats.generated(0 if stream else 4, None)
+        harness.engine.runs[0].prepared.stats.generated(0 if stream else 4, None)
     await client.finish()
     held.release()
     words = "while it waited; nothing was generated" if queued else f"after {0 if stream else 4} completion tokens"
@@ -363,47 +363,47 @@ async def test_a_deadline_before_the_first_byte_is_a_408_that_nobody_retries(str
     assert client.headers["x-should-retry"] == "false"
     assert client.error()["message"] == f"The request passed its deadline of 5 s {words}."
     assert clock().now() == pytest.approx(1005, abs=1e-3)
-    assert [one.aborts for one in edge.engine.runs] == ([] if queued else [1])
-    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 0 if queued or stream else 4)]
-    assert edge.at_rest
+    assert [one.aborts for one in harness.engine.runs] == ([] if queued else [1])
+    assert harness.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 0 if queued or stream else 4)]
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_deadline_in_the_middle_is_an_event_after_the_partial_output() -> None:
-    edge = Edge()
-    client = edge.ask(headers={"X-Request-Timeout": "5"})
+    harness = HttpHarness()
+    client = harness.post(headers={"X-Request-Timeout": "5"})
     await settle()
-    edge.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].say("Hel", 2)
     await client.finish()
 
     *_, text, error, done = client.events()
     assert text["choices"][0]["delta"]["content"] == "Hel"
     assert (error["error"]["code"], done, client.complete) == ("deadline_exceeded", "[DONE]", True)
-    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 2)]
+    assert harness.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 2)]
 
 
 @pytest.mark.parametrize("name", ["X-Request-Timeout", "X-Stream-Resumable"])
 @in_virtual_time
 async def test_a_header_that_is_no_number_is_a_400_that_names_it(name: str) -> None:
-    edge = Edge()
-    client = await edge.ask(headers={name: "soon"}).finish()
+    harness = HttpHarness()
+    client = await harness.post(headers={name: "soon"}).finish()
 
     assert (client.status, client.error()["param"]) == (400, name)
-    assert edge.engine.bodies == []
+    assert harness.engine.bodies == []
 
 
 @in_virtual_time
 async def test_a_resumable_stream_keeps_its_deadline_while_nobody_reads() -> None:
-    edge = Edge()
-    client = edge.ask(headers={**RESUMABLE, "X-Request-Timeout": "5"})
+    harness = HttpHarness()
+    client = harness.post(headers={**RESUMABLE, "X-Request-Timeout": "5"})
     await settle()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
     client.leave()
     await client.finish()
     await asyncio.sleep(6)
 
-    assert edge.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 1)]
+    assert harness.instrumentation.endings == [(Cause.DEADLINE_EXCEEDED, 1)]
 
 
 # Coming back.
@@ -412,10 +412,10 @@ async def test_a_resumable_stream_keeps_its_deadline_while_nobody_reads() -> Non
 @pytest.mark.parametrize(("asked", "granted"), [("60", "60"), ("2.5", "2.5"), ("1e9", "600"), ("0", "0")])
 @in_virtual_time
 async def test_the_grace_is_echoed_as_it_is_granted(asked: str, granted: str) -> None:
-    edge = Edge()
-    client = edge.ask(headers={"X-Stream-Resumable": asked})
+    harness = HttpHarness()
+    client = harness.post(headers={"X-Stream-Resumable": asked})
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
 
     assert client.headers["x-stream-resumable"] == granted
@@ -424,10 +424,10 @@ async def test_the_grace_is_echoed_as_it_is_granted(asked: str, granted: str) ->
 
 @in_virtual_time
 async def test_plain_streams_have_neither_numbers_nor_that_header() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
 
     assert "x-stream-resumable" not in client.headers
@@ -483,10 +483,10 @@ def test_a_stream_cut_at_every_byte_and_resumed_is_byte_for_byte_the_uncut_one(p
     """Both while the stream is still running and after its end."""
 
     async def cut_everywhere() -> None:
-        edge = Edge(keepalive_s=10)
-        client = edge.ask(headers=RESUMABLE, formatted=play is formatted)
+        harness = HttpHarness(keepalive_s=10)
+        client = harness.post(headers=RESUMABLE, formatted=play is formatted)
         await asyncio.sleep(11)
-        engine_run = edge.engine.runs[0]
+        engine_run = harness.engine.runs[0]
         resumed: list[tuple[bytes, Client]] = []
 
         def resume_everywhere(body: bytes) -> None:
@@ -495,7 +495,7 @@ def test_a_stream_cut_at_every_byte_and_resumed_is_byte_for_byte_the_uncut_one(p
                 whole, last = seen(body[:cut])
                 if whole not in known:
                     known.add(whole)
-                    resumed.append((whole, edge.come_back(engine_run.id, last)))
+                    resumed.append((whole, harness.resume(engine_run.id, last)))
 
         for act in play(engine_run):
             resume_everywhere(client.body)
@@ -505,7 +505,7 @@ def test_a_stream_cut_at_every_byte_and_resumed_is_byte_for_byte_the_uncut_one(p
         uncut = client.body.removeprefix(b": keep-alive\n")
         for cut in range(len(uncut) + 1):
             whole, last = seen(uncut[:cut])
-            back = await edge.come_back(engine_run.id, last).finish()
+            back = await harness.resume(engine_run.id, last).finish()
 
             assert whole + back.body == uncut, f"cut at byte {cut}, after event {last}"
             assert (back.status, back.complete) == ((204 if whole == uncut else 200), True)
@@ -523,13 +523,13 @@ def test_a_stream_cut_at_every_byte_and_resumed_is_byte_for_byte_the_uncut_one(p
 
 @in_virtual_time
 async def test_two_readers_at_once_read_the_same_and_one_that_leaves_does_not_end_it() -> None:
-    edge = Edge()
-    first = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    first = harness.post(headers=RESUMABLE)
     await settle()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a")
     await settle()
-    second, third = edge.come_back(engine_run.id), edge.come_back(engine_run.id, 2)
+    second, third = harness.resume(engine_run.id), harness.resume(engine_run.id, 2)
     await settle()
     engine_run.say("b")
     await settle()
@@ -543,21 +543,21 @@ async def test_two_readers_at_once_read_the_same_and_one_that_leaves_does_not_en
     assert second.body.endswith(third.body)
     assert [number for number, _ in second.numbered()] == [1, 2, 3, 4, 5]
     assert [number for number, _ in third.numbered()] == [3, 4, 5]
-    assert edge.instrumentation.resumes == ["ok", "ok"]
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
-    assert sorted(edge.instrumentation.labels) == [(CHAT, "detached"), *[("/v1/streams/{stream_id}", "ok")] * 2]
+    assert harness.instrumentation.resumes == ["ok", "ok"]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert sorted(harness.instrumentation.labels) == [(CHAT, "detached"), *[("/v1/streams/{stream_id}", "ok")] * 2]
 
 
 @in_virtual_time
 async def test_a_reader_may_come_back_by_the_query_too() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
-    path = f"/v1/streams/{edge.engine.runs[0].id}"
-    by_query = await edge.client("GET", f"{path}?starting_after=2").finish()
-    by_both = await edge.client("GET", f"{path}?starting_after=2", headers={"Last-Event-ID": "1"}).finish()
+    path = f"/v1/streams/{harness.engine.runs[0].id}"
+    by_query = await harness.request("GET", f"{path}?starting_after=2").finish()
+    by_both = await harness.request("GET", f"{path}?starting_after=2", headers={"Last-Event-ID": "1"}).finish()
 
     assert [number for number, _ in by_query.numbered()] == [3]
     assert [number for number, _ in by_both.numbered()] == [2, 3], "an EventSource that reconnects sends both"
@@ -568,76 +568,76 @@ async def test_a_defect_met_by_somebody_who_comes_back_is_counted_as_one(monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("the secret reason")
 
-    edge = Edge()
-    monkeypatch.setattr(edge.registry, "find", broken)
-    back = await edge.come_back("chatcmpl-1").finish()
+    harness = HttpHarness()
+    monkeypatch.setattr(harness.registry, "find", broken)
+    back = await harness.resume("chatcmpl-1").finish()
 
-    assert (back.status, edge.instrumentation.resumes) == (500, ["internal_error"])
+    assert (back.status, harness.instrumentation.resumes) == (500, ["internal_error"])
 
 
 @in_virtual_time
 async def test_a_reader_that_has_read_everything_is_told_to_stop() -> None:
     """204 is what stops an EventSource."""
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
-    back = await edge.come_back(edge.engine.runs[0].id, 3).finish()
+    back = await harness.resume(harness.engine.runs[0].id, 3).finish()
 
     assert (back.status, back.body) == (204, b"")
-    assert edge.instrumentation.resumes == ["read_out"]
+    assert harness.instrumentation.resumes == ["read_out"]
 
 
 @pytest.mark.parametrize("last", ["4", "99", "x", "-1"])
 @in_virtual_time
 async def test_a_wrong_cursor_is_a_400_that_names_it(last: str) -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
-    path = f"/v1/streams/{edge.engine.runs[0].id}"
-    back = await edge.client("GET", path, headers={"Last-Event-ID": last}).finish()
+    path = f"/v1/streams/{harness.engine.runs[0].id}"
+    back = await harness.request("GET", path, headers={"Last-Event-ID": last}).finish()
 
     assert (back.status, back.error()["param"]) == (400, "Last-Event-ID")
-    assert edge.instrumentation.resumes == ["invalid_request"]
+    assert harness.instrumentation.resumes == ["invalid_request"]
 
 
 @in_virtual_time
 async def test_streams_that_are_not_there_are_404_and_those_that_were_410() -> None:
-    edge = Edge()
-    client, not_resumable = edge.ask(headers=RESUMABLE), edge.ask()
+    harness = HttpHarness()
+    client, not_resumable = harness.post(headers=RESUMABLE), harness.post()
     await settle()
-    kept, other = edge.engine.runs
-    plain_one = await edge.come_back(other.id).finish()
-    unknown = await edge.come_back("chatcmpl-unknown").finish()
-    for engine_run in edge.engine.runs:
+    kept, other = harness.engine.runs
+    plain_one = await harness.resume(other.id).finish()
+    unknown = await harness.resume("chatcmpl-unknown").finish()
+    for engine_run in harness.engine.runs:
         engine_run.end("a")
     await client.finish()
     await not_resumable.finish()
     await asyncio.sleep(121)
-    gone = await edge.come_back(kept.id, 1).finish()
+    gone = await harness.resume(kept.id, 1).finish()
 
     assert [answer.status for answer in (plain_one, unknown, gone)] == [404, 404, 410]
     assert gone.error()["code"] == "expired"
-    assert edge.instrumentation.resumes == ["not_found", "not_found", "expired"]
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)] * 2, "coming back ends nothing"
+    assert harness.instrumentation.resumes == ["not_found", "not_found", "expired"]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)] * 2, "coming back ends nothing"
 
 
 @in_virtual_time
 async def test_events_that_passed_the_streams_limit_are_a_410() -> None:
-    edge = Edge(limits=replace(LIMITS, max_bytes=4096))
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness(limits=replace(HTTP_LIMITS, max_bytes=4096))
+    client = harness.post(headers=RESUMABLE)
     await settle()
     for _ in range(50):
-        edge.engine.runs[0].say("x" * 100)
+        harness.engine.runs[0].say("x" * 100)
         await settle()
-    back = await edge.come_back(edge.engine.runs[0].id, 3).finish()
+    back = await harness.resume(harness.engine.runs[0].id, 3).finish()
 
     assert (back.status, back.error()["code"]) == (410, "expired")
 
-    edge.engine.runs[0].end()
+    harness.engine.runs[0].end()
     await client.finish()
 
     assert [number for number, _ in client.numbered()] == list(range(1, 54))
@@ -645,13 +645,13 @@ async def test_events_that_passed_the_streams_limit_are_a_410() -> None:
 
 @in_virtual_time
 async def test_a_reader_that_falls_behind_the_limit_is_cut_off_so_that_it_notices() -> None:
-    edge = Edge(limits=replace(LIMITS, max_bytes=4096))
-    slow, fast = edge.ask(headers=RESUMABLE), None
+    harness = HttpHarness(limits=replace(HTTP_LIMITS, max_bytes=4096))
+    slow, fast = harness.post(headers=RESUMABLE), None
     await settle()
-    engine_run = edge.engine.runs[0]
+    engine_run = harness.engine.runs[0]
     engine_run.say("a")
     await settle()
-    fast = edge.come_back(engine_run.id)
+    fast = harness.resume(engine_run.id)
     slow.reading.clear()
     for _ in range(50):
         engine_run.say("x" * 100)
@@ -665,62 +665,62 @@ async def test_a_reader_that_falls_behind_the_limit_is_cut_off_so_that_it_notice
     await fast.finish()
 
     assert fast.events()[-1] == "[DONE]"
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_a_stream_that_nobody_comes_back_for_is_cancelled_after_its_grace() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].say("a", 5)
+    harness.engine.runs[0].say("a", 5)
     await settle()
     client.leave()
     await client.finish()
     await asyncio.sleep(59)
 
-    assert edge.engine.runs[0].aborts == 0
+    assert harness.engine.runs[0].aborts == 0
 
     await asyncio.sleep(2)
 
-    assert edge.engine.runs[0].aborts == 1
-    assert edge.instrumentation.endings == [(Cause.CANCELLED, 5)]
-    assert edge.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.instrumentation.endings == [(Cause.CANCELLED, 5)]
+    assert harness.at_rest
 
-    back = await edge.come_back(edge.engine.runs[0].id, 2).finish()
+    back = await harness.resume(harness.engine.runs[0].id, 2).finish()
     error, done = back.events()
     assert (error["error"]["code"], done) == ("cancelled", "[DONE]")
 
 
 @in_virtual_time
 async def test_a_reader_who_comes_back_and_leaves_again_is_no_failure() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
     client.leave()
     await client.finish()
-    back = edge.come_back(edge.engine.runs[0].id, 2)
+    back = harness.resume(harness.engine.runs[0].id, 2)
     await settle()
     back.leave()
     await back.finish()
     await asyncio.sleep(59)
-    edge.engine.runs[0].end()
+    harness.engine.runs[0].end()
 
-    assert edge.instrumentation.resumes == ["ok"]
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.resumes == ["ok"]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_a_resumable_stream_is_cancelled_by_its_id_and_its_readers_hear_so() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].say("a", 2)
+    harness.engine.runs[0].say("a", 2)
     await settle()
-    stream_id = edge.engine.runs[0].id
-    answers = [await edge.client("DELETE", f"/v1/streams/{stream_id}").finish() for _ in range(2)]
+    stream_id = harness.engine.runs[0].id
+    answers = [await harness.request("DELETE", f"/v1/streams/{stream_id}").finish() for _ in range(2)]
     await client.finish()
 
     assert [answer.json() for answer in answers] == [
@@ -734,8 +734,8 @@ async def test_a_resumable_stream_is_cancelled_by_its_id_and_its_readers_hear_so
         }
     ] * 2
     assert client.events()[-2]["error"]["code"] == "cancelled"
-    assert edge.instrumentation.endings == [(Cause.CANCELLED, 2)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.CANCELLED, 2)]
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize(
@@ -751,36 +751,36 @@ async def test_a_resumable_stream_is_cancelled_by_its_id_and_its_readers_hear_so
 )
 @in_virtual_time
 async def test_who_accepts_json_gets_the_status_instead(accept: str | None, is_status: bool) -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
     headers = {} if accept is None else {"Accept": accept}
-    back = await edge.come_back(edge.engine.runs[0].id, headers=headers).finish()
+    back = await harness.resume(harness.engine.runs[0].id, headers=headers).finish()
 
     assert back.status == 200
     if is_status:
         assert back.json() == {
-            "id": edge.engine.runs[0].id,
+            "id": harness.engine.runs[0].id,
             "status": "completed",
             "resumable": True,
             "events": 3,
             "prompt_tokens": 7,
             "completion_tokens": 1,
         }
-        assert edge.instrumentation.resumes == []
+        assert harness.instrumentation.resumes == []
     else:
         assert back.body == client.body
 
 
 @in_virtual_time
 async def test_a_live_plain_request_has_a_status_too() -> None:
-    edge = Edge()
-    client = edge.ask(stream=False)
+    harness = HttpHarness()
+    client = harness.post(stream=False)
     await settle()
-    path = f"/v1/streams/{edge.engine.runs[0].id}"
-    back = await edge.client("GET", path, headers={"Accept": "application/json"}).finish()
+    path = f"/v1/streams/{harness.engine.runs[0].id}"
+    back = await harness.request("GET", path, headers={"Accept": "application/json"}).finish()
 
     assert (back.json()["status"], back.json()["resumable"]) == ("running", False)
 
@@ -793,14 +793,14 @@ async def test_anothers_stream_cannot_be_joined(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(key_line("ann", "sk-a") + key_line("bob", "sk-b"), encoding="utf-8")
     ann, bob = {"Authorization": "Bearer sk-a"}, {"Authorization": "Bearer sk-b"}
-    edge = Edge(keys_file=path)
-    client = edge.ask(headers={**RESUMABLE, **ann})
+    harness = HttpHarness(keys_file=path)
+    client = harness.post(headers={**RESUMABLE, **ann})
     await settle()
-    stream_id = edge.engine.runs[0].id
-    other = await edge.come_back(stream_id, 0, headers=bob).finish()
-    own = edge.come_back(stream_id, 0, headers=ann)
+    stream_id = harness.engine.runs[0].id
+    other = await harness.resume(stream_id, 0, headers=bob).finish()
+    own = harness.resume(stream_id, 0, headers=ann)
     await settle()
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await own.finish()
     await client.finish()
 
@@ -809,18 +809,18 @@ async def test_anothers_stream_cannot_be_joined(tmp_path: Path) -> None:
 
 @in_virtual_time
 async def test_time_to_first_token_is_the_first_readers() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await asyncio.sleep(20)
-    edge.engine.runs[0].say("a")
+    harness.engine.runs[0].say("a")
     await settle()
-    back = edge.come_back(edge.engine.runs[0].id)
+    back = harness.resume(harness.engine.runs[0].id)
     await settle()
-    edge.engine.runs[0].end("b")
+    harness.engine.runs[0].end("b")
     await client.finish()
     await back.finish()
 
-    assert edge.instrumentation.first_tokens == [pytest.approx(20, abs=1e-3)], (
+    assert harness.instrumentation.first_tokens == [pytest.approx(20, abs=1e-3)], (
         "neither a comment nor a second reader counts"
     )
 
@@ -830,66 +830,66 @@ async def test_time_to_first_token_is_the_first_readers() -> None:
 
 @in_virtual_time
 async def test_a_drain_turns_new_requests_away_and_lets_running_ones_finish() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    drain = asyncio.get_running_loop().create_task(edge.registry.drain(30))
+    drain = asyncio.get_running_loop().create_task(harness.registry.drain(30))
     await settle()
-    refused = await edge.ask().finish()
+    refused = await harness.post().finish()
 
     assert (refused.status, refused.error()["code"]) == (503, "server_draining")
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["connection"] == "close"
 
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
     await drain
 
     assert client.events()[-1] == "[DONE]"
-    assert edge.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
+    assert harness.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)], "nothing was cut"
 
 
 @in_virtual_time
 async def test_a_drain_counts_what_it_refuses_on_vllms_own_endpoints() -> None:
     """Refused, not cut; and what asks for no work has no ending."""
-    edge = Edge()
-    edge.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
-    client = edge.ask()
+    harness = HttpHarness()
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    client = harness.post()
     await settle()
-    drain = asyncio.get_running_loop().create_task(edge.registry.drain(30))
+    drain = asyncio.get_running_loop().create_task(harness.registry.drain(30))
     await settle()
     refused = [
-        await edge.client(method, path, body=b"{}").finish()
+        await harness.request(method, path, body=b"{}").finish()
         for method, path in (("POST", "/v1/embeddings"), ("GET", "/v1/models"))
     ]
-    edge.engine.runs[0].end("a")
+    harness.engine.runs[0].end("a")
     await client.finish()
     await drain
 
     assert [one.status for one in refused] == [503, 503]
-    assert edge.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)]
+    assert harness.instrumentation.endings == [(Cause.REFUSED_DRAINING, 0), (Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_while_the_engine_is_down_a_request_is_refused_not_failed() -> None:
-    edge = Edge()
-    edge.supervisor.phase = Phase.RESTARTING
-    refused = await edge.ask().finish()
+    harness = HttpHarness()
+    harness.supervisor.phase = Phase.RESTARTING
+    refused = await harness.post().finish()
 
     assert (refused.status, refused.error()["code"]) == (503, "engine_failed")
-    assert edge.instrumentation.endings == [(Cause.REFUSED_UNREADY, 0)]
+    assert harness.instrumentation.endings == [(Cause.REFUSED_UNREADY, 0)]
 
 
 @in_virtual_time
 async def test_at_the_drains_deadline_a_stream_says_so() -> None:
-    edge = Edge()
-    client = edge.ask()
+    harness = HttpHarness()
+    client = harness.post()
     await settle()
-    edge.engine.runs[0].say("a", 2)
+    harness.engine.runs[0].say("a", 2)
     await settle()
-    await edge.registry.drain(5)
+    await harness.registry.drain(5)
     await client.finish()
 
     *_, error, done = client.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("server_draining", True, "[DONE]")
-    assert edge.instrumentation.endings == [(Cause.SERVER_DRAINING, 2)]
+    assert harness.instrumentation.endings == [(Cause.SERVER_DRAINING, 2)]

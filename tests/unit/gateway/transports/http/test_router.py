@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS, Route
 from gateway.engine.supervisor import Phase
-from tests.support.edge import CHAT, COMPLETION, Edge, key_line
+from tests.support.harness import CHAT, COMPLETION, HttpHarness, key_line
 from tests.support.time import in_virtual_time, settle
 
 ANN = {"Authorization": "Bearer sk-a"}
@@ -27,7 +27,7 @@ def keys_file(tmp_path: Path) -> Path:
     return path
 
 
-def with_mounted(edge: Edge) -> Edge:
+def with_mounted(harness: HttpHarness) -> HttpHarness:
     """Give the engine an app of its own, made as vLLM's is."""
     app = FastAPI()
 
@@ -36,28 +36,28 @@ def with_mounted(edge: Edge) -> Edge:
         stats = CURRENT_STATS.get()
         assert stats is not None
         stats.prompt_tokens = 5
-        return JSONResponse({"slots": edge.gate.taken, **body})
+        return JSONResponse({"slots": harness.gate.taken, **body})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"slots": edge.gate.taken}
+        return {"slots": harness.gate.taken}
 
-    edge.engine.http = app
-    edge.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
-    return edge
+    harness.engine.http = app
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    return harness
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("DELETE", ""), ("POST", "/cancel")])
 @in_virtual_time
 async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Path, method: str, suffix: str) -> None:
-    edge = Edge(keys_file=keys_file)
-    stream = edge.ask(headers=ANN)
+    harness = HttpHarness(keys_file=keys_file)
+    stream = harness.post(headers=ANN)
     await settle()
-    edge.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].say("Hel", 2)
     await settle()
     stream_id = stream.headers["x-stream-id"]
     path = f"/v1/streams/{stream_id}{suffix}"
-    answer = await edge.client(method, path, headers=ANN).finish()
+    answer = await harness.request(method, path, headers=ANN).finish()
     await stream.finish()
 
     assert answer.status == 200
@@ -71,19 +71,19 @@ async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Pa
     }
     *_, error, done = stream.events()
     assert (error["error"]["code"], error["error"]["retryable"], done) == ("cancelled", False, "[DONE]")
-    assert edge.engine.runs[0].aborts == 1
-    assert edge.instrumentation.endings == [(Cause.CANCELLED, 2)]
-    assert ("/v1/streams/{stream_id}" + suffix, "ok") in edge.instrumentation.labels
-    assert edge.at_rest
+    assert harness.engine.runs[0].aborts == 1
+    assert harness.instrumentation.endings == [(Cause.CANCELLED, 2)]
+    assert ("/v1/streams/{stream_id}" + suffix, "ok") in harness.instrumentation.labels
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @in_virtual_time
 async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_nobody_retries(stream: bool) -> None:
-    edge = Edge()
-    client = edge.ask(stream=stream)
+    harness = HttpHarness()
+    client = harness.post(stream=stream)
     await settle()
-    answer = await edge.client("DELETE", f"/v1/streams/{edge.engine.runs[0].id}").finish()
+    answer = await harness.request("DELETE", f"/v1/streams/{harness.engine.runs[0].id}").finish()
     await client.finish()
 
     assert answer.status == 200
@@ -92,41 +92,41 @@ async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_nobody_re
 
 @in_virtual_time
 async def test_anothers_stream_looks_like_one_that_does_not_exist(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file)
-    stream = edge.ask(headers=ANN)
+    harness = HttpHarness(keys_file=keys_file)
+    stream = harness.post(headers=ANN)
     await settle()
-    stream_id = edge.engine.runs[0].id
-    other = await edge.client("DELETE", f"/v1/streams/{stream_id}", headers=BOB).finish()
-    unknown = await edge.client("DELETE", "/v1/streams/chatcmpl-2", headers=BOB).finish()
+    stream_id = harness.engine.runs[0].id
+    other = await harness.request("DELETE", f"/v1/streams/{stream_id}", headers=BOB).finish()
+    unknown = await harness.request("DELETE", "/v1/streams/chatcmpl-2", headers=BOB).finish()
 
     assert (other.status, unknown.status) == (404, 404)
     assert other.error()["code"] == "not_found"
     assert other.body == unknown.body.replace(b"chatcmpl-2", stream_id.encode())
 
-    edge.engine.runs[0].end("still here")
+    harness.engine.runs[0].end("still here")
     await stream.finish()
 
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)]
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
 
 
 @in_virtual_time
 async def test_a_stream_that_is_over_is_unknown() -> None:
-    edge = Edge()
-    stream = edge.ask()
+    harness = HttpHarness()
+    stream = harness.post()
     await settle()
-    edge.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await stream.finish()
 
     stream_id = stream.headers["x-stream-id"]
 
-    assert (await edge.client("DELETE", f"/v1/streams/{stream_id}").finish()).status == 404
+    assert (await harness.request("DELETE", f"/v1/streams/{stream_id}").finish()).status == 404
 
 
 @in_virtual_time
 async def test_while_the_engine_starts_every_request_is_told_when_to_come_back() -> None:
-    edge = Edge(ready=False)
+    harness = HttpHarness(ready=False)
     for method, path in (("POST", CHAT), ("POST", COMPLETION), ("GET", "/v1/models")):
-        answer = await edge.client(method, path, body=b"{}").finish()
+        answer = await harness.request(method, path, body=b"{}").finish()
 
         assert (answer.status, answer.headers["retry-after"]) == (503, "30")
         assert answer.error()["code"] == "server_starting"
@@ -135,9 +135,9 @@ async def test_while_the_engine_starts_every_request_is_told_when_to_come_back()
 
 @in_virtual_time
 async def test_when_the_engine_is_down_requests_say_so() -> None:
-    edge = Edge()
-    edge.supervisor.phase = Phase.FAILED
-    answer = await edge.ask().finish()
+    harness = HttpHarness()
+    harness.supervisor.phase = Phase.FAILED
+    answer = await harness.post().finish()
 
     assert (answer.status, answer.error()["code"]) == (503, "engine_failed")
     assert int(answer.headers["retry-after"]) >= 1
@@ -145,16 +145,16 @@ async def test_when_the_engine_is_down_requests_say_so() -> None:
 
 @in_virtual_time
 async def test_a_full_server_says_when_to_come_back() -> None:
-    edge = Edge(max_concurrent=1, max_waiting=1)
-    held = await edge.gate.enter()
-    waiting = edge.ask()
+    harness = HttpHarness(max_concurrent=1, max_waiting=1)
+    held = await harness.gate.enter()
+    waiting = harness.post()
     await settle()
-    answer = await edge.ask().finish()
+    answer = await harness.post().finish()
 
     assert (answer.status, answer.error()["code"], answer.error()["type"]) == (503, "overloaded", "overloaded_error")
     assert answer.headers["retry-after"] == "2"
-    assert edge.instrumentation.rejections == ["queue_full"]
-    assert edge.instrumentation.endings == [(Cause.OVERLOADED, 0)]
+    assert harness.instrumentation.rejections == ["queue_full"]
+    assert harness.instrumentation.endings == [(Cause.OVERLOADED, 0)]
 
     waiting.leave()
     await waiting.finish()
@@ -163,21 +163,21 @@ async def test_a_full_server_says_when_to_come_back() -> None:
 
 @in_virtual_time
 async def test_who_waited_too_long_says_goodbye_with_a_503() -> None:
-    edge = Edge(max_concurrent=1, queue_timeout_s=5)
-    held = await edge.gate.enter()
-    answer = await edge.ask().finish()
+    harness = HttpHarness(max_concurrent=1, queue_timeout_s=5)
+    held = await harness.gate.enter()
+    answer = await harness.post().finish()
 
     assert (answer.status, answer.error()["code"]) == (503, "overloaded")
-    assert edge.instrumentation.rejections == ["queue_timeout"]
+    assert harness.instrumentation.rejections == ["queue_timeout"]
 
     held.release()
 
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_more_choices_than_seats_is_a_400_about_n() -> None:
-    answer = await Edge(max_concurrent=2).ask(n=3).finish()
+    answer = await HttpHarness(max_concurrent=2).post(n=3).finish()
 
     assert (answer.status, answer.error()["param"]) == (400, "n")
 
@@ -185,7 +185,7 @@ async def test_more_choices_than_seats_is_a_400_about_n() -> None:
 @pytest.mark.parametrize("path", ["/nothing", "/v1/streams", "/v1/streams/a/b", CHAT + "/x"])
 @in_virtual_time
 async def test_an_unknown_path_is_a_404_in_openais_shape(path: str) -> None:
-    answer = await Edge().client("GET", path).finish()
+    answer = await HttpHarness().request("GET", path).finish()
 
     assert answer.status == 404
     assert answer.error() == {
@@ -211,7 +211,7 @@ async def test_an_unknown_path_is_a_404_in_openais_shape(path: str) -> None:
 )
 @in_virtual_time
 async def test_a_wrong_method_is_a_405_in_openais_shape(method: str, path: str) -> None:
-    answer = await with_mounted(Edge()).client(method, path).finish()
+    answer = await with_mounted(HttpHarness()).request(method, path).finish()
 
     assert (answer.status, answer.error()["code"]) == (405, "method_not_allowed")
     assert method in answer.error()["message"]
@@ -219,57 +219,57 @@ async def test_a_wrong_method_is_a_405_in_openais_shape(method: str, path: str) 
 
 @in_virtual_time
 async def test_vllms_own_paths_are_served_behind_the_same_gate() -> None:
-    edge = with_mounted(Edge())
+    harness = with_mounted(HttpHarness())
     headers = {"Content-Type": "application/json"}
-    works = await edge.client("POST", "/v1/embeddings", headers=headers, body=b'{"input": "x"}').finish()
-    light = await edge.client("GET", "/v1/models").finish()
+    works = await harness.request("POST", "/v1/embeddings", headers=headers, body=b'{"input": "x"}').finish()
+    light = await harness.request("GET", "/v1/models").finish()
 
     assert works.json() == {"slots": 1, "input": "x"}
     assert light.json() == {"slots": 0}
-    assert edge.instrumentation.endings == [(Cause.COMPLETED, 0)], "only what used the engine counts as a generation"
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)], "only what used the engine counts as a generation"
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_body_too_large_is_a_413_whoever_reads_it() -> None:
     """vLLM's app reads bodies through FastAPI, which takes any error there for a body that cannot be parsed: 400."""
-    edge = with_mounted(Edge(max_body_bytes=100))
+    harness = with_mounted(HttpHarness(max_body_bytes=100))
     headers = {"Content-Type": "application/json"}
-    ours = await edge.client("POST", CHAT, body=[b"x" * 60, b"x" * 60]).finish()
-    theirs = await edge.client("POST", "/v1/embeddings", headers=headers, body=[b"x" * 60, b"x" * 60]).finish()
+    ours = await harness.request("POST", CHAT, body=[b"x" * 60, b"x" * 60]).finish()
+    theirs = await harness.request("POST", "/v1/embeddings", headers=headers, body=[b"x" * 60, b"x" * 60]).finish()
 
     assert [answer.status for answer in (ours, theirs)] == [413, 413]
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
 @in_virtual_time
 async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinished: bool) -> None:
-    edge = with_mounted(Edge(max_concurrent=1))
-    held = await edge.gate.enter()
-    client = edge.client("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
+    harness = with_mounted(HttpHarness(max_concurrent=1))
+    held = await harness.gate.enter()
+    client = harness.request("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
     await settle()
 
-    assert edge.gate.waiting == int(not unfinished), "nobody waits there before all of the request is here"
+    assert harness.gate.waiting == int(not unfinished), "nobody waits there before all of the request is here"
 
     client.leave()
     await client.finish()
 
-    assert (edge.gate.waiting, client.started) == (0, False)
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
+    assert (harness.gate.waiting, client.started) == (0, False)
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
     held.release()
 
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
-    edge = with_mounted(Edge(max_concurrent=1, max_body_bytes=100))
-    held = await edge.gate.enter()
+    harness = with_mounted(HttpHarness(max_concurrent=1, max_body_bytes=100))
+    held = await harness.gate.enter()
     headers = {"Content-Type": "application/json"}
-    waits = edge.client("POST", "/v1/embeddings", headers=headers, body=[b'{"input"', b': "x"}'])
-    too_large = await edge.client("POST", "/v1/embeddings", headers=headers, body=[b"x" * 60, b"x" * 60]).finish()
+    waits = harness.request("POST", "/v1/embeddings", headers=headers, body=[b'{"input"', b': "x"}'])
+    too_large = await harness.request("POST", "/v1/embeddings", headers=headers, body=[b"x" * 60, b"x" * 60]).finish()
 
     assert too_large.status == 413
 
@@ -277,7 +277,7 @@ async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
     await waits.finish()
 
     assert waits.json() == {"slots": 1, "input": "x"}
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
@@ -285,7 +285,7 @@ async def test_a_defect_in_a_small_route_is_a_500_in_openais_shape(caplog: pytes
     def broken() -> bytes:
         raise RuntimeError("the secret reason")
 
-    answer = await Edge(metrics=broken).client("GET", "/metrics").finish()
+    answer = await HttpHarness(metrics=broken).request("GET", "/metrics").finish()
 
     assert answer.status == 500
     assert b"secret reason" not in answer.body
@@ -298,17 +298,17 @@ async def test_a_defect_in_a_small_route_is_a_500_in_openais_shape(caplog: pytes
 async def test_paths_that_nobody_serves_share_one_metric_label(keys_file: Path, path: str) -> None:
     """Every label value stays in memory for ever, and paths are the client's invention. That holds also for clients
     without a key, with a body too large, or who come before the engine is up."""
-    up, locked, early = Edge(), Edge(keys_file=keys_file), Edge(ready=False)
-    for edge in (up, locked, early):
-        await edge.client("GET", path).finish()
-    await up.client("POST", path, headers={"Content-Length": str(2**30)}).finish()
+    up, locked, early = HttpHarness(), HttpHarness(keys_file=keys_file), HttpHarness(ready=False)
+    for harness in (up, locked, early):
+        await harness.request("GET", path).finish()
+    await up.request("POST", path, headers={"Content-Length": str(2**30)}).finish()
 
-    assert {label for edge in (up, locked, early) for label, _ in edge.instrumentation.labels} == {"other"}
+    assert {label for harness in (up, locked, early) for label, _ in harness.instrumentation.labels} == {"other"}
 
 
 @in_virtual_time
 async def test_the_openapi_document_shows_ours_and_vllms() -> None:
-    document = (await Edge().client("GET", "/openapi.json").finish()).json()
+    document = (await HttpHarness().request("GET", "/openapi.json").finish()).json()
 
     assert {"/v1/embeddings", "/v1/streams/{stream_id}", "/livez"} <= set(document["paths"])
     assert "Theirs" in document["components"]["schemas"]
@@ -316,7 +316,7 @@ async def test_the_openapi_document_shows_ours_and_vllms() -> None:
 
 @in_virtual_time
 async def test_the_openapi_document_does_without_an_engine() -> None:
-    document = (await Edge(ready=False).client("GET", "/openapi.json").finish()).json()
+    document = (await HttpHarness(ready=False).request("GET", "/openapi.json").finish()).json()
 
     assert "/livez" in document["paths"]
     assert "/v1/embeddings" not in document["paths"]
@@ -324,7 +324,7 @@ async def test_the_openapi_document_does_without_an_engine() -> None:
 
 @in_virtual_time
 async def test_the_docs_page_reads_that_document() -> None:
-    answer = await Edge().client("GET", "/docs").finish()
+    answer = await HttpHarness().request("GET", "/docs").finish()
 
     assert answer.status == 200
     assert b"/openapi.json" in answer.body
@@ -332,8 +332,8 @@ async def test_the_docs_page_reads_that_document() -> None:
 
 @in_virtual_time
 async def test_the_docs_page_needs_nothing_from_elsewhere() -> None:
-    edge = Edge()
-    page = (await edge.client("GET", "/docs").finish()).body.decode()
+    harness = HttpHarness()
+    page = (await harness.request("GET", "/docs").finish()).body.decode()
     links = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']*)["']""", page)
 
     assert "://" not in page
@@ -345,11 +345,11 @@ async def test_the_docs_page_needs_nothing_from_elsewhere() -> None:
         "/openapi.json",
     ]
     for link in links[:-1]:
-        answer = await edge.client("GET", link).finish()
+        answer = await harness.request("GET", link).finish()
         assert answer.status == 200
         assert int(answer.headers["content-length"]) > 500
-    assert b"url(http" not in (await edge.client("GET", "/docs/swagger-ui.css").finish()).body
-    assert (await edge.client("GET", "/docs/LICENSE").finish()).status == 404
+    assert b"url(http" not in (await harness.request("GET", "/docs/swagger-ui.css").finish()).body
+    assert (await harness.request("GET", "/docs/LICENSE").finish()).status == 404
 
 
 @in_virtual_time
@@ -359,7 +359,7 @@ async def test_a_websocket_is_refused_before_its_handshake() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await Edge().app({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send)
+    await HttpHarness().app({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send)
 
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
@@ -368,7 +368,7 @@ async def test_a_websocket_is_refused_before_its_handshake() -> None:
 async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_tokens_come() -> None:
     """A task group's cancellation passes over every task that is about to run. Where the next token is there as soon as
     the last one has been formatted, that is each stream at each try."""
-    edge = Edge()
+    harness = HttpHarness()
     loop = asyncio.get_running_loop()
     tokens: set[asyncio.Future[None]] = set()
     turns = 0
@@ -391,9 +391,9 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
 
     app = FastAPI()
     app.add_api_route("/v1/messages", lambda: StreamingResponse(said()), methods=["POST"])
-    edge.engine.http = app
-    edge.engine.routes = {("POST", "/v1/messages"): Route.WORKS}
-    client = edge.client("POST", "/v1/messages", body=b"{}")
+    harness.engine.http = app
+    harness.engine.routes = {("POST", "/v1/messages"): Route.WORKS}
+    client = harness.request("POST", "/v1/messages", body=b"{}")
     await settle()
     loop.call_soon(engine_step)
     while not client.body:
@@ -403,20 +403,20 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
     await client.finish()
 
     assert turns - left < 20
-    assert edge.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
-    assert edge.at_rest
+    assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_an_engine_that_does_not_serve_shows_in_readyz_and_not_in_livez() -> None:
-    edge = Edge()
-    edge.engine.unready_reason = "the engine has not answered for 7 s and does not compute"
-    ready = await edge.client("GET", "/readyz").finish()
+    harness = HttpHarness()
+    harness.engine.unready_reason = "the engine has not answered for 7 s and does not compute"
+    ready = await harness.request("GET", "/readyz").finish()
 
     assert ready.status == 503
     assert "has not answered for 7 s" in ready.error()["message"]
-    assert (await edge.client("GET", "/livez").finish()).status == 200
+    assert (await harness.request("GET", "/livez").finish()).status == 200
 
-    edge.engine.unready_reason = None
+    harness.engine.unready_reason = None
 
-    assert (await edge.client("GET", "/readyz").finish()).status == 200
+    assert (await harness.request("GET", "/readyz").finish()).status == 200

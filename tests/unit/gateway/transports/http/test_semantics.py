@@ -28,14 +28,14 @@ from gateway.errors import (
     is_anthropic,
 )
 from tests.support.asgi import Client
-from tests.support.edge import CHAT, COMPLETION, Edge, key_line
+from tests.support.harness import CHAT, COMPLETION, HttpHarness, key_line
 from tests.support.time import in_virtual_time, settle
 
 SEPARATORS = "a\u2028b\u2029c\x85d"
 RESUMABLE = {"X-Stream-Resumable": "60"}
 
 
-def mounted(edge: Edge) -> Edge:
+def mounted(harness: HttpHarness) -> HttpHarness:
     """Give the engine an app of its own, made as vLLM's is."""
     app = FastAPI()
 
@@ -52,15 +52,15 @@ def mounted(edge: Edge) -> Edge:
     async def messages() -> Any:
         return JSONResponse({})
 
-    edge.engine.http = app
-    edge.engine.routes = {
+    harness.engine.http = app
+    harness.engine.routes = {
         ("GET", "/v1/models"): Route.LIGHT,
         ("GET", "/lines"): Route.LIGHT,
         ("POST", "/v1/messages"): Route.WORKS,
         ("POST", "/v1/messages/count_tokens"): Route.WORKS,
         ("POST", "/tokenize"): Route.LIGHT,
     }
-    return edge
+    return harness
 
 
 def plain(client: Client) -> dict[str, str]:
@@ -77,20 +77,20 @@ NOWHERE = ["/lines", "/v1", "/nothing", "/livez/", "/metrics%0a", CHAT, "/tokeni
 @pytest.mark.parametrize("path", [*READ, *MODELS, *NOWHERE])
 @in_virtual_time
 async def test_head_is_get_without_its_body(path: str) -> None:
-    edge = mounted(Edge())
-    got = await edge.client("GET", path).finish()
-    head = await edge.client("HEAD", path).finish()
+    harness = mounted(HttpHarness())
+    got = await harness.request("GET", path).finish()
+    head = await harness.request("HEAD", path).finish()
 
     assert (head.status, plain(head)) == (got.status, plain(got))
     assert (head.body, head.complete) == (b"", True)
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_head_while_the_engine_starts() -> None:
-    edge = Edge(ready=False)
+    harness = HttpHarness(ready=False)
 
-    assert [(await edge.client("HEAD", path).finish()).status for path in ("/livez", "/readyz", "/v1/models")] == [
+    assert [(await harness.request("HEAD", path).finish()).status for path in ("/livez", "/readyz", "/v1/models")] == [
         200,
         503,
         503,
@@ -99,20 +99,20 @@ async def test_head_while_the_engine_starts() -> None:
 
 @in_virtual_time
 async def test_head_looks_at_a_stream_and_does_not_read_it() -> None:
-    edge = Edge()
-    client = edge.ask(headers=RESUMABLE)
+    harness = HttpHarness()
+    client = harness.post(headers=RESUMABLE)
     await settle()
-    run = edge.engine.runs[0]
+    run = harness.engine.runs[0]
     run.say("a")
     await settle()
     path = f"/v1/streams/{run.id}"
-    head = await edge.client("HEAD", path, headers={"Last-Event-ID": "1"}).finish()
-    too_far = await edge.client("HEAD", path, headers={"Last-Event-ID": "9"}).finish()
-    told = await edge.client("HEAD", path, headers={"Accept": "application/json"}).finish()
+    head = await harness.request("HEAD", path, headers={"Last-Event-ID": "1"}).finish()
+    too_far = await harness.request("HEAD", path, headers={"Last-Event-ID": "9"}).finish()
+    told = await harness.request("HEAD", path, headers={"Accept": "application/json"}).finish()
     client.leave()
     await settle()
     await asyncio.sleep(50)
-    await edge.client("HEAD", path).finish()
+    await harness.request("HEAD", path).finish()
     await asyncio.sleep(9)
 
     assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
@@ -143,18 +143,18 @@ ALLOWED = [
 @pytest.mark.parametrize(("path", "allowed"), ALLOWED)
 @in_virtual_time
 async def test_a_wrong_method_is_told_the_right_ones(path: str, allowed: str) -> None:
-    edge = mounted(Edge())
-    wrong = await edge.client("PATCH", path).finish()
-    asked = await edge.client("OPTIONS", path).finish()
+    harness = mounted(HttpHarness())
+    wrong = await harness.request("PATCH", path).finish()
+    asked = await harness.request("OPTIONS", path).finish()
 
     assert (wrong.status, wrong.headers["allow"]) == (405, allowed)
     assert (asked.status, asked.headers["allow"], asked.body) == (204, allowed, b"")
-    assert edge.at_rest
+    assert harness.at_rest
 
 
 @in_virtual_time
 async def test_options_of_nothing_is_a_404() -> None:
-    assert (await Edge().client("OPTIONS", "/nothing").finish()).status == 404
+    assert (await HttpHarness().request("OPTIONS", "/nothing").finish()).status == 404
 
 
 # A slash too many.
@@ -177,7 +177,7 @@ async def test_options_of_nothing_is_a_404() -> None:
 @in_virtual_time
 async def test_a_trailing_slash_leads_to_the_path_without(method: str, path: str, place: str) -> None:
     """Relative, so that prefixes stay that a proxy has taken off."""
-    answer = await mounted(Edge()).client(method, path).finish()
+    answer = await mounted(HttpHarness()).request(method, path).finish()
 
     assert (answer.status, answer.headers["location"], answer.body) == (307, place, b"")
 
@@ -185,7 +185,7 @@ async def test_a_trailing_slash_leads_to_the_path_without(method: str, path: str
 @pytest.mark.parametrize("path", ["/nothing/", "//", "/livez//", "/v1/"])
 @in_virtual_time
 async def test_a_trailing_slash_behind_nothing_is_nothing(path: str) -> None:
-    assert (await mounted(Edge()).client("GET", path).finish()).status == 404
+    assert (await mounted(HttpHarness()).request("GET", path).finish()).status == 404
 
 
 # Models by name.
@@ -193,8 +193,8 @@ async def test_a_trailing_slash_behind_nothing_is_nothing(path: str) -> None:
 
 @in_virtual_time
 async def test_a_model_is_found_by_its_name() -> None:
-    edge = Edge()
-    edge.engine.models = {"org/name", "adapter", "with space"}
+    harness = HttpHarness()
+    harness.engine.models = {"org/name", "adapter", "with space"}
     for path, name in (
         ("/v1/models/org/name", "org/name"),
         ("/v1/models/org%2Fname", "org/name"),
@@ -202,9 +202,9 @@ async def test_a_model_is_found_by_its_name() -> None:
         ("/v1/models/adapter", "adapter"),
         ("/v1/models/with%20space", "with space"),
     ):
-        assert (await edge.client("GET", path).finish()).json()["id"] == name
+        assert (await harness.request("GET", path).finish()).json()["id"] == name
 
-    unknown = await edge.client("GET", "/v1/models/org").finish()
+    unknown = await harness.request("GET", "/v1/models/org").finish()
 
     assert (unknown.status, unknown.error()["code"], unknown.error()["param"]) == (404, "not_found", "model")
     assert "'org'" in unknown.error()["message"]
@@ -231,7 +231,7 @@ async def test_a_model_is_found_by_its_name() -> None:
 )
 @in_virtual_time
 async def test_a_wrong_base_url_is_told_the_right_one(path: str, meant: str, base: str) -> None:
-    answer = await mounted(Edge()).client("POST", path, headers={"Host": "host:1"}).finish()
+    answer = await mounted(HttpHarness()).request("POST", path, headers={"Host": "host:1"}).finish()
 
     assert answer.status == 404
     assert f"It is at {meant}" in answer.error()["message"]
@@ -241,7 +241,7 @@ async def test_a_wrong_base_url_is_told_the_right_one(path: str, meant: str, bas
 @pytest.mark.parametrize("path", ["/v1", "/v1/"])
 @in_virtual_time
 async def test_the_base_url_itself_says_what_it_is(path: str) -> None:
-    answer = await Edge().client("GET", path, headers={"Host": "host:1", "X-Forwarded-Proto": "https"}).finish()
+    answer = await HttpHarness().request("GET", path, headers={"Host": "host:1", "X-Forwarded-Proto": "https"}).finish()
 
     assert answer.status == 404
     assert "https://host:1/v1 as their base URL" in answer.error()["message"]
@@ -250,21 +250,21 @@ async def test_the_base_url_itself_says_what_it_is(path: str) -> None:
 @pytest.mark.parametrize("host", ["", "a b", "x/y", '"', "a:b", "h" * 300, "[::1", "héé"])
 @in_virtual_time
 async def test_a_host_that_is_none_is_not_repeated(host: str) -> None:
-    answer = await Edge().client("GET", "/v1", headers={"Host": host}).finish()
+    answer = await HttpHarness().request("GET", "/v1", headers={"Host": host}).finish()
 
     assert "http://<this server>/v1" in answer.error()["message"]
 
 
 @in_virtual_time
 async def test_ollamas_clients_learn_that_this_is_something_else() -> None:
-    answer = await Edge().client("POST", "/api/chat").finish()
+    answer = await HttpHarness().request("POST", "/api/chat").finish()
 
     assert (answer.status, "Ollama" in answer.error()["message"]) == (404, True)
 
 
 @in_virtual_time
 async def test_a_long_path_is_not_repeated_in_full() -> None:
-    answer = await Edge().client("GET", "/" + "a/" * 5000 + "b").finish()
+    answer = await HttpHarness().request("GET", "/" + "a/" * 5000 + "b").finish()
 
     assert answer.status == 404
     assert len(answer.body) < 600
@@ -272,7 +272,7 @@ async def test_a_long_path_is_not_repeated_in_full() -> None:
 
 @in_virtual_time
 async def test_the_root_says_what_this_is(tmp_path: Path) -> None:
-    answer = await Edge().client("GET", "/", headers={"Host": "[::1]:8000"}).finish()
+    answer = await HttpHarness().request("GET", "/", headers={"Host": "[::1]:8000"}).finish()
 
     assert answer.json() == {
         "name": "Sluice",
@@ -327,9 +327,9 @@ async def test_the_root_says_what_this_is(tmp_path: Path) -> None:
 )
 @in_virtual_time
 async def test_no_path_can_be_written_in_a_second_way(path: str) -> None:
-    edge = mounted(Edge())
+    harness = mounted(HttpHarness())
     for method in ("GET", "POST"):
-        answer = await edge.client(method, path).finish()
+        answer = await harness.request(method, path).finish()
 
         assert (answer.status, answer.error()["code"]) == (404, "not_found")
         assert b"sluice_numbers" not in answer.body
@@ -340,25 +340,25 @@ async def test_no_path_can_be_written_in_a_second_way(path: str) -> None:
 
 @in_virtual_time
 async def test_line_separators_leave_escaped_with_the_right_length() -> None:
-    edge = mounted(Edge())
+    harness = mounted(HttpHarness())
     for client in (
-        await edge.client("GET", "/v1/models").finish(),
-        await edge.client("GET", "/v1/models/" + SEPARATORS.replace("\x85", "x")).finish(),
-        await edge.client("POST", "/v1/messages/" + "\u00e9").finish(),
+        await harness.request("GET", "/v1/models").finish(),
+        await harness.request("GET", "/v1/models/" + SEPARATORS.replace("\x85", "x")).finish(),
+        await harness.request("POST", "/v1/messages/" + "\u00e9").finish(),
     ):
         assert len(client.body) == int(client.headers["content-length"])
         assert len(client.body.decode().splitlines()) == 1
-    assert (await edge.client("GET", "/v1/models").finish()).json() == {"data": [SEPARATORS]}
-    streamed = await edge.client("GET", "/lines").finish()
+    assert (await harness.request("GET", "/v1/models").finish()).json() == {"data": [SEPARATORS]}
+    streamed = await harness.request("GET", "/lines").finish()
 
     assert streamed.body.decode().splitlines() == [r"data: a\u2028b\u2029c\u0085d", "", "data: 2", ""]
 
 
 @in_virtual_time
 async def test_an_error_that_repeats_a_line_separator_escapes_it() -> None:
-    edge = Edge()
-    edge.engine.prepare_error = ClientError(SEPARATORS)
-    whole = await edge.ask(stream=False).finish()
+    harness = HttpHarness()
+    harness.engine.prepare_error = ClientError(SEPARATORS)
+    whole = await harness.post(stream=False).finish()
 
     assert whole.error()["message"] == SEPARATORS
     assert len(whole.body.decode().splitlines()) == 1
@@ -367,11 +367,11 @@ async def test_an_error_that_repeats_a_line_separator_escapes_it() -> None:
 
 @in_virtual_time
 async def test_a_whole_answer_escapes_line_separators() -> None:
-    edge = Edge()
-    client = edge.ask(stream=False)
+    harness = HttpHarness()
+    client = harness.post(stream=False)
     await settle()
-    edge.engine.runs[0].document(orjson.dumps({"said": SEPARATORS}), tokens=5)
-    edge.engine.runs[0].finish()
+    harness.engine.runs[0].document(orjson.dumps({"said": SEPARATORS}), tokens=5)
+    harness.engine.runs[0].finish()
     await client.finish()
 
     assert client.json() == {"said": SEPARATORS}
@@ -401,18 +401,20 @@ def anthropic(client: Client) -> str:
 async def test_every_refusal_of_an_anthropic_endpoint_has_anthropics_shape(path: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(key_line("ann", "sk-a"))
-    locked = await Edge(keys_file=keys).client("POST", path).finish()
-    method = await mounted(Edge()).client("GET", path).finish()
-    unknown = await mounted(Edge()).client("POST", path + "/x").finish()
-    large = await mounted(Edge(max_body_bytes=10)).client("POST", path, headers={"Content-Length": "11"}).finish()
-    headers = await mounted(Edge()).client("POST", path, headers={"X-Request-Timeout": "x"}).finish()
-    starting = await Edge(ready=False).client("POST", path).finish()
-    down = Edge()
+    locked = await HttpHarness(keys_file=keys).request("POST", path).finish()
+    method = await mounted(HttpHarness()).request("GET", path).finish()
+    unknown = await mounted(HttpHarness()).request("POST", path + "/x").finish()
+    large = (
+        await mounted(HttpHarness(max_body_bytes=10)).request("POST", path, headers={"Content-Length": "11"}).finish()
+    )
+    headers = await mounted(HttpHarness()).request("POST", path, headers={"X-Request-Timeout": "x"}).finish()
+    starting = await HttpHarness(ready=False).request("POST", path).finish()
+    down = HttpHarness()
     down.supervisor.phase = Phase.FAILED
-    failed = await down.client("POST", path).finish()
-    draining = mounted(Edge())
+    failed = await down.request("POST", path).finish()
+    draining = mounted(HttpHarness())
     draining.registry.draining = True
-    stopping = await draining.client("POST", path).finish()
+    stopping = await draining.request("POST", path).finish()
 
     assert (locked.status, anthropic(locked)) == (401, "authentication_error")
     assert (method.status, anthropic(method), method.headers["allow"]) == (
@@ -447,9 +449,9 @@ def test_errors_have_anthropics_types(error: SluiceError, kind: str) -> None:
 
 @in_virtual_time
 async def test_answers_of_anthropic_endpoints_have_a_request_id_and_others_have_openais_errors() -> None:
-    edge = mounted(Edge())
-    good = await edge.client("POST", "/v1/messages", headers={"X-Request-Id": "r-1"}).finish()
-    other = await edge.client("GET", "/v1/messagesx").finish()
+    harness = mounted(HttpHarness())
+    good = await harness.request("POST", "/v1/messages", headers={"X-Request-Id": "r-1"}).finish()
+    other = await harness.request("GET", "/v1/messagesx").finish()
 
     assert (good.status, good.headers["request-id"], good.headers["x-request-id"]) == (200, "r-1", "r-1")
     assert "request-id" not in other.headers
@@ -461,47 +463,47 @@ async def test_answers_of_anthropic_endpoints_have_a_request_id_and_others_have_
 
 @in_virtual_time
 async def test_paths_may_have_the_root_path_before_them() -> None:
-    edge = mounted(Edge())
-    edge.engine.options = AppOptions(root_path="/llm")
+    harness = mounted(HttpHarness())
+    harness.engine.options = AppOptions(root_path="/llm")
     for path in ("/livez", "/v1/models", "/v1/models/scripted", "/docs", "/"):
-        assert (await edge.client("GET", path).finish()).status == 200
-        assert (await edge.client("GET", "/llm" + path).finish()).status == 200
-    stream = edge.client("POST", "/llm" + CHAT, body=b'{"stream": true}')
+        assert (await harness.request("GET", path).finish()).status == 200
+        assert (await harness.request("GET", "/llm" + path).finish()).status == 200
+    stream = harness.request("POST", "/llm" + CHAT, body=b'{"stream": true}')
     await settle()
-    edge.engine.runs[0].end("x")
+    harness.engine.runs[0].end("x")
     await stream.finish()
-    docs = await edge.client("GET", "/llm/docs").finish()
-    schema = (await edge.client("GET", "/llm/openapi.json").finish()).json()
-    about = (await edge.client("GET", "/llm/", headers={"Host": "h"}).finish()).json()
+    docs = await harness.request("GET", "/llm/docs").finish()
+    schema = (await harness.request("GET", "/llm/openapi.json").finish()).json()
+    about = (await harness.request("GET", "/llm/", headers={"Host": "h"}).finish()).json()
 
     assert stream.status == 200
     assert b"'/llm/openapi.json'" in docs.body
     assert schema["servers"] == [{"url": "/llm"}]
     assert about["openai_base_url"] == "http://h/llm/v1"
     for path in ("/llmx/livez", "/llm/llm/livez", "/ll%6d/livez", "/llm%2flivez", "/llm//metrics", "/llm/metrics%0a"):
-        assert (await edge.client("GET", path).finish()).status == 404
+        assert (await harness.request("GET", path).finish()).status == 404
 
 
 @in_virtual_time
 async def test_documents_can_be_turned_off() -> None:
-    edge = Edge()
-    edge.engine.options = AppOptions(has_docs=False)
+    harness = HttpHarness()
+    harness.engine.options = AppOptions(has_docs=False)
 
-    assert [(await edge.client("GET", path).finish()).status for path in ("/docs", "/openapi.json")] == [404, 404]
+    assert [(await harness.request("GET", path).finish()).status for path in ("/docs", "/openapi.json")] == [404, 404]
 
 
 @in_virtual_time
 async def test_load_counts_every_request_where_it_is_asked_for() -> None:
-    edge = Edge(max_concurrent=1)
-    running, waiting = edge.ask(), edge.ask(stream=False)
+    harness = HttpHarness(max_concurrent=1)
+    running, waiting = harness.post(), harness.post(stream=False)
     await settle()
-    off = await edge.client("GET", "/load").finish()
-    edge.engine.options = AppOptions(counts_load=True)
-    on = await edge.client("GET", "/load").finish()
+    off = await harness.request("GET", "/load").finish()
+    harness.engine.options = AppOptions(counts_load=True)
+    on = await harness.request("GET", "/load").finish()
     for client in (running, waiting):
         client.leave()
         await client.finish()
-    after = await edge.client("GET", "/load").finish()
+    after = await harness.request("GET", "/load").finish()
 
     assert [one.json() for one in (off, on, after)] == [{"server_load": count} for count in (0, 2, 0)]
 
@@ -509,22 +511,22 @@ async def test_load_counts_every_request_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @in_virtual_time
 async def test_a_whole_answer_tells_the_engines_load_if_asked(path: str) -> None:
-    edge = Edge(max_concurrent=1)
+    harness = HttpHarness(max_concurrent=1)
     told = {}
     for kind in ("TEXT", "json", "other", ""):
-        client = edge.ask(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
+        client = harness.post(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
         await settle()
         # In the queue, of which the engine does not know; two, as the seat goes to the next when this one ends.
-        waiting = [edge.ask(path), edge.ask(path), edge.ask(path)]
+        waiting = [harness.post(path), harness.post(path), harness.post(path)]
         await settle()
-        (asked,) = (run for run in edge.engine.runs if run.live)
+        (asked,) = (run for run in harness.engine.runs if run.live)
         asked.document(b"{}", tokens=1)
         asked.finish()
         await client.finish()
         told[kind] = client.headers.get("endpoint-load-metrics")
         for one in waiting:
             await settle()
-            (run,) = (run for run in edge.engine.runs if run.live)
+            (run,) = (run for run in harness.engine.runs if run.live)
             run.end("a")
             await one.finish()
 

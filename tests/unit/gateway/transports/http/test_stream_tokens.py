@@ -11,12 +11,12 @@ from gateway.logs import ACCESS
 from gateway.streams.registry import Limits
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
-from tests.support.edge import Edge, key_line
+from tests.support.harness import HttpHarness, key_line
 from tests.support.time import VirtualClock, clock, in_virtual_time, settle
 
 ANN = {"Authorization": "Bearer sk-a"}
 BOB = {"Authorization": "Bearer sk-b"}
-LIMITS = Limits(max_timeout_s=300, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
+HTTP_LIMITS = Limits(max_timeout_s=300, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def keys_file(tmp_path: Path) -> Path:
     return path
 
 
-async def begun(edge: Edge, headers: dict[str, str] = ANN) -> tuple[Client, str, str]:
+async def begun(harness: HttpHarness, headers: dict[str, str] = ANN) -> tuple[Client, str, str]:
     """A resumable stream with two events, its id and its token."""
-    client = edge.ask(headers={**headers, "X-Stream-Resumable": "60"})
+    client = harness.post(headers={**headers, "X-Stream-Resumable": "60"})
     await settle()
-    edge.engine.runs[-1].say("Hel", 1)
+    harness.engine.runs[-1].say("Hel", 1)
     await settle()
     return client, client.headers["x-stream-id"], client.headers["x-stream-token"]
 
@@ -69,14 +69,14 @@ def test_what_is_no_token_is_no_token(damage: str) -> None:
 
 @in_virtual_time
 async def test_a_stream_is_read_with_its_token_instead_of_a_key(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file)
-    first, stream_id, token = await begun(edge)
-    reader = edge.client("GET", f"/v1/streams/{stream_id}?token={token}&starting_after=1")
-    again = edge.come_back(stream_id + f"?token={token}", 1)
-    status = await edge.client(
+    harness = HttpHarness(keys_file=keys_file)
+    first, stream_id, token = await begun(harness)
+    reader = harness.request("GET", f"/v1/streams/{stream_id}?token={token}&starting_after=1")
+    again = harness.resume(stream_id + f"?token={token}", 1)
+    status = await harness.request(
         "GET", f"/v1/streams/{stream_id}?token={token}", headers={"Accept": "application/json"}
     ).finish()
-    edge.engine.runs[-1].end("lo")
+    harness.engine.runs[-1].end("lo")
     for client in (first, reader, again):
         await client.finish()
 
@@ -89,10 +89,10 @@ async def test_a_stream_is_read_with_its_token_instead_of_a_key(keys_file: Path)
 
 @in_virtual_time
 async def test_only_what_can_be_read_again_has_a_token(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file)
-    plain = edge.ask(headers=ANN)
+    harness = HttpHarness(keys_file=keys_file)
+    plain = harness.post(headers=ANN)
     await settle()
-    edge.engine.runs[-1].end("x")
+    harness.engine.runs[-1].end("x")
     await plain.finish()
 
     assert "x-stream-token" not in plain.headers
@@ -118,17 +118,17 @@ async def test_only_what_can_be_read_again_has_a_token(keys_file: Path) -> None:
 )
 @in_virtual_time
 async def test_a_token_opens_nothing_else(keys_file: Path, method: str, path: str) -> None:
-    edge = Edge(keys_file=keys_file)
-    first, stream_id, token = await begun(edge)
-    second, other, _ = await begun(edge)
-    third, bobs, _ = await begun(edge, BOB)
-    answer = await edge.client(method, path.format(id=stream_id, other=other, bobs=bobs, token=token)).finish()
+    harness = HttpHarness(keys_file=keys_file)
+    first, stream_id, token = await begun(harness)
+    second, other, _ = await begun(harness)
+    third, bobs, _ = await begun(harness, BOB)
+    answer = await harness.request(method, path.format(id=stream_id, other=other, bobs=bobs, token=token)).finish()
 
     assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
     assert token not in answer.body.decode()
-    assert edge.registry.active == 3
+    assert harness.registry.active == 3
 
-    for run, client in zip(edge.engine.runs, (first, second, third), strict=True):
+    for run, client in zip(harness.engine.runs, (first, second, third), strict=True):
         run.end("x")
         await client.finish()
 
@@ -136,13 +136,13 @@ async def test_a_token_opens_nothing_else(keys_file: Path, method: str, path: st
 @in_virtual_time
 async def test_a_key_beside_a_token_is_what_counts(keys_file: Path) -> None:
     """Bob may not read Ann's stream by sending his key along."""
-    edge = Edge(keys_file=keys_file)
-    first, stream_id, token = await begun(edge)
+    harness = HttpHarness(keys_file=keys_file)
+    first, stream_id, token = await begun(harness)
 
-    assert (await edge.client("GET", f"/v1/streams/{stream_id}?token={token}", headers=BOB).finish()).status == 404
+    assert (await harness.request("GET", f"/v1/streams/{stream_id}?token={token}", headers=BOB).finish()).status == 404
 
-    reader = edge.client("GET", f"/v1/streams/{stream_id}?token=old", headers=ANN)
-    edge.engine.runs[-1].end("x")
+    reader = harness.request("GET", f"/v1/streams/{stream_id}?token=old", headers=ANN)
+    harness.engine.runs[-1].end("x")
     await reader.finish()
     await first.finish()
 
@@ -151,60 +151,62 @@ async def test_a_key_beside_a_token_is_what_counts(keys_file: Path) -> None:
 
 @in_virtual_time
 async def test_a_key_that_is_taken_back_takes_its_tokens_along(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file)
-    first, stream_id, token = await begun(edge)
+    harness = HttpHarness(keys_file=keys_file)
+    first, stream_id, token = await begun(harness)
     keys_file.write_text(key_line("bob", "sk-b"), encoding="utf-8")
-    assert edge.keys is not None
-    edge.keys.look()
+    assert harness.keys is not None
+    harness.keys.look()
 
-    assert (await edge.client("GET", f"/v1/streams/{stream_id}?token={token}").finish()).status == 401
+    assert (await harness.request("GET", f"/v1/streams/{stream_id}?token={token}").finish()).status == 401
 
-    edge.engine.runs[-1].end("x")
+    harness.engine.runs[-1].end("x")
     await first.finish()
 
 
 @in_virtual_time
 async def test_a_token_ends_with_what_it_reads(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file, limits=LIMITS)
-    first, stream_id, token = await begun(edge)
-    edge.engine.runs[-1].end("x")
+    harness = HttpHarness(keys_file=keys_file, limits=HTTP_LIMITS)
+    first, stream_id, token = await begun(harness)
+    harness.engine.runs[-1].end("x")
     await first.finish()
     path = f"/v1/streams/{stream_id}?token={token}"
 
-    assert (await edge.client("GET", path).finish()).status == 200
-    assert (await edge.come_back(stream_id + f"?token={token}", len(first.numbered())).finish()).status == 204
+    assert (await harness.request("GET", path).finish()).status == 200
+    assert (await harness.resume(stream_id + f"?token={token}", len(first.numbered())).finish()).status == 204
 
     clock().advance(121)
     await settle()
 
-    assert (await edge.client("GET", path).finish()).status == 410, "which ends an EventSource"
+    assert (await harness.request("GET", path).finish()).status == 410, "which ends an EventSource"
 
     clock().advance(300)
 
-    assert (await edge.client("GET", path).finish()).status == 401
+    assert (await harness.request("GET", path).finish()).status == 401
 
 
 @in_virtual_time
 async def test_a_token_is_good_for_as_long_as_its_stream_can_live(keys_file: Path) -> None:
-    edge = Edge(keys_file=keys_file, limits=LIMITS)
-    first, stream_id, token = await begun(edge)
+    harness = HttpHarness(keys_file=keys_file, limits=HTTP_LIMITS)
+    first, stream_id, token = await begun(harness)
     clock().advance(299)
-    reader = edge.client("GET", f"/v1/streams/{stream_id}?token={token}")
+    reader = harness.request("GET", f"/v1/streams/{stream_id}?token={token}")
     await settle()
 
     assert reader.status == 200
 
-    edge.engine.runs[-1].end("x")
+    harness.engine.runs[-1].end("x")
     await reader.finish()
     await first.finish()
 
 
 @in_virtual_time
 async def test_without_keys_a_token_is_not_needed_and_does_no_harm() -> None:
-    edge = Edge()
-    first, stream_id, token = await begun(edge)
-    readers = [edge.client("GET", f"/v1/streams/{stream_id}{query}") for query in ("", f"?token={token}", "?token=x")]
-    edge.engine.runs[-1].end("x")
+    harness = HttpHarness()
+    first, stream_id, token = await begun(harness)
+    readers = [
+        harness.request("GET", f"/v1/streams/{stream_id}{query}") for query in ("", f"?token={token}", "?token=x")
+    ]
+    harness.engine.runs[-1].end("x")
     for client in (first, *readers):
         await client.finish()
 
@@ -215,11 +217,11 @@ async def test_without_keys_a_token_is_not_needed_and_does_no_harm() -> None:
 async def test_a_token_is_in_no_log(keys_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, ACCESS.name)
-    edge = Edge(keys_file=keys_file)
-    first, stream_id, token = await begun(edge)
-    reader = edge.client("GET", f"/v1/streams/{stream_id}?token={token}")
-    await edge.client("GET", f"/v1/streams/{stream_id}?token={token}x").finish()
-    edge.engine.runs[-1].end("x")
+    harness = HttpHarness(keys_file=keys_file)
+    first, stream_id, token = await begun(harness)
+    reader = harness.request("GET", f"/v1/streams/{stream_id}?token={token}")
+    await harness.request("GET", f"/v1/streams/{stream_id}?token={token}x").finish()
+    harness.engine.runs[-1].end("x")
     await reader.finish()
     await first.finish()
 

@@ -1,0 +1,358 @@
+"""The parts of the gateway over a scripted engine, composed for tests: writers alone, streams, and HTTP in front.
+
+Make each harness inside a virtual loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.admission.gate import Gate
+from gateway.domain import Chunk, ChunkTemplate, Delta, Endpoint, OutputPart, RequestOptions
+from gateway.engine.base import RecoveryReport
+from gateway.engine.supervisor import Phase, Supervisor
+from gateway.errors import SluiceError
+from gateway.protocols import openai
+from gateway.streamlog.base import Ended, StreamLog
+from gateway.streamlog.memory import MemoryLog
+from gateway.streams.registry import Limits, Registry
+from gateway.streams.stream import Stream
+from gateway.streams.writer import StreamWriter
+from gateway.transports.common.api_keys import Keys
+from gateway.transports.http import health
+from gateway.transports.http.access import Access
+from gateway.transports.http.middleware import Guard
+from gateway.transports.http.origins import Sites
+from gateway.transports.http.paths import UnderRoot
+from gateway.transports.http.responses import Completions, Pace, Responder, Resume
+from gateway.transports.http.router import Dispatch, make_small
+from gateway.transports.http.stream_tokens import StreamTokens
+from tests.support.asgi import Client
+from tests.support.engine import Run, ScriptedEngine, Switch
+from tests.support.instrumentation import Recorder, some_stats
+from tests.support.time import VirtualClock, clock
+
+CHAT = Endpoint.CHAT.value
+COMPLETION = Endpoint.COMPLETION.value
+ANY_SITE = Sites.of("0.0.0.0", False, (), ())
+STREAM_LIMITS = Limits(
+    max_timeout_s=1000,
+    prepare_timeout_s=60,
+    max_grace_s=100,
+    retention_s=50,
+    max_bytes=100_000,
+    max_total_bytes=1_000_000,
+)
+HTTP_LIMITS = Limits(max_timeout_s=3600, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
+
+
+class PlainWire:
+    """A protocol with one document a part: the text of a delta, the payload of a chunk; an empty text has none.
+
+    Texts that are encoded with a template stand in angle brackets, so that a test can see that it was used.
+    """
+
+    def __init__(self, template: ChunkTemplate | None = None) -> None:
+        self._template = template
+
+    def encoder(self, template: ChunkTemplate | None) -> PlainWire:
+        return PlainWire(template)
+
+    def encode(self, pieces: list[OutputPart]) -> list[bytes]:
+        texts = [piece.payload if isinstance(piece, Chunk) else piece.text.encode() for piece in pieces]
+        return [text if self._template is None else b"<%b>" % text for text in texts if text]
+
+    def said(self, text: str, tokens: int) -> bytes | None:
+        return next(iter(self.encode([Delta(text, tokens)])), None)
+
+    def ending(self, error: SluiceError | None) -> list[bytes]:
+        return [b"end" if error is None else orjson.dumps(error.code)]
+
+
+class Handle:
+    """The engine's handle of one request, which counts its aborts."""
+
+    def __init__(self) -> None:
+        self.aborts = 0
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+class WriterHarness:
+    """Makes stream writers without an engine; the gate has two slots."""
+
+    def __init__(self, clock: VirtualClock | None = None) -> None:
+        self.clock = clock or VirtualClock()
+        self.instrumentation = Recorder()
+        self.gate = Gate(
+            max_concurrent=2, max_waiting=0, queue_timeout_s=1, clock=self.clock, instrumentation=Recorder()
+        )
+        self.handle = Handle()
+        self.ends = 0
+
+    def queued(
+        self, keep_bytes: int | None = None, *, streaming: bool = True, is_resumable: bool = False
+    ) -> StreamWriter:
+        """A writer whose request waits for its slot."""
+        stats = some_stats(self.instrumentation, stream_id="chatcmpl-1", arrival_s=self.clock.now())
+        stats.is_resumable = is_resumable
+        return StreamWriter(
+            stats=stats,
+            log=MemoryLog(keep_bytes),
+            wire=PlainWire(),
+            streaming=streaming,
+            clock=self.clock,
+            on_merged=self.instrumentation.merged,
+            on_end=self._count_end,
+        )
+
+    async def running(self, keep_bytes: int | None = None, *, streaming: bool = True) -> StreamWriter:
+        """A writer whose request is in the engine."""
+        writer = self.queued(keep_bytes, streaming=streaming)
+        writer.admit(await self.gate.enter())
+        writer.start(None)
+        writer.stats.submitted = True
+        writer.attach(self.handle)
+        return writer
+
+    def _count_end(self) -> None:
+        self.ends += 1
+
+
+class StreamHarness:
+    """Gate, registry and log over a scripted engine, which `switch` takes away and brings back."""
+
+    def __init__(
+        self,
+        *,
+        max_concurrent: int = 2,
+        max_waiting: int = 4,
+        queue_timeout_s: float = 60,
+        limits: Limits = STREAM_LIMITS,
+        log: Callable[[int | None], StreamLog] = MemoryLog,
+    ) -> None:
+        self.clock = clock()
+        self.instrumentation = Recorder()
+        self.engine = ScriptedEngine()
+        self.switch = Switch(self.engine)
+        self.gate = Gate(
+            max_concurrent=max_concurrent,
+            max_waiting=max_waiting,
+            queue_timeout_s=queue_timeout_s,
+            clock=self.clock,
+            instrumentation=self.instrumentation,
+        )
+        self.registry = Registry(
+            engine=self._current_engine,
+            engine_soon=self._next_engine,
+            gate=self.gate,
+            log=log,
+            wire=openai,
+            limits=limits,
+            clock=self.clock,
+            instrumentation=self.instrumentation,
+        )
+
+    def _current_engine(self) -> ScriptedEngine:
+        return self.switch.engine()
+
+    async def _next_engine(self) -> ScriptedEngine:
+        return await self.switch.soon()
+
+    def open(
+        self,
+        *,
+        owner: str | None = None,
+        timeout_s: float | None = None,
+        grace_s: float | None = None,
+        endpoint: Endpoint = Endpoint.CHAT,
+        **fields: Any,
+    ) -> Stream:
+        """Open a stream past HTTP; `fields` go into the body."""
+        stats = some_stats(self.instrumentation, owner, arrival_s=self.clock.now())
+        return self.registry.open(
+            endpoint,
+            orjson.dumps({"stream": True, **fields}),
+            stats,
+            RequestOptions(timeout_s=timeout_s, grace_s=grace_s),
+        )
+
+    def run_of(self, stream: Stream) -> Run:
+        """The stream's run in the engine."""
+        (run,) = (run for run in self.engine.runs if run.id == stream.id)
+        return run
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is left: no slot taken, no request queued, no live stream."""
+        return (self.gate.taken, self.gate.waiting, self.registry.active) == (0, 0, 0)
+
+
+class HttpHarness(StreamHarness):
+    """Everything between a socket and the engine, which a supervisor starts, and clients in front of it."""
+
+    def __init__(
+        self,
+        *,
+        max_concurrent: int = 4,
+        max_waiting: int = 8,
+        queue_timeout_s: float = 60.0,
+        limits: Limits = HTTP_LIMITS,
+        max_body_bytes: int = 2**20,
+        keys_file: Path | None = None,
+        protect_metrics: bool = False,
+        operator_endpoints: bool = False,
+        sites: Sites = ANY_SITE,
+        ready: bool = True,
+        keepalive_s: float = 15.0,
+        stall_timeout_s: float = 30.0,
+        metrics: Callable[[], bytes] = lambda: b"sluice_numbers 1\n",
+    ) -> None:
+        super().__init__(
+            max_concurrent=max_concurrent, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, limits=limits
+        )
+        self.supervisor = Supervisor(
+            self._launch,
+            max_restarts=3,
+            window_s=600,
+            clock=self.clock,
+            on_lost=self._lost,
+            on_regained=self._regained,
+        )
+        if ready:
+            self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
+        self.tokens = StreamTokens(self.clock)
+        pace = Pace(keepalive_s, stall_timeout_s)
+        self.responder = Responder(self.registry, pace, self.clock, self.instrumentation, self.tokens)
+        self.keys = None if keys_file is None else Keys(keys_file)
+        self.guard = Guard(
+            self._dispatch(metrics),
+            access=Access(
+                keys=self.keys,
+                sites=sites,
+                protect_metrics=protect_metrics,
+                operator_endpoints=operator_endpoints,
+                tokens=self.tokens,
+                owner_of=self.registry.owner_of,
+            ),
+            max_body_bytes=max_body_bytes,
+            closing=lambda: self.registry.draining,
+            clock=self.clock,
+            instrumentation=self.instrumentation,
+        )
+        self.app = UnderRoot(self.guard, lambda: self.engine.options.root_path)
+
+    def _dispatch(self, metrics: Callable[[], bytes]) -> Dispatch:
+        small = make_small(
+            registry=self.registry,
+            health=health.make_router(
+                unready=lambda: self.supervisor.impediment,
+                alive=lambda: self.supervisor.phase is not Phase.FAILED,
+                metrics=_later(metrics),
+                metrics_type="text/plain; version=0.0.4",
+                version={"sluice": "0.1.0", "vllm": "scripted"},
+            ),
+            engine_schema=lambda: self.engine.schema() if self.supervisor.ready else {},
+            options=lambda: self.engine.options,
+            lifespan=None,
+            version="0.1.0",
+        )
+        completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
+        return Dispatch(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options)
+
+    def _current_engine(self) -> Any:
+        return self.supervisor.engine
+
+    async def _next_engine(self) -> Any:
+        return await self.supervisor.soon()
+
+    async def _launch(self) -> ScriptedEngine:
+        return self.engine
+
+    def _lost(self) -> None:
+        self.registry.lost()
+
+    def _regained(self, recovery: RecoveryReport) -> None:
+        self.registry.regained()
+
+    def request(self, method: str, path: str, **options: Any) -> Client:
+        """A client's request; `options` as in `Client`."""
+        return Client(self.app, method, path, **options)
+
+    def post(
+        self,
+        path: str = CHAT,
+        *,
+        headers: Mapping[str, str] | None = None,
+        line: bool = False,
+        **fields: Any,
+    ) -> Client:
+        """A request for a stream; `fields` go into the body, `line` as in `Client`."""
+        body = orjson.dumps({"stream": True, **fields})
+        return Client(self.app, "POST", path, headers=headers, line=line, body=body)
+
+    def resume(self, stream_id: str, last: int | None = None, **options: Any) -> Client:
+        """A request for what follows event number `last` of a stream."""
+        headers = {**options.pop("headers", {}), **({} if last is None else {"Last-Event-ID": str(last)})}
+        return self.request("GET", f"/v1/streams/{stream_id}", headers=headers, **options)
+
+
+def _later(metrics: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
+    async def expose() -> bytes:
+        return metrics()
+
+    return expose
+
+
+def key_line(name: str, key: str, right: str = "") -> str:
+    """A line of a keys file."""
+    return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}{right}\n"
+
+
+def documents(writer: StreamWriter) -> list[bytes]:
+    """All documents that are still in the log."""
+    writer.seal()
+    batch = writer.log.read(0)
+    return [] if batch is None else batch.documents
+
+
+async def read_all(stream: Stream, cursor: int = 0) -> tuple[list[bytes], Ended]:
+    """Read a stream to its end."""
+    documents: list[bytes] = []
+    with stream.read(cursor) as reader:
+        while True:
+            batch = await reader.take()
+            if batch is not None:
+                documents += batch.documents
+                if batch.ended is not None:
+                    return documents, batch.ended
+
+
+def start_reading(stream: Stream, cursor: int = 0) -> asyncio.Task[tuple[list[bytes], Ended]]:
+    """Read a stream to its end in a task of its own."""
+    return asyncio.get_running_loop().create_task(read_all(stream, cursor))
+
+
+__all__ = [
+    "ANY_SITE",
+    "CHAT",
+    "COMPLETION",
+    "HTTP_LIMITS",
+    "STREAM_LIMITS",
+    "Handle",
+    "HttpHarness",
+    "PlainWire",
+    "StreamHarness",
+    "WriterHarness",
+    "documents",
+    "key_line",
+    "read_all",
+    "start_reading",
+]
