@@ -24,11 +24,11 @@ from gateway.engine.vllm.startup.launcher import Plan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, with_queue
-from gateway.multiprocess.parent.engine_host import Cores
-from gateway.multiprocess.worker.context import Seat
-from gateway.multiprocess.worker.metrics_merge import Page
-from gateway.multiprocess.worker.peer_metrics import Inner, collect
-from gateway.multiprocess.worker.peer_proxy import Relay
+from gateway.multiprocess.parent.engine_host import EngineProcesses
+from gateway.multiprocess.worker.context import WorkerContext
+from gateway.multiprocess.worker.metrics_merge import MetricsPage
+from gateway.multiprocess.worker.peer_metrics import PeerApp, collect_metrics
+from gateway.multiprocess.worker.peer_proxy import PeerProxy
 from gateway.protocols import openai
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
@@ -95,7 +95,7 @@ def _grammar_limits(settings: Settings) -> dict[str, Any]:
     return {**limits, "processes": max(min(2, limits["processes"]), limits["processes"] // settings.server.workers)}
 
 
-def engine_processes(plan: Plan) -> Callable[[], Awaitable[Cores]]:
+def engine_processes(plan: Plan) -> Callable[[], Awaitable[EngineProcesses]]:
     """What starts the engine processes that several workers use, again and again."""
     # Not above: who serves by himself has no use for it.
     from gateway.engine.vllm.startup.engine_processes import Maker
@@ -114,13 +114,13 @@ class Sluice:
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],
-        seat: Seat | None = None,
+        seat: WorkerContext | None = None,
     ) -> Sluice:
         """The real thing: vLLM, the machine's clock, the process's metrics."""
         clock = SystemClock()
 
         async def start() -> Engine:
-            engine: Engine = await launcher.start(plan, clock, None if seat is None else seat.tenancy)
+            engine: Engine = await launcher.start(plan, clock, None if seat is None else seat.engine_host)
             return engine
 
         sluice = cls(
@@ -143,7 +143,7 @@ class Sluice:
         metrics: Metrics,
         on_ready: Callable[[], None],
         on_failure: Callable[[SettingsError], None],
-        seat: Seat | None = None,
+        seat: WorkerContext | None = None,
     ) -> None:
         """`on_failure` is told when the engine cannot start or has died; the process should then end. `seat`: this
         process's place among others that serve together; None: it serves alone."""
@@ -268,20 +268,20 @@ class Sluice:
         """End whatever runs."""
         self.registry.end_all()
 
-    def _take_seat(self, seat: Seat, stall_timeout_s: float) -> None:
+    def _take_seat(self, seat: WorkerContext, stall_timeout_s: float) -> None:
         """Be one of several: what concerns another worker's stream goes there, and theirs may come here."""
         self.metrics.watch("workers", "Processes that serve together.", lambda: 1)
-        self.inner = Inner(self.asgi, self._page, self.registry.holds)
-        self.asgi = Relay(
+        self.inner = PeerApp(self.asgi, self._page, self.registry.holds)
+        self.asgi = PeerProxy(
             self.asgi,
             number=seat.number,
             count=seat.count,
-            place=seat.socket_of,
+            place=seat.socket_path,
             holds=self.registry.holds,
             stall_timeout_s=stall_timeout_s,
         )
 
-    def _page(self) -> Page:
+    def _page(self) -> MetricsPage:
         assert self._seat is not None
         return self._seat.page(self.metrics.render())
 
@@ -289,7 +289,7 @@ class Sluice:
         # Added where all are one page: of vLLM's gauges only one worker's are taken.
         if self._seat is None:
             return with_queue(self.metrics.render())
-        return with_queue(await collect(self._page, self._seat.others()))
+        return with_queue(await collect_metrics(self._page, self._seat.peers()))
 
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
@@ -310,7 +310,7 @@ class Sluice:
         self.metrics.recovered("failed", sum(recovery.failed.values()))
         self.metrics.recovered("expelled", recovery.expelled)
         if self._seat is not None:
-            self._seat.serves(self.model, self.chats, recovery, self.supervisor.engine.take_explained_deaths())
+            self._seat.send_ready(self.model, self.chats, recovery, self.supervisor.engine.take_explained_deaths())
 
     def _engine_schema(self) -> dict[str, Any]:
         engine = self._last_engine()

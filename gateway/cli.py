@@ -227,7 +227,7 @@ def _serve(args: argparse.Namespace, flags: Resolved) -> int:
     if settings.server.workers > 1:
         from gateway.multiprocess.parent import process
 
-        return process.serve(settings, process.Wanted(model, tuple(flags.flags), args.config), watch)
+        return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), watch)
     plan = app.plan_engine(settings, model, flags.flags, args.config, watch.say)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:

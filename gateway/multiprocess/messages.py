@@ -11,7 +11,7 @@ import orjson
 
 
 @dataclass(frozen=True, slots=True)
-class Up:
+class EngineUp:
     """An engine is ready; this is where this worker meets it. Generations count the engine's starts from 1."""
 
     generation: int
@@ -20,41 +20,41 @@ class Up:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class EngineLost:
     """The engine of that generation is dead."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
+class EngineAbandoned:
     """There will be no other engine; the sentence says why."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class PermitGranted:
     """The seats that were asked for under that number."""
 
-    ask: int
+    permit_id: int
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class PermitRefused:
     """No seats: the server is full (`reason` as in the metric)."""
 
-    ask: int
+    permit_id: int
     message: str
     reason: str
     retry_after_s: int
 
 
 @dataclass(frozen=True, slots=True)
-class Evict:
+class AbortClient:
     """Another worker has died: have the engine abort its requests."""
 
-    number: int
+    client_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class Shutdown:
     """All have drained: go."""
 
 
 @dataclass(frozen=True, slots=True)
-class EndNow:
+class ShutdownNow:
     """End whatever runs, and go."""
 
 
@@ -83,28 +83,28 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class WorkerReady:
     """This worker serves on the engine of that generation: what is served, and what became of its requests."""
 
     generation: int
     model: str
-    chats: bool
+    has_chat: bool
     continued: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
     expelled: int = 0
-    explained: int = 0
+    explained_deaths: int = 0
     """Deaths of engines that are put down to requests of this worker, which have failed for them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class EngineUnresponsive:
     """The engine of that generation does not answer."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class WorkerFailed:
     """This worker cannot serve; the sentence says why."""
 
     message: str
@@ -112,30 +112,30 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Drained:
+class WorkerDrained:
     """Nothing runs here any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class WorkerClosed:
     """This worker ends; how often its requests have ended in each way."""
 
     endings: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AcquirePermit:
     """Seats, please; the answer carries the same number."""
 
-    ask: int
+    permit_id: int
     slots: int
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class ReleasePermit:
     """What was asked for under that number is not wanted any more, whether it has been granted or not."""
 
-    ask: int
+    permit_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +143,55 @@ class Pong:
     """I do."""
 
 
-Order = Ping | Up | Lost | GivenUp | Granted | Refused | Evict | Drain | Leave | EndNow
-Report = Pong | Ready | Complaint | Failed | Drained | Closed | Ask | GiveBack
-Message = Order | Report
+ParentMessage = (
+    Ping
+    | EngineUp
+    | EngineLost
+    | EngineAbandoned
+    | PermitGranted
+    | PermitRefused
+    | AbortClient
+    | Drain
+    | Shutdown
+    | ShutdownNow
+)
+WorkerMessage = (
+    Pong
+    | WorkerReady
+    | EngineUnresponsive
+    | WorkerFailed
+    | WorkerDrained
+    | WorkerClosed
+    | AcquirePermit
+    | ReleasePermit
+)
+Message = ParentMessage | WorkerMessage
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        *(Ping, Up, Lost, GivenUp, Granted, Refused, Evict, Drain, Leave, EndNow),
-        *(Pong, Ready, Complaint, Failed, Drained, Closed, Ask, GiveBack),
+        *(
+            Ping,
+            EngineUp,
+            EngineLost,
+            EngineAbandoned,
+            PermitGranted,
+            PermitRefused,
+            AbortClient,
+            Drain,
+            Shutdown,
+            ShutdownNow,
+        ),
+        *(
+            Pong,
+            WorkerReady,
+            EngineUnresponsive,
+            WorkerFailed,
+            WorkerDrained,
+            WorkerClosed,
+            AcquirePermit,
+            ReleasePermit,
+        ),
     )
 }
 
@@ -168,27 +208,27 @@ def decode(line: bytes) -> Message:
 
 
 __all__ = [
-    "Ask",
-    "Closed",
-    "Complaint",
+    "AbortClient",
+    "AcquirePermit",
     "Drain",
-    "Drained",
-    "EndNow",
-    "Evict",
-    "Failed",
-    "GiveBack",
-    "GivenUp",
-    "Granted",
-    "Leave",
-    "Lost",
+    "EngineAbandoned",
+    "EngineLost",
+    "EngineUnresponsive",
+    "EngineUp",
     "Message",
-    "Order",
+    "ParentMessage",
+    "PermitGranted",
+    "PermitRefused",
     "Ping",
     "Pong",
-    "Ready",
-    "Refused",
-    "Report",
-    "Up",
+    "ReleasePermit",
+    "Shutdown",
+    "ShutdownNow",
+    "WorkerClosed",
+    "WorkerDrained",
+    "WorkerFailed",
+    "WorkerMessage",
+    "WorkerReady",
     "decode",
     "encode",
 ]

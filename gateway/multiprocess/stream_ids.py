@@ -12,7 +12,7 @@ from gateway.domain import Endpoint
 
 # An id is what a client needs to read or cancel a stream, so it must not be guessable: 112 random bits.
 _RANDOM_BYTES = 14
-MOST = 256
+MAX_WORKERS = 256
 """So many workers can be told apart."""
 
 _PREFIXES = "|".join(endpoint.id_prefix for endpoint in Endpoint)
@@ -24,10 +24,10 @@ def new(number: int) -> str:
     return f"w{number:02x}{secrets.token_hex(_RANDOM_BYTES)}"
 
 
-def number(stream_id: str) -> int | None:
+def worker_of(stream_id: str) -> int | None:
     """Whose stream that is; None if the id does not tell."""
     found = _OURS.fullmatch(stream_id)
     return None if found is None else int(found[1], 16)
 
 
-__all__ = ["MOST", "new", "number"]
+__all__ = ["MAX_WORKERS", "new", "worker_of"]

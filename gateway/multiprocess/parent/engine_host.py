@@ -13,12 +13,12 @@ from typing import Protocol
 
 from gateway.engine.base import RecoveryReport
 from gateway.errors import EngineFailed
-from gateway.multiprocess.messages import GivenUp, Lost, Order, Ready, Up
+from gateway.multiprocess.messages import EngineAbandoned, EngineLost, EngineUp, ParentMessage, WorkerReady
 
 logger = logging.getLogger("sluice")
 
 
-class Cores(Protocol):
+class EngineProcesses(Protocol):
     """The engine processes of one start."""
 
     @property
@@ -39,29 +39,31 @@ class Cores(Protocol):
         """End what is left of them, and wait for it."""
 
 
-class Engines:
+class HostedEngine:
     """The engine of all workers; a `Restartable`."""
 
-    def __init__(self, make: Callable[[], Awaitable[Cores]], tell: Callable[[int, Order], None], count: int) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[EngineProcesses]], tell: Callable[[int, ParentMessage], None], count: int
+    ) -> None:
         """`make` starts engine processes for `count` workers; `tell` says something to the worker of that number."""
         self._make = make
         self._tell = tell
         self._count = count
         self._generation = 0
-        self._cores: Cores | None = None
-        self._ready: dict[int, Ready] = {}
+        self._cores: EngineProcesses | None = None
+        self._ready: dict[int, WorkerReady] = {}
         self._all_ready = asyncio.Event()
         self._explained = 0
         self.unready_reason: str | None = None
         """Each worker looks for itself."""
 
-    async def launch(self) -> Engines:
+    async def launch(self) -> HostedEngine:
         """Start the first. Raises if it cannot start, or dies before every worker serves on it."""
         await self._start()
         return self
 
     @property
-    def served(self) -> Ready:
+    def ready_message(self) -> WorkerReady:
         """What a worker has said of what it serves."""
         return self._ready[0]
 
@@ -70,7 +72,7 @@ class Engines:
         await self._cores.wait_dead()
         # One of several takes the others along. What is ended politely aborts what it has, and tells the workers so.
         self._cores.kill()
-        self._say_lost()
+        self._send_lost()
 
     def take_explained_deaths(self) -> int:
         explained, self._explained = self._explained, 0
@@ -84,13 +86,13 @@ class Engines:
             failed.update(report.failed)
         reports = self._ready.values()
         # Too late for the death that they explain, in time for the next.
-        self._explained += sum(report.explained for report in reports)
+        self._explained += sum(report.explained_deaths for report in reports)
         return RecoveryReport(
             sum(report.continued for report in reports), dict(failed), sum(report.expelled for report in reports)
         )
 
     def fail_all(self) -> None:
-        self._say(GivenUp("The engine failed."))
+        self._send_all(EngineAbandoned("The engine failed."))
 
     async def stop(self) -> None:
         cores, self._cores = self._cores, None
@@ -99,14 +101,14 @@ class Engines:
 
     # What workers report.
 
-    def ready(self, number: int, message: Ready) -> None:
+    def on_worker_ready(self, number: int, message: WorkerReady) -> None:
         """That worker serves on the engine of that generation."""
         if message.generation == self._generation:
             self._ready[number] = message
             if len(self._ready) == self._count:
                 self._all_ready.set()
 
-    def complaint(self, number: int, generation: int) -> None:
+    def on_unresponsive(self, number: int, generation: int) -> None:
         """To that worker the engine of that generation is dead. One that is not is made so."""
         if generation == self._generation and self._cores is not None:
             logger.debug("worker %d does not hear the engine", number)
@@ -119,25 +121,25 @@ class Engines:
         self._generation += 1
         cores = self._cores = await self._make()
         for number, addresses in enumerate(cores.addresses):
-            self._tell(number, Up(self._generation, addresses, list(cores.pids)))
+            self._tell(number, EngineUp(self._generation, addresses, list(cores.pids)))
         death = asyncio.ensure_future(cores.wait_dead())
         ready = asyncio.ensure_future(self._all_ready.wait())
         try:
             await asyncio.wait((death, ready), return_when=asyncio.FIRST_COMPLETED)
             if death.done():
-                self._say_lost()
+                self._send_lost()
                 raise EngineFailed("The engine died before it was of any use.")
         finally:
             for one in (death, ready):
                 one.cancel()
             await asyncio.gather(death, ready, return_exceptions=True)
 
-    def _say_lost(self) -> None:
-        self._say(Lost(self._generation))
+    def _send_lost(self) -> None:
+        self._send_all(EngineLost(self._generation))
 
-    def _say(self, message: Order) -> None:
+    def _send_all(self, message: ParentMessage) -> None:
         for number in range(self._count):
             self._tell(number, message)
 
 
-__all__ = ["Cores", "Engines"]
+__all__ = ["EngineProcesses", "HostedEngine"]

@@ -27,23 +27,23 @@ from gateway.engine.supervisor import Supervisor
 from gateway.errors import SettingsError
 from gateway.logs import Stopwatch
 from gateway.multiprocess.messages import (
-    Closed,
-    Complaint,
+    AbortClient,
     Drain,
-    Drained,
-    EndNow,
-    Evict,
-    Failed,
-    GivenUp,
-    Leave,
+    EngineAbandoned,
+    EngineUnresponsive,
     Message,
-    Order,
-    Ready,
+    ParentMessage,
+    Shutdown,
+    ShutdownNow,
+    WorkerClosed,
+    WorkerDrained,
+    WorkerFailed,
+    WorkerReady,
 )
-from gateway.multiprocess.parent.engine_host import Engines
+from gateway.multiprocess.parent.engine_host import HostedEngine
 from gateway.multiprocess.parent.permit_server import NullGateMetrics
-from gateway.multiprocess.parent.worker_handle import LOOK_EVERY_S, Member, spawn
-from gateway.multiprocess.worker.process import Wanted, main
+from gateway.multiprocess.parent.worker_handle import CHECK_EVERY_S, WorkerHandle, spawn
+from gateway.multiprocess.worker.process import ServeOptions, main
 from gateway.preflight import check_files
 from gateway.settings import Settings
 
@@ -55,7 +55,7 @@ _LEAVE_WITHIN_S = 10.0
 _END_NOW_WITHIN_S = 4.0
 
 
-def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
+def serve(settings: Settings, wanted: ServeOptions, watch: Stopwatch) -> int:
     """Serve with several workers until a signal or a failure; returns the exit code."""
     check_files(settings)
     server.certificates_of(settings.server)
@@ -63,35 +63,35 @@ def serve(settings: Settings, wanted: Wanted, watch: Stopwatch) -> int:
     url = server.where(settings.server, listeners, watch)
     # Of this user alone: what comes in through its sockets is taken for a worker's word.
     folder = Path(tempfile.mkdtemp(prefix="sluice-workers-"))
-    house = House(settings, wanted, watch, url)
+    house = ParentProcess(settings, wanted, watch, url)
     house.force_in = shutdown.force_in
     try:
         for number, sock in enumerate(listeners.main):
             # One of them answers for all on the management port.
-            house.take_in(number, sock, listeners.management if number == 0 else None, folder)
-        code = asyncio.run(house.live())
+            house.spawn_worker(number, sock, listeners.management if number == 0 else None, folder)
+        code = asyncio.run(house.run())
     finally:
-        house.abandon()
+        house.kill_workers()
         listeners.close()
         shutil.rmtree(folder, ignore_errors=True)
     shutdown.tell_end(house.reason, code, house.endings, watch.elapsed_s)
     if house.failure is not None:
         print(f"sluice: {house.failure}", file=sys.stderr)
-    return shutdown.leave(code, hurry=house.hurry)
+    return shutdown.leave(code, hurry=house.is_starting_engine)
 
 
-class House:
+class ParentProcess:
     """Workers, engine and gate of one server."""
 
-    def __init__(self, settings: Settings, wanted: Wanted, watch: Stopwatch, url: str) -> None:
+    def __init__(self, settings: Settings, wanted: ServeOptions, watch: Stopwatch, url: str) -> None:
         self._settings = settings
         self._wanted = wanted
         self._watch = watch
         self._url = url
         self._clock = SystemClock()
         plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, watch.say)
-        self._engines = Engines(app.engine_processes(plan), self._tell, settings.server.workers)
-        self._supervisor: Supervisor[Engines] = Supervisor(
+        self._engines = HostedEngine(app.engine_processes(plan), self._send, settings.server.workers)
+        self._supervisor: Supervisor[HostedEngine] = Supervisor(
             self._engines.launch,
             max_restarts=settings.supervisor.max_restarts,
             window_s=settings.supervisor.window_s,
@@ -100,7 +100,7 @@ class House:
             on_regained=_ignore_revival,
         )
         self._gate = app.make_gate(settings, self._clock, NullGateMetrics())
-        self._members: list[Member] = []
+        self._workers: list[WorkerHandle] = []
         self.failure: SettingsError | None = None
         self._deadline_s: float | None = None
         """When running requests have to be over; set when the draining begins."""
@@ -111,10 +111,10 @@ class House:
         """How often requests have ended in each way, as far as the workers have told."""
         self.force_in: Callable[[float, int], None] = lambda within_s, code: None
         self._over = asyncio.Event()
-        self.hurry = False
+        self.is_starting_engine = False
         """Whether an engine is being started at the end, in a thread that will not stop."""
 
-    def take_in(self, number: int, sock: socket.socket, management: socket.socket | None, folder: Path) -> None:
+    def spawn_worker(self, number: int, sock: socket.socket, management: socket.socket | None, folder: Path) -> None:
         """Start a worker on these sockets, which are then the worker's alone: the kernel must not give connections to a
         socket that nobody accepts from."""
         ours, theirs = socket.socketpair()
@@ -124,33 +124,33 @@ class House:
         sock.close()
         if management is not None:
             management.close()
-        self._members.append(Member(number, process, ours, self._gate))
+        self._workers.append(WorkerHandle(number, process, ours, self._gate))
 
-    async def live(self) -> int:
+    async def run(self) -> int:
         """Until there is a reason to end; the exit code."""
         loop = asyncio.get_running_loop()
-        for member in self._members:
+        for member in self._workers:
             await member.open()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
-        following = [loop.create_task(self._follow(member)) for member in self._members]
+            loop.add_signal_handler(number, self._on_signal, number)
+        following = [loop.create_task(self._receive(member)) for member in self._workers]
         running = loop.create_task(self._supervisor.keep(self._ready, self._fail))
         while not self._over.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), LOOK_EVERY_S)
-            for member in self._members:
-                member.look_after()
+                await asyncio.wait_for(self._over.wait(), CHECK_EVERY_S)
+            for member in self._workers:
+                member.check()
             if self._deadline_s is not None and self._clock.now() > self._deadline_s + _LEAVE_WITHIN_S:
                 logger.error("a worker has not finished in time; ending now")
                 self._end_now()
-        self.hurry = self._supervisor.launching
+        self.is_starting_engine = self._supervisor.launching
         # First: whatever becomes of the engine now, nobody needs another one.
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now())
         left_s += _END_NOW_WITHIN_S if self._now else _LEAVE_WITHIN_S
         self.force_in(left_s + shutdown.WITHIN_S, 1)
-        await asyncio.gather(*(member.end(left_s) for member in self._members))
+        await asyncio.gather(*(member.join(left_s) for member in self._workers))
         await asyncio.gather(*following, return_exceptions=True)
         await self._supervisor.stop()
         return 0 if self.failure is None else self.failure.exit_code
@@ -160,21 +160,21 @@ class House:
         """Why the server has ended."""
         return "a failure" if self.failure is not None else ", then ".join(self._signals)
 
-    def abandon(self) -> None:
+    def kill_workers(self) -> None:
         """End what is left, where something went wrong: the interpreter's exit would wait for it."""
-        for member in self._members:
+        for member in self._workers:
             member.process.kill()
 
     # The engine.
 
     def _ready(self) -> None:
-        served = self._engines.served
-        server.announce(self._watch, self._url, self._settings, served.model, served.chats)
+        served = self._engines.ready_message
+        server.announce(self._watch, self._url, self._settings, served.model, served.has_chat)
 
     # The workers.
 
-    async def _follow(self, member: Member) -> None:
-        await member.follow(self._hear)
+    async def _receive(self, member: WorkerHandle) -> None:
+        await member.receive(self._handle)
         if self._over.is_set() or self.failure is not None:
             return
         await asyncio.to_thread(member.process.join, 1.0)
@@ -184,41 +184,41 @@ class House:
             exit_code=1,
         )
         logger.error("worker %d died: no new requests, those of the other workers may finish", member.number)
-        survivors = [one for one in self._members if not one.gone]
+        survivors = [one for one in self._workers if not one.is_gone]
         if survivors:
-            survivors[0].tell(Evict(member.number))
+            survivors[0].send(AbortClient(member.number))
         self._drain()
-        self._look_if_drained()
+        self._shut_down_if_drained()
 
-    def _hear(self, member: Member, message: Message) -> None:
+    def _handle(self, member: WorkerHandle, message: Message) -> None:
         match message:
-            case Ready():
-                self._engines.ready(member.number, message)
-            case Complaint(generation):
+            case WorkerReady():
+                self._engines.on_worker_ready(member.number, message)
+            case EngineUnresponsive(generation):
                 if self._over.is_set():
                     # To workers that leave, their engine may look dead.
                     return
-                self._engines.complaint(member.number, generation)
-            case Failed(text, exit_code):
+                self._engines.on_unresponsive(member.number, generation)
+            case WorkerFailed(text, exit_code):
                 self._fail(SettingsError(text, exit_code=exit_code))
-            case Drained():
-                member.drained = True
-                self._look_if_drained()
-            case Closed(endings):
+            case WorkerDrained():
+                member.is_drained = True
+                self._shut_down_if_drained()
+            case WorkerClosed(endings):
                 self.endings.update({Cause(name): count for name, count in endings.items()})
             case _:
                 raise AssertionError("the house says this, and does not hear it")
 
-    def _tell(self, number: int, message: Order) -> None:
-        self._members[number].tell(message)
+    def _send(self, number: int, message: ParentMessage) -> None:
+        self._workers[number].send(message)
 
-    def _tell_all(self, message: Order) -> None:
-        for member in self._members:
-            member.tell(message)
+    def _send_all(self, message: ParentMessage) -> None:
+        for member in self._workers:
+            member.send(message)
 
     # The end.
 
-    def _signalled(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if not self._signals:
             # Also where the death of a worker has begun the same already.
@@ -234,18 +234,18 @@ class House:
         if self._deadline_s is None:
             timeout_s = self._settings.server.drain_timeout_s
             self._deadline_s = self._clock.now() + timeout_s
-            self._tell_all(Drain(timeout_s))
+            self._send_all(Drain(timeout_s))
 
-    def _look_if_drained(self) -> None:
-        if all(member.drained or member.gone for member in self._members):
+    def _shut_down_if_drained(self) -> None:
+        if all(member.is_drained or member.is_gone for member in self._workers):
             self._deadline_s = self._clock.now()
-            self._tell_all(Leave())
+            self._send_all(Shutdown())
             self._over.set()
 
     def _end_now(self) -> None:
         self._now = True
         self._deadline_s = self._clock.now()
-        self._tell_all(EndNow())
+        self._send_all(ShutdownNow())
         self._over.set()
 
     def _fail(self, error: SettingsError) -> None:
@@ -253,8 +253,8 @@ class House:
         if self.failure is None and self._deadline_s is None:
             self.failure = error
             self._deadline_s = self._clock.now()
-            self._tell_all(GivenUp(str(error)))
-            self._tell_all(Leave())
+            self._send_all(EngineAbandoned(str(error)))
+            self._send_all(Shutdown())
             self._over.set()
 
 
@@ -266,4 +266,4 @@ def _ignore_revival(_: RecoveryReport) -> None:
     """And count."""
 
 
-__all__ = ["House", "Wanted", "serve"]
+__all__ = ["ParentProcess", "ServeOptions", "serve"]

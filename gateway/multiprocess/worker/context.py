@@ -19,71 +19,71 @@ from gateway.engine.base import RecoveryReport
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.channel import Channel
 from gateway.multiprocess.messages import (
-    Ask,
-    Closed,
-    Complaint,
+    AbortClient,
+    AcquirePermit,
     Drain,
-    Drained,
-    EndNow,
-    Evict,
-    Failed,
-    GiveBack,
-    GivenUp,
-    Granted,
-    Leave,
-    Lost,
+    EngineAbandoned,
+    EngineLost,
+    EngineUnresponsive,
+    EngineUp,
     Message,
+    PermitGranted,
+    PermitRefused,
     Ping,
     Pong,
-    Ready,
-    Refused,
-    Report,
-    Up,
+    ReleasePermit,
+    Shutdown,
+    ShutdownNow,
+    WorkerClosed,
+    WorkerDrained,
+    WorkerFailed,
+    WorkerMessage,
+    WorkerReady,
 )
-from gateway.multiprocess.worker.engine_host_client import Tenancy
+from gateway.multiprocess.worker.engine_host_client import EngineHostClient
 from gateway.multiprocess.worker.gate import RemoteGate
-from gateway.multiprocess.worker.metrics_merge import Page
+from gateway.multiprocess.worker.metrics_merge import MetricsPage
 
 logger = logging.getLogger("sluice")
 
 
-class Seat:
+class WorkerContext:
     """The worker of that number among so many. `line` is its end of the channel, `folder` where workers meet."""
 
     def __init__(self, number: int, count: int, line: socket.socket, folder: Path) -> None:
         self.number = number
         self.count = count
         self.folder = folder
-        self.on_order: Callable[[Drain | Leave | EndNow], None] = lambda _: None
+        self.on_shutdown: Callable[[Drain | Shutdown | ShutdownNow], None] = lambda _: None
         """Told what the process shall do."""
-        self.tenancy = Tenancy(number, count, self.report)
+        self.engine_host = EngineHostClient(number, count, self.send)
         self.new_id = partial(stream_ids.new, number)
         self._line = line
         self._channel: Channel | None = None
         self._gate: RemoteGate | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def socket_of(self, number: int) -> Path:
+    def socket_path(self, number: int) -> Path:
         """Where a worker listens for the others."""
         return self.folder / f"worker-{number}.sock"
 
     def gate(self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics) -> RemoteGate:
         """The gate of this worker; there is one."""
         self._gate = RemoteGate(
-            max_concurrent=max_concurrent, clock=clock, instrumentation=instrumentation, send=self.report
+            max_concurrent=max_concurrent, clock=clock, instrumentation=instrumentation, send=self.send
         )
         return self._gate
 
-    def others(self) -> dict[int, Path]:
+    def peers(self) -> dict[int, Path]:
         """Where the other workers listen, by number."""
-        return {number: self.socket_of(number) for number in range(self.count) if number != self.number}
+        return {number: self.socket_path(number) for number in range(self.count) if number != self.number}
 
-    def page(self, text: bytes) -> Page:
+    def page(self, text: bytes) -> MetricsPage:
         """This worker's metrics, with what the others need to make one of them all."""
-        client = self.tenancy.client
+        client = self.engine_host.client
         if client is None:
-            return Page(text.decode())
-        return Page(
+            return MetricsPage(text.decode())
+        return MetricsPage(
             text.decode(),
             {str(engine): when_s for engine, when_s in client.stats_received_s.items()},
             client.has_requests,
@@ -98,62 +98,73 @@ class Seat:
         self._channel = await Channel.over(self._line)
         self._own(asyncio.get_running_loop().create_task(self._listen(self._channel, gone)))
 
-    def report(self, message: Report) -> None:
+    def send(self, message: WorkerMessage) -> None:
         """Say something to the house."""
         if self._channel is not None:
             self._channel.send(message)
 
-    def serves(self, model: str, chats: bool, recovery: RecoveryReport | None = None, explained: int = 0) -> None:
+    def send_ready(self, model: str, chats: bool, recovery: RecoveryReport | None = None, explained: int = 0) -> None:
         """This worker serves on the engine of the day; so many deaths of earlier ones are explained."""
         found = recovery or RecoveryReport(0, {})
-        report = Ready(self.tenancy.generation, model, chats, found.continued, found.failed, found.expelled, explained)
-        self.report(report)
+        report = WorkerReady(
+            self.engine_host.generation, model, chats, found.continued, found.failed, found.expelled, explained
+        )
+        self.send(report)
 
-    def failed(self, message: str, exit_code: int) -> None:
+    def send_failed(self, message: str, exit_code: int) -> None:
         """This worker cannot serve."""
-        self.report(Failed(message, exit_code))
+        self.send(WorkerFailed(message, exit_code))
 
-    def drained(self) -> None:
+    def send_drained(self) -> None:
         """Nothing runs here any more."""
-        self.report(Drained())
+        self.send(WorkerDrained())
 
-    def closed(self, endings: Mapping[str, int]) -> None:
+    def send_closed(self, endings: Mapping[str, int]) -> None:
         """This worker ends; how often its requests have ended in each way."""
-        self.report(Closed(endings))
+        self.send(WorkerClosed(endings))
 
     async def _listen(self, channel: Channel, gone: Callable[[], None]) -> None:
         async for message in channel.messages():
-            self._hear(message)
+            self._handle(message)
         gone()
 
-    def _hear(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         gate = self._gate
         match message:
-            case Granted():
+            case PermitGranted():
                 if gate is not None:
-                    gate.granted(message)
-            case Refused():
+                    gate.on_granted(message)
+            case PermitRefused():
                 if gate is not None:
-                    gate.refused(message)
-            case Up():
-                self.tenancy.up(message)
-            case Lost():
-                self.tenancy.lost(message)
-            case GivenUp():
-                self.tenancy.given_up(message)
-            case Evict(number):
-                self._own(asyncio.get_running_loop().create_task(self._evict(number)))
-            case Drain() | Leave() | EndNow():
-                self.on_order(message)
+                    gate.on_refused(message)
+            case EngineUp():
+                self.engine_host.on_engine_up(message)
+            case EngineLost():
+                self.engine_host.on_engine_lost(message)
+            case EngineAbandoned():
+                self.engine_host.on_engine_abandoned(message)
+            case AbortClient(number):
+                self._own(asyncio.get_running_loop().create_task(self._abort_client(number)))
+            case Drain() | Shutdown() | ShutdownNow():
+                self.on_shutdown(message)
             case Ping():
-                self.report(Pong())
-            case Pong() | Ready() | Complaint() | Failed() | Drained() | Closed() | Ask() | GiveBack():
+                self.send(Pong())
+            case (
+                Pong()
+                | WorkerReady()
+                | EngineUnresponsive()
+                | WorkerFailed()
+                | WorkerDrained()
+                | WorkerClosed()
+                | AcquirePermit()
+                | ReleasePermit()
+            ):
                 raise AssertionError("workers say this, and do not hear it")
             case _:
                 assert_never(message)
 
-    async def _evict(self, number: int) -> None:
-        client = self.tenancy.client
+    async def _abort_client(self, number: int) -> None:
+        client = self.engine_host.client
         if client is None:
             return
         try:
@@ -167,4 +178,4 @@ class Seat:
         task.add_done_callback(self._tasks.discard)
 
 
-__all__ = ["Seat"]
+__all__ = ["WorkerContext"]

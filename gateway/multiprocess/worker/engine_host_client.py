@@ -8,13 +8,13 @@ from pathlib import Path
 
 from gateway.engine.shared import SharedEngineClient
 from gateway.errors import SettingsError
-from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Up
+from gateway.multiprocess.messages import EngineAbandoned, EngineLost, EngineUnresponsive, EngineUp
 
 
-class Tenancy:
+class EngineHostClient:
     """Knows where the engine of the day is, as far as the house has said so."""
 
-    def __init__(self, client_index: int, client_count: int, send: Callable[[Complaint], None]) -> None:
+    def __init__(self, client_index: int, client_count: int, send: Callable[[EngineUnresponsive], None]) -> None:
         self.client_index = client_index
         self.client_count = client_count
         self.generation = 0
@@ -23,9 +23,9 @@ class Tenancy:
         self.trial_lock: Path | None = None
         self.client: SharedEngineClient | None = None
         self._send = send
-        self._newest = Up(0, {})
+        self._newest = EngineUp(0, {})
         self._lost = 0
-        self._given_up: GivenUp | None = None
+        self._given_up: EngineAbandoned | None = None
         self._news = asyncio.Event()
         self._losses = asyncio.Event()
 
@@ -55,26 +55,26 @@ class Tenancy:
             client.mark_lost()
 
     def report_unresponsive(self) -> None:
-        self._send(Complaint(self.generation))
+        self._send(EngineUnresponsive(self.generation))
 
     # What the house says.
 
-    def up(self, message: Up) -> None:
+    def on_engine_up(self, message: EngineUp) -> None:
         """There is an engine."""
         self._newest = message
         self._news.set()
 
-    def lost(self, message: Lost) -> None:
+    def on_engine_lost(self, message: EngineLost) -> None:
         """It has died."""
         self._lost = max(self._lost, message.generation)
         self._losses.set()
         if self.client is not None and self.generation <= self._lost:
             self.client.mark_lost()
 
-    def given_up(self, message: GivenUp) -> None:
+    def on_engine_abandoned(self, message: EngineAbandoned) -> None:
         """There will be no other."""
         self._given_up = message
         self._news.set()
 
 
-__all__ = ["Tenancy"]
+__all__ = ["EngineHostClient"]

@@ -13,14 +13,19 @@ from itertools import count
 from gateway.admission.gate import GateMetrics, Permit, exceeds_capacity
 from gateway.clock import Clock
 from gateway.errors import Overloaded
-from gateway.multiprocess.messages import Ask, GiveBack, Granted, Refused
+from gateway.multiprocess.messages import AcquirePermit, PermitGranted, PermitRefused, ReleasePermit
 
 
 class RemoteGate:
     """Stands where `Gate` stands."""
 
     def __init__(
-        self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics, send: Callable[[Ask | GiveBack], None]
+        self,
+        *,
+        max_concurrent: int,
+        clock: Clock,
+        instrumentation: GateMetrics,
+        send: Callable[[AcquirePermit | ReleasePermit], None],
     ) -> None:
         self._max_concurrent = max_concurrent
         self._clock = clock
@@ -43,12 +48,12 @@ class RemoteGate:
         ask = next(self._numbers)
         answer = self._asked[ask] = asyncio.get_running_loop().create_future()
         began_s = self._clock.now()
-        self._send(Ask(ask, slots))
+        self._send(AcquirePermit(ask, slots))
         try:
             await answer
         except asyncio.CancelledError:
             # Granted or not: the house knows what to do about either.
-            self._send(GiveBack(ask))
+            self._send(ReleasePermit(ask))
             raise
         finally:
             self._asked.pop(ask, None)
@@ -56,25 +61,25 @@ class RemoteGate:
         self.taken += slots
         return Permit(_Return(self, ask), slots, self._clock.now())
 
-    def granted(self, message: Granted) -> None:
+    def on_granted(self, message: PermitGranted) -> None:
         """The house has said yes."""
-        answer = self._asked.get(message.ask)
+        answer = self._asked.get(message.permit_id)
         if answer is not None and not answer.done():
             answer.set_result(None)
 
-    def refused(self, message: Refused) -> None:
+    def on_refused(self, message: PermitRefused) -> None:
         """The house has said no."""
-        answer = self._asked.get(message.ask)
+        answer = self._asked.get(message.permit_id)
         if answer is not None and not answer.done():
             self._instrumentation.rejected(message.reason)
             answer.set_exception(
                 Overloaded(message.message, reason=message.reason, retry_after_s=message.retry_after_s)
             )
 
-    def leave(self, ask: int, slots: int) -> None:
+    def release(self, ask: int, slots: int) -> None:
         """Called by permits."""
         self.taken -= slots
-        self._send(GiveBack(ask))
+        self._send(ReleasePermit(ask))
 
 
 class _Return:
@@ -87,7 +92,7 @@ class _Return:
         self._ask = ask
 
     def give_back(self, slots: int, granted_s: float) -> None:
-        self._gate.leave(self._ask, slots)
+        self._gate.release(self._ask, slots)
 
 
 __all__ = ["RemoteGate"]

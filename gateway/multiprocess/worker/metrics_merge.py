@@ -20,13 +20,13 @@ _NOUGHT_WHEN_IDLE = ("vllm:num_requests_", "vllm:kv_cache_usage_perc")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class MetricsPage:
     """One worker's exposition. `stats_s`: when each engine last told this worker its numbers, on a clock that all
     workers share; `busy`: whether the engine has requests of this worker's."""
 
     text: str
-    stats_s: Mapping[str, float] = field(default_factory=dict)
-    busy: bool = False
+    stats_received_s: Mapping[str, float] = field(default_factory=dict)
+    has_requests: bool = False
 
 
 @dataclass(slots=True)
@@ -38,11 +38,11 @@ class _Family:
     """By name and labels, as they are written: all workers write them alike."""
 
 
-def merge(pages: Sequence[Page]) -> str:
+def merge(pages: Sequence[MetricsPage]) -> str:
     """One exposition of all; families and samples stand in the order in which they are first met."""
     merged: dict[str, _Family] = {}
     newest = _newest(pages)
-    idle = not any(page.busy for page in pages)
+    idle = not any(page.has_requests for page in pages)
     for number, page in enumerate(pages):
         for family in _families(page.text):
             into = merged.setdefault(family.name, _Family(family.name, family.kind, family.comments))
@@ -57,12 +57,12 @@ def merge(pages: Sequence[Page]) -> str:
     return "".join(_lines(merged.values()))
 
 
-def _newest(pages: Sequence[Page]) -> dict[str, int]:
+def _newest(pages: Sequence[MetricsPage]) -> dict[str, int]:
     """By engine: whose numbers are the newest."""
     found: dict[str, int] = {}
     for number, page in enumerate(pages):
-        for engine, when_s in page.stats_s.items():
-            if engine not in found or when_s > pages[found[engine]].stats_s[engine]:
+        for engine, when_s in page.stats_received_s.items():
+            if engine not in found or when_s > pages[found[engine]].stats_received_s[engine]:
                 found[engine] = number
     return found
 
@@ -121,4 +121,4 @@ def _written(value: float) -> str:
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
-__all__ = ["Page", "merge"]
+__all__ = ["MetricsPage", "merge"]

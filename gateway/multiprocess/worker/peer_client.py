@@ -12,11 +12,11 @@ Headers = list[tuple[bytes, bytes]]
 _LIMIT_BYTES = 2**16
 
 
-class Broken(Exception):
+class PeerError(Exception):
     """The other worker is not there, or broke off."""
 
 
-class Request:
+class PeerRequest:
     """One request on a connection of its own. Every method raises Broken."""
 
     def __init__(self, method: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -29,12 +29,12 @@ class Request:
     @classmethod
     async def send(
         cls, place: Path, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
-    ) -> Request:
+    ) -> PeerRequest:
         """Ask the worker that listens at `place`; without a body."""
         try:
             reader, writer = await asyncio.open_unix_connection(place, limit=_LIMIT_BYTES)
         except OSError:
-            raise Broken from None
+            raise PeerError from None
         lines = [method.encode() + b" " + target + b" HTTP/1.1", *(name + b": " + value for name, value in headers)]
         if not any(name == b"host" for name, _ in headers):
             lines.append(b"host: sibling")
@@ -48,7 +48,7 @@ class Request:
             first, *lines = raw[:-4].split(b"\r\n")
             self._status = int(first.removeprefix(b"HTTP/1.1 ")[:3])
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
-            raise Broken from None
+            raise PeerError from None
         headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
         self._headers = dict(headers)
         return self._status, headers
@@ -63,14 +63,14 @@ class Request:
                 while left > 0:
                     piece = await self._reader.read(min(left, _LIMIT_BYTES))
                     if not piece:
-                        raise Broken
+                        raise PeerError
                     left -= len(piece)
                     yield piece
                 return
             while size := int(await self._reader.readuntil(b"\r\n"), 16):
                 yield (await self._reader.readexactly(size + 2))[:-2]
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
-            raise Broken from None
+            raise PeerError from None
 
     async def body(self) -> bytes:
         """All of the body."""
@@ -81,4 +81,4 @@ class Request:
         self._writer.transport.abort()
 
 
-__all__ = ["Broken", "Headers", "Request"]
+__all__ = ["Headers", "PeerError", "PeerRequest"]

@@ -16,9 +16,9 @@ import orjson
 from gateway.domain import LINE
 from gateway.errors import Draining, SluiceError
 from gateway.multiprocess import stream_ids
-from gateway.multiprocess.worker.peer_client import Broken, Request
+from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
 
-HOLDS = b"/holds/"
+HOLDS_PATH = b"/holds/"
 """Path, on the workers' own sockets: whether that worker has the request of the id behind it."""
 
 _PATH = re.compile(r"/v1/streams/([^/]+)(/cancel)?")
@@ -28,7 +28,7 @@ _HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-en
 _ANSWER_WITHIN_S = 2.0
 
 
-class Relay:
+class PeerProxy:
     """An ASGI app around `app`, which serves what is here."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Relay:
         if found is None or scope["method"] != ("POST" if found[2] else scope["method"]):
             return None
         stream_id = found[1]
-        number = stream_ids.number(stream_id)
+        number = stream_ids.worker_of(stream_id)
         if number is not None:
             return number if number in self._others else None
         if scope["method"] in ("DELETE", "POST") and not self._holds(stream_id):
@@ -77,12 +77,12 @@ class Relay:
     async def _ask(self, other: int, stream_id: str) -> bool:
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
-                request = await Request.send(self._place(other), "GET", HOLDS + _quoted(stream_id))
+                request = await PeerRequest.send(self._place(other), "GET", HOLDS_PATH + _quoted(stream_id))
                 try:
                     status, _ = await request.head()
                 finally:
                     request.close()
-        except (Broken, TimeoutError):
+        except (PeerError, TimeoutError):
             return False
         return status == 200
 
@@ -92,8 +92,8 @@ class Relay:
             target += b"?" + scope["query_string"]
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP | {b"content-length"}]
         try:
-            request = await Request.send(self._place(other), scope["method"], target, headers)
-        except Broken:
+            request = await PeerRequest.send(self._place(other), scope["method"], target, headers)
+        except PeerError:
             await _refuse(send)
             return
         pumping = asyncio.ensure_future(self._pump(request, scope, send))
@@ -110,10 +110,10 @@ class Relay:
         if not pumping.cancelled():
             pumping.result()
 
-    async def _pump(self, request: Request, scope: MutableMapping[str, Any], send: Any) -> None:
+    async def _pump(self, request: PeerRequest, scope: MutableMapping[str, Any], send: Any) -> None:
         try:
             status, headers = await request.head()
-        except Broken:
+        except PeerError:
             await _refuse(send)
             return
         kept = [(name, value) for name, value in headers if name == b"connection" or name not in _HOP | {b"date"}]
@@ -121,7 +121,7 @@ class Relay:
         try:
             async for piece in request.pieces():
                 await self._within_patience(send({"type": "http.response.body", "body": piece, "more_body": True}))
-        except Broken:
+        except PeerError:
             # Half a response is out. Returning now makes the server break the connection without the final chunk.
             return
         except TimeoutError:
@@ -158,4 +158,4 @@ def _quoted(stream_id: str) -> bytes:
     return "".join(f"%{byte:02X}" for byte in stream_id.encode()).encode()
 
 
-__all__ = ["HOLDS", "Relay"]
+__all__ = ["HOLDS_PATH", "PeerProxy"]

@@ -15,8 +15,8 @@ from typing import Any
 
 from gateway import app, logs, server, shutdown
 from gateway.errors import SettingsError
-from gateway.multiprocess.messages import Drain, EndNow, Leave
-from gateway.multiprocess.worker.context import Seat
+from gateway.multiprocess.messages import Drain, Shutdown, ShutdownNow
+from gateway.multiprocess.worker.context import WorkerContext
 from gateway.settings import Settings
 from gateway.transports.http.connection import Protocol
 
@@ -27,7 +27,7 @@ _GONE_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ServeOptions:
     """What the command line asked for besides settings: the model, vLLM's flags, the settings file."""
 
     model: str | None
@@ -38,7 +38,7 @@ class Wanted:
 class WorkerServer(server.HttpServer):
     """Obeys the house, and listens for the other workers, too."""
 
-    seat: Seat
+    context: WorkerContext
 
     def capture_signals(self) -> Any:
         # Those of the terminal go to the whole group; the house gets them, and says what is to be done.
@@ -46,37 +46,37 @@ class WorkerServer(server.HttpServer):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._draining: asyncio.Task[None] | None = None
-        self.seat.on_order = self._obey
-        await self.seat.open(self._forsaken)
+        self.context.on_shutdown = self._handle
+        await self.context.open(self._on_parent_lost)
         await super().startup(sockets)
         inner = server.configure(self.sluice.inner, lifespan="off")
         inner.load()
         make = partial(Protocol, inner, self.server_state, self.lifespan.state)
-        place = self.seat.socket_of(self.seat.number)
+        place = self.context.socket_path(self.context.number)
         self.servers.append(await asyncio.get_running_loop().create_unix_server(make, place))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self.seat.closed({cause.value: count for cause, count in self.sluice.metrics.endings.items()})
+        self.context.send_closed({cause.value: count for cause, count in self.sluice.metrics.endings.items()})
 
-    def _obey(self, order: Drain | Leave | EndNow) -> None:
+    def _handle(self, order: Drain | Shutdown | ShutdownNow) -> None:
         match order:
             case Drain(timeout_s):
                 self.drain_timeout_s = timeout_s
                 self._draining = asyncio.get_running_loop().create_task(self._drain())
-            case Leave():
+            case Shutdown():
                 self.should_exit = True
-            case EndNow():
+            case ShutdownNow():
                 self.end_now()
 
     async def _drain(self) -> None:
         # What others drain may still be asked for here, so this process stays until all have.
         await self.sluice.drain(self.drain_timeout_s)
-        self.seat.drained()
+        self.context.send_drained()
 
-    def _forsaken(self) -> None:
+    def _on_parent_lost(self) -> None:
         # Nobody else will.
-        shutil.rmtree(self.seat.folder, ignore_errors=True)
+        shutil.rmtree(self.context.folder, ignore_errors=True)
         if not self.should_exit:
             self.end_now()
         asyncio.get_running_loop().call_later(_GONE_WITHIN_S, os._exit, 1)
@@ -93,7 +93,7 @@ _nothing = _Nothing()
 
 def main(
     settings: Settings,
-    wanted: Wanted,
+    wanted: ServeOptions,
     seat: tuple[int, int, socket.socket, Path],
     sock: socket.socket,
     management: socket.socket | None,
@@ -104,26 +104,26 @@ def main(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     log = settings.log
     logs.configure(log.level, log.as_json, requests=log.requests, quiet_paths=log.quiet_paths)
-    place = Seat(*seat)
+    place = WorkerContext(*seat)
     ready = False
     plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, lambda _: None)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         def fail(error: SettingsError) -> None:
-            place.failed(str(error), error.exit_code)
+            place.send_failed(str(error), error.exit_code)
             on_failure(error)
 
         return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=fail, seat=place)
 
     def make(config: Any) -> WorkerServer:
         one = WorkerServer(config)
-        one.seat = place
+        one.context = place
         return one
 
     def on_ready(sluice: app.Sluice) -> None:
         nonlocal ready
         ready = True
-        place.serves(sluice.model, sluice.chats)
+        place.send_ready(sluice.model, sluice.chats)
 
     try:
         _, failure = server.run(settings, build, on_ready, sock, management, make)
@@ -134,4 +134,4 @@ def main(
     raise SystemExit(shutdown.leave(0 if failure is None else failure.exit_code, hurry=not ready))
 
 
-__all__ = ["Wanted", "WorkerServer", "main"]
+__all__ = ["ServeOptions", "WorkerServer", "main"]

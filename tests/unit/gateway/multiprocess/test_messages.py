@@ -8,18 +8,29 @@ import pytest
 
 from gateway.multiprocess import messages
 from gateway.multiprocess.channel import Channel
-from gateway.multiprocess.messages import Ask, Drain, Evict, Failed, Granted, Leave, Message, Ready, Refused, Up
+from gateway.multiprocess.messages import (
+    AbortClient,
+    AcquirePermit,
+    Drain,
+    EngineUp,
+    Message,
+    PermitGranted,
+    PermitRefused,
+    Shutdown,
+    WorkerFailed,
+    WorkerReady,
+)
 
 SAID: list[Message] = [
-    Up(3, {"input_address": "ipc:///a", "output_address": "ipc:///b"}),
-    Refused(7, "The server is full.\nReally.", "queue_full", 12),
+    EngineUp(3, {"input_address": "ipc:///a", "output_address": "ipc:///b"}),
+    PermitRefused(7, "The server is full.\nReally.", "queue_full", 12),
     Drain(2.5),
-    Leave(),
-    Evict(1),
-    Granted(9),
-    Ask(1, 4),
-    Ready(2, "a model", True, 5, {"grammar": 1}),
-    Failed("Nö.", 2),
+    Shutdown(),
+    AbortClient(1),
+    PermitGranted(9),
+    AcquirePermit(1, 4),
+    WorkerReady(2, "a model", True, 5, {"grammar": 1}),
+    WorkerFailed("Nö.", 2),
 ]
 
 
@@ -32,7 +43,7 @@ def test_what_is_said_is_heard(message: Message) -> None:
 
 
 def test_every_message_has_a_line_of_its_own() -> None:
-    assert set(messages._KINDS.values()) == {*get_args(messages.Order), *get_args(messages.Report)}
+    assert set(messages._KINDS.values()) == {*get_args(messages.ParentMessage), *get_args(messages.WorkerMessage)}
 
 
 def test_a_channel_carries_them_in_order_and_ends_with_its_other_end() -> None:
@@ -44,7 +55,7 @@ def test_a_channel_carries_them_in_order_and_ends_with_its_other_end() -> None:
         here.close()
         heard = [message async for message in there.messages()]
         # Nobody hears it, and nobody minds.
-        here.send(Leave())
+        here.send(Shutdown())
         there.close()
         return heard
 
@@ -55,7 +66,7 @@ def test_half_a_message_of_a_dead_process_is_nothing() -> None:
     async def talk() -> list[Message]:
         ours, theirs = socket.socketpair()
         there = await Channel.over(theirs)
-        ours.sendall(messages.encode(Drain(1.0)) + messages.encode(Leave())[:-3])
+        ours.sendall(messages.encode(Drain(1.0)) + messages.encode(Shutdown())[:-3])
         ours.close()
         heard = [message async for message in there.messages()]
         there.close()

@@ -9,9 +9,9 @@ from gateway.multiprocess import stream_ids
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)
-@pytest.mark.parametrize("number", [0, 1, 15, 16, stream_ids.MOST - 1])
+@pytest.mark.parametrize("number", [0, 1, 15, 16, stream_ids.MAX_WORKERS - 1])
 def test_an_id_tells_whose_it_is(endpoint: Endpoint, number: int) -> None:
-    assert stream_ids.number(endpoint.id_prefix + stream_ids.new(number)) == number
+    assert stream_ids.worker_of(endpoint.id_prefix + stream_ids.new(number)) == number
 
 
 def test_ids_cannot_be_guessed() -> None:
@@ -36,4 +36,4 @@ def test_ids_cannot_be_guessed() -> None:
     ],
 )
 def test_other_ids_tell_nothing(name: str) -> None:
-    assert stream_ids.number(name) is None
+    assert stream_ids.worker_of(name) is None

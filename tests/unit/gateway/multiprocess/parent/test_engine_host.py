@@ -11,9 +11,16 @@ import pytest
 from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.errors import EngineFailed, SettingsError
-from gateway.multiprocess.messages import Complaint, GivenUp, Lost, Order, Ready, Up
-from gateway.multiprocess.parent.engine_host import Engines
-from gateway.multiprocess.worker.engine_host_client import Tenancy
+from gateway.multiprocess.messages import (
+    EngineAbandoned,
+    EngineLost,
+    EngineUnresponsive,
+    EngineUp,
+    ParentMessage,
+    WorkerReady,
+)
+from gateway.multiprocess.parent.engine_host import HostedEngine
+from gateway.multiprocess.worker.engine_host_client import EngineHostClient
 from tests.support.time import clock, in_virtual_time, settle
 
 
@@ -43,11 +50,11 @@ class House:
 
     def __init__(self, *, max_restarts: int = 3) -> None:
         self.made: list[Cores] = []
-        self.told: list[tuple[int, Order]] = []
+        self.told: list[tuple[int, ParentMessage]] = []
         self.failures = 0
         self.regained: list[RecoveryReport] = []
-        self.engines = Engines(self._make, lambda number, message: self.told.append((number, message)), 2)
-        self.supervisor: Supervisor[Engines] = Supervisor(
+        self.engines = HostedEngine(self._make, lambda number, message: self.told.append((number, message)), 2)
+        self.supervisor: Supervisor[HostedEngine] = Supervisor(
             self.engines.launch,
             max_restarts=max_restarts,
             window_s=600,
@@ -67,7 +74,9 @@ class House:
 
     def ready(self, generation: int, **more: int) -> None:
         for number in (0, 1):
-            self.engines.ready(number, Ready(generation, "m", True, more.get("continued", 0), {"grammar": number}))
+            self.engines.on_worker_ready(
+                number, WorkerReady(generation, "m", True, more.get("continued", 0), {"grammar": number})
+            )
 
     async def stop(self) -> None:
         self.running.cancel()
@@ -80,18 +89,18 @@ async def test_it_is_up_when_every_worker_serves_on_it() -> None:
     house = House()
     await settle()
 
-    assert house.told == [(0, Up(1, {"at": "0a"}, [7])), (1, Up(1, {"at": "0b"}, [7]))]
+    assert house.told == [(0, EngineUp(1, {"at": "0a"}, [7])), (1, EngineUp(1, {"at": "0b"}, [7]))]
 
-    house.engines.ready(0, Ready(1, "m", True))
+    house.engines.on_worker_ready(0, WorkerReady(1, "m", True))
     await settle()
 
     assert not house.supervisor.ready
 
-    house.engines.ready(1, Ready(1, "m", True))
+    house.engines.on_worker_ready(1, WorkerReady(1, "m", True))
     await settle()
 
     assert house.supervisor.ready
-    assert house.engines.served.model == "m"
+    assert house.engines.ready_message.model == "m"
 
     await house.stop()
 
@@ -109,10 +118,10 @@ async def test_a_death_is_told_and_another_one_started_with_other_addresses() ->
     await settle()
 
     assert house.told == [
-        (0, Lost(1)),
-        (1, Lost(1)),
-        (0, Up(2, {"at": "1a"}, [7])),
-        (1, Up(2, {"at": "1b"}, [7])),
+        (0, EngineLost(1)),
+        (1, EngineLost(1)),
+        (0, EngineUp(2, {"at": "1a"}, [7])),
+        (1, EngineUp(2, {"at": "1b"}, [7])),
     ]
     assert house.made[0].ended
     assert house.made[0].killed, "one engine of several takes the others along, before they can say goodbye"
@@ -135,9 +144,9 @@ async def test_an_engine_that_one_worker_does_not_hear_is_ended_once() -> None:
     await settle()
     house.ready(1)
     await settle()
-    house.engines.complaint(1, 1)
+    house.engines.on_unresponsive(1, 1)
     await settle()
-    house.engines.complaint(0, 1)
+    house.engines.on_unresponsive(0, 1)
     await settle()
 
     assert house.made[0].killed
@@ -153,11 +162,11 @@ async def test_one_that_dies_before_all_workers_have_met_it_is_replaced() -> Non
     await settle()
     house.made[0].death.set()
     await settle()
-    house.engines.ready(0, Ready(2, "m", True))
+    house.engines.on_worker_ready(0, WorkerReady(2, "m", True))
     house.made[1].death.set()
     await asyncio.sleep(2)
 
-    assert (0, Lost(2)) in house.told
+    assert (0, EngineLost(2)) in house.told
     assert house.made[1].ended
 
     house.ready(3)
@@ -180,7 +189,7 @@ async def test_when_it_dies_too_often_the_workers_are_told_that_there_will_be_no
     with pytest.raises(SettingsError, match="max_restarts"):
         await house.running
 
-    assert isinstance(house.told[-1][1], GivenUp)
+    assert isinstance(house.told[-1][1], EngineAbandoned)
     assert house.supervisor.phase is Phase.FAILED
     await house.supervisor.stop()
 
@@ -214,17 +223,17 @@ class SharedEngineClient:
 
 @in_virtual_time
 async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engine() -> None:
-    said: list[Complaint] = []
-    tenancy = Tenancy(1, 2, said.append)
+    said: list[EngineUnresponsive] = []
+    tenancy = EngineHostClient(1, 2, said.append)
     asked = asyncio.get_running_loop().create_task(tenancy.next_addresses())
     await settle()
-    tenancy.up(Up(1, {"at": "1"}))
-    tenancy.lost(Lost(1))
+    tenancy.on_engine_up(EngineUp(1, {"at": "1"}))
+    tenancy.on_engine_lost(EngineLost(1))
     await settle()
 
     assert not asked.done()
 
-    tenancy.up(Up(2, {"at": "2"}))
+    tenancy.on_engine_up(EngineUp(2, {"at": "2"}))
 
     assert await asked == {"at": "2"}
 
@@ -234,9 +243,9 @@ async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engi
     tenancy.report_unresponsive()
     await settle()
 
-    assert (said, tenant.losses, loss.done()) == ([Complaint(2)], 0, False)
+    assert (said, tenant.losses, loss.done()) == ([EngineUnresponsive(2)], 0, False)
 
-    tenancy.lost(Lost(2))
+    tenancy.on_engine_lost(EngineLost(2))
     await loss
 
     assert tenant.losses == 1
@@ -244,10 +253,10 @@ async def test_a_worker_waits_for_addresses_and_never_takes_those_of_a_dead_engi
 
 @in_virtual_time
 async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> None:
-    tenancy = Tenancy(0, 2, lambda _: None)
-    tenancy.up(Up(1, {}))
+    tenancy = EngineHostClient(0, 2, lambda _: None)
+    tenancy.on_engine_up(EngineUp(1, {}))
     await tenancy.next_addresses()
-    tenancy.lost(Lost(1))
+    tenancy.on_engine_lost(EngineLost(1))
     tenant = SharedEngineClient()
     tenancy.attach(tenant)
 
@@ -256,10 +265,10 @@ async def test_a_worker_that_meets_an_engine_too_late_hears_of_its_death() -> No
 
 @in_virtual_time
 async def test_where_there_will_be_no_other_a_worker_does_not_wait() -> None:
-    tenancy = Tenancy(0, 2, lambda _: None)
+    tenancy = EngineHostClient(0, 2, lambda _: None)
     asked = asyncio.get_running_loop().create_task(tenancy.next_addresses())
     await settle()
-    tenancy.given_up(GivenUp("Too often."))
+    tenancy.on_engine_abandoned(EngineAbandoned("Too often."))
     with pytest.raises(SettingsError, match="Too often"):
         await asked
 
@@ -276,7 +285,7 @@ async def test_deaths_that_a_workers_request_explains_are_reported_by_the_house(
         await settle()
         for number in (0, 1):
             share = explained if number == 0 else 0
-            house.engines.ready(number, Ready(generation, "m", True, 0, {}, share, 2 * share))
+            house.engines.on_worker_ready(number, WorkerReady(generation, "m", True, 0, {}, share, 2 * share))
         await settle()
         if generation == 2:
             house.engines._explained = 2
@@ -290,8 +299,10 @@ async def test_deaths_that_a_workers_request_explains_are_reported_by_the_house(
 
 @in_virtual_time
 async def test_a_worker_knows_the_processes_and_where_all_workers_can_lock() -> None:
-    tenancy = Tenancy(0, 2, lambda _: None)
-    tenancy.up(Up(1, {"input_address": "ipc:///tmp/house/a1", "output_address": "ipc:///tmp/house/a2"}, [11, 12]))
+    tenancy = EngineHostClient(0, 2, lambda _: None)
+    tenancy.on_engine_up(
+        EngineUp(1, {"input_address": "ipc:///tmp/house/a1", "output_address": "ipc:///tmp/house/a2"}, [11, 12])
+    )
 
     assert (list(tenancy.pids), tenancy.trial_lock) == ([], None)
 

@@ -12,8 +12,17 @@ import pytest
 
 from gateway import app
 from gateway.logs import Stopwatch
-from gateway.multiprocess.messages import Complaint, Drain, Drained, Leave, Message, Order, Ready, Up
-from gateway.multiprocess.parent.process import House, Wanted
+from gateway.multiprocess.messages import (
+    Drain,
+    EngineUnresponsive,
+    EngineUp,
+    Message,
+    ParentMessage,
+    Shutdown,
+    WorkerDrained,
+    WorkerReady,
+)
+from gateway.multiprocess.parent.process import ParentProcess, ServeOptions
 from gateway.settings import Settings
 from tests.support.time import in_virtual_time, settle
 from tests.unit.gateway.multiprocess.parent.test_engine_host import Cores
@@ -24,29 +33,29 @@ class Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.drained = self.gone = False
-        self.told: list[Order] = []
+        self.is_drained = self.is_gone = False
+        self.told: list[ParentMessage] = []
         self._left = asyncio.Event()
 
     async def open(self) -> None: ...
 
-    async def follow(self, hear: Callable[[Any, Message], None]) -> None:
+    async def receive(self, hear: Callable[[Any, Message], None]) -> None:
         self._hear = hear
         await self._left.wait()
 
-    def tell(self, message: Order) -> None:
+    def send(self, message: ParentMessage) -> None:
         self.told.append(message)
         match message:
-            case Up(generation):
-                self._say(Ready(generation, "m", True))
+            case EngineUp(generation):
+                self._say(WorkerReady(generation, "m", True))
             case Drain():
-                self._say(Drained())
-            case Leave():
-                self._say(Complaint(1))
+                self._say(WorkerDrained())
+            case Shutdown():
+                self._say(EngineUnresponsive(1))
 
-    def look_after(self) -> None: ...
+    def check(self) -> None: ...
 
-    async def end(self, within_s: float) -> None:
+    async def join(self, within_s: float) -> None:
         await asyncio.sleep(2)
         self._left.set()
 
@@ -64,10 +73,10 @@ async def test_at_the_end_nobody_needs_another_engine() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "engine_processes", lambda plan: make)
-        house = House(Settings(server={"workers": 2}), Wanted(None, (), None), Stopwatch(), "http://here")
+        house = ParentProcess(Settings(server={"workers": 2}), ServeOptions(None, (), None), Stopwatch(), "http://here")
     workers = [Worker(number) for number in (0, 1)]
-    house._members = workers  # type: ignore[assignment]
-    living = asyncio.get_running_loop().create_task(house.live())
+    house._workers = workers  # type: ignore[assignment]
+    living = asyncio.get_running_loop().create_task(house.run())
     await settle()
 
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
@@ -75,5 +84,5 @@ async def test_at_the_end_nobody_needs_another_engine() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
     assert await living == 0
-    assert [worker.told[-1] for worker in workers] == [Leave(), Leave()]
+    assert [worker.told[-1] for worker in workers] == [Shutdown(), Shutdown()]
     assert (len(made), made[0].ended) == (1, True)

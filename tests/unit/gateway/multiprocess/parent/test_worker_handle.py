@@ -14,10 +14,20 @@ from gateway.admission.gate import Gate
 from gateway.clock import SystemClock
 from gateway.engine.base import RecoveryReport
 from gateway.errors import Overloaded
-from gateway.multiprocess.messages import Drain, Drained, EndNow, Evict, Failed, Leave, Message, Ready, Up
+from gateway.multiprocess.messages import (
+    AbortClient,
+    Drain,
+    EngineUp,
+    Message,
+    Shutdown,
+    ShutdownNow,
+    WorkerDrained,
+    WorkerFailed,
+    WorkerReady,
+)
 from gateway.multiprocess.parent import worker_handle
-from gateway.multiprocess.parent.worker_handle import Member
-from gateway.multiprocess.worker.context import Seat
+from gateway.multiprocess.parent.worker_handle import WorkerHandle
+from gateway.multiprocess.worker.context import WorkerContext
 from tests.support.instrumentation import Recorder
 from tests.unit.gateway.multiprocess.worker.test_peer_proxy import in_real_time
 
@@ -41,17 +51,17 @@ class Pair:
         self.gate = Gate(
             max_concurrent=1, max_waiting=0, queue_timeout_s=5, clock=SystemClock(), instrumentation=Recorder()
         )
-        self.member = Member(1, cast("Any", self.process), ours, self.gate)
-        self.seat = Seat(1, 2, self.theirs, Path("/nowhere"))
+        self.member = WorkerHandle(1, cast("Any", self.process), ours, self.gate)
+        self.seat = WorkerContext(1, 2, self.theirs, Path("/nowhere"))
         self.heard: list[Message] = []
         self.orders: list[Message] = []
-        self.seat.on_order = self.orders.append
+        self.seat.on_shutdown = self.orders.append
         self.gone = asyncio.Event()
 
     async def open(self) -> asyncio.Task[None]:
         await self.member.open()
         await self.seat.open(self.gone.set)
-        return asyncio.create_task(self.member.follow(lambda _, message: self.heard.append(message)))
+        return asyncio.create_task(self.member.receive(lambda _, message: self.heard.append(message)))
 
     async def close(self, following: asyncio.Task[None]) -> None:
         assert self.seat._channel is not None
@@ -73,21 +83,21 @@ async def until(check: Callable[[], object]) -> None:
 async def test_what_a_worker_reports_is_heard_and_what_it_is_told_is_done() -> None:
     pair = Pair()
     following = await pair.open()
-    pair.member.tell(Up(1, {"at": "x"}))
-    assert await pair.seat.tenancy.next_addresses() == {"at": "x"}
+    pair.member.send(EngineUp(1, {"at": "x"}))
+    assert await pair.seat.engine_host.next_addresses() == {"at": "x"}
 
-    pair.seat.serves("m", True, RecoveryReport(3, {"grammar": 1}))
-    pair.seat.failed("No.", 2)
-    pair.seat.drained()
+    pair.seat.send_ready("m", True, RecoveryReport(3, {"grammar": 1}))
+    pair.seat.send_failed("No.", 2)
+    pair.seat.send_drained()
     await until(lambda: len(pair.heard) == 3)
 
-    assert pair.heard == [Ready(1, "m", True, 3, {"grammar": 1}), Failed("No.", 2), Drained()]
+    assert pair.heard == [WorkerReady(1, "m", True, 3, {"grammar": 1}), WorkerFailed("No.", 2), WorkerDrained()]
 
-    for order in (Drain(3.0), Leave(), EndNow(), Evict(0)):
-        pair.member.tell(order)
+    for order in (Drain(3.0), Shutdown(), ShutdownNow(), AbortClient(0)):
+        pair.member.send(order)
     await until(lambda: len(pair.orders) == 3)
 
-    assert pair.orders == [Drain(3.0), Leave(), EndNow()]
+    assert pair.orders == [Drain(3.0), Shutdown(), ShutdownNow()]
     await pair.close(following)
 
 
@@ -104,7 +114,7 @@ async def test_a_seat_is_asked_for_over_the_line_and_freed_by_its_end() -> None:
 
     await pair.close(following)
 
-    assert pair.member.gone
+    assert pair.member.is_gone
     assert pair.gate.taken == 0
 
 
@@ -122,19 +132,19 @@ async def test_either_notices_that_the_other_is_gone() -> None:
 async def test_a_worker_that_answers_is_left_alone_and_one_that_is_stuck_is_ended() -> None:
     pair = Pair()
     following = await pair.open()
-    for _ in range(3 * worker_handle._STUCK_AFTER):
-        pair.member.look_after()
+    for _ in range(3 * worker_handle.MAX_UNANSWERED):
+        pair.member.check()
         await until(lambda: pair.member._unanswered == 0)
 
     assert not pair.process.killed
 
-    for _ in range(worker_handle._STUCK_AFTER):
+    for _ in range(worker_handle.MAX_UNANSWERED):
         # Nobody turns the worker's loop meanwhile.
-        pair.member.look_after()
+        pair.member.check()
 
     assert not pair.process.killed
 
-    pair.member.look_after()
+    pair.member.check()
 
     assert pair.process.killed == 1
     await pair.close(following)

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.admission.gate import Gate, Permit
 from gateway.errors import ClientError, Overloaded
-from gateway.multiprocess.messages import Ask, GiveBack, Granted, Order, Refused
-from gateway.multiprocess.parent.permit_server import Permits
+from gateway.multiprocess.messages import AcquirePermit, ParentMessage, PermitGranted, PermitRefused, ReleasePermit
+from gateway.multiprocess.parent.permit_server import PermitServer
 from gateway.multiprocess.worker.gate import RemoteGate
 from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time, settle
@@ -23,7 +23,7 @@ class Worker:
 
     def __init__(self, gate: Gate, slots: int) -> None:
         self.instrumentation = Recorder()
-        self.permits = Permits(gate, self._to_worker)
+        self.permits = PermitServer(gate, self._to_worker)
         self.gate = RemoteGate(
             max_concurrent=slots, clock=clock(), instrumentation=self.instrumentation, send=self._to_house
         )
@@ -31,13 +31,13 @@ class Worker:
     def enter(self, slots: int = 1) -> asyncio.Task[Permit]:
         return asyncio.get_running_loop().create_task(self.gate.enter(slots))
 
-    def _to_house(self, message: Ask | GiveBack) -> None:
-        hear = self.permits.ask if isinstance(message, Ask) else self.permits.give_back
+    def _to_house(self, message: AcquirePermit | ReleasePermit) -> None:
+        hear = self.permits.acquire if isinstance(message, AcquirePermit) else self.permits.release
         asyncio.get_running_loop().call_later(WIRE_S, hear, message)
 
-    def _to_worker(self, message: Order) -> None:
-        assert isinstance(message, Granted | Refused)
-        hear = self.gate.granted if isinstance(message, Granted) else self.gate.refused
+    def _to_worker(self, message: ParentMessage) -> None:
+        assert isinstance(message, PermitGranted | PermitRefused)
+        hear = self.gate.on_granted if isinstance(message, PermitGranted) else self.gate.on_refused
         asyncio.get_running_loop().call_later(WIRE_S, hear, message)
 
 
@@ -176,7 +176,7 @@ async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
 
     assert house.slots == (3, 2)
 
-    dead.permits.clear()
+    dead.permits.release_all()
     await asyncio.sleep(0.1)
 
     assert next_one.done()
@@ -194,9 +194,9 @@ async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
 @in_virtual_time
 async def test_an_answer_that_nobody_waits_for_is_nothing() -> None:
     house = House()
-    house.workers[0].gate.granted(Granted(99))
-    house.workers[0].gate.refused(Refused(99, "No.", "queue_full", 1))
-    house.workers[0].permits.give_back(GiveBack(99))
+    house.workers[0].gate.on_granted(PermitGranted(99))
+    house.workers[0].gate.on_refused(PermitRefused(99, "No.", "queue_full", 1))
+    house.workers[0].permits.release(ReleasePermit(99))
     await settle()
 
     assert house.slots == (0, 0)

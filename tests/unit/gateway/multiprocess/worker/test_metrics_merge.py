@@ -8,7 +8,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.metrics import with_queue
-from gateway.multiprocess.worker.metrics_merge import Page, merge
+from gateway.multiprocess.worker.metrics_merge import MetricsPage, merge
 
 
 class Worker:
@@ -22,9 +22,9 @@ class Worker:
         self.running = Gauge("vllm:num_requests_running", "Running.", ["engine"], registry=self.registry)
         self.cache = Gauge("vllm:kv_cache_usage_perc", "Cache.", ["model_name", "engine"], registry=self.registry)
 
-    def page(self, *, busy: bool = True, **stats_s: float) -> Page:
+    def page(self, *, busy: bool = True, **stats_s: float) -> MetricsPage:
         text = generate_latest(self.registry).decode()
-        return Page(text, {engine.removeprefix("e"): when_s for engine, when_s in stats_s.items()}, busy)
+        return MetricsPage(text, {engine.removeprefix("e"): when_s for engine, when_s in stats_s.items()}, busy)
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -106,8 +106,8 @@ def test_nothing_runs_where_no_worker_has_a_request() -> None:
 
 
 def test_facts_about_all_are_not_added_up() -> None:
-    def page(started: float, restarts: int) -> Page:
-        return Page(
+    def page(started: float, restarts: int) -> MetricsPage:
+        return MetricsPage(
             f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {started}\n"
             f"# TYPE requests_created gauge\nrequests_created {started}\n"
             '# TYPE sluice_build_info gauge\nsluice_build_info{version="1"} 1.0\n'
@@ -132,7 +132,7 @@ def test_facts_about_all_are_not_added_up() -> None:
 def test_numbers_that_are_none_survive(value: str) -> None:
     text = f"# TYPE a gauge\na {value}\n"
 
-    assert merge([Page(text)]) == text
+    assert merge([MetricsPage(text)]) == text
 
 
 def test_who_waits_at_any_worker_is_in_vllms_gauge_of_all() -> None:
@@ -143,8 +143,8 @@ def test_who_waits_at_any_worker_is_in_vllms_gauge_of_all() -> None:
         "# HELP vllm:num_requests_waiting Waiting.\n# TYPE vllm:num_requests_waiting gauge\n"
         'vllm:num_requests_waiting{{engine="0",model_name="m"}} {engine}\n'
     )
-    newest = Page(text.format(queue=2.0, engine=1.0), stats_s={"0": 2.0}, busy=True)
-    old = Page(text.format(queue=3.0, engine=9.0), stats_s={"0": 1.0}, busy=True)
+    newest = MetricsPage(text.format(queue=2.0, engine=1.0), stats_received_s={"0": 2.0}, has_requests=True)
+    old = MetricsPage(text.format(queue=3.0, engine=9.0), stats_received_s={"0": 1.0}, has_requests=True)
 
     assert (
         'vllm:num_requests_waiting{engine="0",model_name="m"} 6.0\n'

@@ -14,10 +14,10 @@ import pytest
 
 from gateway.errors import Overloaded
 from gateway.multiprocess import stream_ids
-from gateway.multiprocess.worker.metrics_merge import Page
-from gateway.multiprocess.worker.peer_client import Broken, Request
-from gateway.multiprocess.worker.peer_metrics import Inner, collect
-from gateway.multiprocess.worker.peer_proxy import HOLDS, Relay
+from gateway.multiprocess.worker.metrics_merge import MetricsPage
+from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
+from gateway.multiprocess.worker.peer_metrics import PeerApp, collect_metrics
+from gateway.multiprocess.worker.peer_proxy import HOLDS_PATH, PeerProxy
 from tests.support.asgi import Client
 
 THEIRS = "chatcmpl-" + stream_ids.new(1)
@@ -76,8 +76,10 @@ async def here(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"here"})
 
 
-def relay(place: Path = Path("/nowhere"), *, holds: bool = False, count: int = 2, stall_timeout_s: float = 30) -> Relay:
-    return Relay(
+def relay(
+    place: Path = Path("/nowhere"), *, holds: bool = False, count: int = 2, stall_timeout_s: float = 30
+) -> PeerProxy:
+    return PeerProxy(
         here, number=0, count=count, place=lambda _: place, holds=lambda _: holds, stall_timeout_s=stall_timeout_s
     )
 
@@ -232,12 +234,12 @@ async def test_for_an_id_that_tells_nothing_all_are_asked_who_has_it() -> None:
 
     async with Sibling(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as one, Sibling(has_it) as two:
         places = {1: one.place, 2: two.place, 3: Path("/nowhere")}
-        app = Relay(here, number=0, count=4, place=places.__getitem__, holds=lambda _: False, stall_timeout_s=30)
+        app = PeerProxy(here, number=0, count=4, place=places.__getitem__, holds=lambda _: False, stall_timeout_s=30)
         client = await Client(app, "DELETE", "/v1/streams/resp_1").finish()
 
     assert client.body == b"{}"
     assert [len(one.heads), len(two.heads)] == [1, 2]
-    assert one.heads[0].startswith(b"GET " + HOLDS)
+    assert one.heads[0].startswith(b"GET " + HOLDS_PATH)
 
     assert (await Client(relay(holds=True), "DELETE", "/v1/streams/resp_1").finish()).body == b"here"
     assert (await Client(relay(), "DELETE", "/v1/streams/resp_1").finish()).body == b"here"
@@ -245,12 +247,12 @@ async def test_for_an_id_that_tells_nothing_all_are_asked_who_has_it() -> None:
 
 @in_real_time
 async def test_a_worker_tells_the_others_its_numbers_and_what_it_has() -> None:
-    page = Page("# TYPE a counter\na 1.0\n", {"0": 5.0}, True)
-    inner = Inner(here, lambda: page, lambda name: name == "resp_1")
+    page = MetricsPage("# TYPE a counter\na 1.0\n", {"0": 5.0}, True)
+    inner = PeerApp(here, lambda: page, lambda name: name == "resp_1")
     told = await Client(inner, "GET", "/metrics").finish()
 
     assert told.body == page.text.encode()
-    assert orjson.loads(told.headers["x-sluice-state"]) == {"stats_s": {"0": 5.0}, "busy": True}
+    assert orjson.loads(told.headers["x-sluice-state"]) == {"stats_received_s": {"0": 5.0}, "has_requests": True}
     assert (await Client(inner, "GET", "/holds/resp_1").finish()).status == 200
     assert (await Client(inner, "GET", "/holds/resp_2").finish()).status == 404
     assert (await Client(inner, "GET", "/v1/streams/x").finish()).body == b"here"
@@ -258,11 +260,11 @@ async def test_a_worker_tells_the_others_its_numbers_and_what_it_has() -> None:
 
 @in_real_time
 async def test_one_exposition_is_made_of_all() -> None:
-    state = b'{"stats_s":{},"busy":false}'
+    state = b'{"stats_received_s":{},"has_requests":false}'
     body = b"# TYPE a counter\na 2.0\n"
     head = b"HTTP/1.1 200 OK\r\nx-sluice-state: " + state + b"\r\ncontent-length: %d\r\n\r\n" % len(body)
     async with Sibling(head + body) as sibling:
-        made = await collect(lambda: Page("# TYPE a counter\na 1.0\n"), {1: sibling.place})
+        made = await collect_metrics(lambda: MetricsPage("# TYPE a counter\na 1.0\n"), {1: sibling.place})
 
     assert made == b"# TYPE a counter\na 3.0\n"
 
@@ -278,7 +280,7 @@ async def test_without_one_of_the_workers_there_are_no_numbers() -> None:
     async with Sibling(script) as sibling:
         for place in (sibling.place, Path("/nowhere")):
             with pytest.raises(Overloaded, match="Worker 1"):
-                await collect(lambda: Page(""), {1: place})
+                await collect_metrics(lambda: MetricsPage(""), {1: place})
 
 
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"HTTP/1.1 200\r\n" + b"a" * 2**17, b"HTTP/1.1 200 OK\r\n"])
@@ -289,7 +291,7 @@ async def test_an_answer_that_is_none_is_broken(head: bytes) -> None:
         writer.write_eof()
 
     async with Sibling(script) as sibling:
-        request = await Request.send(sibling.place, "GET", b"/")
-        with pytest.raises(Broken):
+        request = await PeerRequest.send(sibling.place, "GET", b"/")
+        with pytest.raises(PeerError):
             await request.head()
         request.close()
