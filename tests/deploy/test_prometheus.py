@@ -34,20 +34,20 @@ MODEL, INSTALLED_AS = "default", "sluice"
 LOOK_BACK_S = 150
 # What the traffic does not do: a process stays, and no first token takes 2 s.
 NOUGHT = {
-    ("Replicas out of reach", "{{sluice_model}}"),
+    ("Replicas that do not answer", "{{sluice_model}}"),
     ("Process restarts", "{{instance}}"),
     ("Error budget burn", "{{sluice_model}} first token"),
 }
 _GONE = {"disconnected", "cancelled", "deadline_exceeded", "client_stalled"}
 HAPPENED = {
-    "Turned away": {"queue_full"},
+    "Refused by admission": {"queue_full"},
     "Refused by replicas that do not serve": {"refused_unready"},
     "How generating requests end": {"completed", "overloaded", *_GONE},
     "Wasted tokens a second": _GONE,
     "Streams in flight at an engine's death": {"continued"},
     "Resumes": {"ok"},
     "Continued after an engine's death": {"continued"},
-    "Readers who left or were let go": _GONE,
+    "Readers that left or were dropped": _GONE,
 }
 """Series by panel that must not be nought, by their legend."""
 
