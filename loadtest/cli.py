@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from loadtest.measure.result import Result
 from loadtest.scenario import loader
-from loadtest.scenario.loader import Loaded, ScenarioError
+from loadtest.scenario.loader import LoadedScenario, ScenarioError
 
 __all__ = ["main", "make_parser"]
 
@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", help=f"a YAML file, or one of: {', '.join(loader.ready())}")
+    parser.add_argument("scenario", help=f"a YAML file, or one of: {', '.join(loader.builtin_names())}")
     parser.add_argument("--url", required=True, help="the server, without /v1: http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=Path("load-out"), metavar="DIR", help="default: load-out")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the measured stage")
@@ -132,19 +132,19 @@ def _run(args: argparse.Namespace) -> int:
     result = _measure(args, _loaded(args, rate=args.rate, users=args.users), args.out)
     from loadtest.runner import finish
 
-    print(finish.text(result))
+    print(finish.to_text(result))
     print(f"written to {args.out}/: report.html, summary.md, result.json, requests.jsonl.gz")
     return result.verdict.exit_code
 
 
-def _measure(args: argparse.Namespace, loaded: Loaded, out: Path) -> Result:
+def _measure(args: argparse.Namespace, loaded: LoadedScenario, out: Path) -> Result:
     url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
     # Locust patches the process when it is imported, and takes a second.
     from loadtest.generator.preflight import PreflightError
     from loadtest.runner import run
 
     try:
-        return run.measure(loaded, url, out, args.workers, command, _say)
+        return run.run_scenario(loaded, url, out, args.workers, command, _say)
     except PreflightError as error:
         raise UsageError(str(error)) from None
 
@@ -161,7 +161,7 @@ def _sweep(args: argparse.Namespace) -> int:
         return _measure(args, _loaded(args, rate=rate, seed=seed), args.out / f"rate-{rate:g}-seed-{seed}")
 
     try:
-        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, tell=_say)
+        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, on_step=_say)
     except ValueError as error:
         raise UsageError(str(error)) from None
     found.write(args.out)
@@ -179,14 +179,14 @@ def _compare(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "compare.html").write_text(compared.html(), encoding="utf-8")
         (args.out / "compare.md").write_text(compared.markdown(), encoding="utf-8")
-    return 1 if compared.regressed else 0
+    return 1 if compared.has_regressed else 0
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _loaded(args: argparse.Namespace, **more: Any) -> Loaded:
+def _loaded(args: argparse.Namespace, **more: Any) -> LoadedScenario:
     return loader.load(
         args.scenario,
         {
@@ -231,7 +231,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _scenarios(_: argparse.Namespace) -> int:
-    for name in loader.ready():
+    for name in loader.builtin_names():
         comment = (Path(loader.__file__).parents[1] / "scenarios" / f"{name}.yaml").read_text().partition("\n")[0]
         print(f"{name:8} {comment.removeprefix('# ')}")
     return 0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from math import floor, log10
 
-__all__ = ["count", "ms", "number", "share", "signed"]
+__all__ = ["format_count", "format_ms", "format_number", "format_percent", "format_signed"]
 
-NONE = "-"
+MISSING = "-"
 # More than a float has.
 _DIGITS = 17
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def format_number(value: float | None, digits: int = 4) -> str:
     """With so many significant digits, at least all before the point: 0.04213, 12.35, 1,234."""
     if value is None:
-        return NONE
+        return MISSING
     if value == 0:
         return "0"
     places = max(0, digits - 1 - floor(log10(abs(value))))
@@ -22,30 +22,30 @@ def number(value: float | None, digits: int = 4) -> str:
     return said.rstrip("0").rstrip(".") if "." in said else said
 
 
-def ms(value: float | None) -> str:
+def format_ms(value: float | None) -> str:
     """A time in milliseconds, with its unit; long ones in seconds."""
     if value is None:
-        return NONE
-    return f"{number(value / 1000)} s" if abs(value) >= 10_000 else f"{number(value)} ms"
+        return MISSING
+    return f"{format_number(value / 1000)} s" if abs(value) >= 10_000 else f"{format_number(value)} ms"
 
 
-def count(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """A whole number with its thousands parted."""
-    return NONE if value is None else f"{value:,.0f}"
+    return MISSING if value is None else f"{value:,.0f}"
 
 
-def share(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """A part of one, in percent; what is not quite all does not read as all."""
     if value is None:
-        return NONE
+        return MISSING
     digits = 3
-    while value < 1 and digits < _DIGITS and number(value * 100, digits) == "100":
+    while value < 1 and digits < _DIGITS and format_number(value * 100, digits) == "100":
         digits += 1
-    return f"{number(value * 100, digits)} %"
+    return f"{format_number(value * 100, digits)} %"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def format_signed(value: float | None, digits: int = 3) -> str:
     """With its sign, because it is a difference."""
     if value is None:
-        return NONE
-    return ("+" if value > 0 else "") + number(value, digits)
+        return MISSING
+    return ("+" if value > 0 else "") + format_number(value, digits)

@@ -17,14 +17,14 @@ from contextlib import contextmanager, suppress
 
 from loadtest import cli
 
-__all__ = ["main", "serving"]
+__all__ = ["main", "running_server"]
 
-_READY_WITHIN_S = 300.0
-_ENDED_WITHIN_S = 60.0
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def running_server() -> Iterator[str]:
     """The URL of a server of our own, ready to be asked and gone afterwards. SystemExit if it does not start."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -35,8 +35,8 @@ def serving() -> Iterator[str]:
     print(f"starting a server without a model at {url}", file=sys.stderr, flush=True)
     server = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=environment, stdin=subprocess.DEVNULL)
     try:
-        deadline_s = time.monotonic() + _READY_WITHIN_S
-        while not _ready(url):
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not _is_ready(url):
             if server.poll() is not None or time.monotonic() > deadline_s:
                 raise SystemExit("the server did not start; what it said is above")
             time.sleep(0.2)
@@ -44,13 +44,13 @@ def serving() -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(_ENDED_WITHIN_S)
+            server.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
 
 
-def _ready(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310
         return bool(answer.status == 200)
     return False
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     """Run the scenario; the exit code of `sluice-load run`."""
     named = bool(words) and not words[0].startswith("-")
     scenario, rest = (words[0], words[1:]) if named else ("smoke", words)
-    with serving() as url:
+    with running_server() as url:
         return cli.main(["run", scenario, "--url", url, *rest])
 
 

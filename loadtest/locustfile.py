@@ -17,10 +17,10 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from loadtest.runner import finish, webui
-from loadtest.runner.locust_users import LoadShape, LoadUser, tell
+from loadtest.runner.locust_users import LoadShape, LoadUser, report_to_locust
 from loadtest.runner.session import Session
 from loadtest.scenario import loader
-from loadtest.scenario.loader import Loaded
+from loadtest.scenario.loader import LoadedScenario
 
 __all__ = ["LoadShape", "LoadUser"]
 
@@ -28,16 +28,18 @@ stats.PERCENTILES_TO_CHART = [0.5, 0.95, 0.99]
 stats.PERCENTILES_TO_STATISTICS = [0.9, 0.95, 0.99]
 
 
-def _three_digits(response_time: float) -> int:
+def _round_to_three_digits(response_time: float) -> int:
     """Locust counts times in buckets of two digits, which is 5 % off; three are 0.5 %."""
     return int(round(response_time, min(0, 3 - len(str(int(response_time))))))
 
 
-stats.bucket_response_time = _three_digits
+stats.bucket_response_time = _round_to_three_digits
 
 
-def _options(parser: Any, **_: Any) -> None:
-    parser.add_argument("--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(loader.ready())}")
+def _add_options(parser: Any, **_: Any) -> None:
+    parser.add_argument(
+        "--scenario", default="smoke", help=f"a YAML file, or one of: {', '.join(loader.builtin_names())}"
+    )
     parser.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
     parser.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
     parser.add_argument("--model", default=None, help="default: the first that the server names")
@@ -49,19 +51,19 @@ def _options(parser: Any, **_: Any) -> None:
     )
 
 
-def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
+def _on_init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     out = Path(options.load_out) if options.load_out else None
     if isinstance(environment.runner, WorkerRunner):
-        Session(environment, lambda: _chosen(options), tell, None)
+        Session(environment, lambda: _load_scenario(options), report_to_locust, None)
         return
     # Locust would cut requests off at that time; a scenario has a drain.
     options.duration, options.run_time = options.duration or options.run_time, None
     options.is_closed = options.num_users is not None
-    session = Session(environment, lambda: _chosen(options), tell, out)
+    session = Session(environment, lambda: _load_scenario(options), report_to_locust, out)
     try:
-        load = _chosen(options).scenario.load
+        load = _load_scenario(options).scenario.load
     except loader.ScenarioError as error:
         print(f"locust: {error}", file=sys.stderr)
         sys.exit(2)
@@ -71,19 +73,19 @@ def _init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
         # Fields for users and run time in the form make sense in a closed loop only.
         type(environment.shape_class).use_common_options = options.is_closed
     if web_ui is not None:
-        webui.extend(web_ui, session)
+        webui.add_tabs(web_ui, session)
     else:
-        environment.events.quitting.add_listener(lambda **_: _conclude(session, environment, out))
+        environment.events.quitting.add_listener(lambda **_: _finish(session, environment, out))
 
 
-def _conclude(session: Session, environment: Environment, out: Path | None) -> None:
+def _finish(session: Session, environment: Environment, out: Path | None) -> None:
     if session.failure is None and session.ended.is_set():
-        result = finish.conclude(session, out, " ".join(sys.argv))
-        print(finish.text(result))
+        result = finish.finish_run(session, out, " ".join(sys.argv))
+        print(finish.to_text(result))
         environment.process_exit_code = result.verdict.exit_code
 
 
-def _chosen(options: Namespace) -> Loaded:
+def _load_scenario(options: Namespace) -> LoadedScenario:
     overrides = {
         # In an open loop the number of users says nothing, and Locust always has one.
         "users": options.num_users if getattr(options, "is_closed", False) else None,
@@ -107,5 +109,5 @@ def _number(name: str, given: object) -> float | None:
         raise loader.ScenarioError(f"{name}: {given!r} is not a number.") from None
 
 
-events.init_command_line_parser.add_listener(_options)
-events.init.add_listener(_init)
+events.init_command_line_parser.add_listener(_add_options)
+events.init.add_listener(_on_init)

@@ -22,45 +22,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Slice
+from loadtest.measure.result import TimelineSecond
 
-__all__ = ["BLOCKS_MIN", "Draws", "interval", "student"]
+__all__ = ["BLOCKS_MIN", "Resamples", "bootstrap_interval", "student_t_quantile"]
 
 CONFIDENCE = 0.95
 # Of so many draws the 2.5 % on either side are 50, and the widened tails of short runs still some.
 _DRAWS = 2000
 # What happened in two stretches only is missing from a seventh of the draws: too little to tell how much it varies.
-_KNOWN = 0.9
+_DEFINED_SHARE = 0.9
 # With fewer independent stretches there is no telling how much they vary.
 BLOCKS_MIN = 4
 _SHORTEST_S = 5
 # A longer run's seconds are first put together to so many cells: a quantile does not need more.
 _CELLS = 600
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class Resamples:
     """A run's measured seconds, drawn anew many times."""
 
-    weights: Numbers
+    weights: FloatArray
     """How often each cell is in each draw."""
-    cells: Sequence[Sequence[Slice]]
+    cells: Sequence[Sequence[TimelineSecond]]
     blocks: float
     """How many independent stretches the run has."""
 
     @classmethod
-    def of(cls, timeline: Sequence[Slice], seed: int) -> Draws:
+    def from_timeline(cls, timeline: Sequence[TimelineSecond], seed: int) -> Resamples:
         """From the measured stage of a time line."""
         seconds = [each for each in timeline if each.stage == "measure"]
         size = max(1, ceil(len(seconds) / _CELLS))
         cells = [seconds[at : at + size] for at in range(0, len(seconds), size)]
         block_s = max(_SHORTEST_S, ceil(2 * len(seconds) ** (1 / 3)))
         length = max(1, min(ceil(block_s / size), len(cells)))
-        return cls(_weights(len(cells), length, seed), cells, len(seconds) / block_s)
+        return cls(_draw_weights(len(cells), length, seed), cells, len(seconds) / block_s)
 
-    def quantiles(self, metric: str, shares: Sequence[float]) -> list[Numbers]:
+    def quantiles(self, metric: str, shares: Sequence[float]) -> list[FloatArray]:
         """Quantiles of a metric's histograms in each draw, in milliseconds; not a number where nothing was drawn."""
         histograms = [_buckets(cell, metric) for cell in self.cells]
         buckets = sorted({bucket for each in histograms for bucket in each})
@@ -72,7 +72,7 @@ class Draws:
             for bucket, count in each.items():
                 counted[row, column[bucket]] += count
         below = np.cumsum(self.weights @ counted, axis=1)
-        values = np.array([Histogram.value(bucket) / 1000 for bucket in buckets])
+        values = np.array([Histogram.bucket_middle(bucket) / 1000 for bucket in buckets])
         drawn = below[:, -1]
         found = []
         for q in shares:
@@ -80,33 +80,33 @@ class Draws:
             found.append(np.where(drawn > 0, values[np.argmax(below >= ranks[:, None], axis=1)], np.nan))
         return found
 
-    def per_second(self, values: Sequence[float]) -> Numbers:
+    def per_second(self, values: Sequence[float]) -> FloatArray:
         """The mean of a number of each second, in each draw."""
         return self._sums(values) / self._sums([1.0] * len(values))
 
-    def share(self, part: Sequence[float], whole: Sequence[float]) -> Numbers:
+    def share(self, part: Sequence[float], whole: Sequence[float]) -> FloatArray:
         """A quotient of two sums in each draw; zero where the whole is."""
         top, bottom = self._sums(part), self._sums(whole)
         return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
-    def _sums(self, values: Sequence[float]) -> Numbers:
+    def _sums(self, values: Sequence[float]) -> FloatArray:
         size = len(self.cells[0]) if self.cells else 1
         cells = [sum(values[at : at + size]) for at in range(0, len(values), size)]
         return self.weights @ np.array(cells, dtype=np.float64)
 
 
-def interval(drawn: Numbers, blocks: float) -> tuple[float, float] | None:
+def bootstrap_interval(drawn: FloatArray, blocks: float) -> tuple[float, float] | None:
     """The 95 % interval of what was drawn, for so many independent blocks; None if they or the draws are too few."""
     known = drawn[np.isfinite(drawn)]
-    if blocks < BLOCKS_MIN or len(known) < _KNOWN * _DRAWS:
+    if blocks < BLOCKS_MIN or len(known) < _DEFINED_SHARE * _DRAWS:
         return None
-    wide = sqrt(blocks / (blocks - 1)) * student((1 + CONFIDENCE) / 2, blocks - 1)
+    wide = sqrt(blocks / (blocks - 1)) * student_t_quantile((1 + CONFIDENCE) / 2, blocks - 1)
     tail = NormalDist().cdf(-wide)
     low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def student(q: float, degrees: float) -> float:
+def student_t_quantile(q: float, degrees: float) -> float:
     """The q-quantile of Student's t (Abramowitz and Stegun, 26.7.5), to 1 % from 3 degrees of freedom on."""
     z = NormalDist().inv_cdf(q)
     return (
@@ -117,19 +117,19 @@ def student(q: float, degrees: float) -> float:
     )
 
 
-def _weights(cells: int, length: int, seed: int) -> Numbers:
+def _draw_weights(cells: int, length: int, seed: int) -> FloatArray:
     made = np.zeros((_DRAWS, cells))
     if not cells:
         return made
-    dice = np.random.default_rng(seed)
-    starts = dice.integers(0, cells, (_DRAWS, ceil(cells / length)))
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, cells, (_DRAWS, ceil(cells / length)))
     rows = np.repeat(np.arange(_DRAWS)[:, None], starts.shape[1], axis=1)
     for offset in range(length):
         np.add.at(made, (rows, (starts + offset) % cells), 1.0)
     return made
 
 
-def _buckets(cell: Sequence[Slice], metric: str) -> dict[int, int]:
+def _buckets(cell: Sequence[TimelineSecond], metric: str) -> dict[int, int]:
     whole: dict[int, int] = {}
     for each in cell:
         packed: Mapping[str, Any] = getattr(each, metric)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from loadtest.analysis.bootstrap import BLOCKS_MIN, Draws, Numbers, interval
-from loadtest.analysis.comparison import Change, Comparison, Row
+from loadtest.analysis.bootstrap import BLOCKS_MIN, FloatArray, Resamples, bootstrap_interval
+from loadtest.analysis.comparison import Comparison, Row, Trend
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.quantile_ci import needed
-from loadtest.measure.result import Outcome, Result, Slice
+from loadtest.measure.quantile_ci import samples_needed
+from loadtest.measure.result import Outcome, Result, TimelineSecond
 
 __all__ = ["Comparison", "compare"]
 
@@ -30,83 +30,83 @@ Pair = tuple[float | None, float | None]
 def compare(a: Result, b: Result, tolerance: float = TOLERANCE) -> Comparison:
     """Run b against run a. `tolerance`: which relative change is too small to matter."""
     # Drawn independently: the runs are no pairs of seconds, even with the same seed.
-    draws = Draws.of(a.timeline, _SEEDS[0]), Draws.of(b.timeline, _SEEDS[1])
+    draws = Resamples.from_timeline(a.timeline, _SEEDS[0]), Resamples.from_timeline(b.timeline, _SEEDS[1])
     rows = [*_latencies(a, b, draws, tolerance), _tokens(a, b, draws, tolerance), _errors(a, b, draws, tolerance)]
     return Comparison(a, b, rows, list(_warnings(a, b)), tolerance)
 
 
-def _latencies(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Iterator[Row]:
+def _latencies(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Iterator[Row]:
     shares = [q for _, q in _QUANTILES]
     for name, metric in _METRICS:
-        before, after = _whole(a, metric), _whole(b, metric)
+        before, after = _measured_histogram(a, metric), _measured_histogram(b, metric)
         fewest = min(before.count, after.count)
         drawn = zip(draws[0].quantiles(metric, shares), draws[1].quantiles(metric, shares), strict=True)
         for (label, q), (one, other) in zip(_QUANTILES, drawn, strict=True):
             values: Pair = (_ms(before, q), _ms(after, q))
-            if fewest < needed(q):
-                why = f"from {fewest} values, {needed(q)} are needed"
-                yield Row(f"{name} {label}", "ms", *values, Change.UNKNOWN, why=why)
+            if fewest < samples_needed(q):
+                why = f"from {fewest} values, {samples_needed(q)} are needed"
+                yield Row(f"{name} {label}", "ms", *values, Trend.UNKNOWN, why=why)
             else:
                 yield _ratio(f"{name} {label}", "ms", values, other / one, draws, tolerance)
 
 
-def _tokens(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Row:
-    before, after = ([float(each.output_tokens) for each in _measured(run)] for run in (a, b))
+def _tokens(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Row:
+    before, after = ([float(each.output_tokens) for each in _measured_seconds(run)] for run in (a, b))
     values: Pair = (_mean(before), _mean(after))
     drawn = draws[1].per_second(after) / draws[0].per_second(before) if all(values) else None
     return _ratio("output tokens", "/s", values, drawn, draws, tolerance, more_is_better=True)
 
 
 def _ratio(
-    name: str, unit: Literal["ms", "/s"], values: Pair, drawn: Numbers | None, draws: tuple[Draws, Draws],
+    name: str, unit: Literal["ms", "/s"], values: Pair, drawn: FloatArray | None, draws: tuple[Resamples, Resamples],
     tolerance: float, *, more_is_better: bool = False,
 ) -> Row:  # fmt: skip
     before, after = values
     if drawn is None or not before or after is None:
-        return Row(name, unit, *values, Change.UNKNOWN, why="nothing to compare")
-    ends = interval(drawn, _blocks(draws))
+        return Row(name, unit, *values, Trend.UNKNOWN, why="nothing to compare")
+    ends = bootstrap_interval(drawn, _blocks(draws))
     if ends is None:
-        return Row(name, unit, *values, Change.UNKNOWN, after / before, why=_too_little(draws))
+        return Row(name, unit, *values, Trend.UNKNOWN, after / before, why=_too_few_reason(draws))
     low, high = ends
     above, below = low > 1 + tolerance, high < 1 - tolerance
     if above or below:
-        became = Change.IMPROVED if above == more_is_better else Change.REGRESSED
+        trend = Trend.IMPROVED if above == more_is_better else Trend.REGRESSED
     else:
-        became = Change.SAME if 1 - tolerance <= low and high <= 1 + tolerance else Change.UNCLEAR
+        trend = Trend.SAME if 1 - tolerance <= low and high <= 1 + tolerance else Trend.UNCLEAR
     return Row(
-        name, unit, *values, became, after / before, low, high, _leaning(became, low > 1, high < 1, more_is_better)
+        name, unit, *values, trend, after / before, low, high, _tendency(trend, low > 1, high < 1, more_is_better)
     )
 
 
-def _errors(a: Result, b: Result, draws: tuple[Draws, Draws], tolerance: float) -> Row:
+def _errors(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Row:
     rates: list[float | None] = []
-    drawn: list[Numbers] = []
+    drawn: list[FloatArray] = []
     for run, draw in zip((a, b), draws, strict=True):
-        failed = [float(sum(each.errors.values())) for each in _measured(run)]
-        ended = [each.ok + count for each, count in zip(_measured(run), failed, strict=True)]
+        failed = [float(sum(each.errors.values())) for each in _measured_seconds(run)]
+        ended = [each.ok + count for each, count in zip(_measured_seconds(run), failed, strict=True)]
         rates.append(sum(failed) / sum(ended) if sum(ended) else None)
         drawn.append(draw.share(failed, ended))
     before, after = rates
     if before is None or after is None:
-        return Row("error rate", "%", before, after, Change.UNKNOWN, why="nothing to compare")
-    ends = interval(drawn[1] - drawn[0], _blocks(draws))
+        return Row("error rate", "%", before, after, Trend.UNKNOWN, why="nothing to compare")
+    ends = bootstrap_interval(drawn[1] - drawn[0], _blocks(draws))
     if ends is None:
-        return Row("error rate", "%", before, after, Change.UNKNOWN, after - before, why=_too_little(draws))
+        return Row("error rate", "%", before, after, Trend.UNKNOWN, after - before, why=_too_few_reason(draws))
     low, high = ends
     slack = tolerance * before
     if low > slack:
-        became = Change.REGRESSED
+        trend = Trend.REGRESSED
     elif high < -slack:
-        became = Change.IMPROVED
+        trend = Trend.IMPROVED
     else:
-        became = Change.SAME if -slack <= low and high <= slack else Change.UNCLEAR
-    why = _leaning(became, low > 0, high < 0, more_is_better=False)
-    return Row("error rate", "%", before, after, became, after - before, low, high, why)
+        trend = Trend.SAME if -slack <= low and high <= slack else Trend.UNCLEAR
+    why = _tendency(trend, low > 0, high < 0, more_is_better=False)
+    return Row("error rate", "%", before, after, trend, after - before, low, high, why)
 
 
-def _leaning(became: Change, above: bool, below: bool, more_is_better: bool) -> str:
+def _tendency(trend: Trend, above: bool, below: bool, more_is_better: bool) -> str:
     """What can be said of an unclear change after all."""
-    if became != Change.UNCLEAR or not (above or below):
+    if trend != Trend.UNCLEAR or not (above or below):
         return ""
     return "better, perhaps by little" if above == more_is_better else "worse, perhaps by little"
 
@@ -134,15 +134,15 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
             yield f"the versions of {what} differ: {before} and {after}"
 
 
-def _measured(run: Result) -> list[Slice]:
+def _measured_seconds(run: Result) -> list[TimelineSecond]:
     return [each for each in run.timeline if each.stage == "measure"]
 
 
-def _whole(run: Result, metric: str) -> Histogram:
+def _measured_histogram(run: Result, metric: str) -> Histogram:
     whole = Histogram()
-    for each in _measured(run):
+    for each in _measured_seconds(run):
         if packed := getattr(each, metric):
-            whole.merge(Histogram.unpacked(packed))
+            whole.merge(Histogram.from_dict(packed))
     return whole
 
 
@@ -155,11 +155,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _blocks(draws: tuple[Draws, Draws]) -> float:
+def _blocks(draws: tuple[Resamples, Resamples]) -> float:
     return min(draw.blocks for draw in draws)
 
 
-def _too_little(draws: tuple[Draws, Draws]) -> str:
+def _too_few_reason(draws: tuple[Resamples, Resamples]) -> str:
     if _blocks(draws) < BLOCKS_MIN:
         return f"the shorter run has fewer than {BLOCKS_MIN} independent stretches of seconds"
     return "too little happened in most stretches of seconds"

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from loadtest.formatting import NONE, ms, number, share, signed
+from loadtest.formatting import MISSING, format_ms, format_number, format_percent, format_signed
 from loadtest.measure.result import Result
 from loadtest.report import page
-from loadtest.report.markdown import escaped, table
-from loadtest.report.strip import Strip
+from loadtest.report.markdown import escape, table
+from loadtest.report.strip import IntervalStrip
 
-__all__ = ["Change", "Comparison", "Row"]
+__all__ = ["Comparison", "Row", "Trend"]
 
 _HEAD = ("", "a", "b", "b / a", "95 % interval", "")
 
 
-class Change(StrEnum):
+class Trend(StrEnum):
     """What became of a number."""
 
     REGRESSED = "regressed"
@@ -36,7 +36,7 @@ class Row:
     unit: Literal["ms", "/s", "%"]
     a: float | None
     b: float | None
-    became: Change
+    trend: Trend
     change: float | None = None
     low: float | None = None
     high: float | None = None
@@ -48,25 +48,25 @@ class Row:
         """Whether the change is a difference of shares, not a ratio."""
         return self.unit == "%"
 
-    def words(self) -> tuple[str, str, str, str, str, str]:
+    def cells(self) -> tuple[str, str, str, str, str, str]:
         """Name, a, b, change, interval, what became of it."""
-        between = NONE if self.low is None else f"{self._change(self.low)} to {self._change(self.high)}"
-        became = f"{self.became}: {self.why}" if self.why else str(self.became)
+        between = MISSING if self.low is None else f"{self._change(self.low)} to {self._change(self.high)}"
+        became = f"{self.trend}: {self.why}" if self.why else str(self.trend)
         return self.name, self._value(self.a), self._value(self.b), self._change(self.change), between, became
 
     def _value(self, value: float | None) -> str:
         match self.unit:
             case "ms":
-                return ms(value)
+                return format_ms(value)
             case "%":
-                return share(value)
+                return format_percent(value)
             case "/s":
-                return NONE if value is None else f"{number(value)}/s"
+                return MISSING if value is None else f"{format_number(value)}/s"
 
     def _change(self, value: float | None) -> str:
         if value is None:
-            return NONE
-        return f"{signed(value * 100)} pp" if self.is_difference else f"x {value:.3f}"
+            return MISSING
+        return f"{format_signed(value * 100)} pp" if self.is_difference else f"x {value:.3f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +80,19 @@ class Comparison:
     tolerance: float
 
     @property
-    def regressed(self) -> bool:
+    def has_regressed(self) -> bool:
         """Whether anything got worse beyond chance and tolerance."""
-        return any(row.became == Change.REGRESSED for row in self.rows)
+        return any(row.trend == Trend.REGRESSED for row in self.rows)
 
     @property
     def headline(self) -> str:
         """The answer in a sentence."""
-        worse = [row.name for row in self.rows if row.became == Change.REGRESSED]
+        worse = [row.name for row in self.rows if row.trend == Trend.REGRESSED]
         if worse:
             return f"Regressed: {', '.join(worse)}"
-        if all(row.became == Change.UNKNOWN for row in self.rows):
+        if all(row.trend == Trend.UNKNOWN for row in self.rows):
             return "Nothing could be compared"
-        unclear = sum(row.became == Change.UNCLEAR for row in self.rows)
+        unclear = sum(row.trend == Trend.UNCLEAR for row in self.rows)
         return f"No regression found{f'; too much chance to tell of {unclear} numbers' if unclear else ''}"
 
     @property
@@ -100,13 +100,13 @@ class Comparison:
         """How the intervals were made, for those who read them."""
         return (
             "b to a, with 95 % intervals by a circular block bootstrap over the seconds of the measured stage. "
-            f"Regressed: the whole interval is worse by more than {share(self.tolerance)}; same: it is within that; "
-            "unclear: it reaches beyond. What differs from run to run but not within one is not covered."
+            f"Regressed: the whole interval is worse by more than {format_percent(self.tolerance)}; same: it is within "
+            "that; unclear: it reaches beyond. What differs from run to run but not within one is not covered."
         )
 
     def text(self) -> str:
         """A table for the terminal."""
-        cells = [_HEAD, *(row.words() for row in self.rows)]
+        cells = [_HEAD, *(row.cells() for row in self.rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
         lines = [
             "  ".join(
@@ -122,9 +122,9 @@ class Comparison:
         """The same for a CI job's page."""
         parts = [
             f"## {self.headline}",
-            "\n".join(f"- warning: {escaped(each)}" for each in self.warnings),
-            table(_HEAD, [row.words() for row in self.rows]),
-            escaped(self.method),
+            "\n".join(f"- warning: {escape(each)}" for each in self.warnings),
+            table(_HEAD, [row.cells() for row in self.rows]),
+            escape(self.method),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -139,7 +139,7 @@ class Comparison:
             },
         )
 
-    def _strip(self, row: Row) -> Strip | None:
+    def _strip(self, row: Row) -> IntervalStrip | None:
         if row.low is None or row.high is None or row.change is None:
             return None
         centre = 0.0 if row.is_difference else 1.0
@@ -147,7 +147,7 @@ class Comparison:
         # All ratios share an axis, so that they can be compared by eye; shares are of another kind.
         alike = [each for each in self.rows if each.is_difference == row.is_difference]
         span = max(abs(end - centre) for each in alike for end in (each.low, each.high) if end is not None)
-        text = f"{row.name}: {row.words()[3]}, 95 % interval {row.words()[4]}"
+        text = f"{row.name}: {row.cells()[3]}, 95 % interval {row.cells()[4]}"
         # A single wild number must not press the others flat.
         span = max(min(span, 1.0), 2 * slack, 1e-9)
-        return Strip(row.low, row.change, row.high, centre, slack, span, str(row.became), text)
+        return IntervalStrip(row.low, row.change, row.high, centre, slack, span, str(row.trend), text)

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isclose
 
-from loadtest.analysis.sweep_result import Step, SweepResult, autoscaler
+from loadtest.analysis.sweep_result import Step, SweepResult, autoscaler_targets
 from loadtest.analysis.verdict import Slo, judge
-from loadtest.formatting import number
+from loadtest.formatting import format_number
 from loadtest.measure.result import Outcome, Result
 
 __all__ = ["SweepResult", "sweep"]
 
 _GROWTH = 2.0
 # So many times may a rate that was found turn out not to hold; each time costs several runs.
-_DOUBTS = 3
+_MAX_WITHDRAWN = 3
 
 
 def sweep(
@@ -31,7 +31,7 @@ def sweep(
     precision: float,
     *,
     replicas: int = 1,
-    tell: Callable[[str], object] = lambda _: None,
+    on_step: Callable[[str], object] = lambda _: None,
 ) -> SweepResult:
     """Search between two rates (requests per second) until the limit is known to a part of `precision` (0.05: 5 %).
 
@@ -43,13 +43,13 @@ def sweep(
         raise ValueError(f"sweep: precision ({precision:g}) is a part of the rate, between 0 and 1; 0.05 is 5 %")
     if replicas < 1:
         raise ValueError(f"sweep: replicas ({replicas}) must be at least 1")
-    search = _Search(measure, slo, tell)
+    search = _Search(measure, slo, on_step)
     try:
         ended = search.run(low, high, precision)
-    except _Invalid as invalid:
+    except _GeneratorTooSlow as invalid:
         ended = (
-            f"the generator could not keep up at {number(invalid.rate)}/s, so higher rates cannot be judged with it: "
-            "more workers or another machine are needed"
+            f"the generator could not keep up at {format_number(invalid.rate)}/s, so higher rates cannot be judged "
+            "with it: more workers or another machine are needed"
         )
     limit = search.best
     at_limit = [result for rate, result in search.passed if limit is not None and isclose(rate, limit)]
@@ -61,11 +61,11 @@ def sweep(
         steps=search.steps,
         ended=ended,
         notes=search.notes(),
-        autoscaler=autoscaler(at_limit, replicas) if at_limit else None,
+        autoscaler=autoscaler_targets(at_limit, replicas) if at_limit else None,
     )
 
 
-class _Invalid(Exception):
+class _GeneratorTooSlow(Exception):
     """The generator did not keep up, twice."""
 
     def __init__(self, rate: float) -> None:
@@ -77,7 +77,7 @@ class _Invalid(Exception):
 class _Search:
     measure: Callable[[float], Result]
     slo: Slo
-    tell: Callable[[str], object]
+    on_step: Callable[[str], object]
     steps: list[Step] = field(default_factory=list)
     passed: list[tuple[float, Result]] = field(default_factory=list)
     failed: list[float] = field(default_factory=list)
@@ -91,48 +91,51 @@ class _Search:
     def run(self, low: float, high: float, precision: float) -> str:
         """Search; how it ended."""
         rate = low
-        while self.meets(rate) and rate < high:
+        while self.meets_slo(rate) and rate < high:
             rate = min(rate * _GROWTH, high)
-        doubts = 1
+        withdrawn = 1
         while True:
             best, worst = self.best, min(self.failed, default=None)
             if best is None:
-                return f"even {number(low)}/s missed the SLO"
+                return f"even {format_number(low)}/s missed the SLO"
             if worst is not None and worst - best > precision * best:
-                self.meets((best + worst) / 2)
-            elif self.confirmed(best):
+                self.meets_slo((best + worst) / 2)
+            elif self.is_confirmed(best):
                 if worst is None:
-                    return f"the highest rate of the search, {number(high)}/s, met the SLO: the limit may lie above it"
-                return f"the next rate tried, {number(worst)}/s, missed it twice"
-            elif doubts == _DOUBTS:
-                return f"of the rates found, {doubts} missed the SLO when measured again: runs vary too much for more"
+                    highest = format_number(high)
+                    return f"the highest rate of the search, {highest}/s, met the SLO: the limit may lie above it"
+                return f"the next rate tried, {format_number(worst)}/s, missed it twice"
+            elif withdrawn == _MAX_WITHDRAWN:
+                return (
+                    f"of the rates found, {withdrawn} missed the SLO when measured again: runs vary too much for more"
+                )
             else:
-                doubts += 1
+                withdrawn += 1
 
-    def meets(self, rate: float) -> bool:
+    def meets_slo(self, rate: float) -> bool:
         """Whether a rate meets the SLO; a miss is measured once more. Raises _Invalid."""
-        step = self.step(rate)
+        step = self.run_step(rate)
         if step.outcome != Outcome.PASS:
-            step = self.step(rate)
+            step = self.run_step(rate)
         if step.outcome == Outcome.INVALID:
-            raise _Invalid(rate)
+            raise _GeneratorTooSlow(rate)
         if step.outcome != Outcome.PASS:
             self.failed.append(rate)
         return step.outcome == Outcome.PASS
 
-    def confirmed(self, rate: float) -> bool:
+    def is_confirmed(self, rate: float) -> bool:
         """Whether a rate has passed twice, or does so now."""
-        return sum(isclose(rate, each) for each, _ in self.passed) > 1 or self.meets(rate)
+        return sum(isclose(rate, each) for each, _ in self.passed) > 1 or self.meets_slo(rate)
 
-    def step(self, rate: float) -> Step:
+    def run_step(self, rate: float) -> Step:
         """One run."""
         result = self.measure(rate)
         verdict = judge(result.summary, result.generator, result.integrity, result.server, self.slo)
-        step = Step.of(rate, result, verdict)
+        step = Step.from_result(rate, result, verdict)
         self.steps.append(step)
         if step.outcome == Outcome.PASS:
             self.passed.append((rate, result))
-        self.tell(step.sentence())
+        self.on_step(step.sentence())
         return step
 
     def notes(self) -> list[str]:
@@ -143,11 +146,11 @@ class _Search:
             passes = outcomes.count(Outcome.PASS)
             if 0 < passes < len(outcomes):
                 found.append(
-                    f"at {number(rate)}/s {passes} of {len(outcomes)} runs met the SLO: the limit is not sharp"
+                    f"at {format_number(rate)}/s {passes} of {len(outcomes)} runs met the SLO: the limit is not sharp"
                 )
         untrue = sorted({step.rate for step in self.steps if step.outcome == Outcome.INTEGRITY})
         if untrue:
-            rates = ", ".join(f"{number(rate)}/s" for rate in untrue)
+            rates = ", ".join(f"{format_number(rate)}/s" for rate in untrue)
             found.append(
                 f"at {rates} streams were not true or not whole, which is worse than slow: look at those first"
             )

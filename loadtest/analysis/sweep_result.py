@@ -9,13 +9,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loadtest.formatting import NONE, ms, number, share
+from loadtest.formatting import MISSING, format_ms, format_number, format_percent
 from loadtest.measure.result import Check, Outcome, Result, Verdict
 from loadtest.report import page
-from loadtest.report.chart import Chart, Line, Rule
-from loadtest.report.scale import Linear, latency
+from loadtest.report.chart import Chart, Line, ReferenceLine
+from loadtest.report.scale import Linear, latency_axis
 
-__all__ = ["Autoscaler", "Step", "SweepResult", "autoscaler"]
+__all__ = ["AutoscalerTargets", "Step", "SweepResult", "autoscaler_targets"]
 
 # Replicas should run below their limit: what comes while another one starts must fit, too.
 HEADROOM = 0.8
@@ -39,7 +39,7 @@ class Step(_Part):
     checks: list[Check]
 
     @classmethod
-    def of(cls, rate: float, result: Result, verdict: Verdict) -> Step:
+    def from_result(cls, rate: float, result: Result, verdict: Verdict) -> Step:
         """The step that a run was."""
         return cls(
             rate=rate,
@@ -53,10 +53,10 @@ class Step(_Part):
 
     def sentence(self) -> str:
         """For whoever waits."""
-        return f"{number(self.rate)}/s: {self.outcome}; {self.reason}"
+        return f"{format_number(self.rate)}/s: {self.outcome}; {self.reason}"
 
 
-class Autoscaler(_Part):
+class AutoscalerTargets(_Part):
     """What to tell an autoscaler, each per replica."""
 
     running: int = Field(description="running requests to aim at: those at the limit, times the headroom")
@@ -76,16 +76,16 @@ class SweepResult(_Part):
     ended: str
     steps: list[Step]
     notes: list[str]
-    autoscaler: Autoscaler | None
+    autoscaler: AutoscalerTargets | None
 
     @property
     def headline(self) -> str:
         """The answer in a sentence."""
         if self.limit is None:
             return f"No rate met the SLO: {self.ended}"
-        return f"The SLO is met up to {number(self.limit)} requests per second"
+        return f"The SLO is met up to {format_number(self.limit)} requests per second"
 
-    def advice(self) -> list[str]:
+    def autoscaler_advice(self) -> list[str]:
         """What to put into the autoscaler."""
         if self.autoscaler is None:
             return []
@@ -93,37 +93,45 @@ class SweepResult(_Part):
         return [
             (
                 f"running requests per replica to aim at: {found.running} ({found.source} at the limit: "
-                f"{number(found.running_at_limit)}, times {HEADROOM:g})"
+                f"{format_number(found.running_at_limit)}, times {HEADROOM:g})"
             ),
             f"waiting requests per replica that mean it is full: more than {found.waiting}",
         ]
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """The steps as a table, by rate: its head and its rows."""
         names = list(dict.fromkeys(check.name for step in self.steps for check in step.checks))
         head = ["asked", "result", "achieved", "good", "tokens/s", *names]
         rows = []
         for step in sorted(self.steps, key=lambda step: step.rate):
             values = {check.name: check for check in step.checks}
-            cells = [_value(values[name]) if name in values else NONE for name in names]
-            rates = [f"{number(each)}/s" for each in (step.achieved_rps, step.goodput_rps)]
-            rows.append([f"{number(step.rate)}/s", str(step.outcome), *rates, number(step.output_tokens_per_s), *cells])
+            cells = [_value(values[name]) if name in values else MISSING for name in names]
+            rates = [f"{format_number(each)}/s" for each in (step.achieved_rps, step.goodput_rps)]
+            rows.append(
+                [
+                    f"{format_number(step.rate)}/s",
+                    str(step.outcome),
+                    *rates,
+                    format_number(step.output_tokens_per_s),
+                    *cells,
+                ]
+            )
         return head, rows
 
     def text(self) -> str:
         """For the terminal."""
-        head, rows = self.rows()
+        head, rows = self.table()
         widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-        return "\n".join([*lines, "", self.headline, *self.more()]) + "\n"
+        return "\n".join([*lines, "", self.headline, *self.details()]) + "\n"
 
-    def more(self) -> list[str]:
+    def details(self) -> list[str]:
         """All that belongs to the headline."""
-        return [*([] if self.limit is None else [self.ended]), *self.notes, *self.advice()]
+        return [*([] if self.limit is None else [self.ended]), *self.notes, *self.autoscaler_advice()]
 
     def html(self) -> str:
         """As a page with the curves."""
-        head, rows = self.rows()
+        head, rows = self.table()
         return page.render(
             "sweep.html", {"title": self.headline, "sweep": self, "head": head, "rows": rows, "charts": self.charts()}
         )
@@ -139,16 +147,16 @@ class SweepResult(_Part):
         limits: dict[str, float] = {
             check.name: check.limit for step in self.steps for check in step.checks if check.name.endswith("_ms")
         }
-        curves = [self._chart(name, limit) for name, limit in limits.items()]
+        curves = [self._latency_chart(name, limit) for name, limit in limits.items()]
         throughput = [(step.rate, step.output_tokens_per_s) for step in self.steps]
         goodput = [(step.rate, step.goodput_rps) for step in self.steps]
         return [
             *curves,
-            self._plain("Goodput", "requests/s", goodput),
-            self._plain("Output tokens", "tokens/s", throughput),
+            self._rate_chart("Goodput", "requests/s", goodput),
+            self._rate_chart("Output tokens", "tokens/s", throughput),
         ]
 
-    def _chart(self, name: str, limit: float) -> Chart:
+    def _latency_chart(self, name: str, limit: float) -> Chart:
         values = [
             (step.rate, check.value, step.outcome == Outcome.PASS)
             for step in self.steps
@@ -162,27 +170,28 @@ class SweepResult(_Part):
             Line("SLO met", met, 0, "points"),
             Line("not met", missed, 1, "crosses"),
         ]
+        y = latency_axis(f"{name.removesuffix('_ms')} (ms)", [limit, *(value for _, value, _ in values)])
         return Chart(
             f"{name} against the rate", f"{name} in milliseconds at each rate that was tried, with the SLO's limit",
-            self._rates(), latency(f"{name.removesuffix('_ms')} (ms)", [limit, *(value for _, value, _ in values)]),
-            lines, " ms", (), [Rule(limit, f"SLO {ms(limit)}"), *self._found()], "rate",
+            self._rate_axis(), y, lines, " ms", (),
+            [ReferenceLine(limit, f"SLO {format_ms(limit)}"), *self._limit_rule()], "rate",
         )  # fmt: skip
 
-    def _plain(self, title: str, unit: str, values: Sequence[tuple[float, float]]) -> Chart:
+    def _rate_chart(self, title: str, unit: str, values: Sequence[tuple[float, float]]) -> Chart:
         lines = [Line("mean of the runs", _means(values), 5), Line("runs", values, 0, "points")]
         return Chart(
-            f"{title} against the rate", f"{title}, {unit}, at each rate that was tried", self._rates(),
-            Linear.over(unit, [value for _, value in values]), lines, f" {unit}", (), self._found(), "rate",
+            f"{title} against the rate", f"{title}, {unit}, at each rate that was tried", self._rate_axis(),
+            Linear.over(unit, [value for _, value in values]), lines, f" {unit}", (), self._limit_rule(), "rate",
         )  # fmt: skip
 
-    def _rates(self) -> Linear:
+    def _rate_axis(self) -> Linear:
         return Linear.over("rate asked for (requests/s)", [step.rate for step in self.steps])
 
-    def _found(self) -> list[Rule]:
-        return [] if self.limit is None else [Rule(self.limit, f"limit {number(self.limit)}/s", "x")]
+    def _limit_rule(self) -> list[ReferenceLine]:
+        return [] if self.limit is None else [ReferenceLine(self.limit, f"limit {format_number(self.limit)}/s", "x")]
 
 
-def autoscaler(results: Sequence[Result], replicas: int) -> Autoscaler | None:
+def autoscaler_targets(results: Sequence[Result], replicas: int) -> AutoscalerTargets | None:
     """From the runs at the limit; None if nothing ran that could be counted."""
     running, source = _gauge(results, _RUNNING)
     if not running:
@@ -194,7 +203,7 @@ def autoscaler(results: Sequence[Result], replicas: int) -> Autoscaler | None:
     at_limit = sum(running) / len(running) / replicas
     # What a replica within its SLO shows nearly always is no sign that it is full.
     usual = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
-    return Autoscaler(
+    return AutoscalerTargets(
         running=max(1, int(at_limit * HEADROOM)),
         running_at_limit=round(at_limit, 3),
         waiting=max(1, ceil(usual)),
@@ -225,4 +234,4 @@ def _means(values: Iterable[tuple[float, float]]) -> list[tuple[float, float | N
 
 
 def _value(check: Check) -> str:
-    return ms(check.value) if check.name.endswith("_ms") else share(check.value)
+    return format_ms(check.value) if check.name.endswith("_ms") else format_percent(check.value)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from loadtest.formatting import ms, number, share
+from loadtest.formatting import format_ms, format_number, format_percent
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.quantile_ci import interval, needed
-from loadtest.measure.result import Check, Distribution, Generator, Integrity, Outcome, Server, Summary, Verdict
+from loadtest.measure.quantile_ci import quantile_interval, samples_needed
+from loadtest.measure.result import Check, Generator, Integrity, LatencyStats, Outcome, Server, Summary, Verdict
 
 __all__ = ["Limit", "Slo", "judge"]
 
@@ -51,11 +51,11 @@ class Slo(Protocol):
 
 def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
     """The outcome, and the reasons for it: those that decided first."""
-    untrue = list(_untrue(integrity))
+    untrue = list(_integrity_reasons(integrity))
     unsound = list(generator.invalid)
     if not summary.requests:
         unsound.append("not a single request was due in the measured stage, so there is nothing to judge")
-    checks, missed, met = _limits(summary, slo)
+    checks, missed, met = _check_limits(summary, slo)
 
     if untrue:
         outcome = Outcome.INTEGRITY
@@ -66,23 +66,23 @@ def judge(summary: Summary, generator: Generator, integrity: Integrity, server: 
     else:
         outcome = Outcome.PASS
     reasons = [*untrue, *(f"the generator's numbers prove nothing: {why}" for why in unsound), *missed, *met]
-    reasons.extend(_left_over(server))
+    reasons.extend(_left_over_reasons(server))
     return Verdict(outcome=outcome, exit_code=outcome.exit_code, reasons=reasons, checks=checks)
 
 
-def _untrue(integrity: Integrity) -> Iterator[str]:
+def _integrity_reasons(integrity: Integrity) -> Iterator[str]:
     for kind, count in sorted(integrity.violations.items(), key=lambda pair: (-pair[1], pair[0])):
         yield f"{count:,} of {integrity.checked_streams:,} streams were not what they should be: {kind}"
     if integrity.freed_after_cancels is False:
         yield "after clients had cancelled, the server's own gauges did not go back to what they were before the run"
 
 
-def _limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[str]]:
+def _check_limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[str]]:
     """All checks, the sentences of those missed, and of those met."""
-    found = [_latency(summary, limit) for limit in slo.limits]
-    found.append(_errors(summary, slo.error_rate_max))
+    found = [_check_latency(summary, limit) for limit in slo.limits]
+    found.append(_check_error_rate(summary, slo.error_rate_max))
     if slo.goodput_min is not None:
-        found.append(_goodput(summary, slo.goodput_min))
+        found.append(_check_goodput(summary, slo.goodput_min))
     return (
         [check for check, _ in found],
         [sentence for check, sentence in found if not check.met],
@@ -90,35 +90,36 @@ def _limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[st
     )
 
 
-def _latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
-    measured: Distribution = getattr(summary, limit.metric)
+def _check_latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
+    measured: LatencyStats = getattr(summary, limit.metric)
     value: float | None = getattr(measured, limit.quantile)
     if value is None:
         check = Check(name=limit.name, limit=limit.limit, value=None, met=False)
-        return check, f"{limit.name} cannot be told: nothing was measured (limit {ms(limit.limit)})"
+        return check, f"{limit.name} cannot be told: nothing was measured (limit {format_ms(limit.limit)})"
 
     q = float(f"0.{limit.quantile.removeprefix('p')}")
     low, high = (
-        None if end is None else round(end / 1000, 3) for end in interval(Histogram.unpacked(measured.histogram), q)
+        None if end is None else round(end / 1000, 3)
+        for end in quantile_interval(Histogram.from_dict(measured.histogram), q)
     )
     met = value <= limit.limit
     check = Check(name=limit.name, limit=limit.limit, value=value, met=met, low=low, high=high)
     # A miss by a hair must not read as "500 ms, limit 500 ms".
-    shown = f"{value:,.3f} ms" if not met and ms(value) == ms(limit.limit) else ms(value)
-    said = f"{limit.name} is {shown}, limit {ms(limit.limit)}: {'met' if met else 'missed'}"
-    below = "no lower end" if low is None else ms(low)
+    shown = f"{value:,.3f} ms" if not met and format_ms(value) == format_ms(limit.limit) else format_ms(value)
+    said = f"{limit.name} is {shown}, limit {format_ms(limit.limit)}: {'met' if met else 'missed'}"
+    below = "no lower end" if low is None else format_ms(low)
     if high is None:
         return check, (
-            f"{said}; but this comes from {measured.count:,} of the {needed(q):,} samples that {limit.quantile} needs: "
-            f"its 95 % interval is from {below} to no upper end"
+            f"{said}; but this comes from {measured.count:,} of the {samples_needed(q):,} samples that "
+            f"{limit.quantile} needs: its 95 % interval is from {below} to no upper end"
         )
-    said = f"{said} (95 % interval {below} to {ms(high)}, {measured.count:,} samples)"
+    said = f"{said} (95 % interval {below} to {format_ms(high)}, {measured.count:,} samples)"
     if met and high > limit.limit:
         said += "; the limit is inside the interval, so another run may miss it"
     return check, said
 
 
-def _errors(summary: Summary, limit: float) -> tuple[Check, str]:
+def _check_error_rate(summary: Summary, limit: float) -> tuple[Check, str]:
     asked = summary.requests - summary.cancelled_by_plan
     errors = sum(summary.errors_by_kind.values())
     rate = errors / asked if asked else 0.0
@@ -126,21 +127,22 @@ def _errors(summary: Summary, limit: float) -> tuple[Check, str]:
     kinds = ", ".join(
         f"{kind} {count:,}" for kind, count in sorted(summary.errors_by_kind.items(), key=lambda pair: -pair[1])
     )
-    said = f"{errors:,} of {asked:,} requests failed ({share(rate)}), limit {share(limit)}"
+    said = f"{errors:,} of {asked:,} requests failed ({format_percent(rate)}), limit {format_percent(limit)}"
     return check, f"{said}: {'met' if check.met else 'missed'}{'; ' if kinds else ''}{kinds}"
 
 
-def _goodput(summary: Summary, limit: float) -> tuple[Check, str]:
+def _check_goodput(summary: Summary, limit: float) -> tuple[Check, str]:
     asked = summary.requests - summary.cancelled_by_plan
     part = summary.good / asked if asked else 0.0
     check = Check(name="goodput", limit=limit, value=round(part, 6), met=part >= limit)
     return check, (
-        f"{summary.good:,} of {asked:,} requests were good ({share(part)}, {number(summary.goodput_rps)} a second), "
-        f"at least {share(limit)} asked for: {'met' if check.met else 'missed'}"
+        f"{summary.good:,} of {asked:,} requests were good ({format_percent(part)}, "
+        f"{format_number(summary.goodput_rps)} a second), at least {format_percent(limit)} asked for: "
+        f"{'met' if check.met else 'missed'}"
     )
 
 
-def _left_over(server: Server) -> Iterator[str]:
+def _left_over_reasons(server: Server) -> Iterator[str]:
     # Others may be using the server, so this alone decides nothing.
     for name, value in sorted(server.left_over.items()):
-        yield f"when the run was over, {name} was still {number(value)}, more than before it"
+        yield f"when the run was over, {name} was still {format_number(value)}, more than before it"

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.check_truth import Row, compare, crossed, pairs, read_lines
+from loadtest.bench.check_truth import CheckedFigure, compare, is_causality_violated, match_requests, read_lines
 from loadtest.measure.result import Result
-from loadtest.mock.child import running
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import running_mock
+from loadtest.mock.plan import MockPlan
 
-__all__ = ["CASES", "Case", "Found", "run", "scenario"]
+__all__ = ["CASES", "Case", "CaseResult", "run_case", "scenario"]
 
 # At 80 ms, 500 streams are 6,250 events a second: what a Python client takes in at less than half of a core.
 ITL_MS, TOKENS, STREAMS = 80.0, 100, 500
@@ -83,19 +83,19 @@ CASES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CaseResult:
     """One case's numbers."""
 
     case: Case
     result: Result
-    rows: list[Row]
+    rows: list[CheckedFigure]
     mock: dict[str, Any]
-    crossed: bool
+    is_causality_violated: bool
     events_per_s: float
 
     @property
-    def met(self) -> bool:
-        return all(row.met for row in self.rows) and not self.crossed
+    def is_met(self) -> bool:
+        return all(row.is_met for row in self.rows) and not self.is_causality_violated
 
 
 def scenario(case: Case, seed: int = 1) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def scenario(case: Case, seed: int = 1) -> dict[str, Any]:
     }
 
 
-def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[int] | None) -> Found:
+def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[int] | None) -> CaseResult:
     """One run of the generator as a command of its own. Raises SystemExit with its last words if it wrote no result."""
-    with running(folder, Plan.model_validate(case.plan), mock_cpus) as mock:
+    with running_mock(folder, MockPlan.model_validate(case.plan), mock_cpus) as mock:
         scenario_file = folder / "scenario.yaml"
         scenario_file.write_text(json.dumps(scenario(case)), encoding="utf-8")
         out = folder / "out"
@@ -124,8 +124,8 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
     if not (out / "result.json").exists():
         raise SystemExit(f"the generator ended with code {process.returncode}:\n{said[-3000:]}")
     result = Result.read(out / "result.json")
-    found = pairs(result, read_lines(out), truth)
-    return Found(
+    found = match_requests(result, read_lines(out), truth)
+    return CaseResult(
         case=case,
         result=result,
         # What arrives while the mock stands still is read afterwards: its own clock knows nothing of the wait.
@@ -135,20 +135,20 @@ def run(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[i
             if not (case.plan.get("freezes") and row.metric == "TTFT from arrival")
         ],
         mock=truth.mock,
-        crossed=crossed(found),
+        is_causality_violated=is_causality_violated(found),
         events_per_s=result.generator.events / result.run.duration_s,
     )
 
 
-def report(found: Found) -> None:
+def report(found: CaseResult) -> None:
     """One table."""
     generator = found.result.generator
     print(f"\n{found.case.name}: {found.case.streams} streams, {found.events_per_s:.0f} events/s")
     print(f"{'':<24}{'':>8}{'reported':>11}{'true':>11}{'difference':>12}{'allowed':>9}")
     for row in found.rows:
-        mark = "" if row.met else "  missed"
+        mark = "" if row.is_met else "  missed"
         print(
-            f"{row.metric:<24}{row.name:>8}{row.reported:>11.2f}{row.true:>11.2f}{row.difference:>+12.2f}"
+            f"{row.metric:<24}{row.name:>8}{row.reported:>11.2f}{row.expected:>11.2f}{row.difference:>+12.2f}"
             f"{row.allowed:>9.2f}{mark}"
         )
     late = found.mock["start_lateness_ms"]
@@ -160,22 +160,23 @@ def report(found: Found) -> None:
     )
     for reason in generator.invalid:
         print(f"generator invalid: {reason}")
-    if found.crossed:
+    if found.is_causality_violated:
         print("a stamp of the client is untrue: cause and effect have changed places")
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: CaseResult) -> dict[str, Any]:
     """For the record."""
     generator = found.result.generator
     return {
         "case": found.case.name,
-        "met": found.met,
+        "met": found.is_met,
         "events_per_s": found.events_per_s,
         "cpu_us_per_event": generator.cpu_us_per_event,
         "generator_invalid": generator.invalid,
         "mock": found.mock,
         "rows": [
-            {"metric": row.metric, "name": row.name, "reported": row.reported, "true": row.true} for row in found.rows
+            {"metric": row.metric, "name": row.name, "reported": row.reported, "true": row.expected}
+            for row in found.rows
         ],
     }
 
@@ -195,10 +196,10 @@ def main() -> None:
     for case in CASES:
         if case.name in options.case:
             with tempfile.TemporaryDirectory() as folder:
-                found = run(case, Path(folder), {cpus[0]}, {cpus[1]})
+                found = run_case(case, Path(folder), {cpus[0]}, {cpus[1]})
             report(found)
             documents.append(as_json(found))
-            met = met and found.met
+            met = met and found.is_met
     if options.json is not None:
         options.json.write_text(json.dumps(documents, indent=1), encoding="utf-8")
     sys.exit(0 if met else 1)

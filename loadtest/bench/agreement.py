@@ -33,10 +33,10 @@ from typing import Any
 from gateway import demo
 from loadtest.bench.servers import MODEL, start
 from loadtest.measure.result import Result
-from loadtest.mock.child import running
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import running_mock
+from loadtest.mock.plan import MockPlan
 
-WITHIN = 0.05
+TOLERANCE = 0.05
 NUMBERS = ("ttft mean", "ttft p99", "itl mean", "itl p99", "tpot mean", "tpot p99", "tokens/s")
 # Both clients share a core, and what they measure must not be how busy they are.
 RATE, TOKENS, PROMPT, WARMUP = 10.0, 64, 32, 20
@@ -56,7 +56,7 @@ class Server:
     chat: bool = False
 
 
-def others(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
+def run_vllm_bench(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
     """One run of `vllm bench serve`."""
     count = round(RATE * seconds)
     endpoint, backend = ("chat/completions", "openai-chat") if chat else ("completions", "openai")
@@ -80,7 +80,7 @@ def others(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: 
     return found | {"tokens/s": said["total_output_tokens"] / seconds, "tokens/s to the end": said["output_throughput"]}
 
 
-def ours(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
+def run_sluice_load(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
     """One run of the load generator."""
     scenario: dict[str, Any] = {
         "name": "agreement",
@@ -125,10 +125,10 @@ def _run(argv: list[str], cpus: set[int], env: dict[str, str], allowed: tuple[in
         raise SystemExit(f"{' '.join(argv[:5])} ended with code {process.returncode}:\n{said[-3000:]}")
 
 
-def rounds(server: Server, count: int, seconds: float, cpus: set[int]) -> dict[str, tuple[float, float]]:
+def median_figures(server: Server, count: int, seconds: float, cpus: set[int]) -> dict[str, tuple[float, float]]:
     """Medians of both, ours first."""
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "others": []}
-    clients = {"ours": ours, "others": others}
+    clients = {"ours": run_sluice_load, "others": run_vllm_bench}
     for turn in range(count):
         # Each is first in every other round.
         for name in sorted(clients, reverse=turn % 2 == 1):
@@ -146,32 +146,32 @@ def report(server: Server, found: dict[str, tuple[float, float]]) -> bool:
     print(f"\n{server.name}\n{'':<12}{'sluice-load':>13}{'vllm bench':>13}{'ratio':>8}")
     met = True
     for number, (one, other) in found.items():
-        agrees = abs(one - other) <= WITHIN * other
+        agrees = abs(one - other) <= TOLERANCE * other
         met = met and agrees
         print(f"{number:<12}{one:>13.2f}{other:>13.2f}{one / other:>8.3f}{'' if agrees else '  apart'}")
     return met
 
 
 @contextmanager
-def mock(cpus: set[int], **change: str) -> Iterator[str]:
+def mock_url(cpus: set[int], **change: str) -> Iterator[str]:
     """A new one for every run, so that both clients' requests draw the same times."""
     with tempfile.TemporaryDirectory() as folder:
-        with running(Path(folder), Plan.model_validate(PLAN | change), cpus) as child:
+        with running_mock(Path(folder), MockPlan.model_validate(PLAN | change), cpus) as child:
             yield child.url
 
 
 @contextmanager
-def sluice(cpus: set[int]) -> Iterator[str]:
+def sluice_url(cpus: set[int]) -> Iterator[str]:
     """On its engine without a model, a token every 20 ms."""
     with tempfile.TemporaryDirectory() as folder:
         server = start("sluice", Path(folder))
         try:
             server.wait_ready()
             server.pin(cpus, cpus)
-            server.pace(step_ms=20.0, sequence_us=50.0)
+            server.set_timing(step_ms=20.0, sequence_us=50.0)
             yield f"http://127.0.0.1:{server.port}"
         finally:
-            server.end()
+            server.stop()
 
 
 def main() -> None:
@@ -191,17 +191,17 @@ def main() -> None:
     met = True
 
     def measure(server: Server) -> bool:
-        documents[server.name] = found = rounds(server, options.rounds, options.seconds, beside)
+        documents[server.name] = found = median_figures(server, options.rounds, options.seconds, beside)
         return report(server, found)
 
     if "mock" in options.server:
-        met = measure(Server("mock", partial(mock, at))) and met
+        met = measure(Server("mock", partial(mock_url, at))) and met
     if "sluice" in options.server:
-        with sluice(at) as url:
+        with sluice_url(at) as url:
             met = measure(Server("sluice, synthetic engine", lambda: nullcontext(url))) and met
     if options.role:
         name = "mock, chat whose role comes at once (not in the verdict)"
-        measure(Server(name, partial(mock, at, role="early"), chat=True))
+        measure(Server(name, partial(mock_url, at, role="early"), chat=True))
     if options.json is not None:
         options.json.write_text(json.dumps(documents, indent=1), encoding="utf-8")
     sys.exit(0 if met else 1)

@@ -45,13 +45,13 @@ async def throughput(target: Target, streams: int, max_tokens: int, rounds: int)
     }
 
 
-class Metrics:
+class RunningGauge:
     """A keep-alive connection that reads one gauge."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    async def __aenter__(self) -> Metrics:
+    async def __aenter__(self) -> RunningGauge:
         self._reader, self._writer = await asyncio.open_connection(self._target.host, self._target.port, limit=2**22)
         return self
 
@@ -68,7 +68,7 @@ class Metrics:
         return int(float(found[1])) if found else 0
 
 
-async def _swallow(reader: asyncio.StreamReader) -> None:
+async def _discard(reader: asyncio.StreamReader) -> None:
     while await reader.read(2**16):
         pass
 
@@ -77,11 +77,11 @@ async def cancel_latency(target: Target, live: int, samples: int) -> dict[str, f
     """Close one of `live` streams at a time and wait for the engine to have dropped it."""
     latencies, polls = [], []
     open_now = []
-    async with Metrics(target) as metrics:
+    async with RunningGauge(target) as metrics:
 
         async def add() -> None:
             reader, writer = await open_stream(target, 1900)
-            open_now.append((writer, asyncio.create_task(_swallow(reader))))
+            open_now.append((writer, asyncio.create_task(_discard(reader))))
 
         async def settle(count: int) -> None:
             deadline = time.monotonic() + 10

@@ -17,48 +17,56 @@ from typing import Any
 
 import orjson
 
-from loadtest.measure.result import Distribution, Result
-from loadtest.mock.ground_truth import Record, Truth
+from loadtest.measure.result import LatencyStats, Result
+from loadtest.mock.ground_truth import GroundTruth, TrueRecord
 
-__all__ = ["Pair", "Row", "compare", "crossed", "pairs", "read_lines", "start_us"]
+__all__ = [
+    "CheckedFigure",
+    "MatchedRequest",
+    "compare",
+    "is_causality_violated",
+    "match_requests",
+    "read_lines",
+    "start_bounds_us",
+]
 
 # Lines hold whole microseconds, rounded down.
 ROUNDED_US = 2.0
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 # What the issue promises.
-SHARE, LEAST_MS = 0.02, 1.0
+TOLERANCE, TOLERANCE_MS = 0.02, 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CheckedFigure:
     """One number of the report and what it should have been, in milliseconds."""
 
     metric: str
     name: str
     reported: float
-    true: float
+    expected: float
     allowed: float
 
     @property
     def difference(self) -> float:
-        return self.reported - self.true
+        return self.reported - self.expected
 
     @property
-    def met(self) -> bool:
+    def is_met(self) -> bool:
         return abs(self.difference) <= self.allowed
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class MatchedRequest:
     """A request as the client wrote it down, and as it was."""
 
     line: dict[str, Any]
-    record: Record
+    record: TrueRecord
 
-    def truth_ms(self, what: str, began_us: float) -> float:
+    def true_ttft_ms(self, since: str, began_us: float) -> float:
         """`what` by the server's stamps; what the client intended and when it sent are the client's own."""
         first_us = self.record.sent_ns[0] / 1000
-        match what:
+        match since:
             case "from_arrival":
                 since_us = self.record.arrived_ns / 1000
             case "from_sent":
@@ -78,42 +86,42 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in lines]
 
 
-def pairs(result: Result, lines: Sequence[dict[str, Any]], truth: Truth) -> list[Pair]:
+def match_requests(result: Result, lines: Sequence[dict[str, Any]], truth: GroundTruth) -> list[MatchedRequest]:
     """The streams of the measured stage whose tokens count, each with its truth. Raises KeyError if the client has seen
     a stream that the mock never sent."""
     records = {record.id: record for record in truth.records}
     first_us = result.run.warmup_s * 1e6
     last_us = first_us + result.run.duration_s * 1e6
     measured = [line for line in lines if first_us <= line["intended_us"] < last_us and line["first_content_us"]]
-    return [Pair(line, records[line["id"]]) for line in measured]
+    return [MatchedRequest(line, records[line["id"]]) for line in measured]
 
 
-def start_us(found: Sequence[Pair]) -> tuple[float, float]:
+def start_bounds_us(found: Sequence[MatchedRequest]) -> tuple[float, float]:
     """The earliest and the latest moment at which the run can have begun, by the server's clock."""
     earliest = max(pair.record.sent_ns[0] / 1000 - pair.line["first_content_us"] for pair in found)
     latest = min(pair.record.arrived_ns / 1000 - pair.line["sent_us"] for pair in found)
     return earliest, latest
 
 
-def crossed(found: Sequence[Pair]) -> bool:
+def is_causality_violated(found: Sequence[MatchedRequest]) -> bool:
     """Whether the client has seen an effect before its cause."""
-    earliest, latest = start_us(found)
+    earliest, latest = start_bounds_us(found)
     return earliest > latest + ROUNDED_US
 
 
-def compare(result: Result, found: Sequence[Pair], truth: Truth) -> list[Row]:
+def compare(result: Result, found: Sequence[MatchedRequest], truth: GroundTruth) -> list[CheckedFigure]:
     """Counts first: a number that is right about other requests is not right."""
-    began_us = sum(start_us(found)) / 2
+    began_us = sum(start_bounds_us(found)) / 2
     summary = result.summary
     gaps = [gap for pair in found for gap in pair.gaps_ms]
     stalls = [max(pair.gaps_ms) for pair in found if len(pair.record.sent_ns) > 1]
 
     def ttfts(what: str) -> list[float]:
-        return [pair.truth_ms(what, began_us) for pair in found]
+        return [pair.true_ttft_ms(what, began_us) for pair in found]
 
     rows = [
-        Row("count", "streams", summary.ttft_ms.count, len(found), 0),
-        Row("count", "gaps", summary.itl_ms.count, len(gaps), 0),
+        CheckedFigure("count", "streams", summary.ttft_ms.count, len(found), 0),
+        CheckedFigure("count", "gaps", summary.itl_ms.count, len(gaps), 0),
         _tokens(result, truth, began_us),
         *_quantiles("TTFT from sending", summary.ttft_from_sent_ms, ttfts("from_sent")),
         *_quantiles("TTFT from arrival", summary.ttft_from_sent_ms, ttfts("from_arrival")),
@@ -122,25 +130,25 @@ def compare(result: Result, found: Sequence[Pair], truth: Truth) -> list[Row]:
         *_quantiles("longest gap", summary.max_stall_ms, stalls),
     ]
     if summary.max_stall_ms.max is not None:
-        rows.append(Row("longest gap", "max", summary.max_stall_ms.max, max(stalls), _tolerance(max(stalls))))
+        rows.append(CheckedFigure("longest gap", "max", summary.max_stall_ms.max, max(stalls), _tolerance(max(stalls))))
     return rows
 
 
-def _quantiles(metric: str, reported: Distribution, true: list[float]) -> list[Row]:
+def _quantiles(metric: str, reported: LatencyStats, true: list[float]) -> list[CheckedFigure]:
     ordered = sorted(true)
     rows = []
     for name, q in QUANTILES.items():
         value = getattr(reported, name)
         right = ordered[max(1, math.ceil(q * len(ordered) - 1e-9)) - 1]
-        rows.append(Row(metric, name, math.nan if value is None else value, right, _tolerance(right)))
+        rows.append(CheckedFigure(metric, name, math.nan if value is None else value, right, _tolerance(right)))
     return rows
 
 
 def _tolerance(true_ms: float) -> float:
-    return max(SHARE * true_ms, LEAST_MS)
+    return max(TOLERANCE * true_ms, TOLERANCE_MS)
 
 
-def _tokens(result: Result, truth: Truth, began_us: float) -> Row:
+def _tokens(result: Result, truth: GroundTruth, began_us: float) -> CheckedFigure:
     """Tokens count by the moment at which they came: those near an end of the stage may be on either side of it."""
     first_us = began_us + result.run.warmup_s * 1e6
     ends_us = (first_us, first_us + result.run.duration_s * 1e6)
@@ -149,5 +157,5 @@ def _tokens(result: Result, truth: Truth, began_us: float) -> Row:
         for at_ns, tokens in zip(record.sent_ns, record.tokens, strict=True):
             at_us = at_ns / 1000
             within += tokens if ends_us[0] <= at_us < ends_us[1] else 0
-            near += tokens if min(abs(at_us - end_us) for end_us in ends_us) < LEAST_MS * 1000 else 0
-    return Row("count", "tokens", result.summary.output_tokens, within, near)
+            near += tokens if min(abs(at_us - end_us) for end_us in ends_us) < TOLERANCE_MS * 1000 else 0
+    return CheckedFigure("count", "tokens", result.summary.output_tokens, within, near)

@@ -58,11 +58,11 @@ def measure(
     return found
 
 
-def requests(servers: list[FrontEnd], rounds: int, client_cpus: set[int]) -> dict[str, float]:
+def cpu_per_request(servers: list[FrontEnd], rounds: int, client_cpus: set[int]) -> dict[str, float]:
     """CPU microseconds of the front end per request: of streams of two tokens, `REQUESTS` at once."""
     found: dict[str, list[float]] = {server.name: [] for server in servers}
     for server in servers:
-        server.pace(step_ms=1)
+        server.set_timing(step_ms=1)
         measure(server, REQUESTS, 2, client_cpus)
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
@@ -78,7 +78,7 @@ def compare(
     tokens = max(FEWEST, min(MOST, TOKENS // streams))
     saturated: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     for server in servers:
-        server.pace()
+        server.set_timing()
         measure(server, streams, max(16, tokens // 8), client_cpus)
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
@@ -88,7 +88,7 @@ def compare(
     paced: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     paced_tokens = min(CONTEXT - PROMPT_AT_MOST, max(8, round(PACED_S / step_s)))
     for server in servers:
-        server.pace(step_ms=step_s * 1e3)
+        server.set_timing(step_ms=step_s * 1e3)
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
             paced[server.name].append(measure(server, streams, paced_tokens, client_cpus))
@@ -181,7 +181,7 @@ def main() -> None:
                 servers.append(start(name, Path(folder), options.vllm_rs))
                 servers[-1].wait_ready()
                 servers[-1].pin(front, others)
-            per_request = requests(servers, options.rounds, others)
+            per_request = cpu_per_request(servers, options.rounds, others)
             for name, cpu_us in per_request.items():
                 print(f"  {name:<12}{cpu_us:>8.0f} us of CPU a request")
             results = []
@@ -190,7 +190,7 @@ def main() -> None:
                 report(results[-1])
         finally:
             for server in servers:
-                server.end()
+                server.stop()
     if options.json:
         options.json.write_text(
             json.dumps(

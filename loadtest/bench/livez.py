@@ -40,25 +40,25 @@ async def get(port: int, path: str) -> bytes:
         writer.close()
 
 
-async def lags(port: int) -> dict[float, float]:
+async def lag_buckets(port: int) -> dict[float, float]:
     """How many lags were no longer than so many seconds."""
     return {float(bound): float(count) for bound, count in _LAG.findall((await get(port, "/metrics")).decode())}
 
 
 async def measure(server: FrontEnd, streams: int, tokens: int) -> dict[str, float]:
     """One run of the hammer. Raises SystemExit if a stream, or the server, does not do as it should."""
-    before = await lags(server.port)
+    before = await lag_buckets(server.port)
     words = ["-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
-    hammer = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
+    client = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
     await asyncio.sleep(0.5)
     took = []
-    while hammer.returncode is None:
+    while client.returncode is None:
         asked = time.perf_counter()
         await get(server.port, "/livez")
         took.append(time.perf_counter() - asked)
         await asyncio.sleep(ASK_EVERY_S)
-    said, _ = await hammer.communicate()
-    after = await lags(server.port)
+    said, _ = await client.communicate()
+    after = await lag_buckets(server.port)
     seen = {bound: after[bound] - before[bound] for bound in after}
     late = next(bound for bound, count in seen.items() if count >= 0.99 * max(seen.values()))
     figures: dict[str, float] = json.loads(said)
@@ -99,7 +99,7 @@ def main() -> None:
             server.pin(front, others)
             asyncio.run(run(server, options))
         finally:
-            server.end()
+            server.stop()
 
 
 if __name__ == "__main__":

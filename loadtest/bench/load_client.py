@@ -33,10 +33,10 @@ EAGER_EVERY = 16
 class Stream(asyncio.Protocol):
     """One request. `gaps_s` are the times between reads that brought events."""
 
-    def __init__(self, request: bytes, left: asyncio.Future[None], lazy: bool) -> None:
+    def __init__(self, request: bytes, closed: asyncio.Future[None], lazy: bool) -> None:
         self._request = request
         self._lazy = lazy
-        self._left = left
+        self._closed = closed
         self._events = 0
         self._last_s = 0.0
         self._tail = b""
@@ -72,8 +72,8 @@ class Stream(asyncio.Protocol):
         self._tail = data[-len(DONE) :]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._left.done():
-            self._left.set_result(None)
+        if not self._closed.done():
+            self._closed.set_result(None)
 
 
 async def run(port: int, streams: int, tokens: int, headers: list[str], lazy: bool) -> dict[str, float]:

@@ -83,12 +83,12 @@ class Prompts:
         return post(_CHAT, {**usual, "messages": turns})
 
 
-class Listener(asyncio.Protocol):
+class StreamClient(asyncio.Protocol):
     """One request, read to its end. `heard` is told of every read that brought events."""
 
-    def __init__(self, request: bytes, heard: Callable[[Listener, float], None]) -> None:
+    def __init__(self, request: bytes, on_events: Callable[[StreamClient, float], None]) -> None:
         self._request = request
-        self._heard = heard
+        self._on_events = on_events
         self._tail = b""
         self.status = b""
         self.last_s = 0.0
@@ -102,7 +102,7 @@ class Listener(asyncio.Protocol):
         now = time.perf_counter()
         self.status = self.status or data[9:12]
         if b"data: " in data:
-            self._heard(self, now)
+            self._on_events(self, now)
             self.last_s = now
         if b"data: [DONE]" in self._tail + data or self.status != b"200":
             self._transport.close()
@@ -130,7 +130,7 @@ class Phase:
         }
 
 
-class Bench:
+class LongPromptBench:
     """The client's side of one server."""
 
     def __init__(self, server: FrontEnd, options: argparse.Namespace) -> None:
@@ -147,7 +147,7 @@ class Bench:
         streams = [
             (
                 await loop.create_connection(
-                    lambda: Listener(post(_COMPLETION, lasting), self._hear), "127.0.0.1", self._port
+                    lambda: StreamClient(post(_COMPLETION, lasting), self._on_events), "127.0.0.1", self._port
                 )
             )
             for _ in range(STREAMS)
@@ -155,12 +155,12 @@ class Bench:
         probing = loop.create_task(self._probe())
         await asyncio.sleep(2)
         for kind in options.kinds:
-            await self._pass(kind, options.seconds)
+            await self._run_phase(kind, options.seconds)
             pairs = []
             for turn in range(options.pairs):
                 found = {}
                 for one in (None, kind) if turn % 2 == 0 else (kind, None):
-                    found[one] = await self._pass(one, options.seconds)
+                    found[one] = await self._run_phase(one, options.seconds)
                 pairs.append((found[None], found[kind]))
             report(kind, pairs)
         probing.cancel()
@@ -169,11 +169,11 @@ class Bench:
         for transport, _ in streams:
             transport.abort()
 
-    def _hear(self, listener: Listener, now: float) -> None:
+    def _on_events(self, listener: StreamClient, now: float) -> None:
         if self._phase is not None and listener.last_s:
             self._phase.gaps.append(now - listener.last_s)
 
-    async def _pass(self, kind: str | None, seconds: float) -> Phase:
+    async def _run_phase(self, kind: str | None, seconds: float) -> Phase:
         """One phase, with prompts of that kind or without."""
         # Made before, so that this process has nothing to do but to send them.
         count = int(seconds / self._options.every)
@@ -185,7 +185,7 @@ class Bench:
         sent = []
         for number in range(count):
             if requests:
-                made = lambda request=requests[number]: Listener(request, lambda *_: None)  # noqa: E731
+                made = lambda request=requests[number]: StreamClient(request, lambda *_: None)  # noqa: E731
                 sent.append((await loop.create_connection(made, "127.0.0.1", self._port))[1])
             await asyncio.sleep(began + (number + 1) * self._options.every - loop.time())
         self._phase = None
@@ -207,7 +207,7 @@ class Bench:
                 phase.probes.append(time.perf_counter() - asked)
 
 
-def show(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, Any]:
+def print_kind(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, Any]:
     """Print one line; medians over the pairs, and the ratios of the p99s."""
     found = [(without.figures(), beside.figures()) for without, beside in pairs]
     middle = [{key: statistics.median(one[at][key] for one in found) for key in found[0][0]} for at in (0, 1)]
@@ -250,14 +250,14 @@ def main() -> None:
             try:
                 server.wait_ready()
                 server.pin(front, others)
-                server.pace(step_ms=options.step_ms, prefill_us=options.prefill_us)
+                server.set_timing(step_ms=options.step_ms, prefill_us=options.prefill_us)
 
                 def report(kind: str, pairs: list[tuple[Phase, Phase]], name: str = name) -> None:
-                    results.append(show(name, kind, pairs))
+                    results.append(print_kind(name, kind, pairs))
 
-                uvloop.run(Bench(server, options).run(report))
+                uvloop.run(LongPromptBench(server, options).run(report))
             finally:
-                server.end()
+                server.stop()
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

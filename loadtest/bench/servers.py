@@ -50,12 +50,12 @@ class FrontEnd:
                     if answer.status == 200:
                         break
             time.sleep(0.3)
-        family = _family(self.process.pid)
+        family = _process_tree(self.process.pid)
         self.engine = [pid for pid in family if "EngineCore" in _command(pid)]
         rust = [pid for pid in family if "vllm-rs" in _command(pid)]
         self.front = rust or [self.process.pid]
 
-    def pace(self, **numbers: float) -> None:
+    def set_timing(self, **numbers: float) -> None:
         """Change the engine's pace, see `synthetic:` in the settings."""
         self.control.write_text(json.dumps(numbers), encoding="utf-8")
         time.sleep(0.2)
@@ -77,12 +77,12 @@ class FrontEnd:
 
     def peak_rss_mb(self) -> float:
         """The most memory that the front end has had, in MB."""
-        peaks = [_status(pid, "VmHWM") for pid in self.front]
+        peaks = [_proc_status(pid, "VmHWM") for pid in self.front]
         return round(sum(peaks) / 1000, 1)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End it and whatever it has started."""
-        family = _family(self.process.pid)
+        family = _process_tree(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(20)
@@ -173,7 +173,7 @@ def cpu_s(pid: int) -> float:
     return total / 1e9
 
 
-def _status(pid: int, name: str) -> int:
+def _proc_status(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])
@@ -186,7 +186,7 @@ def _command(pid: int) -> str:
     return ""
 
 
-def _family(pid: int) -> list[int]:
+def _process_tree(pid: int) -> list[int]:
     """The process and everything below it."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():

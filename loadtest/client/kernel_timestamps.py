@@ -13,39 +13,39 @@ import struct
 import sys
 from time import perf_counter_ns, time_ns
 
-__all__ = ["note", "take"]
+__all__ = ["enable", "receive"]
 
 # From asm-generic/socket.h (x86 and Arm); the payload is a `struct timespec`.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("qq")
-_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 # Older than this, somebody has set the clock.
-_LIMIT_NS = 60_000_000_000
-_TOGETHER_NS = 5_000
+_LARGEST_AGE_NS = 60_000_000_000
+_SAME_MOMENT_NS = 5_000
 
 
-def note(sock: socket.socket) -> None:
+def enable(sock: socket.socket) -> None:
     """Ask the kernel to keep account of this socket."""
     if sys.platform == "linux":
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
-def take(sock: socket.socket, most: int) -> tuple[bytes, int]:
+def receive(sock: socket.socket, max_bytes: int) -> tuple[bytes, int]:
     """Up to `most` bytes, and when the last of them arrived, as `perf_counter_ns` tells it. Raises as `recv` does."""
-    data, ancillary, _, _ = sock.recvmsg(most, _SPACE)
+    data, ancillary, _, _ = sock.recvmsg(max_bytes, _ANCILLARY_BYTES)
     for _, kind, payload in ancillary:
         if kind == _SO_TIMESTAMPNS and len(payload) == _TIMESPEC.size:
             seconds, rest_ns = _TIMESPEC.unpack(payload)
-            now_ns, today_ns = _clocks()
+            now_ns, today_ns = _read_clocks()
             age_ns = today_ns - (seconds * 1_000_000_000 + rest_ns)
-            if 0 < age_ns < _LIMIT_NS:
+            if 0 < age_ns < _LARGEST_AGE_NS:
                 return data, now_ns - age_ns
     return data, perf_counter_ns()
 
 
-def _clocks() -> tuple[int, int]:
+def _read_clocks() -> tuple[int, int]:
     """Both clocks at one moment. Who is interrupted between looking at the one and the other looks again."""
     while True:
         now_ns, today_ns = perf_counter_ns(), time_ns()
-        if perf_counter_ns() - now_ns < _TOGETHER_NS:
+        if perf_counter_ns() - now_ns < _SAME_MOMENT_NS:
             return now_ns, today_ns

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 
-from loadtest.client.connection import Address, Connection, Pace
+from loadtest.client.connection import Address, Connection, ReadPace
 
-__all__ = ["Pool"]
+__all__ = ["ConnectionPool"]
 
 # uvicorn and Node close after 5 s of silence; sending into a connection that is just being closed would look like an
 # error of the server.
 _IDLE_NS = 3_000_000_000
-_PLAIN = Pace()
+_UNLIMITED = ReadPace()
 
 
-class Pool:
+class ConnectionPool:
     """Of one worker. The one used last is used next, so that few stay warm."""
 
     def __init__(self, address: Address, connect_s: float) -> None:
@@ -22,9 +22,9 @@ class Pool:
         self._connect_s = connect_s
         self._idle: list[Connection] = []
 
-    def take(self, pace: Pace = _PLAIN) -> Connection:
+    def acquire(self, pace: ReadPace = _UNLIMITED) -> Connection:
         """A connection; a new one where none is left or it must be a special one. Raises ConnectionFailed."""
-        if pace == _PLAIN:
+        if pace == _UNLIMITED:
             now_ns = perf_counter_ns()
             while self._idle:
                 connection = self._idle.pop()
@@ -33,9 +33,9 @@ class Pool:
                 connection.close()
         return Connection(self.address, pace, self._connect_s)
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """After an answer: kept if it may be used again, else closed."""
-        if connection.reusable:
+        if connection.is_reusable:
             connection.idle_since_ns = perf_counter_ns()
             self._idle.append(connection)
         else:

@@ -6,7 +6,7 @@ do. The usual case, whole events of one `data:` line each, costs one split.
 
 from __future__ import annotations
 
-__all__ = ["Event", "EventTooLarge", "Splitter"]
+__all__ = ["Event", "EventTooLarge", "SseParser"]
 
 # The id line's value and the data; either may be missing.
 Event = tuple[bytes | None, bytes | None]
@@ -18,7 +18,7 @@ class EventTooLarge(Exception):
     """What came has no end."""
 
 
-class Splitter:
+class SseParser:
     """One stream's bytes in, events out."""
 
     __slots__ = ("_at_start", "_rest", "_skip_lf", "comments")
@@ -54,11 +54,11 @@ class Splitter:
         for part in parts:
             if part.startswith(b"data: ") and b"\n" not in part:
                 events.append((None, part[6:]))
-            elif (event := self._parsed(part)) is not None:
+            elif (event := self._parse(part)) is not None:
                 events.append(event)
         return events
 
-    def _parsed(self, part: bytes) -> Event | None:
+    def _parse(self, part: bytes) -> Event | None:
         number: bytes | None = None
         data: list[bytes] = []
         for line in part.split(b"\n"):

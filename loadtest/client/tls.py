@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ssl
 
-__all__ = ["Tls", "context"]
+__all__ = ["TlsFilter", "make_ssl_context"]
 
 
-def context(verify: bool) -> ssl.SSLContext:
+def make_ssl_context(verify: bool) -> ssl.SSLContext:
     """How to trust: the system's authorities, or anybody."""
     made = ssl.create_default_context()
     if not verify:
@@ -17,15 +17,15 @@ def context(verify: bool) -> ssl.SSLContext:
     return made
 
 
-class Tls:
+class TlsFilter:
     """One connection's encryption."""
 
-    def __init__(self, trust: ssl.SSLContext, host: str) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext, host: str) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = trust.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._object = ssl_context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
-    def shake(self, received: bytes) -> tuple[bool, bytes]:
+    def handshake_step(self, received: bytes) -> tuple[bool, bytes]:
         """One step of the handshake: whether it is done, and what must be sent. Raises ssl.SSLError."""
         self._incoming.write(received)
         try:

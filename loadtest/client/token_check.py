@@ -8,26 +8,26 @@ from typing import Any
 from gateway.engine import deterministic_tokens
 from loadtest.measure.record import Record
 from loadtest.measure.result import ErrorKind
-from loadtest.scenario.workload import Ask
+from loadtest.scenario.workload import PreparedRequest
 
-__all__ = ["Tokens"]
+__all__ = ["TokenCheck"]
 
 
-class Tokens:
+class TokenCheck:
     """Of one answer. Whatever is wrong goes to `fail`."""
 
-    def __init__(self, ask: Ask, record: Record, fail: Callable[[ErrorKind, str], object]) -> None:
+    def __init__(self, request: PreparedRequest, record: Record, fail: Callable[[ErrorKind, str], object]) -> None:
         # By the latest usage, and whether it was the one that ends an answer.
         self.total = 0
         self._is_final = False
-        self._ask = ask
+        self._request = request
         self._record = record
         self._fail = fail
         # What the prompt began with, and its length; tokens so far by choice.
-        self._prompt = ask.prompt_ids
-        self._said: dict[int, int] = {}
+        self._prompt_start = request.prompt_start
+        self._counts: dict[int, int] = {}
 
-    def use(self, usage: dict[str, Any], *, final: bool) -> int:
+    def add_usage(self, usage: dict[str, Any], *, final: bool) -> int:
         """Take the counts of an event; how many tokens they are more than the last ones."""
         total = int(usage["completion_tokens"])
         grown = total - self.total
@@ -36,36 +36,36 @@ class Tokens:
         elif grown and final and self.total:
             self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens up to the last event, {total} in all")
         self.total = total
-        self._is_final = self._is_final or final or not self._ask.by_usage
+        self._is_final = self._is_final or final or not self._request.counts_by_usage
         self._record.prompt_tokens = int(usage["prompt_tokens"])
         return max(0, grown)
 
-    def learn_prompt(self, said: dict[str, Any], choices: Sequence[dict[str, Any]]) -> None:
+    def find_prompt_ids(self, document: dict[str, Any], choices: Sequence[dict[str, Any]]) -> None:
         """Look for the prompt's ids, if they are needed and not known; where they stand depends on the endpoint."""
-        if not self._ask.synthetic or self._prompt is not None:
+        if not self._request.is_verified or self._prompt_start is not None:
             return
-        for place in (said, *choices):
+        for place in (document, *choices):
             if ids := place.get("prompt_token_ids"):
-                self._prompt = (int(ids[0]), len(ids))
+                self._prompt_start = (int(ids[0]), len(ids))
 
     def verify(self, index: int, ids: list[int]) -> None:
         """Hold a choice's next tokens against what the synthetic engine must say."""
-        if not self._ask.synthetic:
+        if not self._request.is_verified:
             return
-        if self._prompt is None:
+        if self._prompt_start is None:
             self._fail(ErrorKind.BAD_EVENT, "tokens before the prompt's ids, which return_token_ids asks for")
             return
-        first, start = self._prompt
-        at = start + self._said.get(index, 0)
+        first, start = self._prompt_start
+        at = start + self._counts.get(index, 0)
         if ids != (due := deterministic_tokens.tokens(first, at, len(ids))):
             self._fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at}, where {due[:8]} were due")
         else:
             self._record.verified_tokens += len(ids)
-        self._said[index] = self._said.get(index, 0) + len(ids)
+        self._counts[index] = self._counts.get(index, 0) + len(ids)
 
-    def check(self, counted: int | None, events: int) -> None:
+    def check_totals(self, counted: int | None, events: int) -> None:
         """At the end: `counted` tokens came, if they could be counted, in `events` events."""
-        most = self._ask.max_tokens * self._ask.choices
+        most = self._request.max_tokens * self._request.choices
         if not self._is_final:
             self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
         elif self.total > most:

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-from loadtest.generator.precise_timer import Alarm
+from loadtest.generator.precise_timer import PreciseTimer
 from loadtest.measure.aggregates import Window
 from loadtest.measure.histogram import Histogram
 
-__all__ = ["Health", "Probe"]
+__all__ = ["GeneratorHealth", "HealthProbe"]
 
 _EVERY_NS = 10_000_000
 _CPU_WINDOW_NS = 5_000_000_000
 
 
 @dataclass(slots=True)
-class Health:
+class GeneratorHealth:
     """Of one worker, over the measured stage."""
 
     lag: Histogram = field(default_factory=Histogram)
@@ -31,40 +31,40 @@ class Health:
     cpu_us: int = 0
     events: int = 0
 
-    def packed(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return {"lag": self.lag.packed(), "cpu": self.cpu_share_max, "cpu_us": self.cpu_us, "events": self.events}
+        return {"lag": self.lag.to_dict(), "cpu": self.cpu_share_max, "cpu_us": self.cpu_us, "events": self.events}
 
     @classmethod
-    def unpacked(cls, packed: dict[str, Any]) -> Health:
+    def from_dict(cls, document: dict[str, Any]) -> GeneratorHealth:
         """What `packed` made."""
-        return cls(Histogram.unpacked(packed["lag"]), packed["cpu"], packed["cpu_us"], packed["events"])
+        return cls(Histogram.from_dict(document["lag"]), document["cpu"], document["cpu_us"], document["events"])
 
 
-class Probe:
+class HealthProbe:
     """Runs in a greenlet until the measured stage is over."""
 
     def __init__(self, window: Window, events: Callable[[], int]) -> None:
         """`events`: how many events have been read so far."""
-        self.health = Health()
+        self.health = GeneratorHealth()
         self._window = window
         self._events = events
 
     def run(self) -> None:
         """The greenlet."""
-        alarm = Alarm()
+        timer = PreciseTimer()
         try:
-            alarm.sleep_until(self._window.measure_ns)
-            self._watch(alarm)
+            timer.sleep_until(self._window.measure_ns)
+            self._watch(timer)
         finally:
-            alarm.close()
+            timer.close()
 
-    def _watch(self, alarm: Alarm) -> None:
+    def _watch(self, timer: PreciseTimer) -> None:
         began_us, events = _cpu_us(), self._events()
         at_ns, mark_ns, mark_us = perf_counter_ns(), perf_counter_ns(), began_us
         while at_ns < self._window.drain_ns:
             due_ns = at_ns + _EVERY_NS
-            alarm.sleep_until(due_ns)
+            timer.sleep_until(due_ns)
             at_ns = perf_counter_ns()
             self.health.lag.add((at_ns - due_ns) // 1000)
             if at_ns - mark_ns >= _CPU_WINDOW_NS or (at_ns >= self._window.drain_ns and mark_us == began_us):

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 from gevent.hub import get_hub
 
-__all__ = ["Alarm"]
+__all__ = ["PreciseTimer"]
 
 _CLOCK_MONOTONIC = 1  # what perf_counter_ns reads on Linux
 _ABSOLUTE = 1
@@ -25,7 +25,7 @@ class _Spec(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns")]
 
 
-class Alarm:
+class PreciseTimer:
     """One timer; of one greenlet."""
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from loadtest.client import tls
 from loadtest.scenario import prompt_text
 from loadtest.scenario.model import Scenario
-from loadtest.scenario.workload import Served
+from loadtest.scenario.workload import ServerInfo
 
-__all__ = ["PreflightError", "look", "poke"]
+__all__ = ["PreflightError", "ping", "probe"]
 
 _TIMEOUT_S = 10.0
 _SAMPLE_WORDS = 400
@@ -26,10 +26,10 @@ class PreflightError(Exception):
     """The run cannot begin; the message says why and what to do."""
 
 
-def look(scenario: Scenario, url: str, key: str | None) -> Served:
+def probe(scenario: Scenario, url: str, key: str | None) -> ServerInfo:
     """What is served at `url`. Raises PreflightError."""
-    trust = tls.context(scenario.tls_verify)
-    models = _ask(url, "/v1/models", key, trust)
+    trust = tls.make_ssl_context(scenario.tls_verify)
+    models = _request_json(url, "/v1/models", key, trust)
     listed = [one for one in models.get("data", []) if isinstance(one, dict) and "id" in one]
     if not listed:
         raise PreflightError(f"{url}/v1/models names no model; is this an OpenAI-compatible server?")
@@ -41,7 +41,7 @@ def look(scenario: Scenario, url: str, key: str | None) -> Served:
     chosen = listed[names.index(scenario.model)] if scenario.model is not None else listed[0]
     context = chosen.get("max_model_len")
     model = str(chosen["id"])
-    return Served(
+    return ServerInfo(
         model=model,
         is_vllm=chosen.get("owned_by") == "vllm",
         tokens_per_word=_tokens_per_word(url, model, key, trust),
@@ -50,18 +50,18 @@ def look(scenario: Scenario, url: str, key: str | None) -> Served:
     )
 
 
-def poke(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -> None:
+def ping(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -> None:
     """Ask for one token, whatever comes of it."""
     key = headers.get("Authorization", "").removeprefix("Bearer ") or None
     with suppress(PreflightError):
         body = {"model": model, "prompt": "a", "max_tokens": 1}
-        _ask(url, "/v1/completions", key, tls.context(scenario.tls_verify), body)
+        _request_json(url, "/v1/completions", key, tls.make_ssl_context(scenario.tls_verify), body)
 
 
 def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
     """What the server calls itself; nothing where it does not tell."""
     try:
-        said = _ask(url, "/version", key, trust)
+        said = _request_json(url, "/version", key, trust)
     except PreflightError:
         return ""
     return ", ".join(f"{name} {number}" for name, number in said.items() if isinstance(number, str))
@@ -69,15 +69,15 @@ def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
 
 def _tokens_per_word(url: str, model: str, key: str | None, trust: ssl.SSLContext) -> float:
     """By vLLM's /tokenize; other servers do not have it, and there a word counts as a token."""
-    sample = prompt_text.text(Random(0), _SAMPLE_WORDS, 1.0)
+    sample = prompt_text.make_text(Random(0), _SAMPLE_WORDS, 1.0)
     try:
-        answer = _ask(url, "/tokenize", key, trust, {"model": model, "prompt": sample})
+        answer = _request_json(url, "/tokenize", key, trust, {"model": model, "prompt": sample})
         return float(answer["count"]) / _SAMPLE_WORDS
     except (PreflightError, KeyError, TypeError, ValueError):
         return 1.0
 
 
-def _ask(
+def _request_json(
     url: str, path: str, key: str | None, trust: ssl.SSLContext, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {})

@@ -32,7 +32,7 @@ class RequestLog:
 
     def add(self, record: Record) -> None:
         """Note a request that has ended."""
-        self._lines.append(orjson.dumps(record.line(self._began_ns), option=orjson.OPT_APPEND_NEWLINE))
+        self._lines.append(orjson.dumps(record.to_log_line(self._began_ns), option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> None:
         """Write the rest."""

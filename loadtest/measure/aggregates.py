@@ -14,17 +14,17 @@ from typing import Any
 
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.record import Record
-from loadtest.measure.result import UNTRUE, ErrorKind
+from loadtest.measure.result import INTEGRITY_ERRORS, ErrorKind
 
-__all__ = ["Numbers", "Second", "Tally", "Window"]
+__all__ = ["Aggregates", "GroupStats", "SecondStats", "Window"]
 
 _EXAMPLES = 20
 # Counting a thousand gaps takes about a millisecond, in which nothing else could be read.
-_BREATHE_EVERY = 256
+_YIELD_EVERY = 256
 # What is due at the very end of the measured stage is begun after it; a generator that falls behind is later than this.
 _GRACE_NS = 100_000_000
 
-Packed = dict[str, Any]
+PlainValues = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +36,21 @@ class Window:
     drain_ns: int
 
     @classmethod
-    def of(cls, began_ns: int, warmup_s: float, measure_s: float) -> Window:
+    def from_stages(cls, began_ns: int, warmup_s: float, measure_s: float) -> Window:
         """The window of a run that began at `began_ns`."""
         measure_ns = began_ns + int(warmup_s * 1e9)
         return cls(began_ns, measure_ns, measure_ns + int(measure_s * 1e9))
 
-    def measures(self, at_ns: int) -> bool:
+    def contains(self, at_ns: int) -> bool:
         """Whether something at this moment counts."""
         return self.measure_ns <= at_ns < self.drain_ns
 
-    def second(self, at_ns: int) -> int:
+    def second_of(self, at_ns: int) -> int:
         """The second of the run."""
         return max(0, (at_ns - self.began_ns) // 1_000_000_000)
 
 
-class _Part:
+class _Mergeable:
     """Counts, counters and histograms, by name."""
 
     COUNTS: tuple[str, ...] = ()
@@ -69,17 +69,17 @@ class _Part:
             setattr(self, name, getattr(self, name) + packed[name])
         for name in self.HISTOGRAMS:
             if name in packed:
-                getattr(self, name).merge(Histogram.unpacked(packed[name]))
+                getattr(self, name).merge(Histogram.from_dict(packed[name]))
         self.errors.update(packed["errors"])
 
-    def packed(self) -> Packed:
+    def to_dict(self) -> PlainValues:
         """As plain values; empty histograms are left out."""
         counts = {name: getattr(self, name) for name in self.COUNTS}
-        histograms = {name: one.packed() for name in self.HISTOGRAMS if (one := getattr(self, name)).count}
+        histograms = {name: one.to_dict() for name in self.HISTOGRAMS if (one := getattr(self, name)).count}
         return {**counts, **histograms, "errors": dict(self.errors)}
 
 
-class Numbers(_Part):
+class GroupStats(_Mergeable):
     """What is counted of the requests that were due in the measured stage."""
 
     COUNTS = ("requests", "ok", "cancelled", "good", "output_tokens", "input_tokens")
@@ -99,7 +99,7 @@ class Numbers(_Part):
     stall: Histogram
 
 
-class Second(_Part):
+class SecondStats(_Mergeable):
     """What happened in one second."""
 
     COUNTS = ("due", "sent", "ended", "ok", "cancelled", "in_flight", "output_tokens")
@@ -117,7 +117,7 @@ class Second(_Part):
     e2e: Histogram
 
 
-class Tally:
+class Aggregates:
     """All of it."""
 
     def __init__(self, per_request: Mapping[str, float] | None = None) -> None:
@@ -126,13 +126,13 @@ class Tally:
         self._clear()
 
     def _clear(self) -> None:
-        self.groups: dict[tuple[str, str], Numbers] = {}
-        self.seconds: dict[int, Second] = {}
+        self.groups: dict[tuple[str, str], GroupStats] = {}
+        self.seconds: dict[int, SecondStats] = {}
         self.lateness = Histogram()
         # Of the requests due in the measured stage: all, those begun in time to count as sent, those never begun.
-        self.asked = 0
-        self.begun = 0
-        self.dropped = 0
+        self.due_count = 0
+        self.sent_count = 0
+        self.dropped_count = 0
         self.checked_streams = 0
         self.verified_tokens = 0
         self.violations: Counter[str] = Counter()
@@ -140,40 +140,40 @@ class Tally:
 
     # Facts.
 
-    def due(self, window: Window, at_ns: int) -> None:
+    def on_due(self, window: Window, at_ns: int) -> None:
         """A request was due."""
-        self.second(window.second(at_ns)).due += 1
-        self.asked += window.measures(at_ns)
+        self.second(window.second_of(at_ns)).due += 1
+        self.due_count += window.contains(at_ns)
 
-    def drop(self, window: Window, at_ns: int, workload: str, tenant: str) -> None:
+    def on_dropped(self, window: Window, at_ns: int, workload: str, tenant: str) -> None:
         """A request was due and could not be sent, because too many were in flight."""
         kind = ErrorKind.DROPPED_ARRIVAL
-        self.second(window.second(at_ns)).errors[kind] += 1
-        if window.measures(at_ns):
-            self.dropped += 1
+        self.second(window.second_of(at_ns)).errors[kind] += 1
+        if window.contains(at_ns):
+            self.dropped_count += 1
             group = self.group(workload, tenant)
             group.requests += 1
             group.errors[kind] += 1
 
-    def started(self, window: Window, record: Record) -> None:
+    def on_started(self, window: Window, record: Record) -> None:
         """The generator has turned to a request. What comes then (connecting, too) is the server's time."""
-        self.second(window.second(record.started_ns)).sent += 1
-        if window.measures(record.intended_ns):
+        self.second(window.second_of(record.started_ns)).sent += 1
+        if window.contains(record.intended_ns):
             self.lateness.add((record.started_ns - record.intended_ns) // 1000)
-            self.begun += record.started_ns < window.drain_ns + _GRACE_NS
+            self.sent_count += record.started_ns < window.drain_ns + _GRACE_NS
 
-    def ended(self, window: Window, record: Record, breathe: Callable[[], object] = lambda: None) -> None:
+    def on_ended(self, window: Window, record: Record, yield_loop: Callable[[], object] = lambda: None) -> None:
         """A request has ended. `breathe` is called now and then where that takes long."""
         group = self.group(record.workload, record.tenant)
-        counts = window.measures(record.intended_ns)
-        self._count(window, record, group if counts else None)
+        counts = window.contains(record.intended_ns)
+        self._count_end(window, record, group if counts else None)
         self._count_times(window, record, group if counts else None)
-        self._count_tokens(window, record, group, counts, breathe)
+        self._count_tokens(window, record, group, counts, yield_loop)
         if counts:
-            self._check(record)
+            self._count_violations(record)
 
-    def _count(self, window: Window, record: Record, group: Numbers | None) -> None:
-        for part in (self.second(window.second(record.ended_ns)), group):
+    def _count_end(self, window: Window, record: Record, group: GroupStats | None) -> None:
+        for part in (self.second(window.second_of(record.ended_ns)), group):
             if part is None:
                 continue
             if record.error is not None:
@@ -182,23 +182,23 @@ class Tally:
                 part.cancelled += 1
             else:
                 part.ok += 1
-            if isinstance(part, Second):
+            if isinstance(part, SecondStats):
                 part.ended += 1
             else:
                 part.requests += 1
                 part.input_tokens += record.prompt_tokens
                 part.good += self._is_good(record)
 
-    def _count_times(self, window: Window, record: Record, group: Numbers | None) -> None:
-        first_ns = record.ttft_from_ns
+    def _count_times(self, window: Window, record: Record, group: GroupStats | None) -> None:
+        first_ns = record.first_token_ns
         if first_ns and record.counts_ttft:
-            self.second(window.second(first_ns)).ttft.add((first_ns - record.intended_ns) // 1000)
+            self.second(window.second_of(first_ns)).ttft.add((first_ns - record.intended_ns) // 1000)
             if group is not None:
                 group.ttft.add((first_ns - record.intended_ns) // 1000)
                 group.ttft_sent.add((first_ns - record.sent_ns) // 1000)
-        if not record.counts_whole:
+        if not record.counts_duration:
             return
-        second, tpot = self.second(window.second(record.done_ns)), record.tpot_us
+        second, tpot = self.second(window.second_of(record.done_ns)), record.tpot_us
         second.e2e.add((record.done_ns - record.intended_ns) // 1000)
         if tpot is not None:
             second.tpot.add(tpot)
@@ -209,44 +209,44 @@ class Tally:
                 group.tpot.add(tpot)
 
     def _count_tokens(
-        self, window: Window, record: Record, group: Numbers, counts: bool, breathe: Callable[[], object]
+        self, window: Window, record: Record, group: GroupStats, counts: bool, yield_loop: Callable[[], object]
     ) -> None:
         times = record.content_ns
         if not record.stream:
-            self.second(window.second(record.ended_ns)).output_tokens += record.output_tokens
-            group.output_tokens += record.output_tokens if window.measures(record.ended_ns) else 0
+            self.second(window.second_of(record.ended_ns)).output_tokens += record.output_tokens
+            group.output_tokens += record.output_tokens if window.contains(record.ended_ns) else 0
             return
         for at_ns, tokens in zip(times, record.content_tokens, strict=True):
-            self.second(window.second(at_ns)).output_tokens += tokens
-            if window.measures(at_ns):
+            self.second(window.second_of(at_ns)).output_tokens += tokens
+            if window.contains(at_ns):
                 group.output_tokens += tokens
         if not record.counts_gaps:
             return
         for number, (before_ns, at_ns) in enumerate(pairwise(times), 1):
             gap = (at_ns - before_ns) // 1000
-            self.second(window.second(at_ns)).itl.add(gap)
+            self.second(window.second_of(at_ns)).itl.add(gap)
             if counts:
                 group.itl.add(gap)
-            if number % _BREATHE_EVERY == 0:
-                breathe()
+            if number % _YIELD_EVERY == 0:
+                yield_loop()
         if counts and (longest := record.max_gap_us) is not None:
             group.stall.add(longest)
 
     def _is_good(self, record: Record) -> bool:
-        if not record.ok:
+        if not record.is_ok:
             return False
-        first_ns, tpot = record.ttft_from_ns, record.tpot_us
+        first_ns, tpot = record.first_token_ns, record.tpot_us
         measured: dict[str, float | None] = {
             "ttft_ms": (first_ns - record.intended_ns) / 1e6 if first_ns and record.counts_ttft else None,
-            "tpot_ms": tpot / 1000 if tpot is not None and record.counts_whole else None,
-            "e2e_ms": (record.done_ns - record.intended_ns) / 1e6 if record.counts_whole else None,
+            "tpot_ms": tpot / 1000 if tpot is not None and record.counts_duration else None,
+            "e2e_ms": (record.done_ns - record.intended_ns) / 1e6 if record.counts_duration else None,
         }
         return all((value := measured[name]) is None or value <= limit for name, limit in self._limits.items())
 
-    def _check(self, record: Record) -> None:
+    def _count_violations(self, record: Record) -> None:
         self.checked_streams += record.stream and record.status == 200
         self.verified_tokens += record.verified_tokens
-        if record.error in UNTRUE:
+        if record.error in INTEGRITY_ERRORS:
             self.violations[record.error] += 1
             if len(self.examples) < _EXAMPLES:
                 name = record.completion_id or record.request_id or f"arrival {record.number}"
@@ -254,42 +254,42 @@ class Tally:
 
     # Parts.
 
-    def group(self, workload: str, tenant: str) -> Numbers:
+    def group(self, workload: str, tenant: str) -> GroupStats:
         """The numbers of one workload for one tenant."""
         key = (workload, tenant)
         if key not in self.groups:
-            self.groups[key] = Numbers()
+            self.groups[key] = GroupStats()
         return self.groups[key]
 
-    def second(self, number: int) -> Second:
+    def second(self, number: int) -> SecondStats:
         """One second's."""
         if number not in self.seconds:
-            self.seconds[number] = Second()
+            self.seconds[number] = SecondStats()
         return self.seconds[number]
 
-    def whole(self) -> Numbers:
+    def overall(self) -> GroupStats:
         """All groups together."""
-        made = Numbers()
+        made = GroupStats()
         for one in self.groups.values():
-            made.merge(one.packed())
+            made.merge(one.to_dict())
         return made
 
-    def in_order(self) -> Iterator[tuple[int, Second]]:
+    def ordered_seconds(self) -> Iterator[tuple[int, SecondStats]]:
         """The seconds, none left out."""
         for number in range(max(self.seconds, default=-1) + 1):
             yield number, self.second(number)
 
     # Between processes.
 
-    def take(self) -> Packed:
+    def take_delta(self) -> PlainValues:
         """All that was counted since the last call, as plain values."""
         packed = {
-            "groups": [[*key, one.packed()] for key, one in self.groups.items()],
-            "seconds": [[number, one.packed()] for number, one in self.seconds.items()],
-            "lateness": self.lateness.packed(),
-            "asked": self.asked,
-            "begun": self.begun,
-            "dropped": self.dropped,
+            "groups": [[*key, one.to_dict()] for key, one in self.groups.items()],
+            "seconds": [[number, one.to_dict()] for number, one in self.seconds.items()],
+            "lateness": self.lateness.to_dict(),
+            "asked": self.due_count,
+            "begun": self.sent_count,
+            "dropped": self.dropped_count,
             "checked_streams": self.checked_streams,
             "verified_tokens": self.verified_tokens,
             "violations": dict(self.violations),
@@ -304,10 +304,10 @@ class Tally:
             self.group(workload, tenant).merge(numbers)
         for number, second in packed["seconds"]:
             self.second(number).merge(second)
-        self.lateness.merge(Histogram.unpacked(packed["lateness"]))
-        self.asked += packed["asked"]
-        self.begun += packed["begun"]
-        self.dropped += packed["dropped"]
+        self.lateness.merge(Histogram.from_dict(packed["lateness"]))
+        self.due_count += packed["asked"]
+        self.sent_count += packed["begun"]
+        self.dropped_count += packed["dropped"]
         self.checked_streams += packed["checked_streams"]
         self.verified_tokens += packed["verified_tokens"]
         self.violations.update(packed["violations"])

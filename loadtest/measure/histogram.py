@@ -64,7 +64,7 @@ class Histogram:
         return sum(count for bucket, count in self.buckets.items() if _middle(bucket) > value)
 
     @staticmethod
-    def value(bucket: int) -> float:
+    def bucket_middle(bucket: int) -> float:
         """The middle of a bucket, in microseconds."""
         return _middle(bucket)
 
@@ -73,19 +73,19 @@ class Histogram:
         """The exact mean in microseconds, None if nothing was counted."""
         return self.total / self.count if self.count else None
 
-    def packed(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON: `{"total": us, "max": us, "buckets": [[bucket, count], ...]}`."""
         return {"total": self.total, "max": self.largest, "buckets": sorted(map(list, self.buckets.items()))}
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, object]) -> Histogram:
+    def from_dict(cls, document: Mapping[str, object]) -> Histogram:
         """What `packed` made. Raises KeyError, TypeError or ValueError if it was something else."""
         made = cls()
-        pairs: Iterable[tuple[int, int]] = packed["buckets"]  # type: ignore[assignment]
+        pairs: Iterable[tuple[int, int]] = document["buckets"]  # type: ignore[assignment]
         made.buckets = {int(bucket): int(count) for bucket, count in pairs}
         made.count = sum(made.buckets.values())
-        made.total = int(packed["total"])  # type: ignore[call-overload]
-        made.largest = int(packed["max"])  # type: ignore[call-overload]
+        made.total = int(document["total"])  # type: ignore[call-overload]
+        made.largest = int(document["max"])  # type: ignore[call-overload]
         return made
 
 

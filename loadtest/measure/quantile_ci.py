@@ -16,24 +16,24 @@ from math import ceil, exp, lgamma, log, sqrt
 
 from loadtest.measure.histogram import Histogram
 
-__all__ = ["interval", "needed", "ranks"]
+__all__ = ["order_ranks", "quantile_interval", "samples_needed"]
 
 CONFIDENCE = 0.95
 
 
-def needed(q: float, confidence: float = CONFIDENCE) -> int:
+def samples_needed(q: float, confidence: float = CONFIDENCE) -> int:
     """From how many samples on the upper end of the interval can be told: 368 for the 99th percentile at 95 %."""
     return ceil(log((1 - confidence) / 2) / log(q))
 
 
 @lru_cache(maxsize=256)
-def ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
+def order_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
     """The ranks (from 1) between which the quantile lies; None where there is no such rank."""
     tail = (1 - confidence) / 2
     # Beyond ten standard deviations nothing adds up to a tail.
     reach = ceil(10 * sqrt(count * q * (1 - q))) + 10
     first, last = max(0, int(count * q) - reach), min(count, int(count * q) + reach)
-    chances = [_chance(count, q, below) for below in range(first, last + 1)]
+    chances = [_binomial(count, q, below) for below in range(first, last + 1)]
 
     low, total = first, 0.0
     for chance in chances:
@@ -50,18 +50,20 @@ def ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[int | N
     return low or None, high if high <= count else None
 
 
-def interval(counted: Histogram, q: float, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+def quantile_interval(
+    counted: Histogram, q: float, confidence: float = CONFIDENCE
+) -> tuple[float | None, float | None]:
     """The ends of the quantile's interval in microseconds; None where the samples cannot tell."""
     if not counted.count:
         return None, None
-    low, high = ranks(counted.count, q, confidence)
+    low, high = order_ranks(counted.count, q, confidence)
     return (
         None if low is None else counted.quantile(low / counted.count),
         None if high is None else counted.quantile(high / counted.count),
     )
 
 
-def _chance(count: int, q: float, below: int) -> float:
+def _binomial(count: int, q: float, below: int) -> float:
     return exp(
         lgamma(count + 1)
         - lgamma(below + 1)

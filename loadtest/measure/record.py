@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from loadtest.measure.result import ErrorKind
 
-__all__ = ["Manner", "Record"]
+__all__ = ["ReadMode", "Record"]
 
 
-class Manner(StrEnum):
+class ReadMode(StrEnum):
     """How the client read. What a client does to its own times is not counted as the server's."""
 
     PLAIN = "plain"
@@ -32,7 +32,7 @@ class Record:
     tenant: str
     model: str
     stream: bool
-    manner: Manner
+    read_mode: ReadMode
     intended_ns: int
     # When the generator turned to it; then it connects, if it must, and sends.
     started_ns: int = 0
@@ -56,27 +56,27 @@ class Record:
     resumed: int = 0
 
     @property
-    def ok(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether it ended well."""
         return self.error is None and not self.left_by_plan
 
     @property
     def counts_ttft(self) -> bool:
         """Whether the time to its first token tells about the server."""
-        return self.stream and self.manner is not Manner.SLOW
+        return self.stream and self.read_mode is not ReadMode.SLOW
 
     @property
     def counts_gaps(self) -> bool:
         """Whether the time between its tokens does."""
-        return self.stream and self.manner in {Manner.PLAIN, Manner.CANCEL}
+        return self.stream and self.read_mode in {ReadMode.PLAIN, ReadMode.CANCEL}
 
     @property
-    def counts_whole(self) -> bool:
+    def counts_duration(self) -> bool:
         """Whether its duration and its pace do."""
-        return self.ok and self.manner is Manner.PLAIN
+        return self.is_ok and self.read_mode is ReadMode.PLAIN
 
     @property
-    def ttft_from_ns(self) -> int:
+    def first_token_ns(self) -> int:
         """The moment of the first token; of giving up, if the client waited for it until a timeout; else 0.
 
         Without the latter, the slowest answers of all would be missing from the distribution."""
@@ -98,7 +98,7 @@ class Record:
         longest = max((b - a for a, b in pairwise(self.content_ns)), default=None)
         return longest // 1000 if self.stream and longest is not None else None
 
-    def line(self, began_ns: int) -> dict[str, object]:
+    def to_log_line(self, began_ns: int) -> dict[str, object]:
         """As one line of `requests.jsonl.gz`: microseconds since the run began, gaps in microseconds."""
 
         def us(at_ns: int) -> int | None:
@@ -112,7 +112,7 @@ class Record:
             "tenant": self.tenant,
             "model": self.model,
             "stream": self.stream,
-            "manner": self.manner,
+            "manner": self.read_mode,
             "status": self.status or None,
             "error": self.error,
             "detail": self.detail,

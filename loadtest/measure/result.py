@@ -17,17 +17,17 @@ from loadtest.measure.histogram import Histogram
 
 __all__ = [
     "Check",
-    "Distribution",
     "ErrorKind",
     "Generator",
     "Group",
     "Integrity",
+    "LatencyStats",
     "Outcome",
     "Result",
     "Run",
     "Server",
-    "Slice",
     "Summary",
+    "TimelineSecond",
     "Verdict",
 ]
 
@@ -59,7 +59,7 @@ class ErrorKind(StrEnum):
 
 
 # A server that sheds load or refuses says so; one of these means that it said something untrue.
-UNTRUE = frozenset(
+INTEGRITY_ERRORS = frozenset(
     {
         ErrorKind.TRUNCATED, ErrorKind.NO_DONE, ErrorKind.NO_FINISH, ErrorKind.BAD_JSON, ErrorKind.BAD_EVENT,
         ErrorKind.USAGE_MISMATCH, ErrorKind.OUT_OF_ORDER, ErrorKind.CROSS_TALK, ErrorKind.WRONG_TOKEN,
@@ -71,7 +71,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
 
 
-class Distribution(_Part):
+class LatencyStats(_Part):
     """A measured time in milliseconds. With `count` 0 all others are None."""
 
     count: int
@@ -85,21 +85,21 @@ class Distribution(_Part):
     histogram: dict[str, Any] = Field(default_factory=dict, description="Histogram.packed(), microseconds")
 
     @classmethod
-    def of(cls, counted: Histogram) -> Distribution:
+    def from_histogram(cls, histogram: Histogram) -> LatencyStats:
         """The numbers of a histogram of microseconds."""
-        if not counted.count:
-            return cls(count=0, histogram=counted.packed())
+        if not histogram.count:
+            return cls(count=0, histogram=histogram.to_dict())
 
         def ms(value: float | None) -> float | None:
             return None if value is None else round(value / 1000, 3)
 
         names = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
         return cls(
-            count=counted.count,
-            mean=ms(counted.mean),
-            max=ms(counted.largest),
-            histogram=counted.packed(),
-            **{name: ms(counted.quantile(q)) for name, q in names.items()},
+            count=histogram.count,
+            mean=ms(histogram.mean),
+            max=ms(histogram.largest),
+            histogram=histogram.to_dict(),
+            **{name: ms(histogram.quantile(q)) for name, q in names.items()},
         )
 
 
@@ -107,13 +107,13 @@ class Summary(_Part):
     """The numbers of a set of requests. TTFT and E2E count from the intended start; `..._from_sent_ms` from the moment
     the request was written. ITL is per gap between events that carried content, TPOT per stream."""
 
-    ttft_ms: Distribution
-    itl_ms: Distribution
-    tpot_ms: Distribution
-    e2e_ms: Distribution
-    ttft_from_sent_ms: Distribution
-    e2e_from_sent_ms: Distribution
-    max_stall_ms: Distribution = Field(description="the longest gap of each stream")
+    ttft_ms: LatencyStats
+    itl_ms: LatencyStats
+    tpot_ms: LatencyStats
+    e2e_ms: LatencyStats
+    ttft_from_sent_ms: LatencyStats
+    e2e_from_sent_ms: LatencyStats
+    max_stall_ms: LatencyStats = Field(description="the longest gap of each stream")
     requests: int = Field(description="all that were due, dropped arrivals included")
     ok: int
     cancelled_by_plan: int = Field(description="left by the client as the scenario said; neither ok nor an error")
@@ -135,7 +135,7 @@ class Group(_Part):
     summary: Summary
 
 
-class Slice(_Part):
+class TimelineSecond(_Part):
     """One second of the run, by the second in which a thing happened (TTFT: the first token; E2E and TPOT: the end)."""
 
     t_s: int = Field(description="seconds since the run began")
@@ -158,8 +158,8 @@ class Generator(_Part):
     """How the load generator itself did."""
 
     workers: int
-    lateness_ms: Distribution = Field(description="sent minus intended start")
-    loop_lag_ms: Distribution = Field(description="how late a greenlet wakes that asked for 10 ms")
+    lateness_ms: LatencyStats = Field(description="sent minus intended start")
+    loop_lag_ms: LatencyStats = Field(description="how late a greenlet wakes that asked for 10 ms")
     cpu_share_max: float = Field(description="largest share of a core, over five seconds, of any worker")
     dropped_arrivals: int
     events: int
@@ -252,7 +252,7 @@ class Result(_Part):
     run: Run
     summary: Summary
     groups: list[Group]
-    timeline: list[Slice]
+    timeline: list[TimelineSecond]
     generator: Generator
     server: Server
     integrity: Integrity

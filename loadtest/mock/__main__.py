@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvloop
 
-from loadtest.mock.plan import Plan, PlanError
+from loadtest.mock.plan import MockPlan, PlanError
 from loadtest.mock.server import serve
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, help="where to write what happened, as JSON lines, at the end")
     options = parser.parse_args()
     try:
-        plan = Plan() if options.plan is None else Plan.read(options.plan)
+        plan = MockPlan() if options.plan is None else MockPlan.read(options.plan)
         uvloop.run(serve(plan, options.host, options.port, options.truth))
     except (PlanError, OSError) as error:
         parser.error(str(error))

@@ -14,41 +14,41 @@ from loadtest.mock import request_body
 from loadtest.mock.connection import Connection
 from loadtest.mock.draw import Draw, sampler
 from loadtest.mock.engine import Engine
-from loadtest.mock.faults import Fault, Kind
-from loadtest.mock.ground_truth import Lateness, Record
-from loadtest.mock.json_response import Whole
-from loadtest.mock.metrics import Gauges
-from loadtest.mock.openai_chunks import Chunks, error_body
-from loadtest.mock.plan import Freeze, Plan
-from loadtest.mock.request_body import Asked, Refused
-from loadtest.mock.script import FOREVER_NS, Manner, script
-from loadtest.mock.slots import Turns
+from loadtest.mock.faults import Fault, FaultKind
+from loadtest.mock.ground_truth import Lateness, TrueRecord
+from loadtest.mock.json_response import JsonResponse
+from loadtest.mock.metrics import MockMetrics
+from loadtest.mock.openai_chunks import ChunkBuilder, error_body
+from loadtest.mock.plan import Freeze, MockPlan
+from loadtest.mock.request_body import InvalidRequest, RequestBody
+from loadtest.mock.script import FOREVER_NS, StreamTiming, make_actions
+from loadtest.mock.slots import Slots
 from loadtest.mock.stream import Job, Stream
 
 __all__ = ["App"]
 
 # So many finished resumable streams can still be joined.
-KEPT = 4096
-_STATUS = {Kind.HTTP_400: 400, Kind.HTTP_429: 429, Kind.HTTP_500: 500, Kind.HTTP_503: 503}
+RESUMABLE_KEPT = 4096
+_STATUS = {FaultKind.HTTP_400: 400, FaultKind.HTTP_429: 429, FaultKind.HTTP_500: 500, FaultKind.HTTP_503: 503}
 
 
 class App:
     """One mock."""
 
-    def __init__(self, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
-        self.records: list[Record] = []
+    def __init__(self, plan: MockPlan, loop: asyncio.AbstractEventLoop) -> None:
+        self.records: list[TrueRecord] = []
         self.lateness = Lateness()
         self._plan = plan
-        chance = plan.chance("engine")
+        chance = plan.make_rng("engine")
         step_ns = _ns(plan.itl_ms, chance) if plan.steps else None
         self._engine = Engine(loop, step_ns, self.lateness)
-        self._gauges = Gauges(plan.model, plan.kv_tokens)
-        self._turns = Turns(plan.max_running, self._run)
+        self._metrics = MockMetrics(plan.model, plan.kv_tokens)
+        self._slots = Slots(plan.max_running, self._on_slot)
         self._accept_delay_s = sampler(plan.accept_delay_s, chance)
         self._resumable: dict[str, Stream] = {}
-        self._frozen = False
+        self._freezes_scheduled = False
 
-    def connection(self) -> Connection:
+    def make_connection(self) -> Connection:
         """For the event loop, one for each client."""
         return Connection(self, self._accept_delay_s)
 
@@ -57,14 +57,14 @@ class App:
 
     # What a connection says.
 
-    def asked(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def on_request(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         match method, path:
             case "POST", "/v1/chat/completions":
                 self._generate(connection, True, headers, body)
             case "POST", "/v1/completions":
                 self._generate(connection, False, headers, body)
             case "GET", "/metrics":
-                connection.answer(200, self._gauges.exposition(self._turns), kind=b"text/plain; version=0.0.4")
+                connection.answer(200, self._metrics.exposition(self._slots), kind=b"text/plain; version=0.0.4")
             case "GET", "/v1/models":
                 model = {"id": self._plan.model, "object": "model", "created": 0, "owned_by": "vllm"}
                 connection.answer(200, orjson.dumps({"object": "list", "data": [model]}))
@@ -73,13 +73,13 @@ class App:
             case "GET", _ if path.startswith("/v1/streams/"):
                 self._resume(connection, path.removeprefix("/v1/streams/"), headers)
             case _:
-                _refuse(connection, 404, f"There is no {method} {path} here.")
+                _send_error(connection, 404, f"There is no {method} {path} here.")
 
-    def left(self, connection: Connection) -> None:
+    def on_disconnect(self, connection: Connection) -> None:
         job, connection.job = connection.job, None
-        if job is None or job.leave(connection):
+        if job is None or job.on_reader_left(connection):
             return
-        if job.record.fault == Kind.LEAK:
+        if job.record.fault == FaultKind.LEAK:
             job.abandon()
         else:
             job.end("left")
@@ -87,77 +87,85 @@ class App:
     # A request for tokens.
 
     def _generate(self, connection: Connection, chat: bool, headers: dict[str, str], body: bytes) -> None:
-        self._plan_freezes(connection.arrived_ns)
-        rng = self._plan.chance(len(self.records))
+        self._schedule_freezes(connection.arrived_ns)
+        rng = self._plan.make_rng(len(self.records))
         stream_id = f"{'chatcmpl' if chat else 'cmpl'}-{rng.getrandbits(128):032x}"
         request_id = headers.get("x-request-id") or f"mock-{len(self.records)}"
-        record = Record(stream_id, request_id, False, None, connection.arrived_ns)
+        record = TrueRecord(stream_id, request_id, False, None, connection.arrived_ns)
         self.records.append(record)
         try:
-            wanted = request_body.read(chat, headers, body)
-        except Refused as error:
+            request = request_body.parse_request(chat, headers, body)
+        except InvalidRequest as error:
             record.status, record.end = error.status, "refused"
-            _refuse(connection, error.status, str(error), error.param)
+            _send_error(connection, error.status, str(error), error.param)
             return
-        fault = wanted.fault or self._plan.fault(rng)
-        record.stream, record.fault = wanted.stream, None if fault is None else fault.kind
+        fault = request.fault or self._plan.choose_fault(rng)
+        record.stream, record.fault = request.stream, None if fault is None else fault.kind
         if fault is not None and (status := _STATUS.get(fault.kind)) is not None:
             record.status, record.end = status, "refused"
-            _fail(connection, status, fault)
+            _send_planned_error(connection, status, fault)
             return
-        if fault is not None and fault.kind is Kind.SILENCE:
+        if fault is not None and fault.kind is FaultKind.SILENCE:
             return
         head = f"x-stream-id: {stream_id}\r\nx-request-id: {request_id}\r\n".encode("latin-1")
-        self._start(connection, wanted, fault, record, rng, head)
+        self._start(connection, request, fault, record, rng, head)
 
     def _start(
-        self, connection: Connection, wanted: Asked, fault: Fault | None, record: Record, rng: Random, head: bytes
+        self,
+        connection: Connection,
+        request: RequestBody,
+        fault: Fault | None,
+        record: TrueRecord,
+        rng: Random,
+        head: bytes,
     ) -> None:
         plan = self._plan
-        chunks = Chunks(wanted, record.id, plan.model, int(time.time()))
+        chunks = ChunkBuilder(request, record.id, plan.model, int(time.time()))
         ttft_ns, itl_ns = _ns(plan.ttft_ms, rng)(), _ns(plan.itl_ms, rng)
         per_event = sampler(plan.tokens_per_event, rng)
-        manner = Manner(
+        timing = StreamTiming(
             ttft_ns=ttft_ns,
-            itl_ns=(lambda: 0) if plan.steps and wanted.stream else itl_ns,
+            itl_ns=(lambda: 0) if plan.steps and request.stream else itl_ns,
             tokens_per_event=lambda: max(1, round(per_event())),
-            max_tokens=wanted.max_tokens or plan.output_tokens,
-            role=wanted.chat,
-            early=plan.role == "early",
-            include_usage=wanted.include_usage,
+            max_tokens=request.max_tokens or plan.output_tokens,
+            sends_role=request.chat,
+            sends_role_early=plan.role == "early",
+            include_usage=request.include_usage,
         )
         job: Job
-        if not wanted.stream:
-            job = Whole(connection, chunks, manner, fault, head, record, wanted.prompt_tokens, self._said, self._ended)
+        if not request.stream:
+            job = JsonResponse(
+                connection, chunks, timing, fault, head, record, request.prompt_tokens, self._on_tokens, self._on_end
+            )
         else:
             job = Stream(
-                script(chunks, manner, fault),
+                make_actions(chunks, timing, fault),
                 record,
-                wanted.prompt_tokens,
-                numbered=wanted.resumable,
-                on_tokens=self._said,
-                on_end=self._ended,
+                request.prompt_tokens,
+                is_resumable=request.resumable,
+                on_tokens=self._on_tokens,
+                on_end=self._on_end,
             )
             connection.begin(head)
             job.join(connection)
-            if wanted.resumable:
-                self._keep(job)
+            if request.resumable:
+                self._keep_resumable(job)
         connection.job = job
-        self._turns.ask(job)
+        self._slots.submit(job)
 
-    def _keep(self, stream: Stream) -> None:
+    def _keep_resumable(self, stream: Stream) -> None:
         """For readers who come back."""
         self._resumable[stream.record.id] = stream
-        if len(self._resumable) > KEPT:
+        if len(self._resumable) > RESUMABLE_KEPT:
             del self._resumable[next(iter(self._resumable))]
 
     def _resume(self, connection: Connection, stream_id: str, headers: dict[str, str]) -> None:
         stream = self._resumable.get(stream_id)
         after = headers.get("last-event-id", "0")
         if stream is None:
-            _refuse(connection, 404, f"There is no resumable stream {stream_id}.")
+            _send_error(connection, 404, f"There is no resumable stream {stream_id}.")
         elif not after.isdecimal():
-            _refuse(connection, 400, "Last-Event-ID must be the number of an event.", "Last-Event-ID")
+            _send_error(connection, 400, "Last-Event-ID must be the number of an event.", "Last-Event-ID")
         else:
             connection.job = stream
             connection.begin(f"x-stream-id: {stream_id}\r\n".encode("latin-1"))
@@ -165,31 +173,31 @@ class App:
 
     # What jobs say.
 
-    def _run(self, job: Job) -> None:
+    def _on_slot(self, job: Job) -> None:
         """It is its turn: at once if that was free, so from its arrival."""
         record = job.record
         from_ns = perf_counter_ns() if self._plan.max_running is not None else record.arrived_ns
         if job.first_wait_ns != FOREVER_NS:
-            self._engine.push(from_ns + job.first_wait_ns, job)
+            self._engine.schedule(from_ns + job.first_wait_ns, job)
 
-    def _said(self, job: Job, tokens: int) -> None:
-        self._turns.said(job, tokens)
-        self._gauges.generation_tokens += tokens
+    def _on_tokens(self, job: Job, tokens: int) -> None:
+        self._slots.add_tokens(job, tokens)
+        self._metrics.generation_tokens += tokens
         if len(job.record.sent_ns) == 1:
-            self._gauges.first_token(job.record.sent_ns[0] - job.record.arrived_ns)
+            self._metrics.observe_ttft(job.record.sent_ns[0] - job.record.arrived_ns)
 
-    def _ended(self, job: Job) -> None:
-        self._gauges.prompt_tokens += job.prompt_tokens
-        self._turns.over(job)
+    def _on_end(self, job: Job) -> None:
+        self._metrics.prompt_tokens += job.prompt_tokens
+        self._slots.release(job)
 
-    def _plan_freezes(self, first_ns: int) -> None:
-        if not self._frozen:
-            self._frozen = True
+    def _schedule_freezes(self, first_ns: int) -> None:
+        if not self._freezes_scheduled:
+            self._freezes_scheduled = True
             for freeze in self._plan.freezes:
-                self._engine.push(first_ns + round(freeze.at_s * 1e9), _Frost(self._engine, freeze))
+                self._engine.schedule(first_ns + round(freeze.at_s * 1e9), _FreezeEvent(self._engine, freeze))
 
 
-class _Frost:
+class _FreezeEvent:
     """A freeze that is due."""
 
     def __init__(self, engine: Engine, freeze: Freeze) -> None:
@@ -205,11 +213,11 @@ def _ns(draw: Draw, rng: Random) -> Callable[[], int]:
     return lambda: round(ms() * 1e6)
 
 
-def _refuse(connection: Connection, status: int, message: str, param: str | None = None) -> None:
+def _send_error(connection: Connection, status: int, message: str, param: str | None = None) -> None:
     connection.answer(status, orjson.dumps(error_body(status, message, param)))
 
 
-def _fail(connection: Connection, status: int, fault: Fault) -> None:
+def _send_planned_error(connection: Connection, status: int, fault: Fault) -> None:
     """As the plan says."""
     headers = b"retry-after: %d\r\n" % fault.retry_after_s if status in {429, 503} else b""
     code = {429: "rate_limit_exceeded", 503: "overloaded"}.get(status)

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest.mock.ground_truth import Truth
-from loadtest.mock.plan import Plan
+from loadtest.mock.ground_truth import GroundTruth
+from loadtest.mock.plan import MockPlan
 
-__all__ = ["Child", "running"]
+__all__ = ["MockProcess", "running_mock"]
 
 
-class Child:
+class MockProcess:
     """A mock that runs. `cpus`: where it may."""
 
-    def __init__(self, folder: Path, plan: Plan, cpus: set[int] | None = None) -> None:
+    def __init__(self, folder: Path, plan: MockPlan, cpus: set[int] | None = None) -> None:
         """Starts it and waits until it listens. Raises RuntimeError if it does not."""
         folder.mkdir(parents=True, exist_ok=True)
         self._truth = folder / "truth.jsonl"
@@ -38,11 +38,11 @@ class Child:
         self.url = said[-1]
         self.port = int(self.url.rpartition(":")[2])
 
-    def end(self) -> Truth:
+    def end(self) -> GroundTruth:
         """End it, and read what happened."""
         self.process.terminate()
         self.process.communicate(timeout=30)
-        return Truth.read(self._truth)
+        return GroundTruth.read(self._truth)
 
     def close(self) -> None:
         """End it if it has not ended. May be called again."""
@@ -54,9 +54,9 @@ class Child:
 
 
 @contextmanager
-def running(folder: Path, plan: Plan, cpus: set[int] | None = None) -> Iterator[Child]:
+def running_mock(folder: Path, plan: MockPlan, cpus: set[int] | None = None) -> Iterator[MockProcess]:
     """A mock for as long as the block lasts; `end` it inside to get its truth."""
-    child = Child(folder, plan, cpus)
+    child = MockProcess(folder, plan, cpus)
     try:
         yield child
     finally:

@@ -19,7 +19,7 @@ import httptools
 
 from loadtest.mock.stream import Job
 
-__all__ = ["Connection", "Handler"]
+__all__ = ["Connection", "RequestHandler"]
 
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Too Large"}
 _REASONS |= {429: b"Too Many Requests", 500: b"Internal Server Error", 503: b"Service Unavailable"}
@@ -27,25 +27,25 @@ _REASONS |= {429: b"Too Many Requests", 500: b"Internal Server Error", 503: b"Se
 LIMIT_BYTES = 16 * 2**20
 
 
-class Handler(Protocol):
+class RequestHandler(Protocol):
     """Who answers."""
 
-    def asked(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def on_request(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         """A whole request has arrived, at `connection.arrived_ns`."""
 
-    def left(self, connection: Connection) -> None:
+    def on_disconnect(self, connection: Connection) -> None:
         """The connection is gone, or was told to go."""
 
 
 class Connection(asyncio.Protocol):
     """One client's. Its handler keeps what it answers with in `job`."""
 
-    def __init__(self, handler: Handler, accept_delay_s: Callable[[], float]) -> None:
+    def __init__(self, handler: RequestHandler, accept_delay_s: Callable[[], float]) -> None:
         self._handler = handler
         self._accept_delay_s = accept_delay_s
         self._parser = httptools.HttpRequestParser(self)
         self._fd = -1
-        self._busy = False
+        self._is_answering = False
         self._keep_alive = True
         # What came before the connection is accepted, if that takes a while.
         self._early: list[bytes] | None = None
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone()
+        self._on_gone()
 
     # What the parser says.
 
@@ -98,14 +98,14 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._keep_alive = self._parser.should_keep_alive()
         method = self._parser.get_method().decode()
-        if self._size > LIMIT_BYTES or self._busy:
+        if self._size > LIMIT_BYTES or self._is_answering:
             # A second request before the answer to the first: no client that is measured does that.
             self.answer(413 if self._size > LIMIT_BYTES else 400, b"{}")
             self.close()
             return
-        self._busy = True
+        self._is_answering = True
         path = self._url.partition(b"?")[0].decode("latin-1")
-        self._handler.asked(self, method, path, self._headers, b"".join(self._body))
+        self._handler.on_request(self, method, path, self._headers, b"".join(self._body))
 
     # What the handler says.
 
@@ -137,14 +137,14 @@ class Connection(asyncio.Protocol):
         except OSError:
             # The peer has gone; the event loop has yet to hear of it.
             self._transport.abort()
-            self._gone()
+            self._on_gone()
             return now_ns
         if written < len(payload):
             self._transport.write(payload[written:])
         return now_ns
 
     def complete(self) -> None:
-        self._busy = False
+        self._is_answering = False
         self.job = None
         if not self._keep_alive:
             self.close()
@@ -152,23 +152,23 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Once everything is written."""
         self._transport.close()
-        self._gone()
+        self._on_gone()
 
-    def cut(self, *, rst: bool) -> None:
+    def abort(self, *, rst: bool) -> None:
         """Now. An RST discards what the client has not read yet."""
         if rst:
             with suppress(OSError):
                 sock = self._transport.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
-        self._gone()
+        self._on_gone()
 
     def _accept(self) -> None:
         early, self._early = self._early, None
         if early:
             self.data_received(b"".join(early))
 
-    def _gone(self) -> None:
+    def _on_gone(self) -> None:
         # The number may soon be another socket's.
         self._fd = -1
-        self._handler.left(self)
+        self._handler.on_disconnect(self)

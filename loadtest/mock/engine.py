@@ -15,10 +15,10 @@ from typing import Protocol
 from loadtest.mock.ground_truth import Lateness
 from loadtest.mock.timer import Timer
 
-__all__ = ["Due", "Engine"]
+__all__ = ["Engine", "TimedEvent"]
 
 
-class Due(Protocol):
+class TimedEvent(Protocol):
     """Something that is done at its time."""
 
     def fire(self) -> int | None:
@@ -33,28 +33,28 @@ class Engine:
         self._lateness = lateness
         self._timer = Timer(loop, self._wake)
         # With a number between, because things that are due together have no order of their own.
-        self._heap: list[tuple[int, int, Due]] = []
+        self._heap: list[tuple[int, int, TimedEvent]] = []
         self._number = 0
         self._armed_ns = 0
         self._next_step_ns = 0
-        self._thawed_ns = 0
+        self._freeze_ended_ns = 0
 
-    def push(self, at_ns: int, due: Due) -> None:
+    def schedule(self, at_ns: int, event: TimedEvent) -> None:
         """`due` fires at that time."""
-        self._put(at_ns, due)
+        self._push(at_ns, event)
         self._arm()
 
     def freeze(self, for_s: float) -> None:
         """Stand still, the whole process. What was due meanwhile is due at the end."""
         time.sleep(for_s)
-        self._thawed_ns = perf_counter_ns()
+        self._freeze_ended_ns = perf_counter_ns()
 
     def close(self) -> None:
         self._timer.close()
 
-    def _put(self, at_ns: int, due: Due) -> None:
+    def _push(self, at_ns: int, event: TimedEvent) -> None:
         self._number += 1
-        heapq.heappush(self._heap, (at_ns, self._number, due))
+        heapq.heappush(self._heap, (at_ns, self._number, event))
 
     def _due_ns(self) -> int:
         first = self._heap[0][0]
@@ -69,7 +69,7 @@ class Engine:
         self._armed_ns = 0
         first = True
         while self._heap and (due := self._due_ns()) <= perf_counter_ns():
-            due = max(due, self._thawed_ns)
+            due = max(due, self._freeze_ended_ns)
             if first:
                 self._lateness.starts.add((perf_counter_ns() - due) // 1000)
                 first = False
@@ -80,16 +80,16 @@ class Engine:
                 self._fire(self._ready(due), due)
         self._arm()
 
-    def _ready(self, due_ns: int) -> list[tuple[int, int, Due]]:
+    def _ready(self, due_ns: int) -> list[tuple[int, int, TimedEvent]]:
         """Those that take part in a step, in the order in which they became ready."""
         ready = []
         while self._heap and self._heap[0][0] <= due_ns:
             ready.append(heapq.heappop(self._heap))
         return ready
 
-    def _fire(self, things: list[tuple[int, int, Due]], due_ns: int) -> None:
-        for _, _, thing in things:
+    def _fire(self, entries: list[tuple[int, int, TimedEvent]], due_ns: int) -> None:
+        for _, _, event in entries:
             self._lateness.sends.add((perf_counter_ns() - due_ns) // 1000)
-            wait_ns = thing.fire()
+            wait_ns = event.fire()
             if wait_ns is not None:
-                self._put(max(due_ns, self._thawed_ns) + wait_ns, thing)
+                self._push(max(due_ns, self._freeze_ended_ns) + wait_ns, event)

@@ -7,10 +7,10 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-__all__ = ["Fault", "Kind", "read"]
+__all__ = ["Fault", "FaultKind", "parse_fault"]
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """The faults. Those of the second block end the stream; those of the third change what it says."""
 
     HTTP_400 = "http_400"
@@ -44,7 +44,7 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind
+    kind: FaultKind
     after: NonNegativeInt = 3
     """So many events with tokens come first."""
     seconds: NonNegativeFloat | None = None
@@ -60,15 +60,15 @@ class Fault(BaseModel):
 _FAULT = TypeAdapter(Fault)
 
 
-def read(text: str) -> Fault:
+def parse_fault(text: str) -> Fault:
     """The fault that a request names. Raises ValueError with the fix."""
     try:
         if text.lstrip().startswith("{"):
             return _FAULT.validate_json(text)
-        return Fault(kind=Kind(text.strip()))
+        return Fault(kind=FaultKind(text.strip()))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "fault"
         raise ValueError(f"{place}: {first['msg']}") from error
     except ValueError as error:
-        raise ValueError(f"{text!r} is no fault; one of {', '.join(Kind)}") from error
+        raise ValueError(f"{text!r} is no fault; one of {', '.join(FaultKind)}") from error

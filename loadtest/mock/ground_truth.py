@@ -13,16 +13,16 @@ from typing import Any
 import orjson
 
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Distribution
+from loadtest.measure.result import LatencyStats
 
-__all__ = ["ON_TIME_MS", "Lateness", "Record", "Truth"]
+__all__ = ["ON_TIME_MS", "GroundTruth", "Lateness", "TrueRecord"]
 
 ON_TIME_MS = 1.0
 """Half of the precision that load generators are held to, at the p99, would be better; a shared CPU gives no more."""
 
 
 @dataclass(slots=True)
-class Record:
+class TrueRecord:
     """One request. Times are `perf_counter_ns`."""
 
     id: str
@@ -49,9 +49,9 @@ class Lateness:
         self.starts = Histogram()
         self.sends = Histogram()
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON, with the answer to the question whether the mock was on time."""
-        starts, sends = Distribution.of(self.starts), Distribution.of(self.sends)
+        starts, sends = LatencyStats.from_histogram(self.starts), LatencyStats.from_histogram(self.sends)
         return {
             "on_time": starts.p99 is None or starts.p99 <= ON_TIME_MS,
             "start_lateness_ms": starts.model_dump(exclude={"histogram"}),
@@ -60,31 +60,31 @@ class Lateness:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class GroundTruth:
     """What was written."""
 
-    records: list[Record]
+    records: list[TrueRecord]
     mock: dict[str, Any]
 
     @property
-    def on_time(self) -> bool:
+    def is_on_time(self) -> bool:
         return bool(self.mock["on_time"])
 
-    def by_request(self) -> dict[str, Record]:
+    def by_request(self) -> dict[str, TrueRecord]:
         """The records by `X-Request-Id`, the client's or the mock's."""
         return {record.request_id: record for record in self.records}
 
     @staticmethod
-    def write(path: Path, records: Iterable[Record], mock: dict[str, Any]) -> None:
+    def write(path: Path, records: Iterable[TrueRecord], mock: dict[str, Any]) -> None:
         with path.open("wb") as out:
             for record in records:
                 out.write(orjson.dumps(asdict(record)) + b"\n")
             out.write(orjson.dumps({"mock": mock}) + b"\n")
 
     @classmethod
-    def read(cls, path: Path) -> Truth:
+    def read(cls, path: Path) -> GroundTruth:
         """What `write` wrote. Raises OSError, or ValueError if it is cut short."""
         *lines, last = [orjson.loads(line) for line in path.read_bytes().splitlines()] or [{}]
         if "mock" not in last:
             raise ValueError(f"{path}: the last line is not the mock's own; end the mock with SIGTERM before reading")
-        return cls([Record(**line) for line in lines], last["mock"])
+        return cls([TrueRecord(**line) for line in lines], last["mock"])

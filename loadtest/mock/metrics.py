@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from loadtest.mock.slots import Turns
+from loadtest.mock.slots import Slots
 
-__all__ = ["Gauges"]
+__all__ = ["MockMetrics"]
 
 # vLLM's own, cut where the mock has nothing to tell apart.
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 _TTFT = "vllm:time_to_first_token_seconds"
 
 
-class Gauges:
+class MockMetrics:
     """Counted where it happens, printed when asked."""
 
     def __init__(self, model: str, kv_tokens: int) -> None:
@@ -24,24 +24,24 @@ class Gauges:
         self._ttft_counts = [0] * (len(_BUCKETS_S) + 1)
         self._ttft_sum_s = 0.0
 
-    def first_token(self, after_ns: int) -> None:
+    def observe_ttft(self, after_ns: int) -> None:
         """A request got its first token so long after its arrival."""
         seconds = after_ns / 1e9
         self._ttft_counts[bisect_left(_BUCKETS_S, seconds)] += 1
         self._ttft_sum_s += seconds
 
-    def exposition(self, turns: Turns) -> bytes:
+    def exposition(self, slots: Slots) -> bytes:
         """The text that Prometheus reads."""
         lines: list[str] = []
 
-        def tell(kind: str, name: str, value: float) -> None:
+        def add(kind: str, name: str, value: float) -> None:
             lines.append(f"# TYPE {name.removesuffix('_total')} {kind}\n{name}{{{self._labels}}} {value}")
 
-        tell("gauge", "vllm:num_requests_running", turns.running)
-        tell("gauge", "vllm:num_requests_waiting", turns.waiting)
-        tell("gauge", "vllm:kv_cache_usage_perc", turns.tokens / self._kv_limit)
-        tell("counter", "vllm:prompt_tokens_total", self.prompt_tokens)
-        tell("counter", "vllm:generation_tokens_total", self.generation_tokens)
+        add("gauge", "vllm:num_requests_running", slots.running)
+        add("gauge", "vllm:num_requests_waiting", slots.waiting)
+        add("gauge", "vllm:kv_cache_usage_perc", slots.tokens / self._kv_limit)
+        add("counter", "vllm:prompt_tokens_total", self.prompt_tokens)
+        add("counter", "vllm:generation_tokens_total", self.generation_tokens)
         lines.append(f"# TYPE {_TTFT} histogram")
         so_far = 0
         for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), self._ttft_counts, strict=True):

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 
 from gateway.engine import deterministic_tokens
-from loadtest.mock.request_body import Asked
+from loadtest.mock.request_body import RequestBody
 
-__all__ = ["DONE", "Chunks", "error_body"]
+__all__ = ["DONE", "ChunkBuilder", "error_body"]
 
 DONE = b"[DONE]"
 
@@ -21,73 +21,77 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code or kind}}
 
 
-class Chunks:
+class ChunkBuilder:
     """From positions to documents. Tokens are those of the synthetic engine
     (`gateway.engine.deterministic_tokens`), so that clients can check them one by one; their text is the position."""
 
-    def __init__(self, asked: Asked, stream_id: str, model: str, created: int) -> None:
+    def __init__(self, request: RequestBody, stream_id: str, model: str, created: int) -> None:
         self.id = stream_id
-        self._asked = asked
+        self._request = request
         self._model = model
         self._created = created
-        self._kind = "chat.completion" if asked.chat else "text_completion"
-        kind = "chat.completion.chunk" if asked.chat else "text_completion"
+        self._kind = "chat.completion" if request.chat else "text_completion"
+        kind = "chat.completion.chunk" if request.chat else "text_completion"
         head = {"id": stream_id, "object": kind, "created": created, "model": model}
         self._head = orjson.dumps(head)[:-1] + b',"choices":['
-        self._open = b'{"index":0,"delta":{"content":"' if asked.chat else b'{"index":0,"text":"'
-        self._close = b'"}' if asked.chat else b'"'
+        self._open = b'{"index":0,"delta":{"content":"' if request.chat else b'{"index":0,"text":"'
+        self._close = b'"}' if request.chat else b'"'
 
-    def role(self) -> bytes:
+    def role_chunk(self) -> bytes:
         """What a chat begins with."""
         delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         prompt = b"}"
-        if self._asked.token_ids:
+        if self._request.token_ids:
             # Of a chat's prompt nobody knows more than where it begins and how long it is.
-            prompt = b',"prompt_token_ids":%b}' % orjson.dumps([self._asked.first_token] * self._asked.prompt_tokens)
+            prompt = b',"prompt_token_ids":%b}' % orjson.dumps(
+                [self._request.first_token] * self._request.prompt_tokens
+            )
         return self._head + delta + prompt
 
-    def content(self, start: int, count: int, finish: str | None = None, *, wrong: bool = False) -> bytes:
+    def content_chunk(self, start: int, count: int, finish: str | None = None, *, wrong: bool = False) -> bytes:
         """Tokens `start` to `start + count`. `wrong`: other ids than those that are due."""
-        return self.said(self.text(start, count), start, count, finish, wrong=wrong)
+        return self.content_with_text(self.text(start, count), start, count, finish, wrong=wrong)
 
     def text(self, start: int, count: int) -> bytes:
         """What so many tokens say."""
         return b"".join([b" %d" % position for position in range(start, start + count)])
 
-    def said(self, text: bytes, start: int, count: int, finish: str | None = None, *, wrong: bool = False) -> bytes:
+    def content_with_text(
+        self, text: bytes, start: int, count: int, finish: str | None = None, *, wrong: bool = False
+    ) -> bytes:
         """The document of a text that is JSON already."""
         ids = b""
-        if self._asked.token_ids:
+        if self._request.token_ids:
             numbers = self._tokens(start, count)
             ids = b',"token_ids":' + orjson.dumps([number + 1 for number in numbers] if wrong else numbers)
-        usage = b"," + self._usage(start + count) if self._asked.continuous_usage else b""
+        usage = b"," + self._usage(start + count) if self._request.continuous_usage else b""
         end = b"null" if finish is None else orjson.dumps(finish)
         parts = (self._head, self._open, text, self._close, end, ids, usage)
         return b'%b%b%b%b,"logprobs":null,"finish_reason":%b%b}]%b}' % parts
 
-    def finish(self, reason: str, tokens: int) -> bytes:
+    def finish_chunk(self, reason: str, tokens: int) -> bytes:
         """A document that says nothing but that the stream is over."""
-        return self.said(b"", tokens, 0, reason)
+        return self.content_with_text(b"", tokens, 0, reason)
 
-    def usage(self, tokens: int) -> bytes:
+    def usage_chunk(self, tokens: int) -> bytes:
         """The last document of a stream whose client asked for its usage."""
         return b"%b],%b}" % (self._head, self._usage(tokens))
 
-    def whole(self, tokens: int) -> bytes:
+    def full_response(self, tokens: int) -> bytes:
         """The answer to a request that is not streamed."""
         text = self.text(0, tokens).decode()
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
-        choice |= {"message": {"role": "assistant", "content": text}} if self._asked.chat else {"text": text}
-        if self._asked.token_ids:
+        choice |= {"message": {"role": "assistant", "content": text}} if self._request.chat else {"text": text}
+        if self._request.token_ids:
             choice["token_ids"] = self._tokens(0, tokens)
         head = {"id": self.id, "object": self._kind, "created": self._created, "model": self._model}
         return orjson.dumps(head | {"choices": [choice]})[:-1] + b",%b}" % self._usage(tokens)
 
     def _tokens(self, start: int, count: int) -> list[int]:
-        return deterministic_tokens.tokens(self._asked.first_token, self._asked.prompt_tokens + start, count)
+        return deterministic_tokens.tokens(self._request.first_token, self._request.prompt_tokens + start, count)
 
     def _usage(self, tokens: int) -> bytes:
-        prompt = self._asked.prompt_tokens
+        prompt = self._request.prompt_tokens
         return b'"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
             prompt,
             prompt + tokens,

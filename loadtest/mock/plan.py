@@ -22,7 +22,7 @@ from pydantic import (
 from loadtest.mock.draw import Constant, Draw
 from loadtest.mock.faults import Fault
 
-__all__ = ["Freeze", "Plan", "PlanError", "Share"]
+__all__ = ["FaultShare", "Freeze", "MockPlan", "PlanError"]
 
 
 class PlanError(ValueError):
@@ -33,7 +33,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Share(Fault):
+class FaultShare(Fault):
     """A fault and the share of requests that get it."""
 
     share: float = Field(gt=0, le=1)
@@ -47,7 +47,7 @@ class Freeze(_Part):
     for_s: PositiveFloat
 
 
-class Plan(_Part):
+class MockPlan(_Part):
     """Everything that a run of the mock depends on."""
 
     seed: int = 1
@@ -71,16 +71,16 @@ class Plan(_Part):
     accept_delay_s: Draw = Constant(value=0)
     """Between the connection and the first look at what it says."""
     freezes: list[Freeze] = []
-    faults: list[Share] = []
+    faults: list[FaultShare] = []
 
     @model_validator(mode="after")
-    def _adds_up(self) -> Plan:
+    def _check_shares(self) -> MockPlan:
         if (total := sum(fault.share for fault in self.faults)) > 1 + 1e-9:
             raise ValueError(f"faults: the shares add up to {total:g}; make them 1 or less together")
         return self
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
+    def read(cls, path: Path) -> MockPlan:
         """Raises PlanError or OSError."""
         try:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -91,11 +91,11 @@ class Plan(_Part):
             lines = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()]
             raise PlanError(f"{path}: " + "; ".join(lines)) from error
 
-    def chance(self, of: int | str) -> Random:
+    def make_rng(self, purpose: int | str) -> Random:
         """The source of all that is drawn for the request of that number, or for another purpose."""
-        return Random(f"{self.seed}/{of}")
+        return Random(f"{self.seed}/{purpose}")
 
-    def fault(self, rng: Random) -> Fault | None:
+    def choose_fault(self, rng: Random) -> Fault | None:
         """Which fault a request gets, if any."""
         if not self.faults:
             return None

@@ -10,13 +10,13 @@ import orjson
 
 from loadtest.mock import faults
 
-__all__ = ["Asked", "Refused", "read"]
+__all__ = ["InvalidRequest", "RequestBody", "parse_request"]
 
 # Where a chat's own prompt begins: chats have no ids in their bodies, so all of them count as this one.
 _CHAT_FIRST_TOKEN = 1
 
 
-class Refused(Exception):
+class InvalidRequest(Exception):
     """The request cannot be served: `status`, and a message that names the field and the fix."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestBody:
     """What the mock needs to know of a request."""
 
     chat: bool
@@ -41,19 +41,19 @@ class Asked:
     fault: faults.Fault | None
 
 
-def read(chat: bool, headers: Mapping[str, str], body: bytes) -> Asked:
+def parse_request(chat: bool, headers: Mapping[str, str], body: bytes) -> RequestBody:
     """Raises Refused."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Refused(f"The body is not JSON: {error}") from error
+        raise InvalidRequest(f"The body is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise Refused("The body must be a JSON object.")
+        raise InvalidRequest("The body must be a JSON object.")
     first_token, prompt_tokens = _messages(document) if chat else _prompt(document)
     options = document.get("stream_options") or {}
     if not isinstance(options, dict):
-        raise Refused("stream_options must be an object.", "stream_options")
-    return Asked(
+        raise InvalidRequest("stream_options must be an object.", "stream_options")
+    return RequestBody(
         chat=chat,
         stream=document.get("stream") is True,
         max_tokens=_max_tokens(document),
@@ -70,7 +70,7 @@ def read(chat: bool, headers: Mapping[str, str], body: bytes) -> Asked:
 def _messages(document: dict[str, Any]) -> tuple[int, int]:
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused("messages must be a list with at least one message.", "messages")
+        raise InvalidRequest("messages must be a list with at least one message.", "messages")
     texts = [message.get("content") or "" for message in messages if isinstance(message, dict)]
     return _CHAT_FIRST_TOKEN, sum(len(text.split()) for text in texts if isinstance(text, str)) or 1
 
@@ -81,7 +81,7 @@ def _prompt(document: dict[str, Any]) -> tuple[int, int]:
         return _CHAT_FIRST_TOKEN, len(prompt.split())
     if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
         return prompt[0], len(prompt)
-    raise Refused("prompt must be a text or a list of token ids, not empty.", "prompt")
+    raise InvalidRequest("prompt must be a text or a list of token ids, not empty.", "prompt")
 
 
 def _max_tokens(document: dict[str, Any]) -> int | None:
@@ -89,7 +89,7 @@ def _max_tokens(document: dict[str, Any]) -> int | None:
         value = document.get(name)
         if value is not None:
             if not isinstance(value, int) or value < 1:
-                raise Refused(f"{name} must be a whole number of at least 1.", name)
+                raise InvalidRequest(f"{name} must be a whole number of at least 1.", name)
             return value
     return None
 
@@ -98,13 +98,13 @@ def _fault(document: dict[str, Any], headers: Mapping[str, str]) -> faults.Fault
     """The header wins. A `user` that names no fault is a user."""
     try:
         if named := headers.get("x-mock-fault"):
-            return faults.read(named)
+            return faults.parse_fault(named)
     except ValueError as error:
-        raise Refused(f"X-Mock-Fault: {error}") from error
+        raise InvalidRequest(f"X-Mock-Fault: {error}") from error
     user = document.get("user")
-    if not isinstance(user, str) or not (user in set(faults.Kind) or user.startswith("{")):
+    if not isinstance(user, str) or not (user in set(faults.FaultKind) or user.startswith("{")):
         return None
     try:
-        return faults.read(user)
+        return faults.parse_fault(user)
     except ValueError as error:
-        raise Refused(f"user: {error}", "user") from error
+        raise InvalidRequest(f"user: {error}", "user") from error

@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 import orjson
 
-from loadtest.mock.faults import Fault, Kind
-from loadtest.mock.openai_chunks import DONE, Chunks, error_body
+from loadtest.mock.faults import Fault, FaultKind
+from loadtest.mock.openai_chunks import DONE, ChunkBuilder, error_body
 
-__all__ = ["FOREVER_NS", "Act", "Manner", "script"]
+__all__ = ["FOREVER_NS", "Action", "StreamTiming", "make_actions"]
 
 FOREVER_NS = -1
 """A wait that never ends."""
 _CHARACTER = "é".encode()
 # The pause within a split character: long enough that no client finds both halves in one read.
-_HALVES_NS = 5_000_000
+_HALVES_PAUSE_NS = 5_000_000
 
 
-class Act(NamedTuple):
+class Action(NamedTuple):
     """What is done `wait_ns` after the act before it (the first one: after arrival)."""
 
     wait_ns: int
@@ -32,121 +32,126 @@ class Act(NamedTuple):
     """The position of the first token."""
     content_at: int = 0
     """Which document carries the tokens."""
-    last: bool = False
+    is_last: bool = False
     """Whether the answer is then complete."""
     cut: Fault | None = None
     """The connection ends within the first document."""
-    halves: bool = False
+    in_halves: bool = False
     """Written in two halves, the cut within a character, with a pause between."""
 
 
-class Manner(NamedTuple):
+class StreamTiming(NamedTuple):
     """How one stream speaks: waits in ns, numbers of tokens, and what its client wants to be told."""
 
     ttft_ns: int
     itl_ns: Callable[[], int]
     tokens_per_event: Callable[[], int]
     max_tokens: int
-    role: bool
-    early: bool
+    sends_role: bool
+    sends_role_early: bool
     include_usage: bool
 
 
-def script(chunks: Chunks, manner: Manner, fault: Fault | None) -> Iterator[Act]:
+def make_actions(chunks: ChunkBuilder, timing: StreamTiming, fault: Fault | None) -> Iterator[Action]:
     """All acts of a stream."""
-    acts = _plain(chunks, manner, fault)
-    return acts if fault is None else _spoiled(acts, chunks, fault)
+    actions = _faultless_actions(chunks, timing, fault)
+    return actions if fault is None else _with_fault(actions, chunks, fault)
 
 
-def _plain(chunks: Chunks, manner: Manner, fault: Fault | None) -> Iterator[Act]:
+def _faultless_actions(chunks: ChunkBuilder, timing: StreamTiming, fault: Fault | None) -> Iterator[Action]:
     kind = None if fault is None else fault.kind
-    seq, said, wait_ns = 1, 0, manner.ttft_ns
-    opening: tuple[bytes, ...] = (chunks.role(),) if manner.role else ()
-    if opening and manner.early:
-        yield Act(0, opening, 0, seq)
+    seq, sent, wait_ns = 1, 0, timing.ttft_ns
+    opening: tuple[bytes, ...] = (chunks.role_chunk(),) if timing.sends_role else ()
+    if opening and timing.sends_role_early:
+        yield Action(0, opening, 0, seq)
         seq, opening = seq + 1, ()
     while True:
-        count = min(manner.tokens_per_event(), manner.max_tokens - said)
-        over = said + count == manner.max_tokens
-        finish = "length" if over and kind is not Kind.NO_FINISH else None
-        documents = (*opening, chunks.content(said, count, finish))
-        if over:
-            documents += _ending(chunks, manner, kind, said + count)
-        yield Act(wait_ns, documents, count, seq, said, len(opening), last=over)
-        if over:
+        count = min(timing.tokens_per_event(), timing.max_tokens - sent)
+        is_last = sent + count == timing.max_tokens
+        finish = "length" if is_last and kind is not FaultKind.NO_FINISH else None
+        documents = (*opening, chunks.content_chunk(sent, count, finish))
+        if is_last:
+            documents += _final_documents(chunks, timing, kind, sent + count)
+        yield Action(wait_ns, documents, count, seq, sent, len(opening), is_last=is_last)
+        if is_last:
             return
-        seq, said, opening, wait_ns = seq + len(documents), said + count, (), manner.itl_ns()
+        seq, sent, opening, wait_ns = seq + len(documents), sent + count, (), timing.itl_ns()
 
 
-def _ending(chunks: Chunks, manner: Manner, kind: Kind | None, said: int) -> tuple[bytes, ...]:
+def _final_documents(
+    chunks: ChunkBuilder, timing: StreamTiming, kind: FaultKind | None, tokens: int
+) -> tuple[bytes, ...]:
     """What comes behind the last token."""
     documents: tuple[bytes, ...] = ()
-    if kind is Kind.TWO_FINISHES:
-        documents += (chunks.finish("stop", said),)
-    if manner.include_usage and kind is not Kind.NO_USAGE:
-        documents += (chunks.usage(said + 7 if kind is Kind.WRONG_USAGE else said),)
-    if kind is not Kind.NO_DONE:
+    if kind is FaultKind.TWO_FINISHES:
+        documents += (chunks.finish_chunk("stop", tokens),)
+    if timing.include_usage and kind is not FaultKind.NO_USAGE:
+        documents += (chunks.usage_chunk(tokens + 7 if kind is FaultKind.WRONG_USAGE else tokens),)
+    if kind is not FaultKind.NO_DONE:
         documents += (DONE,)
-    if kind is Kind.AFTER_DONE:
-        documents += (chunks.content(said, 1),)
+    if kind is FaultKind.AFTER_DONE:
+        documents += (chunks.content_chunk(tokens, 1),)
     return documents
 
 
-def _spoiled(acts: Iterator[Act], chunks: Chunks, fault: Fault) -> Iterator[Act]:
+def _with_fault(actions: Iterator[Action], chunks: ChunkBuilder, fault: Fault) -> Iterator[Action]:
     """The acts, with the fault where `after` events with tokens have been said."""
-    said = 0
-    for act in acts:
-        if not act.tokens or said != fault.after:
-            said += bool(act.tokens)
+    sent = 0
+    for act in actions:
+        if not act.tokens or sent != fault.after:
+            sent += bool(act.tokens)
             yield act
             continue
-        said += 1
-        yield from _spoil(act, acts, chunks, fault)
-        if fault.kind in {Kind.CUT, Kind.ERROR_EVENT}:
+        sent += 1
+        yield from _apply_fault(act, actions, chunks, fault)
+        if fault.kind in {FaultKind.CUT, FaultKind.ERROR_EVENT}:
             return
 
 
-def _spoil(act: Act, acts: Iterator[Act], chunks: Chunks, fault: Fault) -> Iterator[Act]:
+def _apply_fault(action: Action, actions: Iterator[Action], chunks: ChunkBuilder, fault: Fault) -> Iterator[Action]:
     """In place of `act`; what it takes from `acts` it says."""
 
-    def said(text: bytes) -> bytes:
-        return chunks.said(text, act.start, act.tokens, "length" if act.last else None)
+    def with_text(text: bytes) -> bytes:
+        return chunks.content_with_text(text, action.start, action.tokens, "length" if action.is_last else None)
 
     match fault.kind:
-        case Kind.CUT:
-            yield act._replace(documents=act.documents[act.content_at :], tokens=0, cut=fault)
-        case Kind.ERROR_EVENT:
+        case FaultKind.CUT:
+            yield action._replace(documents=action.documents[action.content_at :], tokens=0, cut=fault)
+        case FaultKind.ERROR_EVENT:
             error = orjson.dumps(error_body(500, "The engine died, as the plan says.", code="engine_failed"))
-            yield Act(act.wait_ns, (error, DONE), 0, act.seq, last=True)
-        case Kind.STALL:
-            pause_ns = FOREVER_NS if fault.seconds is None else act.wait_ns + round(fault.seconds * 1e9)
-            yield act._replace(wait_ns=pause_ns)
-        case Kind.OUT_OF_ORDER if (following := next(acts, None)) is not None:
+            yield Action(action.wait_ns, (error, DONE), 0, action.seq, is_last=True)
+        case FaultKind.STALL:
+            pause_ns = FOREVER_NS if fault.seconds is None else action.wait_ns + round(fault.seconds * 1e9)
+            yield action._replace(wait_ns=pause_ns)
+        case FaultKind.OUT_OF_ORDER if (following := next(actions, None)) is not None:
             # Their numbers change places, too, as if something on the way had exchanged them.
-            yield following._replace(wait_ns=act.wait_ns, last=False)
-            yield act._replace(wait_ns=following.wait_ns, last=following.last)
-        case Kind.CROSS_TALK:
-            document = act.documents[act.content_at]
-            yield _altered(act, document.replace(chunks.id.encode(), b"cmpl-of-another-stream", 1))
-        case Kind.WRONG_TOKEN:
-            yield _altered(act, chunks.content(act.start, act.tokens, "length" if act.last else None, wrong=True))
-        case Kind.GARBAGE_JSON:
-            document = act.documents[act.content_at]
-            yield _altered(act, document[: len(document) // 2])
-        case Kind.BAD_EVENT:
-            yield _altered(act, b'{"choices":"none"}')
-        case Kind.HALF_CHARACTER:
-            yield _altered(act, said(_CHARACTER[:1]))
-            if (following := next(acts, None)) is not None:
-                yield _altered(following, said(_CHARACTER[1:]))
-        case Kind.SPLIT_CHARACTER:
-            yield _altered(act, said(_CHARACTER))._replace(halves=True)
-            yield Act(_HALVES_NS)
+            yield following._replace(wait_ns=action.wait_ns, is_last=False)
+            yield action._replace(wait_ns=following.wait_ns, is_last=following.is_last)
+        case FaultKind.CROSS_TALK:
+            document = action.documents[action.content_at]
+            yield _with_document(action, document.replace(chunks.id.encode(), b"cmpl-of-another-stream", 1))
+        case FaultKind.WRONG_TOKEN:
+            yield _with_document(
+                action,
+                chunks.content_chunk(action.start, action.tokens, "length" if action.is_last else None, wrong=True),
+            )
+        case FaultKind.GARBAGE_JSON:
+            document = action.documents[action.content_at]
+            yield _with_document(action, document[: len(document) // 2])
+        case FaultKind.BAD_EVENT:
+            yield _with_document(action, b'{"choices":"none"}')
+        case FaultKind.HALF_CHARACTER:
+            yield _with_document(action, with_text(_CHARACTER[:1]))
+            if (following := next(actions, None)) is not None:
+                yield _with_document(following, with_text(_CHARACTER[1:]))
+        case FaultKind.SPLIT_CHARACTER:
+            yield _with_document(action, with_text(_CHARACTER))._replace(in_halves=True)
+            yield Action(_HALVES_PAUSE_NS)
         case _:
-            yield act
+            yield action
 
 
-def _altered(act: Act, document: bytes) -> Act:
+def _with_document(action: Action, document: bytes) -> Action:
     """The act with another document for its tokens."""
-    at = act.content_at
-    return act._replace(documents=(*act.documents[:at], document, *act.documents[at + 1 :]))
+    at = action.content_at
+    return action._replace(documents=(*action.documents[:at], document, *action.documents[at + 1 :]))

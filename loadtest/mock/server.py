@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 from loadtest.mock.app import App
-from loadtest.mock.ground_truth import Truth
-from loadtest.mock.plan import Plan
+from loadtest.mock.ground_truth import GroundTruth
+from loadtest.mock.plan import MockPlan
 
 __all__ = ["serve"]
 
@@ -18,23 +18,23 @@ __all__ = ["serve"]
 BACKLOG = 4096
 
 
-async def serve(plan: Plan, host: str, port: int, truth: Path | None) -> None:
+async def serve(plan: MockPlan, host: str, port: int, truth: Path | None) -> None:
     """Serve until told to end; say where on stdout, and at the end how late it was. Raises OSError if it cannot
     listen."""
     loop = asyncio.get_running_loop()
     app = App(plan, loop)
-    server = await loop.create_server(app.connection, host, port, backlog=BACKLOG)
-    told = asyncio.Event()
+    server = await loop.create_server(app.make_connection, host, port, backlog=BACKLOG)
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stopping.set)
     print(f"listening on http://{host}:{server.sockets[0].getsockname()[1]}", flush=True)
     # A collection of the records of a long run would be seen in the times.
     gc.collect()
     gc.disable()
-    await told.wait()
+    await stopping.wait()
     server.close()
     app.close()
-    mock = app.lateness.told()
+    mock = app.lateness.to_dict()
     if truth is not None:
-        Truth.write(truth, app.records, mock)
+        GroundTruth.write(truth, app.records, mock)
     print(json.dumps({"requests": len(app.records), **mock}), flush=True)

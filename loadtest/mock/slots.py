@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from loadtest.mock.stream import Job
 
-__all__ = ["Turns"]
+__all__ = ["Slots"]
 
 
-class Turns:
+class Slots:
     """At most `limit` jobs at a time (None: as many as come), in order of arrival."""
 
     def __init__(self, limit: int | None, start: Callable[[Job], object]) -> None:
@@ -28,18 +28,18 @@ class Turns:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def ask(self, job: Job) -> None:
+    def submit(self, job: Job) -> None:
         """It starts now or later."""
         if self._limit is None or len(self._running) < self._limit:
             self._begin(job)
         else:
             self._waiting.append(job)
 
-    def said(self, job: Job, tokens: int) -> None:
+    def add_tokens(self, job: Job, tokens: int) -> None:
         self._running[job] += tokens
         self.tokens += tokens
 
-    def over(self, job: Job) -> None:
+    def release(self, job: Job) -> None:
         """It has ended, or was never started."""
         if job not in self._running:
             self._waiting.remove(job)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from time import perf_counter_ns
 from typing import Protocol
 
-from loadtest.mock.ground_truth import Record
-from loadtest.mock.script import FOREVER_NS, Act
+from loadtest.mock.ground_truth import TrueRecord
+from loadtest.mock.script import FOREVER_NS, Action
 
-__all__ = ["Job", "Reader", "Stream"]
+__all__ = ["Connection", "Job", "Stream"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Reader(Protocol):
+class Connection(Protocol):
     """A connection, as a stream sees it."""
 
     def send(self, payload: bytes) -> int:
@@ -23,7 +23,7 @@ class Reader(Protocol):
     def complete(self) -> None:
         """The answer is whole; the connection may be used again."""
 
-    def cut(self, *, rst: bool) -> None:
+    def abort(self, *, rst: bool) -> None:
         """End the connection."""
 
 
@@ -33,7 +33,7 @@ class Job:
 
     def __init__(
         self,
-        record: Record,
+        record: TrueRecord,
         prompt_tokens: int,
         first_wait_ns: int,
         on_tokens: Callable[[Job, int], object],
@@ -42,7 +42,7 @@ class Job:
         self.record = record
         self.prompt_tokens = prompt_tokens
         self.first_wait_ns = first_wait_ns
-        self.over = False
+        self.is_over = False
         self._on_tokens = on_tokens
         self._on_end = on_end
 
@@ -50,24 +50,24 @@ class Job:
         """As `engine.Due`."""
         raise NotImplementedError
 
-    def leave(self, reader: Reader) -> bool:
+    def on_reader_left(self, reader: Connection) -> bool:
         """The reader has gone. Returns whether there is a reason to go on."""
         raise NotImplementedError
 
     def end(self, how: str) -> None:
         """Nothing is said any more."""
-        if not self.over:
-            self.over = True
+        if not self.is_over:
+            self.is_over = True
             self.record.end = how
             self.record.ended_ns = perf_counter_ns()
             self._on_end(self)
 
     def abandon(self) -> None:
         """Say nothing any more, and tell nobody."""
-        self.over = True
+        self.is_over = True
         self.record.end = "left"
 
-    def _said(self, at_ns: int, tokens: int) -> None:
+    def _record_tokens(self, at_ns: int, tokens: int) -> None:
         self.record.sent_ns.append(at_ns)
         self.record.tokens.append(tokens)
         self._on_tokens(self, tokens)
@@ -78,89 +78,89 @@ class Stream(Job):
 
     def __init__(
         self,
-        acts: Iterator[Act],
-        record: Record,
+        actions: Iterator[Action],
+        record: TrueRecord,
         prompt_tokens: int,
         *,
-        numbered: bool,
+        is_resumable: bool,
         on_tokens: Callable[[Job, int], object],
         on_end: Callable[[Job], object],
     ) -> None:
-        self._acts = acts
-        self._act = next(acts)
-        super().__init__(record, prompt_tokens, self._act.wait_ns, on_tokens, on_end)
-        self._numbered = numbered
-        self._readers: list[Reader] = []
+        self._actions = actions
+        self._action = next(actions)
+        super().__init__(record, prompt_tokens, self._action.wait_ns, on_tokens, on_end)
+        self._is_resumable = is_resumable
+        self._readers: list[Connection] = []
         # What a numbered stream has said, and the numbers; readers who come later find it here.
-        self._kept: list[tuple[int, bytes]] = []
+        self._frames: list[tuple[int, bytes]] = []
         # The second half of what is written in two.
-        self._held = b""
+        self._second_half = b""
 
-    def join(self, reader: Reader, after: int = 0) -> None:
+    def join(self, reader: Connection, after: int = 0) -> None:
         """`reader` gets what has been said behind that number, and what follows."""
-        for seq, frame in self._kept:
+        for seq, frame in self._frames:
             if seq > after:
                 reader.send(frame)
-        if self.over:
+        if self.is_over:
             reader.send(LAST_CHUNK)
             reader.complete()
         else:
             self._readers.append(reader)
 
-    def leave(self, reader: Reader) -> bool:
+    def on_reader_left(self, reader: Connection) -> bool:
         if reader in self._readers:
             self._readers.remove(reader)
-        return self._numbered or self.over
+        return self._is_resumable or self.is_over
 
     def fire(self) -> int | None:
-        if self.over:
+        if self.is_over:
             return None
-        act = self._act
-        now_ns = self._write(act)
-        if act.tokens:
-            self._said(now_ns, act.tokens)
-        if act.last or act.cut is not None:
-            self._finish(act)
+        action = self._action
+        now_ns = self._write(action)
+        if action.tokens:
+            self._record_tokens(now_ns, action.tokens)
+        if action.is_last or action.cut is not None:
+            self._finish(action)
             return None
-        self._act = next(self._acts)
-        return None if self._act.wait_ns == FOREVER_NS else self._act.wait_ns
+        self._action = next(self._actions)
+        return None if self._action.wait_ns == FOREVER_NS else self._action.wait_ns
 
-    def _write(self, act: Act) -> int:
-        payload = self._framed(act)
-        if self._held:
-            payload, self._held = self._held + payload, b""
-        if act.halves:
+    def _write(self, action: Action) -> int:
+        payload = self._frame(action)
+        if self._second_half:
+            payload, self._second_half = self._second_half + payload, b""
+        if action.in_halves:
             # Behind the first byte of the last character that has two.
             at = max(payload.rfind(byte) for byte in (b"\xc3", b"\xc4")) + 1
-            payload, self._held = payload[:at], payload[at:]
-        if act.cut is not None:
-            payload = payload[: payload.index(b"\r\n") + 2 + act.cut.byte]
-        elif act.last:
+            payload, self._second_half = payload[:at], payload[at:]
+        if action.cut is not None:
+            payload = payload[: payload.index(b"\r\n") + 2 + action.cut.byte]
+        elif action.is_last:
             payload += LAST_CHUNK
         now_ns = perf_counter_ns()
         for reader in tuple(self._readers):
             now_ns = reader.send(payload)
         return now_ns
 
-    def _framed(self, act: Act) -> bytes:
+    def _frame(self, action: Action) -> bytes:
         """As one chunk of HTTP."""
-        if not act.documents:
+        if not action.documents:
             return b""
-        if not self._numbered:
-            body = b"".join([b"data: %b\n\n" % document for document in act.documents])
+        if not self._is_resumable:
+            body = b"".join([b"data: %b\n\n" % document for document in action.documents])
             return b"%x\r\n%b\r\n" % (len(body), body)
         frames = []
-        for seq, document in enumerate(act.documents, act.seq):
+        for seq, document in enumerate(action.documents, action.seq):
             event = b"id: %d\ndata: %b\n\n" % (seq, document)
             frames.append(b"%x\r\n%b\r\n" % (len(event), event))
-            self._kept.append((seq, frames[-1]))
+            self._frames.append((seq, frames[-1]))
         return b"".join(frames)
 
-    def _finish(self, act: Act) -> None:
+    def _finish(self, action: Action) -> None:
         readers, self._readers = self._readers, []
-        self.end("complete" if act.cut is None else "cut")
+        self.end("complete" if action.cut is None else "cut")
         for reader in readers:
-            if act.cut is None:
+            if action.cut is None:
                 reader.complete()
             else:
-                reader.cut(rst=act.cut.rst)
+                reader.abort(rst=action.cut.rst)

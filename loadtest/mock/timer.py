@@ -26,22 +26,22 @@ class Timer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object]) -> None:
         self._wake = wake
-        self._fd = _checked(_libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        self._fd = _check(_libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
         self._loop = loop
-        loop.add_reader(self._fd, self._rang)
+        loop.add_reader(self._fd, self._on_expired)
 
     def set(self, at_ns: int) -> None:
         """In place of what was set before."""
         # Zero would switch it off.
         seconds, rest = divmod(max(at_ns, 1), _SECOND_NS)
         setting = _Setting(0, 0, seconds, rest)
-        _checked(_libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(setting), None))
+        _check(_libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(setting), None))
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
 
-    def _rang(self) -> None:
+    def _on_expired(self) -> None:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
@@ -50,7 +50,7 @@ class Timer:
         self._wake()
 
 
-def _checked(result: int) -> int:
+def _check(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

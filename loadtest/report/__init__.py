@@ -22,5 +22,5 @@ __all__ = ["write"]
 def write(result: Result, out: Path) -> None:
     """Write `report.html` and `summary.md` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(page.of_run(result), encoding="utf-8")
-    (out / "summary.md").write_text(markdown.of_run(result), encoding="utf-8")
+    (out / "report.html").write_text(page.render_run(result), encoding="utf-8")
+    (out / "summary.md").write_text(markdown.render_run(result), encoding="utf-8")

@@ -14,10 +14,10 @@ from html import escape
 from typing import Literal
 from zlib import crc32
 
-from loadtest.formatting import number
+from loadtest.formatting import format_number
 from loadtest.report.scale import Axis
 
-__all__ = ["Band", "Chart", "Line", "Rule"]
+__all__ = ["Band", "Chart", "Line", "ReferenceLine"]
 
 WIDTH, HEIGHT = 400, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
@@ -49,12 +49,12 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ReferenceLine:
     """A straight line with a label: a limit on the y axis, or a place on the x axis."""
 
     at: float
     label: str
-    across: Literal["x", "y"] = "y"
+    axis: Literal["x", "y"] = "y"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +68,19 @@ class Chart:
     lines: Sequence[Line]
     unit: str = ""
     bands: Sequence[Band] = ()
-    rules: Sequence[Rule] = ()
+    reference_lines: Sequence[ReferenceLine] = ()
     x_name: str = "t"
     note: str = ""
     x_labels: Sequence[str] = field(default_factory=tuple)
     """What the pointer shows for each x of the first line, where the number alone would not do."""
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there is nothing to draw."""
         return not any(value is not None for line in self.lines for _, value in line.points)
 
     @property
-    def stacked(self) -> bool:
+    def is_stacked(self) -> bool:
         """Whether bars stand on each other."""
         return bool(self.lines) and all(line.kind == "bars" for line in self.lines)
 
@@ -89,16 +89,16 @@ class Chart:
         name = f"c{crc32(f'{self.title}/{self.description}'.encode()):x}"
         head = (
             f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}t {name}d" '
-            f'data-chart="{escape(self._values())}" xmlns="http://www.w3.org/2000/svg">'
+            f'data-chart="{escape(self._hover_data())}" xmlns="http://www.w3.org/2000/svg">'
         )
-        drawn = self._stack() if self.stacked else [part for line in self.lines for part in self._line(line)]
+        drawn = self._stacked_bars() if self.is_stacked else [part for line in self.lines for part in self._line(line)]
         parts = [
             head,
             f'<title id="{name}t">{escape(self.title)}</title><desc id="{name}d">{escape(self.description)}</desc>',
             *self._bands(),
             *self._grid(),
             *drawn,
-            *self._rules(),
+            *self._reference_lines(),
             "</svg>",
         ]
         return "".join(parts)
@@ -108,10 +108,10 @@ class Chart:
         return self.svg()
 
     def _x(self, value: float) -> float:
-        return _LEFT + self.x.place(value) * PLOT_W
+        return _LEFT + self.x.position(value) * PLOT_W
 
     def _y(self, value: float) -> float:
-        return _TOP + (1 - min(max(self.y.place(value), 0.0), 1.0)) * PLOT_H
+        return _TOP + (1 - min(max(self.y.position(value), 0.0), 1.0)) * PLOT_H
 
     def _grid(self) -> list[str]:
         bottom = _TOP + PLOT_H
@@ -186,7 +186,7 @@ class Chart:
                 )
         return [f'<path class="line c{line.colour}" d="{"".join(path)}"/>', *dots]
 
-    def _stack(self) -> list[str]:
+    def _stacked_bars(self) -> list[str]:
         bases: dict[float, float] = {}
         width = max(1.0, min(PLOT_W / max(len(self.lines[0].points), 1) * 0.8, 14.0))
         made = []
@@ -203,35 +203,35 @@ class Chart:
                 )
         return made
 
-    def _rules(self) -> list[str]:
+    def _reference_lines(self) -> list[str]:
         made = []
-        for rule in self.rules:
-            axis = self.y if rule.across == "y" else self.x
+        for rule in self.reference_lines:
+            axis = self.y if rule.axis == "y" else self.x
             if not axis.covers(rule.at):
                 continue
-            if rule.across == "y":
+            if rule.axis == "y":
                 y = self._y(rule.at)
                 # Above the line, unless that is outside the chart.
                 text_y = y - 4 if y > _TOP + 14 else y + 12
                 made.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-                made += _label(_LEFT + 5, text_y, rule.label, "start")
+                made += _boxed_label(_LEFT + 5, text_y, rule.label, "start")
             else:
                 x = self._x(rule.at)
                 end = x > _LEFT + PLOT_W / 2
                 made.append(f'<path class="rule" d="M{x:.1f} {_TOP}V{_TOP + PLOT_H}"/>')
-                made += _label(x - 4 if end else x + 4, _TOP + 11, rule.label, "end" if end else "start")
+                made += _boxed_label(x - 4 if end else x + 4, _TOP + 11, rule.label, "end" if end else "start")
         return made
 
-    def _values(self) -> str:
+    def _hover_data(self) -> str:
         """For the script: places and words, so that it need not know the axes."""
         longest = max(self.lines, key=lambda line: len(line.points), default=Line("", ()))
         xs = [x for x, _ in longest.points]
-        labels = list(self.x_labels) or [f"{self.x_name} {number(x)}" for x in xs]
+        labels = list(self.x_labels) or [f"{self.x_name} {format_number(x)}" for x in xs]
         series = [
             {
                 "n": line.name,
                 "c": line.colour,
-                "v": ["" if value is None else f"{number(value)}{self.unit}" for value in _at(line, xs)],
+                "v": ["" if value is None else f"{format_number(value)}{self.unit}" for value in _values_at(line, xs)],
             }
             for line in self.lines
         ]
@@ -242,7 +242,7 @@ class Chart:
         )  # fmt: skip
 
 
-def _label(x: float, y: float, text: str, anchor: Literal["start", "end"]) -> list[str]:
+def _boxed_label(x: float, y: float, text: str, anchor: Literal["start", "end"]) -> list[str]:
     """Words amid the lines, on a ground of their own."""
     width = len(text) * _CHAR
     left = x if anchor == "start" else x - width
@@ -252,6 +252,6 @@ def _label(x: float, y: float, text: str, anchor: Literal["start", "end"]) -> li
     ]
 
 
-def _at(line: Line, xs: Sequence[float]) -> list[float | None]:
+def _values_at(line: Line, xs: Sequence[float]) -> list[float | None]:
     known = dict(line.points)
     return [known.get(x) for x in xs]

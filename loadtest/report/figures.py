@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from loadtest.formatting import ms, number
+from loadtest.formatting import format_ms, format_number
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Check, Distribution, Result, Server, Slice
-from loadtest.report.chart import Band, Chart, Line, Rule
-from loadtest.report.scale import Linear, Tail, Time, latency
+from loadtest.measure.result import Check, LatencyStats, Result, Server, TimelineSecond
+from loadtest.report.chart import Band, Chart, Line, ReferenceLine
+from loadtest.report.scale import Linear, PercentileTail, Time, latency_axis
 
-__all__ = ["bands", "curves", "limits", "over_time", "server"]
+__all__ = ["percentile_charts", "server_charts", "slo_limits", "timeline_charts", "unmeasured_bands"]
 
 # More points than pixels show nothing more.
 _POINTS = 240
@@ -30,48 +30,50 @@ _PER_NINE = 24
 class Span:
     """Some seconds of the run, together one point of a chart."""
 
-    slices: Sequence[Slice]
+    slices: Sequence[TimelineSecond]
 
     @property
     def t_s(self) -> float:
         return self.slices[0].t_s + (len(self.slices) - 1) / 2
 
-    def rate(self, of: Callable[[Slice], int]) -> float:
+    def rate(self, of: Callable[[TimelineSecond], int]) -> float:
         return sum(map(of, self.slices)) / len(self.slices)
 
-    def counted(self, metric: str) -> Histogram:
+    def histogram(self, metric: str) -> Histogram:
         whole = Histogram()
         for each in self.slices:
             if packed := getattr(each, metric):
-                whole.merge(Histogram.unpacked(packed))
+                whole.merge(Histogram.from_dict(packed))
         return whole
 
 
-def spans(timeline: Sequence[Slice]) -> list[Span]:
+def spans(timeline: Sequence[TimelineSecond]) -> list[Span]:
     """The run in at most so many pieces of equal length."""
     size = max(1, ceil(len(timeline) / _POINTS))
     return [Span(timeline[at : at + size]) for at in range(0, len(timeline), size)]
 
 
-def over_time(result: Result) -> list[Chart]:
+def timeline_charts(result: Result) -> list[Chart]:
     """What happened when: rates, requests in flight, tokens, latencies, errors."""
     parts = spans(result.timeline)
     x = Time.over(result.timeline[-1].t_s + 1 if result.timeline else 1)
     every = f"each point is {len(parts[0].slices)} s" if parts and len(parts[0].slices) > 1 else ""
-    draw = _Drawing(result, parts, x, every)
-    asked = [] if result.summary.asked_rps is None else [("due", _of(parts, lambda s: s.due))]
+    draw = _TimelineCharts(result, parts, x, every)
+    asked = [] if result.summary.asked_rps is None else [("due", _rate_points(parts, lambda s: s.due))]
     charts = [
         draw.chart(
             "Requests", "requests per second, by when they were due, sent and ended",
-            "requests/s", [*asked, ("sent", _of(parts, lambda s: s.sent)), ("ended well", _of(parts, lambda s: s.ok))],
+            "requests/s",
+            [*asked, ("sent", _rate_points(parts, lambda s: s.sent)),
+             ("ended well", _rate_points(parts, lambda s: s.ok))],
         ),
         draw.chart(
             "In flight", "requests that had been sent and not ended", "requests",
-            [("in flight", _of(parts, lambda s: s.in_flight))],
+            [("in flight", _rate_points(parts, lambda s: s.in_flight))],
         ),
         draw.chart(
             "Output tokens", "tokens received per second", "tokens/s",
-            [("tokens/s", _of(parts, lambda s: s.output_tokens))],
+            [("tokens/s", _rate_points(parts, lambda s: s.output_tokens))],
         ),
         draw.latency("ttft", "Time to first token", "by the second of the first token, from the intended start"),
         draw.latency("itl", "Between tokens (ITL)", "gaps between events with content"),
@@ -82,16 +84,16 @@ def over_time(result: Result) -> list[Chart]:
     return charts
 
 
-def curves(result: Result) -> list[Chart]:
+def percentile_charts(result: Result) -> list[Chart]:
     """Percentile curves, the tail spread out, with the limits of the SLO."""
     found = result.summary
-    pairs: list[tuple[str, str, list[tuple[str, Distribution]]]] = [
+    pairs: list[tuple[str, str, list[tuple[str, LatencyStats]]]] = [
         ("ttft", "Time to first token", [("intended", found.ttft_ms), ("sent", found.ttft_from_sent_ms)]),
         ("itl", "Between tokens (ITL)", [("each gap", found.itl_ms), ("longest of a stream", found.max_stall_ms)]),
         ("tpot", "Per output token (TPOT)", [("each stream", found.tpot_ms)]),
         ("e2e", "Whole requests (E2E)", [("intended", found.e2e_ms), ("sent", found.e2e_from_sent_ms)]),
     ]
-    return [_curve(metric, title, series, result.verdict.checks) for metric, title, series in pairs]
+    return [_percentile_chart(metric, title, series, result.verdict.checks) for metric, title, series in pairs]
 
 
 _SERVER = (
@@ -108,24 +110,24 @@ _SERVER = (
 )  # fmt: skip
 
 
-def server(found: Server, length_s: float, bands: Sequence[Band]) -> list[Chart]:
+def server_charts(found: Server, length_s: float, bands: Sequence[Band]) -> list[Chart]:
     """What the server's own metrics showed, a chart for each kind that it has."""
     x = Time.over(length_s)
     charts = []
     for title, unit, factor, names in _SERVER:
         series = [
-            (label, _thin(found.series[name], factor, length_s)) for name, label in names if found.series.get(name)
+            (label, _thin_out(found.series[name], factor, length_s)) for name, label in names if found.series.get(name)
         ]
-        charts.append(_timed(title, f"{title}, as the server's metrics said, in {unit}", unit, series, x, bands))
-    refused = [(name.partition('reason="')[2].rstrip('"}') or "any", _thin(points, 1.0, length_s))
+        charts.append(_time_chart(title, f"{title}, as the server's metrics said, in {unit}", unit, series, x, bands))
+    refused = [(name.partition('reason="')[2].rstrip('"}') or "any", _thin_out(points, 1.0, length_s))
                for name, points in found.series.items() if name.startswith("sluice_rejections_total")]  # fmt: skip
     charts.append(
-        _timed("Rejections", "requests turned away at the gate, by reason", "per second", refused[:6], x, bands)
+        _time_chart("Rejections", "requests turned away at the gate, by reason", "per second", refused[:6], x, bands)
     )
-    return [chart for chart in charts if not chart.empty]
+    return [chart for chart in charts if not chart.is_empty]
 
 
-def bands(result: Result) -> list[Band]:
+def unmeasured_bands(result: Result) -> list[Band]:
     """The parts of the time line that are not measured."""
     found = []
     for stage, label in (("warmup", "warm-up, not measured"), ("drain", "drain, not measured")):
@@ -135,13 +137,13 @@ def bands(result: Result) -> list[Band]:
     return found
 
 
-def limits(checks: Iterable[Check], metric: str) -> list[tuple[str, float]]:
+def slo_limits(checks: Iterable[Check], metric: str) -> list[tuple[str, float]]:
     """The SLO's limits on a metric: quantile and milliseconds."""
     matched = ((_CHECK.fullmatch(check.name), check.limit) for check in checks)
     return [(match[2], limit) for match, limit in matched if match and match[1] == metric]
 
 
-class _Drawing:
+class _TimelineCharts:
     """What the charts of one time line have in common."""
 
     def __init__(self, result: Result, parts: Sequence[Span], x: Time, every: str) -> None:
@@ -149,26 +151,26 @@ class _Drawing:
         self._parts = parts
         self._x = x
         self._every = every
-        self._bands = bands(result)
+        self._bands = unmeasured_bands(result)
 
     def chart(
         self, title: str, text: str, unit: str, series: Sequence[tuple[str, list[tuple[float, float | None]]]]
     ) -> Chart:
-        return _timed(title, text, unit, series, self._x, self._bands, note=self._every)
+        return _time_chart(title, text, unit, series, self._x, self._bands, note=self._every)
 
     def latency(self, metric: str, title: str, text: str) -> Chart:
-        whole = [(part.t_s, part.counted(metric)) for part in self._parts]
+        whole = [(part.t_s, part.histogram(metric)) for part in self._parts]
         series = [
             Line(name, [(t_s, _ms(counted, q)) for t_s, counted in whole], colour)
             for colour, (name, q) in enumerate(_QUANTILES)
         ]
         known = [value for line in series for _, value in line.points if value is not None]
-        rules, drawn = _rules(limits(self._result.verdict.checks, metric), known)
+        rules, drawn = _limit_lines(slo_limits(self._result.verdict.checks, metric), known)
         note = f"p99 is the largest where there are fewer than 100 values{'; ' if self._every else ''}{self._every}"
         return Chart(
             title, f"{_NAMES[metric]}, median and 99th percentile over time, {text}", self._x,
-            latency(f"{_NAMES[metric]} (ms)", [*known, *drawn]), series, " ms", self._bands, rules,
-            note=f"{text}; {note}", x_labels=[_clock(part.t_s) for part in self._parts],
+            latency_axis(f"{_NAMES[metric]} (ms)", [*known, *drawn]), series, " ms", self._bands, rules,
+            note=f"{text}; {note}", x_labels=[_format_run_time(part.t_s) for part in self._parts],
         )  # fmt: skip
 
     def errors(self) -> Chart | None:
@@ -184,17 +186,17 @@ class _Drawing:
         if rest:
             groups.append((f"{len(rest)} other kinds", set(rest)))
         lines = [
-            Line(name, [(part.t_s, _errors(part, members) or None) for part in self._parts], colour, "bars")
+            Line(name, [(part.t_s, _error_rate(part, members) or None) for part in self._parts], colour, "bars")
             for colour, (name, members) in enumerate(groups)
         ]
         tops = [sum(value or 0 for _, value in column) for column in zip(*(line.points for line in lines), strict=True)]
         return Chart(
             "Errors", "failed requests by kind, stacked", self._x, Linear.over("errors/s", tops), lines, "/s",
-            self._bands, note=self._every, x_labels=[_clock(part.t_s) for part in self._parts],
+            self._bands, note=self._every, x_labels=[_format_run_time(part.t_s) for part in self._parts],
         )  # fmt: skip
 
 
-def _timed(
+def _time_chart(
     title: str, text: str, unit: str, series: Sequence[tuple[str, list[tuple[float, float | None]]]], x: Time,
     shaded: Sequence[Band], note: str = "",
 ) -> Chart:  # fmt: skip
@@ -203,44 +205,50 @@ def _timed(
     longest: Sequence[tuple[float, float | None]] = max((line.points for line in lines), key=len, default=())
     return Chart(
         title, text, x, Linear.over(unit, known), lines, f" {unit}", shaded, note=note,
-        x_labels=[_clock(t_s) for t_s, _ in longest],
+        x_labels=[_format_run_time(t_s) for t_s, _ in longest],
     )  # fmt: skip
 
 
-def _curve(metric: str, title: str, series: Sequence[tuple[str, Distribution]], checks: Sequence[Check]) -> Chart:
+def _percentile_chart(
+    metric: str, title: str, series: Sequence[tuple[str, LatencyStats]], checks: Sequence[Check]
+) -> Chart:
     counts = [found.count for _, found in series]
-    x = Tail.over("percentile", max(counts))
-    lines = [Line(name, _shares(found, x), colour) for colour, (name, found) in enumerate(series) if found.count]
+    x = PercentileTail.over("percentile", max(counts))
+    lines = [
+        Line(name, _percentile_points(found, x), colour) for colour, (name, found) in enumerate(series) if found.count
+    ]
     known = [value for line in lines for _, value in line.points if value is not None]
-    rules, drawn = _rules(limits(checks, metric), known)
+    rules, drawn = _limit_lines(slo_limits(checks, metric), known)
     longest = max((line.points for line in lines), key=len, default=())
     return Chart(
         title, f"{_NAMES[metric]} at each percentile; the axis gives every further nine the same room", x,
-        latency(f"{_NAMES[metric]} (ms)", [*known, *drawn]), lines, " ms", (), rules,
-        note=f"number of values: {max(counts):,}", x_labels=[f"p{number(q * 100, 5)}" for q, _ in longest],
+        latency_axis(f"{_NAMES[metric]} (ms)", [*known, *drawn]), lines, " ms", (), rules,
+        note=f"number of values: {max(counts):,}", x_labels=[f"p{format_number(q * 100, 5)}" for q, _ in longest],
     )  # fmt: skip
 
 
-def _shares(found: Distribution, x: Tail) -> list[tuple[float, float | None]]:
+def _percentile_points(found: LatencyStats, x: PercentileTail) -> list[tuple[float, float | None]]:
     """The curve, as far as there are values to tell it by; its end is the largest."""
-    counted = Histogram.unpacked(found.histogram)
+    counted = Histogram.from_dict(found.histogram)
     last = 1 - 0.5 / counted.count
     steps = [1 - 10 ** (-i / _PER_NINE) for i in range(int(x.last * _PER_NINE) + 1)]
     shares = sorted({q for q in (*steps, 0.5, 0.9, 0.99, 0.999, 0.9999) if q < last} | {last})
     return [(q, _ms(counted, q)) for q in shares]
 
 
-def _rules(found: Sequence[tuple[str, float]], known: Sequence[float]) -> tuple[list[Rule], list[float]]:
+def _limit_lines(found: Sequence[tuple[str, float]], known: Sequence[float]) -> tuple[list[ReferenceLine], list[float]]:
     """The limits as lines, and those of them near enough to the values to widen the axis for."""
     near = [limit for _, limit in found if known and limit <= 4 * max(known)]
-    return [Rule(limit, f"{quantile} limit {ms(limit)}") for quantile, limit in found if limit in near], near
+    return [
+        ReferenceLine(limit, f"{quantile} limit {format_ms(limit)}") for quantile, limit in found if limit in near
+    ], near
 
 
-def _of(parts: Iterable[Span], of: Callable[[Slice], int]) -> list[tuple[float, float | None]]:
+def _rate_points(parts: Iterable[Span], of: Callable[[TimelineSecond], int]) -> list[tuple[float, float | None]]:
     return [(part.t_s, part.rate(of)) for part in parts]
 
 
-def _errors(part: Span, kinds: set[str]) -> float:
+def _error_rate(part: Span, kinds: set[str]) -> float:
     return part.rate(lambda each: sum(count for kind, count in each.errors.items() if kind in kinds))
 
 
@@ -249,7 +257,7 @@ def _ms(counted: Histogram, q: float) -> float | None:
     return None if value is None else value / 1000
 
 
-def _thin(points: Sequence[Sequence[float]], factor: float, length_s: float) -> list[tuple[float, float | None]]:
+def _thin_out(points: Sequence[Sequence[float]], factor: float, length_s: float) -> list[tuple[float, float | None]]:
     """At most so many points, each the mean of its neighbours; none from before or after the run."""
     inside = [(t_s, value * factor) for t_s, value in points if 0 <= t_s <= length_s]
     size = max(1, ceil(len(inside) / _POINTS))
@@ -257,10 +265,10 @@ def _thin(points: Sequence[Sequence[float]], factor: float, length_s: float) -> 
     return [(piece[len(piece) // 2][0], sum(value for _, value in piece) / len(piece)) for piece in pieces]
 
 
-def _clock(t_s: float) -> str:
+def _format_run_time(t_s: float) -> str:
     """A time of the run: 42 s, 1:02:03."""
     if t_s < 180:
-        return f"{number(t_s)} s"
+        return f"{format_number(t_s)} s"
     minutes, seconds = divmod(int(t_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

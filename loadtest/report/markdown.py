@@ -8,27 +8,27 @@ from collections.abc import Iterable, Sequence
 from loadtest.measure.result import Outcome, Result
 from loadtest.report import tables
 
-__all__ = ["escaped", "of_run", "table"]
+__all__ = ["escape", "render_run", "table"]
 
 # Links, images, emphasis, HTML, headings and cells; and what makes a list at the beginning of a line.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&]|^[+-](?= )|(?<=^\d)[.)](?= ))")
 _LATENCY = ("ms", "count", "mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
 
-def of_run(result: Result) -> str:
+def render_run(result: Result) -> str:
     """Verdict, reasons, numbers, and how to run it again."""
     run = result.run
     latencies = tables.latencies(result.summary)
     headline = tables.HEADLINES[Outcome(result.verdict.outcome)]
     parts = [
-        f"## {escaped(run.scenario)}: {headline} (exit code {result.verdict.exit_code})",
-        f"{escaped(run.model)} at {escaped(run.url)}, {run.duration_s:g} s measured, started {escaped(run.started_at)}",
-        "\n".join(f"- {escaped(reason)}" for reason in result.verdict.reasons),
+        f"## {escape(run.scenario)}: {headline} (exit code {result.verdict.exit_code})",
+        f"{escape(run.model)} at {escape(run.url)}, {run.duration_s:g} s measured, started {escape(run.started_at)}",
+        "\n".join(f"- {escape(reason)}" for reason in result.verdict.reasons),
         table(("", "", ""), tables.cards(result.summary)),
         table(_LATENCY, latencies),
     ]
-    if tables.weak(latencies):
-        parts.append(escaped("* too few values to tell how large this percentile may be"))
+    if tables.has_few_samples(latencies):
+        parts.append(escape("* too few values to tell how large this percentile may be"))
     if errors := tables.errors(result.summary):
         parts.append(table(("error", "requests", "share", "meaning"), errors))
     parts.append(f"Again: {_code(run.command)} (seed {run.seed})")
@@ -40,11 +40,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     return "\n".join(
         "| " + " | ".join(cells) + " |"
-        for cells in (lines[0], lines[1], *([escaped(cell) for cell in row] for row in rows))
+        for cells in (lines[0], lines[1], *([escape(cell) for cell in row] for row in rows))
     )
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 

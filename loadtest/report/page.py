@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from loadtest.measure.result import Outcome, Result
 from loadtest.report import figures, tables
 
-__all__ = ["of_run", "render"]
+__all__ = ["render", "render_run"]
 
 
-def of_run(result: Result) -> str:
+def render_run(result: Result) -> str:
     """The report of one run."""
     latencies = tables.latencies(result.summary)
     length_s = result.timeline[-1].t_s + 1 if result.timeline else 1
@@ -29,14 +29,14 @@ def of_run(result: Result) -> str:
             "cards": tables.cards(result.summary),
             "checks": tables.checks(result.verdict.checks),
             "latencies": latencies,
-            "weak": tables.weak(latencies),
-            "curves": figures.curves(result),
-            "over_time": figures.over_time(result),
+            "weak": tables.has_few_samples(latencies),
+            "curves": figures.percentile_charts(result),
+            "over_time": figures.timeline_charts(result),
             "errors": tables.errors(result.summary),
             "groups": tables.groups(result.groups),
             "fairness": tables.fairness(result.groups),
             "server": tables.server(result),
-            "server_charts": figures.server(result.server, length_s, figures.bands(result)),
+            "server_charts": figures.server_charts(result.server, length_s, figures.unmeasured_bands(result)),
             "generator": tables.generator(result),
             "integrity": tables.integrity(result),
         },

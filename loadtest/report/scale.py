@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-from loadtest.formatting import number
+from loadtest.formatting import format_number
 
-__all__ = ["Axis", "Linear", "Log", "Tail", "Time", "latency"]
+__all__ = ["Axis", "Linear", "Log", "PercentileTail", "Time", "latency_axis"]
 
 # Above so many times the smallest, a linear axis presses the small values flat.
 _LOG_FROM = 20
@@ -20,7 +20,7 @@ class Axis:
 
     title: str
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Between 0 and 1 for what the axis covers."""
         raise NotImplementedError
 
@@ -30,7 +30,7 @@ class Axis:
 
     def covers(self, value: float) -> bool:
         """Whether the value lies on the axis."""
-        return -1e-9 <= self.place(value) <= 1 + 1e-9
+        return -1e-9 <= self.position(value) <= 1 + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class Linear(Axis):
         known = list(values)
         top = max([low, *known])
         bottom = min([low, *known])
-        step = _round_step((top - bottom) / around) if top > bottom else 1.0
+        step = _round_step((top - bottom) / around) if (top - bottom) / around > 0 else 1.0
         return cls(title, floor(bottom / step + 1e-9) * step, max(ceil(top / step - 1e-9), 1) * step, step)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
         steps = round((self.high - self.low) / self.step)
         values = [self.low + i * self.step for i in range(steps + 1)]
-        return [(self.place(value), _short(value)) for value in values]
+        return [(self.position(value), _tick_label(value)) for value in values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +72,38 @@ class Log(Axis):
     def over(cls, title: str, values: Iterable[float]) -> Log:
         """Wide enough for all values above zero."""
         known = [value for value in values if value > 0]
-        low, high = _down(min(known, default=1.0)), _up(max(known, default=10.0))
+        low, high = _round_down(min(known, default=1.0)), _round_up(max(known, default=10.0))
         return cls(title, low, high if high > low else low * 10)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         return (log10(max(value, self.low)) - log10(self.low)) / (log10(self.high) - log10(self.low))
 
     def ticks(self) -> list[tuple[float, str]]:
         first, last = floor(log10(self.low) + 1e-9), ceil(log10(self.high) - 1e-9)
         steps = (1,) if last - first > 3 else (1, 2, 5)
         values = [10.0**power * step for power in range(first, last + 1) for step in steps]
-        return [(self.place(v), _short(v)) for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+        return [(self.position(v), _tick_label(v)) for v in values if self.low * 0.999 <= v <= self.high * 1.001]
 
 
 @dataclass(frozen=True, slots=True)
-class Tail(Axis):
+class PercentileTail(Axis):
     """Percentiles, each nine as wide as the one before: where tails can be seen. Values are shares from 0 to 1."""
 
     title: str
     last: float
 
     @classmethod
-    def over(cls, title: str, count: int) -> Tail:
+    def over(cls, title: str, count: int) -> PercentileTail:
         """As far as so many samples reach."""
         return cls(title, min(max(log10(2 * max(count, 1)), 1.0), 5.0))
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         return min(-log10(max(1 - value, 1e-12)) / self.last, 1.0)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(self.place(q), number(q * 100, 7)) for q in _PERCENTILES if -log10(1 - q) <= self.last + 1e-9]
+        return [
+            (self.position(q), format_number(q * 100, 7)) for q in _PERCENTILES if -log10(1 - q) <= self.last + 1e-9
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +122,16 @@ class Time(Axis):
         span = max(seconds, 1) / unit_s
         return cls(f"time ({name})", span, unit_s, _round_step(span / 6))
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         return value / self.unit_s / self.high
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(i * self.step / self.high, _short(i * self.step)) for i in range(floor(self.high / self.step) + 1)]
+        return [
+            (i * self.step / self.high, _tick_label(i * self.step)) for i in range(floor(self.high / self.step) + 1)
+        ]
 
 
-def latency(title: str, values: Iterable[float]) -> Axis:
+def latency_axis(title: str, values: Iterable[float]) -> Axis:
     """Linear, unless the largest is so far from the smallest that a logarithm shows more."""
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) > _LOG_FROM:
@@ -140,19 +144,19 @@ def _round_step(step: float) -> float:
     return next(power * each for each in (1, 2, 2.5, 5, 10) if step <= power * each * (1 + 1e-9))
 
 
-def _down(value: float) -> float:
+def _round_down(value: float) -> float:
     power = 10.0 ** floor(log10(value) + 1e-12)
     return max(each * power for each in (1, 2, 5) if each * power <= value * (1 + 1e-9))
 
 
-def _up(value: float) -> float:
+def _round_up(value: float) -> float:
     power = 10.0 ** floor(log10(value) + 1e-12)
     return min(each * power for each in (1, 2, 5, 10) if each * power >= value * (1 - 1e-9))
 
 
-def _short(value: float) -> str:
+def _tick_label(value: float) -> str:
     """A tick: 1,500,000 is 1.5M."""
     for size, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return number(value / (1e3 if name == "k" else size)) + name
-    return number(round(value, 9))
+            return format_number(value / (1e3 if name == "k" else size)) + name
+    return format_number(round(value, 9))

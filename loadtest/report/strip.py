@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Strip"]
+__all__ = ["IntervalStrip"]
 
 _WIDTH, _HEIGHT = 180, 18
 _EDGE = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class IntervalStrip:
     """`low` to `high` around `value`, on an axis that reaches `span` to either side of `centre`; changes within
     `slack` of it are too small to matter."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loadtest.formatting import count, ms, number, share, signed
-from loadtest.measure.quantile_ci import needed
-from loadtest.measure.result import Check, Distribution, ErrorKind, Group, Outcome, Result, Summary
+from loadtest.formatting import format_count, format_ms, format_number, format_percent, format_signed
+from loadtest.measure.quantile_ci import samples_needed
+from loadtest.measure.result import Check, ErrorKind, Group, LatencyStats, Outcome, Result, Summary
 
 __all__ = [
     "HEADLINES",
@@ -18,10 +18,10 @@ __all__ = [
     "fairness",
     "generator",
     "groups",
+    "has_few_samples",
     "integrity",
     "latencies",
     "server",
-    "weak",
 ]
 
 HEADLINES = {
@@ -65,7 +65,7 @@ class Fairness:
 
     served: float | None
     """Of the shares of their requests that ended well."""
-    soon: float | None
+    first_token: float | None
     """Of their mean times to the first token."""
 
 
@@ -73,22 +73,30 @@ def cards(found: Summary) -> list[tuple[str, str, str]]:
     """The handful of numbers on top: what, value, and what it is measured against."""
     errors = sum(found.errors_by_kind.values())
     asked = found.requests - found.cancelled_by_plan
-    rate = "closed loop" if found.asked_rps is None else f"asked {number(found.asked_rps)}"
-    left = f"{count(found.cancelled_by_plan)} cancelled by plan" if found.cancelled_by_plan else "none cancelled"
+    rate = "closed loop" if found.asked_rps is None else f"asked {format_number(found.asked_rps)}"
+    left = f"{format_count(found.cancelled_by_plan)} cancelled by plan" if found.cancelled_by_plan else "none cancelled"
     return [
-        ("Requests", count(found.requests), left),
-        ("Ended well", count(found.ok), f"{share(found.ok / asked) if asked else '-'} of those not cancelled"),
-        ("Errors", count(errors), share(errors / asked) if asked else "-"),
-        ("Rate", f"{number(found.achieved_rps)}/s", rate),
-        ("Goodput", f"{number(found.goodput_rps)}/s", f"{count(found.good)} within every limit"),
-        ("Output tokens", f"{number(found.output_tokens_per_s)}/s", f"{count(found.output_tokens)} in all"),
+        ("Requests", format_count(found.requests), left),
+        (
+            "Ended well",
+            format_count(found.ok),
+            f"{format_percent(found.ok / asked) if asked else '-'} of those not cancelled",
+        ),
+        ("Errors", format_count(errors), format_percent(errors / asked) if asked else "-"),
+        ("Rate", f"{format_number(found.achieved_rps)}/s", rate),
+        ("Goodput", f"{format_number(found.goodput_rps)}/s", f"{format_count(found.good)} within every limit"),
+        (
+            "Output tokens",
+            f"{format_number(found.output_tokens_per_s)}/s",
+            f"{format_count(found.output_tokens)} in all",
+        ),
     ]
 
 
 def latencies(found: Summary) -> list[Row]:
     """One row for each time: name, count, mean, p50, p90, p95, p99, p99.9, max; in milliseconds. A percentile of too
     few values has a star."""
-    rows: list[tuple[str, Distribution]] = [
+    rows: list[tuple[str, LatencyStats]] = [
         ("TTFT", found.ttft_ms),
         ("TTFT from sending", found.ttft_from_sent_ms),
         ("ITL", found.itl_ms),
@@ -97,10 +105,10 @@ def latencies(found: Summary) -> list[Row]:
         ("E2E", found.e2e_ms),
         ("E2E from sending", found.e2e_from_sent_ms),
     ]
-    return [(name, *_distribution(each)) for name, each in rows]
+    return [(name, *_latency_cells(each)) for name, each in rows]
 
 
-def weak(rows: Iterable[Row]) -> bool:
+def has_few_samples(rows: Iterable[Row]) -> bool:
     """Whether any of these percentiles has a star."""
     return any(cell.endswith("*") for row in rows for cell in row)
 
@@ -110,8 +118,8 @@ def checks(found: Iterable[Check]) -> list[Row]:
     rows: list[Row] = []
     for check in found:
         latency = check.name.endswith("_ms")
-        say = ms if latency else share
-        interval = f"{_end(check.low)} to {_end(check.high)}" if latency else "-"
+        say = format_ms if latency else format_percent
+        interval = f"{_interval_end(check.low)} to {_interval_end(check.high)}" if latency else "-"
         limit = f"{'at least' if check.name == 'goodput' else 'at most'} {say(check.limit)}"
         rows.append((check.name, "met" if check.met else "missed", say(check.value), limit, interval))
     return rows
@@ -122,7 +130,12 @@ def errors(found: Summary) -> list[Row]:
     kinds = sorted(found.errors_by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
     known = {str(kind): text for kind, text in _MEANINGS.items()}
     return [
-        (kind, count(times), share(times / found.requests) if found.requests else "-", known.get(kind, ""))
+        (
+            kind,
+            format_count(times),
+            format_percent(times / found.requests) if found.requests else "-",
+            known.get(kind, ""),
+        )
         for kind, times in kinds
     ]
 
@@ -131,9 +144,9 @@ def groups(found: Iterable[Group]) -> list[Row]:
     """One row for each workload and tenant."""
     return [
         (
-            group.workload, group.tenant, count(s.requests), count(s.ok), count(sum(s.errors_by_kind.values())),
-            number(s.ttft_ms.p50), number(s.ttft_ms.p99), number(s.itl_ms.p50), number(s.itl_ms.p99),
-            number(s.e2e_ms.p50), number(s.e2e_ms.p99), number(s.output_tokens_per_s),
+            group.workload, group.tenant, *map(format_count, (s.requests, s.ok, sum(s.errors_by_kind.values()))),
+            *map(format_number, (s.ttft_ms.p50, s.ttft_ms.p99, s.itl_ms.p50, s.itl_ms.p99, s.e2e_ms.p50, s.e2e_ms.p99)),
+            format_number(s.output_tokens_per_s),
         )
         for group in found
         for s in (group.summary,)
@@ -149,13 +162,14 @@ def fairness(found: Iterable[Group]) -> Fairness | None:
     if len(parts) < 2:
         return None
     served = [
-        _part(sum(s.ok for s in each), sum(s.requests - s.cancelled_by_plan for s in each)) for each in parts.values()
-    ]
-    soon = [
-        _part(sum((s.ttft_ms.mean or 0) * s.ttft_ms.count for s in each), sum(s.ttft_ms.count for s in each))
+        _quotient(sum(s.ok for s in each), sum(s.requests - s.cancelled_by_plan for s in each))
         for each in parts.values()
     ]
-    return Fairness(_jain(served), _jain(soon))
+    soon = [
+        _quotient(sum((s.ttft_ms.mean or 0) * s.ttft_ms.count for s in each), sum(s.ttft_ms.count for s in each))
+        for each in parts.values()
+    ]
+    return Fairness(_jain_index(served), _jain_index(soon))
 
 
 def generator(result: Result) -> list[Row]:
@@ -163,13 +177,17 @@ def generator(result: Result) -> list[Row]:
     found = result.generator
     late, lag = found.lateness_ms, found.loop_lag_ms
     return [
-        ("workers", count(found.workers), "processes that generated the load"),
-        ("lateness p50 / p99 / max", _three(late), "from the intended start to the first byte sent"),
-        ("loop lag p50 / p99 / max", _three(lag), "how late the generator's own timers woke"),
-        ("CPU", share(found.cpu_share_max), "of one core, the busiest five seconds of the busiest worker"),
-        ("dropped arrivals", count(found.dropped_arrivals), "due and never sent"),
-        ("events", count(found.events), "server-sent events received"),
-        ("CPU per event", "-" if found.cpu_us_per_event is None else f"{number(found.cpu_us_per_event, 3)} µs", ""),
+        ("workers", format_count(found.workers), "processes that generated the load"),
+        ("lateness p50 / p99 / max", _p50_p99_max(late), "from the intended start to the first byte sent"),
+        ("loop lag p50 / p99 / max", _p50_p99_max(lag), "how late the generator's own timers woke"),
+        ("CPU", format_percent(found.cpu_share_max), "of one core, the busiest five seconds of the busiest worker"),
+        ("dropped arrivals", format_count(found.dropped_arrivals), "due and never sent"),
+        ("events", format_count(found.events), "server-sent events received"),
+        (
+            "CPU per event",
+            "-" if found.cpu_us_per_event is None else f"{format_number(found.cpu_us_per_event, 3)} µs",
+            "",
+        ),
     ]
 
 
@@ -178,14 +196,15 @@ def server(result: Result) -> list[Row]:
     found = result.server
     apart = ""
     if found.generated_tokens and found.client_tokens is not None:
-        apart = f"{signed((found.generated_tokens / found.client_tokens - 1) * 100) if found.client_tokens else '-'} % "
+        share = (found.generated_tokens / found.client_tokens - 1) * 100 if found.client_tokens else None
+        apart = f"{format_signed(share)} % "
     return [
-        ("tokens, by the server", count(found.generated_tokens), "its own counter over the run, warm-up included"),
-        ("tokens, by the client", count(found.client_tokens), f"{apart}difference" if apart else ""),
-        ("TTFT apart", "-" if found.ttft_gap_ms is None else f"{signed(found.ttft_gap_ms)} ms",
+        ("tokens, by the server", format_count(found.generated_tokens), "its counter over the whole run, with warm-up"),
+        ("tokens, by the client", format_count(found.client_tokens), f"{apart}difference" if apart else ""),
+        ("TTFT apart", "-" if found.ttft_gap_ms is None else f"{format_signed(found.ttft_gap_ms)} ms",
          "client's mean from sending, minus the server's own mean: network, and waiting before the server's clock"),
-        ("gateway overhead", ms(found.gateway_overhead_ms), "mean time from arrival to the engine, without the queue"),
-        *((name, number(value), "left over after the run") for name, value in sorted(found.left_over.items())),
+        ("gateway overhead", format_ms(found.gateway_overhead_ms), "mean time from arrival to engine, without queue"),
+        *((name, format_number(value), "left over after the run") for name, value in sorted(found.left_over.items())),
     ]  # fmt: skip
 
 
@@ -194,35 +213,43 @@ def integrity(result: Result) -> list[Row]:
     found = result.integrity
     freed = {None: "not asked", True: "yes", False: "no"}[found.freed_after_cancels]
     return [
-        ("streams checked", count(found.checked_streams), "for [DONE], finish reason, usage, order and identity"),
-        ("tokens verified", count(found.verified_tokens), "one by one, against what the engine must say"),
-        ("violations", count(sum(found.violations.values())), ", ".join(sorted(found.violations))),
+        (
+            "streams checked",
+            format_count(found.checked_streams),
+            "for [DONE], finish reason, usage, order and identity",
+        ),
+        ("tokens verified", format_count(found.verified_tokens), "one by one, against what the engine must say"),
+        ("violations", format_count(sum(found.violations.values())), ", ".join(sorted(found.violations))),
         ("freed after cancels", freed, "the server's gauges went back to what they were"),
     ]
 
 
-def _distribution(found: Distribution) -> Row:
+def _latency_cells(found: LatencyStats) -> Row:
     percentiles = ((found.p50, 0.5), (found.p90, 0.9), (found.p95, 0.95), (found.p99, 0.99), (found.p999, 0.999))
     return (
-        count(found.count),
-        number(found.mean),
-        *(number(value) + ("*" if 0 < found.count < needed(q) else "") for value, q in percentiles),
-        number(found.max),
+        format_count(found.count),
+        format_number(found.mean),
+        *(format_number(value) + ("*" if 0 < found.count < samples_needed(q) else "") for value, q in percentiles),
+        format_number(found.max),
     )
 
 
-def _end(value: float | None) -> str:
-    return "unknown" if value is None else ms(value)
+def _interval_end(value: float | None) -> str:
+    return "unknown" if value is None else format_ms(value)
 
 
-def _three(found: Distribution) -> str:
-    return f"{number(found.p50, 3)} / {number(found.p99, 3)} / {number(found.max, 3)} ms" if found.count else "-"
+def _p50_p99_max(found: LatencyStats) -> str:
+    return (
+        f"{format_number(found.p50, 3)} / {format_number(found.p99, 3)} / {format_number(found.max, 3)} ms"
+        if found.count
+        else "-"
+    )
 
 
-def _part(some: float, of: float) -> float:
+def _quotient(some: float, of: float) -> float:
     return some / of if of else 0.0
 
 
-def _jain(values: list[float]) -> float | None:
+def _jain_index(values: list[float]) -> float | None:
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else None

@@ -11,31 +11,31 @@ from pathlib import Path
 
 from loadtest import report
 from loadtest.analysis.verdict import judge
-from loadtest.measure.result import Distribution, Result, Run, Server
-from loadtest.runner.run_plan import began_ns
+from loadtest.measure.result import LatencyStats, Result, Run, Server
+from loadtest.runner.run_plan import to_perf_counter_ns
 from loadtest.runner.session import Session
-from loadtest.runner.summarise import Counted
+from loadtest.runner.summarise import CollectedRun
 from loadtest.scenario.behaviours import Cancel
 from loadtest.server_metrics import scraper
 
-__all__ = ["conclude", "text"]
+__all__ = ["finish_run", "to_text"]
 
 
-def conclude(session: Session, out: Path | None, command: str) -> Result:
+def finish_run(session: Session, out: Path | None, command: str) -> Result:
     """The result of a run that has ended; written to `out` if there is one."""
-    loaded, counted, served = session.loaded, session.counted, session.served
+    loaded, counted, served = session.loaded, session.collected, session.server_info
     assert loaded is not None
     assert counted is not None
     assert served is not None
     summary = counted.summary()
-    freed = _freed(session, counted)
+    freed = _was_freed(session, counted)
     generator, integrity = counted.generator(), counted.integrity(freed)
-    server = _server(session, counted, summary.ttft_from_sent_ms)
+    server = _server_metrics(session, counted, summary.ttft_from_sent_ms)
     stages = loaded.scenario.stages
     result = Result(
         run=Run(
             scenario=loaded.scenario.name,
-            scenario_yaml=loaded.yaml(),
+            scenario_yaml=loaded.masked_yaml(),
             url=session.url,
             model=served.model,
             seed=loaded.scenario.seed,
@@ -60,7 +60,7 @@ def conclude(session: Session, out: Path | None, command: str) -> Result:
     return result
 
 
-def text(result: Result) -> str:
+def to_text(result: Result) -> str:
     """The result in a few lines for a terminal."""
     summary, verdict = result.summary, result.verdict
     asked = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} asked"
@@ -88,7 +88,7 @@ def text(result: Result) -> str:
     return "\n".join([*lines, f"verdict: {verdict.outcome}", *(f"  {reason}" for reason in verdict.reasons)])
 
 
-def _row(name: str, one: Distribution) -> str:
+def _row(name: str, one: LatencyStats) -> str:
     values = (one.mean, one.p50, one.p90, one.p99, one.max)
     return f"{name:12}{one.count:>9}" + "".join(f"{_ms(value):>10}" for value in values)
 
@@ -97,24 +97,24 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _freed(session: Session, counted: Counted) -> bool | None:
+def _was_freed(session: Session, counted: CollectedRun) -> bool | None:
     """Whether the server let go of what cancelled requests held; None if none were to be cancelled."""
     cancels = any(isinstance(one, Cancel) for workload in counted.scenario.workloads for one in workload.behaviours)
     if not cancels or session.scraper is None:
         return None
-    return scraper.freed(
-        session.metrics_urls, session.headers, counted.scenario.freed_within_s, session.scraper.before, session.nudge
+    return scraper.wait_until_freed(
+        session.metrics_urls, session.headers, counted.scenario.freed_within_s, session.scraper.baseline, session.ping
     )
 
 
-def _server(session: Session, counted: Counted, ttft: Distribution) -> Server:
+def _server_metrics(session: Session, counted: CollectedRun, ttft: LatencyStats) -> Server:
     tokens = counted.client_tokens()
     if session.scraper is None:
         return Server(scraped=False, client_tokens=tokens, notes=["not scraped: the generator had one process only"])
     session.scraper.stop()
     stages = counted.scenario.stages
-    began = began_ns(session.began_s) / 1e9
-    return session.scraper.server(began, tokens, ttft.mean, (stages.warmup_s, stages.arrivals_s))
+    began = to_perf_counter_ns(session.began_s) / 1e9
+    return session.scraper.to_result(began, tokens, ttft.mean, (stages.warmup_s, stages.arrivals_s))
 
 
 def _write(result: Result, out: Path, workers: int) -> None:

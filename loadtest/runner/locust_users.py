@@ -18,12 +18,12 @@ from locust import LoadTestShape, User, events, task
 
 from loadtest.client import tls
 from loadtest.client.connection import Address
-from loadtest.client.pool import Pool
-from loadtest.client.request_runner import Asker
+from loadtest.client.pool import ConnectionPool
+from loadtest.client.request_runner import RequestRunner
 from loadtest.measure.record import Record
 from loadtest.runner.session import Session
 from loadtest.scenario.model import Timeouts
-from loadtest.scenario.workload import Ask, Plan
+from loadtest.scenario.workload import PreparedRequest, ReadPlan
 
 __all__ = ["LoadShape", "LoadUser", "SSEUser", "StreamError"]
 
@@ -47,8 +47,10 @@ class SSEUser(User):
 
     def on_start(self) -> None:
         """Locust calls it before the first task; call it from your own."""
-        self._connections = Pool(Address.of(self.host or "", tls.context(self.tls_verify)), self.timeouts.connect_s)
-        self._asked = 0
+        self._connections = ConnectionPool(
+            Address.from_url(self.host or "", tls.make_ssl_context(self.tls_verify)), self.timeouts.connect_s
+        )
+        self._next_number = 0
 
     def on_stop(self) -> None:
         """As `on_start`."""
@@ -64,38 +66,38 @@ class SSEUser(User):
     ) -> Record:
         """Ask for a stream and read it; Locust is told once, and the record has all times and tokens."""
         usage = {"stream_options": {"include_usage": True}}
-        whole = {**usage, **body, "stream": True}
-        asked = Ask(
-            number=self._asked,
+        full_body = {**usage, **body, "stream": True}
+        request = PreparedRequest(
+            number=self._next_number,
             turn=1,
             workload=name,
             tenant="default",
             model=str(body.get("model", "")),
             path=path,
-            body=orjson.dumps(whole),
+            body=orjson.dumps(full_body),
             headers=headers or {},
             stream=True,
             choices=int(body.get("n") or 1),
             max_tokens=int(body.get("max_tokens") or body.get("max_completion_tokens") or sys.maxsize),
-            plan=Plan(),
-            by_usage=bool(whole["stream_options"].get("continuous_usage_stats")),
-            by_ids=bool(body.get("return_token_ids")),
-            synthetic=False,
-            prompt_ids=None,
+            read_plan=ReadPlan(),
+            counts_by_usage=bool(full_body["stream_options"].get("continuous_usage_stats")),
+            counts_by_ids=bool(body.get("return_token_ids")),
+            is_verified=False,
+            prompt_start=None,
             keeps_text=False,
         )
-        self._asked += 1
+        self._next_number += 1
         now_ns = perf_counter_ns()
-        asker = Asker(self._connections, self.timeouts, now_ns + int(self.timeouts.deadline_s * 1e9))
-        record, _ = asker.perform(asked, now_ns, lambda _: None)
-        tell(record)
+        runner = RequestRunner(self._connections, self.timeouts, now_ns + int(self.timeouts.deadline_s * 1e9))
+        record, _ = runner.run(request, now_ns, lambda _: None)
+        report_to_locust(record)
         return record
 
 
-def tell(record: Record) -> None:
+def report_to_locust(record: Record) -> None:
     """One sample for one request; what was planned to end early is no failure."""
     failed = StreamError(str(record.error)) if record.error is not None else None
-    first_ns = record.ttft_from_ns
+    first_ns = record.first_token_ns
     context = {
         "tenant": record.tenant,
         "model": record.model,
@@ -120,11 +122,11 @@ class LoadUser(User):
     """One user of the scenario."""
 
     @task
-    def ask(self) -> None:
+    def send_requests(self) -> None:
         """Until the run is over."""
         session = Session.of(self.environment)
-        if session.host is not None and session.is_closed:
-            session.host.use()
+        if session.worker is not None and session.is_closed_loop:
+            session.worker.run_user()
         while True:
             # Locust ends users when the shape is through; until then there is nothing to do for this one.
             gevent.sleep(1.0)

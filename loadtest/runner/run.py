@@ -23,19 +23,21 @@ from loadtest.measure.result import Result
 from loadtest.runner import finish
 from loadtest.runner.locust_users import LoadShape, LoadUser
 from loadtest.runner.session import Session
-from loadtest.scenario.loader import Loaded
+from loadtest.scenario.loader import LoadedScenario
 
-__all__ = ["measure"]
+__all__ = ["run_scenario"]
 
 _LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 # Importing Locust takes a second or two; on a busy machine with many workers much longer.
 _WORKERS_WITHIN_S = 120.0
-_SAY_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 5.0
 
-Say = Callable[[str], object]
+OnProgress = Callable[[str], object]
 
 
-def measure(loaded: Loaded, url: str, out: Path, workers: int, command: str, say: Say) -> Result:
+def run_scenario(
+    loaded: LoadedScenario, url: str, out: Path, workers: int, command: str, on_progress: OnProgress
+) -> Result:
     """Run a scenario against a server and write what came of it to `out`.
 
     Raises PreflightError or ScenarioError if it cannot begin."""
@@ -45,10 +47,10 @@ def measure(loaded: Loaded, url: str, out: Path, workers: int, command: str, say
     runner = environment.create_master_runner("127.0.0.1", port)
     session = Session(environment, lambda: loaded, lambda _: None, out)
     try:
-        with _processes(workers, port) as children:
-            _wait_for(runner, children, workers)
+        with _worker_processes(workers, port) as children:
+            _wait_for_workers(runner, children, workers)
             runner.start_shape()
-            _follow(session, say)
+            _report_progress(session, on_progress)
             runner.quit()
             for child in children:
                 child.wait(15)
@@ -56,11 +58,11 @@ def measure(loaded: Loaded, url: str, out: Path, workers: int, command: str, say
         runner.server.close()
     if session.failure is not None:
         raise PreflightError(session.failure)
-    return finish.conclude(session, out, command)
+    return finish.finish_run(session, out, command)
 
 
 @contextmanager
-def _processes(count: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _worker_processes(count: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Worker processes, none of which is left behind."""
     path = os.pathsep.join([str(_LOCUSTFILE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     words = ["-m", "locust", "-f", str(_LOCUSTFILE), "--worker", "--loglevel", "WARNING"]
@@ -78,7 +80,7 @@ def _processes(count: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]
             child.wait()
 
 
-def _wait_for(runner: MasterRunner, children: list[subprocess.Popen[bytes]], count: int) -> None:
+def _wait_for_workers(runner: MasterRunner, children: list[subprocess.Popen[bytes]], count: int) -> None:
     deadline = time.monotonic() + _WORKERS_WITHIN_S
     while len(runner.clients.ready) < count:
         gone = next((child for child in children if child.poll() is not None), None)
@@ -89,21 +91,21 @@ def _wait_for(runner: MasterRunner, children: list[subprocess.Popen[bytes]], cou
         gevent.sleep(0.05)
 
 
-def _follow(session: Session, say: Say) -> None:
+def _report_progress(session: Session, on_progress: OnProgress) -> None:
     """Until the run is over, say how it goes."""
-    while not session.ended.wait(_SAY_EVERY_S):
-        counted = session.counted
+    while not session.ended.wait(_PROGRESS_EVERY_S):
+        counted = session.collected
         at_s = int(time.time() - session.began_s)
         if counted is None or at_s < 1:
             continue
-        stages, seconds = counted.scenario.stages, counted.tally.seconds
+        stages, seconds = counted.scenario.stages, counted.aggregates.seconds
         stage = "warm-up" if at_s < stages.warmup_s else "measuring" if at_s < stages.arrivals_s else "drain"
         # Workers report every three seconds.
         last = [seconds[number] for number in range(max(0, at_s - 8), at_s - 3) if number in seconds]
         if not last:
             continue
         ended, failed = sum(one.ended for one in seconds.values()), sum(one.errors.total() for one in seconds.values())
-        say(
+        on_progress(
             f"[{at_s:4d} s] {stage}: {last[-1].in_flight} in flight, {ended} ended, {failed} errors, "
             f"{sum(one.output_tokens for one in last) / len(last):.0f} tokens/s"
         )

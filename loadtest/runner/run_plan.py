@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from time import perf_counter_ns, time
 from typing import Any
 
-from loadtest.generator.load_worker import Part
-from loadtest.scenario.loader import Loaded, ScenarioError
+from loadtest.generator.load_worker import WorkerShare
+from loadtest.scenario.loader import LoadedScenario, ScenarioError
 from loadtest.scenario.model import Scenario
-from loadtest.scenario.workload import Served
+from loadtest.scenario.workload import ServerInfo
 
-__all__ = ["Plan", "began_ns", "keys_of"]
+__all__ = ["WorkerPlan", "api_keys", "to_perf_counter_ns"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkerPlan:
     """One run for one worker."""
 
     document: Mapping[str, Any]
-    served: Served
+    server_info: ServerInfo
     url: str
     keys: Mapping[str, str]
     # Wall clock, which machines share as well as they keep time; each worker carries it over to its own clock.
@@ -30,26 +30,26 @@ class Plan:
     count: int
     log_file: str | None
 
-    def packed(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, document: Mapping[str, Any]) -> WorkerPlan:
         """What `packed` made."""
-        return cls(**{**packed, "served": Served(**packed["served"])})
+        return cls(**{**document, "server_info": ServerInfo(**document["server_info"])})
 
-    def part(self) -> Part:
+    def share(self) -> WorkerShare:
         """On this process's clock."""
-        return Part(self.index, self.count, began_ns(self.began_s))
+        return WorkerShare(self.index, self.count, to_perf_counter_ns(self.began_s))
 
 
-def began_ns(began_s: float) -> int:
+def to_perf_counter_ns(began_s: float) -> int:
     """A moment of the wall clock in `perf_counter_ns`."""
     return perf_counter_ns() + int((began_s - time()) * 1e9)
 
 
-def keys_of(loaded: Loaded) -> dict[str, str]:
+def api_keys(loaded: LoadedScenario) -> dict[str, str]:
     """The API keys by tenant. Raises ScenarioError if a variable is missing."""
     scenario: Scenario = loaded.scenario
     keys = {}

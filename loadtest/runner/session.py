@@ -19,18 +19,18 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest.generator.health import Health
-from loadtest.generator.load_worker import Host
-from loadtest.generator.preflight import PreflightError, look, poke
-from loadtest.measure.aggregates import Tally
+from loadtest.generator.health import GeneratorHealth
+from loadtest.generator.load_worker import LoadWorker
+from loadtest.generator.preflight import PreflightError, ping, probe
+from loadtest.measure.aggregates import Aggregates
 from loadtest.measure.record import Record
-from loadtest.runner.run_plan import Plan, keys_of
-from loadtest.runner.summarise import Counted
+from loadtest.runner.run_plan import WorkerPlan, api_keys
+from loadtest.runner.summarise import CollectedRun
 from loadtest.scenario import traces
-from loadtest.scenario.arrivals import Trace
-from loadtest.scenario.loader import Loaded, ScenarioError, parse
+from loadtest.scenario.arrivals import TraceReplay
+from loadtest.scenario.loader import LoadedScenario, ScenarioError, parse
 from loadtest.scenario.traces import TraceError
-from loadtest.scenario.workload import Served
+from loadtest.scenario.workload import ServerInfo
 from loadtest.server_metrics.scraper import Scraper
 
 __all__ = ["Session"]
@@ -39,7 +39,7 @@ _PLAN, _ENDED = "load_plan", "load_ended"
 # From the plan to the first arrival: time for the plan to reach every worker and for Locust to start its users.
 _LEAD_S = 1.5
 # How long after the drain a worker may take to say that it has ended.
-_LATE_S = 15.0
+_FINISH_GRACE_S = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -54,98 +54,104 @@ class Session:
         return cls._of[id(environment)]
 
     def __init__(
-        self, environment: Environment, choose: Callable[[], Loaded], tell: Callable[[Record], object], out: Path | None
+        self,
+        environment: Environment,
+        load_scenario: Callable[[], LoadedScenario],
+        on_record: Callable[[Record], object],
+        out: Path | None,
     ) -> None:
         """`choose`: the scenario of the next run, when it begins; raises ScenarioError. `tell`: what Locust is to be
         told of each request. `out`: the folder of a run that will be concluded (`loadtest/runner/finish.py`)."""
         self._of[id(environment)] = self
         self._environment = environment
-        self._choose = choose
-        self._tell = tell
+        self._load_scenario = load_scenario
+        self._on_record = on_record
         self._out = out
         self._runner: Any = environment.runner
-        self._waiting: set[int] = set()
-        self._running: gevent.Greenlet | None = None
-        self.host: Host | None = None
-        self.is_closed = False
-        self.loaded: Loaded | None = None
-        self.served: Served | None = None
-        self.counted: Counted | None = None
+        self._unfinished: set[int] = set()
+        self._finishing: gevent.Greenlet | None = None
+        self.worker: LoadWorker | None = None
+        self.is_closed_loop = False
+        self.loaded: LoadedScenario | None = None
+        self.server_info: ServerInfo | None = None
+        self.collected: CollectedRun | None = None
         self.began_s = 0.0
         self._keys: dict[str, str] = {}
         self.scraper: Scraper | None = None
         self.failure: str | None = None
-        self._prepared = False
+        self._is_prepared = False
         self.ended = Event()
-        self._listen()
+        self._register()
 
     # The master's side, and that of a process alone.
 
     def tick(self) -> tuple[int, float] | None:
         """How many users Locust should have, and how many it may start a second; None when the run is over."""
-        if not self._prepared and not self._prepare():
+        if not self._is_prepared and not self._prepare():
             return None
         assert self.loaded is not None
-        if self.counted is not None and self._is_over():
+        if self.collected is not None and self._is_over():
             return None
         load = self.loaded.scenario.load
         if load.kind == "closed":
             return load.users, load.spawn_rate
         # Locust warns above 100 per second and worker.
-        return max(1, self._workers()), 100.0
+        return max(1, self._worker_count()), 100.0
 
     def _prepare(self) -> bool:
-        self.failure, self.counted = None, None
+        self.failure, self.collected = None, None
         self.ended.clear()
         try:
-            loaded = self._choose()
-            keys = keys_of(loaded)
+            loaded = self._load_scenario()
+            keys = api_keys(loaded)
             if not self._environment.host:
                 raise ScenarioError("No server to load: give its URL (--host).")
-            if isinstance(loaded.scenario.load, Trace):
+            if isinstance(loaded.scenario.load, TraceReplay):
                 # All of it, once: a line that cannot be read must not come up in the middle of a run.
-                deque(traces.arrivals(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0)
-            self.served = look(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
+                deque(
+                    traces.read_trace(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0
+                )
+            self.server_info = probe(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
         except (ScenarioError, PreflightError, TraceError) as error:
             _log.error("%s", error)
             self.failure = str(error)
             self.ended.set()
             self._environment.process_exit_code = 2
             return False
-        self.loaded, self._keys, self._prepared = loaded, keys, True
+        self.loaded, self._keys, self._is_prepared = loaded, keys, True
         return True
 
-    def refresh(self) -> Counted | None:
+    def collect(self) -> CollectedRun | None:
         """What has been counted so far; in one process alone nobody reports, so it is fetched."""
-        if self.counted is not None and self.host is not None:
-            self.counted.tally.merge(self.host.tally.take())
-        return self.counted
+        if self.collected is not None and self.worker is not None:
+            self.collected.aggregates.merge(self.worker.aggregates.take_delta())
+        return self.collected
 
-    def _workers(self) -> int:
+    def _worker_count(self) -> int:
         return self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
 
-    def _begin(self, **_: Any) -> None:
+    def _on_test_start(self, **_: Any) -> None:
         """Locust starts: the plan goes out ahead of its users."""
         if isinstance(self._runner, WorkerRunner):
             return
         # The shape has prepared it, unless somebody took the shape away (the web UI's class picker does).
-        if not self._prepared and not self._prepare():
+        if not self._is_prepared and not self._prepare():
             return
         assert self.loaded is not None
-        assert self.served is not None
-        clients = [client.id for client in self._runner.clients.ready] if self._workers_are_others else [None]
-        if self._workers_are_others and self._out is not None:
+        assert self.server_info is not None
+        clients = [client.id for client in self._runner.clients.ready] if self._is_master else [None]
+        if self._is_master and self._out is not None:
             # Only where nothing is measured: reading a page of metrics takes as long as some tokens.
             self.scraper = Scraper(self.metrics_urls, self.headers)
             self.scraper.start()
         self.began_s = time() + _LEAD_S
-        self.counted = Counted(self.loaded.scenario, Tally(), len(clients))
-        self._waiting = set(range(len(clients)))
+        self.collected = CollectedRun(self.loaded.scenario, Aggregates(), len(clients))
+        self._unfinished = set(range(len(clients)))
         for index, client in enumerate(clients):
             file = str(self._out / f"requests.{index}.jsonl.gz") if self._out is not None else None
-            plan = Plan(
+            plan = WorkerPlan(
                 document=self.loaded.document,
-                served=self.served,
+                server_info=self.server_info,
                 url=self.url,
                 keys=self._keys,
                 began_s=self.began_s,
@@ -153,7 +159,7 @@ class Session:
                 count=len(clients),
                 log_file=file,
             )
-            self._runner.send_message(_PLAN, plan.packed(), client_id=client)
+            self._runner.send_message(_PLAN, plan.to_dict(), client_id=client)
 
     @property
     def metrics_urls(self) -> list[str]:
@@ -167,11 +173,11 @@ class Session:
         """The server."""
         return self._environment.host or ""
 
-    def nudge(self) -> None:
+    def ping(self) -> None:
         """One small request, which has an engine take a step."""
         assert self.loaded is not None
-        assert self.served is not None
-        poke(self.loaded.scenario, self.url, self.served.model, self.headers)
+        assert self.server_info is not None
+        ping(self.loaded.scenario, self.url, self.server_info.model, self.headers)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -180,95 +186,100 @@ class Session:
         return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     @property
-    def _workers_are_others(self) -> bool:
+    def _is_master(self) -> bool:
         return isinstance(self._runner, MasterRunner)
 
     def _is_over(self) -> bool:
         assert self.loaded is not None
-        assert self.counted is not None
+        assert self.collected is not None
         if self.ended.is_set():
             return True
-        if self._waiting:
+        if self._unfinished:
             stages = self.loaded.scenario.stages
-            if time() < self.began_s + stages.arrivals_s + stages.drain_s + _LATE_S:
+            if time() < self.began_s + stages.arrivals_s + stages.drain_s + _FINISH_GRACE_S:
                 return False
-            self.counted.notes.append(
-                f"{len(self._waiting)} of {self.counted.workers} workers never said that they had ended"
+            self.collected.notes.append(
+                f"{len(self._unfinished)} of {self.collected.workers} workers never said that they had ended"
             )
         self.ended.set()
         return True
 
-    def _forget(self, **_: Any) -> None:
+    def _on_test_stop(self, **_: Any) -> None:
         """Locust has stopped, at the end of a run or before it: the next one begins from the start."""
-        self._prepared = False
+        self._is_prepared = False
         if not self.ended.is_set():
-            if self.counted is not None:
-                self.counted.notes.append("it was stopped before its end, or lost its workers")
+            if self.collected is not None:
+                self.collected.notes.append("it was stopped before its end, or lost its workers")
             self.ended.set()
 
     def _on_ended(self, msg: Any, **_: Any) -> None:
-        assert self.counted is not None
-        self.counted.tally.merge(msg.data["tally"])
-        self.counted.healths.append(Health.unpacked(msg.data["health"]))
-        self.counted.notes += msg.data["failures"]
-        self._waiting.discard(msg.data["index"])
+        assert self.collected is not None
+        self.collected.aggregates.merge(msg.data["tally"])
+        self.collected.worker_healths.append(GeneratorHealth.from_dict(msg.data["health"]))
+        self.collected.notes += msg.data["failures"]
+        self._unfinished.discard(msg.data["index"])
 
-    def _on_report(self, data: dict[str, Any], **_: Any) -> None:
-        if self.counted is not None and "load" in data:
-            self.counted.tally.merge(data["load"])
+    def _on_worker_report(self, data: dict[str, Any], **_: Any) -> None:
+        if self.collected is not None and "load" in data:
+            self.collected.aggregates.merge(data["load"])
 
     # The worker's side.
 
     def _on_plan(self, msg: Any, **_: Any) -> None:
-        self._stop()
-        plan = Plan.unpacked(msg.data)
+        self._stop_worker()
+        plan = WorkerPlan.from_dict(msg.data)
         scenario = parse(plan.document, "of the master")
-        self.is_closed = scenario.is_closed
-        self.host = Host(
+        self.is_closed_loop = scenario.is_closed_loop
+        self.worker = LoadWorker(
             scenario,
-            plan.served,
+            plan.server_info,
             url=plan.url,
             keys=dict(plan.keys),
-            part=plan.part(),
+            share=plan.share(),
             log_file=Path(plan.log_file) if plan.log_file is not None else None,
-            on_record=self._tell,
+            on_record=self._on_record,
         )
-        self.host.start()
-        self._running = gevent.spawn(self._finish, self.host, plan.index)
+        self.worker.start()
+        self._finishing = gevent.spawn(self._finish_worker, self.worker, plan.index)
 
-    def _finish(self, host: Host, index: int) -> None:
-        host.join()
-        ended = {"tally": host.tally.take(), "health": host.health.packed(), "failures": host.failures, "index": index}
+    def _finish_worker(self, worker: LoadWorker, index: int) -> None:
+        worker.join()
+        ended = {
+            "tally": worker.aggregates.take_delta(),
+            "health": worker.health.to_dict(),
+            "failures": worker.failures,
+            "index": index,
+        }
         self._runner.send_message(_ENDED, ended)
 
-    def _report(self, data: dict[str, Any], **_: Any) -> None:
-        if self.host is not None:
-            data["load"] = self.host.tally.take()
+    def _on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
+        if self.worker is not None:
+            data["load"] = self.worker.aggregates.take_delta()
 
-    def _stop(self, **_: Any) -> None:
+    def _stop_worker(self, **_: Any) -> None:
         """Locust stops, or a new run begins."""
-        if self._running is not None:
-            self._running.kill()
-            self._running = None
-        if self.host is not None:
-            self.host.stop()
-            self.host = None
+        if self._finishing is not None:
+            self._finishing.kill()
+            self._finishing = None
+        if self.worker is not None:
+            self.worker.stop()
+            self.worker = None
 
-    def _cleared(self, **_: Any) -> None:
+    def _on_reset_stats(self, **_: Any) -> None:
         """Somebody pressed "Reset Stats"."""
-        if self.counted is not None and self.loaded is not None:
-            self.counted.tally = Tally()
+        if self.collected is not None and self.loaded is not None:
+            self.collected.aggregates = Aggregates()
 
-    def _listen(self) -> None:
+    def _register(self) -> None:
         hooks = self._environment.events
         if isinstance(self._runner, (WorkerRunner, LocalRunner)):
             self._runner.register_message(_PLAN, self._on_plan)
-            hooks.test_stop.add_listener(self._stop)
+            hooks.test_stop.add_listener(self._stop_worker)
         if isinstance(self._runner, WorkerRunner):
-            hooks.report_to_master.add_listener(self._report)
+            hooks.report_to_master.add_listener(self._on_report_to_master)
         else:
             self._runner.register_message(_ENDED, self._on_ended)
-            hooks.worker_report.add_listener(self._on_report)
-            hooks.test_start.add_listener(self._begin)
-            hooks.test_stop.add_listener(self._forget)
-            hooks.reset_stats.add_listener(self._cleared)
+            hooks.worker_report.add_listener(self._on_worker_report)
+            hooks.test_start.add_listener(self._on_test_start)
+            hooks.test_stop.add_listener(self._on_test_stop)
+            hooks.reset_stats.add_listener(self._on_reset_stats)

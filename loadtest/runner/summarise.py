@@ -6,31 +6,31 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loadtest.generator.health import Health
-from loadtest.measure.aggregates import Numbers, Second, Tally
+from loadtest.generator.health import GeneratorHealth
+from loadtest.measure.aggregates import Aggregates, GroupStats, SecondStats
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Distribution, Generator, Group, Integrity, Slice, Summary
+from loadtest.measure.result import Generator, Group, Integrity, LatencyStats, Summary, TimelineSecond
 from loadtest.scenario.model import Scenario
 
-__all__ = ["Counted"]
+__all__ = ["CollectedRun"]
 
 
 @dataclass(slots=True)
-class Counted:
+class CollectedRun:
     """Everything that the workers reported."""
 
     scenario: Scenario
-    tally: Tally
+    aggregates: Aggregates
     workers: int
-    healths: list[Health] = field(default_factory=list)
+    worker_healths: list[GeneratorHealth] = field(default_factory=list)
     # Why the run is not to be believed, beside what the numbers say.
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> Summary:
         """Of all requests."""
         due, sent = self._rates()
-        asked = None if self.scenario.is_closed else due
-        return _summary(self.tally.whole(), self.scenario.stages.measure_s, asked, sent)
+        asked = None if self.scenario.is_closed_loop else due
+        return _summary(self.aggregates.overall(), self.scenario.stages.measure_s, asked, sent)
 
     def groups(self) -> list[Group]:
         """By workload and tenant."""
@@ -39,47 +39,50 @@ class Counted:
             Group(
                 workload=workload, tenant=tenant, summary=_summary(numbers, seconds, None, numbers.requests / seconds)
             )
-            for (workload, tenant), numbers in sorted(self.tally.groups.items())
+            for (workload, tenant), numbers in sorted(self.aggregates.groups.items())
         ]
 
-    def timeline(self) -> list[Slice]:
+    def timeline(self) -> list[TimelineSecond]:
         """By second."""
-        return [_slice(number, second, self._stage(number)) for number, second in self.tally.in_order()]
+        return [
+            _timeline_second(number, second, self._stage(number))
+            for number, second in self.aggregates.ordered_seconds()
+        ]
 
     def client_tokens(self) -> int:
         """Of the whole run, warm-up and drain included."""
-        return sum(second.output_tokens for second in self.tally.seconds.values())
+        return sum(second.output_tokens for second in self.aggregates.seconds.values())
 
     def generator(self) -> Generator:
         """How the generator did, and whether the run can be believed."""
         lag = Histogram()
-        for health in self.healths:
+        for health in self.worker_healths:
             lag.merge(health.lag)
-        events = sum(health.events for health in self.healths)
-        cpu_us = sum(health.cpu_us for health in self.healths)
+        events = sum(health.events for health in self.worker_healths)
+        cpu_us = sum(health.cpu_us for health in self.worker_healths)
         made = Generator(
             workers=self.workers,
-            lateness_ms=Distribution.of(self.tally.lateness),
-            loop_lag_ms=Distribution.of(lag),
-            cpu_share_max=max((health.cpu_share_max for health in self.healths), default=0.0),
-            dropped_arrivals=self.tally.dropped,
+            lateness_ms=LatencyStats.from_histogram(self.aggregates.lateness),
+            loop_lag_ms=LatencyStats.from_histogram(lag),
+            cpu_share_max=max((health.cpu_share_max for health in self.worker_healths), default=0.0),
+            dropped_arrivals=self.aggregates.dropped_count,
             events=events,
             cpu_us_per_event=round(cpu_us / events, 2) if events else None,
             invalid=[],
         )
-        return made.model_copy(update={"invalid": [*self.notes, *self._invalid(made)]})
+        return made.model_copy(update={"invalid": [*self.notes, *self._invalid_reasons(made)]})
 
     def integrity(self, freed: bool | None) -> Integrity:
         """What was found to be untrue."""
         return Integrity(
-            checked_streams=self.tally.checked_streams,
-            verified_tokens=self.tally.verified_tokens,
-            violations=dict(self.tally.violations),
-            examples=self.tally.examples,
+            checked_streams=self.aggregates.checked_streams,
+            verified_tokens=self.aggregates.verified_tokens,
+            violations=dict(self.aggregates.violations),
+            examples=self.aggregates.examples,
             freed_after_cancels=freed,
         )
 
-    def _invalid(self, made: Generator) -> list[str]:
+    def _invalid_reasons(self, made: Generator) -> list[str]:
         limits, reasons = self.scenario.generator, []
         late, lag = made.lateness_ms.p99, made.loop_lag_ms.p99
         if late is not None and late > limits.lateness_p99_ms:
@@ -92,7 +95,7 @@ class Counted:
                 "give it more workers"
             )
         due, sent = self._rates()
-        if not self.scenario.is_closed and due and sent / due < limits.achieved_share_min:
+        if not self.scenario.is_closed_loop and due and sent / due < limits.achieved_share_min:
             reasons.append(
                 f"{sent:.2f} requests/s were sent where {due:.2f} were due: {sent / due:.1%}, "
                 f"at least {limits.achieved_share_min:.0%} is needed"
@@ -107,7 +110,7 @@ class Counted:
     def _rates(self) -> tuple[float, float]:
         """Due and begun, per second of the measured stage."""
         seconds = self.scenario.stages.measure_s
-        return self.tally.asked / seconds, self.tally.begun / seconds
+        return self.aggregates.due_count / seconds, self.aggregates.sent_count / seconds
 
     def _stage(self, second: int) -> Literal["warmup", "measure", "drain"]:
         stages = self.scenario.stages
@@ -116,15 +119,15 @@ class Counted:
         return "measure" if second < stages.arrivals_s else "drain"
 
 
-def _summary(numbers: Numbers, seconds: float, asked: float | None, sent: float) -> Summary:
+def _summary(numbers: GroupStats, seconds: float, asked: float | None, sent: float) -> Summary:
     return Summary(
-        ttft_ms=Distribution.of(numbers.ttft),
-        itl_ms=Distribution.of(numbers.itl),
-        tpot_ms=Distribution.of(numbers.tpot),
-        e2e_ms=Distribution.of(numbers.e2e),
-        ttft_from_sent_ms=Distribution.of(numbers.ttft_sent),
-        e2e_from_sent_ms=Distribution.of(numbers.e2e_sent),
-        max_stall_ms=Distribution.of(numbers.stall),
+        ttft_ms=LatencyStats.from_histogram(numbers.ttft),
+        itl_ms=LatencyStats.from_histogram(numbers.itl),
+        tpot_ms=LatencyStats.from_histogram(numbers.tpot),
+        e2e_ms=LatencyStats.from_histogram(numbers.e2e),
+        ttft_from_sent_ms=LatencyStats.from_histogram(numbers.ttft_sent),
+        e2e_from_sent_ms=LatencyStats.from_histogram(numbers.e2e_sent),
+        max_stall_ms=LatencyStats.from_histogram(numbers.stall),
         requests=numbers.requests,
         ok=numbers.ok,
         cancelled_by_plan=numbers.cancelled,
@@ -139,8 +142,8 @@ def _summary(numbers: Numbers, seconds: float, asked: float | None, sent: float)
     )
 
 
-def _slice(number: int, second: Second, stage: Literal["warmup", "measure", "drain"]) -> Slice:
-    packed = second.packed()
-    counts = {name: packed[name] for name in Second.COUNTS}
-    histograms = {name: packed.get(name, {}) for name in Second.HISTOGRAMS}
-    return Slice(t_s=number, stage=stage, **counts, **histograms, errors=packed["errors"])
+def _timeline_second(number: int, second: SecondStats, stage: Literal["warmup", "measure", "drain"]) -> TimelineSecond:
+    packed = second.to_dict()
+    counts = {name: packed[name] for name in SecondStats.COUNTS}
+    histograms = {name: packed.get(name, {}) for name in SecondStats.HISTOGRAMS}
+    return TimelineSecond(t_s=number, stage=stage, **counts, **histograms, errors=packed["errors"])

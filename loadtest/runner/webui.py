@@ -11,9 +11,9 @@ from locust.web import WebUI
 
 from loadtest.measure.histogram import Histogram
 from loadtest.runner.session import Session
-from loadtest.runner.summarise import Counted
+from loadtest.runner.summarise import CollectedRun
 
-__all__ = ["extend"]
+__all__ = ["add_tabs"]
 
 Row = dict[str, object]
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
@@ -30,7 +30,7 @@ _TABS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def extend(ui: WebUI, session: Session) -> None:
+def add_tabs(ui: WebUI, session: Session) -> None:
     """Add the tabs, their data and their CSV files."""
     ui.template_args["extended_tabs"] = [{"title": title, "key": key} for key, (title, _) in _TABS.items()]
     ui.template_args["extended_tables"] = [
@@ -46,14 +46,14 @@ def extend(ui: WebUI, session: Session) -> None:
 
     def answer(response: Response) -> Response:
         if request.path.endswith("/stats/requests"):
-            rows = _rows(session.refresh())
+            rows = _rows(session.collect())
             extended = [{"key": key, "data": data} for key, data in rows.items()]
             response.set_data(app.json.dumps({**(response.json or {}), "extended_stats": extended}))
         return response
 
     def download(key: str) -> Response:
         return Response(
-            _csv(_TABS[key][1], _rows(session.refresh())[key]),
+            _csv(_TABS[key][1], _rows(session.collect())[key]),
             mimetype="text/csv",
             headers={"Content-Disposition": f"attachment; filename={key}.csv"},
         )
@@ -63,13 +63,13 @@ def extend(ui: WebUI, session: Session) -> None:
         app.add_url_rule(f"/{key}/csv", key, ui.auth_required_if_enabled(lambda key=key: download(key)))
 
 
-def _rows(counted: Counted | None) -> dict[str, list[Row]]:
+def _rows(counted: CollectedRun | None) -> dict[str, list[Row]]:
     if counted is None:
         return {key: [] for key in _TABS}
-    groups = sorted(counted.tally.groups.items())
+    groups = sorted(counted.aggregates.groups.items())
     return {
         "load-streams": [
-            {"workload": workload, "tenant": tenant, "what": what, **_times(getattr(numbers, name))}
+            {"workload": workload, "tenant": tenant, "what": what, **_latency_columns(getattr(numbers, name))}
             for (workload, tenant), numbers in groups
             for what, name in _TIMES
         ],
@@ -78,11 +78,11 @@ def _rows(counted: Counted | None) -> dict[str, list[Row]]:
             for (workload, tenant), numbers in groups
             for kind, count in numbers.errors.most_common()
         ],
-        "load-generator": _generator(counted),
+        "load-generator": _generator_rows(counted),
     }
 
 
-def _times(counted: Histogram) -> Row:
+def _latency_columns(counted: Histogram) -> Row:
     def ms(value: float | None) -> float | None:
         return None if value is None else round(value / 1000, 2)
 
@@ -93,18 +93,18 @@ def _times(counted: Histogram) -> Row:
     }
 
 
-def _generator(counted: Counted) -> list[Row]:
+def _generator_rows(counted: CollectedRun) -> list[Row]:
     made, limits = counted.generator(), counted.scenario.generator
     summary = counted.summary()
     return [
         {"what": "lateness p99, ms", "value": made.lateness_ms.p99, "allowed": limits.lateness_p99_ms},
         {"what": "loop lag p99, ms (at the end)", "value": made.loop_lag_ms.p99, "allowed": limits.loop_lag_p99_ms},
         {"what": "largest CPU share (at the end)", "value": made.cpu_share_max, "allowed": limits.cpu_share_max},
-        {"what": "asked, requests in the measured stage", "value": counted.tally.asked, "allowed": None},
-        {"what": "sent, requests in the measured stage", "value": counted.tally.begun, "allowed": None},
+        {"what": "asked, requests in the measured stage", "value": counted.aggregates.due_count, "allowed": None},
+        {"what": "sent, requests in the measured stage", "value": counted.aggregates.sent_count, "allowed": None},
         {"what": "dropped arrivals", "value": made.dropped_arrivals, "allowed": 0},
         {"what": "output tokens per second", "value": summary.output_tokens_per_s, "allowed": None},
-        {"what": "streams found to be untrue", "value": sum(counted.tally.violations.values()), "allowed": 0},
+        {"what": "streams found to be untrue", "value": sum(counted.aggregates.violations.values()), "allowed": 0},
     ]
 
 

@@ -18,10 +18,23 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loadtest.scenario.distributions import Amount
 from loadtest.scenario.distributions import Constant as ConstantAmount
+from loadtest.scenario.distributions import Distribution
 
-__all__ = ["Closed", "Constant", "Gamma", "Load", "Poisson", "Ramp", "Rated", "Sine", "Spike", "Step", "Trace", "dealt"]
+__all__ = [
+    "ClosedLoop",
+    "ConstantRate",
+    "Gamma",
+    "Load",
+    "OpenLoop",
+    "Poisson",
+    "Ramp",
+    "Sine",
+    "Spike",
+    "Step",
+    "TraceReplay",
+    "worker_share",
+]
 
 Process = Literal["poisson", "constant"]
 _T = TypeVar("_T")
@@ -31,90 +44,90 @@ class _Load(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Rated(_Load):
+class OpenLoop(_Load):
     """An open loop with a rate."""
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         """How many arrivals are expected until `t_s`, in a run of `length_s`."""
         raise NotImplementedError
 
-    def gap(self, chance: Random) -> float:
+    def next_gap(self, chance: Random) -> float:
         """One gap of the process at a rate of one."""
         raise NotImplementedError
 
-    def times(self, seed: int, length_s: float) -> Iterator[float]:
+    def arrival_times(self, seed: int, length_s: float) -> Iterator[float]:
         """All arrivals of a run of `length_s`, in order."""
         # Apart from the generators of the requests, which begin with the same seed.
         chance = Random(f"{seed}/arrivals")
         due, t_s = 0.0, 0.0
-        whole = self.total(length_s, length_s)
-        while (due := due + self.gap(chance)) < whole:
-            t_s = self._when(due, t_s, length_s)
+        whole = self.expected_count(length_s, length_s)
+        while (due := due + self.next_gap(chance)) < whole:
+            t_s = self._time_of(due, t_s, length_s)
             yield t_s
 
     def mean_rate(self, length_s: float) -> float:
         """Arrivals per second over the whole run."""
-        return self.total(length_s, length_s) / length_s
+        return self.expected_count(length_s, length_s) / length_s
 
-    def _when(self, due: float, low: float, high: float) -> float:
+    def _time_of(self, due: float, low: float, high: float) -> float:
         length_s = high
         # 1e-7 s is far below what a timer can keep.
         while high - low > 1e-7:
             middle = (low + high) / 2
-            if self.total(middle, length_s) < due:
+            if self.expected_count(middle, length_s) < due:
                 low = middle
             else:
                 high = middle
         return high
 
 
-class _Even(Rated):
+class _ConstantRate(OpenLoop):
     rate: float = Field(gt=0, le=1_000_000, description="Arrivals per second.")
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         return self.rate * t_s
 
-    def _when(self, due: float, low: float, high: float) -> float:
+    def _time_of(self, due: float, low: float, high: float) -> float:
         return due / self.rate
 
 
-class Poisson(_Even):
+class Poisson(_ConstantRate):
     """Independent arrivals: what many users who do not know of each other are."""
 
     kind: Literal["poisson"]
 
-    def gap(self, chance: Random) -> float:
+    def next_gap(self, chance: Random) -> float:
         return chance.expovariate(1.0)
 
 
-class Constant(_Even):
+class ConstantRate(_ConstantRate):
     """Equal gaps."""
 
     kind: Literal["constant"]
 
-    def gap(self, chance: Random) -> float:
+    def next_gap(self, chance: Random) -> float:
         return 1.0
 
 
-class Gamma(_Even):
+class Gamma(_ConstantRate):
     """Gaps with the coefficient of variation `cv`: 1 is Poisson, above it arrivals come in bursts."""
 
     kind: Literal["gamma"]
     cv: float = Field(gt=0, le=10)
 
-    def gap(self, chance: Random) -> float:
+    def next_gap(self, chance: Random) -> float:
         shape = 1 / self.cv**2
         return chance.gammavariate(shape, 1 / shape)
 
 
-class _Varying(Rated):
+class _VaryingRate(OpenLoop):
     process: Process = "poisson"
 
-    def gap(self, chance: Random) -> float:
+    def next_gap(self, chance: Random) -> float:
         return chance.expovariate(1.0) if self.process == "poisson" else 1.0
 
 
-class Ramp(_Varying):
+class Ramp(_VaryingRate):
     """From one rate to another, in a straight line over the whole run."""
 
     kind: Literal["ramp"]
@@ -122,23 +135,23 @@ class Ramp(_Varying):
     end: float = Field(ge=0, le=1_000_000)
 
     @model_validator(mode="after")
-    def _some(self) -> Ramp:
+    def _check_rates(self) -> Ramp:
         if self.start + self.end <= 0:
             raise ValueError("start and end are both 0; raise one of them")
         return self
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         return self.start * t_s + (self.end - self.start) * t_s * t_s / (2 * length_s)
 
 
-class Step(_Varying):
+class Step(_VaryingRate):
     """Rates that hold from a time on: `steps: [[0, 5], [60, 10]]` is 5/s for a minute, then 10/s."""
 
     kind: Literal["step"]
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Step:
+    def _check_steps(self) -> Step:
         times = [t_s for t_s, _ in self.steps]
         if times[0] != 0 or any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError("steps are [seconds, rate] pairs that begin at 0 seconds and go on in time")
@@ -146,14 +159,14 @@ class Step(_Varying):
             raise ValueError("rates are 0 or more, and one of them above 0")
         return self
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         ends = [*(at_s for at_s, _ in self.steps[1:]), math.inf]
         return sum(
             rate * max(0.0, min(t_s, end_s) - at_s) for (at_s, rate), end_s in zip(self.steps, ends, strict=True)
         )
 
 
-class Spike(_Varying):
+class Spike(_VaryingRate):
     """A base rate, and a peak that begins at `at_s` and lasts for `for_s`."""
 
     kind: Literal["spike"]
@@ -162,12 +175,12 @@ class Spike(_Varying):
     at_s: float = Field(ge=0)
     for_s: float = Field(gt=0)
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         inside = max(0.0, min(t_s, self.at_s + self.for_s) - self.at_s)
         return self.base * t_s + (self.peak - self.base) * inside
 
 
-class Sine(_Varying):
+class Sine(_VaryingRate):
     """Days and nights: around `mean`, by `amplitude` up and down, once in `period_s`."""
 
     kind: Literal["sine"]
@@ -176,19 +189,19 @@ class Sine(_Varying):
     period_s: float = Field(gt=0)
 
     @model_validator(mode="after")
-    def _never_negative(self) -> Sine:
+    def _check_amplitude(self) -> Sine:
         if self.amplitude > self.mean:
             raise ValueError(
                 f"amplitude ({self.amplitude:g}) is above mean ({self.mean:g}); the rate would be negative"
             )
         return self
 
-    def total(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, length_s: float) -> float:
         turn = 2 * math.pi / self.period_s
         return self.mean * t_s + self.amplitude / turn * (1 - math.cos(turn * t_s))
 
 
-class Trace(_Load):
+class TraceReplay(_Load):
     """Arrivals and lengths as somebody recorded them (`loadtest/scenario/traces.py` reads the file)."""
 
     kind: Literal["trace"]
@@ -198,19 +211,19 @@ class Trace(_Load):
     share: float = Field(1.0, gt=0, le=1, description="Share of the recorded requests, chosen by the seed.")
 
 
-class Closed(_Load):
+class ClosedLoop(_Load):
     """A closed loop: so many users, each of whom waits for the answer, thinks, and asks again."""
 
     kind: Literal["closed"]
     users: int = Field(ge=1, le=100_000)
-    think_s: Amount = ConstantAmount(value=0)
+    think_s: Distribution = ConstantAmount(value=0)
     spawn_rate: float = Field(100.0, gt=0, description="Users that begin per second.")
 
 
-Open = Poisson | Constant | Gamma | Ramp | Step | Spike | Sine
-Load = Annotated[Open | Trace | Closed, Field(discriminator="kind")]
+Open = Poisson | ConstantRate | Gamma | Ramp | Step | Spike | Sine
+Load = Annotated[Open | TraceReplay | ClosedLoop, Field(discriminator="kind")]
 
 
-def dealt(whole: Iterator[_T], index: int, count: int) -> Iterator[tuple[int, _T]]:
+def worker_share(arrivals: Iterator[_T], index: int, count: int) -> Iterator[tuple[int, _T]]:
     """The part of worker `index` of `count`, with the number of each in the whole."""
-    return islice(enumerate(whole), index, None, count)
+    return islice(enumerate(arrivals), index, None, count)

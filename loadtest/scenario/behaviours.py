@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loadtest.scenario.distributions import Amount, Constant, Uniform
+from loadtest.scenario.distributions import Constant, Distribution, Uniform
 
 __all__ = ["Behaviour", "Cancel", "Resume", "Slow", "Stall"]
 
@@ -26,17 +26,17 @@ class Cancel(_Behaviour):
 
     kind: Literal["cancel"]
     before_first_token: bool = Field(False, description="Within 20 ms after sending.")
-    after_tokens: Amount | None = Field(None, description="After so many events with content.")
-    after_s: Amount | None = Field(None, description="So long after sending.")
+    after_tokens: Distribution | None = Field(None, description="After so many events with content.")
+    after_s: Distribution | None = Field(None, description="So long after sending.")
 
     @model_validator(mode="after")
-    def _one(self) -> Cancel:
+    def _check_when(self) -> Cancel:
         if sum((self.before_first_token, self.after_tokens is not None, self.after_s is not None)) != 1:
             raise ValueError("say when: exactly one of before_first_token: true, after_tokens or after_s")
         return self
 
     @property
-    def leaves_after_s(self) -> Amount | None:
+    def cancel_after_s(self) -> Distribution | None:
         """Seconds after sending, if it goes by the clock."""
         # Not at once: the server should see the request before the client is gone.
         return Uniform(kind="uniform", min=0.0, max=0.02) if self.before_first_token else self.after_s
@@ -55,8 +55,8 @@ class Stall(_Behaviour):
     A server may end a stream that nobody reads: an ending after the pause is planned, not an error."""
 
     kind: Literal["stall"]
-    after_events: Amount = Constant(value=5)
-    pause_s: Amount
+    after_events: Distribution = Constant(value=5)
+    pause_s: Distribution
 
 
 class Resume(_Behaviour):
@@ -64,9 +64,9 @@ class Resume(_Behaviour):
     back by `GET /v1/streams/{id}` with `Last-Event-ID` (Sluice; other servers answer 404)."""
 
     kind: Literal["resume"]
-    after_events: Amount = Constant(value=5)
+    after_events: Distribution = Constant(value=5)
     times: int = Field(1, ge=1, le=100)
-    away_s: Amount = Constant(value=0)
+    away_s: Distribution = Constant(value=0)
     grace_s: float = Field(30.0, gt=0, description="What X-Stream-Resumable asks for.")
 
 

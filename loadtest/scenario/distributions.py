@@ -11,32 +11,32 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Amount", "Choice", "Constant", "Lognormal", "Normal", "Uniform"]
+__all__ = ["Choice", "Constant", "Distribution", "Lognormal", "Normal", "Uniform"]
 
 
-class _Amount(BaseModel):
+class _Distribution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         """One number."""
         raise NotImplementedError
 
-    def count(self, chance: Random, least: int = 1) -> int:
+    def sample_count(self, chance: Random, minimum: int = 1) -> int:
         """One whole number, at least `least`."""
-        return max(least, round(self.draw(chance)))
+        return max(minimum, round(self.sample(chance)))
 
 
-class Constant(_Amount):
+class Constant(_Distribution):
     """Always the same."""
 
     kind: Literal["constant"] = "constant"
     value: float = Field(ge=0)
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         return self.value
 
 
-class Uniform(_Amount):
+class Uniform(_Distribution):
     """Anything from `min` to `max`, all equally likely."""
 
     kind: Literal["uniform"]
@@ -44,16 +44,16 @@ class Uniform(_Amount):
     max: float = Field(ge=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Uniform:
+    def _check_order(self) -> Uniform:
         if self.min > self.max:
             raise ValueError(f"min ({self.min:g}) is above max ({self.max:g}); swap them")
         return self
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         return chance.uniform(self.min, self.max)
 
 
-class _Clamped(_Amount):
+class _Clamped(_Distribution):
     min: float = Field(0, ge=0)
     max: float = Field(math.inf, gt=0)
 
@@ -68,7 +68,7 @@ class Normal(_Clamped):
     mean: float = Field(ge=0)
     sd: float = Field(ge=0)
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         return self._clamp(chance.gauss(self.mean, self.sd))
 
 
@@ -79,11 +79,11 @@ class Lognormal(_Clamped):
     median: float = Field(gt=0)
     sigma: float = Field(ge=0, le=5)
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         return self._clamp(self.median * math.exp(chance.gauss(0.0, self.sigma)))
 
 
-class Choice(_Amount):
+class Choice(_Distribution):
     """One of `values`, by `weights` if there are some."""
 
     kind: Literal["choice"]
@@ -91,22 +91,23 @@ class Choice(_Amount):
     weights: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
-    def _paired(self) -> Choice:
+    def _check_weights(self) -> Choice:
         if self.weights is not None and (len(self.weights) != len(self.values) or sum(self.weights) <= 0):
             raise ValueError(f"weights need one number for each of the {len(self.values)} values, and a sum above 0")
         if any(value < 0 for value in self.values) or any(weight < 0 for weight in self.weights or ()):
             raise ValueError("values and weights are 0 or more")
         return self
 
-    def draw(self, chance: Random) -> float:
+    def sample(self, chance: Random) -> float:
         return chance.choices(self.values, self.weights)[0]
 
 
-def _number(given: object) -> object:
+def _constant_from_number(given: object) -> object:
     plain = isinstance(given, (int, float)) and not isinstance(given, bool)
     return {"kind": "constant", "value": given} if plain else given
 
 
-Amount = Annotated[
-    Annotated[Constant | Uniform | Normal | Lognormal | Choice, Field(discriminator="kind")], BeforeValidator(_number)
+Distribution = Annotated[
+    Annotated[Constant | Uniform | Normal | Lognormal | Choice, Field(discriminator="kind")],
+    BeforeValidator(_constant_from_number),
 ]

@@ -11,14 +11,14 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from loadtest.scenario.arrivals import Closed, Rated, Trace
+from loadtest.scenario.arrivals import ClosedLoop, OpenLoop, TraceReplay
 from loadtest.scenario.model import Scenario
-from loadtest.scenario.slo import nearest
+from loadtest.scenario.slo import did_you_mean
 
-__all__ = ["Loaded", "ScenarioError", "load", "parse", "ready"]
+__all__ = ["LoadedScenario", "ScenarioError", "builtin_names", "load", "parse"]
 
-_FOLDER = Path(__file__).parents[1] / "scenarios"
-_HIDDEN = "********"
+BUILTIN_FOLDER = Path(__file__).parents[1] / "scenarios"
+_MASK = "********"
 
 
 class ScenarioError(Exception):
@@ -26,23 +26,23 @@ class ScenarioError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedScenario:
     """A scenario and the document that it was made of, overrides applied."""
 
     scenario: Scenario
     document: dict[str, Any]
 
-    def yaml(self) -> str:
+    def masked_yaml(self) -> str:
         """The document, with keys hidden."""
-        return yaml.safe_dump(_hide(self.document), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(_mask_keys(self.document), sort_keys=False, allow_unicode=True)
 
 
-def ready() -> list[str]:
+def builtin_names() -> list[str]:
     """The names of the scenarios that ship with the package."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in BUILTIN_FOLDER.glob("*.yaml"))
 
 
-def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
+def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> LoadedScenario:
     """Read a scenario and put `overrides` on it: users, rate, duration_s, warmup_s, model, seed, api_key, metrics_url.
 
     Raises ScenarioError."""
@@ -62,32 +62,36 @@ def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Loade
     if isinstance(plan, dict) and plan.get("kind") == "trace" and isinstance(plan.get("file"), str):
         plan["file"] = str((file.parent / plan["file"]).resolve())
     scenario = parse(document, str(file))
-    return _overridden(Loaded(scenario, document), {k: v for k, v in (overrides or {}).items() if v is not None})
+    return _apply_overrides(
+        LoadedScenario(scenario, document), {k: v for k, v in (overrides or {}).items() if v is not None}
+    )
 
 
-def parse(document: Mapping[str, Any], place: str) -> Scenario:
+def parse(document: Mapping[str, Any], source: str) -> Scenario:
     """The tree of a document that was read from `place`. Raises ScenarioError."""
     try:
         return Scenario.model_validate(document)
     except ValidationError as error:
-        raise ScenarioError(_explain(error, place)) from None
+        raise ScenarioError(_error_sentence(error, source)) from None
 
 
 def _find(name_or_file: str) -> Path:
     file = Path(name_or_file)
     if file.suffix in {".yaml", ".yml"} or "/" in name_or_file:
         if not file.is_file():
-            raise ScenarioError(f"The scenario file {file} does not exist. Ready ones, by name: {', '.join(ready())}.")
+            raise ScenarioError(
+                f"The scenario file {file} does not exist. Ready ones, by name: {', '.join(builtin_names())}."
+            )
         return file
-    if name_or_file not in ready():
+    if name_or_file not in builtin_names():
         raise ScenarioError(
-            f"There is no scenario named {name_or_file!r}.{nearest(name_or_file, ready())} "
-            f"Ready ones: {', '.join(ready())}; or give a .yaml file."
+            f"There is no scenario named {name_or_file!r}.{did_you_mean(name_or_file, builtin_names())} "
+            f"Ready ones: {', '.join(builtin_names())}; or give a .yaml file."
         )
-    return _FOLDER / f"{name_or_file}.yaml"
+    return BUILTIN_FOLDER / f"{name_or_file}.yaml"
 
 
-def _overridden(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
+def _apply_overrides(loaded: LoadedScenario, overrides: Mapping[str, Any]) -> LoadedScenario:
     if not overrides:
         return loaded
     document = dict(loaded.document)
@@ -101,26 +105,29 @@ def _overridden(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
         document["stages"] = stages
     document |= {key: overrides[key] for key in ("model", "seed", "metrics_url") if key in overrides}
     if (users := overrides.get("users")) is not None:
-        document["load"] = {**(document["load"] if loaded.scenario.is_closed else {"kind": "closed"}), "users": users}
+        document["load"] = {
+            **(document["load"] if loaded.scenario.is_closed_loop else {"kind": "closed"}),
+            "users": users,
+        }
     if (rate := overrides.get("rate")) is not None:
         if not 0 < rate < math.inf:
             raise ScenarioError(f"--rate: {rate:g} arrivals per second cannot be; give a number above 0.")
         between = parse(document, "with overrides")
-        document["load"] = _at_rate(between, document["load"], rate)
+        document["load"] = _scale_to_rate(between, document["load"], rate)
     if (key := overrides.get("api_key")) is not None:
         tenants = document.get("tenants") or [{"name": "default"}]
         document["tenants"] = [one if one.get("key") or one.get("key_env") else {**one, "key": key} for one in tenants]
-    return Loaded(parse(document, "with overrides"), document)
+    return LoadedScenario(parse(document, "with overrides"), document)
 
 
-def _at_rate(scenario: Scenario, load: dict[str, Any], rate: float) -> dict[str, Any]:
+def _scale_to_rate(scenario: Scenario, load: dict[str, Any], rate: float) -> dict[str, Any]:
     """The same shape, with `rate` arrivals per second on average."""
     match scenario.load:
-        case Closed():
+        case ClosedLoop():
             return {"kind": "poisson", "rate": rate}
-        case Trace():
+        case TraceReplay():
             raise ScenarioError("--rate: a trace has its own arrivals; set load.speed or load.share instead.")
-        case Rated() as shape:
+        case OpenLoop() as shape:
             factor = rate / shape.mean_rate(scenario.stages.arrivals_s)
             scaled: dict[str, Any] = {
                 key: load[key] * factor
@@ -133,12 +140,12 @@ def _at_rate(scenario: Scenario, load: dict[str, Any], rate: float) -> dict[str,
     raise AssertionError(scenario.load)
 
 
-def _explain(error: ValidationError, place: str) -> str:
+def _error_sentence(error: ValidationError, place: str) -> str:
     problem = error.errors()[0]
-    path, right = _walk(problem["loc"])
+    path, right = _field_path(problem["loc"])
     dotted = ".".join(path) or "the scenario"
     if problem["type"] == "extra_forbidden":
-        return f"{dotted} ({place}) is not a setting.{nearest(path[-1], right)}"
+        return f"{dotted} ({place}) is not a setting.{did_you_mean(path[-1], right)}"
     if problem["type"] == "missing":
         return f"{dotted} ({place}) is missing."
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
@@ -150,7 +157,7 @@ def _explain(error: ValidationError, place: str) -> str:
     return f"{dotted} ({place}): {value}{message[:1].lower()}{message[1:]}."
 
 
-def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+def _field_path(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     """The path as it is in the file, and the keys that are right where it ends.
 
     pydantic puts the tags of unions into the path, where no file has them."""
@@ -160,35 +167,35 @@ def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
         if isinstance(part, int):
             path[-1] += f"[{part}]"
             continue
-        tagged = [one for one in models if _tag(one) == part]
+        tagged = [one for one in models if _discriminator(one) == part]
         if tagged and not any(part in one.model_fields for one in models):
             models = tagged
             continue
         path.append(part)
         here = models
         models = [
-            found for one in here if part in one.model_fields for found in _models(one.model_fields[part].annotation)
+            found for one in here if part in one.model_fields for found in _models_in(one.model_fields[part].annotation)
         ]
         if not any(part in one.model_fields for one in here):
             return path, [name for one in here for name in one.model_fields]
     return path, []
 
 
-def _tag(model: type[BaseModel]) -> str | None:
+def _discriminator(model: type[BaseModel]) -> str | None:
     kind = model.model_fields.get("kind")
     return get_args(kind.annotation)[0] if kind is not None else None
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     """Every model that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
 
 
-def _hide(value: Any) -> Any:
+def _mask_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _HIDDEN if name == "key" and inner else _hide(inner) for name, inner in value.items()}
+        return {name: _MASK if name == "key" and inner else _mask_keys(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_hide(inner) for inner in value]
+        return [_mask_keys(inner) for inner in value]
     return value

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loadtest.scenario.arrivals import Closed, Load, Trace
+from loadtest.scenario.arrivals import ClosedLoop, Load, TraceReplay
 from loadtest.scenario.behaviours import Behaviour
-from loadtest.scenario.distributions import Amount, Constant
+from loadtest.scenario.distributions import Constant, Distribution
 from loadtest.scenario.slo import Limit, Slo
 
 __all__ = ["GeneratorLimits", "Limit", "Prefix", "Scenario", "Slo", "Stages", "Tenant", "Timeouts", "Workload"]
@@ -47,11 +47,11 @@ class Timeouts(_Section):
 class Prefix(_Section):
     """The beginning that prompts have in common, as system prompts and documents do."""
 
-    tokens: Amount
+    tokens: Distribution
     groups: int = Field(1, ge=1, description="Different prefixes; each request takes one of them.")
 
 
-class Share(_Section):
+class ModelShare(_Section):
     """A model and how often it is asked."""
 
     name: str = Field(min_length=1)
@@ -66,13 +66,13 @@ class Workload(_Section):
     endpoint: Literal["chat", "completions"] = "chat"
     stream: bool = True
     prompt: Literal["words", "token_ids"] = Field("words", description="token_ids: for completions only.")
-    prompt_tokens: Amount = Constant(value=128)
-    output_tokens: Amount = Field(Constant(value=128), description="What max_tokens says.")
+    prompt_tokens: Distribution = Constant(value=128)
+    output_tokens: Distribution = Field(Constant(value=128), description="What max_tokens says.")
     fixed_length: bool = Field(True, description="Ask vLLM's servers to ignore the end of the sequence.")
     prefix: Prefix | None = None
-    turns: Amount = Field(Constant(value=1), description="Questions of one conversation; the history grows.")
-    think_s: Amount = Field(Constant(value=0), description="Between the turns of a conversation.")
-    models: tuple[Share, ...] = Field((), description="Empty: the scenario's model.")
+    turns: Distribution = Field(Constant(value=1), description="Questions of one conversation; the history grows.")
+    think_s: Distribution = Field(Constant(value=0), description="Between the turns of a conversation.")
+    models: tuple[ModelShare, ...] = Field((), description="Empty: the scenario's model.")
     behaviours: tuple[Behaviour, ...] = ()
     body: dict[str, Any] = Field(default_factory=dict, description="More fields of the request, sent as they are.")
 
@@ -148,13 +148,13 @@ class Scenario(_Section):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"two {what} have the same name; rename one")
-        if isinstance(self.load, Trace) and any(
+        if isinstance(self.load, TraceReplay) and any(
             not (isinstance(one.turns, Constant) and one.turns.value <= 1) for one in self.workloads
         ):
             raise ValueError("a trace has its own arrivals for every turn; set turns: 1")
         return self
 
     @property
-    def is_closed(self) -> bool:
+    def is_closed_loop(self) -> bool:
         """Whether each user waits for the answer before asking again."""
-        return isinstance(self.load, Closed)
+        return isinstance(self.load, ClosedLoop)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-__all__ = ["BLOCK_TOKENS", "block", "text"]
+__all__ = ["BLOCK_TOKENS", "make_block", "make_text"]
 
 # Of Mooncake's traces: one hash id stands for so many tokens.
 BLOCK_TOKENS = 512
@@ -29,11 +29,11 @@ paper together got group often run
 WORDS = _COMMON.split()
 
 
-def text(chance: Random, tokens: int, tokens_per_word: float) -> str:
+def make_text(chance: Random, tokens: int, tokens_per_word: float) -> str:
     """Words that come to about `tokens` tokens."""
     return " ".join(chance.choices(WORDS, k=max(1, round(tokens / tokens_per_word))))
 
 
-def block(number: int, tokens_per_word: float) -> str:
+def make_block(number: int, tokens_per_word: float) -> str:
     """The block of a recorded prompt, always the same for the same number."""
-    return text(Random(f"block/{number}"), BLOCK_TOKENS, tokens_per_word)
+    return make_text(Random(f"block/{number}"), BLOCK_TOKENS, tokens_per_word)

@@ -49,11 +49,11 @@ class Slo(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _unfold(cls, given: Any) -> Any:
+    def _expand(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "limits" in given:
             return given
-        rest = {name: value for name, value in given.items() if not _limit_name(name)}
-        limits = {name: value for name, value in given.items() if _limit_name(name)}
+        rest = {name: value for name, value in given.items() if not _is_limit_name(name)}
+        limits = {name: value for name, value in given.items() if _is_limit_name(name)}
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise ValueError(f"{name} is {value!r}; give milliseconds above 0")
@@ -63,8 +63,8 @@ class Slo(BaseModel):
             rest["per_request"] = {"ttft_ms": ttft, "tpot_ms": tpot, **(given.get("per_request") or {})}
         for name in rest:
             if name not in cls.model_fields:
-                right = [*(field for field in cls.model_fields if field != "limits"), *_examples()]
-                raise ValueError(f"{name} is not a limit.{nearest(str(name), right)} Limits look like ttft_p99_ms")
+                right = [*(field for field in cls.model_fields if field != "limits"), *_all_limit_names()]
+                raise ValueError(f"{name} is not a limit.{did_you_mean(str(name), right)} Limits look like ttft_p99_ms")
         _check_per_request(rest.get("per_request"))
         return {**rest, "limits": [_limit(name, value) for name, value in limits.items()]}
 
@@ -72,18 +72,18 @@ class Slo(BaseModel):
 def _check_per_request(given: object) -> None:
     for name, value in given.items() if isinstance(given, dict) else ():
         if name not in _PER_REQUEST:
-            raise ValueError(f"per_request.{name} is not a limit.{nearest(str(name), _PER_REQUEST)}")
+            raise ValueError(f"per_request.{name} is not a limit.{did_you_mean(str(name), _PER_REQUEST)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
             raise ValueError(f"per_request.{name} is {value!r}; give milliseconds above 0")
 
 
-def nearest(wrong: str, right: list[str]) -> str:
+def did_you_mean(wrong: str, right: list[str]) -> str:
     """` Did you mean ...?`, or nothing."""
     near = difflib.get_close_matches(wrong, right, n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
 
 
-def _limit_name(name: object) -> bool:
+def _is_limit_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
@@ -93,7 +93,7 @@ def _limit(name: str, value: float) -> dict[str, object]:
     return {"name": name, "metric": f"{matched[1]}_ms", "quantile": matched[2], "limit": value}
 
 
-def _examples() -> list[str]:
+def _all_limit_names() -> list[str]:
     return [
         f"{metric}_{q}_ms" for metric in ("ttft", "itl", "tpot", "e2e") for q in ("p50", "p90", "p95", "p99", "p999")
     ]
@@ -102,6 +102,6 @@ def _examples() -> list[str]:
 def _preset(name: object) -> tuple[float, float]:
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
-            f"preset {name!r} does not exist.{nearest(str(name), list(PRESETS))} Known: {', '.join(PRESETS)}"
+            f"preset {name!r} does not exist.{did_you_mean(str(name), list(PRESETS))} Known: {', '.join(PRESETS)}"
         )
     return PRESETS[name]

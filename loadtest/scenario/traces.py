@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from loadtest.scenario.arrivals import Trace
+from loadtest.scenario.arrivals import TraceReplay
 
-__all__ = ["Arrival", "TraceError", "arrivals"]
+__all__ = ["Arrival", "TraceError", "read_trace"]
 
 
 class TraceError(Exception):
@@ -31,10 +31,10 @@ class Arrival:
     blocks: tuple[int, ...] = ()
 
 
-def arrivals(trace: Trace, seed: int, length_s: float) -> Iterator[Arrival]:
+def read_trace(trace: TraceReplay, seed: int, length_s: float) -> Iterator[Arrival]:
     """What was recorded in the first `length_s` seconds of the (sped up) trace, in order. Raises TraceError."""
     chance = Random(f"{seed}/trace")
-    rows = _azure(Path(trace.file)) if trace.format == "azure" else _mooncake(Path(trace.file))
+    rows = _read_azure(Path(trace.file)) if trace.format == "azure" else _read_mooncake(Path(trace.file))
     first: float | None = None
     last = 0.0
     for line, one in rows:
@@ -49,9 +49,9 @@ def arrivals(trace: Trace, seed: int, length_s: float) -> Iterator[Arrival]:
             yield Arrival(at_s, one.prompt_tokens, one.output_tokens, one.blocks)
 
 
-def _azure(file: Path) -> Iterator[tuple[int, Arrival]]:
+def _read_azure(file: Path) -> Iterator[tuple[int, Arrival]]:
     wanted = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"}
-    with _opened(file) as lines:
+    with _open(file) as lines:
         reader = csv.DictReader(lines)
         if missing := wanted - set(reader.fieldnames or ()):
             raise TraceError(f"{file}, line 1: no column {', '.join(sorted(missing))}; is this an Azure LLM trace?")
@@ -63,8 +63,8 @@ def _azure(file: Path) -> Iterator[tuple[int, Arrival]]:
                 raise TraceError(f"{file}, line {reader.line_num}: {error}.") from None
 
 
-def _mooncake(file: Path) -> Iterator[tuple[int, Arrival]]:
-    with _opened(file) as lines:
+def _read_mooncake(file: Path) -> Iterator[tuple[int, Arrival]]:
+    with _open(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -83,7 +83,7 @@ def _arrival(at_s: float, prompt: object, output: object, blocks: tuple[int, ...
     return Arrival(at_s, max(1, int(str(prompt))), max(1, int(str(output))), blocks)
 
 
-def _opened(file: Path) -> Any:
+def _open(file: Path) -> Any:
     try:
         return file.open(encoding="utf-8", newline="")
     except OSError as error:

@@ -15,20 +15,20 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from gateway.engine import deterministic_tokens
-from loadtest.measure.record import Manner
+from loadtest.measure.record import ReadMode
 from loadtest.scenario import prompt_text
 from loadtest.scenario.behaviours import Behaviour, Cancel, Resume, Slow, Stall
 from loadtest.scenario.model import Scenario, Tenant, Workload
 from loadtest.scenario.traces import Arrival
 
-__all__ = ["Ask", "Conversation", "Plan", "Served", "Work"]
+__all__ = ["Conversation", "PreparedRequest", "ReadPlan", "RequestFactory", "ServerInfo"]
 
 # Ids that are plain text for the demo model, and exist in any other.
-_FIRST_ID = 300
+_SMALLEST_TOKEN_ID = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServerInfo:
     """What must be known of the server before it can be asked."""
 
     model: str
@@ -41,12 +41,12 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReadPlan:
     """How the client will behave, all chances drawn. `after_events` counts events with content for a cancel, and all
     events for those that stop or come back."""
 
-    manner: Manner = Manner.PLAIN
-    leave_after_s: float | None = None
+    read_mode: ReadMode = ReadMode.PLAIN
+    abort_after_s: float | None = None
     after_events: int | None = None
     bytes_per_s: float | None = None
     pause_s: float = 0.0
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PreparedRequest:
     """One request, ready to be sent."""
 
     number: int
@@ -70,13 +70,13 @@ class Ask:
     stream: bool
     choices: int
     max_tokens: int
-    plan: Plan
+    read_plan: ReadPlan
     # How its tokens can be counted: by usage in every event, by their ids, or only by the usage at the end.
-    by_usage: bool
-    by_ids: bool
+    counts_by_usage: bool
+    counts_by_ids: bool
     # Compare with the synthetic engine: what the prompt began with and its length, if the client knows them.
-    synthetic: bool
-    prompt_ids: tuple[int, int] | None
+    is_verified: bool
+    prompt_start: tuple[int, int] | None
     keeps_text: bool
 
 
@@ -88,63 +88,63 @@ class _Weighted(Protocol):
 _W = TypeVar("_W", bound=_Weighted)
 
 
-def _one_of(chance: Random, options: Sequence[_W]) -> _W:
+def _weighted_choice(chance: Random, options: Sequence[_W]) -> _W:
     if len(options) == 1:
         return options[0]
     return chance.choices(options, [option.share for option in options])[0]
 
 
-class Work:
+class RequestFactory:
     """All that a scenario asks of one server."""
 
-    def __init__(self, scenario: Scenario, served: Served, keys: Mapping[str, str]) -> None:
+    def __init__(self, scenario: Scenario, server_info: ServerInfo, keys: Mapping[str, str]) -> None:
         """`keys`: by the tenant's name."""
         self._scenario = scenario
-        self._served = served
+        self._server_info = server_info
         self._keys = keys
-        self._block = lru_cache(maxsize=4096)(prompt_text.block)
+        self._block = lru_cache(maxsize=4096)(prompt_text.make_block)
         self._prefixes: dict[tuple[str, int], str] = {}
 
     def conversation(self, arrival: Arrival, number: int) -> Conversation:
         """What arrival `number` begins."""
         chance = Random(f"{self._scenario.seed}/{number}")
-        workload = _one_of(chance, self._scenario.workloads)
-        tenant = _one_of(chance, self._scenario.tenants)
+        workload = _weighted_choice(chance, self._scenario.workloads)
+        tenant = _weighted_choice(chance, self._scenario.tenants)
         return Conversation(self, arrival, number, chance, workload, tenant)
 
-    def is_full(self, used: int, more: int) -> bool:
+    def exceeds_context(self, used: int, more: int) -> bool:
         """Whether `more` tokens, with some room for chance, do not fit behind `used`."""
-        return self._served.context is not None and used + 2 * more > self._served.context
+        return self._server_info.context is not None and used + 2 * more > self._server_info.context
 
-    def ask(self, talk: Conversation, turn: int, *, last: bool) -> Ask:
+    def prepare(self, conversation: Conversation, turn: int, *, last: bool) -> PreparedRequest:
         """The request of one turn."""
-        workload, chance = talk.workload, talk.chance
-        model = _one_of(chance, workload.models).name if workload.models else self._served.model
-        plan = _plan(chance, workload.behaviours)
-        recorded = talk.arrival.output_tokens
-        max_tokens = recorded if recorded is not None else workload.output_tokens.count(chance)
+        workload, chance = conversation.workload, conversation.chance
+        model = _weighted_choice(chance, workload.models).name if workload.models else self._server_info.model
+        plan = _choose_read_plan(chance, workload.behaviours)
+        recorded = conversation.arrival.output_tokens
+        max_tokens = recorded if recorded is not None else workload.output_tokens.sample_count(chance)
         body: dict[str, Any] = {"model": model, "stream": workload.stream, "max_tokens": max_tokens}
-        prompt_ids = self._add_prompt(body, talk)
+        prompt_ids = self._add_prompt(body, conversation)
         synthetic = self._scenario.verify == "synthetic"
-        by_usage = workload.stream and self._served.is_vllm and self._scenario.per_token_usage
+        by_usage = workload.stream and self._server_info.is_vllm and self._scenario.per_token_usage
         if workload.stream:
             body["stream_options"] = {"include_usage": True}
             if by_usage:
                 body["stream_options"]["continuous_usage_stats"] = True
         if synthetic:
             body["return_token_ids"] = True
-        if workload.fixed_length and self._served.is_vllm:
+        if workload.fixed_length and self._server_info.is_vllm:
             body["ignore_eos"] = True
         body |= workload.body
-        key = self._keys.get(talk.tenant.name)
+        key = self._keys.get(conversation.tenant.name)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        if plan.manner is Manner.RESUME:
+        if plan.read_mode is ReadMode.RESUME:
             headers["X-Stream-Resumable"] = f"{plan.grace_s:g}"
-        return Ask(
-            number=talk.number,
+        return PreparedRequest(
+            number=conversation.number,
             turn=turn,
             workload=workload.name,
-            tenant=talk.tenant.name,
+            tenant=conversation.tenant.name,
             model=model,
             path="/v1/chat/completions" if workload.endpoint == "chat" else "/v1/completions",
             body=orjson.dumps(body),
@@ -152,45 +152,47 @@ class Work:
             stream=bool(body["stream"]),
             choices=int(body.get("n") or 1),
             max_tokens=max_tokens,
-            plan=plan,
-            by_usage=by_usage,
-            by_ids=bool(body.get("return_token_ids")),
-            synthetic=synthetic,
-            prompt_ids=prompt_ids,
+            read_plan=plan,
+            counts_by_usage=by_usage,
+            counts_by_ids=bool(body.get("return_token_ids")),
+            is_verified=synthetic,
+            prompt_start=prompt_ids,
             keeps_text=not last,
         )
 
-    def _add_prompt(self, body: dict[str, Any], talk: Conversation) -> tuple[int, int] | None:
-        workload, chance, arrival = talk.workload, talk.chance, talk.arrival
-        length = arrival.prompt_tokens or workload.prompt_tokens.count(chance)
+    def _add_prompt(self, body: dict[str, Any], conversation: Conversation) -> tuple[int, int] | None:
+        workload, chance, arrival = conversation.workload, conversation.chance, conversation.arrival
+        length = arrival.prompt_tokens or workload.prompt_tokens.sample_count(chance)
         if workload.prompt == "token_ids":
-            ids = chance.choices(range(_FIRST_ID, deterministic_tokens.LARGEST), k=length)
+            ids = chance.choices(range(_SMALLEST_TOKEN_ID, deterministic_tokens.LARGEST), k=length)
             body["prompt"] = ids
             return ids[0], length
-        per_word = self._served.tokens_per_word
+        per_word = self._server_info.tokens_per_word
         if arrival.blocks:
             spelled = " ".join(self._block(block, per_word) for block in arrival.blocks).split(" ")
             said = " ".join(spelled[: max(1, round(length / per_word))])
         else:
-            said = prompt_text.text(chance, length, per_word)
-        prefix = self._prefix(talk)
+            said = prompt_text.make_text(chance, length, per_word)
+        prefix = self._prefix(conversation)
         if workload.endpoint == "completions":
             body["prompt"] = f"{prefix} {said}" if prefix else said
             return None
-        if not talk.messages and prefix:
-            talk.messages.append({"role": "system", "content": prefix})
-        talk.messages.append({"role": "user", "content": said})
-        body["messages"] = talk.messages
+        if not conversation.messages and prefix:
+            conversation.messages.append({"role": "system", "content": prefix})
+        conversation.messages.append({"role": "user", "content": said})
+        body["messages"] = conversation.messages
         return None
 
-    def _prefix(self, talk: Conversation) -> str:
-        wanted = talk.workload.prefix
+    def _prefix(self, conversation: Conversation) -> str:
+        wanted = conversation.workload.prefix
         if wanted is None:
             return ""
-        key = (talk.workload.name, talk.prefix_group)
+        key = (conversation.workload.name, conversation.prefix_group)
         if key not in self._prefixes:
             chance = Random(f"{self._scenario.seed}/prefix/{key}")
-            self._prefixes[key] = prompt_text.text(chance, wanted.tokens.count(chance), self._served.tokens_per_word)
+            self._prefixes[key] = prompt_text.make_text(
+                chance, wanted.tokens.sample_count(chance), self._server_info.tokens_per_word
+            )
         return self._prefixes[key]
 
 
@@ -198,7 +200,7 @@ class Work:
 class Conversation:
     """The turns of one arrival."""
 
-    _work: Work
+    _factory: RequestFactory
     arrival: Arrival
     number: int
     chance: Random
@@ -211,54 +213,60 @@ class Conversation:
     _used: int = 0
 
     def __post_init__(self) -> None:
-        self.turns = self.workload.turns.count(self.chance)
+        self.turns = self.workload.turns.sample_count(self.chance)
         if self.workload.prefix is not None:
             self.prefix_group = self.chance.randrange(self.workload.prefix.groups)
 
-    def next(self, answer: str | None = None, used: int = 0) -> Ask | None:
+    def next_request(self, answer: str | None = None, used: int = 0) -> PreparedRequest | None:
         """The next request; `answer` is what the last one brought, and `used` are its tokens with those of its prompt.
         None if all has been said, or if the context is so full that another turn like the last would not fit."""
-        if self._turn >= self.turns or self._work.is_full(used, used - self._used):
+        if self._turn >= self.turns or self._factory.exceeds_context(used, used - self._used):
             return None
         self._used = used
         if self._turn:
             # Chat templates refuse two questions in a row; an answer may have been empty.
             self.messages.append({"role": "assistant", "content": answer or "..."})
         self._turn += 1
-        return self._work.ask(self, self._turn, last=self._turn == self.turns)
+        return self._factory.prepare(self, self._turn, last=self._turn == self.turns)
 
     def think_s(self) -> float:
         """How long the user thinks before the next turn."""
-        return self.workload.think_s.draw(self.chance)
+        return self.workload.think_s.sample(self.chance)
 
 
-def _plan(chance: Random, behaviours: Sequence[Behaviour]) -> Plan:
+def _choose_read_plan(chance: Random, behaviours: Sequence[Behaviour]) -> ReadPlan:
     left = chance.random()
     for one in behaviours:
         left -= one.share
         if left < 0:
-            return _drawn(chance, one)
-    return Plan()
+            return _sample_read_plan(chance, one)
+    return ReadPlan()
 
 
-def _drawn(chance: Random, one: Behaviour) -> Plan:
-    match one:
+def _sample_read_plan(chance: Random, behaviour: Behaviour) -> ReadPlan:
+    match behaviour:
         case Cancel():
-            seconds = one.leaves_after_s
-            return Plan(
-                Manner.CANCEL,
-                leave_after_s=seconds.draw(chance) if seconds is not None else None,
-                after_events=one.after_tokens.count(chance) if one.after_tokens is not None else None,
+            seconds = behaviour.cancel_after_s
+            return ReadPlan(
+                ReadMode.CANCEL,
+                abort_after_s=seconds.sample(chance) if seconds is not None else None,
+                after_events=behaviour.after_tokens.sample_count(chance)
+                if behaviour.after_tokens is not None
+                else None,
             )
         case Slow():
-            return Plan(Manner.SLOW, bytes_per_s=one.bytes_per_s)
+            return ReadPlan(ReadMode.SLOW, bytes_per_s=behaviour.bytes_per_s)
         case Stall():
-            return Plan(Manner.STALL, after_events=one.after_events.count(chance), pause_s=one.pause_s.draw(chance))
+            return ReadPlan(
+                ReadMode.STALL,
+                after_events=behaviour.after_events.sample_count(chance),
+                pause_s=behaviour.pause_s.sample(chance),
+            )
         case Resume():
-            return Plan(
-                Manner.RESUME,
-                after_events=one.after_events.count(chance),
-                times=one.times,
-                away_s=one.away_s.draw(chance),
-                grace_s=one.grace_s,
+            return ReadPlan(
+                ReadMode.RESUME,
+                after_events=behaviour.after_events.sample_count(chance),
+                times=behaviour.times,
+                away_s=behaviour.away_s.sample(chance),
+                grace_s=behaviour.grace_s,
             )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["GAUGES", "Ledger", "gauges", "samples"]
+__all__ = ["GAUGES", "MetricsHistory", "parse_samples", "sum_gauges"]
 
 # Gauges are added up over engines, workers and servers, but a cache is as full as the fullest.
 GAUGES = (
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _REASON = re.compile(r'[{,]reason="((?:[^"\\]|\\.)*)"')
 
 
-def samples(text: str) -> dict[str, float]:
+def parse_samples(text: str) -> dict[str, float]:
     """The samples that we want, by name and labels as they are written. Raises ValueError if the text is no
     exposition."""
     found: dict[str, float] = {}
@@ -58,12 +58,12 @@ def samples(text: str) -> dict[str, float]:
     return found
 
 
-def _family(sample: str) -> str:
+def _metric_name(sample: str) -> str:
     return sample.partition("{")[0]
 
 
 @dataclass(slots=True)
-class _Page:
+class _LastReading:
     """What one server's counters were when it was last read."""
 
     at_s: float
@@ -72,38 +72,38 @@ class _Page:
 
 
 @dataclass(slots=True)
-class Ledger:
+class MetricsHistory:
     """Turns pages, read again and again, into series and totals. A counter that falls, or a server with a new start
     time, was restarted: what it shows then is what has been added since."""
 
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    first: dict[str, float] | None = None
+    first_gauges: dict[str, float] | None = None
     """The gauges at the first complete reading."""
-    last: dict[str, float] = field(default_factory=dict)
+    last_gauges: dict[str, float] = field(default_factory=dict)
     """The gauges at the latest complete reading."""
     restarts: int = 0
     _totals: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    _pages: dict[int, _Page] = field(default_factory=dict)
+    _last_readings: dict[int, _LastReading] = field(default_factory=dict)
 
-    def note(self, at_s: float, pages: Sequence[Mapping[str, float] | None]) -> None:
+    def add_reading(self, at_s: float, pages: Sequence[Mapping[str, float] | None]) -> None:
         """One reading of all servers, always in the same order; None for one that did not answer."""
         added: dict[str, float] = {}
         rates: dict[str, float] = {}
         for number, page in enumerate(pages):
             if page is not None:
-                self._count(at_s, number, page, added, rates)
+                self._add_counters(at_s, number, page, added, rates)
         total = self._totals[-1][1] if self._totals else {}
         self._totals.append((at_s, {name: total.get(name, 0.0) + added.get(name, 0.0) for name in {*total, *added}}))
-        self._draw(at_s, added, rates)
+        self._extend_series(at_s, added, rates)
         read = [page for page in pages if page is not None]
         # Part of a sum looks like a fall.
         if len(read) == len(pages):
-            self.last = gauges(read)
-            self.first = self.last if self.first is None else self.first
-            for name, value in self.last.items():
+            self.last_gauges = sum_gauges(read)
+            self.first_gauges = self.last_gauges if self.first_gauges is None else self.first_gauges
+            for name, value in self.last_gauges.items():
                 self.series.setdefault(name, []).append((at_s, value))
 
-    def total(self, name: str, since_s: float | None = None, until_s: float | None = None) -> float | None:
+    def increase(self, name: str, since_s: float | None = None, until_s: float | None = None) -> float | None:
         """By how much a counter grew, all labels together, between the readings nearest around the two times; None if
         it was never seen."""
         if not self._totals or not any(name in total for _, total in self._totals):
@@ -116,19 +116,19 @@ class Ledger:
 
     def mean(self, name: str, since_s: float | None = None, until_s: float | None = None) -> float | None:
         """A histogram's mean between two times; None if nothing was observed."""
-        count, total = (self.total(f"{name}_{part}", since_s, until_s) for part in ("count", "sum"))
+        count, total = (self.increase(f"{name}_{part}", since_s, until_s) for part in ("count", "sum"))
         return total / count if count and total is not None else None
 
-    def _count(
+    def _add_counters(
         self, at_s: float, number: int, page: Mapping[str, float], added: dict[str, float], rates: dict[str, float]
     ) -> None:
-        known = self._pages.get(number)
-        now = {name: value for name, value in page.items() if _family(name) in _COUNTERS}
+        known = self._last_readings.get(number)
+        now = {name: value for name, value in page.items() if _metric_name(name) in _COUNTERS}
         started = page.get(_STARTED)
         if known is None:
             # What a server counted before it was first read is not ours.
-            self._pages[number] = _Page(at_s, now, started)
-            added.update({_key(name): added.get(_key(name), 0.0) for name in now})
+            self._last_readings[number] = _LastReading(at_s, now, started)
+            added.update({_series_name(name): added.get(_series_name(name), 0.0) for name in now})
             return
 
         restarted = None not in (started, known.started) and started != known.started
@@ -138,16 +138,16 @@ class Ledger:
             grown = value - before.get(name, 0.0)
             if grown < 0:
                 fell, grown = True, value
-            key = _key(name)
+            key = _series_name(name)
             added[key] = added.get(key, 0.0) + grown
             if at_s > known.at_s:
                 rates[key] = rates.get(key, 0.0) + grown / (at_s - known.at_s)
         self.restarts += restarted or fell
-        self._pages[number] = _Page(at_s, {**before, **now}, started)
+        self._last_readings[number] = _LastReading(at_s, {**before, **now}, started)
 
-    def _draw(self, at_s: float, added: Mapping[str, float], rates: Mapping[str, float]) -> None:
+    def _extend_series(self, at_s: float, added: Mapping[str, float], rates: Mapping[str, float]) -> None:
         for name, value in rates.items():
-            if _family(name) in _RATES:
+            if _metric_name(name) in _RATES:
                 self.series.setdefault(name, []).append((at_s, value))
         for name in _MEANS:
             count = added.get(f"{name}_count", 0.0)
@@ -155,21 +155,21 @@ class Ledger:
                 self.series.setdefault(name, []).append((at_s, added.get(f"{name}_sum", 0.0) / count))
 
 
-def gauges(pages: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def sum_gauges(pages: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The gauges of all pages together."""
     found: dict[str, float] = {}
     for page in pages:
         for sample, value in page.items():
-            name = _family(sample)
+            name = _metric_name(sample)
             if name in GAUGES:
                 known = found.get(name, 0.0)
                 found[name] = max(known, value) if name == _FULLEST else known + value
     return found
 
 
-def _key(sample: str) -> str:
+def _series_name(sample: str) -> str:
     """What is added up under one name: everything of a family, rejections by reason."""
-    name = _family(sample)
+    name = _metric_name(sample)
     if name == "sluice_rejections_total" and (reason := _REASON.search(sample)):
         return f'{name}{{reason="{reason[1]}"}}'
     return name

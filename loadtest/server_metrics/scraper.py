@@ -14,20 +14,20 @@ from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from loadtest.measure.result import Server
-from loadtest.server_metrics.prometheus_text import GAUGES, Ledger, gauges, samples
+from loadtest.server_metrics.prometheus_text import GAUGES, MetricsHistory, parse_samples, sum_gauges
 
-__all__ = ["Scraper", "freed"]
+__all__ = ["Scraper", "wait_until_freed"]
 
 _TIMEOUT_S = 5.0
 # A page of vLLM with its gateway has some 100 KiB; this is a wrong address, not a page.
 _LARGEST_BYTES = 16 * 2**20
 _POLL_S = 0.1
 # A cache's usage is a quotient, and one block of the smallest cache is more than this.
-_SAME_USAGE = 0.001
-_USAGE = "vllm:kv_cache_usage_perc"
-_WORK = tuple(name for name in GAUGES if name not in (_USAGE, "process_resident_memory_bytes"))
+_CACHE_USAGE_TOLERANCE = 0.001
+_CACHE_USAGE = "vllm:kv_cache_usage_perc"
+_WORK_GAUGES = tuple(name for name in GAUGES if name not in (_CACHE_USAGE, "process_resident_memory_bytes"))
 # A server that counts fewer tokens than the client got, or so much more, deserves a note.
-_TOKENS_APART = 0.01
+_TOKEN_TOLERANCE = 0.01
 
 
 class ScrapeFailed(Exception):
@@ -41,33 +41,33 @@ class Scraper:
         """`base_url`: of a server (an OpenAI base that ends with /v1 will do) or of its metrics page; several of them
         for several servers. `headers` (an API key, for instance) go to each."""
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
-        self._pages = [_Source(url, headers) for url in urls]
+        self._pages = [_MetricsPage(url, headers) for url in urls]
         self._every_s = every_s
-        self._ledger = Ledger()
+        self._history = MetricsHistory()
         self._readings = 0
         self._failures: list[str] = []
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scraper", daemon=True)
 
     def start(self) -> None:
         """Read once, so that there is something to compare with, then go on in the background."""
-        self._read()
+        self._read_all()
         self._thread.start()
 
     def stop(self) -> None:
         """Read for the last time."""
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
-        self._read()
+        self._read_all()
         for page in self._pages:
             page.close()
 
     @property
-    def before(self) -> dict[str, float] | None:
+    def baseline(self) -> dict[str, float] | None:
         """The gauges as they were before the run, for `freed`; None if they could not be read."""
-        return self._ledger.first
+        return self._history.first_gauges
 
-    def server(
+    def to_result(
         self,
         t0_perf: float,
         client_tokens: int,
@@ -79,8 +79,8 @@ class Scraper:
         `client_tokens`: that the client received in the whole run, warm-up and drain included, for the server's counter
         does not tell them apart. `client_ttft_mean_ms`: from sending, over `measured_s`, the measured stage's begin and
         end in seconds from `t0_perf` (None: the whole run)."""
-        ledger = self._ledger
-        if ledger.first is None:
+        ledger = self._history
+        if ledger.first_gauges is None:
             return Server(scraped=False, client_tokens=client_tokens, notes=self._notes(None, client_tokens))
         since_s, until_s = (t0_perf + at_s for at_s in measured_s) if measured_s else (None, None)
 
@@ -91,7 +91,7 @@ class Scraper:
         gap_ms = None
         if client_ttft_mean_ms is not None and ttft_s is not None:
             gap_ms = round(client_ttft_mean_ms - ttft_s * 1000, 3)
-        generated = ledger.total("vllm:generation_tokens_total")
+        generated = ledger.increase("vllm:generation_tokens_total")
         return Server(
             scraped=True,
             series={
@@ -102,7 +102,7 @@ class Scraper:
             client_tokens=client_tokens,
             ttft_gap_ms=gap_ms,
             gateway_overhead_ms=None if overhead_s is None else round(overhead_s * 1000, 4),
-            left_over=_left_over(ledger.last, ledger.first),
+            left_over=_above_baseline(ledger.last_gauges, ledger.first_gauges),
             notes=self._notes(generated, client_tokens),
         )
 
@@ -111,16 +111,16 @@ class Scraper:
         if self._failures:
             kinds = "; ".join(list(dict.fromkeys(self._failures))[:3])
             notes.append(f"{len(self._failures)} of {self._readings} readings of the metrics failed: {kinds}")
-        if self._ledger.restarts:
-            notes.append(f"a server was restarted: counters began anew ({self._ledger.restarts} x)")
+        if self._history.restarts:
+            notes.append(f"a server was restarted: counters began anew ({self._history.restarts} x)")
         if generated is None:
             notes.append("no vllm:generation_tokens_total was found, so tokens cannot be reconciled")
-        elif generated < client_tokens * (1 - _TOKENS_APART):
+        elif generated < client_tokens * (1 - _TOKEN_TOLERANCE):
             notes.append(
                 f"the server counted {generated:,.0f} tokens, fewer than the {client_tokens:,} that the client got: "
                 "part of the servers was not read, or the client counts wrongly"
             )
-        elif generated > client_tokens * (1 + _TOKENS_APART):
+        elif generated > client_tokens * (1 + _TOKEN_TOLERANCE):
             notes.append(
                 f"the server counted {generated:,.0f} tokens, the client got {client_tokens:,}: the rest was generated "
                 "for clients who had left, was stopped on its way, or was for others"
@@ -132,11 +132,11 @@ class Scraper:
         while True:
             # After a slow page the readings missed are left out, not made up for.
             due_s = max(due_s + self._every_s, time.perf_counter())
-            if self._over.wait(due_s - time.perf_counter()):
+            if self._stopping.wait(due_s - time.perf_counter()):
                 return
-            self._read()
+            self._read_all()
 
-    def _read(self) -> None:
+    def _read_all(self) -> None:
         read: list[dict[str, float] | None] = []
         for page in self._pages:
             try:
@@ -145,52 +145,56 @@ class Scraper:
                 read.append(None)
                 self._failures.append(str(error))
         self._readings += 1
-        self._ledger.note(time.perf_counter(), read)
+        self._history.add_reading(time.perf_counter(), read)
 
 
-def freed(
+def wait_until_freed(
     url: str | Sequence[str],
     headers: Mapping[str, str],
     within_s: float,
-    before: Mapping[str, float] | None = None,
-    nudge: Callable[[], object] | None = None,
+    baseline: Mapping[str, float] | None = None,
+    ping: Callable[[], object] | None = None,
 ) -> bool | None:
     """Whether the server's gauges (running, waiting, cache usage) are back at what they were, at the latest after
     `within_s` seconds; None if it shows none. Without `before` (see `Scraper.before`) nothing may run or wait.
 
     vLLM alone writes its gauges in engine steps only, and after the last request was aborted there is none: `nudge`
     (one small request) is called once, half-way, to have it take one. Sluice needs none."""
-    sources = [_Source(each, headers) for each in ([url] if isinstance(url, str) else url)]
+    sources = [_MetricsPage(each, headers) for each in ([url] if isinstance(url, str) else url)]
     begun_s = time.perf_counter()
     seen = False
     try:
         while True:
             with suppress(ScrapeFailed):
-                now = gauges([source.read() for source in sources])
-                seen = seen or any(name in now for name in _WORK)
-                if seen and not _left_over(now, before or {}):
+                now = sum_gauges([source.read() for source in sources])
+                seen = seen or any(name in now for name in _WORK_GAUGES)
+                if seen and not _above_baseline(now, baseline or {}):
                     return True
             passed_s = time.perf_counter() - begun_s
             if passed_s >= within_s:
                 return False if seen else None
-            if nudge is not None and passed_s >= within_s / 2:
-                nudge()
-                nudge = None
+            if ping is not None and passed_s >= within_s / 2:
+                ping()
+                ping = None
             time.sleep(min(_POLL_S, within_s - passed_s))
     finally:
         for source in sources:
             source.close()
 
 
-def _left_over(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+def _above_baseline(now: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
     """The gauges that show more work than before. An unknown cache usage before is no work."""
-    left = {name: now[name] for name in _WORK if now.get(name, 0.0) > before.get(name, 0.0)}
-    if _USAGE in now and _USAGE in before and now[_USAGE] > before[_USAGE] + _SAME_USAGE:
-        left[_USAGE] = now[_USAGE]
+    left = {name: now[name] for name in _WORK_GAUGES if now.get(name, 0.0) > baseline.get(name, 0.0)}
+    if (
+        _CACHE_USAGE in now
+        and _CACHE_USAGE in baseline
+        and now[_CACHE_USAGE] > baseline[_CACHE_USAGE] + _CACHE_USAGE_TOLERANCE
+    ):
+        left[_CACHE_USAGE] = now[_CACHE_USAGE]
     return left
 
 
-class _Source:
+class _MetricsPage:
     """One metrics page, over a connection that is kept."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
@@ -231,4 +235,4 @@ class _Source:
             raise ValueError(f"HTTP {response.status}")
         if not response.isclosed():
             raise ValueError(f"more than {_LARGEST_BYTES} bytes")
-        return samples(body.decode("utf-8", "replace"))
+        return parse_samples(body.decode("utf-8", "replace"))

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from loadtest.bench.accuracy import Case, run
+from loadtest.bench.accuracy import Case, run_case
 from loadtest.measure.result import ErrorKind, Result
-from loadtest.mock.child import Child, running
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import MockProcess, running_mock
+from loadtest.mock.plan import MockPlan
 
 # The machine that runs the tests is shared: only the test of accuracy asks whether the generator kept up.
 PATIENT = {"lateness_p99_ms": 5000, "loop_lag_p99_ms": 5000, "cpu_share_max": 100, "achieved_share_min": 0.1}
@@ -64,16 +64,18 @@ def test_the_reported_times_are_those_of_the_mock(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     spread = ({cpus[0]}, {cpus[1]}) if len(cpus) > 1 else (None, None)
     for attempt in range(3):
-        found = run(case, tmp_path / str(attempt), *spread)
+        found = run_case(case, tmp_path / str(attempt), *spread)
         if found.mock["start_lateness_ms"]["p99"] < 5 and not found.result.generator.invalid:
             break
     # Else the machine was too busy, three times, to say anything about the generator.
     assert not found.result.generator.invalid
     assert found.result.summary.ok == found.result.summary.requests > 400
 
-    wrong = [f"{row.metric} {row.name}: {row.reported} instead of {row.true}" for row in found.rows if not row.met]
+    wrong = [
+        f"{row.metric} {row.name}: {row.reported} instead of {row.expected}" for row in found.rows if not row.is_met
+    ]
     assert not wrong
-    assert not found.crossed
+    assert not found.is_causality_violated
 
 
 # workload -> (the fault that it asks for, what the generator calls it)
@@ -125,7 +127,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
         timeouts={"first_byte_s": 1.2, "idle_s": 1.0, "deadline_s": 2.0},
     )
     folder = tmp_path_factory.mktemp("spoiled")
-    with running(folder, Plan.model_validate(QUICK)) as mock:
+    with running_mock(folder, MockPlan.model_validate(QUICK)) as mock:
         code, result, _ = load(folder, mock.url, told)
     return code, result
 
@@ -151,7 +153,7 @@ def test_untrue_streams_outweigh_everything_else(spoiled: tuple[int, Result]) ->
 
 @pytest.fixture(scope="module")
 def mock(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with running(tmp_path_factory.mktemp("mock"), Plan.model_validate(QUICK)) as child:
+    with running_mock(tmp_path_factory.mktemp("mock"), MockPlan.model_validate(QUICK)) as child:
         yield child
 
 
@@ -172,7 +174,7 @@ CHAT = {"name": "chat"}
     ],
 )  # fmt: skip
 def test_the_exit_code_says_what_was_found(
-    mock: Child, tmp_path: Path, told: dict[str, Any], code: int, reason: str
+    mock: MockProcess, tmp_path: Path, told: dict[str, Any], code: int, reason: str
 ) -> None:
     ended, result, said = load(tmp_path, mock.url, told)
 
@@ -192,7 +194,7 @@ def test_a_server_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
 
 
 def test_a_server_that_goes_away_is_told_from_one_that_was_never_there(tmp_path: Path) -> None:
-    with running(tmp_path, Plan.model_validate(QUICK)) as mock:
+    with running_mock(tmp_path, MockPlan.model_validate(QUICK)) as mock:
         told = scenario([CHAT], stages={"warmup_s": 0, "measure_s": 4, "drain_s": 4}, timeouts={"connect_s": 1})
         process = start(tmp_path, mock.url, told)
         deadline = time.monotonic() + 60
@@ -209,7 +211,7 @@ def test_a_server_that_goes_away_is_told_from_one_that_was_never_there(tmp_path:
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_work_that_goes_on_for_clients_who_left_is_seen_on_the_metrics(
-    mock: Child, tmp_path: Path, leaks: bool
+    mock: MockProcess, tmp_path: Path, leaks: bool
 ) -> None:
     leaving = [{"kind": "cancel", "share": 0.5, "after_tokens": 3}]
     body = {"user": "leak"} if leaks else {}

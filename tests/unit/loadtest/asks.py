@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 
-from loadtest.client.response import Reading
+from loadtest.client.response import ResponseReader
 from loadtest.measure.record import Record
-from loadtest.scenario.workload import Ask, Plan
+from loadtest.scenario.workload import PreparedRequest, ReadPlan
 
-ASK = Ask(
+ASK = PreparedRequest(
     number=0,
     turn=1,
     workload="chat",
@@ -23,24 +23,26 @@ ASK = Ask(
     stream=True,
     choices=1,
     max_tokens=100,
-    plan=Plan(),
-    by_usage=False,
-    by_ids=False,
-    synthetic=False,
-    prompt_ids=None,
+    read_plan=ReadPlan(),
+    counts_by_usage=False,
+    counts_by_ids=False,
+    is_verified=False,
+    prompt_start=None,
     keeps_text=True,
 )
 ID = "chatcmpl-1"
 
 
-def reading(**changes: Any) -> Reading:
+def reading(**changes: Any) -> ResponseReader:
     """The reading of an answer that has just been opened."""
     ask = replace(ASK, **changes)
-    record = Record(0, 1, ask.workload, ask.tenant, ask.model, ask.stream, ask.plan.manner, intended_ns=1, started_ns=2)
+    record = Record(
+        0, 1, ask.workload, ask.tenant, ask.model, ask.stream, ask.read_plan.read_mode, intended_ns=1, started_ns=2
+    )
     record.sent_ns = 3
-    one = Reading(ask, record)
-    one.first_byte(5)
-    one.head(200, "text/event-stream; charset=utf-8" if ask.stream else "application/json", "r-1")
+    one = ResponseReader(ask, record)
+    one.on_first_byte(5)
+    one.on_head(200, "text/event-stream; charset=utf-8" if ask.stream else "application/json", "r-1")
     return one
 
 

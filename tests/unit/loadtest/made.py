@@ -9,16 +9,16 @@ from math import exp, sin
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import (
     Check,
-    Distribution,
     Generator,
     Group,
     Integrity,
+    LatencyStats,
     Outcome,
     Result,
     Run,
     Server,
-    Slice,
     Summary,
+    TimelineSecond,
     Verdict,
 )
 
@@ -54,12 +54,12 @@ class Slo:
     goodput_min: float | None = None
 
 
-def distribution(values_ms: list[float]) -> Distribution:
+def distribution(values_ms: list[float]) -> LatencyStats:
     """Of times in milliseconds."""
     counted = Histogram()
     for value in values_ms:
         counted.add(round(value * 1000))
-    return Distribution.of(counted)
+    return LatencyStats.from_histogram(counted)
 
 
 EMPTY = distribution([])
@@ -180,10 +180,10 @@ def made(
 
     stages = ["warmup"] * warmup + ["measure"] * seconds + ["drain"] * drain
     timeline = [
-        Slice(
+        TimelineSecond(
             t_s=at, stage=stage, due=s.due, sent=s.due, ended=s.ended, ok=s.ok, errors=s.errors,
             cancelled=s.cancelled, in_flight=in_flight[at], output_tokens=s.tokens,
-            **{name: s.times[name].packed() for name in METRICS},
+            **{name: s.times[name].to_dict() for name in METRICS},
         )
         for at, (stage, s) in enumerate(zip(stages, clock, strict=False))
     ]  # fmt: skip
@@ -223,7 +223,7 @@ def _summary(
     counted: Second, seconds: int, *, rate: float | None, errors: dict[str, int], requests: int, ok: int,
     cancelled: int, good: int, tokens: int,
 ) -> Summary:  # fmt: skip
-    times = {name: Distribution.of(counted.times[name]) for name in METRICS}
+    times = {name: LatencyStats.from_histogram(counted.times[name]) for name in METRICS}
     return summary(
         **{f"{name}_ms": times[name] for name in METRICS},
         ttft_from_sent_ms=times["ttft"], e2e_from_sent_ms=times["e2e"], max_stall_ms=times["tpot"],

@@ -20,13 +20,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_bytes_arrive_when_they_come_not_when_they_are_read(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
-    kernel_timestamps.note(client)
+    kernel_timestamps.enable(client)
     lags_ms, late_ms = [], []
     for _ in range(20):
         sent_ns = time.perf_counter_ns()
         server.sendall(b"data: {}\n\n")
         time.sleep(0.01)
-        data, at_ns = kernel_timestamps.take(client, 4096)
+        data, at_ns = kernel_timestamps.receive(client, 4096)
         assert data == b"data: {}\n\n"
         lags_ms.append((at_ns - sent_ns) / 1e6)
         late_ms.append((time.perf_counter_ns() - sent_ns) / 1e6)
@@ -41,7 +41,7 @@ def test_a_socket_that_was_not_asked_for_counts_from_the_read(pair: tuple[socket
     server.sendall(b"x")
     time.sleep(0.01)
     began_ns = time.perf_counter_ns()
-    data, at_ns = kernel_timestamps.take(client, 4096)
+    data, at_ns = kernel_timestamps.receive(client, 4096)
 
     assert data == b"x"
     assert began_ns <= at_ns <= time.perf_counter_ns()
@@ -49,11 +49,11 @@ def test_a_socket_that_was_not_asked_for_counts_from_the_read(pair: tuple[socket
 
 def test_the_end_and_an_empty_socket_are_as_with_recv(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
-    kernel_timestamps.note(client)
+    kernel_timestamps.enable(client)
     client.setblocking(False)
     with pytest.raises(BlockingIOError):
-        kernel_timestamps.take(client, 4096)
+        kernel_timestamps.receive(client, 4096)
     server.close()
     client.settimeout(5)
 
-    assert kernel_timestamps.take(client, 4096)[0] == b""
+    assert kernel_timestamps.receive(client, 4096)[0] == b""

@@ -11,20 +11,20 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from loadtest.scenario import arrivals, traces
-from loadtest.scenario.arrivals import Load, Rated, Trace, dealt
+from loadtest.scenario.arrivals import Load, OpenLoop, TraceReplay, worker_share
 from loadtest.scenario.traces import TraceError
 
 LENGTH_S = 400.0
 
 
-def made(**given: Any) -> Rated:
+def made(**given: Any) -> OpenLoop:
     load: Any = TypeAdapter(Load).validate_python(given)
-    assert isinstance(load, Rated)
+    assert isinstance(load, OpenLoop)
     return load
 
 
 def times(length_s: float = LENGTH_S, seed: int = 1, **given: Any) -> list[float]:
-    return list(made(**given).times(seed, length_s))
+    return list(made(**given).arrival_times(seed, length_s))
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_schedule_is_in_order_seeded_and_as_large_as_its_rate_adds_up_to(shape: dict[str, Any]) -> None:
     found = times(**shape)
-    expected = made(**shape).total(LENGTH_S, LENGTH_S)
+    expected = made(**shape).expected_count(LENGTH_S, LENGTH_S)
 
     assert found == sorted(found)
     assert 0 <= found[0] <= found[-1] < LENGTH_S
@@ -58,7 +58,7 @@ def test_arrivals_are_where_the_rate_says(shape: dict[str, Any]) -> None:
     found, load = times(**shape), made(**shape)
     for quarter in range(4):
         low, high = quarter * LENGTH_S / 4, (quarter + 1) * LENGTH_S / 4
-        expected = load.total(high, LENGTH_S) - load.total(low, LENGTH_S)
+        expected = load.expected_count(high, LENGTH_S) - load.expected_count(low, LENGTH_S)
         here = sum(low <= at_s < high for at_s in found)
         assert abs(here - expected) < 10 * expected**0.5, f"quarter {quarter}"
 
@@ -83,9 +83,9 @@ def test_a_varying_rate_can_have_constant_gaps() -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_workers_together_send_exactly_the_schedule(shape: dict[str, Any], count: int) -> None:
     load = made(**shape)
-    parts = [list(dealt(load.times(1, 60), index, count)) for index in range(count)]
+    parts = [list(worker_share(load.arrival_times(1, 60), index, count)) for index in range(count)]
 
-    assert sorted(one for part in parts for one in part) == list(enumerate(load.times(1, 60)))
+    assert sorted(one for part in parts for one in part) == list(enumerate(load.arrival_times(1, 60)))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -121,23 +121,25 @@ MOONCAKE = """{"timestamp": 3000, "input_length": 6755, "output_length": 500, "h
 """
 
 
-def trace(folder: Path, text: str, form: Any, **more: Any) -> Trace:
+def trace(folder: Path, text: str, form: Any, **more: Any) -> TraceReplay:
     (folder / "trace").write_text(text)
-    return Trace(kind="trace", file=str(folder / "trace"), format=form, **more)
+    return TraceReplay(kind="trace", file=str(folder / "trace"), format=form, **more)
 
 
 def test_azure(tmp_path: Path) -> None:
-    found = list(traces.arrivals(trace(tmp_path, AZURE, "azure"), 1, 60.0))
+    found = list(traces.read_trace(trace(tmp_path, AZURE, "azure"), 1, 60.0))
 
     assert [(round(one.at_s, 3), one.prompt_tokens, one.output_tokens) for one in found] == [
         (0, 374, 44),
         (4.315, 396, 109),
     ]
-    assert list(traces.arrivals(trace(tmp_path, AZURE, "azure"), 1, 61.0))[-1].output_tokens == 1, "none can ask for 0"
+    assert list(traces.read_trace(trace(tmp_path, AZURE, "azure"), 1, 61.0))[-1].output_tokens == 1, (
+        "none can ask for 0"
+    )
 
 
 def test_mooncake(tmp_path: Path) -> None:
-    found = list(traces.arrivals(trace(tmp_path, MOONCAKE, "mooncake", speed=2), 1, 60.0))
+    found = list(traces.read_trace(trace(tmp_path, MOONCAKE, "mooncake", speed=2), 1, 60.0))
 
     assert [one.at_s for one in found] == pytest.approx([0, 0, 1.526])
     assert found[1].blocks == (0, 4)
@@ -146,10 +148,10 @@ def test_mooncake(tmp_path: Path) -> None:
 
 def test_a_share_of_a_trace(tmp_path: Path) -> None:
     text = "".join(f'{{"timestamp": {at}, "input_length": 5, "output_length": 5}}\n' for at in range(1000))
-    found = list(traces.arrivals(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
+    found = list(traces.read_trace(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
 
     assert 250 < len(found) < 350
-    assert found == list(traces.arrivals(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
+    assert found == list(traces.read_trace(trace(tmp_path, text, "mooncake", share=0.3), 1, 60.0))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +167,12 @@ def test_a_share_of_a_trace(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_trace_names_the_line(tmp_path: Path, text: str, form: str, place: str) -> None:
     with pytest.raises(TraceError, match=place):
-        list(traces.arrivals(trace(tmp_path, text, form), 1, 1e6))
+        list(traces.read_trace(trace(tmp_path, text, form), 1, 1e6))
 
 
 def test_a_trace_that_is_not_there() -> None:
     with pytest.raises(TraceError, match="cannot be read"):
-        list(traces.arrivals(Trace(kind="trace", file="/nowhere", format="azure"), 1, 1.0))
+        list(traces.read_trace(TraceReplay(kind="trace", file="/nowhere", format="azure"), 1, 1.0))
 
 
 def test_every_shape_is_tested() -> None:

@@ -21,12 +21,12 @@ from cryptography.x509.oid import NameOID
 
 from loadtest.client import tls
 from loadtest.client.connection import Address
-from loadtest.client.pool import Pool
-from loadtest.client.request_runner import Asker
-from loadtest.measure.record import Manner, Record
+from loadtest.client.pool import ConnectionPool
+from loadtest.client.request_runner import RequestRunner
+from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.model import Timeouts
-from loadtest.scenario.workload import Ask, Plan
+from loadtest.scenario.workload import PreparedRequest, ReadPlan
 from tests.unit.loadtest.asks import ASK, chunk, ending, event
 from tests.unit.loadtest.scripted import GOOD, HEAD, LAST, Script, Scripted, framed
 
@@ -48,15 +48,17 @@ def serve() -> Iterator[Serve]:
         one.close()
 
 
-def pool_of(url: str, verify: bool = True) -> Pool:
-    return Pool(Address.of(url, tls.context(verify)), 2.0)
+def pool_of(url: str, verify: bool = True) -> ConnectionPool:
+    return ConnectionPool(Address.from_url(url, tls.make_ssl_context(verify)), 2.0)
 
 
-def ask(url: str, plan: Plan | None = None, timeouts: Timeouts = LONG, pool: Pool | None = None) -> Record:
+def ask(
+    url: str, plan: ReadPlan | None = None, timeouts: Timeouts = LONG, pool: ConnectionPool | None = None
+) -> Record:
     mine = pool or pool_of(url)
-    asker = Asker(mine, timeouts, perf_counter_ns() + 30_000_000_000)
-    wanted: Ask = replace(ASK, plan=plan or Plan(), body=b'{"stream": true}')
-    record, _ = asker.perform(wanted, perf_counter_ns(), lambda _: None)
+    asker = RequestRunner(mine, timeouts, perf_counter_ns() + 30_000_000_000)
+    wanted: PreparedRequest = replace(ASK, read_plan=plan or ReadPlan(), body=b'{"stream": true}')
+    record, _ = asker.run(wanted, perf_counter_ns(), lambda _: None)
     if pool is None:
         mine.close()
     return record
@@ -82,7 +84,7 @@ def test_a_connection_is_used_again(serve: Serve) -> None:
     server = serve(good)
     pool = pool_of(server.url)
     for _ in range(3):
-        assert ask(server.url, pool=pool).ok
+        assert ask(server.url, pool=pool).is_ok
     pool.close()
 
     assert server.connections == 1
@@ -95,9 +97,9 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not(serve: Serve) -> N
 
     server = serve(once)
     pool = pool_of(server.url)
-    assert ask(server.url, pool=pool).ok
+    assert ask(server.url, pool=pool).is_ok
     time.sleep(0.05)
-    assert ask(server.url, pool=pool).ok
+    assert ask(server.url, pool=pool).is_ok
     pool.close()
 
     assert server.connections == 2
@@ -239,7 +241,7 @@ def trickle(count: int, every_s: float = 0.01) -> Script:
 
 def test_a_client_leaves_after_so_many_tokens(serve: Serve) -> None:
     server = serve(trickle(50))
-    record = ask(server.url, Plan(Manner.CANCEL, after_events=3))
+    record = ask(server.url, ReadPlan(ReadMode.CANCEL, after_events=3))
 
     assert record.left_by_plan
     assert record.error is None
@@ -247,7 +249,7 @@ def test_a_client_leaves_after_so_many_tokens(serve: Serve) -> None:
 
 
 def test_a_client_leaves_after_so_long(serve: Serve) -> None:
-    record = ask(serve(trickle(50)).url, Plan(Manner.CANCEL, leave_after_s=0.1))
+    record = ask(serve(trickle(50)).url, ReadPlan(ReadMode.CANCEL, abort_after_s=0.1))
 
     assert record.left_by_plan
     assert (record.ended_ns - record.sent_ns) / 1e6 == pytest.approx(100, abs=30)
@@ -257,14 +259,14 @@ def test_a_client_who_has_left_does_not_use_the_connection_again(serve: Serve) -
     server = serve(trickle(50))
     pool = pool_of(server.url)
     for _ in range(2):
-        ask(server.url, Plan(Manner.CANCEL, after_events=1), pool=pool)
+        ask(server.url, ReadPlan(ReadMode.CANCEL, after_events=1), pool=pool)
     pool.close()
 
     assert server.connections == 2
 
 
 def test_a_stalled_reader_stops_and_then_reads_all_the_rest(serve: Serve) -> None:
-    plan = Plan(Manner.STALL, after_events=3, pause_s=0.5)
+    plan = ReadPlan(ReadMode.STALL, after_events=3, pause_s=0.5)
     # Its pause is longer than the server may be silent; that is not the server's silence.
     record = ask(serve(trickle(20)).url, plan, replace_idle(0.3))
 
@@ -287,7 +289,7 @@ def test_a_slow_reader_is_felt_by_the_server(serve: Serve) -> None:
         sock.sendall(HEAD + framed(event(chunk("x" * 150_000)), ending(1)) + LAST)
         took.append(time.perf_counter() - began)
 
-    record = ask(serve(much).url, Plan(Manner.SLOW, bytes_per_s=100_000))
+    record = ask(serve(much).url, ReadPlan(ReadMode.SLOW, bytes_per_s=100_000))
 
     assert record.error is None, record.detail
     assert (record.ended_ns - record.sent_ns) / 1e9 == pytest.approx(1.5, rel=0.2)
@@ -311,7 +313,7 @@ def test_a_client_comes_back_for_the_rest(serve: Serve) -> None:
             sock.sendall(HEAD + framed(numbered(4, "d"), end, event(b"[DONE]", 7)) + LAST)
 
     server = serve(script)
-    record = ask(server.url, Plan(Manner.RESUME, after_events=3, times=1, grace_s=30))
+    record = ask(server.url, ReadPlan(ReadMode.RESUME, after_events=3, times=1, grace_s=30))
 
     assert record.error is None, record.detail
     assert (record.resumed, len(record.content_ns), record.output_tokens) == (1, 4, 4)
@@ -329,4 +331,4 @@ def test_a_server_that_knows_no_resumption_is_an_error(serve: Serve) -> None:
         else:
             sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
 
-    assert ask(serve(script).url, Plan(Manner.RESUME, after_events=1, times=1)).error is ErrorKind.HTTP_4XX
+    assert ask(serve(script).url, ReadPlan(ReadMode.RESUME, after_events=1, times=1)).error is ErrorKind.HTTP_4XX

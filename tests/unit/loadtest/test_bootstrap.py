@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.analysis.bootstrap import BLOCKS_MIN, Draws, interval, student
+from loadtest.analysis.bootstrap import BLOCKS_MIN, Resamples, bootstrap_interval, student_t_quantile
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Slice
+from loadtest.measure.result import TimelineSecond
 from tests.unit.loadtest.made import made
 
 
@@ -14,21 +14,21 @@ from tests.unit.loadtest.made import made
     [(0.975, 3, 3.182), (0.975, 5, 2.571), (0.975, 10, 2.228), (0.975, 30, 2.042), (0.95, 8, 1.860)],
 )
 def test_students_t_is_that_of_the_tables(q: float, degrees: float, value: float) -> None:
-    assert student(q, degrees) == pytest.approx(value, rel=0.01)
+    assert student_t_quantile(q, degrees) == pytest.approx(value, rel=0.01)
 
 
-def seconds(*values: float, stage: str = "measure") -> list[Slice]:
+def seconds(*values: float, stage: str = "measure") -> list[TimelineSecond]:
     """One second for each, with ten times of so many milliseconds."""
-    made_: list[Slice] = []
+    made_: list[TimelineSecond] = []
     for at, value in enumerate(values):
         counted = Histogram()
         counted.add(round(value * 1000), 10)
-        made_.append(Slice.model_validate({"t_s": at, "stage": stage, "ttft": counted.packed()}))
+        made_.append(TimelineSecond.model_validate({"t_s": at, "stage": stage, "ttft": counted.to_dict()}))
     return made_
 
 
 def test_every_draw_is_as_long_as_the_run_and_has_every_second_as_often() -> None:
-    draws = Draws.of(seconds(*range(1, 101)), 1)
+    draws = Resamples.from_timeline(seconds(*range(1, 101)), 1)
 
     assert draws.weights.sum(axis=1) == pytest.approx(100, abs=10)
     assert draws.weights.mean(axis=0) == pytest.approx(1.0, abs=0.15)
@@ -37,7 +37,7 @@ def test_every_draw_is_as_long_as_the_run_and_has_every_second_as_often() -> Non
 
 def test_stretches_are_drawn_and_not_single_seconds() -> None:
     """Whatever second was drawn, its neighbour was, too, nine times of ten."""
-    weights = Draws.of(seconds(*range(1, 101)), 1).weights
+    weights = Resamples.from_timeline(seconds(*range(1, 101)), 1).weights
     together = np.minimum(weights, np.roll(weights, 1, axis=1)).sum() / weights.sum()
 
     assert together > 0.88
@@ -45,7 +45,7 @@ def test_stretches_are_drawn_and_not_single_seconds() -> None:
 
 def test_a_draws_quantile_is_that_of_the_seconds_drawn() -> None:
     values = [float(2**at) for at in range(8)]
-    draws = Draws.of(seconds(*values), 1)
+    draws = Resamples.from_timeline(seconds(*values), 1)
     for weights, found in zip(draws.weights[:50], draws.quantiles("ttft", [0.9])[0][:50], strict=True):
         counted = Histogram()
         for value, times in zip(values, weights, strict=True):
@@ -55,7 +55,7 @@ def test_a_draws_quantile_is_that_of_the_seconds_drawn() -> None:
 
 
 def test_sums_follow_the_seconds_drawn() -> None:
-    draws = Draws.of(seconds(1, 2, 3, 4, 5, 6), 1)
+    draws = Resamples.from_timeline(seconds(1, 2, 3, 4, 5, 6), 1)
     ones = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
     assert draws.per_second(ones) == pytest.approx(draws.weights[:, 0] / draws.weights.sum(axis=1))
@@ -66,12 +66,12 @@ def test_sums_follow_the_seconds_drawn() -> None:
 def test_only_the_measured_stage_counts() -> None:
     both = [*seconds(1000, 1000, stage="warmup"), *seconds(*[5.0] * 30)]
 
-    assert Draws.of(both, 1).quantiles("ttft", [1.0])[0] == pytest.approx(5, rel=0.01)
+    assert Resamples.from_timeline(both, 1).quantiles("ttft", [1.0])[0] == pytest.approx(5, rel=0.01)
 
 
 def test_hours_become_cells_and_lose_nothing() -> None:
     run = made(seconds=1500, rate=2.0, gaps=1)
-    draws = Draws.of(run.timeline, 1)
+    draws = Resamples.from_timeline(run.timeline, 1)
     tokens = [float(each.output_tokens) for each in run.timeline if each.stage == "measure"]
 
     assert len(draws.cells) == 500
@@ -80,14 +80,14 @@ def test_hours_become_cells_and_lose_nothing() -> None:
 
 
 def test_a_short_or_silent_run_has_no_interval() -> None:
-    assert interval(np.arange(2000.0), BLOCKS_MIN - 0.1) is None
-    assert interval(np.full(2000, np.nan), 10) is None
-    assert interval(Draws.of([], 1).quantiles("ttft", [0.5])[0], 10) is None
+    assert bootstrap_interval(np.arange(2000.0), BLOCKS_MIN - 0.1) is None
+    assert bootstrap_interval(np.full(2000, np.nan), 10) is None
+    assert bootstrap_interval(Resamples.from_timeline([], 1).quantiles("ttft", [0.5])[0], 10) is None
 
 
 def test_few_blocks_widen_the_interval() -> None:
     drawn = np.random.default_rng(1).normal(0, 1, 2000)
-    few, many = interval(drawn, 5), interval(drawn, 1000)
+    few, many = bootstrap_interval(drawn, 5), bootstrap_interval(drawn, 1000)
 
     assert few is not None
     assert many is not None
@@ -96,7 +96,7 @@ def test_few_blocks_widen_the_interval() -> None:
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    one, two, other = (Draws.of(seconds(*range(1, 31)), seed).weights for seed in (1, 1, 2))
+    one, two, other = (Resamples.from_timeline(seconds(*range(1, 31)), seed).weights for seed in (1, 1, 2))
 
     assert (one == two).all()
     assert (one != other).any()

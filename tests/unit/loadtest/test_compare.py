@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from loadtest.analysis.compare import compare
-from loadtest.analysis.comparison import Change, Comparison, Row
+from loadtest.analysis.comparison import Comparison, Row, Trend
 from loadtest.measure.result import Outcome, Result
 from tests.unit.loadtest.made import made, run
 
 PAIRS = 200
 
 
-def became(found: Comparison) -> dict[str, Change]:
-    return {row.name: row.became for row in found.rows}
+def became(found: Comparison) -> dict[str, Trend]:
+    return {row.name: row.trend for row in found.rows}
 
 
 def row(found: Comparison, name: str) -> Row:
@@ -28,7 +28,7 @@ def alike() -> list[Comparison]:
 def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> None:
     """Fourteen numbers are looked at each time, and one of twenty comparisons may be wrong in any of them (ten of these
     200 are). The limit leaves room for two standard errors of so many comparisons."""
-    assert sum(found.regressed for found in alike) <= PAIRS * 0.08
+    assert sum(found.has_regressed for found in alike) <= PAIRS * 0.08
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(alike: list[Compari
 def test_a_server_that_became_slower_is_found_out() -> None:
     found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5))
 
-    assert found.regressed
+    assert found.has_regressed
     assert {became(found)[name] for name in ("TTFT p50", "TTFT p90", "ITL p50", "TPOT p90", "E2E p50")} == {"regressed"}
     assert found.headline.startswith("Regressed: TTFT p50, ")
     assert row(found, "ITL p50").change == pytest.approx(1.5, rel=0.1)
@@ -59,52 +59,52 @@ def test_a_server_that_became_slower_is_found_out() -> None:
 def test_a_server_that_became_faster_is_no_regression() -> None:
     found = compare(made(1, seconds=240, gaps=2, slow=1.5), made(2, seconds=240, gaps=2))
 
-    assert not found.regressed
-    assert became(found)["ITL p50"] == Change.IMPROVED
+    assert not found.has_regressed
+    assert became(found)["ITL p50"] == Trend.IMPROVED
 
 
 def test_the_same_run_twice_is_the_same_within_a_wide_tolerance() -> None:
     one = made(1, seconds=240, gaps=2)
     found = compare(one, one, tolerance=0.5)
 
-    assert became(found)["ITL p50"] == Change.SAME
+    assert became(found)["ITL p50"] == Trend.SAME
     assert row(found, "ITL p50").change == 1
 
 
 def test_a_change_within_the_tolerance_is_no_regression() -> None:
     slower = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.9)
 
-    assert not slower.regressed
+    assert not slower.has_regressed
 
 
 def test_fewer_tokens_are_worse_and_more_are_better() -> None:
     busy, calm = made(1, seconds=120, gaps=1, rate=16.0), made(2, seconds=120, gaps=1, rate=8.0)
 
-    assert became(compare(busy, calm))["output tokens"] == Change.REGRESSED
-    assert became(compare(calm, busy))["output tokens"] == Change.IMPROVED
+    assert became(compare(busy, calm))["output tokens"] == Trend.REGRESSED
+    assert became(compare(calm, busy))["output tokens"] == Trend.IMPROVED
 
 
 def test_errors_are_subtracted() -> None:
     clean, broken = made(1, seconds=120, gaps=1), made(2, seconds=120, gaps=1, errors={"reset": 0.05})
     worse, better = compare(clean, broken), compare(broken, clean)
 
-    assert became(worse)["error rate"] == Change.REGRESSED
-    assert row(worse, "error rate").words()[3].endswith(" pp")
-    assert became(better)["error rate"] == Change.IMPROVED
+    assert became(worse)["error rate"] == Trend.REGRESSED
+    assert row(worse, "error rate").cells()[3].endswith(" pp")
+    assert became(better)["error rate"] == Trend.IMPROVED
 
 
 def test_errors_that_neither_had_are_the_same() -> None:
-    assert became(compare(made(1, seconds=60, gaps=1), made(2, seconds=60, gaps=1)))["error rate"] == Change.SAME
+    assert became(compare(made(1, seconds=60, gaps=1), made(2, seconds=60, gaps=1)))["error rate"] == Trend.SAME
 
 
 def test_what_is_clearly_worse_but_maybe_by_little_says_so() -> None:
     found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
 
-    assert row(found, "ITL p50").words()[5] == "unclear: worse, perhaps by little"
+    assert row(found, "ITL p50").cells()[5] == "unclear: worse, perhaps by little"
 
 
 def test_too_few_values_for_a_quantile_are_said() -> None:
-    assert row(compare(made(1, seconds=40), made(2, seconds=40)), "TTFT p99").words()[5].endswith("368 are needed")
+    assert row(compare(made(1, seconds=40), made(2, seconds=40)), "TTFT p99").cells()[5].endswith("368 are needed")
 
 
 @pytest.mark.parametrize("seconds", [1, 10])
@@ -112,7 +112,7 @@ def test_runs_too_short_to_compare_say_so_and_are_no_regression(seconds: int) ->
     found = compare(made(1, seconds=seconds), made(2, seconds=seconds, slow=9))
 
     assert set(became(found).values()) == {"unknown"}
-    assert not found.regressed
+    assert not found.has_regressed
     assert found.headline == "Nothing could be compared"
 
 
@@ -120,14 +120,14 @@ def test_a_run_without_a_time_line_cannot_be_compared() -> None:
     one = made(1, seconds=60, gaps=1)
     found = compare(one, one.model_copy(update={"timeline": []}))
 
-    assert {each.words()[5] for each in found.rows if each.unit != "ms"} == {"unknown: nothing to compare"}
+    assert {each.cells()[5] for each in found.rows if each.unit != "ms"} == {"unknown: nothing to compare"}
 
 
 def test_runs_in_which_nothing_ended_well_can_be_compared_in_errors_alone() -> None:
     found = compare(made(1, seconds=60, errors={"connect": 1.0}), made(2, seconds=60, errors={"connect": 1.0}))
 
-    assert became(found)["error rate"] == Change.SAME
-    assert became(found)["output tokens"] == Change.UNKNOWN
+    assert became(found)["error rate"] == Trend.SAME
+    assert became(found)["output tokens"] == Trend.UNKNOWN
 
 
 def changed(seed: int, **changes: object) -> Result:
@@ -164,13 +164,13 @@ def test_what_happened_in_one_second_only_has_no_interval() -> None:
     bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
     found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")
 
-    assert found.words()[5] == "unknown: too little happened in most stretches of seconds"
+    assert found.cells()[5] == "unknown: too little happened in most stretches of seconds"
 
 
 def test_it_is_said_alike_in_the_terminal_in_markdown_and_on_the_page() -> None:
     hostile = "<script>|`"
     found = compare(changed(1), changed(1, machine=hostile))
-    cells = row(found, "TTFT p50").words()
+    cells = row(found, "TTFT p50").cells()
 
     for cell in cells:
         assert cell in found.text()

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.metrics import Metrics
-from loadtest.server_metrics.prometheus_text import Ledger, gauges, samples
+from loadtest.server_metrics.prometheus_text import MetricsHistory, parse_samples, sum_gauges
 
 RUNNING = 'vllm:num_requests_running{engine="0"}'
 TOKENS = 'vllm:generation_tokens_total{engine="0"}'
@@ -27,7 +27,7 @@ def test_it_reads_what_the_librarys_own_parser_reads() -> None:
         for sample in family.samples
     }
 
-    found = samples(text)
+    found = parse_samples(text)
 
     assert found['vllm:num_requests_running{engine="0",model="a b{c}"}'] == 3
     assert found['sluice_rejections_total{reason="queue is full"}'] == 1
@@ -40,33 +40,33 @@ def test_it_reads_what_the_librarys_own_parser_reads() -> None:
 
 
 def test_a_timestamp_behind_a_value_is_passed_over() -> None:
-    assert samples("sluice_streams_active 3 1700000000000\n") == {"sluice_streams_active": 3}
+    assert parse_samples("sluice_streams_active 3 1700000000000\n") == {"sluice_streams_active": 3}
 
 
 @pytest.mark.parametrize("text", ["sluice_streams_active\n", "sluice_streams_active three\n"])
 def test_what_is_no_exposition_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"three|without a value"):
-        samples(text)
+        parse_samples(text)
 
 
 def test_gauges_add_up_and_a_cache_is_as_full_as_the_fullest() -> None:
     one = {RUNNING: 3.0, 'vllm:kv_cache_usage_perc{engine="0"}': 0.2, 'vllm:kv_cache_usage_perc{engine="1"}': 0.6}
     two = {RUNNING: 4.0, 'vllm:kv_cache_usage_perc{engine="0"}': 0.5, TOKENS: 9.0}
 
-    assert gauges([one, two]) == {"vllm:num_requests_running": 7, "vllm:kv_cache_usage_perc": 0.6}
+    assert sum_gauges([one, two]) == {"vllm:num_requests_running": 7, "vllm:kv_cache_usage_perc": 0.6}
 
 
-def ledger(*readings: tuple[float, list[dict[str, float] | None]]) -> Ledger:
-    made = Ledger()
+def ledger(*readings: tuple[float, list[dict[str, float] | None]]) -> MetricsHistory:
+    made = MetricsHistory()
     for at_s, pages in readings:
-        made.note(at_s, pages)
+        made.add_reading(at_s, pages)
     return made
 
 
 def test_what_was_counted_before_the_run_is_not_the_runs() -> None:
     book = ledger((0, [{TOKENS: 1000.0}]), (1, [{TOKENS: 1040.0}]), (3, [{TOKENS: 1100.0}]))
 
-    assert book.total("vllm:generation_tokens_total") == 100
+    assert book.increase("vllm:generation_tokens_total") == 100
     assert book.series["vllm:generation_tokens_total"] == [(1, 40), (3, 30)]
 
 
@@ -81,14 +81,14 @@ def test_labels_that_appear_during_the_run_count_from_zero() -> None:
 def test_a_counter_that_falls_began_anew() -> None:
     book = ledger((0, [{TOKENS: 100.0}]), (1, [{TOKENS: 150.0}]), (2, [{TOKENS: 30.0}]), (3, [{TOKENS: 50.0}]))
 
-    assert book.total("vllm:generation_tokens_total") == 100
+    assert book.increase("vllm:generation_tokens_total") == 100
     assert book.restarts == 1
 
 
 def test_one_of_two_servers_restarted_is_not_hidden_by_the_sum() -> None:
     book = ledger((0, [{TOKENS: 100.0}, {TOKENS: 0.0}]), (1, [{TOKENS: 10.0}, {TOKENS: 500.0}]))
 
-    assert book.total("vllm:generation_tokens_total") == 510
+    assert book.increase("vllm:generation_tokens_total") == 510
     assert book.restarts == 1
 
 
@@ -98,7 +98,7 @@ def test_a_restart_is_seen_by_the_start_time_where_the_counter_has_overtaken() -
         (5, [{TOKENS: 60.0, "process_start_time_seconds": 9.0}]),
     )
 
-    assert book.total("vllm:generation_tokens_total") == 60
+    assert book.increase("vllm:generation_tokens_total") == 60
     assert book.restarts == 1
 
 
@@ -108,7 +108,7 @@ def test_a_missed_page_leaves_a_gap_and_no_peak() -> None:
 
     assert book.series["vllm:generation_tokens_total"] == [(2, 50)]
     assert book.series["vllm:num_requests_running"] == [(0, 2), (2, 4)]
-    assert (book.first, book.last) == ({"vllm:num_requests_running": 2}, {"vllm:num_requests_running": 4})
+    assert (book.first_gauges, book.last_gauges) == ({"vllm:num_requests_running": 2}, {"vllm:num_requests_running": 4})
 
 
 def test_part_of_a_sum_is_not_drawn() -> None:

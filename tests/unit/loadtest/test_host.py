@@ -14,14 +14,14 @@ from typing import Any
 import gevent
 import pytest
 
-from loadtest.generator.load_worker import Host, Part
-from loadtest.generator.precise_timer import Alarm
+from loadtest.generator.load_worker import LoadWorker, WorkerShare
+from loadtest.generator.precise_timer import PreciseTimer
 from loadtest.measure.record import Record
 from loadtest.scenario.loader import parse
-from loadtest.scenario.workload import Served
+from loadtest.scenario.workload import ServerInfo
 from tests.unit.loadtest.scripted import GOOD, HEAD, Script, Scripted
 
-Run = Callable[..., tuple[Host, list[Record]]]
+Run = Callable[..., tuple[LoadWorker, list[Record]]]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     """Runs a scenario to its end; the log is `requests.jsonl.gz` in the test's folder."""
     servers: list[Scripted] = []
 
-    def start(script: Script, *, users: int = 0, **changes: Any) -> tuple[Host, list[Record]]:
+    def start(script: Script, *, users: int = 0, **changes: Any) -> tuple[LoadWorker, list[Record]]:
         servers.append(Scripted(script))
         document = {
             "name": "x",
@@ -39,18 +39,18 @@ def run(tmp_path: Path) -> Iterator[Run]:
             **changes,
         }
         records: list[Record] = []
-        host = Host(
+        host = LoadWorker(
             parse(document, "here"),
-            Served("m"),
+            ServerInfo("m"),
             url=servers[-1].url,
             keys={},
-            part=Part(0, 1, perf_counter_ns() + 50_000_000),
+            share=WorkerShare(0, 1, perf_counter_ns() + 50_000_000),
             log_file=tmp_path / "requests.jsonl.gz",
             on_record=records.append,
         )
         host.start()
         for _ in range(users):
-            gevent.spawn(host.use)
+            gevent.spawn(host.run_user)
         host.join()
         assert host.failures == []
         return host, records
@@ -75,8 +75,8 @@ def test_every_arrival_is_sent_once_and_told_once(run: Run, tmp_path: Path) -> N
 
     # Every 50 ms for 1.2 s, the last at the very end of it; those of the first 0.2 s are warm-up.
     assert [record.number for record in records] == list(range(23))
-    assert all(record.ok for record in records)
-    assert (host.tally.asked, host.tally.begun, host.tally.whole().requests) == (20, 20, 20)
+    assert all(record.is_ok for record in records)
+    assert (host.aggregates.due_count, host.aggregates.sent_count, host.aggregates.overall().requests) == (20, 20, 20)
     with gzip.open(tmp_path / "requests.jsonl.gz", "rt") as log:
         lines = [json.loads(line) for line in log]
     assert [line["number"] for line in lines] == list(range(23))
@@ -91,16 +91,16 @@ def test_an_open_loop_waits_for_nobody(run: Run) -> None:
 
     assert len(records) == 23
     assert {record.error for record in records} == {"deadline"}
-    assert host.tally.second(0).in_flight > 5
-    assert host.tally.whole().ttft.count == 20, "who waited in vain has waited"
+    assert host.aggregates.second(0).in_flight > 5
+    assert host.aggregates.overall().ttft.count == 20, "who waited in vain has waited"
 
 
 def test_a_full_generator_drops_and_counts(run: Run) -> None:
     host, records = run(never, max_in_flight=3)
 
     assert len(records) == 3
-    assert host.tally.dropped == host.tally.whole().errors["dropped_arrival"] == 20
-    assert (host.tally.asked, host.tally.begun) == (20, 0)
+    assert host.aggregates.dropped_count == host.aggregates.overall().errors["dropped_arrival"] == 20
+    assert (host.aggregates.due_count, host.aggregates.sent_count) == (20, 0)
 
 
 def test_a_closed_loop_waits_for_the_answer_and_thinks(run: Run) -> None:
@@ -124,7 +124,7 @@ def test_a_conversation_goes_on_by_itself(run: Run) -> None:
 
 
 def test_an_alarm_rings_at_its_time() -> None:
-    alarm = Alarm()
+    alarm = PreciseTimer()
     due = [perf_counter_ns() + number * 7_300_000 for number in range(20)]
     rang = []
     for at_ns in due:

@@ -5,25 +5,25 @@ import random
 import pytest
 
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.quantile_ci import interval, needed, ranks
+from loadtest.measure.quantile_ci import order_ranks, quantile_interval, samples_needed
 
 
 @pytest.mark.parametrize(("q", "count"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368), (0.999, 3688)])
 def test_the_upper_end_can_be_told_from_so_many_samples_on(q: float, count: int) -> None:
-    assert needed(q) == count
-    assert ranks(count, q)[1] == count
-    assert ranks(count - 1, q)[1] is None
+    assert samples_needed(q) == count
+    assert order_ranks(count, q)[1] == count
+    assert order_ranks(count - 1, q)[1] is None
 
 
 def test_the_ranks_are_those_of_the_tables() -> None:
     """Hahn and Meeker print, for the median of ten, the second and the ninth: 97.9 % in all."""
-    assert ranks(10, 0.5) == (2, 9)
-    assert ranks(100, 0.5) == (40, 61)
+    assert order_ranks(10, 0.5) == (2, 9)
+    assert order_ranks(100, 0.5) == (40, 61)
 
 
 def test_too_few_for_the_lower_end() -> None:
-    assert ranks(3, 0.5) == (None, None)
-    assert interval(Histogram(), 0.5) == (None, None)
+    assert order_ranks(3, 0.5) == (None, None)
+    assert quantile_interval(Histogram(), 0.5) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "q"), [(1_000, 0.99), (400, 0.9), (50, 0.5)])
@@ -35,7 +35,7 @@ def test_the_interval_holds_the_true_quantile_as_often_as_it_says(count: int, q:
         counted = Histogram()
         for _ in range(count):
             counted.add(round(dice.random() * 1e6))
-        low, high = interval(counted, q)
+        low, high = quantile_interval(counted, q)
         # 0.8 %: the width of a bucket.
         held += low is not None and high is not None and low * 0.992 <= q * 1e6 <= high * 1.008
 
@@ -43,7 +43,7 @@ def test_the_interval_holds_the_true_quantile_as_often_as_it_says(count: int, q:
 
 
 def test_many_samples_are_no_problem() -> None:
-    low, high = ranks(20_000_000, 0.99)
+    low, high = order_ranks(20_000_000, 0.99)
 
     assert low is not None
     assert high is not None

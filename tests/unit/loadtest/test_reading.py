@@ -6,32 +6,32 @@ import orjson
 import pytest
 
 from gateway.engine import deterministic_tokens
-from loadtest.client.response import End
-from loadtest.measure.record import Manner, Record
+from loadtest.client.response import TransportEnd
+from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
-from loadtest.scenario.workload import Plan
+from loadtest.scenario.workload import ReadPlan
 from tests.unit.loadtest.asks import ID, chunk, ending, event, reading, usage
 
 ROLE = event(chunk("", choice={"delta": {"role": "assistant", "content": ""}}))
 TWO = event(chunk("Hello")) + event(chunk(" you"))
 
 
-def read(*parts: bytes, end: End = End.COMPLETE, **changes: object) -> Record:
+def read(*parts: bytes, end: TransportEnd = TransportEnd.COMPLETE, **changes: object) -> Record:
     """What became of a stream of these parts, the first at 10 ns, the next at 20."""
     one = reading(**changes)
     for number, part in enumerate(parts, 1):
-        one.body(10 * number, part)
-    return one.end(10 * len(parts) + 1, end)
+        one.on_body(10 * number, part)
+    return one.finish(10 * len(parts) + 1, end)
 
 
 def test_a_good_stream_has_all_its_times_and_tokens() -> None:
     one = reading()
     for at_ns, part in ((10, ROLE), (20, event(chunk("Hello"))), (30, event(chunk(" you"))), (40, ending(2))):
-        one.body(at_ns, part)
-    record = one.end(50, End.COMPLETE)
+        one.on_body(at_ns, part)
+    record = one.finish(50, TransportEnd.COMPLETE)
 
     assert record.error is None, record.detail
-    assert record.ok
+    assert record.is_ok
     assert one.text == "Hello you"
     assert list(record.content_ns) == [20, 30], "the role's chunk is no content"
     assert (record.first_byte_ns, record.done_ns, record.ended_ns) == (5, 40, 50)
@@ -42,7 +42,10 @@ def test_a_good_stream_has_all_its_times_and_tokens() -> None:
 def test_several_tokens_in_one_event_are_counted_apart() -> None:
     """By usage in every event: the gap stays one gap, the tokens are three."""
     record = read(
-        event(chunk("Hello", usage=usage(1))), event(chunk(" all of you", usage=usage(4))), ending(4), by_usage=True
+        event(chunk("Hello", usage=usage(1))),
+        event(chunk(" all of you", usage=usage(4))),
+        ending(4),
+        counts_by_usage=True,
     )
 
     assert record.error is None, record.detail
@@ -81,13 +84,13 @@ BROKEN: list[tuple[ErrorKind, bytes, dict[str, object]]] = [
     (ErrorKind.USAGE_MISMATCH, TWO + event(chunk(finish="stop")) + event(b"[DONE]"), {}),
     (ErrorKind.USAGE_MISMATCH, TWO + ending(101), {}),
     (ErrorKind.USAGE_MISMATCH, TWO + ending(1), {}),
-    (ErrorKind.USAGE_MISMATCH, event(chunk("a", usage=usage(1))) + ending(2), {"by_usage": True}),
+    (ErrorKind.USAGE_MISMATCH, event(chunk("a", usage=usage(1))) + ending(2), {"counts_by_usage": True}),
     (
         ErrorKind.USAGE_MISMATCH,
         event(chunk("a", usage=usage(3))) + event(chunk("b", usage=usage(2))),
-        {"by_usage": True},
+        {"counts_by_usage": True},
     ),
-    (ErrorKind.USAGE_MISMATCH, event(chunk("a", choice={"token_ids": [1, 2]})) + ending(3), {"by_ids": True}),
+    (ErrorKind.USAGE_MISMATCH, event(chunk("a", choice={"token_ids": [1, 2]})) + ending(3), {"counts_by_ids": True}),
     (ErrorKind.OUT_OF_ORDER, event(chunk("a"), 1) + event(chunk("b"), 3), {}),
     (ErrorKind.OUT_OF_ORDER, event(chunk("a"), 1) + event(chunk("b"), 1), {}),
     (ErrorKind.OUT_OF_ORDER, TWO + event(chunk(finish="stop")) + event(chunk("more")) + ending(3), {}),
@@ -106,16 +109,16 @@ def test_what_a_server_must_not_say(kind: ErrorKind, body: bytes, changes: dict[
 @pytest.mark.parametrize(
     ("end", "kind"),
     [
-        (End.CLOSED, ErrorKind.TRUNCATED),
-        (End.RESET, ErrorKind.RESET),
-        (End.CONNECT, ErrorKind.CONNECT),
-        (End.TLS, ErrorKind.TLS),
-        (End.TIMEOUT_FIRST, ErrorKind.TIMEOUT_FIRST),
-        (End.TIMEOUT_IDLE, ErrorKind.TIMEOUT_IDLE),
-        (End.DEADLINE, ErrorKind.DEADLINE),
+        (TransportEnd.CLOSED, ErrorKind.TRUNCATED),
+        (TransportEnd.RESET, ErrorKind.RESET),
+        (TransportEnd.CONNECT, ErrorKind.CONNECT),
+        (TransportEnd.TLS, ErrorKind.TLS),
+        (TransportEnd.TIMEOUT_FIRST, ErrorKind.TIMEOUT_FIRST),
+        (TransportEnd.TIMEOUT_IDLE, ErrorKind.TIMEOUT_IDLE),
+        (TransportEnd.DEADLINE, ErrorKind.DEADLINE),
     ],
 )
-def test_how_a_connection_can_end(end: End, kind: ErrorKind) -> None:
+def test_how_a_connection_can_end(end: TransportEnd, kind: ErrorKind) -> None:
     assert read(TWO, end=end).error is kind
 
 
@@ -131,9 +134,9 @@ def test_how_a_connection_can_end(end: End, kind: ErrorKind) -> None:
 )
 def test_a_refusal_has_its_kind_and_says_why(status: int, kind: ErrorKind) -> None:
     one = reading()
-    one.head(status, "application/json", "r-1")
-    one.body(10, orjson.dumps({"error": {"message": "because"}}))
-    record = one.end(20, End.COMPLETE)
+    one.on_head(status, "application/json", "r-1")
+    one.on_body(10, orjson.dumps({"error": {"message": "because"}}))
+    record = one.finish(20, TransportEnd.COMPLETE)
 
     assert record.error is kind
     assert record.detail == f"{status}: because"
@@ -141,18 +144,18 @@ def test_a_refusal_has_its_kind_and_says_why(status: int, kind: ErrorKind) -> No
 
 def test_a_stream_must_be_one() -> None:
     one = reading()
-    one.head(200, "application/json", "r-1")
-    one.body(10, b"{}")
+    one.on_head(200, "application/json", "r-1")
+    one.on_body(10, b"{}")
 
-    assert one.end(20, End.COMPLETE).error is ErrorKind.BAD_EVENT
+    assert one.finish(20, TransportEnd.COMPLETE).error is ErrorKind.BAD_EVENT
 
 
 def test_a_connection_that_ends_after_done_costs_nobody_anything() -> None:
-    assert read(TWO + ending(2), end=End.CLOSED).error is None
+    assert read(TWO + ending(2), end=TransportEnd.CLOSED).error is None
 
 
 def test_the_first_error_counts() -> None:
-    record = read(TWO + event(b"{") + event({"error": {"message": "x"}}), end=End.CLOSED)
+    record = read(TWO + event(b"{") + event({"error": {"message": "x"}}), end=TransportEnd.CLOSED)
 
     assert record.error is ErrorKind.BAD_JSON
 
@@ -169,7 +172,7 @@ def said(*ids: int, prompt: list[int] | None = None) -> bytes:
 
 def test_every_token_is_held_against_the_oracle() -> None:
     due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
-    record = read(said(*due[:1], prompt=PROMPT), said(*due[1:]), ending(4), by_ids=True, synthetic=True)
+    record = read(said(*due[:1], prompt=PROMPT), said(*due[1:]), ending(4), counts_by_ids=True, is_verified=True)
 
     assert record.error is None, record.detail
     assert record.verified_tokens == 4
@@ -178,7 +181,9 @@ def test_every_token_is_held_against_the_oracle() -> None:
 
 def test_a_wrong_token_is_found_at_its_position() -> None:
     due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
-    record = read(said(due[0], due[1], due[3]), by_ids=True, synthetic=True, prompt_ids=(PROMPT[0], len(PROMPT)))
+    record = read(
+        said(due[0], due[1], due[3]), counts_by_ids=True, is_verified=True, prompt_start=(PROMPT[0], len(PROMPT))
+    )
 
     assert record.error is ErrorKind.WRONG_TOKEN
     assert record.verified_tokens == 0
@@ -186,7 +191,7 @@ def test_a_wrong_token_is_found_at_its_position() -> None:
 
 def test_a_lost_token_is_a_wrong_one() -> None:
     due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
-    record = read(said(due[0], prompt=PROMPT), said(due[2]), by_ids=True, synthetic=True)
+    record = read(said(due[0], prompt=PROMPT), said(due[2]), counts_by_ids=True, is_verified=True)
 
     assert record.error is ErrorKind.WRONG_TOKEN
 
@@ -195,24 +200,24 @@ def test_a_lost_token_is_a_wrong_one() -> None:
 
 
 def test_leaving_as_planned_is_neither_good_nor_an_error() -> None:
-    record = read(TWO, end=End.LEFT, plan=Plan(Manner.CANCEL))
+    record = read(TWO, end=TransportEnd.ABORTED, read_plan=ReadPlan(ReadMode.CANCEL))
 
     assert record.error is None
     assert record.left_by_plan
-    assert not record.ok
+    assert not record.is_ok
     assert record.output_tokens == 2
 
 
 def test_what_was_untrue_before_leaving_stays_an_error() -> None:
-    record = read(TWO + event(b"{"), end=End.LEFT, plan=Plan(Manner.CANCEL))
+    record = read(TWO + event(b"{"), end=TransportEnd.ABORTED, read_plan=ReadPlan(ReadMode.CANCEL))
 
     assert record.error is ErrorKind.BAD_JSON
     assert not record.left_by_plan
 
 
-@pytest.mark.parametrize("end", [End.CLOSED, End.RESET])
-def test_a_server_may_drop_a_client_who_does_not_read(end: End) -> None:
-    record = read(TWO, end=end, plan=Plan(Manner.STALL))
+@pytest.mark.parametrize("end", [TransportEnd.CLOSED, TransportEnd.RESET])
+def test_a_server_may_drop_a_client_who_does_not_read(end: TransportEnd) -> None:
+    record = read(TWO, end=end, read_plan=ReadPlan(ReadMode.STALL))
 
     assert record.error is None
     assert record.left_by_plan
@@ -221,17 +226,17 @@ def test_a_server_may_drop_a_client_who_does_not_read(end: End) -> None:
 def test_a_server_may_tell_a_stalled_client_so_and_no_other() -> None:
     told = event({"error": {"code": "client_stalled", "message": "x"}}) + event(b"[DONE]")
 
-    assert read(TWO + told, plan=Plan(Manner.STALL)).left_by_plan
+    assert read(TWO + told, read_plan=ReadPlan(ReadMode.STALL)).left_by_plan
     assert read(TWO + told).error is ErrorKind.SSE_ERROR
 
 
 def test_a_resumed_stream_goes_on_with_the_next_number() -> None:
-    one = reading(plan=Plan(Manner.RESUME))
-    one.body(10, event(chunk("Hello"), 1) + b"id: 2\ndata: {half")
-    one.cut()
-    one.body(20, event(chunk(" you"), 2) + event(chunk(finish="stop"), 3))
-    one.body(30, event({"id": ID, "choices": [], "usage": usage(2)}, 4) + event(b"[DONE]", 5))
-    record = one.end(40, End.COMPLETE)
+    one = reading(read_plan=ReadPlan(ReadMode.RESUME))
+    one.on_body(10, event(chunk("Hello"), 1) + b"id: 2\ndata: {half")
+    one.on_reconnect()
+    one.on_body(20, event(chunk(" you"), 2) + event(chunk(finish="stop"), 3))
+    one.on_body(30, event({"id": ID, "choices": [], "usage": usage(2)}, 4) + event(b"[DONE]", 5))
+    record = one.finish(40, TransportEnd.COMPLETE)
 
     assert record.error is None, record.detail
     assert one.text == "Hello you"
@@ -250,7 +255,7 @@ def test_a_whole_answer() -> None:
 
     assert record.error is None, record.detail
     assert (record.output_tokens, record.done_ns) == (1, 21)
-    assert record.ttft_from_ns == 0, "nobody saw its first token"
+    assert record.first_token_ns == 0, "nobody saw its first token"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import gevent
 
 from loadtest.generator.request_log import RequestLog
-from loadtest.measure.record import Manner, Record
+from loadtest.measure.record import ReadMode, Record
 
 
 def a_record(number: int) -> Record:
-    return Record(number, 1, "chat", "anna", "m", True, Manner.PLAIN, intended_ns=1, started_ns=2)
+    return Record(number, 1, "chat", "anna", "m", True, ReadMode.PLAIN, intended_ns=1, started_ns=2)
 
 
 def test_a_worker_that_was_killed_leaves_a_part_that_others_can_stand_behind(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from loadtest.scenario import loader
-from loadtest.scenario.arrivals import Closed, Poisson, Ramp
+from loadtest.scenario.arrivals import ClosedLoop, Poisson, Ramp
 from loadtest.scenario.loader import ScenarioError
 from loadtest.scenario.presets import PRESETS
 from loadtest.scenario.slo import Slo
@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
 Change = Callable[[dict[str, Any]], Any]
 
 
-@pytest.mark.parametrize("name", loader.ready())
+@pytest.mark.parametrize("name", loader.builtin_names())
 def test_ready_scenarios_are_right(name: str) -> None:
     loaded = loader.load(name)
 
@@ -40,7 +40,7 @@ def test_ready_scenarios_are_right(name: str) -> None:
 
 
 def test_there_are_the_four_that_are_promised() -> None:
-    assert set(loader.ready()) == {"agent", "chat", "rag", "smoke"}
+    assert set(loader.builtin_names()) == {"agent", "chat", "rag", "smoke"}
 
 
 def test_smoke_takes_less_than_half_a_minute_without_its_drain() -> None:
@@ -111,11 +111,11 @@ def test_overrides(tmp_path: Path) -> None:
     closed = loader.load(file, {"users": 7, "duration_s": 9, "seed": None}).scenario
     paced = loader.load(file, {"rate": 7, "model": "m"})
 
-    assert isinstance(closed.load, Closed)
+    assert isinstance(closed.load, ClosedLoop)
     assert (closed.load.users, closed.stages.measure_s, closed.seed) == (7, 9, 1)
     assert isinstance(paced.scenario.load, Poisson)
     assert (paced.scenario.load.rate, paced.scenario.model) == (7, "m")
-    assert yaml.safe_load(paced.yaml())["load"]["rate"] == 7, "the result shows what was run"
+    assert yaml.safe_load(paced.masked_yaml())["load"]["rate"] == 7, "the result shows what was run"
 
 
 def test_a_rate_scales_a_shape(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
     loaded = loader.load(scenario_file(tmp_path), {"api_key": "sk-secret"})
 
     assert loaded.scenario.tenants[0].key == "sk-secret"
-    assert "sk-secret" not in loaded.yaml()
+    assert "sk-secret" not in loaded.masked_yaml()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loadtest.server_metrics import scraper
-from loadtest.server_metrics.scraper import Scraper, freed
+from loadtest.server_metrics.scraper import Scraper, wait_until_freed
 
 KEY = {"Authorization": "Bearer k"}
 
@@ -82,7 +82,7 @@ def test_a_run_is_reconciled_with_the_servers_own_numbers(pages: Pages) -> None:
         time.sleep(0.005)
     pages.page = lambda: page(tokens=2000, ttft=(25, 9))
     scraper.stop()
-    found = scraper.server(t0, 1000, 203.5)
+    found = scraper.to_result(t0, 1000, 203.5)
 
     assert set(pages.asked) == {("/metrics", "Bearer k")}
     assert found.scraped
@@ -93,8 +93,8 @@ def test_a_run_is_reconciled_with_the_servers_own_numbers(pages: Pages) -> None:
     assert found.notes == []
     assert [value for _, value in found.series["vllm:num_requests_running"]][1:-1] == [3.0] * (len(pages.asked) - 2)
     assert 0 <= found.series["vllm:num_requests_running"][0][0] < 1
-    assert scraper.before is not None
-    assert set(scraper.before.values()) == {0}
+    assert scraper.baseline is not None
+    assert set(scraper.baseline.values()) == {0}
 
 
 def test_what_is_still_there_is_left_over(pages: Pages) -> None:
@@ -103,7 +103,7 @@ def test_what_is_still_there_is_left_over(pages: Pages) -> None:
     scraper.start()
     pages.page = lambda: page(tokens=50, usage=0.5, running=3)
     scraper.stop()
-    found = scraper.server(time.perf_counter(), 40, None)
+    found = scraper.to_result(time.perf_counter(), 40, None)
 
     assert found.left_over == {"vllm:num_requests_running": 3, "vllm:kv_cache_usage_perc": 0.5}
     assert found.ttft_gap_ms is None
@@ -118,7 +118,7 @@ def test_fewer_tokens_than_the_client_got_are_noted(pages: Pages) -> None:
     pages.page = lambda: page(tokens=100)
     scraper.stop()
 
-    assert "fewer than the 100 that the client got" in scraper.server(0, 100, None).notes[0]
+    assert "fewer than the 100 that the client got" in scraper.to_result(0, 100, None).notes[0]
 
 
 @pytest.mark.parametrize(("answer", "why"), [(404, "HTTP 404"), ("vllm:num_requests_running", "without a value")])
@@ -127,12 +127,12 @@ def test_a_server_without_metrics_is_a_note(pages: Pages, answer: str | int, why
     scraper = Scraper(pages.url, KEY)
     scraper.start()
     scraper.stop()
-    found = scraper.server(0, 7, 1.0)
+    found = scraper.to_result(0, 7, 1.0)
 
     assert (found.scraped, found.client_tokens) == (False, 7)
     assert found.notes[0].startswith("2 of 2 readings of the metrics failed: 127.0.0.1/metrics: ")
     assert why in found.notes[0]
-    assert scraper.before is None
+    assert scraper.baseline is None
 
 
 def test_nobody_listening_is_a_note() -> None:
@@ -142,8 +142,8 @@ def test_nobody_listening_is_a_note() -> None:
     scraper.start()
     scraper.stop()
 
-    assert "refused" in scraper.server(0, 7, 1.0).notes[0]
-    assert freed(gone.url, KEY, 0.2) is None
+    assert "refused" in scraper.to_result(0, 7, 1.0).notes[0]
+    assert wait_until_freed(gone.url, KEY, 0.2) is None
 
 
 def test_a_failed_reading_amid_others_costs_that_one(pages: Pages) -> None:
@@ -154,7 +154,7 @@ def test_a_failed_reading_amid_others_costs_that_one(pages: Pages) -> None:
     while len(pages.asked) < 4:
         time.sleep(0.005)
     scraper.stop()
-    found = scraper.server(0, 10, None)
+    found = scraper.to_result(0, 10, None)
 
     assert found.generated_tokens == 10
     assert found.notes == [f"1 of {len(pages.asked)} readings of the metrics failed: 127.0.0.1/metrics: HTTP 500"]
@@ -166,7 +166,7 @@ def test_a_server_that_closes_idle_connections_is_asked_again(pages: Pages) -> N
     scraper = Scraper(pages.url, KEY)
     scraper.start()
     scraper.stop()
-    found = scraper.server(0, 0, None)
+    found = scraper.to_result(0, 0, None)
 
     assert (found.scraped, found.notes, len(pages.asked)) == (True, [], 2)
 
@@ -177,7 +177,7 @@ def test_a_restarted_server_is_a_note(pages: Pages) -> None:
     scraper.start()
     pages.page = lambda: page(tokens=20)
     scraper.stop()
-    found = scraper.server(0, 20, None)
+    found = scraper.to_result(0, 20, None)
 
     assert (found.generated_tokens, found.notes) == (20, ["a server was restarted: counters began anew (1 x)"])
 
@@ -189,7 +189,7 @@ def test_a_page_without_end_is_a_note(pages: Pages, monkeypatch: pytest.MonkeyPa
     watched.start()
     watched.stop()
 
-    assert "more than 100 bytes" in watched.server(0, 0, None).notes[0]
+    assert "more than 100 bytes" in watched.to_result(0, 0, None).notes[0]
 
 
 def test_several_servers_are_added_up(pages: Pages) -> None:
@@ -200,7 +200,7 @@ def test_several_servers_are_added_up(pages: Pages) -> None:
         scraper.start()
         pages.page = lambda: page(tokens=15, running=2)
         scraper.stop()
-        found = scraper.server(0, 10, None)
+        found = scraper.to_result(0, 10, None)
     finally:
         other.close()
 
@@ -216,27 +216,27 @@ def test_an_address_that_is_none_says_what_to_write() -> None:
 def test_work_that_goes_away_was_freed(pages: Pages) -> None:
     pages.page = lambda: page(tokens=0, running=max(0, 3 - len(pages.asked)), usage=0.4)
 
-    assert freed(pages.url, KEY, 5) is True
+    assert wait_until_freed(pages.url, KEY, 5) is True
 
 
 def test_work_that_stays_was_not_freed(pages: Pages) -> None:
     pages.page = lambda: page(tokens=0, running=1)
 
-    assert freed(pages.url, KEY, 0.3) is False
-    assert freed(pages.url, KEY, 0.3, {"vllm:num_requests_running": 1}) is True
+    assert wait_until_freed(pages.url, KEY, 0.3) is False
+    assert wait_until_freed(pages.url, KEY, 0.3, {"vllm:num_requests_running": 1}) is True
 
 
 def test_a_cache_must_be_as_empty_as_before_where_that_is_known(pages: Pages) -> None:
     pages.page = lambda: page(tokens=0, usage=0.4)
 
-    assert freed(pages.url, KEY, 0.3, {"vllm:kv_cache_usage_perc": 0.2}) is False
-    assert freed(pages.url, KEY, 0.3, {"vllm:kv_cache_usage_perc": 0.4}) is True
+    assert wait_until_freed(pages.url, KEY, 0.3, {"vllm:kv_cache_usage_perc": 0.2}) is False
+    assert wait_until_freed(pages.url, KEY, 0.3, {"vllm:kv_cache_usage_perc": 0.4}) is True
 
 
 def test_a_server_that_shows_no_work_cannot_prove_it(pages: Pages) -> None:
     pages.page = lambda: "process_cpu_seconds_total 3\n"
 
-    assert freed(pages.url, KEY, 0.2) is None
+    assert wait_until_freed(pages.url, KEY, 0.2) is None
 
 
 def test_a_server_whose_gauges_only_move_with_work_is_nudged_once(pages: Pages) -> None:
@@ -249,7 +249,7 @@ def test_a_server_whose_gauges_only_move_with_work_is_nudged_once(pages: Pages) 
 
     pages.page = lambda: page(tokens=0, running=running[0])
 
-    assert freed(pages.url, KEY, 0.6, None, nudge) is True
+    assert wait_until_freed(pages.url, KEY, 0.6, None, nudge) is True
     assert len(nudges) == 1
 
 
@@ -263,7 +263,7 @@ def test_under_gevent_it_yields_to_the_other_greenlets(pages: Pages) -> None:
         "turns = []\n"
         "turning = gevent.spawn(lambda: [(turns.append(1), gevent.sleep(0.01)) for _ in range(1000)])\n"
         "scraper.start(); scraper.stop(); turning.kill()\n"
-        "print(len(turns), scraper.server(0, 0, None).scraped)\n"
+        "print(len(turns), scraper.to_result(0, 0, None).scraped)\n"
     )
 
     def slow() -> str:

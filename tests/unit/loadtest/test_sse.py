@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.client import sse
-from loadtest.client.sse import Event, EventTooLarge, Splitter
+from loadtest.client.sse import Event, EventTooLarge, SseParser
 
 STREAM = (
     b"\xef\xbb\xbf: welcome\n\n"
@@ -31,7 +31,7 @@ EVENTS: list[Event] = [
 
 
 def split(parts: list[bytes]) -> list[Event]:
-    splitter = Splitter()
+    splitter = SseParser()
     return [event for part in parts for event in splitter.feed(part)]
 
 
@@ -54,14 +54,14 @@ def test_cuts_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> No
 
 def test_an_event_comes_with_its_last_byte() -> None:
     """Not with the first one of the next event."""
-    splitter = Splitter()
+    splitter = SseParser()
 
     assert splitter.feed(b"data: a\r\n\r") == [(None, b"a")]
     assert splitter.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
 
 
 def test_comments_are_counted() -> None:
-    splitter = Splitter()
+    splitter = SseParser()
     splitter.feed(b": keep-alive\n\n: keep-alive\n\n")
 
     assert splitter.comments == 2
@@ -69,7 +69,7 @@ def test_comments_are_counted() -> None:
 
 def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_LIMIT_BYTES", 100)
-    splitter = Splitter()
+    splitter = SseParser()
     splitter.feed(b"data: " + b"x" * 90)
 
     with pytest.raises(EventTooLarge):

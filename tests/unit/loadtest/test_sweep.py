@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.analysis.sweep import SweepResult, sweep
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Distribution, Outcome, Result, Server
+from loadtest.measure.result import LatencyStats, Outcome, Result, Server
 from tests.unit.loadtest.made import Limit, Slo, generator, integrity, made, summary
 
 SERVED = 20.0
@@ -42,7 +42,9 @@ def result(rate: float, waits_ms: list[float], **changes: object) -> Result:
     counted = Histogram()
     for value in waits_ms:
         counted.add(round(value * 1000))
-    found = summary(ttft_ms=Distribution.of(counted), achieved_rps=rate, asked_rps=rate, output_tokens_per_s=rate * 50)
+    found = summary(
+        ttft_ms=LatencyStats.from_histogram(counted), achieved_rps=rate, asked_rps=rate, output_tokens_per_s=rate * 50
+    )
     return EMPTY.model_copy(update={"summary": found, **changes})
 
 
@@ -241,12 +243,12 @@ def test_without_vllms_gauges_sluices_own_will_do_and_else_the_clients() -> None
 def test_where_nothing_was_seen_to_run_there_is_no_advice() -> None:
     found = sweep(exact, SLO, 1, 1, 0.05)
 
-    assert (found.autoscaler, found.advice()) == (None, [])
+    assert (found.autoscaler, found.autoscaler_advice()) == (None, [])
 
 
 def test_every_step_is_told() -> None:
     told: list[str] = []
-    sweep(exact, SLO, 1, 2, 0.5, tell=told.append)
+    sweep(exact, SLO, 1, 2, 0.5, on_step=told.append)
 
     assert len(told) == 3
     assert told[0].startswith("1/s: pass; ttft_p90_ms is ")

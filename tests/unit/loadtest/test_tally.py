@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from loadtest.measure.aggregates import Tally, Window
-from loadtest.measure.record import Manner, Record
+from loadtest.measure.aggregates import Aggregates, Window
+from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 
 MS = 1_000_000
 SECOND = 1000 * MS
-WINDOW = Window.of(100 * SECOND, 2.0, 10.0)
+WINDOW = Window.from_stages(100 * SECOND, 2.0, 10.0)
 # In the third second of the run, the first of the measured stage.
 DUE = 102 * SECOND + 500 * MS
 
 
 def record(due_ns: int = DUE, gaps_ms: tuple[float, ...] = (10, 20), **changes: Any) -> Record:
     """A stream: begun 1 ms late, sent 1 ms later, its first token 100 ms after that, then gaps."""
-    one = Record(1, 1, "chat", "anna", "m", True, Manner.PLAIN, due_ns)
+    one = Record(1, 1, "chat", "anna", "m", True, ReadMode.PLAIN, due_ns)
     one.started_ns, one.sent_ns = due_ns + MS, due_ns + 2 * MS
     at_ns = one.sent_ns + 100 * MS
     for gap in (0.0, *gaps_ms):
@@ -35,17 +35,17 @@ def record(due_ns: int = DUE, gaps_ms: tuple[float, ...] = (10, 20), **changes: 
     return one
 
 
-def tally(*records: Record, **limits: float) -> Tally:
-    made = Tally(limits)
+def tally(*records: Record, **limits: float) -> Aggregates:
+    made = Aggregates(limits)
     for one in records:
-        made.due(WINDOW, one.intended_ns)
-        made.started(WINDOW, one)
-        made.ended(WINDOW, one)
+        made.on_due(WINDOW, one.intended_ns)
+        made.on_started(WINDOW, one)
+        made.on_ended(WINDOW, one)
     return made
 
 
 def test_times_count_from_when_a_request_was_due_and_from_when_it_was_sent() -> None:
-    found = tally(record()).whole()
+    found = tally(record()).overall()
 
     assert found.ttft.mean == 102_000
     assert found.ttft_sent.mean == 100_000
@@ -66,8 +66,8 @@ def test_things_are_in_the_second_in_which_they_happened() -> None:
 def test_warm_up_and_drain_are_in_the_seconds_alone(due_ns: int) -> None:
     found = tally(record(due_ns))
 
-    assert found.whole().requests == 0
-    assert (found.asked, found.begun, found.lateness.count, found.checked_streams) == (0, 0, 0, 0)
+    assert found.overall().requests == 0
+    assert (found.due_count, found.sent_count, found.lateness.count, found.checked_streams) == (0, 0, 0, 0)
     assert sum(one.ended for one in found.seconds.values()) == 1
 
 
@@ -75,15 +75,15 @@ def test_tokens_count_when_they_come() -> None:
     """A stream of the warm-up that goes on into the measured stage is load there, too."""
     found = tally(record(101 * SECOND, gaps_ms=(500, 800)))
 
-    assert found.whole().output_tokens == 1
-    assert found.whole().itl.count == 0
+    assert found.overall().output_tokens == 1
+    assert found.overall().itl.count == 0
 
 
 def test_what_was_left_or_failed_is_not_in_the_times_of_whole_answers() -> None:
-    left = record(left_by_plan=True, manner=Manner.CANCEL)
+    left = record(left_by_plan=True, read_mode=ReadMode.CANCEL)
     cut = record(error=ErrorKind.TRUNCATED)
     found = tally(left, cut, ttft_ms=1000.0)
-    whole = found.whole()
+    whole = found.overall()
 
     assert (whole.requests, whole.ok, whole.cancelled, whole.good) == (2, 0, 1, 0)
     assert whole.errors == {"truncated": 1}
@@ -94,11 +94,17 @@ def test_what_was_left_or_failed_is_not_in_the_times_of_whole_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("manner", "ttft", "gaps"),
-    [(Manner.SLOW, 0, 0), (Manner.STALL, 1, 0), (Manner.RESUME, 1, 0), (Manner.CANCEL, 1, 2), (Manner.PLAIN, 1, 2)],
+    ("read_mode", "ttft", "gaps"),
+    [
+        (ReadMode.SLOW, 0, 0),
+        (ReadMode.STALL, 1, 0),
+        (ReadMode.RESUME, 1, 0),
+        (ReadMode.CANCEL, 1, 2),
+        (ReadMode.PLAIN, 1, 2),
+    ],
 )
-def test_what_a_client_does_to_its_own_times_is_not_the_servers(manner: Manner, ttft: int, gaps: int) -> None:
-    found = tally(record(manner=manner)).whole()
+def test_what_a_client_does_to_its_own_times_is_not_the_servers(read_mode: ReadMode, ttft: int, gaps: int) -> None:
+    found = tally(record(read_mode=read_mode)).overall()
 
     assert (found.ttft.count, found.itl.count) == (ttft, gaps)
     assert found.ok == 1
@@ -108,7 +114,7 @@ def test_who_gave_up_waiting_has_waited_so_long() -> None:
     one = record(error=ErrorKind.TIMEOUT_FIRST, ended_ns=DUE + 60 * SECOND, done_ns=0)
     del one.content_ns[:], one.content_tokens[:]
 
-    assert tally(one).whole().ttft.largest == 60_000_000
+    assert tally(one).overall().ttft.largest == 60_000_000
 
 
 @pytest.mark.parametrize(
@@ -123,28 +129,28 @@ def test_who_gave_up_waiting_has_waited_so_long() -> None:
     ],
 )
 def test_good_is_within_every_limit(limits: dict[str, float], good: int) -> None:
-    assert tally(record(), **limits).whole().good == good
+    assert tally(record(), **limits).overall().good == good
 
 
 def test_a_dropped_arrival_is_due_and_an_error() -> None:
-    found = Tally()
-    found.due(WINDOW, DUE)
-    found.drop(WINDOW, DUE, "chat", "anna")
+    found = Aggregates()
+    found.on_due(WINDOW, DUE)
+    found.on_dropped(WINDOW, DUE, "chat", "anna")
 
-    assert (found.asked, found.begun, found.dropped) == (1, 0, 1)
-    assert found.whole().errors == {"dropped_arrival": 1}
+    assert (found.due_count, found.sent_count, found.dropped_count) == (1, 0, 1)
+    assert found.overall().errors == {"dropped_arrival": 1}
     assert found.second(2).errors == {"dropped_arrival": 1}
 
 
 def test_a_generator_that_falls_behind_has_not_sent_what_was_asked() -> None:
     late = record(started_ns=WINDOW.drain_ns + SECOND)
 
-    assert (tally(late).asked, tally(late).begun) == (1, 0)
+    assert (tally(late).due_count, tally(late).sent_count) == (1, 0)
 
 
 def test_long_streams_let_others_breathe() -> None:
     breaths: list[int] = []
-    Tally().ended(WINDOW, record(gaps_ms=(1.0,) * 1000), lambda: breaths.append(1))
+    Aggregates().on_ended(WINDOW, record(gaps_ms=(1.0,) * 1000), lambda: breaths.append(1))
 
     assert len(breaths) == 3
 
@@ -163,13 +169,13 @@ def test_workers_together_are_as_one() -> None:
         )
         for _ in range(300)
     ]
-    together = Tally()
+    together = Aggregates()
     for part in range(6):
         piece = tally(*records[part::6])
-        together.merge(json.loads(json.dumps(piece.take())))
-        together.merge(piece.take())
-    alone = tally(*records).take()
-    merged = together.take()
+        together.merge(json.loads(json.dumps(piece.take_delta())))
+        together.merge(piece.take_delta())
+    alone = tally(*records).take_delta()
+    merged = together.take_delta()
     for one in (alone, merged):
         one["groups"].sort(key=lambda group: group[:2])
         one["seconds"].sort(key=lambda second: second[0])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.formatting import count, ms, number, share, signed
+from loadtest.formatting import format_count, format_ms, format_number, format_percent, format_signed
 
 
 @pytest.mark.parametrize(
@@ -11,11 +11,26 @@ from loadtest.formatting import count, ms, number, share, signed
      (1_234_567, "1,234,567"), (-3.14159, "-3.142"), (100, "100")],
 )  # fmt: skip
 def test_numbers(value: float | None, said: str) -> None:
-    assert number(value) == said
+    assert format_number(value) == said
 
 
 def test_with_units() -> None:
-    assert [ms(412.34), ms(9_999), ms(12_345), ms(None)] == ["412.3 ms", "9,999 ms", "12.35 s", "-"]
-    assert [share(0.0666), share(1), share(0.99995), share(None)] == ["6.66 %", "100 %", "99.995 %", "-"]
-    assert [count(12_345.0), count(None)] == ["12,345", "-"]
-    assert [signed(0.0514), signed(-2), signed(0), signed(None)] == ["+0.0514", "-2", "0", "-"]
+    assert [format_ms(412.34), format_ms(9_999), format_ms(12_345), format_ms(None)] == [
+        "412.3 ms",
+        "9,999 ms",
+        "12.35 s",
+        "-",
+    ]
+    assert [format_percent(0.0666), format_percent(1), format_percent(0.99995), format_percent(None)] == [
+        "6.66 %",
+        "100 %",
+        "99.995 %",
+        "-",
+    ]
+    assert [format_count(12_345.0), format_count(None)] == ["12,345", "-"]
+    assert [format_signed(0.0514), format_signed(-2), format_signed(0), format_signed(None)] == [
+        "+0.0514",
+        "-2",
+        "0",
+        "-",
+    ]

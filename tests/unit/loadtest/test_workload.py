@@ -10,34 +10,34 @@ import orjson
 import pytest
 
 from gateway.engine import deterministic_tokens
-from loadtest.measure.record import Manner
+from loadtest.measure.record import ReadMode
 from loadtest.scenario.loader import parse
 from loadtest.scenario.traces import Arrival
-from loadtest.scenario.workload import Ask, Served, Work
+from loadtest.scenario.workload import PreparedRequest, RequestFactory, ServerInfo
 
 NOW = Arrival(0.0)
 
 
-def work(served: Served | None = None, keys: dict[str, str] | None = None, **changes: Any) -> Work:
+def work(served: ServerInfo | None = None, keys: dict[str, str] | None = None, **changes: Any) -> RequestFactory:
     """The work of one workload (`w`), or of what `changes` say."""
     one = {"name": "w", **changes.pop("workload", {})}
     document = {"name": "x", "load": {"kind": "poisson", "rate": 1}, "workloads": [one], **changes}
-    return Work(parse(document, "here"), served or Served("m"), keys or {})
+    return RequestFactory(parse(document, "here"), served or ServerInfo("m"), keys or {})
 
 
-def asks(one: Work, count: int, arrival: Arrival = NOW) -> list[Ask]:
+def asks(one: RequestFactory, count: int, arrival: Arrival = NOW) -> list[PreparedRequest]:
     """The first request of each arrival."""
-    found = [one.conversation(arrival, number).next() for number in range(count)]
+    found = [one.conversation(arrival, number).next_request() for number in range(count)]
     assert all(found)
     return [ask for ask in found if ask is not None]
 
 
-def body(ask: Ask) -> dict[str, Any]:
+def body(ask: PreparedRequest) -> dict[str, Any]:
     said: dict[str, Any] = orjson.loads(ask.body)
     return said
 
 
-def words(ask: Ask) -> int:
+def words(ask: PreparedRequest) -> int:
     return len(body(ask)["messages"][-1]["content"].split())
 
 
@@ -45,7 +45,7 @@ def test_a_number_asks_the_same_whoever_asks_and_whatever_was_asked_before() -> 
     long = {"prompt_tokens": {"kind": "lognormal", "median": 50, "sigma": 1}}
     once, again = asks(work(workload=long), 20), work(workload=long)
 
-    assert [again.conversation(NOW, number).next() for number in reversed(range(20))] == once[::-1]
+    assert [again.conversation(NOW, number).next_request() for number in reversed(range(20))] == once[::-1]
     assert asks(work(workload=long, seed=2), 20) != once
 
 
@@ -67,7 +67,7 @@ def test_lengths_follow_their_distribution(amount: Any, middle: float, most: flo
 
 
 def test_words_of_several_tokens_make_shorter_prompts() -> None:
-    assert words(asks(work(Served("m", tokens_per_word=2.0), workload={"prompt_tokens": 100}), 1)[0]) == 50
+    assert words(asks(work(ServerInfo("m", tokens_per_word=2.0), workload={"prompt_tokens": 100}), 1)[0]) == 50
 
 
 def test_shares_are_kept() -> None:
@@ -101,7 +101,7 @@ def test_prefixes_are_shared_within_their_group_and_differ_between_groups() -> N
 
 def test_a_conversation_grows_by_what_was_really_answered() -> None:
     talk = work(workload={"turns": 3, "prefix": {"tokens": 5}}).conversation(NOW, 0)
-    first, second, third = talk.next(), talk.next("One."), talk.next("")
+    first, second, third = talk.next_request(), talk.next_request("One."), talk.next_request("")
     assert first is not None
     assert second is not None
     assert third is not None
@@ -110,19 +110,19 @@ def test_a_conversation_grows_by_what_was_really_answered() -> None:
     assert body(third)["messages"][2]["content"] == "One."
     assert body(third)["messages"][:2] == body(first)["messages"]
     assert (first.keeps_text, second.keeps_text, third.keeps_text) == (True, True, False)
-    assert talk.next("Three.") is None
+    assert talk.next_request("Three.") is None
 
 
 def test_a_conversation_ends_before_the_context_does() -> None:
-    talk = work(Served("m", context=1000), workload={"turns": 9}).conversation(NOW, 0)
-    talk.next()
+    talk = work(ServerInfo("m", context=1000), workload={"turns": 9}).conversation(NOW, 0)
+    talk.next_request()
 
-    assert talk.next("x", 300) is not None
-    assert talk.next("x", 600) is None, "300 more, and as many for chance, would not fit"
+    assert talk.next_request("x", 300) is not None
+    assert talk.next_request("x", 600) is None, "300 more, and as many for chance, would not fit"
 
 
 def test_only_vllm_is_asked_for_what_only_vllm_knows() -> None:
-    plain, ours = body(asks(work(), 1)[0]), body(asks(work(Served("m", is_vllm=True)), 1)[0])
+    plain, ours = body(asks(work(), 1)[0]), body(asks(work(ServerInfo("m", is_vllm=True)), 1)[0])
 
     assert plain["stream_options"] == {"include_usage": True}
     assert "ignore_eos" not in plain
@@ -140,11 +140,11 @@ def test_token_ids_are_known_to_the_checker() -> None:
     )
     for ask in found:
         prompt = body(ask)["prompt"]
-        assert ask.prompt_ids == (prompt[0], 9)
+        assert ask.prompt_start == (prompt[0], 9)
         assert len(prompt) == 9
         assert all(0 < token <= deterministic_tokens.LARGEST for token in prompt)
-        assert ask.by_ids
-        assert ask.synthetic
+        assert ask.counts_by_ids
+        assert ask.is_verified
         assert body(ask)["return_token_ids"] is True
     assert len({body(ask)["prompt"][0] for ask in found}) > 40, "streams can be told apart"
 
@@ -158,16 +158,16 @@ def test_behaviours_by_share() -> None:
         {"kind": "resume", "share": 0.1, "times": 2, "grace_s": 20},
     ]
     found = asks(work(workload={"behaviours": behaviours}), 3000)
-    manners = Counter(ask.plan.manner for ask in found)
+    manners = Counter(ask.read_plan.read_mode for ask in found)
 
-    assert manners[Manner.PLAIN] == pytest.approx(1200, rel=0.1)
-    assert manners[Manner.CANCEL] == pytest.approx(900, rel=0.1)
-    for manner in (Manner.SLOW, Manner.STALL, Manner.RESUME):
+    assert manners[ReadMode.PLAIN] == pytest.approx(1200, rel=0.1)
+    assert manners[ReadMode.CANCEL] == pytest.approx(900, rel=0.1)
+    for manner in (ReadMode.SLOW, ReadMode.STALL, ReadMode.RESUME):
         assert manners[manner] == pytest.approx(300, rel=0.2)
-    early = [ask.plan.leave_after_s for ask in found if ask.plan.leave_after_s is not None]
+    early = [ask.read_plan.abort_after_s for ask in found if ask.read_plan.abort_after_s is not None]
     assert mean(early) == pytest.approx(0.01, rel=0.1)
-    resuming = next(ask for ask in found if ask.plan.manner is Manner.RESUME)
-    assert (resuming.plan.times, resuming.headers["X-Stream-Resumable"]) == (2, "20")
+    resuming = next(ask for ask in found if ask.read_plan.read_mode is ReadMode.RESUME)
+    assert (resuming.read_plan.times, resuming.headers["X-Stream-Resumable"]) == (2, "20")
 
 
 def test_recorded_lengths_and_blocks_win() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.bench.check_truth import Pair, compare, crossed, pairs, start_us
+from loadtest.bench.check_truth import MatchedRequest, compare, is_causality_violated, match_requests, start_bounds_us
 from loadtest.measure.result import Result
-from loadtest.mock.ground_truth import Record, Truth
+from loadtest.mock.ground_truth import GroundTruth, TrueRecord
 from tests.unit.loadtest import made
 
 BEGAN_NS = 5_000_000_000_000
@@ -16,24 +16,24 @@ TRANSIT_NS = 20_000
 STREAMS, EVENTS, GAP_NS, TTFT_NS = 200, 20, 40_000_000, 150_000_000
 
 
-def truth() -> Truth:
+def truth() -> GroundTruth:
     """A stream every 50 ms from the start on, each of 20 tokens."""
     records = []
     for number in range(STREAMS):
         arrived_ns = BEGAN_NS + number * 50_000_000
         sent_ns = [arrived_ns + TTFT_NS + event * (GAP_NS + number * 1000) for event in range(EVENTS)]
-        records.append(Record(f"id-{number}", "", True, None, arrived_ns, 200, sent_ns, [1] * EVENTS))
-    return Truth(records, {"on_time": True})
+        records.append(TrueRecord(f"id-{number}", "", True, None, arrived_ns, 200, sent_ns, [1] * EVENTS))
+    return GroundTruth(records, {"on_time": True})
 
 
-def line(record: Record, late_us: int = 0) -> dict[str, Any]:
+def line(record: TrueRecord, late_us: int = 0) -> dict[str, Any]:
     """What an exact client writes down of it."""
     sent_us = (record.arrived_ns - TRANSIT_NS - BEGAN_NS) // 1000
     first_us = (record.sent_ns[0] + TRANSIT_NS - BEGAN_NS) // 1000
     return {"id": record.id, "intended_us": sent_us, "sent_us": sent_us, "first_content_us": first_us + late_us}
 
 
-def result(found: list[Pair], told: Truth, **changes: object) -> Result:
+def result(found: list[MatchedRequest], told: GroundTruth, **changes: object) -> Result:
     """The document of a client that measures exactly, from second 2 to 8."""
     ttfts = made.distribution([(pair.line["first_content_us"] - pair.line["sent_us"]) / 1000 for pair in found])
     within = [t for r in told.records for t in r.sent_ns if 2e9 <= t - BEGAN_NS < 8e9]
@@ -52,22 +52,22 @@ def result(found: list[Pair], told: Truth, **changes: object) -> Result:
     return base.model_copy(update={"summary": summary, "run": run})
 
 
-def check(lines: list[dict[str, Any]], told: Truth, **changes: object) -> set[str]:
+def check(lines: list[dict[str, Any]], told: GroundTruth, **changes: object) -> set[str]:
     """The names of the numbers that are missed."""
     run = made.run(warmup_s=2.0, duration_s=6.0)
-    found = pairs(made.made().model_copy(update={"run": run}), lines, told)
-    return {row.metric for row in compare(result(found, told, **changes), found, told) if not row.met}
+    found = match_requests(made.made().model_copy(update={"run": run}), lines, told)
+    return {row.metric for row in compare(result(found, told, **changes), found, told) if not row.is_met}
 
 
 def test_exact_numbers_are_met_and_the_start_is_found() -> None:
     told = truth()
     lines = [line(record) for record in told.records]
     run = made.run(warmup_s=2.0, duration_s=6.0)
-    found = pairs(made.made().model_copy(update={"run": run}), lines, told)
+    found = match_requests(made.made().model_copy(update={"run": run}), lines, told)
 
     assert len(found) == 120
-    assert sum(start_us(found)) / 2 == pytest.approx(BEGAN_NS / 1000, abs=2)
-    assert not crossed(found)
+    assert sum(start_bounds_us(found)) / 2 == pytest.approx(BEGAN_NS / 1000, abs=2)
+    assert not is_causality_violated(found)
     assert check(lines, told) == set()
 
 
@@ -92,7 +92,7 @@ def test_a_stamp_before_its_cause_is_found() -> None:
     told = truth()
     lines = [line(record, late_us=-100 if record.id == "id-77" else 0) for record in told.records]
 
-    assert crossed([Pair(one, record) for one, record in zip(lines, told.records, strict=True)])
+    assert is_causality_violated([MatchedRequest(one, record) for one, record in zip(lines, told.records, strict=True)])
 
 
 def test_a_stream_that_nobody_sent_is_found() -> None:

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtest.mock.child import Child, running
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import MockProcess, running_mock
+from loadtest.mock.plan import MockPlan
 
 
 @pytest.fixture(scope="package")
-def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockProcess]:
     """A quick one without faults of its own: requests ask for theirs."""
-    with running(tmp_path_factory.mktemp("mock"), Plan(ttft_ms=10, itl_ms=2)) as child:  # type: ignore[arg-type]
+    with running_mock(tmp_path_factory.mktemp("mock"), MockPlan(ttft_ms=10, itl_ms=2)) as child:  # type: ignore[arg-type]
         yield child

@@ -10,19 +10,19 @@ import httpx
 import pytest
 
 from gateway.engine import deterministic_tokens
-from loadtest.mock.child import Child, running
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import MockProcess, running_mock
+from loadtest.mock.plan import MockPlan
 from tests.support.server import Raw, poll
 from tests.unit.loadtest.mock.client import CHAT, TEXT, ask, begin, finish
 
 
-def gauges(mock: Child) -> dict[str, float]:
+def gauges(mock: MockProcess) -> dict[str, float]:
     lines = httpx.get(f"{mock.url}/metrics").text.splitlines()
     return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_stream_is_whole(mock: Child, path: str) -> None:
+def test_a_stream_is_whole(mock: MockProcess, path: str) -> None:
     answer = ask(mock.port, path, {"X-Request-Id": "my-own"})
 
     assert answer.complete
@@ -35,7 +35,7 @@ def test_a_stream_is_whole(mock: Child, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_an_answer_that_is_not_streamed_comes_when_the_last_token_would_have(mock: Child, path: str) -> None:
+def test_an_answer_that_is_not_streamed_comes_when_the_last_token_would_have(mock: MockProcess, path: str) -> None:
     began = time.perf_counter()
     answer = ask(mock.port, path, stream=False)
 
@@ -45,14 +45,14 @@ def test_an_answer_that_is_not_streamed_comes_when_the_last_token_would_have(moc
     assert json.loads(answer.body)["usage"]["completion_tokens"] == 8
 
 
-def test_token_ids_are_the_synthetic_engines(mock: Child) -> None:
+def test_token_ids_are_the_synthetic_engines(mock: MockProcess) -> None:
     answer = ask(mock.port, return_token_ids=True)
     choices = [choice for document in answer.documents for choice in document["choices"]]
 
     assert [token for choice in choices for token in choice["token_ids"]] == deterministic_tokens.tokens(300, 3, 8)
 
 
-def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: Child) -> None:
+def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: MockProcess) -> None:
     answer = ask(mock.port, CHAT, return_token_ids=True)
 
     (first, *_), *_ = [one["prompt_token_ids"] for one in answer.documents if "prompt_token_ids" in one]
@@ -60,14 +60,14 @@ def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: Child) -> None:
     assert said == deterministic_tokens.tokens(first, 3, 8)
 
 
-def test_running_usage_is_told_when_asked_for(mock: Child) -> None:
+def test_running_usage_is_told_when_asked_for(mock: MockProcess) -> None:
     answer = ask(mock.port, stream_options={"include_usage": True, "continuous_usage_stats": True})
 
     counts = [document["usage"]["completion_tokens"] for document in answer.documents]
     assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8]
 
 
-def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mock: Child) -> None:
+def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mock: MockProcess) -> None:
     raw = begin(mock.port, headers={"X-Stream-Resumable": "30"}, max_tokens=20)
     raw.read_until(b"id: 2\n")
     raw.close()
@@ -81,7 +81,7 @@ def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mo
     assert answer.complete
 
 
-def test_the_gauges_follow_and_a_client_who_leaves_is_forgotten(mock: Child) -> None:
+def test_the_gauges_follow_and_a_client_who_leaves_is_forgotten(mock: MockProcess) -> None:
     before = gauges(mock)
     leaving = begin(mock.port, max_tokens=100_000)
     leaving.read_until(b'" 3"')
@@ -97,7 +97,7 @@ def test_the_gauges_follow_and_a_client_who_leaves_is_forgotten(mock: Child) -> 
     assert after["vllm:time_to_first_token_seconds_count"] == before["vllm:time_to_first_token_seconds_count"] + 1
 
 
-def test_a_connection_serves_one_request_after_the_other(mock: Child) -> None:
+def test_a_connection_serves_one_request_after_the_other(mock: MockProcess) -> None:
     with httpx.Client(base_url=mock.url) as client:
         for _ in range(3):
             said = client.post(TEXT, json={"prompt": "a b", "stream": True, "max_tokens": 2})
@@ -114,7 +114,9 @@ def test_a_connection_serves_one_request_after_the_other(mock: Child) -> None:
         ({"user": '{"kind": "cut", "byte": -1}'}, "user"),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_its_field(mock: Child, change: dict[str, object], param: str) -> None:
+def test_bad_input_is_refused_by_the_name_of_its_field(
+    mock: MockProcess, change: dict[str, object], param: str
+) -> None:
     answer = ask(mock.port, **change)
 
     assert answer.status == 400
@@ -123,8 +125,8 @@ def test_bad_input_is_refused_by_the_name_of_its_field(mock: Child, change: dict
 
 
 def test_more_than_max_running_wait_for_their_turn(tmp_path: Path) -> None:
-    plan = Plan.model_validate({"ttft_ms": 20, "itl_ms": 20, "max_running": 1})
-    with running(tmp_path, plan) as mock:
+    plan = MockPlan.model_validate({"ttft_ms": 20, "itl_ms": 20, "max_running": 1})
+    with running_mock(tmp_path, plan) as mock:
         first, second = begin(mock.port, headers={"X-Request-Id": "1"}), begin(mock.port, headers={"X-Request-Id": "2"})
         first.read_until(b'" 0"')
         seen = gauges(mock)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from loadtest.mock.child import Child
-from loadtest.mock.faults import Kind
+from loadtest.mock.child import MockProcess
+from loadtest.mock.faults import FaultKind
 from tests.unit.loadtest.mock.client import CHAT, TEXT, ask, begin, finish, spoiled
 from tests.unit.loadtest.mock.test_app import gauges
 
@@ -23,7 +23,7 @@ def fault(*kinds: str) -> pytest.MarkDecorator:
 
 
 @fault("http_400", "http_429", "http_500", "http_503")
-def test_a_status(mock: Child, kind: str) -> None:
+def test_a_status(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind, retry_after_s=7)
 
     assert answer.status == int(kind[-3:])
@@ -34,7 +34,7 @@ def test_a_status(mock: Child, kind: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("rst", [False, True])
 @fault("cut")
-def test_a_cut_within_an_event(mock: Child, kind: str, path: str, rst: bool) -> None:
+def test_a_cut_within_an_event(mock: MockProcess, kind: str, path: str, rst: bool) -> None:
     raw = begin(mock.port, path, {"X-Mock-Fault": json.dumps({"kind": kind, "after": 2, "byte": 9, "rst": rst})})
     raw.read_until(b'" 1"')
     # What has arrived is read before the RST could discard it.
@@ -48,7 +48,7 @@ def test_a_cut_within_an_event(mock: Child, kind: str, path: str, rst: bool) -> 
 
 
 @fault("cut")
-def test_an_answer_that_is_not_streamed_is_cut_too(mock: Child, kind: str) -> None:
+def test_an_answer_that_is_not_streamed_is_cut_too(mock: MockProcess, kind: str) -> None:
     answer = ask(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "byte": 5})}, stream=False)
 
     assert int(re.findall(r"content-length: (\d+)", answer.head)[0]) > 5
@@ -56,7 +56,7 @@ def test_an_answer_that_is_not_streamed_is_cut_too(mock: Child, kind: str) -> No
 
 
 @fault("error_event")
-def test_an_error_in_band(mock: Child, kind: str) -> None:
+def test_an_error_in_band(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind)
 
     assert answer.text == " 0 1 2"
@@ -66,7 +66,7 @@ def test_an_error_in_band(mock: Child, kind: str) -> None:
 
 
 @fault("stall")
-def test_a_stall_that_ends(mock: Child, kind: str) -> None:
+def test_a_stall_that_ends(mock: MockProcess, kind: str) -> None:
     raw = begin(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "after": 2, "seconds": 0.2})})
     raw.read_until(b'" 1"')
     began = time.perf_counter()
@@ -78,7 +78,7 @@ def test_a_stall_that_ends(mock: Child, kind: str) -> None:
 
 @pytest.mark.parametrize(("after", "said"), [(0, b"HTTP/1.1 200"), (2, b'" 1"')])
 @fault("stall")
-def test_a_stall_that_does_not(mock: Child, kind: str, after: int, said: bytes) -> None:
+def test_a_stall_that_does_not(mock: MockProcess, kind: str, after: int, said: bytes) -> None:
     raw = begin(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "after": after})})
     raw.read_until(said)
     raw.sock.settimeout(0.2)
@@ -89,7 +89,7 @@ def test_a_stall_that_does_not(mock: Child, kind: str, after: int, said: bytes) 
 
 
 @fault("silence")
-def test_no_answer_at_all(mock: Child, kind: str) -> None:
+def test_no_answer_at_all(mock: MockProcess, kind: str) -> None:
     raw = begin(mock.port, headers={"X-Mock-Fault": kind})
     raw.sock.settimeout(0.2)
 
@@ -100,7 +100,7 @@ def test_no_answer_at_all(mock: Child, kind: str) -> None:
 
 
 @fault("no_done")
-def test_no_done(mock: Child, kind: str) -> None:
+def test_no_done(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind)
 
     assert answer.complete
@@ -109,19 +109,19 @@ def test_no_done(mock: Child, kind: str) -> None:
 
 
 @fault("no_finish", "two_finishes")
-def test_too_few_and_too_many_finishes(mock: Child, kind: str) -> None:
+def test_too_few_and_too_many_finishes(mock: MockProcess, kind: str) -> None:
     assert spoiled(mock.port, kind).finishes == {"no_finish": [], "two_finishes": ["length", "stop"]}[kind]
 
 
 @fault("no_usage", "wrong_usage")
-def test_no_usage_and_a_wrong_one(mock: Child, kind: str) -> None:
+def test_no_usage_and_a_wrong_one(mock: MockProcess, kind: str) -> None:
     found = [document["usage"] for document in spoiled(mock.port, kind).documents if "usage" in document]
 
     assert [usage["completion_tokens"] for usage in found] == {"no_usage": [], "wrong_usage": [15]}[kind]
 
 
 @fault("after_done")
-def test_a_token_behind_the_end(mock: Child, kind: str) -> None:
+def test_a_token_behind_the_end(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind)
 
     assert answer.events[-2] == b"[DONE]"
@@ -129,7 +129,7 @@ def test_a_token_behind_the_end(mock: Child, kind: str) -> None:
 
 
 @fault("out_of_order")
-def test_two_events_change_places(mock: Child, kind: str) -> None:
+def test_two_events_change_places(mock: MockProcess, kind: str) -> None:
     answer = ask(mock.port, headers={"X-Mock-Fault": kind, "X-Stream-Resumable": "5"})
 
     assert answer.text == " 0 1 2 4 3 5 6 7"
@@ -137,7 +137,7 @@ def test_two_events_change_places(mock: Child, kind: str) -> None:
 
 
 @fault("cross_talk")
-def test_one_event_of_another_stream(mock: Child, kind: str) -> None:
+def test_one_event_of_another_stream(mock: MockProcess, kind: str) -> None:
     ids = [document["id"] for document in spoiled(mock.port, kind).documents]
 
     assert ids[3] == "cmpl-of-another-stream"
@@ -145,7 +145,7 @@ def test_one_event_of_another_stream(mock: Child, kind: str) -> None:
 
 
 @fault("wrong_token")
-def test_other_ids_than_those_that_are_due(mock: Child, kind: str) -> None:
+def test_other_ids_than_those_that_are_due(mock: MockProcess, kind: str) -> None:
     right = ask(mock.port, return_token_ids=True).documents
     wrong = ask(mock.port, headers={"X-Mock-Fault": kind}, return_token_ids=True).documents
 
@@ -156,7 +156,7 @@ def test_other_ids_than_those_that_are_due(mock: Child, kind: str) -> None:
 
 
 @fault("garbage_json")
-def test_half_a_document(mock: Child, kind: str) -> None:
+def test_half_a_document(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind)
 
     with pytest.raises(json.JSONDecodeError):
@@ -165,12 +165,12 @@ def test_half_a_document(mock: Child, kind: str) -> None:
 
 
 @fault("bad_event")
-def test_json_that_is_no_chunk(mock: Child, kind: str) -> None:
+def test_json_that_is_no_chunk(mock: MockProcess, kind: str) -> None:
     assert json.loads(spoiled(mock.port, kind).events[3]) == {"choices": "none"}
 
 
 @fault("half_character")
-def test_half_a_character_in_each_of_two_events(mock: Child, kind: str) -> None:
+def test_half_a_character_in_each_of_two_events(mock: MockProcess, kind: str) -> None:
     answer = spoiled(mock.port, kind)
 
     for place in (3, 4):
@@ -179,7 +179,7 @@ def test_half_a_character_in_each_of_two_events(mock: Child, kind: str) -> None:
 
 
 @fault("split_character")
-def test_a_character_in_two_writes(mock: Child, kind: str) -> None:
+def test_a_character_in_two_writes(mock: MockProcess, kind: str) -> None:
     raw = begin(mock.port, headers={"X-Mock-Fault": kind})
     first = raw.read_until(b"\xc3")
     answer = finish(raw)
@@ -189,7 +189,7 @@ def test_a_character_in_two_writes(mock: Child, kind: str) -> None:
 
 
 @fault("leak")
-def test_work_that_goes_on_without_its_client(mock: Child, kind: str) -> None:
+def test_work_that_goes_on_without_its_client(mock: MockProcess, kind: str) -> None:
     before = gauges(mock)["vllm:num_requests_running"]
     raw = begin(mock.port, headers={"X-Mock-Fault": kind}, max_tokens=100_000)
     raw.read_until(b'" 1"')
@@ -199,12 +199,12 @@ def test_work_that_goes_on_without_its_client(mock: Child, kind: str) -> None:
     assert gauges(mock)["vllm:num_requests_running"] == before + 1
 
 
-def test_the_body_may_name_a_fault_too_and_other_users_are_users(mock: Child) -> None:
+def test_the_body_may_name_a_fault_too_and_other_users_are_users(mock: MockProcess) -> None:
     assert ask(mock.port, user="http_429").status == 429
     assert ask(mock.port, user="anna").complete
 
 
-def test_an_unknown_fault_is_refused_with_those_there_are(mock: Child) -> None:
+def test_an_unknown_fault_is_refused_with_those_there_are(mock: MockProcess) -> None:
     answer = ask(mock.port, headers={"X-Mock-Fault": "cot"})
 
     assert answer.status == 400
@@ -212,4 +212,4 @@ def test_an_unknown_fault_is_refused_with_those_there_are(mock: Child) -> None:
 
 
 def test_every_fault_has_its_test() -> None:
-    assert set(Kind) == TESTED
+    assert set(FaultKind) == TESTED

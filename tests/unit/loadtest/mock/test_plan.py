@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from loadtest.mock.draw import Draw, sampler
-from loadtest.mock.plan import Plan, PlanError
+from loadtest.mock.plan import MockPlan, PlanError
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from loadtest.mock.plan import Plan, PlanError
     ],
 )
 def test_a_draw_has_the_mean_and_the_spread_that_it_names(draw: Any, mean: float, spread: float) -> None:
-    following = sampler(TypeAdapter[Any](Draw).validate_python(draw), Plan().chance("x"))
+    following = sampler(TypeAdapter[Any](Draw).validate_python(draw), MockPlan().make_rng("x"))
     values = [following() for _ in range(20_000)]
 
     assert statistics.mean(values) == pytest.approx(mean, rel=0.03)
@@ -48,7 +48,7 @@ def test_a_bad_plan_is_refused_by_the_name_of_its_field(tmp_path: Path, text: st
     file.write_text(text)
 
     with pytest.raises(PlanError, match=said):
-        Plan.read(file)
+        MockPlan.read(file)
 
 
 def test_the_command_says_what_is_wrong_with_its_plan(tmp_path: Path) -> None:

@@ -12,28 +12,28 @@ from typing import Any
 
 import pytest
 
-from loadtest.mock.child import running
-from loadtest.mock.ground_truth import Record, Truth
-from loadtest.mock.plan import Plan
+from loadtest.mock.child import running_mock
+from loadtest.mock.ground_truth import GroundTruth, TrueRecord
+from loadtest.mock.plan import MockPlan
 from tests.unit.loadtest.mock.client import begin, finish
 
 TOLERANCE_MS = 1.0
 
 
-def run(folder: Path, plan: dict[str, Any], requests: int, **body: Any) -> Truth:
+def run(folder: Path, plan: dict[str, Any], requests: int, **body: Any) -> GroundTruth:
     """All requests at once, each read to its end."""
-    with running(folder, Plan.model_validate(plan)) as mock:
+    with running_mock(folder, MockPlan.model_validate(plan)) as mock:
         raws = [begin(mock.port, headers={"X-Request-Id": str(number)}, **body) for number in range(requests)]
         for raw in raws:
             assert finish(raw).complete
         return mock.end()
 
 
-def gaps_ms(record: Record) -> list[float]:
+def gaps_ms(record: TrueRecord) -> list[float]:
     return [(b - a) / 1e6 for a, b in pairwise(record.sent_ns)]
 
 
-def ttft_ms(record: Record) -> float:
+def ttft_ms(record: TrueRecord) -> float:
     return (record.sent_ns[0] - record.arrived_ns) / 1e6
 
 
@@ -55,7 +55,7 @@ def test_it_knows_how_late_it_was(tmp_path: Path) -> None:
     assert truth.mock["send_lateness_ms"]["count"] == 4 * 30
     late = [ttft_ms(record) - 30 for record in truth.records]
     assert max(late) <= truth.mock["send_lateness_ms"]["max"] + 0.5
-    assert truth.on_time == (truth.mock["start_lateness_ms"]["p99"] <= 1)
+    assert truth.is_on_time == (truth.mock["start_lateness_ms"]["p99"] <= 1)
 
 
 def test_what_is_drawn_depends_on_the_seed_and_on_the_order_alone(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_freeze_is_a_hole_in_every_stream_and_a_slow_accept_in_none(
 
 
 def test_a_slow_accept_is_seen_by_the_client(tmp_path: Path) -> None:
-    with running(tmp_path, Plan.model_validate({"ttft_ms": 1, "itl_ms": 1, "accept_delay_s": 0.3})) as mock:
+    with running_mock(tmp_path, MockPlan.model_validate({"ttft_ms": 1, "itl_ms": 1, "accept_delay_s": 0.3})) as mock:
         began = time.perf_counter()
         finish(begin(mock.port))
 
@@ -120,8 +120,8 @@ def test_a_slow_accept_is_seen_by_the_client(tmp_path: Path) -> None:
 
 
 def test_a_freeze_answers_nobody_until_it_ends(tmp_path: Path) -> None:
-    plan = Plan.model_validate({"ttft_ms": 5, "itl_ms": 5, "freezes": [{"at_s": 0.05, "for_s": 0.4}]})
-    with running(tmp_path, plan) as mock:
+    plan = MockPlan.model_validate({"ttft_ms": 5, "itl_ms": 5, "freezes": [{"at_s": 0.05, "for_s": 0.4}]})
+    with running_mock(tmp_path, plan) as mock:
         finish(begin(mock.port, max_tokens=2))
         time.sleep(0.1)
         late = begin(mock.port, max_tokens=2, headers={"X-Request-Id": "late"})
@@ -133,10 +133,10 @@ def test_a_freeze_answers_nobody_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_faults_go_to_their_share_of_requests(tmp_path: Path) -> None:
-    plan = Plan.model_validate(
+    plan = MockPlan.model_validate(
         {"ttft_ms": 1, "itl_ms": 1, "faults": [{"kind": "http_500", "share": 0.3}, {"kind": "no_done", "share": 0.2}]}
     )
-    with running(tmp_path, plan) as mock:
+    with running_mock(tmp_path, plan) as mock:
         for _ in range(200):
             finish(begin(mock.port, max_tokens=1))
         faults = [record.fault for record in mock.end().records]
@@ -145,7 +145,7 @@ def test_faults_go_to_their_share_of_requests(tmp_path: Path) -> None:
 
 
 def test_a_client_who_does_not_read_does_not_stop_the_others(tmp_path: Path) -> None:
-    with running(tmp_path, Plan.model_validate({"ttft_ms": 1, "itl_ms": 0.02})) as mock:
+    with running_mock(tmp_path, MockPlan.model_validate({"ttft_ms": 1, "itl_ms": 0.02})) as mock:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", mock.port))
@@ -164,4 +164,4 @@ def test_a_truth_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "truth.jsonl").write_text("")
 
     with pytest.raises(ValueError, match="SIGTERM"):
-        Truth.read(tmp_path / "truth.jsonl")
+        GroundTruth.read(tmp_path / "truth.jsonl")

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtest.report.chart import Band, Chart, Line, Rule
+from loadtest.report.chart import Band, Chart, Line, ReferenceLine
 from loadtest.report.scale import Linear, Time
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,8 +55,8 @@ def test_bars_stand_on_each_other() -> None:
 
 
 def test_a_limit_is_drawn_with_its_label_if_the_axis_reaches_it() -> None:
-    inside, outside = Rule(5, "limit 5"), Rule(50, "limit 50")
-    svg = drawn(Line("one", [(0, 1)]), rules=(inside, outside, Rule(9, "found", "x")))
+    inside, outside = ReferenceLine(5, "limit 5"), ReferenceLine(50, "limit 50")
+    svg = drawn(Line("one", [(0, 1)]), reference_lines=(inside, outside, ReferenceLine(9, "found", "x")))
 
     assert len(paths(svg, "rule")) == 2
     assert [each.text for each in svg.iter(f"{SVG}text") if each.get("class") == "label"] == ["limit 5", "found"]
@@ -80,8 +80,9 @@ def test_labels_stay_inside_the_picture_and_apart() -> None:
 
 def test_what_is_hostile_is_text() -> None:
     svg = drawn(
-        Line(HOSTILE, [(0, 1)]), title=HOSTILE, description=HOSTILE, unit=HOSTILE, rules=(Rule(5, HOSTILE),),
-        bands=(Band(0, 1, HOSTILE),), y=Linear.over(HOSTILE, [10.0]), x_labels=[HOSTILE],
+        Line(HOSTILE, [(0, 1)]), title=HOSTILE, description=HOSTILE, unit=HOSTILE,
+        reference_lines=(ReferenceLine(5, HOSTILE),), bands=(Band(0, 1, HOSTILE),),
+        y=Linear.over(HOSTILE, [10.0]), x_labels=[HOSTILE],
     )  # fmt: skip
 
     assert not list(svg.iter(f"{SVG}script"))
@@ -100,7 +101,7 @@ def test_the_pointers_words_are_beside_the_picture() -> None:
 
 @pytest.mark.parametrize("lines", [(), (Line("one", []),), (Line("one", [(0, None)]),)])
 def test_nothing_to_draw_is_known(lines: tuple[Line, ...]) -> None:
-    assert Chart("t", "d", Time.over(1), Linear.over("y", []), lines).empty
+    assert Chart("t", "d", Time.over(1), Linear.over("y", []), lines).is_empty
 
 
 def test_two_charts_on_a_page_have_ids_of_their_own_and_the_same_chart_the_same() -> None:

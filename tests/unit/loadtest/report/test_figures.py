@@ -15,29 +15,29 @@ def named(charts: list[Chart]) -> dict[str, Chart]:
 
 
 def test_a_run_has_its_charts_and_none_is_empty() -> None:
-    charts = figures.over_time(made(errors={"reset": 0.05}))
+    charts = figures.timeline_charts(made(errors={"reset": 0.05}))
 
     assert [chart.title for chart in charts] == [
         "Requests", "In flight", "Output tokens", "Time to first token", "Between tokens (ITL)", "Whole requests (E2E)",
         "Errors",
     ]  # fmt: skip
-    assert not any(chart.empty for chart in charts)
+    assert not any(chart.is_empty for chart in charts)
 
 
 def test_a_closed_loop_has_no_asked_rate() -> None:
-    opened, closed = (named(figures.over_time(made(closed=each)))["Requests"] for each in (False, True))
+    opened, closed = (named(figures.timeline_charts(made(closed=each)))["Requests"] for each in (False, True))
 
     assert [line.name for line in opened.lines] == ["due", "sent", "ended well"]
     assert [line.name for line in closed.lines] == ["sent", "ended well"]
 
 
 def test_a_run_without_errors_has_no_chart_of_them() -> None:
-    assert "Errors" not in named(figures.over_time(made()))
+    assert "Errors" not in named(figures.timeline_charts(made()))
 
 
 def test_many_kinds_of_errors_become_a_few_and_none_is_lost() -> None:
     result = made(errors={f"kind_{i}": 0.03 for i in range(12)})
-    chart = named(figures.over_time(result))["Errors"]
+    chart = named(figures.timeline_charts(result))["Errors"]
     drawn = sum(value or 0 for line in chart.lines for _, value in line.points)
 
     assert len(chart.lines) == 6
@@ -47,7 +47,7 @@ def test_many_kinds_of_errors_become_a_few_and_none_is_lost() -> None:
 
 def test_hours_become_as_many_points_as_can_be_seen_and_none_is_lost() -> None:
     result = made(seconds=3000, rate=1.0, gaps=1)
-    chart = named(figures.over_time(result))["Requests"]
+    chart = named(figures.timeline_charts(result))["Requests"]
     due = chart.lines[0].points
     per_point = 13
 
@@ -62,7 +62,7 @@ def test_hours_become_as_many_points_as_can_be_seen_and_none_is_lost() -> None:
 
 def test_latencies_of_a_second_are_those_of_its_histogram() -> None:
     result = made()
-    chart = named(figures.over_time(result))["Time to first token"]
+    chart = named(figures.timeline_charts(result))["Time to first token"]
     at = next(i for i, each in enumerate(result.timeline) if each.ttft.get("buckets"))
     p50, p99 = (line.points[at][1] for line in chart.lines)
 
@@ -73,23 +73,23 @@ def test_latencies_of_a_second_are_those_of_its_histogram() -> None:
 
 
 def test_limits_are_drawn_where_they_are_near() -> None:
-    charts = named(figures.curves(made()))
+    charts = named(figures.percentile_charts(made()))
 
-    assert [rule.label for rule in charts["Between tokens (ITL)"].rules] == ["p99 limit 40 ms"]
+    assert [rule.label for rule in charts["Between tokens (ITL)"].reference_lines] == ["p99 limit 40 ms"]
     assert charts["Between tokens (ITL)"].y.covers(40)
-    assert charts["Whole requests (E2E)"].rules == []
+    assert charts["Whole requests (E2E)"].reference_lines == []
 
 
 def test_a_percentile_curve_rises_to_the_largest() -> None:
     result = made()
-    curve = [value for _, value in named(figures.curves(result))["Time to first token"].lines[0].points]
+    curve = [value for _, value in named(figures.percentile_charts(result))["Time to first token"].lines[0].points]
 
     assert all(one is not None and other is not None and one <= other for one, other in itertools.pairwise(curve))
     assert curve[-1] == pytest.approx(result.summary.ttft_ms.max, rel=0.01)
 
 
 def test_the_servers_series_are_drawn_in_units_that_people_read() -> None:
-    charts = named(figures.server(made().server, 68, ()))
+    charts = named(figures.server_charts(made().server, 68, ()))
 
     assert [line.name for line in charts["Requests in the server"].lines] == [
         "vLLM running",
@@ -103,13 +103,13 @@ def test_the_servers_series_are_drawn_in_units_that_people_read() -> None:
 
 def test_rejections_are_drawn_by_reason_and_only_during_the_run() -> None:
     series = {f'sluice_rejections_total{{reason="{why}"}}': [[-5.0, 9.0], [1.0, 2.0]] for why in ("full", "slow")}
-    chart = named(figures.server(Server(scraped=True, series=series), 10, ()))["Rejections"]
+    chart = named(figures.server_charts(Server(scraped=True, series=series), 10, ()))["Rejections"]
 
     assert [(line.name, line.points) for line in chart.lines] == [("full", [(1.0, 2.0)]), ("slow", [(1.0, 2.0)])]
 
 
 def test_warm_up_and_drain_are_shaded() -> None:
-    assert [(band.since, band.until) for band in figures.bands(made(seconds=10, warmup=5, drain=3))] == [
+    assert [(band.since, band.until) for band in figures.unmeasured_bands(made(seconds=10, warmup=5, drain=3))] == [
         (0, 5),
         (15, 18),
     ]

@@ -81,7 +81,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_page_is_whole_and_needs_nothing_but_itself(name: str) -> None:
-    text = page.of_run(RUNS[name]())
+    text = page.render_run(RUNS[name]())
     elements = Reader(text).elements
     named = [tag for tag, _ in elements]
     ids = [attrs["id"] for _, attrs in elements if "id" in attrs]
@@ -98,14 +98,14 @@ def test_a_page_is_whole_and_needs_nothing_but_itself(name: str) -> None:
 
 
 def test_what_comes_from_outside_is_shown_as_it_is() -> None:
-    reader = Reader(page.of_run(hostile()))
+    reader = Reader(page.render_run(hostile()))
 
     assert "".join(reader.text).count(HOSTILE) >= 12
     assert "49" not in {part.strip() for part in reader.text}
 
 
 def test_the_browser_is_told_to_run_our_script_and_no_other() -> None:
-    text = page.of_run(made(seconds=5))
+    text = page.render_run(made(seconds=5))
     policy = next(attrs["content"] for tag, attrs in Reader(text).elements if "http-equiv" in attrs)
     assert policy is not None
     for tag in ("script", "style"):
@@ -118,7 +118,7 @@ def test_the_browser_is_told_to_run_our_script_and_no_other() -> None:
 
 def test_verdict_reasons_and_numbers_are_on_it() -> None:
     found = made(seconds=20, errors={"reset": 0.1})
-    text = " ".join("".join(Reader(page.of_run(found)).text).split())
+    text = " ".join("".join(Reader(page.render_run(found)).text).split())
 
     assert "Pass (exit code 0)" in text
     assert found.verdict.reasons[0] in text
@@ -135,7 +135,7 @@ def test_two_files_are_written(tmp_path: Path) -> None:
 
 
 def test_the_summary_keeps_its_tables_whole_whatever_is_in_them() -> None:
-    text = markdown.of_run(hostile())
+    text = markdown.render_run(hostile())
     rows = [line for line in text.splitlines() if line.startswith("| ")]
 
     assert "\n# c" not in text
@@ -147,10 +147,10 @@ def test_the_summary_keeps_its_tables_whole_whatever_is_in_them() -> None:
 def test_a_percentile_of_too_few_values_is_marked() -> None:
     few, many = made(seconds=20), made(seconds=120, rate=40.0, gaps=2)
 
-    assert tables.weak(tables.latencies(few.summary))
-    assert "\\* too few values" in markdown.of_run(few)
-    assert not tables.weak(tables.latencies(many.summary))
-    assert "too few values" not in markdown.of_run(many)
+    assert tables.has_few_samples(tables.latencies(few.summary))
+    assert "\\* too few values" in markdown.render_run(few)
+    assert not tables.has_few_samples(tables.latencies(many.summary))
+    assert "too few values" not in markdown.render_run(many)
 
 
 def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> None:
@@ -164,7 +164,7 @@ def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> No
     assert fair is not None
     assert unfair is not None
     assert fair.served == 1
-    assert fair.soon == pytest.approx(1, abs=0.01)
+    assert fair.first_token == pytest.approx(1, abs=0.01)
     assert unfair.served == 0.5
     assert tables.fairness(made(seconds=5, tenants=("a",)).groups) is None
 
@@ -175,4 +175,4 @@ def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> No
      ("a\n# b", r"a \# b"), ("x (5 %)", "x (5 %)")],
 )  # fmt: skip
 def test_text_stays_text_in_markdown(text: str, said: str) -> None:
-    assert markdown.escaped(text) == said
+    assert markdown.escape(text) == said

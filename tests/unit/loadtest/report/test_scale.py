@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.report.scale import Axis, Linear, Log, Tail, Time, latency
+from loadtest.report.scale import Axis, Linear, Log, PercentileTail, Time, latency_axis
 
 POSITIVE = st.floats(1e-3, 1e9)
 
@@ -38,7 +38,7 @@ def test_a_logarithmic_axis_covers_its_values(values: list[float]) -> None:
 
 
 def test_zero_stands_at_the_foot_of_a_logarithmic_axis() -> None:
-    assert Log.over("x", [1, 100]).place(0) == 0
+    assert Log.over("x", [1, 100]).position(0) == 0
 
 
 @given(st.floats(1, 3e5))
@@ -57,21 +57,21 @@ def test_units_of_time(seconds: float, title: str, last: str) -> None:
 
 @given(st.integers(0, 10**8))
 def test_percentiles_reach_as_far_as_the_values_tell(count: int) -> None:
-    axis = Tail.over("percentile", count)
+    axis = PercentileTail.over("percentile", count)
 
     check(axis, [0.0, 0.5])
 
 
 def test_every_nine_has_the_same_room() -> None:
-    axis = Tail.over("percentile", 10**6)
+    axis = PercentileTail.over("percentile", 10**6)
     ticks = {label: place for place, label in axis.ticks()}
 
     assert list(ticks) == ["0", "50", "90", "99", "99.9", "99.99", "99.999"]
     assert ticks["99"] - ticks["90"] == pytest.approx(ticks["99.9"] - ticks["99"])
-    assert axis.place(1.0) == 1
+    assert axis.position(1.0) == 1
 
 
 def test_a_long_tail_makes_the_axis_logarithmic() -> None:
-    assert latency("TTFT (ms)", [10, 150]).title == "TTFT (ms)"
-    assert latency("TTFT (ms)", [10, 250]).title == "TTFT (ms), log"
-    assert latency("TTFT (ms)", []).ticks()
+    assert latency_axis("TTFT (ms)", [10, 150]).title == "TTFT (ms)"
+    assert latency_axis("TTFT (ms)", [10, 250]).title == "TTFT (ms), log"
+    assert latency_axis("TTFT (ms)", []).ticks()
