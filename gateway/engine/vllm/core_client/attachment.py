@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.engine.shared import EngineHost
-from gateway.engine.vllm.core_client import plugin
+from gateway.engine.vllm import engine_process
 from gateway.errors import EngineFailed, SettingsError
 
 # Of vLLM's variables, those that make it keep in one process what the next request, in another one, would need.
@@ -64,7 +64,7 @@ class Joining:
         self._engine_host = engine_host
         self._loop = asyncio.get_running_loop()
         # What this process starts is no engine.
-        os.environ.pop(plugin.MARK, None)
+        os.environ.pop(engine_process.MARK, None)
 
     def mark(self, engine_args: Any) -> None:
         """Tell vLLM that the front end is several processes: caches that they cannot share are then left out."""

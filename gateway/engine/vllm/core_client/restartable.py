@@ -21,10 +21,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from gateway.clock import Clock
 from gateway.engine.base import RecoveryReport
-from gateway.engine.suspicion import Suspicion
+from gateway.engine.poison_detector import Suspicion
 from gateway.engine.vllm.core_client import replay
 from gateway.engine.vllm.core_client.receiver import Nobody, Outputs, Pull
-from gateway.engine.vllm.core_client.trial import Closing, Trial
+from gateway.engine.vllm.core_client.trial_replay import Closing, Trial
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import Any
 from gateway.clock import Clock
 from gateway.engine.base import RecoveryReport
 from gateway.engine.shared import EngineHost
-from gateway.engine.vllm.core_client import plugin
+from gateway.engine.vllm import engine_process
 from gateway.engine.vllm.core_client.restartable import LastingCore
-from gateway.engine.vllm.core_client.trial import Closing
+from gateway.engine.vllm.core_client.trial_replay import Closing
 
 # Another one's trial takes as long; longer, and somebody has to go first.
 _LOCK_WITHIN_S = 15.0
@@ -83,7 +83,7 @@ class SharedCore(LastingCore):
         return recovery
 
     async def abort_client(self, number: int) -> None:
-        await self._core.call_utility_async(plugin.EVICT, number)
+        await self._core.call_utility_async(engine_process.EVICT, number)
 
 
 __all__ = ["SharedCore"]

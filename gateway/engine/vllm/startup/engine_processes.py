@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.engine.vllm.core_client import plugin
+from gateway.engine.vllm import engine_process
 from gateway.engine.vllm.core_client.factory import configure
 from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.launcher import Plan
@@ -110,7 +110,7 @@ def _make(plan: Plan) -> Cores:
     from vllm.v1.engine.utils import EngineZmqAddresses, get_engine_zmq_bind_addresses, launch_core_engines
     from vllm.v1.executor import Executor
 
-    plugin.take_coordinator(DPCoordinatorProc)
+    engine_process.take_coordinator(DPCoordinatorProc)
 
     def mark(engine_args: Any) -> None:
         # The front end is several processes, and this is none of them.

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.shared import EngineHost
-from gateway.engine.vllm import daemon_threads
-from gateway.engine.vllm.core_client import attachment, factory, plugin, remote_engines
+from gateway.engine.vllm import daemon_threads, engine_process
+from gateway.engine.vllm.core_client import attachment, factory, remote_engines
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.startup.arguments import command_line, vllm_parser
 from gateway.engine.vllm.startup.startup_errors import why
@@ -212,7 +212,7 @@ def _set_environment(plan: Plan, words: Path) -> None:
         os.environ.setdefault(name, value)
     # Whether the server outlives its engine is for the supervisor to decide.
     os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
-    os.environ[plugin.MARK] = plugin.WITH_STACKS if plan.log_level == "debug" else "1"
+    os.environ[engine_process.MARK] = engine_process.WITH_STACKS if plan.log_level == "debug" else "1"
     logging_config = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -351,7 +351,7 @@ def _build(plan: Plan, joining: attachment.Joining | None) -> tuple[Any, Any]:
 
     from gateway.engine.vllm import media_connector
 
-    plugin.take_coordinator(DPCoordinatorProc)
+    engine_process.take_coordinator(DPCoordinatorProc)
     media_connector.adopt(media_connector.Limits(**plan.media))
     daemon_threads.adopt()
 

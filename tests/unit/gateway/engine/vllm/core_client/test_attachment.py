@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.vllm.core_client.attachment import _ENVIRONMENT, refuse
-from gateway.engine.vllm.core_client.plugin import _evict
+from gateway.engine.vllm.engine_process import _evict
 from gateway.errors import SettingsError
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.engine.suspicion import Suspicion
+from gateway.engine.poison_detector import Suspicion
 
 
 class Trial:

@@ -1,4 +1,4 @@
-"""Sends requests to a new engine in an order that shows which of them engines die of (`gateway.engine.suspicion`)."""
+"""Sends requests to a new engine in an order that shows which of them engines die of (`gateway.engine.poison_detector`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 
 from gateway.clock import Clock
-from gateway.engine.suspicion import Suspicion
+from gateway.engine.poison_detector import Suspicion
 
 Closing = AbstractContextManager[object]
 
