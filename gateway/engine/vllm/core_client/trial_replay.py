@@ -1,4 +1,4 @@
-"""Sends requests to a new engine in an order that shows which of them engines die of (`gateway.engine.poison_detector`)."""
+"""Sends requests to a new engine in an order that shows which of them kill engines (`poison_detector`)."""
 
 from __future__ import annotations
 
