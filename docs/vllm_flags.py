@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 from gateway.engine.vllm.startup.arguments.catalog import Flag
-from gateway.engine.vllm.startup.arguments.flag_rules import Kind
+from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
 
 _HEAD = """\
 # vLLM's flags and variables
@@ -23,39 +23,43 @@ installed vLLM.
 
 def text() -> str:
     """The whole file."""
-    versions = catalog.listed()
+    versions = catalog.listed_versions()
     flags: dict[str, Flag] = {}
     since: dict[str, list[str]] = {}
     for version in versions:
-        for name, flag in catalog.read(version).flags.items():
+        for name, flag in catalog.load_catalog(version).flags.items():
             flags[name] = flag
             since.setdefault(name, []).append(version)
     parts = [_HEAD]
-    decided = {name: flag_rules.of(flag) for name, flag in flags.items()}
+    decided = {name: flag_rules.find_rule(flag) for name, flag in flags.items()}
 
     def shown(name: str) -> str:
         only = "" if since[name] == versions else f" ({', '.join(since[name])})"
-        return f"`{flags[name].spelled}`{only}"
+        return f"`{flags[name].usual_option}`{only}"
 
     rows = [
         f"| {shown(name)} | `{found.setting}` | {found.note} |"
         for name, found in decided.items()
-        if found is not None and found.kind is Kind.SETTING
+        if found is not None and found.kind is RuleKind.SETTING
     ]
     parts.append(_table("Replaced by a setting", ("flag", "setting", "remark"), rows))
     rows = [
-        f"| {shown(name)} | {found.note} |" for name, found in decided.items() if found and found.kind is Kind.ALWAYS
+        f"| {shown(name)} | {found.note} |"
+        for name, found in decided.items()
+        if found and found.kind is RuleKind.ALWAYS
     ]
     parts.append(_table("Always in effect", ("flag", "remark"), rows))
     rows = [
-        f"| {shown(name)} | {found.note} |" for name, found in decided.items() if found and found.kind is Kind.REFUSED
+        f"| {shown(name)} | {found.note} |"
+        for name, found in decided.items()
+        if found and found.kind is RuleKind.REFUSED
     ]
     parts.append(_table("Refused", ("flag", "what to do instead"), rows))
-    passed = [name for name, found in decided.items() if found and found.kind is Kind.PASSED]
+    passed = [name for name, found in decided.items() if found and found.kind is RuleKind.PASSED]
     rows = [f"| {shown(name)} | {flag_rules.PASSED[name]} |" for name in passed if flag_rules.PASSED.get(name)]
     parts.append(_table("Passed to vLLM, with a remark", ("flag", "remark"), rows))
     parts.append("## Passed to vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
-    rows = [f"| `{name}` | {note} |" for name, note in variables.lines()]
+    rows = [f"| `{name}` | {note} |" for name, note in variables.documentation_rows()]
     parts.append(_table("Variables that concern the server", ("variable", "effect"), rows))
     parts.append(
         "Every other `VLLM_*` variable reaches the engine unchanged. At the start the log names a variable that vLLM\n"

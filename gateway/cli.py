@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.engine.vllm.startup.arguments import flag_rules, variables, vllm_parser
-from gateway.engine.vllm.startup.arguments.command_line import Resolved, resolve, split
+from gateway.engine.vllm.startup.arguments.command_line import ResolvedFlags, apply_flags, split_words
 from gateway.errors import SettingsError
 
 _AFTER = " (after `--`)"
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _engine(words: list[str]) -> int:
     """Engines without a server: all words are vLLM's. Flags that do not exist are told before vLLM is imported."""
     helps = any(word.startswith("--help=") for word in words)
-    wrong = [] if helps else split(words, {}, place=" (of `sluice engine`)").problems
+    wrong = [] if helps else split_words(words, {}, place=" (of `sluice engine`)").problems
     if wrong:
         raise SettingsError(*wrong)
     from gateway.engine.vllm.startup import headless
@@ -143,22 +143,22 @@ def _engine(words: list[str]) -> int:
     return headless.run(words)
 
 
-def _divide(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], Resolved]:
+def _divide(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], ResolvedFlags]:
     """The words for our own parser, and what vLLM's flags among the others ask for."""
-    resolved = Resolved()
+    resolved = ResolvedFlags()
     command = words[0] if words else ""
     if command not in ("serve", "check"):
         return words, resolved
     cut = words.index("--") if "--" in words else len(words)
-    before = split(words[1:cut], _options(parser, command))
-    after = split(words[cut + 1 :], {}, place=_AFTER)
-    resolve(before.given, resolved)
-    resolve(after.given, resolved, place=_AFTER)
+    before = split_words(words[1:cut], _options(parser, command))
+    after = split_words(words[cut + 1 :], {}, place=_AFTER)
+    apply_flags(before.given, resolved)
+    apply_flags(after.given, resolved, place=_AFTER)
     resolved.problems[:0] = [*before.problems, *after.problems]
-    if after.own:
-        resolved.model, *more = after.own
-        resolved.problems += [f"{len(after.own)} models are named{_AFTER}; one is served." for _ in more[:1]]
-    return [command, *before.own], resolved
+    if after.own_words:
+        resolved.model, *more = after.own_words
+        resolved.problems += [f"{len(after.own_words)} models are named{_AFTER}; one is served." for _ in more[:1]]
+    return [command, *before.own_words], resolved
 
 
 def _options(parser: argparse.ArgumentParser, command: str) -> dict[str, bool]:
@@ -168,7 +168,7 @@ def _options(parser: argparse.ArgumentParser, command: str) -> dict[str, bool]:
     return {option: action.nargs != 0 for option, action in chosen._option_string_actions.items()}
 
 
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Resolved) -> int:
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: ResolvedFlags) -> int:
     if args.version:
         return _version()
     if args.command == "serve":
@@ -181,7 +181,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Resol
     return 2
 
 
-def _load(args: argparse.Namespace, flags: Resolved) -> Any:
+def _load(args: argparse.Namespace, flags: ResolvedFlags) -> Any:
     from gateway.settings import Surroundings, engine_source, load
 
     given: dict[str, dict[str, Any]] = {}
@@ -194,8 +194,8 @@ def _load(args: argparse.Namespace, flags: Resolved) -> Any:
     problems = [*flags.problems, *variables.problems()]
     if args.model is not None and flags.model not in (None, args.model):
         problems.append("Two models are named; one is served.")
-    if args.model is None and flags.model is None and flags.swallowed:
-        problems.append(flags.swallowed)
+    if args.model is None and flags.model is None and flags.missing_model_problem:
+        problems.append(flags.missing_model_problem)
     keys_file = given.get("server", {}).get("api_keys_file")
     if keys_file is not None and str(keys_file).startswith("sk-") and not Path(keys_file).exists():
         problems.append("--api-keys-file takes the name of a file with `name:sha256` lines, not a key.")
@@ -205,13 +205,15 @@ def _load(args: argparse.Namespace, flags: Resolved) -> Any:
         options,
         variables.settings(),
         problems,
-        hint=flag_rules.hint,
-        wrong_keys=lambda engine: vllm_parser.wrong_keys(engine, lambda name: engine_source(args.config, name)),
+        hint=flag_rules.setting_hint,
+        wrong_keys=lambda engine: vllm_parser.engine_key_problems(
+            engine, lambda name: engine_source(args.config, name)
+        ),
     )
     return load(given, args.config, around)
 
 
-def _serve(args: argparse.Namespace, flags: Resolved) -> int:
+def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     settings = _load(args, flags)
     from gateway import app, logs, server
 
@@ -236,7 +238,7 @@ def _serve(args: argparse.Namespace, flags: Resolved) -> int:
     return server.serve(settings, build, watch)
 
 
-def _check(args: argparse.Namespace, flags: Resolved) -> int:
+def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     settings = _load(args, flags)
     from gateway import app, logs, preflight
     from gateway.settings import show

@@ -48,7 +48,7 @@ class BodyLimits:
     max_stop_strings: int = 256
 
 
-def is_light(body: bytes, containers: int) -> bool:
+def is_cheap_to_parse(body: bytes, containers: int) -> bool:
     """Whether a body costs so little that it can be dealt with on the event loop: it is short, and has no more than so
     many lists and objects. Numbers and strings cost a tenth of them."""
     return len(body) <= _LIGHT_BYTES and body.count(b"[") + body.count(b"{") <= containers
@@ -310,4 +310,4 @@ def _top(path: str) -> str | None:
     return re.split(r"[.\[]", path, maxsplit=1)[0] or None
 
 
-__all__ = ["BodyLimits", "is_light", "read_document"]
+__all__ = ["BodyLimits", "is_cheap_to_parse", "read_document"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 from gateway.engine.base import Call
-from gateway.engine.bounded_json import is_light
+from gateway.engine.bounded_json import is_cheap_to_parse
 from gateway.errors import DeadlineExceeded
 from gateway.offload import Offload
 from gateway.streams.stream import overdue
@@ -38,7 +38,7 @@ class Parser:
     @staticmethod
     def is_light(body: bytes) -> bool:
         """Whether a body needs no thread."""
-        return is_light(body, _LIGHT_CONTAINERS)
+        return is_cheap_to_parse(body, _LIGHT_CONTAINERS)
 
     async def parse(
         self,

@@ -89,10 +89,10 @@ def web() -> Iterator[Web]:
 
 
 def connector(*domains: str, folder: Path | None = None, **limits: Any) -> Any:
-    made = parts.media.SafeConnector(
+    made = parts.media.LimitedMediaConnector(
         allowed_media_domains=list(domains) or None, allowed_local_media_path="" if folder is None else str(folder)
     )
-    made.limits = parts.media.Limits(**limits)
+    made.limits = parts.media.MediaLimits(**limits)
     return made
 
 
@@ -104,7 +104,7 @@ def fetch(made: Any, url: str) -> tuple[int, int]:
 
 def refusal(made: Any, url: str) -> str:
     """Why it is not taken, as a client hears of it."""
-    with pytest.raises(parts.media.Refused) as refused:
+    with pytest.raises(parts.media.MediaRejected) as refused:
         fetch(made, url)
     error = parts.failures.from_exception(refused.value)
     assert isinstance(error, ClientError)
@@ -288,16 +288,16 @@ def test_a_picture_that_says_it_is_gigabytes_is_not_made() -> None:
 
 def test_the_pictures_of_one_request_share_a_budget() -> None:
     made, other = connector(), connector()
-    made.limits = other.limits = parts.media.Limits()
+    made.limits = other.limits = parts.media.MediaLimits()
 
     async def request() -> list[Any]:
-        parts.media.BUDGET.set(parts.media.Budget(3 * 2**20))
+        parts.media.BUDGET.set(parts.media.DecodeBudget(3 * 2**20))
         fetching = [one.fetch_image_async(data_url(png(500, 500))) for one in (made, other, made, other)]
         return await asyncio.gather(*fetching, return_exceptions=True)
 
     for _ in range(2):
         outcomes = asyncio.run(request())
-        assert sum(isinstance(one, parts.media.Refused) for one in outcomes) == 1, outcomes
+        assert sum(isinstance(one, parts.media.MediaRejected) for one in outcomes) == 1, outcomes
 
 
 def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_other_media_are_held_to_the_same(web: Web) -> None:
     made = connector()
     for fetching in (made.fetch_audio_async, made.fetch_video_async):
         for url in (f"http://127.0.0.1:{web.port}/", "file:///etc/passwd", "data:audio/wav;base64,AAAA", "x"):
-            with pytest.raises(parts.media.Refused):
+            with pytest.raises(parts.media.MediaRejected):
                 asyncio.run(fetching(url))
     assert web.asked == []
 
@@ -346,7 +346,7 @@ def test_code_in_threads_is_held_to_the_same(web: Web) -> None:
     made = connector()
 
     assert made.fetch_image(data_url(PICTURE)).size == (8, 4)
-    with pytest.raises(parts.media.Refused):
+    with pytest.raises(parts.media.MediaRejected):
         made.fetch_image(f"http://127.0.0.1:{web.port}/")
 
     async def within_a_loop() -> Any:
@@ -392,11 +392,11 @@ def test_which_addresses_are_the_internets(address: str, public: bool) -> None:
 
 
 def test_vllm_takes_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.media.SafeConnector, "limits", parts.media.SafeConnector.limits)
-    parts.media.adopt(parts.media.Limits(timeout_s=7))
-    made = parts.media.MEDIA_CONNECTOR_REGISTRY.load(parts.media.NAME, allowed_media_domains=["a.example"])
+    monkeypatch.setattr(parts.media.LimitedMediaConnector, "limits", parts.media.LimitedMediaConnector.limits)
+    parts.media.install_media_connector(parts.media.MediaLimits(timeout_s=7))
+    made = parts.media.MEDIA_CONNECTOR_REGISTRY.load(parts.media.CONNECTOR_NAME, allowed_media_domains=["a.example"])
 
-    assert isinstance(made, parts.media.SafeConnector)
+    assert isinstance(made, parts.media.LimitedMediaConnector)
     assert made.limits.timeout_s == 7
 
 
@@ -423,7 +423,7 @@ def test_a_film_has_a_budget_for_its_frames(tmp_path: Path) -> None:
 
     for asked in ({"num_frames": -1}, {"num_frames": 60}, {"fps": 10}):
         made.media_io_kwargs = {"video": asked}
-        with pytest.raises(parts.media.Refused, match="max_decoded_bytes"):
+        with pytest.raises(parts.media.MediaRejected, match="max_decoded_bytes"):
             asyncio.run(made.fetch_video_async(film))
 
 
@@ -441,5 +441,5 @@ def test_a_film_of_pictures_has_one_too() -> None:
         return asyncio.run(made.fetch_video_async("data:video/jpeg;base64," + ",".join([picture] * frames)))
 
     assert film(4).media[0].shape == (4, 500, 500, 3)
-    with pytest.raises(parts.media.Refused, match="max_decoded_bytes"):
+    with pytest.raises(parts.media.MediaRejected, match="max_decoded_bytes"):
         film(6)

@@ -67,7 +67,7 @@ def test_a_decoder_that_knows_only_the_tail_says_the_same(prompt_offload: Any, t
     cut = chance.randrange(prompt_offload.SHORT_TO_DECODE + 1, len(ids) - 60)
     prompt, said = ids[:cut], ids[cut : cut + 60]
     whole, tail = a_processor(tokenizer), a_processor(tokenizer)
-    prompt_offload.prime_with_tails(tail)
+    prompt_offload.replace_decoder_priming(tail)
 
     assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
 
@@ -87,7 +87,7 @@ def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
     seen: list[int] = []
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", lambda ids, skip_special_tokens: seen.append(len(ids)))
     processor = a_processor(tokenizer)
-    prompt_offload.prime_with_tails(processor)
+    prompt_offload.replace_decoder_priming(processor)
     if last == "half a crab":
         last = tokenizer("🦀", add_special_tokens=False)["input_ids"][0]
     elif isinstance(last, str):
@@ -102,7 +102,7 @@ def test_what_has_no_text_to_make_needs_no_decoder(
 ) -> None:
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", None)
     processor = a_processor(tokenizer)
-    prompt_offload.prime_with_tails(processor)
+    prompt_offload.replace_decoder_priming(processor)
     prompt = [300] * 600
     processor.add_request(a_request(prompt, detokenize=False), None)
 
@@ -131,7 +131,7 @@ def test_decoders_of_another_kind_know_the_whole_prompt(
 
     monkeypatch.setattr("vllm.v1.engine.output_processor.IncrementalDetokenizer", Slow)
     processor = a_processor(tokenizer)
-    prompt_offload.prime_with_tails(processor)
+    prompt_offload.replace_decoder_priming(processor)
     processor.add_request(a_request([300] * 600), None)
 
     assert made == [64, 600]
@@ -139,7 +139,7 @@ def test_decoders_of_another_kind_know_the_whole_prompt(
 
 def test_a_request_whose_input_goes_on_keeps_its_decoder(prompt_offload: Any, tokenizer: Any) -> None:
     processor = a_processor(tokenizer)
-    prompt_offload.prime_with_tails(processor)
+    prompt_offload.replace_decoder_priming(processor)
     processor.add_request(a_request([300] * 600), None)
     decoder = processor.request_states["r1"].detokenizer
     longer = a_request([300] * 700)
@@ -189,7 +189,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": []}
 def test_long_chats_of_text_are_rendered_in_a_thread(prompt_offload: Any, messages: list[Any], where: str) -> None:
     """What has something to fetch is fetched on the loop, as vLLM does it."""
     renderer = a_renderer()
-    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=True)
+    prompt_offload.replace_message_rendering(renderer, prompt_offload.make_runner(5), foreign_templates=True)
 
     assert asyncio.run(renderer.render_messages_async(messages, PLAIN)) == "rendered"
     assert renderer.where == [where]
@@ -222,7 +222,7 @@ def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ou
         return "rendered"
 
     renderer.render_messages_async = vllms
-    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=foreign)
+    prompt_offload.replace_message_rendering(renderer, prompt_offload.make_runner(5), foreign_templates=foreign)
     wanted = SimpleNamespace(chat_template_kwargs=params)
 
     assert asyncio.run(renderer.render_messages_async(messages, wanted)) == "rendered"
@@ -242,9 +242,9 @@ def a_tokenizing_renderer(prompt_offload: Any, timeout_s: float = 5, work: Calla
         tokenizer=SimpleNamespace(max_chars_per_token=10),
         model_config=SimpleNamespace(max_model_len=100),
     )
-    run = prompt_offload.make_run(timeout_s)
-    prompt_offload.tokenize_here(renderer, run)
-    prompt_offload.decode_aside(renderer, run)
+    run = prompt_offload.make_runner(timeout_s)
+    prompt_offload.replace_tokenization(renderer, run)
+    prompt_offload.replace_detokenization(renderer, run)
     return renderer
 
 
@@ -304,7 +304,7 @@ def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompt_
 
 def test_renderers_of_another_kind_are_left_alone(prompt_offload: Any) -> None:
     renderer = SimpleNamespace(render_messages_async=None)
-    prompt_offload.render_aside(renderer, prompt_offload.make_run(5), foreign_templates=False)
+    prompt_offload.replace_message_rendering(renderer, prompt_offload.make_runner(5), foreign_templates=False)
 
     assert renderer.render_messages_async is None
 
@@ -331,7 +331,7 @@ class Llm:
 
 def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompt_offload: Any) -> None:
     llm = Llm()
-    prompt_offload.check_aside(llm)
+    prompt_offload.replace_token_id_check(llm)
     long = prompt_offload.SHORT_TO_CHECK + 1
 
     async def main() -> None:
@@ -351,7 +351,7 @@ def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompt_of
 def test_log_probabilities_of_a_long_prompt_are_refused(prompt_offload: Any) -> None:
     llm = Llm()
     llm.renderer.model_config = SimpleNamespace(get_vocab_size=lambda: 1000)
-    prompt_offload.check_aside(llm)
+    prompt_offload.replace_token_id_check(llm)
     ids = {"prompt_token_ids": [1] * 6000}
 
     async def main() -> None:
@@ -367,7 +367,7 @@ def test_log_probabilities_of_a_long_prompt_are_refused(prompt_offload: Any) -> 
 
 def test_a_token_out_of_the_vocabulary_is_still_refused(prompt_offload: Any) -> None:
     llm = Llm()
-    prompt_offload.check_aside(llm)
+    prompt_offload.replace_token_id_check(llm)
     wrong = {"type": "token", "prompt_token_ids": [1] * prompt_offload.SHORT_TO_CHECK + [101]}
 
     for _ in range(2):

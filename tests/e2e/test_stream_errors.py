@@ -63,7 +63,7 @@ def state(parts: Any) -> Any:
         openai_serving_responses=made(parts.OpenAIServingResponses),
         openai_serving_chat=made(parts.OpenAIServingChat),
     )
-    parts.stream_errors.adopt(found)
+    parts.stream_errors.install_stream_errors(found)
     return found
 
 
@@ -91,8 +91,8 @@ def raised(error: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("make", "code"),
     [
-        (lambda v: v.fallback.CancelledById(), "cancelled"),
-        (lambda v: v.fallback.GivenUp(), "engine_failed"),
+        (lambda v: v.proxy.CancelledById(), "cancelled"),
+        (lambda v: v.proxy.AbortedByEngine(), "engine_failed"),
         (lambda v: v.EngineDeadError(), "engine_failed"),
         (lambda v: v.VLLMValidationError("top_k is too large", parameter="top_k"), "invalid_request"),
         (lambda v: v.VLLMNotFoundError("no such thing"), "not_found"),
@@ -109,7 +109,7 @@ def test_an_exception_in_a_stream_is_told_as_what_it_is(parts: Any, state: Any, 
 
     assert written["error"]["code"] == code
     clean(written["error"]["message"])
-    assert parts.stream_errors.read(written["error"]).code == code
+    assert parts.stream_errors.from_event(written["error"]).code == code
 
 
 def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, stats: RequestStats) -> None:
@@ -117,7 +117,7 @@ def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, stats: Requ
     serving = state.openai_serving_chat
 
     assert orjson.loads(serving.create_streaming_error_response(RuntimeError("x")))["error"]["code"] == "cancelled"
-    assert parts.stream_errors.read({"code": 500, "message": "x"}).code == "cancelled"
+    assert parts.stream_errors.from_event({"code": 500, "message": "x"}).code == "cancelled"
 
 
 def test_a_failed_generation_is_an_event_for_chats_and_raised_for_responses(parts: Any, state: Any) -> None:
@@ -134,13 +134,13 @@ def test_a_failed_generation_is_an_event_for_chats_and_raised_for_responses(part
 
 def test_every_error_of_ours_is_read_as_what_it_was(parts: Any) -> None:
     for kind in parts.stream_errors._BY_CODE.values():
-        found = parts.stream_errors.read(kind("Because.", param="p").body()["error"])
+        found = parts.stream_errors.from_event(kind("Because.", param="p").body()["error"])
 
         assert (type(found), found.message, found.param) == (kind, "Because.", "p")
 
 
 def test_vllms_own_errors_are_read_by_their_status(parts: Any) -> None:
-    read = parts.stream_errors.read
+    read = parts.stream_errors.from_event
 
     assert read({"code": 400, "message": "x", "param": "y"}).status == 400
     assert isinstance(read({"code": 404, "message": "x"}), errors.NotFound)
@@ -175,7 +175,7 @@ def failure(serving: Any, error: Exception) -> str:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (lambda v: v.fallback.CancelledById(), "invalid_request_error"),
+        (lambda v: v.proxy.CancelledById(), "invalid_request_error"),
         (lambda v: v.EngineDeadError(), "api_error"),
         (lambda v: v.VLLMValidationError("top_k is too large"), "invalid_request_error"),
         (lambda _: a_validation_error(), "api_error"),
@@ -218,7 +218,7 @@ def test_a_whole_message_is_converted_as_before(parts: Any, state: Any) -> None:
     assert ours[-1] == theirs[-1]
 
 
-@pytest.mark.parametrize("make", [lambda v: v.fallback.CancelledById(), lambda _: a_validation_error()])
+@pytest.mark.parametrize("make", [lambda v: v.proxy.CancelledById(), lambda _: a_validation_error()])
 def test_a_failed_cohere_chat_says_so(parts: Any, state: Any, make: Make) -> None:
     items = (chunk(""), failure(state.openai_serving_chat, raised(make(parts))), "data: [DONE]\n\n")
     text = "".join(collected(state.cohere_serving_chat_v2._chat_completion_stream_to_v2(chat(*items), None)))
@@ -241,7 +241,9 @@ def answer(status: int, document: Any) -> Any:
 
 def refused(parts: Any, app: Any) -> SluiceError:
     with pytest.raises(SluiceError) as found:
-        asyncio.run(parts.error_normalizer.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, None))
+        asyncio.run(
+            parts.error_normalizer.normalize_errors(app, lambda: None)({"type": "http", "path": "/x"}, None, None)
+        )
     return found.value
 
 
@@ -299,7 +301,7 @@ def sent(parts: Any, app: Any) -> list[Any]:
     async def send(message: Any) -> None:
         messages.append(message)
 
-    asyncio.run(parts.error_normalizer.keep(app, lambda: None)({"type": "http", "path": "/x"}, None, send))
+    asyncio.run(parts.error_normalizer.normalize_errors(app, lambda: None)({"type": "http", "path": "/x"}, None, send))
     return messages
 
 
@@ -317,7 +319,10 @@ def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: An
 def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, stats: RequestStats) -> None:
     stats.uses_engine, stats.endpoint = True, "/v1/messages"
     proxy = parts.proxy.EngineProxy(
-        SimpleNamespace(generate=None, vllm_config=CONFIG), SystemClock(), parts.proxy.Engagements(), lambda _: None
+        SimpleNamespace(generate=None, vllm_config=CONFIG),
+        SystemClock(),
+        parts.running_requests.RunningRequests(),
+        lambda _: None,
     )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -375,7 +380,7 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
     async def run() -> list[Any]:
         stats.endpoint = endpoint
         llm = Llm()
-        engagements = parts.proxy.Engagements()
+        engagements = parts.running_requests.RunningRequests()
         proxy = parts.proxy.EngineProxy(llm, SystemClock(), engagements, lambda _: None)
         params = parts.SamplingParams(output_kind=parts.RequestOutputKind.DELTA)
         reasons = []
@@ -384,14 +389,14 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_as_it_promises(
             if len(reasons) == 1:
                 await proxy.abort(ids, internal=internal)
                 assert llm.abort_calls == [(ids, internal)]
-        assert engagements.running == []
+        assert engagements.requests == []
         return reasons
 
     if ends:
         assert asyncio.run(run()) == [None, "abort"]
         assert stats.cause is Cause.CANCELLED
     else:
-        with pytest.raises(parts.proxy.GivenUp):
+        with pytest.raises(parts.proxy.AbortedByEngine):
             asyncio.run(run())
 
 
@@ -412,7 +417,7 @@ def test_a_late_readers_ending_is_apart_where_it_would_share_a_chunk_with_text(
             yield SimpleNamespace(outputs=[choice], prompt_token_ids=[1], finished=True)
 
     async def run() -> list[Any]:
-        proxy = parts.proxy.EngineProxy(Late(), SystemClock(), parts.proxy.Engagements(), lambda _: None)
+        proxy = parts.proxy.EngineProxy(Late(), SystemClock(), parts.running_requests.RunningRequests(), lambda _: None)
         params = parts.SamplingParams(output_kind=parts.RequestOutputKind[kind])
         outputs = [output async for output in proxy.generate("p", params, "x")]
         return [(one.outputs[0].text, one.outputs[0].finish_reason) for one in outputs]

@@ -10,7 +10,7 @@ from vllm.exceptions import GenerationError, VLLMNotFoundError, VLLMValidationEr
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from gateway.engine.vllm.http_app import error_normalizer, proxy, stream_errors
+from gateway.engine.vllm.http_app import error_normalizer, proxy, running_requests, stream_errors
 
 __all__ = [
     "AnthropicServingMessages",
@@ -25,5 +25,6 @@ __all__ = [
     "VLLMValidationError",
     "error_normalizer",
     "proxy",
+    "running_requests",
     "stream_errors",
 ]

@@ -121,7 +121,7 @@ def _moved(error: ValidationError, by: int) -> ValidationError:
     return ValidationError.from_exception_data(error.title, lines)
 
 
-def from_validation(error: ValidationError, *, inside: str = "") -> ClientError:
+def to_client_error(error: ValidationError, *, inside: str = "") -> ClientError:
     """A body that vLLM's request model refuses: names the first field and says what is wrong with it. `inside`: the
     field whose value was validated, if it was not the body."""
     problems: dict[str, None] = {}
@@ -168,4 +168,4 @@ def _plain(error: BaseException) -> str:
     return str(error)
 
 
-__all__ = ["BoundedValidator", "field_path", "from_validation"]
+__all__ = ["BoundedValidator", "field_path", "to_client_error"]

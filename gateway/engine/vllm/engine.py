@@ -33,11 +33,14 @@ from gateway.engine.vllm.core_client import watch
 from gateway.engine.vllm.core_client.restartable import LastingCore
 from gateway.engine.vllm.grammars import grammar_validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.grammars.service import Grammars
-from gateway.engine.vllm.http_app import error_normalizer, proxy, stream_errors
-from gateway.engine.vllm.http_app.body_intake import Intake
-from gateway.engine.vllm.http_app.document_reader import Documents
-from gateway.engine.vllm.http_app.untrusted_fields import Headers, Screen
+from gateway.engine.vllm.grammars.service import GrammarService
+from gateway.engine.vllm.http_app import app, stream_errors
+from gateway.engine.vllm.http_app.body_intake import BodyIntake
+from gateway.engine.vllm.http_app.document_reader import DocumentReader
+from gateway.engine.vllm.http_app.error_normalizer import normalize_errors
+from gateway.engine.vllm.http_app.proxy import CAPTURE, EngineProxy, Submission
+from gateway.engine.vllm.http_app.running_requests import RunningRequests, abort_on_exit
+from gateway.engine.vllm.http_app.untrusted_fields import Headers, UntrustedFieldFilter
 from gateway.engine.vllm.output import isolation, whole_answers
 from gateway.engine.vllm.output.batched_stats import Statistics
 from gateway.engine.vllm.output.fast_path import PlainSteps, SinkQueue, unframe
@@ -79,17 +82,17 @@ class VllmEngine:
         self._patience = patience
         self.unready_reason: str | None = None
         self._core = core
-        self._screen = Screen(trust_client_fields)
+        self._field_filter = UntrustedFieldFilter(trust_client_fields)
         self._limits = limits
         self._answering = Offload("sluice-answer")
-        self._documents = Documents(
-            self._screen, limits, llm.model_config.get_vocab_size(), llm.model_config.max_model_len
+        self._documents = DocumentReader(
+            self._field_filter, limits, llm.model_config.get_vocab_size(), llm.model_config.max_model_len
         )
         self._prepare_timeout_s = prepare_timeout_s
-        self._engagements = proxy.Engagements()
+        self._running = RunningRequests()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
-        self._grammars = Grammars(llm, grammar_limits, clock)
+        self._grammars = GrammarService(llm, grammar_limits, clock)
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
@@ -97,7 +100,7 @@ class VllmEngine:
         self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
         if statistics.adds:
             self._core.express = self._steps.express
-        prompt_offload.adopt(
+        prompt_offload.install_prompt_offload(
             self._llm,
             foreign_templates=bool(args.trust_request_chat_template),
             timeout_s=self._prepare_timeout_s,
@@ -106,17 +109,19 @@ class VllmEngine:
         self._llm._run_output_handler()
         await self._llm.reset_mm_cache()
         tasks = await self._llm.get_supported_tasks()
-        verify = grammar_validation.verifier(self._llm, tasks)
-        engine_proxy = proxy.EngineProxy(self._llm, self._clock, self._engagements, verify)
-        self._app = await proxy.build(engine_proxy, args, tasks)
+        verify = grammar_validation.make_params_check(self._llm, tasks)
+        engine_proxy = EngineProxy(self._llm, self._clock, self._running, verify)
+        self._app = await app.build_app(engine_proxy, args, tasks)
         self._options = AppOptions(
             root_path=_prefix(args.root_path),
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
         )
-        taking = Intake(self._app, self._screen, self._documents, self._prepare_timeout_s, error_mapping.from_validator)
-        self._engagements.in_background = self._in_background
-        self._http = error_normalizer.keep(proxy.owning(taking, self._engagements, self._abort), self._death)
+        intake = BodyIntake(
+            self._app, self._field_filter, self._documents, self._prepare_timeout_s, error_mapping.from_validator
+        )
+        self._running.is_background_task = self._in_background
+        self._http = normalize_errors(abort_on_exit(intake, self._running, self._abort), self._death)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property
@@ -151,13 +156,13 @@ class VllmEngine:
         return self._http
 
     def route(self, method: str, path: str) -> Route:
-        return proxy.route(self._app, method, path)
+        return app.classify(self._app, method, path)
 
     def methods(self, path: str) -> frozenset[str]:
-        return proxy.methods(self._app, path)
+        return app.allowed_methods(self._app, path)
 
     def template(self, path: str) -> str:
-        return proxy.template(self._app, path)
+        return app.path_template(self._app, path)
 
     def parse(self, endpoint: Endpoint, body: bytes) -> VllmCall:
         return read_request(endpoint, body, self._documents)
@@ -171,22 +176,22 @@ class VllmEngine:
         )
 
     async def prepare(self, call: VllmCall, stats: RequestStats) -> VllmPrepared:
-        media_connector.begin()
+        media_connector.start_budget()
         serving = self._serving(call.endpoint)
         assert stats.id is not None
         stats.model = self._served(call.request.model)
         # vLLM makes the completion's id from this header; ours must not be guessable, so the client's never gets here.
         secret = stats.id.removeprefix(call.endpoint.id_prefix)
-        headers = Headers({**self._screen.headers(stats.caller.headers), "x-request-id": secret})
+        headers = Headers({**self._field_filter.filter_headers(stats.caller.headers), "x-request-id": secret})
         raw = SimpleNamespace(headers=headers, state=SimpleNamespace())
         if not call.stream:
             return VllmPrepared(call, stats, raw)
-        notes: list[proxy.Submission] = []
-        token = proxy.CAPTURE.set(notes)
+        notes: list[Submission] = []
+        token = CAPTURE.set(notes)
         try:
             made = await self._create(serving, call, raw)
         finally:
-            proxy.CAPTURE.reset(token)
+            CAPTURE.reset(token)
         if isinstance(made, ChunkTemplate):
             (submission,) = notes
             prompt_tokens = serving._extract_prompt_len(submission.prompt)
@@ -201,10 +206,10 @@ class VllmEngine:
         return _Running(self._own(self._run(prepared, sink)))
 
     def knows(self, request_id: str) -> bool:
-        return self._engagements.has(request_id)
+        return self._running.contains(request_id)
 
     def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
-        runs = self._engagements.of(request_id, owner)
+        runs = self._running.find(request_id, owner)
         if not runs:
             return None
         stats = runs[0].stats
@@ -270,7 +275,7 @@ class VllmEngine:
 
     # The three ways to run.
 
-    async def _submit_plain(self, prepared: VllmPrepared, submission: proxy.Submission, sink: Sink) -> _Running:
+    async def _submit_plain(self, prepared: VllmPrepared, submission: Submission, sink: Sink) -> _Running:
         llm = self._llm
         options = {name: value for name, value in submission.options.items() if value is not None}
         try:
@@ -298,7 +303,7 @@ class VllmEngine:
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:
         """The task of a request that vLLM formats itself; every failure ends in the sink."""
         CURRENT_STATS.set(prepared.stats)
-        media_connector.begin()
+        media_connector.start_budget()
         try:
             if prepared.chunks is not None:
                 logprobs = prepared.call.request.logprobs
@@ -326,7 +331,7 @@ class VllmEngine:
                 if document == b"[DONE]":
                     return
                 if document.startswith(b'{"error"'):
-                    raise stream_errors.read(orjson.loads(document)["error"])
+                    raise stream_errors.from_event(orjson.loads(document)["error"])
                 sink.put(Chunk(document))
                 if sink.full and mergeable:
                     # Meanwhile vLLM's collector merges what the engine says. Log probabilities it would keep, at

@@ -47,7 +47,7 @@ def settle() -> None:
         os.setpgid(0, 0)
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
         setattr(core.EngineCoreProc, EVICT, _evict)
-        compilation.adopt(core.StructuredOutputManager)
+        compilation.replace_compilation(core.StructuredOutputManager)
     threading.Thread(target=_end_with, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
 
 

@@ -13,7 +13,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from gateway.bounded_text import log_defect, shortened
 from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS
-from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
+from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client.restartable import DiedOfIt
 from gateway.errors import (
@@ -63,7 +63,7 @@ def from_validator(error: Exception, model: Any, document: dict[str, Any]) -> Sl
         try:
             BoundedValidator(field.annotation)(document[name])
         except ValidationError as problem:
-            return from_validation(problem, inside=name)
+            return to_client_error(problem, inside=name)
     return ClientError("A field of the request body has a value of the wrong type.")
 
 
@@ -158,7 +158,7 @@ def from_exception(error: BaseException) -> SluiceError:
         log_defect(logger, "the engine failed a request", error)
         return FatalRequest("The engine failed on this request, and would fail again.")
     if isinstance(error, ValidationError):
-        return from_validation(error)
+        return to_client_error(error)
     response = find("create_error_response")(error)
     # 503: a paused engine refuses (since vLLM 0.33), which is worth another try.
     if response.error.code >= 500 and response.error.code != 503:
@@ -175,8 +175,8 @@ __all__ = [
     "from_exception",
     "from_info",
     "from_response",
-    "from_validation",
     "from_validator",
     "known",
     "named",
+    "to_client_error",
 ]

@@ -40,7 +40,7 @@ from yarl import URL
 
 logger = logging.getLogger(__name__)
 
-NAME = "sluice"
+CONNECTOR_NAME = "sluice"
 """Under which `VLLM_MEDIA_CONNECTOR` finds it."""
 
 _MOST_REDIRECTS = 3
@@ -50,7 +50,7 @@ _EMBEDDING = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MediaLimits:
     """As the settings of `media`."""
 
     max_bytes: int = 32 * 2**20
@@ -59,7 +59,7 @@ class Limits:
     private_addresses: bool = False
 
 
-class Refused(VLLMValidationError):  # type: ignore[misc,unused-ignore]
+class MediaRejected(VLLMValidationError):  # type: ignore[misc,unused-ignore]
     """Media that are not taken; the message is for the client."""
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class Refused(VLLMValidationError):  # type: ignore[misc,unused-ignore]
         return str(self.args[0])
 
 
-class Budget:
+class DecodeBudget:
     """What the media of one request may still take once decoded."""
 
     def __init__(self, limit_bytes: int) -> None:
@@ -80,25 +80,25 @@ class Budget:
             self._left_bytes -= size_bytes
             exceeded = self._left_bytes < 0
         if exceeded:
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: the media of this request are larger than {self._limit_bytes} bytes once decoded "
                 "(media.max_decoded_bytes).",
                 parameter=field,
             )
 
 
-BUDGET: ContextVar[Budget | None] = ContextVar("sluice_media_budget", default=None)
+BUDGET: ContextVar[DecodeBudget | None] = ContextVar("sluice_media_budget", default=None)
 
 
-def adopt(limits: Limits) -> None:
+def install_media_connector(limits: MediaLimits) -> None:
     """Have vLLM take media through this, in this process from now on, unless its user names another connector."""
-    SafeConnector.limits = limits
-    MEDIA_CONNECTOR_REGISTRY.register(NAME)(SafeConnector)
+    LimitedMediaConnector.limits = limits
+    MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR_NAME)(LimitedMediaConnector)
 
 
-def begin() -> None:
+def start_budget() -> None:
     """A request begins in the running task: its media share one budget."""
-    BUDGET.set(Budget(SafeConnector.limits.max_decoded_bytes))
+    BUDGET.set(DecodeBudget(LimitedMediaConnector.limits.max_decoded_bytes))
 
 
 def is_public(address: str) -> bool:
@@ -116,10 +116,10 @@ def _is_global(address: IPv4Address | IPv6Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
-class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
+class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
     """vLLM makes one for each message that has media."""
 
-    limits = Limits()
+    limits = MediaLimits()
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """For vLLM's code that runs in a thread."""
@@ -135,49 +135,49 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             async with asyncio.timeout(self.limits.timeout_s):
                 return await self._load(url, media_io, field, fetch_timeout)
         except TimeoutError:
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: the media could not be fetched and decoded within {self.limits.timeout_s:g} s "
                 "(media.timeout_s).",
                 parameter=field,
             ) from None
 
     async def fetch_image_embedding_async(self, data: str) -> Any:
-        return await self._aside(super().fetch_image_embedding, "image_embeds", data)
+        return await self._run_in_thread(super().fetch_image_embedding, "image_embeds", data)
 
     async def fetch_audio_embedding_async(self, data: str) -> Any:
-        return await self._aside(super().fetch_audio_embedding, "audio_embeds", data)
+        return await self._run_in_thread(super().fetch_audio_embedding, "audio_embeds", data)
 
     async def _load(self, url: str, media_io: Any, field: str, fetch_timeout: int | None) -> Any:
         scheme = url[:8].partition(":")[0].lower()
         if scheme == "data":
             if len(url) > self.limits.max_bytes * 4 // 3 + 256:
                 raise self._too_large(field)
-            return await self._aside(self._decode_data, field, url, media_io, field)
+            return await self._run_in_thread(self._decode_data, field, url, media_io, field)
         if scheme in ("http", "https"):
-            target = self._allowed(url, field)
+            target = self._check_url(url, field)
             data = await asyncio.get_running_loop().run_in_executor(global_thread_pool, self._get_cached_bytes, url)
             if data is None:
                 data = await self._fetch(target, media_io, field, fetch_timeout)
                 await asyncio.get_running_loop().run_in_executor(global_thread_pool, self._put_cached_bytes, url, data)
-            return await self._aside(self._decode, field, data, media_io, field)
+            return await self._run_in_thread(self._decode, field, data, media_io, field)
         if scheme == "file":
-            return await self._aside(self._decode_file, field, url, media_io, field)
-        raise Refused(f"{field}: a URL of media begins with `data:`, `https:` or `http:`.", parameter=field)
+            return await self._run_in_thread(self._decode_file, field, url, media_io, field)
+        raise MediaRejected(f"{field}: a URL of media begins with `data:`, `https:` or `http:`.", parameter=field)
 
     # Decoding, in vLLM's threads.
 
-    async def _aside(self, work: Any, field: str, *args: Any) -> Any:
+    async def _run_in_thread(self, work: Any, field: str, *args: Any) -> Any:
         context = contextvars.copy_context()
         try:
             return await asyncio.get_running_loop().run_in_executor(global_thread_pool, context.run, work, *args)
-        except Refused:
+        except MediaRejected:
             raise
         except VLLMValidationError as error:
-            raise Refused(f"{field}: {error.args[0]}", parameter=field) from None
+            raise MediaRejected(f"{field}: {error.args[0]}", parameter=field) from None
         except Exception:
             # Decoders raise what they like for what is not theirs to decode, and speak of their own insides.
             logger.debug("media could not be decoded", exc_info=True)
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: the media could not be decoded; they are broken, or of a kind that is not known here.",
                 parameter=field,
             ) from None
@@ -185,7 +185,7 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
     def _decode_data(self, url: str, media_io: Any, field: str) -> Any:
         kind, comma, text = url[5:].partition(",")
         if not comma or kind.rpartition(";")[2].strip().lower() != "base64":
-            raise Refused(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
+            raise MediaRejected(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
         if isinstance(media_io, VideoMediaIO) and kind.partition(";")[0].strip().lower() == "video/jpeg":
             # A list of frames, each a picture.
             media_io.image_io = _Frames(self, media_io.image_io, field)
@@ -195,7 +195,7 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
     def _decode_file(self, url: str, media_io: Any, field: str) -> Any:
         folder: Path | None = self.allowed_local_media_path
         if folder is None:
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: files of this server are not read; its operator can name a folder for them "
                 "(`--allowed-local-media-path`).",
                 parameter=field,
@@ -203,14 +203,14 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         parts = urlsplit(url)
         path = Path(unquote(parts.netloc + parts.path)).resolve()
         if folder not in path.parents:
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: the file is not below the folder that this server reads media from.", parameter=field
             )
         # A pipe would hold the thread until somebody writes into it.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise Refused(f"{field}: the file is no regular file.", parameter=field)
+                raise MediaRejected(f"{field}: the file is no regular file.", parameter=field)
             if found.st_size > self.limits.max_bytes:
                 raise self._too_large(field)
             return self._decode(opened.read(self.limits.max_bytes), media_io, field)
@@ -232,24 +232,24 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         self._budget().charge(max(0, sum(int(getattr(one, "nbytes", 0)) for one in parts) - expected), field)
         return made
 
-    def _budget(self) -> Budget:
+    def _budget(self) -> DecodeBudget:
         found = BUDGET.get()
         if found is None:
             # Code of vLLM's that no request of ours is behind.
-            found = self._own_budget = getattr(self, "_own_budget", None) or Budget(self.limits.max_decoded_bytes)
+            found = self._own_budget = getattr(self, "_own_budget", None) or DecodeBudget(self.limits.max_decoded_bytes)
         return found
 
-    def _too_large(self, field: str) -> Refused:
-        return Refused(
+    def _too_large(self, field: str) -> MediaRejected:
+        return MediaRejected(
             f"{field}: the media are larger than {self.limits.max_bytes} bytes (media.max_bytes).", parameter=field
         )
 
     # Fetching.
 
-    def _allowed(self, url: str, field: str) -> URL:
+    def _check_url(self, url: str, field: str) -> URL:
         """What a URL leads to, if that is allowed. Raises Refused."""
         if not self.allowed_media_domains:
-            raise Refused(
+            raise MediaRejected(
                 f"{field}: this server fetches no media; send them as a data URL. Its operator can name domains to "
                 "fetch from (`--allowed-media-domains`).",
                 parameter=field,
@@ -261,10 +261,10 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         except ValueError:
             host = ""
         if not host or target.user is not None or target.password is not None:
-            raise Refused(f"{field}: this is no URL that can be fetched.", parameter=field)
+            raise MediaRejected(f"{field}: this is no URL that can be fetched.", parameter=field)
         known = {str(one).lower() for one in self.allowed_media_domains}
         if target.scheme not in ("http", "https") or (host not in known and (target.raw_host or "") not in known):
-            raise Refused(f"{field}: this server does not fetch media from that domain.", parameter=field)
+            raise MediaRejected(f"{field}: this server does not fetch media from that domain.", parameter=field)
         return target
 
     async def _fetch(self, target: URL, media_io: Any, field: str, fetch_timeout: int | None) -> bytes:
@@ -285,25 +285,27 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             async with aiohttp.ClientSession(connector=made, timeout=timeout, trust_env=False) as session:
                 return await self._follow(session, target, media_io, field)
         except TimeoutError:
-            raise Refused(f"{field}: the URL could not be fetched within {fetch_timeout} s.", parameter=field) from None
+            raise MediaRejected(
+                f"{field}: the URL could not be fetched within {fetch_timeout} s.", parameter=field
+            ) from None
         except (aiohttp.ClientError, OSError, ValueError):
             why = "leads to an address that is not public" if blocked else "could not be fetched"
-            raise Refused(f"{field}: the URL {why}.", parameter=field) from None
+            raise MediaRejected(f"{field}: the URL {why}.", parameter=field) from None
 
     async def _follow(self, session: aiohttp.ClientSession, target: URL, media_io: Any, field: str) -> bytes:
         headers = {"User-Agent": "sluice"}
         for _ in range(_MOST_REDIRECTS + 1):
             async with session.get(target, headers=headers, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308) and envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS:
-                    target = self._allowed(str(target.join(URL(response.headers.get("Location", "")))), field)
+                    target = self._check_url(str(target.join(URL(response.headers.get("Location", "")))), field)
                     continue
                 if response.status != 200:
                     redirects = ", and redirects are not followed" if 300 <= response.status < 400 else ""
-                    raise Refused(
+                    raise MediaRejected(
                         f"{field}: the URL was answered with status {response.status}{redirects}.", parameter=field
                     )
                 return await self._read(response, media_io, field)
-        raise Refused(f"{field}: the URL redirects too often.", parameter=field)
+        raise MediaRejected(f"{field}: the URL redirects too often.", parameter=field)
 
     async def _read(self, response: aiohttp.ClientResponse, media_io: Any, field: str) -> bytes:
         limit = min(self.limits.max_bytes, media_io.get_max_bytes() or self.limits.max_bytes)
@@ -318,7 +320,7 @@ class SafeConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
 class _Frames:
     """What a list of frames is decoded with: each as a picture of its own."""
 
-    def __init__(self, connector: SafeConnector, image_io: Any, field: str) -> None:
+    def __init__(self, connector: LimitedMediaConnector, image_io: Any, field: str) -> None:
         self._connector = connector
         self._image_io = image_io
         self._field = field
@@ -353,4 +355,14 @@ def _field(media_io: Any) -> str:
     return "audio_url" if isinstance(media_io, AudioMediaIO) else "video_url"
 
 
-__all__ = ["BUDGET", "NAME", "Budget", "Limits", "Refused", "SafeConnector", "adopt", "begin", "is_public"]
+__all__ = [
+    "BUDGET",
+    "CONNECTOR_NAME",
+    "DecodeBudget",
+    "LimitedMediaConnector",
+    "MediaLimits",
+    "MediaRejected",
+    "install_media_connector",
+    "is_public",
+    "start_budget",
+]

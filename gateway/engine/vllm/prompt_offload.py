@@ -47,18 +47,18 @@ Run = Callable[[Callable[[], Any], int], Awaitable[Any]]
 """Runs work aside that costs as much as so many characters."""
 
 
-def adopt(llm: Any, *, foreign_templates: bool, timeout_s: float) -> None:
+def install_prompt_offload(llm: Any, *, foreign_templates: bool, timeout_s: float) -> None:
     """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app. `foreign_templates`: whether
     clients may bring chat templates of their own; `timeout_s`: how long rendering one prompt may take."""
-    run = make_run(timeout_s)
-    prime_with_tails(llm.output_processor)
-    render_aside(llm.renderer, run, foreign_templates=foreign_templates)
-    tokenize_here(llm.renderer, run)
-    decode_aside(llm.renderer, run)
-    check_aside(llm)
+    run = make_runner(timeout_s)
+    replace_decoder_priming(llm.output_processor)
+    replace_message_rendering(llm.renderer, run, foreign_templates=foreign_templates)
+    replace_tokenization(llm.renderer, run)
+    replace_detokenization(llm.renderer, run)
+    replace_token_id_check(llm)
 
 
-def make_run(timeout_s: float) -> Run:
+def make_runner(timeout_s: float) -> Run:
     """Threads for prompts: whoever brings a long one does not hold up short ones, and nobody waits for ever."""
     offload = Offload("sluice-render", RENDER_THREADS, LONG_TO_TOKENIZE)
 
@@ -76,7 +76,7 @@ def make_run(timeout_s: float) -> Run:
     return run
 
 
-def prime_with_tails(output_processor: Any) -> None:
+def replace_decoder_priming(output_processor: Any) -> None:
     """Prime the decoders of long prompts with their last tokens.
 
     vLLM primes with the whole prompt: it takes 0.7 ms to hand it over, and all of it is turned into text with the
@@ -115,7 +115,7 @@ def _is_primed(detokenizer: Any, tail: list[int]) -> bool:
     return bool(text) and not text.endswith("\N{REPLACEMENT CHARACTER}")
 
 
-def tokenize_here(renderer: Any, run: Run) -> None:
+def replace_tokenization(renderer: Any, run: Run) -> None:
     """Tokenize short texts on the loop, some in a turn: a thread takes as long to be woken, and waits for the
     interpreter besides. Refuse those that no context could hold, also where nothing is to be generated."""
     left = SHORT_TOGETHER
@@ -150,7 +150,7 @@ def _chars_per_token(tokenizer: Any) -> int:
     return int(getattr(tokenizer, "max_chars_per_token", 1))
 
 
-def decode_aside(renderer: Any, run: Run) -> None:
+def replace_detokenization(renderer: Any, run: Run) -> None:
     """Turn token ids into text in a thread of ours, and not more of them than a context has."""
 
     async def decode(token_ids: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +165,7 @@ def decode_aside(renderer: Any, run: Run) -> None:
     renderer._async_tokenizer_decode = decode
 
 
-def render_aside(renderer: Any, run: Run, *, foreign_templates: bool) -> None:
+def replace_message_rendering(renderer: Any, run: Run, *, foreign_templates: bool) -> None:
     """Go through the messages of long chats in a thread of ours, which applies the template, too: 10 ms. And
     render short ones on the loop, unless the template is somebody else's, who may take his time."""
     if not hasattr(renderer, "_render_with_timeout"):
@@ -209,7 +209,7 @@ def _is_text(message: Any) -> bool:
     return content is None or isinstance(content, str)
 
 
-def check_aside(llm: Any) -> None:
+def replace_token_id_check(llm: Any) -> None:
     """Look for token ids that are out of the vocabulary in a thread, 2 ms, and some at a time: one look at all of them
     would keep the interpreter to itself."""
     add, renderer = llm.add_request, llm.renderer
@@ -253,12 +253,12 @@ def check_prompt_logprobs(tokens: int, wanted: int, model_config: Any) -> None:
 
 
 __all__ = [
-    "adopt",
-    "check_aside",
     "check_prompt_logprobs",
-    "decode_aside",
-    "make_run",
-    "prime_with_tails",
-    "render_aside",
-    "tokenize_here",
+    "install_prompt_offload",
+    "make_runner",
+    "replace_decoder_priming",
+    "replace_detokenization",
+    "replace_message_rendering",
+    "replace_token_id_check",
+    "replace_tokenization",
 ]

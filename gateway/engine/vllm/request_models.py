@@ -13,9 +13,9 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from gateway.domain import ChunkTemplate, Endpoint, RequestStats
 from gateway.engine.vllm import error_mapping
-from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
-from gateway.engine.vllm.http_app import proxy
-from gateway.engine.vllm.http_app.document_reader import Documents
+from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
+from gateway.engine.vllm.http_app.document_reader import DocumentReader
+from gateway.engine.vllm.http_app.proxy import Submission
 
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
 
@@ -39,17 +39,17 @@ class VllmPrepared:
     stats: RequestStats
     raw: Any
     template: ChunkTemplate | None = None
-    submission: proxy.Submission | None = None
+    submission: Submission | None = None
     chunks: AsyncGenerator[str, None] | None = None
 
 
-def read_request(endpoint: Endpoint, body: bytes, documents: Documents) -> VllmCall:
+def read_request(endpoint: Endpoint, body: bytes, documents: DocumentReader) -> VllmCall:
     """The request in a body. Raises ClientError that names the field."""
-    document = documents.read(body)
+    document = documents.read_object(body)
     try:
         request = _validator(endpoint)(document)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise to_client_error(error) from None
     except Exception as error:
         # vLLM's own validators raise, too, and some trip over values that they did not expect.
         raise error_mapping.from_validator(error, _MODELS[endpoint], document) from None

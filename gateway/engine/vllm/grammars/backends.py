@@ -180,7 +180,7 @@ class WholeBackends:
     def __init__(self, vllm_config: Any) -> None:
         from vllm.v1.structured_output import StructuredOutputManager
 
-        compilation.adopt(StructuredOutputManager)
+        compilation.replace_compilation(StructuredOutputManager)
         self._config = vllm_config
         self._manager = StructuredOutputManager(vllm_config)
         # Made once, and not in every child.

@@ -38,7 +38,7 @@ class Abandoned(Exception):
     """The request is over; its grammar is not compiled."""
 
 
-def adopt(manager: type[Any]) -> None:
+def replace_compilation(manager: type[Any]) -> None:
     """Replace methods of vLLM's StructuredOutputManager."""
     manager.grammar_init = _grammar_init
     manager._create_grammar = _create_grammar
@@ -202,4 +202,4 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-__all__ = ["Abandoned", "Compiler", "adopt", "backend_for", "limit"]
+__all__ = ["Abandoned", "Compiler", "backend_for", "limit", "replace_compilation"]

@@ -45,16 +45,16 @@ _EARLY: ContextVar[bool] = ContextVar("sluice_early", default=False)
 _vllms_own = SamplingParams._validate_structured_outputs
 
 
-def constraint(params: Any) -> dict[str, Any]:
+def extract_constraint(params: Any) -> dict[str, Any]:
     """What vLLM's StructuredOutputsParams ask for; {} if nothing."""
     return {name: value for name in FIELDS if (value := getattr(params, name, None)) is not None}
 
 
-def install(known: Known) -> None:
+def replace_validators(known: Known) -> None:
     """Replace vLLM's validators in this process by look-ups in what is `known`."""
 
     def look(params: Any) -> Verdict | None:
-        wanted = constraint(params.structured_outputs)
+        wanted = extract_constraint(params.structured_outputs)
         return known(wanted) if wanted else LEFT_TO_VLLM
 
     def validate(names: tuple[str, ...], params: Any) -> None:
@@ -102,7 +102,7 @@ def install(known: Known) -> None:
     SamplingParams._validate_structured_outputs = verify
 
 
-def guard(llm: Any, check: Callable[[Any], Awaitable[None]]) -> None:
+def check_every_request(llm: Any, check: Callable[[Any], Awaitable[None]]) -> None:
     """Have `check` look at the sampling parameters of every request that is added to this AsyncLLM."""
     add = llm.add_request
 
@@ -114,7 +114,7 @@ def guard(llm: Any, check: Callable[[Any], Awaitable[None]]) -> None:
     llm.add_request = add_request
 
 
-def verifier(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
+def make_params_check(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
     """What raises vLLM's error about sampling parameters before anything is sent: vLLM looks at them when the engine is
     given the request, and some of its streams have begun by then."""
     processor = llm.input_processor
@@ -136,4 +136,4 @@ def verifier(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
     return verify
 
 
-__all__ = ["LEFT_TO_VLLM", "constraint", "guard", "install", "verifier"]
+__all__ = ["LEFT_TO_VLLM", "check_every_request", "extract_constraint", "make_params_check", "replace_validators"]

@@ -40,7 +40,7 @@ _NAMES = {
 _JSON_OBJECT = {"json_object": True}
 
 
-class Grammars:
+class GrammarService:
     """Checks what requests bring, before they hold a slot."""
 
     def __init__(self, llm: Any, limits: GrammarLimits, clock: Clock) -> None:
@@ -51,8 +51,8 @@ class Grammars:
         self._checker = Checker(limits, clock, start=self._start, vocabulary=self._vocabulary)
         # The first grammar would have to wait for it; a server that is up so long is there to stay.
         self._warming = asyncio.get_running_loop().call_later(_WARM_AFTER_S, self._checker.warm)
-        grammar_validation.install(self.known)
-        grammar_validation.guard(llm, self._guard)
+        grammar_validation.replace_validators(self.find_result)
+        grammar_validation.check_every_request(llm, self._guard)
 
     async def close(self) -> None:
         """End the checker process."""
@@ -112,7 +112,7 @@ class Grammars:
 
     # One grammar.
 
-    def known(self, constraint: Mapping[str, Any]) -> Verdict | None:
+    def find_result(self, constraint: Mapping[str, Any]) -> Verdict | None:
         """What has been found about a grammar."""
         backend = self._settings.backend
         if constraint == _JSON_OBJECT and backend in ("auto", "xgrammar", "guidance"):
@@ -143,12 +143,12 @@ class Grammars:
 
     async def _check(self, named: tuple[str, Any], client: str | None) -> None:
         field, params = named
-        constraint = grammar_validation.constraint(params)
+        constraint = grammar_validation.extract_constraint(params)
         if not constraint or self._llm.renderer.tokenizer is None:
             # Without a tokenizer vLLM has a refusal of its own.
             return
         self._measure(field, constraint)
-        verdict = self.known(constraint) or await self._checker.check(
+        verdict = self.find_result(constraint) or await self._checker.check(
             constraint, client or "", self._digest(constraint)
         )
         if verdict.backend is None:
@@ -221,4 +221,4 @@ def _is_empty(constraint: Mapping[str, Any]) -> bool:
     )
 
 
-__all__ = ["Grammars"]
+__all__ = ["GrammarService"]

@@ -17,11 +17,11 @@ import orjson
 from pydantic import ValidationError
 
 from gateway.engine.base import CURRENT_STATS
-from gateway.engine.bounded_json import is_light
-from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
-from gateway.engine.vllm.http_app.document_reader import Documents
-from gateway.engine.vllm.http_app.invocations import Invocations
-from gateway.engine.vllm.http_app.untrusted_fields import Screen
+from gateway.engine.bounded_json import is_cheap_to_parse
+from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
+from gateway.engine.vllm.http_app.document_reader import DocumentReader
+from gateway.engine.vllm.http_app.invocations import InvocationsValidator
+from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import DeadlineExceeded, SluiceError
 from gateway.offload import Offload
 
@@ -34,14 +34,14 @@ _validated: ContextVar[list[Any] | None] = ContextVar("sluice_validated", defaul
 """The validated body of the running request, alone in a list; None where FastAPI is to look for itself."""
 
 
-class Intake:
+class BodyIntake:
     """vLLM's app behind its intake, an ASGI app."""
 
     def __init__(
         self,
         app: Any,
-        screen: Screen,
-        documents: Documents,
+        screen: UntrustedFieldFilter,
+        documents: DocumentReader,
         timeout_s: float,
         explain: Callable[[Exception, Any, dict[str, Any]], SluiceError],
     ) -> None:
@@ -53,21 +53,21 @@ class Intake:
         self._timeout_s = timeout_s
         self._explain = explain
         self._offload = Offload("sluice-intake")
-        self._validators: dict[int, BoundedValidator | Invocations] = {}
+        self._validators: dict[int, BoundedValidator | InvocationsValidator] = {}
         for route in app.routes:
             fields = getattr(getattr(route, "dependant", None), "body_params", [])
             if len(fields) == 1 and not getattr(route, "_embed_body_fields", False):
                 info = fields[0].field_info
                 self._validators[id(route)] = BoundedValidator(Annotated[info.annotation, info])
                 _give_way(fields[0])
-            elif (invocations := Invocations.find(route, app, _validated)) is not None:
+            elif (invocations := InvocationsValidator.for_route(route, app, _validated)) is not None:
                 self._validators[id(route)] = invocations
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = self._screen.raw_headers(scope["headers"])
+        headers = self._screen.filter_raw_headers(scope["headers"])
         if scope["method"] in ("GET", "HEAD") or not _is_json(headers):
             await self._app({**scope, "headers": headers}, receive, send)
             return
@@ -90,9 +90,9 @@ class Intake:
             _validated.reset(token)
 
     async def _take(
-        self, body: bytes, validate: BoundedValidator | Invocations | None, receive: Any
+        self, body: bytes, validate: BoundedValidator | InvocationsValidator | None, receive: Any
     ) -> tuple[list[Any] | None, bytes]:
-        if is_light(body, _LIGHT_CONTAINERS):
+        if is_cheap_to_parse(body, _LIGHT_CONTAINERS):
             return self._check(body, validate)
         stats = CURRENT_STATS.get()
         tenant = None if stats is None else stats.caller.owner
@@ -105,21 +105,23 @@ class Intake:
                 f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
             ) from None
 
-    def _check(self, body: bytes, validate: BoundedValidator | Invocations | None) -> tuple[list[Any] | None, bytes]:
+    def _check(
+        self, body: bytes, validate: BoundedValidator | InvocationsValidator | None
+    ) -> tuple[list[Any] | None, bytes]:
         """The validated body, and the bytes that FastAPI will read. Without a validator, it reads the body itself."""
         if validate is None:
             anything, cleaned = self._documents.read_any(body)
             return None, orjson.dumps(anything) if cleaned else body
-        document = self._documents.read(body)
+        document = self._documents.read_object(body)
         try:
             request = validate(document)
         except ValidationError as error:
-            raise from_validation(error) from None
+            raise to_client_error(error) from None
         except SluiceError:
             raise
         except Exception as error:
             raise self._explain(error, validate.kind, document) from None
-        return [request], validate.reduced(document) if isinstance(validate, Invocations) else b"{}"
+        return [request], validate.short_fields(document) if isinstance(validate, InvocationsValidator) else b"{}"
 
 
 class _Left(Exception):
@@ -189,4 +191,4 @@ def _replay(body: bytes, receive: Any) -> Any:
     return replay
 
 
-__all__ = ["Intake"]
+__all__ = ["BodyIntake"]

@@ -33,9 +33,9 @@ _CLIENT_MODULES = (
 _CLIENT_PATHS = frozenset({"/inference/v1/generate", "/invocations", "/load", "/version"})
 
 
-def is_for_clients(module: str, path: str) -> bool:
+def is_client_endpoint(module: str, path: str) -> bool:
     """Whether clients may use the endpoint at that path, whose handler is in that module."""
     return path in _CLIENT_PATHS or any(module == one or module.startswith(one + ".") for one in _CLIENT_MODULES)
 
 
-__all__ = ["is_for_clients"]
+__all__ = ["is_client_endpoint"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.engine.bounded_json import BodyLimits, read_document
-from gateway.engine.vllm.http_app.optional_fields import drop_empty
-from gateway.engine.vllm.http_app.untrusted_fields import Screen
+from gateway.engine.vllm.http_app.optional_fields import drop_empty_fields
+from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import ClientError
 
 _PROMPTS = ("prompt", "input", "token_ids")
@@ -18,10 +18,10 @@ _STRINGS = ("stop", "bad_words", "stop_sequences")
 _IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids")
 
 
-class Documents:
+class DocumentReader:
     """Reads bodies. `vocabulary` is how many tokens the model has, `context` how many a sequence of it may have."""
 
-    def __init__(self, screen: Screen, limits: BodyLimits, vocabulary: int, context: int) -> None:
+    def __init__(self, screen: UntrustedFieldFilter, limits: BodyLimits, vocabulary: int, context: int) -> None:
         self._screen = screen
         self._limits = limits
         self._vocabulary = vocabulary
@@ -30,20 +30,20 @@ class Documents:
     def read_any(self, body: bytes) -> tuple[Any, bool]:
         """The document, of whatever kind, and whether something had to be removed from it. Raises ClientError."""
         document = read_document(body, self._limits)
-        return document, isinstance(document, dict) and self._screen.body(document)
+        return document, isinstance(document, dict) and self._screen.remove_fields(document)
 
-    def read(self, body: bytes) -> dict[str, Any]:
+    def read_object(self, body: bytes) -> dict[str, Any]:
         """The document, which must be an object. Raises ClientError that names the field."""
         document, _ = self.read_any(body)
         if not isinstance(document, dict):
             raise ClientError("The request body must be a JSON object.")
-        drop_empty(document)
-        check_length(document, self._context)
-        check_fields(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
+        drop_empty_fields(document)
+        check_prompt_length(document, self._context)
+        check_field_sizes(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
         return document
 
 
-def check_length(document: dict[str, Any], context: int) -> None:
+def check_prompt_length(document: dict[str, Any], context: int) -> None:
     """Refuse token ids that no context holds now, and not when the request's turn comes: a million of them take 40 MB
     while they wait."""
     if document.get("truncate_prompt_tokens") is not None:
@@ -61,7 +61,7 @@ def check_length(document: dict[str, Any], context: int) -> None:
                 )
 
 
-def check_fields(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
+def check_field_sizes(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
     """Raises ClientError that names the field if one has too many entries; also in `sampling_params`."""
     inner = document.get("sampling_params")
     for fields, prefix in ((document, ""), (inner, "sampling_params.")):
@@ -82,4 +82,4 @@ def check_fields(document: dict[str, Any], *, max_stop_strings: int, vocabulary:
                 )
 
 
-__all__ = ["Documents", "check_fields", "check_length"]
+__all__ = ["DocumentReader", "check_field_sizes", "check_prompt_length"]

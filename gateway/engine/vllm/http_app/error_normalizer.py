@@ -31,7 +31,7 @@ _ADAPTERS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _ADAPTER_REFUSED = re.compile(r"Call to \w+ method failed: ")
 
 
-def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
+def normalize_errors(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
     """Put the contract around `inner`. `engine_error` tells whether the engine has died."""
 
     async def kept(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -39,7 +39,7 @@ def keep(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGI
         try:
             await inner(scope, receive, outlet)
         except Exception as error:
-            raise error_mapping.known() or engine_error() or stream_errors.of(error) from None
+            raise error_mapping.known() or engine_error() or stream_errors.from_exception(error) from None
         if outlet.failed:
             raise outlet.error()
 
@@ -127,4 +127,4 @@ def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
-__all__ = ["keep"]
+__all__ = ["normalize_errors"]

@@ -14,7 +14,7 @@ _UNCLEAR = (ValueError, TypeError, OverflowError)
 """What vLLM raises for a wrong request where it has no class of its own; so does Python for a defect."""
 
 
-class Expected(logging.Filter):
+class ExpectedErrorFilter(logging.Filter):
     """Drops records of such errors. Of what may be a defect, the class and the place are left."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -26,12 +26,12 @@ class Expected(logging.Filter):
             return False
         if isinstance(error, _UNCLEAR):
             # Their texts quote what the client sent.
-            record.msg, record.args = f"{record.funcName}: {type(error).__name__}{place(error)}", ()
+            record.msg, record.args = f"{record.funcName}: {type(error).__name__}{raised_at(error)}", ()
             record.exc_info = record.exc_text = None
         return True
 
 
-def place(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where an exception was raised, as the end of a sentence."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -39,4 +39,4 @@ def place(error: BaseException) -> str:
     return "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
-__all__ = ["Expected", "place"]
+__all__ = ["ExpectedErrorFilter", "raised_at"]

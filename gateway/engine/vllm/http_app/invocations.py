@@ -22,7 +22,7 @@ PATH = "/invocations"
 _LONGEST_STRING = 1024
 
 
-class Invocations:
+class InvocationsValidator:
     """Validates a body as the first type that fits it. As vLLM does, it leaves out what the model cannot do."""
 
     kind = None
@@ -40,7 +40,7 @@ class Invocations:
             _give_way(adapter, taken)
 
     @classmethod
-    def find(cls, route: Any, app: Any, taken: ContextVar[list[Any] | None]) -> Invocations | None:
+    def for_route(cls, route: Any, app: Any, taken: ContextVar[list[Any] | None]) -> InvocationsValidator | None:
         """For that route; None if it is another one, or not built as we know it."""
         if getattr(route, "path", None) != PATH or not hasattr(route, "endpoint"):
             return None
@@ -68,7 +68,7 @@ class Invocations:
         )
 
     @staticmethod
-    def reduced(document: dict[str, Any]) -> bytes:
+    def short_fields(document: dict[str, Any]) -> bytes:
         """What SageMaker's own handlers look at in a body: its short fields."""
         kept = {
             name: value
@@ -116,4 +116,4 @@ def _give_way(adapter: Any, taken: ContextVar[list[Any] | None]) -> None:
     adapter.validate_python = validate_python
 
 
-__all__ = ["PATH", "Invocations"]
+__all__ = ["PATH", "InvocationsValidator"]

@@ -14,7 +14,7 @@ from gateway.errors import ClientError
 _NO_CHOICE = frozenset({"none", "auto"})
 
 
-def drop_empty(document: dict[str, Any]) -> bool:
+def drop_empty_fields(document: dict[str, Any]) -> bool:
     """Remove what means as much as nothing from a parsed body, in place; whether there was any.
 
     That is `null`, `tools` without a tool, and a `tool_choice` that asks for no tool where there are none. Raises
@@ -38,4 +38,4 @@ def drop_empty(document: dict[str, Any]) -> bool:
     return True
 
 
-__all__ = ["drop_empty"]
+__all__ = ["drop_empty_fields"]

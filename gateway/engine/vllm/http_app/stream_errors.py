@@ -21,7 +21,7 @@ from gateway import errors
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.http_app.expected_errors import place
+from gateway.engine.vllm.http_app.expected_errors import raised_at
 from gateway.errors import EngineFailed, InternalError, SluiceError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _BY_CODE = {
 _DEFECTS = (ValidationError, json.JSONDecodeError, UnicodeError, TypeError, OverflowError)
 
 
-def adopt(state: Any) -> None:
+def install_stream_errors(state: Any) -> None:
     """Have the serving objects in vLLM's app state write errors in our words."""
     # All serving objects that generate have it from one class.
     base: Any = next(kind for kind in OpenAIServingChat.__mro__ if "create_streaming_error_response" in vars(kind))
@@ -49,19 +49,19 @@ def adopt(state: Any) -> None:
         state.openai_serving_responses._convert_generation_error_to_streaming_response = _raise
 
 
-def of(error: Exception) -> SluiceError:
+def from_exception(error: Exception) -> SluiceError:
     """What a client is told of an exception in the middle of its stream."""
     known = error_mapping.known()
     if known is not None:
         return known
     if isinstance(error, _DEFECTS):
         # The request was accepted: this is no client's fault.
-        logger.error("a request failed inside vLLM: %s%s", type(error).__name__, place(error))
+        logger.error("a request failed inside vLLM: %s%s", type(error).__name__, raised_at(error))
         return InternalError("The server failed to answer this request.")
     return error_mapping.from_exception(error)
 
 
-def read(info: dict[str, Any]) -> SluiceError:
+def from_event(info: dict[str, Any]) -> SluiceError:
     """The error that an event of a stream tells of."""
     known = error_mapping.known()
     if known is not None:
@@ -77,7 +77,7 @@ def read(info: dict[str, Any]) -> SluiceError:
 def _written(self: Any, message: str | Exception, *_: Any, status_code: int = 400, **more: Any) -> str:
     """Stands where vLLM's serving objects make the document of an error event."""
     if isinstance(message, Exception):
-        error = of(message)
+        error = from_exception(message)
     else:
         error = error_mapping.known() or error_mapping.from_info(int(status_code), message, more.get("param"))
     return orjson.dumps(error.body()).decode()
@@ -94,9 +94,9 @@ async def _without_errors(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[A
     async with aclosing(chunks):
         async for item in chunks:
             if isinstance(item, response):
-                raise read(item.error.model_dump())
+                raise from_event(item.error.model_dump())
             if isinstance(item, str) and item.startswith('data: {"error"'):
-                raise read(orjson.loads(item.removeprefix("data: "))["error"])
+                raise from_event(orjson.loads(item.removeprefix("data: "))["error"])
             yield item
 
 
@@ -137,4 +137,4 @@ def _anthropic_event(error: SluiceError) -> str:
     return f"event: error\ndata: {orjson.dumps(body).decode()}\n\n"
 
 
-__all__ = ["adopt", "of", "read"]
+__all__ = ["from_event", "from_exception", "install_stream_errors"]

@@ -39,28 +39,28 @@ class Headers(dict[str, str]):
         return super().__getitem__(key.lower())
 
 
-class Screen:
+class UntrustedFieldFilter:
     """Removes trusted fields and headers, or lets them through."""
 
     def __init__(self, trust: bool) -> None:
         self._trust = trust
 
-    def body(self, document: dict[str, Any]) -> bool:
+    def remove_fields(self, document: dict[str, Any]) -> bool:
         """Remove the fields from a parsed body, in place; whether there were any."""
         found = frozenset() if self._trust else FIELDS & document.keys()
         for name in found:
             del document[name]
         return bool(found)
 
-    def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+    def filter_headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """The headers that may pass; keys are lower case."""
         if self._trust:
             return headers
         return {name: value for name, value in headers.items() if name not in HEADERS}
 
-    def raw_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    def filter_raw_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The same for headers as ASGI has them."""
         return headers if self._trust else [item for item in headers if item[0].decode("latin-1") not in HEADERS]
 
 
-__all__ = ["FIELDS", "HEADERS", "Headers", "Screen"]
+__all__ = ["FIELDS", "HEADERS", "Headers", "UntrustedFieldFilter"]

@@ -79,7 +79,7 @@ class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
     def _generate_with_builtin_tools(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's generates when it is first asked for an event, and by then two events are out and a background
         response is queued: what is wrong with the sampling parameters is said here, while it can be an HTTP status."""
-        self.engine_client.verify(kwargs["sampling_params"])
+        self.engine_client.check_params(kwargs["sampling_params"])
         return super()._generate_with_builtin_tools(*args, **kwargs)
 
 

@@ -28,7 +28,7 @@ def examine(plan: Plan) -> list[str]:
     except SettingsError as error:
         return [*found, *error.problems]
     found += more
-    if vllm_parser.missing_files({"model": args.model}):
+    if vllm_parser.missing_file_problems({"model": args.model}):
         return found
     plan.say("reading the model's configuration")
     try:

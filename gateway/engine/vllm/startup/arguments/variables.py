@@ -59,10 +59,10 @@ PASSED = frozenset(
 )
 """Variables that the serving code reads and that work as they do under `vllm serve`."""
 
-ELSEWHERE = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
+OTHER_COMMANDS = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
 """Variables of vLLM's other commands, or without effect unless one that is refused is set."""
 
-IDLE = {
+WITHOUT_EFFECT = {
     "VLLM_LOGGING_COLOR": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
     "VLLM_LOGGING_PREFIX": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
     "VLLM_LOGGING_STREAM": "Sluice's log and vLLM's go to stderr.",
@@ -97,9 +97,11 @@ def settings(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str,
 
 def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable that no vLLM knows: a typing error must not pass in silence."""
-    known = catalog.installed()
+    known = catalog.installed_catalog()
     found = [
-        f"The environment variable {name} does nothing. {note}" for name, note in IDLE.items() if name in environment
+        f"The environment variable {name} does nothing. {note}"
+        for name, note in WITHOUT_EFFECT.items()
+        if name in environment
     ]
     for name, value in environment.items():
         if not name.startswith("VLLM_") or name in known.variables or not known.complete:
@@ -112,16 +114,26 @@ def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
     return found
 
 
-def lines() -> Iterator[tuple[str, str]]:
+def documentation_rows() -> Iterator[tuple[str, str]]:
     """The variables and what becomes of them, for documentation."""
     for name, setting in SETTINGS.items():
         yield name, f"stands for `{setting}`, where that is set nowhere else"
     for name, sentence in REFUSED.items():
         yield name, f"refused: {sentence}"
-    for name, note in IDLE.items():
+    for name, note in WITHOUT_EFFECT.items():
         yield name, f"does nothing, which the log says: {note}"
     for name in sorted(PASSED):
         yield name, "works"
 
 
-__all__ = ["ELSEWHERE", "IDLE", "PASSED", "REFUSED", "SETTINGS", "lines", "problems", "settings", "warnings"]
+__all__ = [
+    "OTHER_COMMANDS",
+    "PASSED",
+    "REFUSED",
+    "SETTINGS",
+    "WITHOUT_EFFECT",
+    "documentation_rows",
+    "problems",
+    "settings",
+    "warnings",
+]

@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules
-from gateway.engine.vllm.startup.arguments.command_line import unknown
+from gateway.engine.vllm.startup.arguments.command_line import unknown_flag_problem
 from gateway.errors import SettingsError
 
 _SECRET = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
@@ -27,13 +27,13 @@ _PATHS = (
 )
 
 
-def wrong_keys(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[str]:
+def engine_key_problems(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[str]:
     """A sentence for each key of `engine:` that is not vLLM's, or not the engine's."""
-    known = catalog.installed()
+    known = catalog.installed_catalog()
     found = []
     for key in engine:
         name = key.partition(".")[0].replace("-", "_")
-        if (reason := flag_rules.not_for_the_engine(name)) is not None:
+        if (reason := flag_rules.engine_refusal(name)) is not None:
             found.append(f"engine.{key} ({source(key)}) is not an engine setting here. {reason}")
         elif name not in known.flags and known.complete:
             near = difflib.get_close_matches(name, known.flags, n=1)
@@ -42,7 +42,7 @@ def wrong_keys(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[
     return found
 
 
-def command_line(engine: Mapping[str, Any]) -> list[str]:
+def to_argv(engine: Mapping[str, Any]) -> list[str]:
     """vLLM's arguments by name, as the flags of `vllm serve`."""
     argv: list[str] = []
     for name, value in engine.items():
@@ -62,7 +62,7 @@ def command_line(engine: Mapping[str, Any]) -> list[str]:
 
 
 def _switch(option: str, name: str, path: str, on: bool) -> list[str]:
-    flag = catalog.installed().flags.get(name)
+    flag = catalog.installed_catalog().flags.get(name)
     if path or (flag is not None and flag.values != "none"):
         return [option, str(on).lower()]
     if on:
@@ -77,7 +77,7 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
+def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
     """vLLM's namespace for that command line, and a sentence for each thing that is wrong in it. Raises SettingsError
     where there is no namespace."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -88,7 +88,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
                 # The rest may be values, and those may be secrets.
                 strange = [word for word in message.split()[2:] if word.startswith("-")]
                 options = list(self._option_string_actions)
-                raise SettingsError(*(unknown(word, "", options) for word in strange or ["a word without a flag"]))
+                raise SettingsError(
+                    *(unknown_flag_problem(word, "", options) for word in strange or ["a word without a flag"])
+                )
             told = without_secrets(message, argv).rstrip(".")
             raise SettingsError(f"vLLM does not accept these engine settings: {told}.")
 
@@ -102,7 +104,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
         raise SettingsError(f"vLLM does not accept these engine settings: {told}") from None
     if args.model_tag is not None:
         args.model = args.model_tag
-    problems = [*_not_ours(args, parser), *missing_files(vars(args)), *_parsers(args)]
+    problems = [*_not_ours(args, parser), *missing_file_problems(vars(args)), *_parsers(args)]
     try:
         find("validate_parsed_serve_args")(args)
     except Exception as error:
@@ -124,24 +126,24 @@ def _not_ours(args: Any, parser: Any) -> Iterable[str]:
     """What was parsed and is not the engine's, however it was spelled."""
     for name in (*flag_rules.SETTINGS, *flag_rules.REFUSED):
         if hasattr(args, name) and getattr(args, name) != parser.get_default(name):
-            yield f"--{name.replace('_', '-')} is not for the engine. {flag_rules.not_for_the_engine(name)}"
+            yield f"--{name.replace('_', '-')} is not for the engine. {flag_rules.engine_refusal(name)}"
 
 
-def missing_files(arguments: Mapping[str, Any]) -> list[str]:
+def missing_file_problems(arguments: Mapping[str, Any]) -> list[str]:
     """A sentence for each argument that names a file or folder that is not there."""
     found = []
     for name in _PATHS:
         value = arguments.get(name)
-        if isinstance(value, str) and is_missing(value):
+        if isinstance(value, str) and is_missing_path(value):
             found.append(f"{name}: {value} does not exist.")
     for module in arguments.get("lora_modules") or ():
         path = getattr(module, "path", None)
-        if isinstance(path, str) and is_missing(path):
+        if isinstance(path, str) and is_missing_path(path):
             found.append(f"lora_modules: {path} does not exist.")
     return found
 
 
-def is_missing(value: str) -> bool:
+def is_missing_path(value: str) -> bool:
     """Whether the text is a path, and nothing is there. Templates may be given as their text."""
     is_path = value.startswith(("/", "./", "../", "~")) and not set(value) & set("{}\n")
     return is_path and not os.path.exists(os.path.expanduser(value))
@@ -156,10 +158,10 @@ def _parsers(args: Any) -> Iterable[str]:
         ("tool_parser_plugin", args.tool_parser_plugin, ToolParserManager.import_tool_parser),
         ("reasoning_parser_plugin", args.reasoning_parser_plugin, ReasoningParserManager.import_reasoning_parser),
     ):
-        if plugin and len(plugin) > 3 and not is_missing(plugin):
+        if plugin and len(plugin) > 3 and not is_missing_path(plugin):
             load(plugin)
             continue
-        if plugin and not is_missing(plugin):
+        if plugin and not is_missing_path(plugin):
             yield f"{option}: {plugin} is not the path of a Python file."
     for option, asked, manager in (
         ("tool_call_parser", args.tool_call_parser, ToolParserManager),
@@ -178,4 +180,4 @@ def _sentence(error: Exception) -> str:
     return lines[0].removeprefix("Error: ").rstrip(".") + "."
 
 
-__all__ = ["command_line", "is_missing", "missing_files", "parse", "wrong_keys"]
+__all__ = ["engine_key_problems", "is_missing_path", "missing_file_problems", "parse_argv", "to_argv"]

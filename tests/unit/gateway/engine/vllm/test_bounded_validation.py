@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from gateway.engine.vllm.bounded_validation import BoundedValidator, from_validation
+from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
 
 
 class Part(TypedDict):
@@ -102,16 +102,16 @@ def test_what_the_model_refuses_is_refused_at_its_first_wrong_place(document: An
         BoundedValidator(Ask)(document)
 
     assert caught.value.error_count() < 20
-    assert words in from_validation(caught.value).message
+    assert words in to_client_error(caught.value).message
 
 
 def test_a_number_past_64_bits_is_named_as_what_it_is() -> None:
     with pytest.raises(ValidationError) as caught:
         BoundedValidator(list[int])([2.0**70 + 0.0])
-    assert from_validation(caught.value).message == "[0]: Input should be a whole number of at most 64 bits"
+    assert to_client_error(caught.value).message == "[0]: Input should be a whole number of at most 64 bits"
 
 
 def test_an_error_is_short_however_long_the_names_are() -> None:
     with pytest.raises(ValidationError) as caught:
         BoundedValidator(dict[str, int])({"k" * 10**6: "x", "l": "y"})
-    assert len(from_validation(caught.value).message) < 3000
+    assert len(to_client_error(caught.value).message) < 3000

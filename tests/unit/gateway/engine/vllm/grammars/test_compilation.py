@@ -65,7 +65,7 @@ class Manager:
         self._use_async_grammar_compilation = True
 
 
-compilation.adopt(Manager)
+compilation.replace_compilation(Manager)
 
 
 def a_request(spec: str, backend: str = "xgrammar") -> Any:

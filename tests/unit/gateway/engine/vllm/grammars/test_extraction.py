@@ -19,7 +19,7 @@ from vllm.v1.structured_output import backend_guidance, backend_lm_format_enforc
 from gateway.engine.vllm.grammars import extraction, grammar_validation
 from gateway.engine.vllm.grammars.check_results import Verdict
 from gateway.engine.vllm.grammars.limits import GrammarLimits
-from gateway.engine.vllm.grammars.service import Grammars
+from gateway.engine.vllm.grammars.service import GrammarService
 from gateway.errors import ClientError, Overloaded
 from tests.support.time import clock, in_virtual_time
 
@@ -68,7 +68,7 @@ def test_a_request_names_its_grammar(fields: Any, field: str, constraint: Any) -
 
     assert named is not None
     assert named[0] == field
-    assert grammar_validation.constraint(named[1]) == (constraint or {"choice": ["a"]})
+    assert grammar_validation.extract_constraint(named[1]) == (constraint or {"choice": ["a"]})
 
 
 def test_a_request_without_a_grammar_brings_none() -> None:
@@ -116,7 +116,7 @@ def test_documents_for_vllms_own_app_bring_theirs(path: str, document: Any, cons
     named = extraction.plain(request)
 
     assert named is not None
-    assert grammar_validation.constraint(named[1]) == constraint
+    assert grammar_validation.extract_constraint(named[1]) == constraint
 
 
 def test_a_body_that_asks_for_nothing_is_not_looked_at() -> None:
@@ -141,7 +141,7 @@ class Machine:
             add_request=self._add,
         )
         self.llm = llm
-        self.grammars = Grammars(llm, GrammarLimits(**limits), clock())
+        self.grammars = GrammarService(llm, GrammarLimits(**limits), clock())
         self.grammars._warming.cancel()
         self.grammars._checker = self  # type: ignore[assignment]
 
@@ -172,7 +172,7 @@ RENDERER = SimpleNamespace(parser=None)
 @in_virtual_time
 async def test_a_refusal_names_the_field_as_the_client_wrote_it() -> None:
     machine = Machine({"a": Verdict(None, "takes longer than 4 s to compile (grammars.timeout_s)")})
-    machine.grammars.known = lambda _: None  # type: ignore[method-assign]
+    machine.grammars.find_result = lambda _: None  # type: ignore[method-assign]
     body = json.dumps({"sampling_params": {"structured_outputs": {"regex": "a"}}}).encode()
     with pytest.raises(ClientError) as refused:
         await machine.check_body("/inference/v1/generate", body, "anna")
@@ -220,7 +220,7 @@ def params(**fields: Any) -> Any:
     [(Verdict("xgrammar"), "xgrammar"), (Verdict("guidance"), "guidance"), (Verdict("outlines"), "outlines")],
 )
 def test_vllm_takes_the_backend_that_was_found(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, backend: str) -> None:
-    grammar_validation.install(lambda _: verdict)
+    grammar_validation.replace_validators(lambda _: verdict)
     monkeypatch.setattr(backend_guidance.GuidanceBackend, "is_tokenizer_supported", staticmethod(lambda _: True))
     wanted = params(json={"type": "object"})
     wanted._validate_structured_outputs(
@@ -231,7 +231,7 @@ def test_vllm_takes_the_backend_that_was_found(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_choices_become_a_grammar_as_in_vllm() -> None:
-    grammar_validation.install(lambda _: Verdict("xgrammar"))
+    grammar_validation.replace_validators(lambda _: Verdict("xgrammar"))
     wanted = params(choice=["a", "b"])
     backend_xgrammar.validate_xgrammar_grammar(wanted)
 
@@ -240,7 +240,7 @@ def test_choices_become_a_grammar_as_in_vllm() -> None:
 
 
 def test_what_nobody_has_checked_does_not_reach_the_engine() -> None:
-    grammar_validation.install(lambda _: None)
+    grammar_validation.replace_validators(lambda _: None)
     # The request models' validators let it pass: it is checked later.
     backend_xgrammar.validate_xgrammar_grammar(params(regex="a"))
     with pytest.raises(VLLMValidationError, match="not supported"):
@@ -250,7 +250,7 @@ def test_what_nobody_has_checked_does_not_reach_the_engine() -> None:
 
 
 def test_a_refused_grammar_is_refused_by_vllm_too() -> None:
-    grammar_validation.install(lambda _: Verdict(None, "cannot be compiled: no"))
+    grammar_validation.replace_validators(lambda _: Verdict(None, "cannot be compiled: no"))
     with pytest.raises(VLLMValidationError, match="cannot be compiled"):
         backend_xgrammar.validate_xgrammar_grammar(params(regex="a"))
 
@@ -258,10 +258,10 @@ def test_a_refused_grammar_is_refused_by_vllm_too() -> None:
 @in_virtual_time
 async def test_whatever_is_added_to_the_engine_is_checked_before() -> None:
     machine = Machine({"good": Verdict("xgrammar"), "bad": Verdict(None, "cannot be compiled: no")})
-    machine.grammars.known = lambda constraint: (  # type: ignore[method-assign]
+    machine.grammars.find_result = lambda constraint: (  # type: ignore[method-assign]
         machine._find(constraint) if dict(constraint) in machine.known else None
     )
-    grammar_validation.install(machine.grammars.known)
+    grammar_validation.replace_validators(machine.grammars.find_result)
     await machine.llm.add_request("1", "x", params(regex="good"))
     with pytest.raises(VLLMValidationError, match="cannot be compiled: no"):
         await machine.llm.add_request("2", "x", params(regex="bad"))

@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.responses import JSONResponse
 
 from gateway.engine.bounded_json import BodyLimits
-from gateway.engine.vllm.http_app.body_intake import Intake
-from gateway.engine.vllm.http_app.document_reader import Documents
-from gateway.engine.vllm.http_app.untrusted_fields import Screen
+from gateway.engine.vllm.http_app.body_intake import BodyIntake
+from gateway.engine.vllm.http_app.document_reader import DocumentReader
+from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import ClientError, DeadlineExceeded
 from gateway.offload import checkpoint
 from tests.support.asgi import Client
@@ -43,7 +43,7 @@ class Order(BaseModel, extra="allow"):
         return data
 
 
-def make_intake(timeout_s: float = 5.0, **limits: int) -> Intake:
+def make_intake(timeout_s: float = 5.0, **limits: int) -> BodyIntake:
     app = FastAPI()
     threads: list[int] = []
 
@@ -64,12 +64,12 @@ def make_intake(timeout_s: float = 5.0, **limits: int) -> Intake:
     async def orders() -> JSONResponse:
         return JSONResponse([])
 
-    screen = Screen(trust=False)
-    documents = Documents(screen, BodyLimits(**limits), vocabulary=1000, context=500)
-    return Intake(app, screen, documents, timeout_s, lambda error, *_: ClientError(str(error)))
+    screen = UntrustedFieldFilter(trust=False)
+    documents = DocumentReader(screen, BodyLimits(**limits), vocabulary=1000, context=500)
+    return BodyIntake(app, screen, documents, timeout_s, lambda error, *_: ClientError(str(error)))
 
 
-async def post(intake: Intake, path: str, body: Any) -> Any:
+async def post(intake: BodyIntake, path: str, body: Any) -> Any:
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = await Client(intake, "POST", path, headers=JSON, body=sent).finish()
     return answer.status, json.loads(answer.body)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from gateway.engine.vllm.http_app.client_endpoints import is_for_clients
+from gateway.engine.vllm.http_app.client_endpoints import is_client_endpoint
 
 # In a process of its own: building vLLM's app changes the process's logging, and SageMaker's library keeps a registry.
 SCRIPT = """
@@ -21,7 +21,7 @@ from unittest.mock import MagicMock
 from vllm import tasks
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from gateway.engine.vllm.http_app import proxy
+from gateway.engine.vllm.http_app import app as routes
 from gateway.engine.vllm.compat.imports import find
 
 def leaves(kind):
@@ -37,7 +37,7 @@ found = []
 for route in app.routes:
     for method in getattr(route, "methods", None) or []:
         path = route.path.format(response_id="x", adapter_name="x")
-        found.append((method, route.path, proxy.route(app, method, path).name))
+        found.append((method, route.path, routes.classify(app, method, path).name))
 print(json.dumps(found))
 """
 SWITCHES = dict.fromkeys(("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABLE_COHERE_API"), "1")
@@ -148,4 +148,4 @@ def test_what_runs_the_server_is_an_operators(routes: list[tuple[str, str, str]]
     ],
 )
 def test_what_nobody_has_looked_at_is_an_operators(module: str, path: str) -> None:
-    assert not is_for_clients(module, path)
+    assert not is_client_endpoint(module, path)

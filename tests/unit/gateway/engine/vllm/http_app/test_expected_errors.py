@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from gateway.engine.vllm.http_app.expected_errors import Expected
+from gateway.engine.vllm.http_app.expected_errors import ExpectedErrorFilter
 from gateway.errors import ClientError
 
 
@@ -31,7 +31,7 @@ class Aborted(Exception):
 
 @pytest.mark.parametrize("error", [TooLong("my secret"), Aborted(), ClientError("x")])
 def test_what_clients_cause_is_not_logged(error: Exception) -> None:
-    assert not Expected().filter(record(error))
+    assert not ExpectedErrorFilter().filter(record(error))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_clients_cause_is_not_logged(error: Exception) -> None:
 def test_of_what_may_be_a_defect_the_place_is_logged(error: Exception) -> None:
     one = record(error)
 
-    assert Expected().filter(one)
+    assert ExpectedErrorFilter().filter(one)
     assert one.exc_info is None
     assert one.getMessage().startswith(f"create: {type(error).__name__} at ")
     assert "secret" not in one.getMessage()
@@ -50,6 +50,6 @@ def test_defects_and_plain_lines_are_logged_as_they_are() -> None:
     one = record(RuntimeError("x"))
     plain = logging.LogRecord("vllm.x", logging.ERROR, "file.py", 1, "hello", (), None)
 
-    assert Expected().filter(one)
+    assert ExpectedErrorFilter().filter(one)
     assert one.exc_info is not None
-    assert Expected().filter(plain)
+    assert ExpectedErrorFilter().filter(plain)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.http_app.optional_fields import drop_empty
+from gateway.engine.vllm.http_app.optional_fields import drop_empty_fields
 from gateway.errors import ClientError
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -35,7 +35,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 def test_what_means_nothing_is_left_out(given: dict[str, Any], left: dict[str, Any]) -> None:
     document = dict(given)
 
-    assert drop_empty(document) == (document != given)
+    assert drop_empty_fields(document) == (document != given)
     assert document == left
 
 
@@ -45,6 +45,6 @@ def test_what_means_nothing_is_left_out(given: dict[str, Any], left: dict[str, A
 )
 def test_a_tool_cannot_be_asked_for_where_there_are_none(tools: dict[str, Any], choice: Any) -> None:
     with pytest.raises(ClientError, match="no tools") as refused:
-        drop_empty({**tools, "tool_choice": choice})
+        drop_empty_fields({**tools, "tool_choice": choice})
 
     assert refused.value.param == "tool_choice"

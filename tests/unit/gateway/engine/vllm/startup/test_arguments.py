@@ -11,22 +11,28 @@ import pytest
 
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables, vllm_parser
 from gateway.engine.vllm.startup.arguments.catalog import Catalog
-from gateway.engine.vllm.startup.arguments.command_line import _GONE, Resolved, read, resolve, split
-from gateway.engine.vllm.startup.arguments.flag_rules import Kind
+from gateway.engine.vllm.startup.arguments.command_line import (
+    _REMOVED_FLAGS,
+    ResolvedFlags,
+    apply_flags,
+    resolve_flags,
+    split_words,
+)
+from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
 
 OWN = {"--port": True, "--config": True, "--log-json": False, "--api-keys-file": True}
 
 
 @pytest.fixture(params=["0.32", "0.33"])
 def known(request: pytest.FixtureRequest) -> Catalog:
-    return catalog.read(request.param)
+    return catalog.load_catalog(request.param)
 
 
-def asked(words: list[str], known: Catalog, own: dict[str, bool] | None = None) -> Resolved:
+def asked(words: list[str], known: Catalog, own: dict[str, bool] | None = None) -> ResolvedFlags:
     # Another test of this process may have imported it.
     was_there = "vllm" in sys.modules
-    found = split(words, own or {}, known=known)
-    resolved = resolve(found.given)
+    found = split_words(words, own or {}, known=known)
+    resolved = apply_flags(found.given)
     resolved.problems[:0] = found.problems
     assert was_there or "vllm" not in sys.modules
     return resolved
@@ -184,10 +190,10 @@ def test_missing_and_superfluous_values_are_told(words: list[str], problem: str,
 
 def test_our_own_options_and_the_model_stay_ours(known: Catalog) -> None:
     words = ["--port", "1", "model", "--dtype", "auto", "--log-json", "--config=x", "-tp", "2", "--seed", "-1"]
-    found = split(words, OWN, known=known)
+    found = split_words(words, OWN, known=known)
 
-    assert found.own == ["--port", "1", "model", "--log-json", "--config=x"]
-    assert resolve(found.given).flags == ["--dtype", "auto", "-tp", "2", "--seed", "-1"]
+    assert found.own_words == ["--port", "1", "model", "--log-json", "--config=x"]
+    assert apply_flags(found.given).flags == ["--dtype", "auto", "-tp", "2", "--seed", "-1"]
 
 
 def test_flags_of_a_vllm_without_a_list_are_left_to_its_own_parser(known: Catalog) -> None:
@@ -204,7 +210,7 @@ def test_only_the_very_version_of_a_list_has_no_other_flags(
     version: str, complete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "installed_version", lambda: version)
-    found = catalog.installed.__wrapped__()
+    found = catalog.installed_catalog.__wrapped__()
 
     assert found.complete is complete
     assert "--max-model-len" in found.options
@@ -220,13 +226,13 @@ def test_only_the_very_version_of_a_list_has_no_other_flags(
     ],
 )
 def test_flags_that_are_gone_are_told_what_took_their_place(word: str, instead: str) -> None:
-    (problem,) = asked([word], catalog.read("0.32")).problems
+    (problem,) = asked([word], catalog.load_catalog("0.32")).problems
 
     assert instead in problem
 
 
 def test_the_places_of_flags_that_are_gone_exist(known: Catalog) -> None:
-    for gone, instead in _GONE.items():
+    for gone, instead in _REMOVED_FLAGS.items():
         assert gone not in known.options or gone == "--disable-log-requests"
         for option in re.findall(r"--[a-z-]+", instead):
             assert option in known.options
@@ -238,22 +244,22 @@ def test_help_after_the_dashes_tells_where_it_is(known: Catalog) -> None:
 
 def test_the_model_may_be_a_flag_too(known: Catalog) -> None:
     assert asked(["--model", "m"], known).model == "m"
-    assert read(["--seed", "1", "--enable-log-requests"]).names == {"seed", "enable_log_requests"}
+    assert resolve_flags(["--seed", "1", "--enable-log-requests"]).names == {"seed", "enable_log_requests"}
 
 
-@pytest.mark.parametrize("version", catalog.listed())
+@pytest.mark.parametrize("version", catalog.listed_versions())
 def test_every_flag_has_exactly_one_disposition(version: str) -> None:
     tables = (flag_rules.SETTINGS, flag_rules.ALWAYS, flag_rules.REFUSED, flag_rules.PASSED)
-    for name, flag in catalog.read(version).flags.items():
-        found = flag_rules.of(flag)
-        assert found is not None, f"nobody has decided what becomes of {flag.spelled} of vLLM {version}"
+    for name, flag in catalog.load_catalog(version).flags.items():
+        found = flag_rules.find_rule(flag)
+        assert found is not None, f"nobody has decided what becomes of {flag.usual_option} of vLLM {version}"
         assert sum(name in table for table in tables) <= 1, name
-        if found.kind is Kind.SETTING:
+        if found.kind is RuleKind.SETTING:
             assert name in flag_rules.SETTINGS
 
 
 def test_no_disposition_is_of_a_flag_that_does_not_exist() -> None:
-    flags = {name for version in catalog.listed() for name in catalog.read(version).flags}
+    flags = {name for version in catalog.listed_versions() for name in catalog.load_catalog(version).flags}
 
     for table in (flag_rules.SETTINGS, flag_rules.ALWAYS, flag_rules.REFUSED, flag_rules.PASSED):
         assert set(table) <= flags
@@ -288,11 +294,13 @@ def test_settings_that_take_a_flags_place_exist() -> None:
     ],
 )
 def test_engine_settings_become_flags(engine: dict[str, Any], flags: list[str]) -> None:
-    assert vllm_parser.command_line(engine) == flags
+    assert vllm_parser.to_argv(engine) == flags
 
 
 def test_wrong_engine_settings_are_all_named() -> None:
-    found = vllm_parser.wrong_keys({"port": 1, "max_modl_len": 1, "api-key": "hush", "seed": 1}, lambda _: "in f")
+    found = vllm_parser.engine_key_problems(
+        {"port": 1, "max_modl_len": 1, "api-key": "hush", "seed": 1}, lambda _: "in f"
+    )
 
     assert found[0] == "engine.port (in f) is not an engine setting here. Use server.port."
     assert found[1] == "engine.max_modl_len (in f) is not a vLLM engine argument. Did you mean `max_model_len`?"

@@ -26,7 +26,7 @@ from gateway.errors import SettingsError
 
 def tried(words):
     try:
-        args, problems = vllm_parser.parse(words)
+        args, problems = vllm_parser.parse_argv(words)
     except SettingsError as error:
         return {"problems": error.problems}
     if problems:
@@ -76,7 +76,7 @@ def test_the_list_is_the_installed_vllms(installed: dict[str, Any]) -> None:
     """A flag that is new has to be listed, and somebody has to decide what becomes of it (flag_rules.py). After that:
     `python -m gateway.engine.vllm.startup.arguments.generate`."""
     minor = catalog.installed_minor()
-    assert minor in catalog.listed(), f"vLLM {minor} has no list yet"
+    assert minor in catalog.listed_versions(), f"vLLM {minor} has no list yet"
     listed = json.loads((catalog.LISTS / f"{minor}.json").read_text(encoding="utf-8"))
 
     new = sorted(set(installed["list"]["flags"]) - set(listed["flags"]))
@@ -94,9 +94,11 @@ def test_every_variable_that_vllms_server_reads_has_been_decided() -> None:
         read |= set(re.findall(r"envs\.(VLLM_\w+)", file.read_text(encoding="utf-8")))
 
     assert len(read) > 20
-    decided = {*variables.SETTINGS, *variables.REFUSED, *variables.PASSED, *variables.ELSEWHERE}
+    decided = {*variables.SETTINGS, *variables.REFUSED, *variables.PASSED, *variables.OTHER_COMMANDS}
     assert read - decided == set()
-    assert len(decided) == sum(map(len, (variables.SETTINGS, variables.REFUSED, variables.PASSED, variables.ELSEWHERE)))
+    assert len(decided) == sum(
+        map(len, (variables.SETTINGS, variables.REFUSED, variables.PASSED, variables.OTHER_COMMANDS))
+    )
 
 
 def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""vLLM's own FastAPI app, built on the engine proxy, and what its routes are for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from gateway.engine.base import Route
+from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.http_app import client_endpoints, stream_errors
+from gateway.engine.vllm.http_app.proxy import EngineProxy
+from gateway.engine.vllm.output import eligibility
+
+# Where vLLM keeps handlers that need no step of the engine, and how the paths of such calls end.
+_RENDER_ONLY = ("vllm.entrypoints.scale_out.render.", "vllm.entrypoints.scale_out.derender.")
+_NO_ENGINE_WORK = ("/count_tokens", "/cancel", "/render", "/derender", "/abort_requests")
+
+
+async def build_app(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
+    """vLLM's FastAPI app on `proxy`, with our replacements of its stream generators. The caller runs its lifespan."""
+    args = copy.copy(args)
+    # CORS headers are written by our own middleware; the same header twice is an error to browsers.
+    args.allowed_origins = []
+    app = find("build_app")(args, supported_tasks, proxy.model_config)
+    await find("init_app_state")(proxy, app.state, args, supported_tasks)
+    # Our `/metrics` includes its metrics. Its own route matches any path with that prefix, past the rules of proxies.
+    app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", None) != "/metrics"]
+    # Its handler of engine errors sets this flag on the server to stop it; here the supervisor decides.
+    app.state.server = SimpleNamespace(should_exit=False)
+    # Without allowed origins this middleware only adds a second `Vary: Origin`.
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
+    # SageMaker's part has had the stack of middleware built already.
+    app.middleware_stack = None
+    eligibility.adopt(app.state)
+    stream_errors.install_stream_errors(app.state)
+    return app
+
+
+def classify(app: Any, method: str, path: str) -> Route:
+    """The kind of vLLM's route for that method and path.
+
+    vLLM keeps its endpoints for bookkeeping (tokenize, health) in `vllm.entrypoints.serve`; every other client endpoint
+    generates, embeds or scores. The exceptions: SageMaker's `/invocations`, which dispatches to such endpoints, and
+    calls that only count, render or cancel; a call that cancels must not wait for a permit.
+    """
+    found = Route.UNKNOWN
+    for known in _matching(app, path):
+        methods = getattr(known, "methods", None)
+        if methods is None or method not in methods:
+            found = Route.WRONG_METHOD
+            continue
+        module = getattr(getattr(known, "endpoint", None), "__module__", "")
+        if not client_endpoints.is_client_endpoint(module, str(known.path)):
+            return Route.OPERATOR
+        generates = module.startswith("vllm.") and not module.startswith(("vllm.entrypoints.serve.", *_RENDER_ONLY))
+        generates = generates and not str(known.path).endswith(_NO_ENGINE_WORK)
+        # SageMaker's library wraps the handler in one of its own.
+        works = method == "POST" and (generates or known.path == "/invocations")
+        return Route.WORKS if works else Route.LIGHT
+    return found
+
+
+def allowed_methods(app: Any, path: str) -> frozenset[str]:
+    """The methods of vLLM's routes for that path."""
+    return frozenset().union(*(getattr(known, "methods", None) or () for known in _matching(app, path)))
+
+
+def path_template(app: Any, path: str) -> str:
+    """The path of vLLM's route, with its parameters by name; "other" without a route."""
+    return next((str(known.path) for known in _matching(app, path)), "other")
+
+
+def _matching(app: Any, path: str) -> Iterator[Any]:
+    for known in app.routes:
+        pattern = getattr(known, "path_regex", None)
+        if pattern is not None and pattern.fullmatch(path):
+            yield known
+
+
+__all__ = ["allowed_methods", "build_app", "classify", "path_template"]
