@@ -7,7 +7,7 @@ import pytest
 from loadtest.measure.result import Server
 from loadtest.report import figures
 from loadtest.report.chart import Chart
-from tests.unit.loadtest.made import made
+from tests.unit.loadtest.fake_results import made
 
 
 def named(charts: list[Chart]) -> dict[str, Chart]:

@@ -12,8 +12,8 @@ import pytest
 from gateway.engine import deterministic_tokens
 from loadtest.mock.child import MockProcess, running_mock
 from loadtest.mock.plan import MockPlan
+from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, begin, finish
 from tests.support.server import Raw, poll
-from tests.unit.loadtest.mock.client import CHAT, TEXT, ask, begin, finish
 
 
 def gauges(mock: MockProcess) -> dict[str, float]:

@@ -17,8 +17,8 @@ import yaml
 
 from loadtest import cli
 from loadtest.measure.result import Result
-from tests.unit.loadtest.asks import chunk, event
-from tests.unit.loadtest.scripted import GOOD, HEAD, LAST, Scripted, framed
+from tests.unit.loadtest.raw_server import GOOD, HEAD, LAST, Scripted, framed
+from tests.unit.loadtest.requests import chunk, event
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "me"}]}).encode()

@@ -10,7 +10,7 @@ from loadtest.client.response import TransportEnd
 from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.workload import ReadPlan
-from tests.unit.loadtest.asks import ID, chunk, ending, event, reading, usage
+from tests.unit.loadtest.requests import ID, chunk, ending, event, reading, usage
 
 ROLE = event(chunk("", choice={"delta": {"role": "assistant", "content": ""}}))
 TWO = event(chunk("Hello")) + event(chunk(" you"))

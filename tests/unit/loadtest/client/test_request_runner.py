@@ -27,8 +27,8 @@ from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.model import Timeouts
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
-from tests.unit.loadtest.asks import ASK, chunk, ending, event
-from tests.unit.loadtest.scripted import GOOD, HEAD, LAST, Script, Scripted, framed
+from tests.unit.loadtest.raw_server import GOOD, HEAD, LAST, Script, Scripted, framed
+from tests.unit.loadtest.requests import ASK, chunk, ending, event
 
 Serve = Callable[..., Scripted]
 SHORT = Timeouts(connect_s=1, first_byte_s=0.2, idle_s=0.2, deadline_s=1)

@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.analysis.verdict import judge
 from loadtest.measure.result import Outcome, Server, Summary
-from tests.unit.loadtest.made import EMPTY, Limit, Slo, distribution, generator, integrity, summary
+from tests.unit.loadtest.fake_results import EMPTY, Limit, Slo, distribution, generator, integrity, summary
 
 QUIET = Server(scraped=False)
 P90 = Limit("ttft_p90_ms", "ttft_ms", "p90", 95)

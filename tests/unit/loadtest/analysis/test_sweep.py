@@ -13,7 +13,7 @@ import pytest
 from loadtest.analysis.sweep import SweepResult, sweep
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import LatencyStats, Outcome, Result, Server
-from tests.unit.loadtest.made import Limit, Slo, generator, integrity, made, summary
+from tests.unit.loadtest.fake_results import Limit, Slo, generator, integrity, made, summary
 
 SERVED = 20.0
 LIMIT_MS = 200.0

@@ -10,8 +10,8 @@ import pytest
 
 from loadtest.mock.child import MockProcess
 from loadtest.mock.faults import FaultKind
-from tests.unit.loadtest.mock.client import CHAT, TEXT, ask, begin, finish, spoiled
-from tests.unit.loadtest.mock.test_app import gauges
+from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, begin, finish, spoiled
+from tests.integration.loadtest.mock.test_app import gauges
 
 TESTED: set[str] = set()
 

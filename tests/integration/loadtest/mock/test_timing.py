@@ -15,7 +15,7 @@ import pytest
 from loadtest.mock.child import running_mock
 from loadtest.mock.ground_truth import GroundTruth, TrueRecord
 from loadtest.mock.plan import MockPlan
-from tests.unit.loadtest.mock.client import begin, finish
+from tests.integration.loadtest.mock.raw_client import begin, finish
 
 TOLERANCE_MS = 1.0
 

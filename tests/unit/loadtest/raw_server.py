@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.unit.loadtest.asks import chunk, ending, event
+from tests.unit.loadtest.requests import chunk, ending, event
 
 Script = Callable[[socket.socket, bytes], None]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: r-9\r\nTransfer-Encoding: chunked\r\n\r\n"

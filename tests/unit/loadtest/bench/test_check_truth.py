@@ -9,7 +9,7 @@ import pytest
 from loadtest.bench.check_truth import MatchedRequest, compare, is_causality_violated, match_requests, start_bounds_us
 from loadtest.measure.result import Result
 from loadtest.mock.ground_truth import GroundTruth, TrueRecord
-from tests.unit.loadtest import made
+from tests.unit.loadtest import fake_results
 
 BEGAN_NS = 5_000_000_000_000
 TRANSIT_NS = 20_000
@@ -35,35 +35,35 @@ def line(record: TrueRecord, late_us: int = 0) -> dict[str, Any]:
 
 def result(found: list[MatchedRequest], told: GroundTruth, **changes: object) -> Result:
     """The document of a client that measures exactly, from second 2 to 8."""
-    ttfts = made.distribution([(pair.line["first_content_us"] - pair.line["sent_us"]) / 1000 for pair in found])
+    ttfts = fake_results.distribution([(pair.line["first_content_us"] - pair.line["sent_us"]) / 1000 for pair in found])
     within = [t for r in told.records for t in r.sent_ns if 2e9 <= t - BEGAN_NS < 8e9]
-    summary = made.summary(
+    summary = fake_results.summary(
         **{
             "ttft_ms": ttfts,
             "ttft_from_sent_ms": ttfts,
-            "itl_ms": made.distribution([gap for pair in found for gap in pair.gaps_ms]),
-            "max_stall_ms": made.distribution([max(pair.gaps_ms) for pair in found]),
+            "itl_ms": fake_results.distribution([gap for pair in found for gap in pair.gaps_ms]),
+            "max_stall_ms": fake_results.distribution([max(pair.gaps_ms) for pair in found]),
             "output_tokens": len(within),
         }
         | changes
     )
-    base = made.made(seconds=6, warmup=2)
-    run = made.run(warmup_s=2.0, duration_s=6.0)
+    base = fake_results.made(seconds=6, warmup=2)
+    run = fake_results.run(warmup_s=2.0, duration_s=6.0)
     return base.model_copy(update={"summary": summary, "run": run})
 
 
 def check(lines: list[dict[str, Any]], told: GroundTruth, **changes: object) -> set[str]:
     """The names of the numbers that are missed."""
-    run = made.run(warmup_s=2.0, duration_s=6.0)
-    found = match_requests(made.made().model_copy(update={"run": run}), lines, told)
+    run = fake_results.run(warmup_s=2.0, duration_s=6.0)
+    found = match_requests(fake_results.made().model_copy(update={"run": run}), lines, told)
     return {row.metric for row in compare(result(found, told, **changes), found, told) if not row.is_met}
 
 
 def test_exact_numbers_are_met_and_the_start_is_found() -> None:
     told = truth()
     lines = [line(record) for record in told.records]
-    run = made.run(warmup_s=2.0, duration_s=6.0)
-    found = match_requests(made.made().model_copy(update={"run": run}), lines, told)
+    run = fake_results.run(warmup_s=2.0, duration_s=6.0)
+    found = match_requests(fake_results.made().model_copy(update={"run": run}), lines, told)
 
     assert len(found) == 120
     assert sum(start_bounds_us(found)) / 2 == pytest.approx(BEGAN_NS / 1000, abs=2)
@@ -74,12 +74,12 @@ def test_exact_numbers_are_met_and_the_start_is_found() -> None:
 @pytest.mark.parametrize(
     ("changes", "missed"),
     [
-        ({"itl_ms": made.distribution([45.0] * 120 * 19)}, {"ITL"}),
-        ({"itl_ms": made.distribution([40.1] * (120 * 19 - 1))}, {"count"}),
+        ({"itl_ms": fake_results.distribution([45.0] * 120 * 19)}, {"ITL"}),
+        ({"itl_ms": fake_results.distribution([40.1] * (120 * 19 - 1))}, {"count"}),
         ({"output_tokens": 1}, {"count"}),
-        ({"max_stall_ms": made.distribution([60.0] * 120)}, {"longest gap"}),
-        ({"ttft_ms": made.distribution([156.0] * 120)}, {"TTFT from intended"}),
-        ({"ttft_from_sent_ms": made.distribution([144.0] * 120)}, {"TTFT from sending", "TTFT from arrival"}),
+        ({"max_stall_ms": fake_results.distribution([60.0] * 120)}, {"longest gap"}),
+        ({"ttft_ms": fake_results.distribution([156.0] * 120)}, {"TTFT from intended"}),
+        ({"ttft_from_sent_ms": fake_results.distribution([144.0] * 120)}, {"TTFT from sending", "TTFT from arrival"}),
     ],
 )
 def test_a_wrong_number_is_found(changes: dict[str, object], missed: set[str]) -> None:

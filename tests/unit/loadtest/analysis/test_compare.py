@@ -5,7 +5,7 @@ import pytest
 from loadtest.analysis.compare import compare
 from loadtest.analysis.comparison import Comparison, Row, Trend
 from loadtest.measure.result import Outcome, Result
-from tests.unit.loadtest.made import made, run
+from tests.unit.loadtest.fake_results import made, run
 
 PAIRS = 200
 

@@ -6,7 +6,7 @@ import pytest
 from loadtest.analysis.bootstrap import BLOCKS_MIN, Resamples, bootstrap_interval, student_t_quantile
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import TimelineSecond
-from tests.unit.loadtest.made import made
+from tests.unit.loadtest.fake_results import made
 
 
 @pytest.mark.parametrize(
