@@ -1,7 +1,7 @@
 """Write the Grafana dashboards of the chart, sluice/files/dashboards/*.json, from dashboards.yaml.
 
-`python helm/dashboards.py` writes them; a test compares them with what is checked in. Layout, variables, links and the
-marks of engine restarts are the same everywhere because they are written here once.
+`python helm/dashboards.py` (`make docs`) writes them; a test compares them with the files that are checked in. Layout,
+variables, links and the marks of engine restarts are common to all dashboards.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Write what follows from the chart's values.yaml: values.schema.json, and the table of values in the README.
+"""Write the files that follow from the chart's values.yaml: values.schema.json, and the table of values in the README.
 
-`python helm/generate.py` writes both; a test compares them with what is checked in. The descriptions are the comments
-of values.yaml, types follow from the defaults, helm/schema.yaml adds what a default cannot tell, and the server's own
-settings come from gateway/settings.py, so that a setting which exists there can be set here and no other.
+`python helm/generate.py` (`make docs`) writes both; a test compares them with the files that are checked in. The
+descriptions are the comments of values.yaml, types follow from the defaults, helm/schema.yaml adds constraints that a
+default cannot express, and the server's own settings come from gateway/settings.py, so that every setting which exists
+there can be set here, and no other.
 """
 
 from __future__ import annotations

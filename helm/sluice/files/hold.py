@@ -1,6 +1,7 @@
-"""Keep a worker of a group alive while its leader serves: `hold.py SECONDS PORT`, run before the pod is told to stop.
+"""Keep a worker of a group alive while its leader serves: `hold.py SECONDS PORT`, run before the pod gets SIGTERM.
 
-The leader answers /livez to the end of its drain. Three refusals in a row mean that it has gone; one may be a hiccup.
+The leader answers /livez to the end of its drain. Three refusals in a row mean that it has gone; one
+may be transient.
 """
 
 import http.client

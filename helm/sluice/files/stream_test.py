@@ -1,7 +1,7 @@
-"""What `helm test` runs: stream one completion and check that it came in parts, not all at once at its end.
+"""The program of `helm test`: stream one completion and check that it arrives in parts, not all at once at its end.
 
-`stream_test.py URL SECONDS`, with the key in API_KEY if the server asks for one. Only the standard library, because it
-runs in whatever image the model has.
+`stream_test.py URL SECONDS`, with the key in API_KEY if the server requires one. Only the standard library, because it
+runs in the model's image.
 """
 
 import http.client
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 
 def ask(method: str, path: str, body: dict | None = None) -> http.client.HTTPResponse:
-    """An open response, or the end with what the server said instead."""
+    """An open response; any other status ends the program with the server's answer."""
     address = urlsplit(sys.argv[1])
     connection = http.client.HTTPConnection(address.hostname, address.port or 80, timeout=float(sys.argv[2]))
     headers = {"Content-Type": "application/json"}

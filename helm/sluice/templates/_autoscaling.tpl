@@ -1,12 +1,12 @@
-{{/* What is scaled on. Every query gives exactly one number, the sum over all replicas: KEDA and the autoscaler divide it
-     by the target to find how many replicas there should be (AverageValue), and more than one element is an error. */}}
+{{/* The queries of autoscaling. Every query gives exactly one number, the sum over all replicas: KEDA and the autoscaler divide it
+     by the target to compute the number of replicas (AverageValue), and more than one element is an error. */}}
 {{- define "sluice.triggers" -}}
 {{- $m := . -}}
 {{- $s := $m.is.selector -}}
 {{- $t := $m.autoscaling.targets -}}
 {{- $queries := list -}}
 {{- if not (kindIs "invalid" $t.waitingRequests) -}}
-{{- /* vLLM's gauge has the gateway's queue in it; where vLLM's statistics are off there is nothing but that queue. */ -}}
+{{- /* vLLM's gauge includes the gateway's queue; without vLLM's statistics there is only that queue. */ -}}
 {{- $queries = append $queries (dict "query" (printf "sum(vllm:num_requests_waiting{%s}) or sum(sluice_requests_waiting{%s})" $s $s) "target" $t.waitingRequests) -}}
 {{- end -}}
 {{- if gt (int $m.is.running) 0 -}}
@@ -28,8 +28,8 @@
     serverAddress: {{ $m.autoscaling.keda.serverAddress | quote }}
     query: {{ $one.query | quote }}
     threshold: {{ toString $one.target | quote }}
-    # Nothing is not zero: where Prometheus lost the pods, scaling in would be wrong. It is an error, and the fallback
-    # holds. Only where there may be no pods at all, nothing is what there is.
+    # An empty result is not zero: if Prometheus lost the pods, scaling in would be wrong. It is an error, and the fallback
+    # applies. Only if zero replicas are allowed, an empty result is zero.
     ignoreNullValues: {{ eq (int $m.autoscaling.minReplicas) 0 | quote }}
     {{- with $m.autoscaling.keda.authModes }}
     authModes: {{ . | quote }}

@@ -13,7 +13,7 @@ spec:
     - name: download
       image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
-      # What is there already is kept, so a restart goes on where it stopped. The mark comes last.
+      # Present files are kept, so a restart continues where it stopped. The mark is written last.
       command: [sh, -euc, 'mkdir -p "$MODEL"; test -e "$MODEL/.complete" || hf download "$REPOSITORY" --revision "$REVISION" --local-dir "$MODEL"; touch "$MODEL/.complete"']
       env: {{- toYaml $env | nindent 8 }}
       securityContext: {{- toYaml (merge (dict "readOnlyRootFilesystem" true) $m.securityContext) | nindent 8 }}

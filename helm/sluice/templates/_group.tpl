@@ -1,4 +1,4 @@
-{{/* What only groups of pods on several machines have: the workers' command, and their way of waiting for the leader. */}}
+{{/* Parts of groups of pods on several machines: the workers' command, and how they wait for the leader. */}}
 
 {{/* Engines without a server, or a part of one, that the leader commands: vLLM's `vllm serve --headless`, which its CPU
      build refuses under its own name. */}}
@@ -26,8 +26,8 @@ command:
 {{- toYaml $out -}}
 {{- end }}
 
-{{/* All pods of a group are told to stop at the same moment. A worker that obeyed would take the leader's streams along,
-     so it stays until the leader has gone, or the drain's time is over. */}}
+{{/* All pods of a group get SIGTERM at the same moment. A worker that exited would end the leader's streams, so it stays
+     until the leader has gone, or the time of the drain is over. */}}
 {{- define "sluice.hold" -}}
 exec:
   command: [python3, /etc/sluice/settings/hold.py, "{{ add (int .m.drain.preStopSeconds) (int .m.drain.timeoutSeconds) }}", "8000"]

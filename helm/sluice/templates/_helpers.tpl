@@ -1,4 +1,4 @@
-{{/* Names, labels and small calculations. What a model's values amount to is in _model.tpl, what is refused in _validate.tpl. */}}
+{{/* Names, labels and small calculations. The merged values of a model are in _model.tpl, refusals in _validate.tpl. */}}
 
 {{- define "sluice.fullname" -}}
 {{ .Values.fullnameOverride | default .Release.Name }}
@@ -8,8 +8,8 @@
 {{ .Values.serviceAccount.name | default (ternary (include "sluice.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
-{{/* Labels that select. They can never change for an existing Deployment, so there are no others among them.
-     Takes root, component and, for what belongs to a model, key. */}}
+{{/* The selector's labels. They can never change for an existing Deployment, so they contain no others.
+     Takes root, component and, for objects of a model, key. */}}
 {{- define "sluice.selector" -}}
 app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
@@ -19,8 +19,7 @@ sluice/model: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{/* What stands under `metadata` of an object. Takes what the selector takes, name and, if the object has some of its own,
-     labels and annotations. */}}
+{{/* The `metadata` of an object. Takes the arguments of the selector, name, and optionally labels and annotations. */}}
 {{- define "sluice.metadata" -}}
 {{- $chart := printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" -}}
 {{- $own := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/managed-by" .root.Release.Service "helm.sh/chart" $chart -}}
@@ -53,8 +52,8 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- mulf (float64 $number) (float64 (get $units (trimPrefix $number $text))) | int64 -}}
 {{- end }}
 
-{{/* What every pod of the chart starts with: as whom, from where and on which nodes it runs. Takes root; on, a part of the
-     values with some of nodeSelector, affinity, tolerations, priorityClassName; and account, if it talks to Kubernetes. */}}
+{{/* The beginning of every pod's spec: user, image pull secrets, nodes. Takes root; on, a part of the
+     values with some of nodeSelector, affinity, tolerations, priorityClassName; and account, if it uses Kubernetes' API. */}}
 {{- define "sluice.podBasics" -}}
 serviceAccountName: {{ .account | default (include "sluice.serviceAccountName" .root) | quote }}
 automountServiceAccountToken: {{ not (empty .account) }}
@@ -72,8 +71,8 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The rules' files with the address of the runbooks and the objectives put in. They are whole without that, because
-Prometheus reads them as they are where there is no chart. */}}
+{{/* The rules' files with the URL of the runbooks and the objectives put in. They are complete without that, because
+Prometheus reads them unchanged where there is no chart. */}}
 {{- define "sluice.rules" -}}
 {{- $rule := .root.Values.metrics.prometheusRule }}
 {{- $text := .root.Files.Get .path | replace "runbook_url: runbooks.md" (printf "runbook_url: %s" $rule.runbooks) }}

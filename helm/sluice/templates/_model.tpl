@@ -1,4 +1,4 @@
-{{/* A model's values: the defaults with its own laid over them, checked, and under `is` what they amount to.
+{{/* A model's values: its own merged over the defaults, checked, and under `is` the values derived from them.
      Takes root and key; gives YAML. Every template gets its model from here, so nothing unchecked is ever rendered. */}}
 {{- define "sluice.model" -}}
 {{- $root := .root -}}
@@ -40,7 +40,7 @@
 {{- $_ := set $is "servedNames" $names -}}
 {{- $_ := set $is "shm" ($m.sharedMemory.size | default (ternary "16Gi" "1Gi" (gt $gpus 1))) -}}
 {{- $_ := set $is "readOnly" (ternary (eq $gpus 0) $m.readOnlyRootFilesystem (kindIs "invalid" $m.readOnlyRootFilesystem)) -}}
-{{- /* A template of claims cannot be changed, so one with other devices is another. */ -}}
+{{- /* A claim template cannot be changed, so other devices need another name. */ -}}
 {{- $_ := set $is "claimTemplate" (printf "%s-gpus-%s" $is.name (printf "%s %d" $m.gpu.dra.deviceClassName $gpus | sha256sum | trunc 8)) -}}
 {{- $_ := set $is "cpu" ($m.resources.requests.cpu | default (add (int $m.settings.server.workers) $here (max 1 $gpus))) -}}
 {{- if kindIs "invalid" $m.tolerations -}}
@@ -52,7 +52,7 @@
 {{- toYaml $m -}}
 {{- end }}
 
-{{/* What stands after `sluice serve`: a name on the hub, a folder, a URI, or nothing for the demo. */}}
+{{/* The model argument of `sluice serve`: a name on the hub, a folder, a URI, or nothing for the demo. */}}
 {{- define "sluice.modelArgument" -}}
 {{- $source := .source -}}
 {{- if eq $source.type "hub" -}}
@@ -70,7 +70,7 @@
 {{- end }}
 {{- end }}
 
-{{/* vLLM's arguments, with what the source and the group of pods add. */}}
+{{/* vLLM's arguments, with those that the source and the group of pods add. */}}
 {{- define "sluice.engine" -}}
 {{- $m := . -}}
 {{- $engine := deepCopy $m.engine -}}
@@ -104,7 +104,7 @@
 {{- $_ := set $settings.server "drain_timeout_s" (int $m.drain.timeoutSeconds) -}}
 {{- if $m.apiKeys.existingSecret }}{{ $_ := set $settings.server "api_keys_file" "/etc/sluice/keys/api-keys" }}{{ end -}}
 {{- if $m.multiNode.enabled -}}
-{{- /* Engines on other machines can only be started again together with their pods, which the group does. */ -}}
+{{- /* Engines on other machines can only be restarted together with their pods, which the group does. */ -}}
 {{- $_ := set $settings.supervisor "max_restarts" 0 -}}
 {{- end -}}
 {{- $_ := set $settings "engine" (include "sluice.engine" $m | fromYaml) -}}

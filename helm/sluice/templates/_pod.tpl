@@ -45,7 +45,7 @@ spec:
     - name: wait-for-weights
       image: {{ include "sluice.image" (dict "root" $root "image" $m.image) | quote }}
       imagePullPolicy: {{ $m.image.pullPolicy }}
-      # As process 1, a shell without a trap would not hear that the pod is to stop, and hold its GPUs to the end.
+      # As process 1, a shell without a trap would ignore SIGTERM, and hold its GPUs to the end of the grace period.
       command: [sh, -c, 'trap "exit 143" TERM; until test -e "$MODEL/.complete"; do echo "waiting for the download of $MODEL"; sleep 5; done']
       env:
         - {name: MODEL, value: {{ $m.is.model | quote }}}
@@ -144,7 +144,7 @@ spec:
 {{- toYaml (merge (dict "readOnlyRootFilesystem" .is.readOnly) .securityContext) -}}
 {{- end }}
 
-{{/* On the management port, where no client's connections stand in the queue. */}}
+{{/* On the management port, where no client's connections wait in the queue. */}}
 {{- define "sluice.probes" -}}
 {{- range $name, $path := dict "startup" "/readyz" "readiness" "/readyz" "liveness" "/livez" -}}
 {{ $name }}Probe:
@@ -155,7 +155,7 @@ spec:
 {{ end }}
 {{- end }}
 
-{{/* Until routers have noticed that the pod goes, it serves on. */}}
+{{/* The pod serves until routers have removed it. */}}
 {{- define "sluice.preStop" -}}
 {{- if semverCompare ">=1.30.0-0" .root.Capabilities.KubeVersion.Version -}}
 sleep: {seconds: {{ int .m.drain.preStopSeconds }}}
@@ -190,7 +190,7 @@ claims: [{name: gpus}]
 {{- $own := list -}}
 {{- range $m.env }}{{ $own = append $own .name }}{{ end -}}
 {{- $env := list -}}
-{{- /* PyTorch asks who it runs as, and a user id without a name has no answer but these. */ -}}
+{{- /* PyTorch looks up the user's name; for a user id without a name these variables give it. */ -}}
 {{- range $name, $value := dict "HOME" "/cache" "USER" "sluice" "LOGNAME" "sluice" "PYTHONUNBUFFERED" "1" "XDG_CACHE_HOME" "/cache/xdg" "HF_HOME" "/cache/huggingface" "VLLM_CACHE_ROOT" "/cache/vllm" "TRITON_CACHE_DIR" "/cache/triton" "TORCHINDUCTOR_CACHE_DIR" "/cache/inductor" -}}
 {{- $env = append $env (dict "name" $name "value" $value) -}}
 {{- end -}}

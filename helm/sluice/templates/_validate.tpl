@@ -1,4 +1,4 @@
-{{/* What is refused, each with a sentence that names the value and the fix. Takes root and m, a merged model. */}}
+{{/* The refusals, each with a sentence that names the value and the fix. Takes root and m, a merged model. */}}
 {{- define "sluice.validate" -}}
 {{- $root := .root -}}
 {{- $m := .m -}}
@@ -184,7 +184,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* What concerns the release as a whole. */}}
+{{/* Checks of the release as a whole. */}}
 {{- define "sluice.validateRelease" -}}
 {{- $enabled := include "sluice.enabled" . | fromYamlArray -}}
 {{- if not $enabled -}}
