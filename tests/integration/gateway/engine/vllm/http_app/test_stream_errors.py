@@ -26,7 +26,7 @@ def parts() -> ModuleType:
     """What is tested, and what of vLLM's it stands on; not imported by who runs other tests, because it takes long."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module("tests.e2e.vllm_parts")
+        return importlib.import_module("tests.integration.gateway.engine.vllm.http_app.vllm_parts")
 
 
 Make = Callable[[Any], Exception]
