@@ -37,10 +37,10 @@ from gateway.transports.common.api_keys import Keys, new_key
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
 from gateway.transports.http.management import OnlyManagement, WithoutManagement
-from gateway.transports.http.middleware import Guard, with_cors
+from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import UnderRoot
-from gateway.transports.http.responses import Completions, Pace, Responder, Resume
+from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
 from gateway.transports.http.router import Dispatch, make_small
 from gateway.transports.http.stream_tokens import StreamTokens
 
@@ -171,7 +171,7 @@ class Sluice:
         streams = settings.streams
         self.registry = Registry(
             engine=lambda: self.supervisor.engine,
-            engine_soon=self.supervisor.soon,
+            engine_soon=self.supervisor.wait_ready,
             gate=gate,
             log=MemoryLog,
             wire=openai,
@@ -212,7 +212,7 @@ class Sluice:
         tokens = StreamTokens(clock)
         responder = Responder(
             self.registry,
-            Pace(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s),
+            ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s),
             clock,
             metrics,
             tokens,
@@ -223,7 +223,7 @@ class Sluice:
         server = settings.server
         admit = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
         guarded = partial(
-            Guard,
+            Middleware,
             max_body_bytes=settings.server.max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=clock,
@@ -253,7 +253,7 @@ class Sluice:
     @property
     def chats(self) -> bool:
         """Whether the served model answers chats, once the engine is up."""
-        return self.supervisor.engine.route("POST", Endpoint.CHAT) is Route.WORKS
+        return self.supervisor.engine.route("POST", Endpoint.CHAT) is Route.USES_ENGINE
 
     @property
     def starting(self) -> bool:
@@ -301,10 +301,10 @@ class Sluice:
         self._on_ready()
 
     def _lost(self) -> None:
-        self.registry.lost()
+        self.registry.on_engine_lost()
 
     def _regained(self, recovery: RecoveryReport) -> None:
-        self.registry.regained()
+        self.registry.on_engine_recovered()
         self.metrics.restarted()
         self.metrics.recovered("continued", recovery.continued)
         self.metrics.recovered("failed", sum(recovery.failed.values()))

@@ -15,8 +15,8 @@ StreamId = NewType("StreamId", str)
 
 ARRIVAL = "sluice.arrival_s"
 """Scope key: when a request's first byte came, in monotonic seconds."""
-LINE = "sluice.line"
-"""Scope key: the connection itself; `web.respond.Line` is what it offers."""
+DIRECT_SINK = "sluice.direct_sink"
+"""Scope key: the connection itself; see `gateway.streams.reader.DirectSink`."""
 
 
 class Endpoint(StrEnum):
@@ -215,7 +215,7 @@ class RequestStats:
         if self.caller.owner is not None:
             self.instrumentation.used(self.caller.owner, self.cause, self.prompt_tokens, self.completion_tokens)
 
-    def generated(self, tokens: int, now_s: float | None) -> None:
+    def add_tokens(self, tokens: int, now_s: float | None) -> None:
         """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,
         because the engine was asked for the whole answer at once."""
         if tokens <= 0:
@@ -232,7 +232,7 @@ class RequestStats:
 
 __all__ = [
     "ARRIVAL",
-    "LINE",
+    "DIRECT_SINK",
     "AppOptions",
     "Caller",
     "Cause",

@@ -37,7 +37,7 @@ class Route(Enum):
     WRONG_METHOD = auto()
     LIGHT = auto()
     """Answers without engine work, so it passes the gate."""
-    WORKS = auto()
+    USES_ENGINE = auto()
     """Makes the engine work, so it needs a permit."""
     OPERATOR = auto()
     """Runs the server instead of the model, so it is for its operators; passes the gate."""
@@ -57,10 +57,10 @@ class Sink(Protocol):
     """Where an engine puts what it generates. `put`, `finish` and `fail` return at once; after the last two nothing
     counts."""
 
-    def put(self, piece: OutputPart) -> None:
+    def put(self, part: OutputPart) -> None:
         """Take a piece. A delta with a finish reason is the last one."""
 
-    def say(self, text: str, tokens: int, now_s: float) -> None:
+    def put_text(self, text: str, tokens: int, now_s: float) -> None:
         """Take a delta without an ending that came at `now_s`; what `put` does, for the one call that is made for every
         token."""
 
@@ -71,10 +71,10 @@ class Sink(Protocol):
         """The answer will not be completed."""
 
     @property
-    def full(self) -> bool:
+    def is_over_high_water(self) -> bool:
         """Whether ready-made documents pile up, so that their maker should wait in `room`."""
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until `full` is over."""
 
 
@@ -183,7 +183,7 @@ class Engine(Restartable, Protocol):
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
 
-    def knows(self, request_id: str) -> bool:
+    def has_request(self, request_id: str) -> bool:
         """Whether `http` runs anything under that id, for whomever."""
 
     def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:

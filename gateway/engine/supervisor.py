@@ -86,7 +86,7 @@ class Supervisor(Generic[E]):
         reason = self._engine.unready_reason
         return None if reason is None else EngineFailed(f"The engine does not serve now: {reason}.", retry_after_s=5)
 
-    async def soon(self) -> E:
+    async def wait_ready(self) -> E:
         """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
         while self.phase is Phase.RESTARTING:
             if self._changed is None:

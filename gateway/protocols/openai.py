@@ -21,14 +21,14 @@ DONE = b"[DONE]"
 """The document that OpenAI clients wait for: after it nothing follows."""
 
 
-class Payloads:
+class PassthroughEncoder:
     """The pieces of a stream that has been formatted already."""
 
     def encode(self, pieces: Iterable[OutputPart]) -> list[bytes]:
         """The documents that they are."""
         return [escaped(piece.payload) for piece in pieces if isinstance(piece, Chunk)]
 
-    def said(self, text: str, tokens: int) -> None:
+    def encode_text(self, text: str, tokens: int) -> None:
         """There is no text."""
 
 
@@ -72,7 +72,7 @@ class Encoder:
                 self._encode_delta(piece, documents)
         return documents
 
-    def said(self, text: str, tokens: int) -> bytes | None:
+    def encode_text(self, text: str, tokens: int) -> bytes | None:
         """The document for text in the middle of a stream; None if there is none to send."""
         self._completion_tokens += tokens
         if self._drop_empty and not text:
@@ -87,7 +87,7 @@ class Encoder:
             self._role_due = False
             documents.append(self._role())
         if delta.finish_reason is None:
-            document = self.said(delta.text, delta.tokens)
+            document = self.encode_text(delta.text, delta.tokens)
             if document is not None:
                 documents.append(document)
             return
@@ -143,14 +143,14 @@ def _nulls(names: Iterable[str]) -> bytes:
     return b"".join([b",%b:null" % orjson.dumps(name) for name in names])
 
 
-def encoder(template: ChunkTemplate | None) -> Encoder | Payloads:
+def encoder(template: ChunkTemplate | None) -> Encoder | PassthroughEncoder:
     """What makes documents of one stream's pieces; without a template its pieces are documents already."""
-    return Payloads() if template is None else Encoder(template)
+    return PassthroughEncoder() if template is None else Encoder(template)
 
 
-def ending(error: SluiceError | None) -> list[bytes]:
+def end_documents(error: SluiceError | None) -> list[bytes]:
     """How a stream says that it is over: its finish chunk has been sent, or an error is; then `[DONE]`."""
     return [DONE] if error is None else [escaped(orjson.dumps(error.body())), DONE]
 
 
-__all__ = ["DONE", "Encoder", "encoder", "ending"]
+__all__ = ["DONE", "Encoder", "encoder", "end_documents"]

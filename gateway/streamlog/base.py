@@ -34,7 +34,7 @@ class StreamLog(Protocol):
     """One stream's log. Nothing here waits: the engine's output handler appends."""
 
     @property
-    def keeps(self) -> bool:
+    def is_retaining(self) -> bool:
         """Whether events stay after they have been read."""
 
     @property
@@ -45,16 +45,16 @@ class StreamLog(Protocol):
     def size_bytes(self) -> int:
         """What the kept or packed events weigh."""
 
-    def pack(self) -> None:
+    def compress(self) -> None:
         """Make what nobody has read small; it is read as before."""
 
-    def keep(self, keep_bytes: int) -> None:
+    def set_limit(self, keep_bytes: int) -> None:
         """Keep so much from now on; what is older goes at once. A log that keeps nothing goes on doing so."""
 
     def append(self, documents: list[bytes]) -> None:
         """Add events. After `close` this does nothing."""
 
-    def through(self, document: bytes) -> int:
+    def append_delivered(self, document: bytes) -> int:
         """Add one event for a reader who has all that came before and takes it now; its number. Only before `close`."""
 
     def close(self, ended: Ended, documents: list[bytes]) -> None:

@@ -33,7 +33,7 @@ class MemoryLog:
         self._ended: Ended | None = None
 
     @property
-    def keeps(self) -> bool:
+    def is_retaining(self) -> bool:
         return self._keep_bytes is not None
 
     @property
@@ -44,7 +44,7 @@ class MemoryLog:
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    def pack(self) -> None:
+    def compress(self) -> None:
         # What is kept may be read at any place.
         if self._keep_bytes is not None or not self._documents:
             return
@@ -56,7 +56,7 @@ class MemoryLog:
         self._size_bytes += len(block) + _OVERHEAD_BYTES
         self._documents = []
 
-    def keep(self, keep_bytes: int) -> None:
+    def set_limit(self, keep_bytes: int) -> None:
         if self._keep_bytes is not None:
             self._keep_bytes = keep_bytes
             if self._size_bytes > keep_bytes:
@@ -72,7 +72,7 @@ class MemoryLog:
             if self._size_bytes > self._keep_bytes:
                 self._trim(self._keep_bytes)
 
-    def through(self, document: bytes) -> int:
+    def append_delivered(self, document: bytes) -> int:
         if self._keep_bytes is None:
             # A hand-over: nothing else waits, or its reader would not have it all.
             self._start += 1

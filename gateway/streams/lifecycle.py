@@ -1,9 +1,9 @@
 """The states of a stream and the only ways between them. Pure: no IO, no clock, no asyncio.
 
-    QUEUED ----START----> RUNNING <--REGAIN-- RECOVERING
-       |                   |   \\-----LOSE------^   |
-       |                   |                       |
-       `----END(cause)-----+-----END(cause)--------+----> ENDED, with its cause
+    QUEUED --START--> RUNNING <--ENGINE_RECOVERED-- RECOVERING
+       |                 |   \\------ENGINE_LOST-------^   |
+       |                 |                                |
+       `--END(cause)-----+------------END(cause)----------+----> ENDED, with its cause
 
 Everything about transitions is in the two tables below; who drives them does not matter here.
 """
@@ -30,18 +30,18 @@ class Signal(IntEnum):
     """What can happen to it, besides its end."""
 
     START = auto()
-    PIECE = auto()
-    LOSE = auto()
-    REGAIN = auto()
+    OUTPUT = auto()
+    ENGINE_LOST = auto()
+    ENGINE_RECOVERED = auto()
 
 
 _TABLE: dict[tuple[State, Signal], State] = {
     (State.QUEUED, Signal.START): State.RUNNING,
-    (State.RUNNING, Signal.PIECE): State.RUNNING,
-    (State.RUNNING, Signal.LOSE): State.RECOVERING,
+    (State.RUNNING, Signal.OUTPUT): State.RUNNING,
+    (State.RUNNING, Signal.ENGINE_LOST): State.RECOVERING,
     # What the engine had said before it died may still be on its way through a formatter.
-    (State.RECOVERING, Signal.PIECE): State.RECOVERING,
-    (State.RECOVERING, Signal.REGAIN): State.RUNNING,
+    (State.RECOVERING, Signal.OUTPUT): State.RECOVERING,
+    (State.RECOVERING, Signal.ENGINE_RECOVERED): State.RUNNING,
 }
 
 _ENDINGS: dict[State, frozenset[Cause]] = {
@@ -58,12 +58,12 @@ class Lifecycle:
     """One stream's state; `cause` is set exactly when it has ended. What the tables do not allow is refused, never an
     exception: an engine may well deliver one more token for a stream that has just been cancelled."""
 
-    __slots__ = ("cause", "speaks", "state")
+    __slots__ = ("accepts_output", "cause", "state")
 
     def __init__(self) -> None:
         self.state = State.QUEUED
         self.cause: Cause | None = None
-        self.speaks = False
+        self.accepts_output = False
         """Whether a piece may come now: what `step(Signal.PIECE)` would say, without a look-up for every token."""
 
     def step(self, signal: Signal) -> bool:
@@ -84,7 +84,7 @@ class Lifecycle:
 
     def _enter(self, state: State) -> None:
         self.state = state
-        self.speaks = (state, Signal.PIECE) in _TABLE
+        self.accepts_output = (state, Signal.OUTPUT) in _TABLE
 
 
 __all__ = ["Lifecycle", "Signal", "State"]

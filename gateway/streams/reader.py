@@ -13,10 +13,10 @@ class Outlet(Protocol):
     """Where news may go at once, past whoever waits for them: the middle of a stream to a client that keeps up needs
     nobody's attention, and a task switch for every token costs more than the token."""
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether a batch put now would be on its way before `put` returns."""
 
-    def put(self, first: int, documents: list[bytes]) -> None:
+    def write(self, first: int, documents: list[bytes]) -> None:
         """Send events, of which the first has that number; never the last one."""
 
 
@@ -32,9 +32,9 @@ class StreamReader:
         self._due = False
         self._nudged = False
         self._failure: Exception | None = None
-        writer.watch(self)
+        writer.add_reader(self)
 
-    async def take(self, outlet: Outlet | None = None) -> Batch | None:
+    async def next_batch(self, outlet: Outlet | None = None) -> Batch | None:
         """Wait for news and take all of it; None if somebody nudged. While the outlet is open, news go there and the
         wait goes on.
 
@@ -60,7 +60,7 @@ class StreamReader:
             finally:
                 self._waiter = None
 
-    def nudge(self) -> None:
+    def request_keepalive(self) -> None:
         """Make a waiting `take` return without news."""
         if self._waiter is not None:
             self._nudged = True
@@ -69,10 +69,10 @@ class StreamReader:
     def close(self) -> None:
         """Stop following."""
         self._outlet = None
-        self._writer.unwatch(self)
+        self._writer.remove_reader(self)
 
     def _read(self) -> Batch | None:
-        self._writer.seal()
+        self._writer.flush()
         batch = self._writer.log.read(self.cursor)
         if batch is not None:
             self.cursor = batch.first + len(batch.documents) - 1
@@ -83,17 +83,17 @@ class StreamReader:
     def wake(self) -> None:
         if self._due or not self._waits:
             return
-        if self._outlet is None or not self._outlet.open():
+        if self._outlet is None or not self._outlet.is_writable():
             self._rouse()
         else:
             self._due = True
             self._loop.call_soon(self._deliver)
 
-    def ready(self, last: int) -> bool:
+    def is_caught_up(self, last: int) -> bool:
         outlet = self._outlet
-        return self.cursor == last and outlet is not None and not self._due and self._waits and outlet.open()
+        return self.cursor == last and outlet is not None and not self._due and self._waits and outlet.is_writable()
 
-    def pass_on(self, number: int, document: bytes) -> None:
+    def deliver(self, number: int, document: bytes) -> None:
         self._put(number, [document])
 
     @property
@@ -106,7 +106,7 @@ class StreamReader:
         if not self._waits:
             return
         outlet = self._outlet
-        if self._writer.ended is not None or outlet is None or not outlet.open():
+        if self._writer.ended is not None or outlet is None or not outlet.is_writable():
             self._rouse()
             return
         try:
@@ -123,7 +123,7 @@ class StreamReader:
         self._nudged = False
         self.cursor = first + len(documents) - 1
         try:
-            self._outlet.put(first, documents)
+            self._outlet.write(first, documents)
         except Exception as error:
             self._fail(error)
 

@@ -168,14 +168,14 @@ class Registry:
             grace_s=grace_s,
         )
         self._live[stats.id] = stream
-        if stream.resumable:
-            self._share_out()
-        stream.walk = asyncio.get_running_loop().create_task(self._walk(call, stream.writer))
+        if stream.is_resumable:
+            self._rebalance()
+        stream.start_task = asyncio.get_running_loop().create_task(self._run_until_submitted(call, stream.writer))
         timeout_s = self._timeout(options)
         stream.expire_in(self._left(stats.caller, timeout_s), timeout_s)
         return stream
 
-    async def _walk(self, call: Call, writer: StreamWriter) -> None:
+    async def _run_until_submitted(self, call: Call, writer: StreamWriter) -> None:
         """From the gate to the engine. Every failure ends in the stream."""
         stats = writer.stats
         try:
@@ -198,9 +198,9 @@ class Registry:
 
     def _ended(self, stream_id: str) -> None:
         stream = self._live.pop(stream_id)
-        stream.settle()
-        if stream.resumable:
-            self._share_out()
+        stream.on_ended()
+        if stream.is_resumable:
+            self._rebalance()
             stream.writer.stats.settle()
             self._retention.put(stream, self._live_bytes())
         self._look_if_empty()
@@ -232,7 +232,7 @@ class Registry:
     def holds(self, request_id: str) -> bool:
         """Whether vLLM's own app runs something under that id here, for whomever."""
         try:
-            return self._engine().knows(request_id)
+            return self._engine().has_request(request_id)
         except SluiceError:
             return False
 
@@ -296,7 +296,7 @@ class Registry:
         if route is Route.OPERATOR:
             permissions.check_operator(path, stats.caller)
         stats.endpoint = engine.template(path)
-        stats.uses_engine = route is Route.WORKS
+        stats.uses_engine = route is Route.USES_ENGINE
         self._refuse_when_draining()
         if not stats.uses_engine and method == "GET":
             yield engine
@@ -335,15 +335,15 @@ class Registry:
 
     # What happens to all of them.
 
-    def lost(self) -> None:
+    def on_engine_lost(self) -> None:
         """The engine has died; those that run may go on with the next."""
         for stream in self._live.values():
-            stream.writer.lose()
+            stream.writer.on_engine_lost()
 
-    def regained(self) -> None:
+    def on_engine_recovered(self) -> None:
         """They go on."""
         for stream in self._live.values():
-            stream.writer.regain()
+            stream.writer.on_engine_recovered()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish for so long, then end the rest."""
@@ -371,19 +371,19 @@ class Registry:
 
     def _has_room(self) -> bool:
         """Whether another resumable stream would find room: now, and when all have grown."""
-        logs = sum([stream.resumable for stream in self._live.values()])
+        logs = sum([stream.is_resumable for stream in self._live.values()])
         fits = (logs + 1) * self._limits.max_bytes * _SMALLEST_SHARE <= self._limits.max_total_bytes
         return self._retention.shrink(self._live_bytes() + self._limits.max_bytes) and fits
 
-    def _share_out(self) -> None:
+    def _rebalance(self) -> None:
         """Streams grow after they were let in: where they could pass the limit together, each keeps its share."""
-        logs = [stream.writer.log for stream in self._live.values() if stream.resumable]
+        logs = [stream.writer.log for stream in self._live.values() if stream.is_resumable]
         share = min(self._limits.max_bytes, self._limits.max_total_bytes // max(1, len(logs)))
         if share == self._share == self._limits.max_bytes:
             return
         self._share = share
         for log in logs:
-            log.keep(share)
+            log.set_limit(share)
 
     def _live_bytes(self) -> int:
         return sum([stream.writer.log.size_bytes for stream in self._live.values()])

@@ -23,7 +23,7 @@ def status_of(stream: Stream) -> Status:
     """The status of a stream."""
     stats = stream.writer.stats
     events = stream.writer.log.last
-    return Status(stream.id, stream.status, stream.resumable, events, stats.prompt_tokens, stats.completion_tokens)
+    return Status(stream.id, stream.status, stream.is_resumable, events, stats.prompt_tokens, stats.completion_tokens)
 
 
 __all__ = ["Status", "status_of"]

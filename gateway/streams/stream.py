@@ -22,7 +22,7 @@ class Stream:
         self.writer = writer
         self.streaming = streaming
         self.grace_s = grace_s
-        self.walk: asyncio.Task[None] | None = None
+        self.start_task: asyncio.Task[None] | None = None
         """The task that takes the request from the gate to the engine."""
         self.ends_by_s = 0.0
         """Its deadline, as a moment of the event loop's clock; set by `expire_in`."""
@@ -37,7 +37,7 @@ class Stream:
         return self.writer.stats.id
 
     @property
-    def resumable(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether it outlives its readers, and its events their reading."""
         return self.grace_s is not None
 
@@ -79,7 +79,7 @@ class Stream:
                 else:
                     self._grace = asyncio.get_running_loop().call_later(self.grace_s, self._abandon)
 
-    def look(self, cursor: int) -> None:
+    def check_cursor(self, cursor: int) -> None:
         """Raise what `read` would, and leave it at that; only for streams whose log keeps."""
         self._check(cursor)
         self.writer.log.read(cursor)
@@ -92,19 +92,19 @@ class Stream:
                 param="Last-Event-ID",
             )
 
-    def read_out(self, cursor: int) -> bool:
+    def is_fully_read(self, cursor: int) -> bool:
         """Whether a reader who has seen event number `cursor` has seen everything there will ever be."""
         return self.writer.ended is not None and cursor == self.writer.log.last
 
-    def settle(self) -> None:
+    def on_ended(self) -> None:
         """It has ended: nothing is to be waited for any more."""
         self._stop_grace()
         if self._deadline is not None:
             self._deadline.cancel()
-        walk = self.walk
+        task = self.start_task
         ended = self.writer.ended
-        if walk is not None and walk is not asyncio.current_task() and ended is not None and ended.error is not None:
-            walk.cancel()
+        if task is not None and task is not asyncio.current_task() and ended is not None and ended.error is not None:
+            task.cancel()
 
     def _stop_grace(self) -> None:
         if self._grace is not None:

@@ -34,10 +34,10 @@ _STALLED_S = 1.0
 class Encoder(Protocol):
     """Makes the documents of one stream."""
 
-    def encode(self, pieces: list[OutputPart]) -> list[bytes]:
+    def encode(self, parts: list[OutputPart]) -> list[bytes]:
         """Those of some pieces."""
 
-    def said(self, text: str, tokens: int) -> bytes | None:
+    def encode_text(self, text: str, tokens: int) -> bytes | None:
         """That of a text in the middle of a stream, if there is one."""
 
 
@@ -47,7 +47,7 @@ class Wire(Protocol):
     def encoder(self, template: ChunkTemplate | None) -> Encoder:
         """What makes documents of one stream's pieces; without a template its pieces are documents already."""
 
-    def ending(self, error: SluiceError | None) -> list[bytes]:
+    def end_documents(self, error: SluiceError | None) -> list[bytes]:
         """The documents with which a stream ends."""
 
 
@@ -57,10 +57,10 @@ class Reader(Protocol):
     def wake(self) -> None:
         """There is something new, and there may be more in the same turn of the loop."""
 
-    def ready(self, last: int) -> bool:
+    def is_caught_up(self, last: int) -> bool:
         """Whether everything up to event number `last` is taken, and what `pass_on` brings would be on its way."""
 
-    def pass_on(self, number: int, document: bytes) -> None:
+    def deliver(self, number: int, document: bytes) -> None:
         """Take the next event; only if `ready`, and never the last one of the stream."""
 
 
@@ -132,19 +132,19 @@ class StreamWriter:
 
     # What the engine says: `Sink`.
 
-    def say(self, text: str, tokens: int, now_s: float) -> None:
-        if not self._lifecycle.speaks:
+    def put_text(self, text: str, tokens: int, now_s: float) -> None:
+        if not self._lifecycle.accepts_output:
             return
         self._said = True
-        self.stats.generated(tokens, now_s)
+        self.stats.add_tokens(tokens, now_s)
         if not self._texts and not self._pending and len(self._readers) == 1:
             (reader,) = self._readers
             last = self.log.last
-            if last and reader.ready(last):
+            if last and reader.is_caught_up(last):
                 # The usual case, and the way of nearly every token: nothing waits, and it can go on at once.
-                document = self._encoder.said(text, tokens)
+                document = self._encoder.encode_text(text, tokens)
                 if document is not None:
-                    reader.pass_on(self.log.through(document), document)
+                    reader.deliver(self.log.append_delivered(document), document)
                 return
         self._texts.append(text)
         self._tokens += tokens
@@ -152,31 +152,31 @@ class StreamWriter:
             self._compact()
         self._wake()
 
-    def put(self, piece: OutputPart) -> None:
-        if not self._lifecycle.step(Signal.PIECE):
+    def put(self, part: OutputPart) -> None:
+        if not self._lifecycle.step(Signal.OUTPUT):
             return
         self._said = True
         self._gather()
-        self._pending.append(piece)
-        if isinstance(piece, Delta):
-            self.stats.generated(piece.tokens, self._clock.now())
-            if piece.finish_reason is not None:
+        self._pending.append(part)
+        if isinstance(part, Delta):
+            self.stats.add_tokens(part.tokens, self._clock.now())
+            if part.finish_reason is not None:
                 self.finish()
                 return
         else:
-            self._pending_bytes += len(piece.payload)
+            self._pending_bytes += len(part.payload)
         if len(self._pending) >= _COMPACT_AT or self._pending_bytes > _FULL_BYTES:
             self._compact()
         self._wake()
 
     @property
-    def full(self) -> bool:
+    def is_over_high_water(self) -> bool:
         """Whether a formatter should wait in `room` before its next piece, if that can be merged with those behind it.
         A log that keeps is never full: its stream goes on without a reader."""
         return self._pending_bytes > _FULL_BYTES
 
-    async def room(self) -> None:
-        while self.full and self.ended is None:
+    async def wait_writable(self) -> None:
+        while self.is_over_high_water and self.ended is None:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
@@ -188,13 +188,13 @@ class StreamWriter:
 
     # What happens to it.
 
-    def lose(self) -> None:
+    def on_engine_lost(self) -> None:
         """Its engine has died; it may go on with the next."""
-        self._lifecycle.step(Signal.LOSE)
+        self._lifecycle.step(Signal.ENGINE_LOST)
 
-    def regain(self) -> None:
+    def on_engine_recovered(self) -> None:
         """It goes on."""
-        self._lifecycle.step(Signal.REGAIN)
+        self._lifecycle.step(Signal.ENGINE_RECOVERED)
 
     def cancel(self, error: SluiceError, cause: Cause | None = None) -> None:
         """End the stream from our side and free its sequence in the engine. `cause` if it is not the error's own."""
@@ -203,15 +203,15 @@ class StreamWriter:
 
     # The reader's side.
 
-    def watch(self, reader: Reader) -> None:
+    def add_reader(self, reader: Reader) -> None:
         """Tell a reader of everything new."""
         self._readers.append(reader)
 
-    def unwatch(self, reader: Reader) -> None:
+    def remove_reader(self, reader: Reader) -> None:
         """Tell it no more."""
         self._readers.remove(reader)
 
-    def seal(self) -> None:
+    def flush(self) -> None:
         """Turn what is pending into events of the log; what piled up leaves together."""
         if self._texts:
             self._gather()
@@ -252,8 +252,8 @@ class StreamWriter:
 
     def _compact(self) -> None:
         """Nobody has read for a while. A log that keeps takes all of it, so that its limit holds for it."""
-        if self.log.keeps:
-            self.seal()
+        if self.log.is_retaining:
+            self.flush()
             return
         self._gather()
         self._pending = self._merged()
@@ -265,8 +265,8 @@ class StreamWriter:
         now_s, waiting = self._clock.now(), self.log.size_bytes
         if waiting == 0:
             self._unread_since_s = now_s
-        self.seal()
-        self.log.pack()
+        self.flush()
+        self.log.compress()
         # One large document, or many at once, are no sign of a reader who has stopped.
         if waiting > _STALLED_BYTES and now_s - self._unread_since_s > _STALLED_S:
             self.cancel(ClientStalled("The client did not read, and too much waited for it."))
@@ -277,8 +277,8 @@ class StreamWriter:
         self.ended = ended
         if self.stats.is_resumable:
             self.stats.cause = ended.cause
-        self.seal()
-        self.log.close(ended, self._wire.ending(ended.error) if self._streaming else [])
+        self.flush()
+        self.log.close(ended, self._wire.end_documents(ended.error) if self._streaming else [])
         if self._permit is not None:
             self._permit.release()
         self._make_room()

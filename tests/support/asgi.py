@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from gateway.transports.http.responses import LINE
+from gateway.transports.http.responses import DIRECT_SINK
 
 
 class Client:
@@ -28,11 +28,11 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | Sequence[bytes] = b"",
         unfinished: bool = False,
-        line: bool = False,
+        direct_sink: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """A body is JSON unless `headers` name its type. In several parts it comes in several messages; `unfinished`:
-        its last part never comes; `line`: the app finds the connection itself in its scope, and `extra` in any case."""
+        its last part never comes; `direct_sink`: the scope holds the connection; `extra` is added to the scope."""
         self.messages: list[MutableMapping[str, Any]] = []
         self.gone = asyncio.Event()
         self.reading = asyncio.Event()
@@ -61,7 +61,7 @@ class Client:
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8000),
             "state": {},
-            **({LINE: self} if line else {}),
+            **({DIRECT_SINK: self} if direct_sink else {}),
             **(extra or {}),
         }
         self.task = asyncio.get_running_loop().create_task(app(scope, self._receive, self._send))
@@ -83,15 +83,15 @@ class Client:
             self.gone.set()
         await self.reading.wait()
 
-    # `Line`.
+    # `DirectSink`.
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         return self.started and not self.complete and self.reading.is_set() and not self.gone.is_set()
 
-    def write(self, piece: bytes) -> None:
-        assert self.open()
+    def write(self, data: bytes) -> None:
+        assert self.is_writable()
         self.written += 1
-        self.messages.append({"type": "http.response.body", "body": piece, "more_body": True})
+        self.messages.append({"type": "http.response.body", "body": data, "more_body": True})
 
     def flush(self) -> None:
         """What is written here has left already."""

@@ -56,10 +56,10 @@ class Run:
         """Whether it occupies the engine."""
         return not self.over and not self.aborts
 
-    def say(self, text: str, tokens: int = 1) -> None:
+    def put_text(self, text: str, tokens: int = 1) -> None:
         """Generate some text: the first of it as a delta, as every engine does."""
         if self.spoke and self.prepared.template is not None:
-            self.sink.say(text, tokens, asyncio.get_running_loop().time())
+            self.sink.put_text(text, tokens, asyncio.get_running_loop().time())
         else:
             self.spoke = True
             self.sink.put(Delta(text, tokens))
@@ -71,7 +71,7 @@ class Run:
 
     def document(self, payload: bytes, tokens: int = 0) -> None:
         """Hand over a ready-made document; an engine that formats counts its tokens itself."""
-        self.prepared.stats.generated(tokens, None)
+        self.prepared.stats.add_tokens(tokens, None)
         self.sink.put(Chunk(payload))
 
     def finish(self) -> None:
@@ -170,7 +170,7 @@ class ScriptedEngine:
         stats.model = self.model
         stats.prompt_tokens = self.prompt_tokens
         plain = call.stream and call.slots == 1 and not call.formatted
-        template = a_frame(call.endpoint, id=stats.id, prompt_tokens=self.prompt_tokens)
+        template = chunk_template(call.endpoint, id=stats.id, prompt_tokens=self.prompt_tokens)
         return Prepared(call, stats, template if plain else None)
 
     async def submit(self, prepared: Any, sink: Sink) -> Run:
@@ -188,7 +188,7 @@ class ScriptedEngine:
             raise self.submit_error
         return run
 
-    def knows(self, request_id: str) -> bool:
+    def has_request(self, request_id: str) -> bool:
         return any(known == request_id for known, _ in self.mounted)
 
     def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
@@ -244,13 +244,13 @@ class Switch:
             raise self.error or EngineFailed("The engine has died and is being restarted.", retry_after_s=9)
         return self.up
 
-    async def soon(self) -> ScriptedEngine:
+    async def wait_ready(self) -> ScriptedEngine:
         while self._back is not None:
             await self._back.wait()
         return self.engine()
 
 
-def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate:
+def chunk_template(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate:
     """What the chunks of a plain stream share."""
     chat = endpoint is Endpoint.CHAT
     usual: dict[str, Any] = {
@@ -268,4 +268,4 @@ def a_frame(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate
     return ChunkTemplate(**{**usual, **changes})
 
 
-__all__ = ["Prepared", "Run", "ScriptedEngine", "Switch", "a_frame"]
+__all__ = ["Prepared", "Run", "ScriptedEngine", "Switch", "chunk_template"]

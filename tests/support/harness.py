@@ -27,10 +27,10 @@ from gateway.streams.writer import StreamWriter
 from gateway.transports.common.api_keys import Keys
 from gateway.transports.http import health
 from gateway.transports.http.access import Access
-from gateway.transports.http.middleware import Guard
+from gateway.transports.http.middleware import Middleware
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import UnderRoot
-from gateway.transports.http.responses import Completions, Pace, Responder, Resume
+from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
 from gateway.transports.http.router import Dispatch, make_small
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
@@ -68,10 +68,10 @@ class PlainWire:
         texts = [piece.payload if isinstance(piece, Chunk) else piece.text.encode() for piece in pieces]
         return [text if self._template is None else b"<%b>" % text for text in texts if text]
 
-    def said(self, text: str, tokens: int) -> bytes | None:
+    def encode_text(self, text: str, tokens: int) -> bytes | None:
         return next(iter(self.encode([Delta(text, tokens)])), None)
 
-    def ending(self, error: SluiceError | None) -> list[bytes]:
+    def end_documents(self, error: SluiceError | None) -> list[bytes]:
         return [b"end" if error is None else orjson.dumps(error.code)]
 
 
@@ -164,7 +164,7 @@ class StreamHarness:
         return self.switch.engine()
 
     async def _next_engine(self) -> ScriptedEngine:
-        return await self.switch.soon()
+        return await self.switch.wait_ready()
 
     def open(
         self,
@@ -229,10 +229,10 @@ class HttpHarness(StreamHarness):
         if ready:
             self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
         self.tokens = StreamTokens(self.clock)
-        pace = Pace(keepalive_s, stall_timeout_s)
+        pace = ConnectionTimeouts(keepalive_s, stall_timeout_s)
         self.responder = Responder(self.registry, pace, self.clock, self.instrumentation, self.tokens)
         self.keys = None if keys_file is None else Keys(keys_file)
-        self.guard = Guard(
+        self.guard = Middleware(
             self._dispatch(metrics),
             access=Access(
                 keys=self.keys,
@@ -271,16 +271,16 @@ class HttpHarness(StreamHarness):
         return self.supervisor.engine
 
     async def _next_engine(self) -> Any:
-        return await self.supervisor.soon()
+        return await self.supervisor.wait_ready()
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine
 
     def _lost(self) -> None:
-        self.registry.lost()
+        self.registry.on_engine_lost()
 
     def _regained(self, recovery: RecoveryReport) -> None:
-        self.registry.regained()
+        self.registry.on_engine_recovered()
 
     def request(self, method: str, path: str, **options: Any) -> Client:
         """A client's request; `options` as in `Client`."""
@@ -291,12 +291,12 @@ class HttpHarness(StreamHarness):
         path: str = CHAT,
         *,
         headers: Mapping[str, str] | None = None,
-        line: bool = False,
+        direct_sink: bool = False,
         **fields: Any,
     ) -> Client:
-        """A request for a stream; `fields` go into the body, `line` as in `Client`."""
+        """A request for a stream; `fields` go into the body, `direct_sink` as in `Client`."""
         body = orjson.dumps({"stream": True, **fields})
-        return Client(self.app, "POST", path, headers=headers, line=line, body=body)
+        return Client(self.app, "POST", path, headers=headers, direct_sink=direct_sink, body=body)
 
     def resume(self, stream_id: str, last: int | None = None, **options: Any) -> Client:
         """A request for what follows event number `last` of a stream."""
@@ -318,7 +318,7 @@ def key_line(name: str, key: str, right: str = "") -> str:
 
 def documents(writer: StreamWriter) -> list[bytes]:
     """All documents that are still in the log."""
-    writer.seal()
+    writer.flush()
     batch = writer.log.read(0)
     return [] if batch is None else batch.documents
 
@@ -328,7 +328,7 @@ async def read_all(stream: Stream, cursor: int = 0) -> tuple[list[bytes], Ended]
     documents: list[bytes] = []
     with stream.read(cursor) as reader:
         while True:
-            batch = await reader.take()
+            batch = await reader.next_batch()
             if batch is not None:
                 documents += batch.documents
                 if batch.ended is not None:

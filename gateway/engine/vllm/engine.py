@@ -205,7 +205,7 @@ class VllmEngine:
             return await self._submit_plain(prepared, prepared.submission, sink)
         return _Running(self._own(self._run(prepared, sink)))
 
-    def knows(self, request_id: str) -> bool:
+    def has_request(self, request_id: str) -> bool:
         return self._running.contains(request_id)
 
     def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
@@ -333,10 +333,10 @@ class VllmEngine:
                 if document.startswith(b'{"error"'):
                     raise stream_errors.from_event(orjson.loads(document)["error"])
                 sink.put(Chunk(document))
-                if sink.full and mergeable:
+                if sink.is_over_high_water and mergeable:
                     # Meanwhile vLLM's collector merges what the engine says. Log probabilities it would keep, at
                     # several times the size of their documents.
-                    await sink.room()
+                    await sink.wait_writable()
 
     # Helpers.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from gateway.domain import LINE
+from gateway.domain import DIRECT_SINK
 from gateway.errors import Draining, SluiceError
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
@@ -125,8 +125,8 @@ class PeerProxy:
             # Half a response is out. Returning now makes the server break the connection without the final chunk.
             return
         except TimeoutError:
-            if LINE in scope:
-                scope[LINE].abort()
+            if DIRECT_SINK in scope:
+                scope[DIRECT_SINK].abort()
             return
         await send({"type": "http.response.body", "body": b""})
 

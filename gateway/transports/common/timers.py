@@ -18,7 +18,7 @@ Check = Callable[[float], float]
 """Told the time in monotonic seconds; does what is due and answers when to be asked again (infinity: never)."""
 
 
-class Pulse:
+class DeadlineTimer:
     """Asks every connection when it wants to be asked."""
 
     def __init__(self, clock: Clock) -> None:
@@ -72,4 +72,4 @@ class Pulse:
         self._arm()
 
 
-__all__ = ["Pulse"]
+__all__ = ["DeadlineTimer"]

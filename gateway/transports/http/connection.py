@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gateway.domain import ARRIVAL, LINE
+from gateway.domain import ARRIVAL, DIRECT_SINK
 from gateway.transports.http import socket_options
 from gateway.transports.http.incoming import Incoming
 
@@ -95,7 +95,7 @@ class Protocol(Incoming):
 
     # What apps find in the scope under `LINE`.
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether the body of a response that has been started can be added to, and the client keeps up."""
         cycle = self.cycle
         return (
@@ -162,4 +162,4 @@ class Protocol(Incoming):
         return self.transport.get_write_buffer_size() + len(self._piece)
 
 
-__all__ = ["ARRIVAL", "LINE", "Protocol"]
+__all__ = ["ARRIVAL", "DIRECT_SINK", "Protocol"]

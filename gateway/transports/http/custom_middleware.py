@@ -11,7 +11,7 @@ from typing import Any
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from gateway.errors import SettingsError
-from gateway.transports.http.responses import LINE
+from gateway.transports.http.responses import DIRECT_SINK
 
 
 def load(paths: Sequence[str]) -> list[Any]:
@@ -50,7 +50,7 @@ class _ThroughAsgi:
         self._app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        await self._app({name: value for name, value in scope.items() if name != LINE}, receive, send)
+        await self._app({name: value for name, value in scope.items() if name != DIRECT_SINK}, receive, send)
 
 
 __all__ = ["load", "wrap"]

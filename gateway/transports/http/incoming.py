@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from gateway.domain import ARRIVAL, LINE
+from gateway.domain import ARRIVAL, DIRECT_SINK
 from gateway.errors import ClientError, HeadersTooLarge, Overloaded, SluiceError
 from gateway.transports.http.body_budget import SMALL_BYTES, BodyBudget, BodyDeadline
 from gateway.transports.http.lingering_close import LATE_S, LINGER_BYTES, Closing
@@ -199,7 +199,7 @@ class Incoming(Closing):
             raise ValueError("fragment in the target")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[ARRIVAL] = self._head_began_s or self.loop.time()
-        scope[LINE] = self
+        scope[DIRECT_SINK] = self
         super().on_headers_complete()
         cycle = self.cycle
         cycle.transport = self._outlet  # type: ignore[assignment]

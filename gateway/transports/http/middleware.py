@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.bounded_text import log_defect
 from gateway.clock import Clock
-from gateway.domain import ARRIVAL, LINE, Caller, Cause, Instrumentation, RequestStats
+from gateway.domain import ARRIVAL, DIRECT_SINK, Caller, Cause, Instrumentation, RequestStats
 from gateway.errors import (
     BodyTooLarge,
     InternalError,
@@ -66,7 +66,7 @@ class Exchange:
     gone: bool = False
 
 
-class Guard:
+class Middleware:
     """The outermost ASGI app."""
 
     def __init__(
@@ -103,12 +103,12 @@ class Guard:
             # A copy: the server, too, looks at its own.
             scope = {**scope, "method": "GET"}
         scope[EXCHANGE] = exchange
-        outlet = _Outlet(exchange, send, self._closing)
+        outlet = _TrackedSend(exchange, send, self._closing)
         try:
             paths.check(scope)
             if verdict.refusal is not None:
                 raise verdict.refusal
-            inlet = _Inlet(receive, self._max_body_bytes, scope, outlet, self._instrumentation)
+            inlet = _LimitedReceive(receive, self._max_body_bytes, scope, outlet, self._instrumentation)
             await self._app(scope, inlet, outlet)
             if outlet.refusal is not None:
                 raise outlet.refusal
@@ -142,7 +142,7 @@ class Guard:
         )
         return Exchange(caller, RequestStats(caller, self._instrumentation), scope["path"], scope["method"])
 
-    async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _Outlet) -> None:
+    async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _TrackedSend) -> None:
         stats = exchange.stats
         stats.cause = stats.cause or cause_of(error, submitted=stats.submitted)
         outlet.refusal = None
@@ -222,7 +222,7 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
     )
 
 
-class _Inlet:
+class _LimitedReceive:
     """The request body, with its limit; the connection has others, and knows when one is passed."""
 
     def __init__(
@@ -230,14 +230,14 @@ class _Inlet:
         receive: Any,
         limit: int,
         scope: MutableMapping[str, Any],
-        outlet: _Outlet,
+        outlet: _TrackedSend,
         instrumentation: Instrumentation,
     ) -> None:
         self._instrumentation = instrumentation
         self._outlet = outlet
         self._receive = receive
         self._limit = limit
-        self._line = scope.get(LINE)
+        self._line = scope.get(DIRECT_SINK)
         self._seen = 0
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
@@ -270,7 +270,7 @@ class _Inlet:
         return error
 
 
-class _Outlet:
+class _TrackedSend:
     """The response: adds the request id to its headers, escapes line separators in its JSON, and remembers how far it
     got. While there is a refusal, what the app says about it is dropped: the guard will answer."""
 
@@ -363,4 +363,4 @@ def error_headers(error: SluiceError) -> dict[str, str]:
     return headers
 
 
-__all__ = ["ARRIVAL", "DETACHED", "EXCHANGE", "Exchange", "Guard", "error_headers", "with_cors"]
+__all__ = ["ARRIVAL", "DETACHED", "EXCHANGE", "Exchange", "Middleware", "error_headers", "with_cors"]

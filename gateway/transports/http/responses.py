@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
-from gateway.domain import LINE, Caller, Cause, Endpoint, Instrumentation
+from gateway.domain import DIRECT_SINK, Caller, Cause, Endpoint, Instrumentation
 from gateway.errors import DeadlineExceeded, InternalError, NotFound, SluiceError
 from gateway.protocols import sse
 from gateway.streamlog.base import Batch
@@ -26,7 +26,7 @@ from gateway.streams.reader import StreamReader
 from gateway.streams.registry import Registry
 from gateway.streams.stream import Stream
 from gateway.transports.common import request_options
-from gateway.transports.common.timers import Pulse
+from gateway.transports.common.timers import DeadlineTimer
 from gateway.transports.http.middleware import EXCHANGE, Exchange
 from gateway.transports.http.stream_tokens import StreamTokens
 
@@ -34,16 +34,16 @@ from gateway.transports.http.stream_tokens import StreamTokens
 _LOAD_FORMAT = "endpoint-load-metrics-format"
 
 
-class Line(Protocol):
+class DirectSink(Protocol):
     """What the server offers past ASGI. What is written to it would else pass four coroutines for every token."""
 
     body_error: SluiceError | None
     """Why no more of the request's body will come."""
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether a response has been started that can be added to, and the client keeps up."""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Add a piece to the response's body, in this turn of the loop; only while it is open."""
 
     def flush(self) -> None:
@@ -53,12 +53,12 @@ class Line(Protocol):
         """Break the connection at once, whatever is still in its buffers."""
 
 
-class _NoLine:
+class _NoDirectSink:
     """Where the server offers none."""
 
     body_error: SluiceError | None = None
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         return False
 
     def write(self, piece: bytes) -> None:
@@ -72,14 +72,14 @@ class _NoLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ConnectionTimeouts:
     """How a connection is kept and when it is given up; seconds of silence, and seconds that one send may take."""
 
     keepalive_s: float
     stall_timeout_s: float
 
 
-class Presence(AbstractAsyncContextManager["Presence"]):
+class DisconnectWatcher(AbstractAsyncContextManager["DisconnectWatcher"]):
     """A scope that is left with Left as soon as the client has gone, or when it is dropped.
 
     The request's body must have been read before. `excuse` ends the watch: after the last byte of a response, a
@@ -102,11 +102,11 @@ class Presence(AbstractAsyncContextManager["Presence"]):
         self._watch.cancel()
         self._cancel_scope.__exit__(kind, error, stack)
 
-    def excuse(self) -> None:
+    def disarm(self) -> None:
         """The last byte is on its way: nothing more will be sent that the client could miss."""
         self._excused = True
 
-    def drop(self, cause: Cause) -> None:
+    def disconnect(self, cause: Cause) -> None:
         """Let go of a client that is still there."""
         self._cancel_scope.end(ClientDisconnected(cause))
 
@@ -126,14 +126,19 @@ class Responder:
     """What all connections share."""
 
     def __init__(
-        self, registry: Registry, pace: Pace, clock: Clock, instrumentation: Instrumentation, tokens: StreamTokens
+        self,
+        registry: Registry,
+        pace: ConnectionTimeouts,
+        clock: Clock,
+        instrumentation: Instrumentation,
+        tokens: StreamTokens,
     ) -> None:
         self.registry = registry
         self.tokens = tokens
         self.pace = pace
         self.clock = clock
         self.instrumentation = instrumentation
-        self.pulse = Pulse(clock)
+        self.pulse = DeadlineTimer(clock)
 
     def headers(self, stream: Stream) -> list[tuple[bytes, bytes]]:
         """The headers of a stream's events."""
@@ -149,15 +154,15 @@ class Responder:
     ) -> None:
         """Answer with `stream` from event number `cursor` on. Raises Left if the client goes first."""
         exchange: Exchange = scope[EXCHANGE]
-        line: Line = scope.get(LINE) or _NoLine()
+        line: DirectSink = scope.get(DIRECT_SINK) or _NoDirectSink()
         try:
             # The reader outside: it has to see why the client's presence ended.
             with stream.read(cursor) as reader:
-                async with Presence(receive) as presence:
+                async with DisconnectWatcher(receive) as presence:
                     if stream.streaming:
-                        await Sender(self, exchange, presence, send, line, stream, reader).run()
+                        await SseResponse(self, exchange, presence, send, line, stream, reader).run()
                     else:
-                        await _whole(exchange, presence, send, reader, self.registry.load_report)
+                        await send_json(exchange, presence, send, reader, self.registry.load_report)
         except ClientDisconnected as left:
             if left.cause is Cause.CLIENT_STALLED:
                 # Closing would wait for the client to read what is in the buffers.
@@ -179,7 +184,9 @@ class Completions:
         stats.uses_engine = True
         wished = request_options.read(stats.caller.headers)
         body = await _read_in_time(receive, wished.timeout_s, stats.caller, self._responder.clock)
-        stream = await self._responder.registry.open_any(self._endpoint, body, stats, wished, Presence(receive))
+        stream = await self._responder.registry.open_any(
+            self._endpoint, body, stats, wished, DisconnectWatcher(receive)
+        )
         await self._responder.serve(scope, receive, send, stream, 0)
 
 
@@ -194,17 +201,17 @@ class Resume:
         instrumentation, caller = self._responder.instrumentation, exchange.caller
         try:
             stream = self._responder.registry.find(stream_id, caller)
-            if not stream.resumable:
+            if not stream.is_resumable:
                 raise NotFound(f"The request {stream_id!r} is not a resumable stream.", param="id")
             query = parse_qs(scope["query_string"].decode("latin-1"))
             cursor = sse.cursor(caller.headers.get("last-event-id"), query.get("starting_after", [None])[-1])
             if exchange.method == "HEAD":
                 # Reading would make an end of a grace, or of the stream.
-                stream.look(cursor)
+                stream.check_cursor(cursor)
                 await send({"type": "http.response.start", "status": 200, "headers": self._responder.headers(stream)})
                 await send({"type": "http.response.body", "body": b""})
                 return
-            if stream.read_out(cursor):
+            if stream.is_fully_read(cursor):
                 instrumentation.resumed("read_out")
                 await send({"type": "http.response.start", "status": 204, "headers": []})
                 await send({"type": "http.response.body", "body": b""})
@@ -219,16 +226,16 @@ class Resume:
         instrumentation.resumed("ok")
 
 
-class Sender:
+class SseResponse:
     """Writes one stream to one connection; the follower's outlet while that keeps up."""
 
     def __init__(
         self,
         responder: Responder,
         exchange: Exchange,
-        presence: Presence,
+        presence: DisconnectWatcher,
         send: Any,
-        line: Line,
+        line: DirectSink,
         stream: Stream,
         reader: StreamReader,
     ) -> None:
@@ -252,22 +259,22 @@ class Sender:
         pulse, pace = self._responder.pulse, self._responder.pace
         number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
         try:
-            while not await self._turn(await self._reader.take(self)):
+            while not await self._turn(await self._reader.next_batch(self)):
                 pass
         finally:
             pulse.leave(number)
 
     # `Outlet`.
 
-    def open(self) -> bool:
-        return self._settled and self._line.open()
+    def is_writable(self) -> bool:
+        return self._settled and self._line.is_writable()
 
-    def put(self, first: int, documents: list[bytes]) -> None:
+    def write(self, first: int, documents: list[bytes]) -> None:
         self._line.write(self._framed(first, documents))
         self._quiet_since_s = self._clock.now()
 
     def _framed(self, first: int, documents: list[bytes]) -> bytes:
-        return sse.numbered(documents, first) if self._stream.resumable else sse.events(documents)
+        return sse.numbered(documents, first) if self._stream.is_resumable else sse.events(documents)
 
     async def _turn(self, batch: Batch | None) -> bool:
         """Send one batch, or a sign of life; whether that was the end."""
@@ -283,9 +290,9 @@ class Sender:
             # Nothing has been sent: the failure can still be a real HTTP status. Not so to somebody who comes back:
             # what has been seen of this stream began with a 200.
             raise error
-        self._presence.excuse()
+        self._presence.disarm()
         await self._write(body, more=False)
-        if not self._stream.resumable:
+        if not self._stream.is_resumable:
             self._exchange.stats.cause = batch.ended.cause
         return True
 
@@ -315,24 +322,28 @@ class Sender:
             stuck_s = self._sending_since_s + pace.stall_timeout_s
             if now_s < stuck_s:
                 return stuck_s
-            self._presence.drop(Cause.CLIENT_STALLED)
+            self._presence.disconnect(Cause.CLIENT_STALLED)
             return math.inf
         # Compared as the sum that is answered below: a difference can be rounded to the other side of the limit, and
         # the pulse would ask again at the same moment, for ever.
         if now_s >= self._quiet_since_s + pace.keepalive_s:
-            self._reader.nudge()
+            self._reader.request_keepalive()
             return now_s + min(pace.keepalive_s, pace.stall_timeout_s)
         # A send that begins right now must be found when its time is up.
         return min(self._quiet_since_s + pace.keepalive_s, now_s + pace.stall_timeout_s)
 
 
-async def _whole(
-    exchange: Exchange, presence: Presence, send: Any, reader: StreamReader, load_report: Callable[[str], str | None]
+async def send_json(
+    exchange: Exchange,
+    presence: DisconnectWatcher,
+    send: Any,
+    reader: StreamReader,
+    load_report: Callable[[str], str | None],
 ) -> None:
     """One JSON document."""
     payload = b""
     while True:
-        batch = await reader.take()
+        batch = await reader.next_batch()
         if batch is None:
             continue
         if batch.documents:
@@ -352,7 +363,7 @@ async def _whole(
     ]
     if (kind := stats.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
         headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
-    presence.excuse()
+    presence.disarm()
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": payload})
 
@@ -383,4 +394,13 @@ async def read_body(receive: Any) -> bytes:
             return b"".join(parts)
 
 
-__all__ = ["LINE", "Completions", "Line", "Pace", "Presence", "Responder", "Resume", "read_body"]
+__all__ = [
+    "DIRECT_SINK",
+    "Completions",
+    "ConnectionTimeouts",
+    "DirectSink",
+    "DisconnectWatcher",
+    "Responder",
+    "Resume",
+    "read_body",
+]

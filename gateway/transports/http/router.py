@@ -25,7 +25,7 @@ from gateway.streams.registry import NoRoute, Registry
 from gateway.transports.common import request_options
 from gateway.transports.http import content_type, docs, paths
 from gateway.transports.http.middleware import EXCHANGE, Exchange, error_headers
-from gateway.transports.http.responses import Presence, Resume
+from gateway.transports.http.responses import DisconnectWatcher, Resume
 
 STREAMS = "/v1/streams"
 
@@ -128,7 +128,7 @@ class Dispatch:
                 # in a task group, whose cancellation passes over every task that is about to run: while tokens arrive
                 # faster than they are formatted each stream is one at each try, and would run on without its client.
                 scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": _NO_TASK_GROUP}}
-                async with Presence(partial(inbox.departure, scope[EXCHANGE])) as presence:
+                async with DisconnectWatcher(partial(inbox.departure, scope[EXCHANGE])) as presence:
                     await engine.http(scope, inbox, partial(_answer, inbox, presence, send))
         except NoRoute:
             base = paths.base_url(scope, stats.caller.headers, self._options().root_path)
@@ -139,12 +139,12 @@ class Dispatch:
 _NO_TASK_GROUP = "2.4"
 
 
-async def _answer(inbox: _Inbox, presence: Presence, send: Any, message: MutableMapping[str, Any]) -> None:
+async def _answer(inbox: _Inbox, presence: DisconnectWatcher, send: Any, message: MutableMapping[str, Any]) -> None:
     """Send; with the last byte of an answer the client may leave."""
     if message["type"] == "http.response.start":
         inbox.close()
     elif not message.get("more_body", False):
-        presence.excuse()
+        presence.disarm()
     await send(message)
 
 
@@ -200,7 +200,7 @@ class _Inbox:
         return message
 
 
-class _Arrival(Presence):
+class _Arrival(DisconnectWatcher):
     """A presence whose scope begins when the body is complete: nobody holds a seat while it arrives."""
 
     def __init__(self, inbox: _Inbox) -> None:

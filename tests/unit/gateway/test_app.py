@@ -139,7 +139,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
     await process.start()
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
-    engine.runs[0].say("be")
+    engine.runs[0].put_text("be")
     await settle()
     engine.death.set()
     await settle()
@@ -223,7 +223,7 @@ async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at
     await process.start()
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
-    engine.runs[0].say("a")
+    engine.runs[0].put_text("a")
     await settle()
     drain = asyncio.get_running_loop().create_task(process.sluice.drain(20))
     await settle()
@@ -274,7 +274,7 @@ async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
 
     assert not process.sluice.chats
 
-    engine.routes = {("POST", CHAT): Route.WORKS}
+    engine.routes = {("POST", CHAT): Route.USES_ENGINE}
 
     assert process.sluice.chats
 

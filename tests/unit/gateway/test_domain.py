@@ -46,7 +46,7 @@ def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -
     instrumentation = Recorder()
     stats = some_stats(instrumentation)
     for tokens, now_s in ((1, 5.0), (2, 5.5), (0, 9.0), (1, 6.5)):
-        stats.generated(tokens, now_s)
+        stats.add_tokens(tokens, now_s)
 
     assert (stats.completion_tokens, stats.first_token_s, stats.last_token_s) == (4, 5.0, 6.5)
     assert instrumentation.gaps == [0.5, 1.0]
@@ -55,7 +55,7 @@ def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -
 def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
     instrumentation = Recorder()
     stats = some_stats(instrumentation)
-    stats.generated(50, None)
+    stats.add_tokens(50, None)
 
     assert (stats.completion_tokens, stats.first_token_s, instrumentation.gaps) == (50, None, [])
 
@@ -64,7 +64,7 @@ def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
 def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
     instrumentation = Recorder()
     stats = some_stats(instrumentation)
-    stats.generated(5, None)
+    stats.add_tokens(5, None)
     stats.cause = cause
     stats.settle()
 
@@ -76,7 +76,7 @@ def test_what_a_request_has_cost_is_told_of_whoever_has_a_name(owner: str | None
     instrumentation = Recorder()
     stats = some_stats(instrumentation, owner)
     stats.prompt_tokens = 11
-    stats.generated(5, None)
+    stats.add_tokens(5, None)
     stats.cause = Cause.CANCELLED
     stats.settle()
 

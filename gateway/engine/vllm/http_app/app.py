@@ -58,7 +58,7 @@ def classify(app: Any, method: str, path: str) -> Route:
         generates = generates and not str(known.path).endswith(_NO_ENGINE_WORK)
         # SageMaker's library wraps the handler in one of its own.
         works = method == "POST" and (generates or known.path == "/invocations")
-        return Route.WORKS if works else Route.LIGHT
+        return Route.USES_ENGINE if works else Route.LIGHT
     return found
 
 

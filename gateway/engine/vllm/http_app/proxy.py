@@ -193,7 +193,7 @@ class _TokenCounter:
             new += tokens if self._kind == RequestOutputKind.DELTA else tokens - self._counted.get(choice.index, 0)
             self._counted[choice.index] = tokens
         whole = self._kind == RequestOutputKind.FINAL_ONLY
-        self._stats.generated(new, None if whole else self._clock.now())
+        self._stats.add_tokens(new, None if whole else self._clock.now())
 
 
 __all__ = ["CAPTURE", "AbortedByEngine", "EngineProxy", "Submission"]

@@ -70,7 +70,7 @@ class _Slot:
     tokenizer: Any
     token_ids: list[int]
     stats: Any
-    say: Callable[[str, int, float], None]
+    put_text: Callable[[str, int, float], None]
     text: str = ""
     count: int = 0
     """What has been taken and not said: text and tokens."""
@@ -93,7 +93,7 @@ class _Slot:
         """Say what has been taken."""
         if self.count:
             text, count, self.text, self.count = self.text, self.count, "", 0
-            self.say(text, count, now_s)
+            self.put_text(text, count, now_s)
 
 
 class PlainSteps:
@@ -135,7 +135,7 @@ class PlainSteps:
             and not state.streaming_input
             and not os.environ.get("VLLM_COMPUTE_NANS_IN_LOGITS")
         ):
-            state.sluice = _Slot(detokenizer, detokenizer.tokenizer, detokenizer.token_ids, state.stats, sink.say)
+            state.sluice = _Slot(detokenizer, detokenizer.tokenizer, detokenizer.token_ids, state.stats, sink.put_text)
 
     def express(self, outputs: Any) -> bool:
         """Take what a step adds to plain requests; whether that was all that it says. Otherwise the rest is left in it,
@@ -171,7 +171,7 @@ class PlainSteps:
                 slot.version = version
             text = slot.decode(token_ids)
             if at_once:
-                slot.say(text, count, now_s)
+                slot.put_text(text, count, now_s)
             else:
                 if not self._unsaid:
                     self._unsaid_since_s = now_s

@@ -91,7 +91,7 @@ async def test_a_start_is_not_waited_for() -> None:
 
     house = House(launch)
     with pytest.raises(NotReady):
-        await house.supervisor.soon()
+        await house.supervisor.wait_ready()
     await house.stop()
 
 
@@ -218,12 +218,12 @@ async def test_who_asks_for_the_engine_soon_waits_through_a_restart() -> None:
     house.engine.revive_takes_s = 20
     await settle()
 
-    assert await house.supervisor.soon() is house.engine
+    assert await house.supervisor.wait_ready() is house.engine
 
     house.engine.death.set()
     await settle()
     loop = asyncio.get_running_loop()
-    asking = [loop.create_task(house.supervisor.soon()) for _ in range(3)]
+    asking = [loop.create_task(house.supervisor.wait_ready()) for _ in range(3)]
     await asyncio.sleep(10)
     asking[0].cancel()
     await asyncio.sleep(9)
@@ -301,7 +301,7 @@ async def test_restarts_that_failed_count_too_and_those_who_wait_hear_the_end() 
     await settle()
     house.engine.death.set()
     await settle()
-    asking = asyncio.get_running_loop().create_task(house.supervisor.soon())
+    asking = asyncio.get_running_loop().create_task(house.supervisor.wait_ready())
     with pytest.raises(SettingsError, match="after 2 restarts"):
         await house.running
     with pytest.raises(EngineFailed, match="down"):
@@ -384,7 +384,7 @@ async def test_stopping_during_a_restart_lets_those_who_wait_go() -> None:
     await settle()
     house.engine.death.set()
     await settle()
-    asking = asyncio.get_running_loop().create_task(house.supervisor.soon())
+    asking = asyncio.get_running_loop().create_task(house.supervisor.wait_ready())
     await settle()
     await house.stop()
     with pytest.raises(Draining):

@@ -19,7 +19,7 @@ KINDS = pytest.mark.parametrize("keep_bytes", [None, 10_000])
 def test_a_fresh_log_is_empty(keep_bytes: int | None) -> None:
     log = MemoryLog(keep_bytes)
 
-    assert (log.keeps, log.last, log.size_bytes, log.read(0)) == (keep_bytes is not None, 0, 0, None)
+    assert (log.is_retaining, log.last, log.size_bytes, log.read(0)) == (keep_bytes is not None, 0, 0, None)
 
 
 @KINDS
@@ -137,14 +137,14 @@ def test_an_event_larger_than_the_limit_is_kept_all_the_same() -> None:
 def test_a_narrower_limit_holds_at_once() -> None:
     log = MemoryLog(1000)
     log.append([b"x" * 59] * 8)
-    log.keep(200)
+    log.set_limit(200)
 
     assert log.size_bytes <= 200
     assert log.read(7) == Batch(8, [b"x" * 59], None)
 
     plain = MemoryLog()
     plain.append([b"a", b"b"])
-    plain.keep(1)
+    plain.set_limit(1)
 
     assert plain.read(0) == Batch(1, [b"a", b"b"], None)
 
@@ -188,7 +188,7 @@ def test_packing_changes_nothing_that_can_be_read(batches: list[list[bytes]], da
         for one in (log, plain):
             one.append(documents)
         if data.draw(st.booleans()):
-            log.pack()
+            log.compress()
         assert log.last == plain.last
         if data.draw(st.booleans()):
             batch = log.read(cursor)
@@ -203,7 +203,7 @@ def test_packing_changes_nothing_that_can_be_read(batches: list[list[bytes]], da
 def test_a_log_that_keeps_is_not_packed() -> None:
     log = MemoryLog(10_000)
     log.append([b"a" * 1000])
-    log.pack()
+    log.compress()
 
     assert log.size_bytes == 1000 + OVERHEAD
     assert log.read(0) == Batch(1, [b"a" * 1000], None)

@@ -13,10 +13,10 @@ from gateway.streams.lifecycle import Lifecycle, Signal, State
 
 ALLOWED = {
     (State.QUEUED, Signal.START): State.RUNNING,
-    (State.RUNNING, Signal.PIECE): State.RUNNING,
-    (State.RUNNING, Signal.LOSE): State.RECOVERING,
-    (State.RECOVERING, Signal.PIECE): State.RECOVERING,
-    (State.RECOVERING, Signal.REGAIN): State.RUNNING,
+    (State.RUNNING, Signal.OUTPUT): State.RUNNING,
+    (State.RUNNING, Signal.ENGINE_LOST): State.RECOVERING,
+    (State.RECOVERING, Signal.OUTPUT): State.RECOVERING,
+    (State.RECOVERING, Signal.ENGINE_RECOVERED): State.RUNNING,
 }
 
 
@@ -25,7 +25,7 @@ def standing_in(state: State) -> Lifecycle:
     life = Lifecycle()
     ways: dict[State, tuple[Signal, ...]] = {
         State.RUNNING: (Signal.START,),
-        State.RECOVERING: (Signal.START, Signal.LOSE),
+        State.RECOVERING: (Signal.START, Signal.ENGINE_LOST),
     }
     for signal in ways.get(state, ()):
         assert life.step(signal)
@@ -84,10 +84,10 @@ def test_the_drawing_at_the_top_tells_the_truth() -> None:
     def above(column: int) -> str:
         return columns[max(start for start in columns if start <= column)]
 
-    drawn = set(re.findall(r"([A-Z]+) -+([A-Z]+)-+> [A-Z]+", top)) | {
-        (source, signal) for signal, source in re.findall(r"<-+([A-Z]+)-+ ([A-Z]+)", top)
+    drawn = set(re.findall(r"([A-Z]+) -+([A-Z_]+)-+> [A-Z]+", top)) | {
+        (source, signal) for signal, source in re.findall(r"<-+([A-Z_]+)-+ ([A-Z]+)", top)
     }
-    under = re.search(r"\\-+([A-Z]+)-+\^", below)
+    under = re.search(r"\\-+([A-Z_]+)-+\^", below)
     assert under is not None
     drawn.add((above(under.start()), under[1]))
 

@@ -93,8 +93,8 @@ class RecordingLog(MemoryLog):
     def through(self, document: bytes) -> int:
         assert not self.ends, "I3: nothing after the end"
         known = len(self.history)
-        number = super().through(document)
-        if not self.keeps:
+        number = super().append_delivered(document)
+        if not self.is_retaining:
             self.history.append(document)
         assert number == self.last == len(self.history) == known + 1, "I2: numbered without gaps"
         return number
@@ -268,11 +268,11 @@ class Machine(RuleBasedStateMachine):
         record.readers += 1
         record.unread_since_s = None
 
-    @precondition(lambda self: any(one.stream.resumable for one in self.records))
+    @precondition(lambda self: any(one.stream.is_resumable for one in self.records))
     @rule(number=PICK, cursor=PICK)
     def come_back(self, number: int, cursor: int) -> None:
         """To a resumable stream, live or kept, from anywhere in it."""
-        if (record := self.pick([one for one in self.records if one.stream.resumable], number)) is None:
+        if (record := self.pick([one for one in self.records if one.stream.is_resumable], number)) is None:
             return
         try:
             stream = self.harness.registry.find(record.stream.id, a_caller(record.owner))
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
             return
 
         async def read() -> None:
-            task = self.loop.create_task(reader.reader.take())
+            task = self.loop.create_task(reader.reader.next_batch())
             await settle()
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -309,7 +309,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.do(read())
         except Expired:
-            assert reader.record.stream.resumable
+            assert reader.record.stream.is_resumable
             self.leave(reader)
 
     @precondition(lambda self: self.readers)
@@ -328,7 +328,7 @@ class Machine(RuleBasedStateMachine):
         record.readers -= 1
         if record.live and not record.readers:
             record.unread_since_s = self.clock.now()
-            if not record.stream.resumable:
+            if not record.stream.is_resumable:
                 record.due.add(Cause.DISCONNECTED)
             elif record.stream.grace_s == 0:
                 record.due.add(Cause.CANCELLED)
@@ -371,7 +371,7 @@ class Machine(RuleBasedStateMachine):
 
         async def say() -> None:
             for text in texts:
-                run.say(text, 2)
+                run.put_text(text, 2)
 
         record.said += texts
         record.tokens += 2 * len(texts)
@@ -439,7 +439,7 @@ class Machine(RuleBasedStateMachine):
             return
 
         async def speak() -> None:
-            run.say("late", 5)
+            run.put_text("late", 5)
             run.document(b'"late"')
             run.end("later")
             run.fail(EngineFailed("Late."))
@@ -465,11 +465,11 @@ class Machine(RuleBasedStateMachine):
 
         async def lose() -> None:
             self.harness.switch.lose()
-            self.harness.registry.lost()
+            self.harness.registry.on_engine_lost()
 
         async def regain() -> None:
             self.harness.switch.regain()
-            self.harness.registry.regained()
+            self.harness.registry.on_engine_recovered()
 
         self.lost = not self.lost
         self.do(lose() if self.lost else regain())
@@ -553,7 +553,7 @@ class Machine(RuleBasedStateMachine):
     def _check_log(self, record: Record) -> None:
         writer, log = record.stream.writer, record.log
         assert log.ends == ([] if writer.ended is None else [writer.ended]), "I3: one end"
-        if log.keeps:
+        if log.is_retaining:
             assert log.size_bytes <= LIMITS.max_bytes or len(log._documents) == 1
             assert log._documents == log.history[log._start - 1 :], "I2: what is kept is what was appended"
         said = log.history[: len(log.history) - log.closing]
@@ -592,7 +592,7 @@ class Machine(RuleBasedStateMachine):
         endings = []
         for log in self.order:
             record = by_log[log]
-            if record.stream.resumable:
+            if record.stream.is_resumable:
                 cause = log.ends[0].cause
                 endings.append((cause, 0 if cause is Cause.COMPLETED else record.tokens))
         instrumentation = self.harness.instrumentation
@@ -610,7 +610,7 @@ class Machine(RuleBasedStateMachine):
 
     def _check_retention(self, now_s: float) -> None:
         retention = self.harness.registry._retention
-        ended = [log for log in self.order if log.keeps]
+        ended = [log for log in self.order if log.is_retaining]
         kept = [stream.writer.log for _, stream in retention._streams.values()]
         assert kept == ended[len(ended) - len(kept) :], "the oldest go first"
         assert retention.size_bytes == sum(log.size_bytes for log in kept)

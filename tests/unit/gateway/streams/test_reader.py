@@ -19,23 +19,23 @@ async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     writer.put(Delta("a", 1))
-    writer.seal()
+    writer.flush()
     writer.put(Delta("b", 1))
 
-    assert await reader.take() == Batch(1, [b"a", b"b"], None)
+    assert await reader.next_batch() == Batch(1, [b"a", b"b"], None)
     assert reader.cursor == 2
 
     writer.finish()
 
-    assert await reader.take() == Batch(3, [b"end"], DONE)
-    assert await reader.take() == Batch(4, [], DONE), "the end stays readable"
+    assert await reader.next_batch() == Batch(3, [b"end"], DONE)
+    assert await reader.next_batch() == Batch(4, [], DONE), "the end stays readable"
 
 
 @in_virtual_time
 async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_turn() -> None:
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
     writer.put(Delta("b", 1))
@@ -49,9 +49,9 @@ async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
     for _ in range(2):
-        reading = asyncio.get_running_loop().create_task(reader.take())
+        reading = asyncio.get_running_loop().create_task(reader.next_batch())
         await settle()
-        reader.nudge()
+        reader.request_keepalive()
 
         assert await reading is None
 
@@ -62,14 +62,14 @@ async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
 async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
-    reader.nudge()
+    reader.request_keepalive()
     writer.put(Delta("a", 1))
 
     assert await reading == Batch(1, [b"a"], None)
 
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
 
     assert not reading.done()
@@ -82,8 +82,8 @@ async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
 async def test_nobody_waits_nobody_is_nudged() -> None:
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
-    reader.nudge()
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reader.request_keepalive()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
 
     assert not reading.done()
@@ -97,7 +97,7 @@ async def test_a_token_that_adds_no_text_is_no_news() -> None:
     """Otherwise a reader would be sent a keep-alive for every piece of a character."""
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     for _ in range(3):
         writer.put(Delta("", 1))
         await settle()
@@ -117,14 +117,14 @@ async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own
     slow, fast = StreamReader(writer, 0), StreamReader(writer, 0)
     writer.put(Delta("a", 1))
 
-    assert await fast.take() == Batch(1, [b"a"], None)
+    assert await fast.next_batch() == Batch(1, [b"a"], None)
 
     writer.put(Delta("b", 1))
 
-    assert await fast.take() == Batch(2, [b"b"], None)
-    assert await slow.take() == Batch(1, [b"a", b"b"], None)
+    assert await fast.next_batch() == Batch(2, [b"b"], None)
+    assert await slow.next_batch() == Batch(1, [b"a", b"b"], None)
 
-    reading = [asyncio.get_running_loop().create_task(one.take()) for one in (slow, fast)]
+    reading = [asyncio.get_running_loop().create_task(one.next_batch()) for one in (slow, fast)]
     await settle()
     writer.finish()
 
@@ -137,16 +137,16 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
     reader = StreamReader(writer, 0)
     for _ in range(20):
         writer.put(Delta("x" * 50, 1))
-        writer.seal()
+        writer.flush()
     for _ in range(2):
         with pytest.raises(Expired):
-            await reader.take()
+            await reader.next_batch()
 
     assert reader.cursor == 0
 
     fresh = StreamReader(writer, 19)
 
-    assert await fresh.take() == Batch(20, [b"x" * 50], None)
+    assert await fresh.next_batch() == Batch(20, [b"x" * 50], None)
 
     writer.finish()
 
@@ -155,11 +155,11 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
 async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
     writer = await WriterHarness().running(keep_bytes=300)
     reader = StreamReader(writer, 0)
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     for _ in range(20):
         writer.put(Delta("x" * 50, 1))
-        writer.seal()
+        writer.flush()
     with pytest.raises(Expired):
         await reading
     writer.finish()
@@ -169,14 +169,14 @@ async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes(
 async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
     writer = await WriterHarness().running()
     reader = StreamReader(writer, 0)
-    reading = asyncio.get_running_loop().create_task(reader.take())
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
 
-    assert await reader.take() == Batch(1, [b"a"], None)
+    assert await reader.next_batch() == Batch(1, [b"a"], None)
 
     reader.close()
     writer.finish()
@@ -193,7 +193,7 @@ async def test_a_closed_follower_is_left_alone() -> None:
     writer.finish()
 
 
-class FinishedStreams:
+class FakeSink:
     """An outlet that can be shut, and that can break."""
 
     def __init__(self) -> None:
@@ -201,10 +201,10 @@ class FinishedStreams:
         self.shut = False
         self.broken = False
 
-    def open(self) -> bool:
+    def is_writable(self) -> bool:
         return not self.shut
 
-    def put(self, first: int, documents: list[bytes]) -> None:
+    def write(self, first: int, documents: list[bytes]) -> None:
         if self.broken:
             raise OSError("broken")
         self.batches.append(Batch(first, documents, None))
@@ -213,23 +213,23 @@ class FinishedStreams:
 @in_virtual_time
 async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reader, outlet = StreamReader(writer, 0), FakeSink()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
     writer.put(Delta("a", 1))
 
     assert outlet.batches == [], "more may come in this turn"
 
     await settle()
-    writer.say("b", 1, clock().now())
-    writer.say("", 1, clock().now())
-    writer.say("c", 1, clock().now())
+    writer.put_text("b", 1, clock().now())
+    writer.put_text("", 1, clock().now())
+    writer.put_text("c", 1, clock().now())
 
     assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)], "within the call"
 
     writer.put(Delta("d", 1))
     # What comes behind something that waits waits, too.
-    writer.say("e", 1, clock().now())
+    writer.put_text("e", 1, clock().now())
 
     assert len(outlet.batches) == 3
 
@@ -246,16 +246,16 @@ async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> 
 @in_virtual_time
 async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
     writer = await WriterHarness().running(keep_bytes=1000)
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reader, outlet = StreamReader(writer, 0), FakeSink()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
     writer.put(Delta("a", 1))
     await settle()
     late = StreamReader(writer, 0)
-    writer.say("b", 1, clock().now())
+    writer.put_text("b", 1, clock().now())
     await settle()
     late.close()
-    writer.say("c", 1, clock().now())
+    writer.put_text("c", 1, clock().now())
 
     assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)]
     assert StreamReader(writer, 0)._read() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
@@ -269,10 +269,10 @@ async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
     """It has come back to an older event, and its own task has not run yet."""
     writer = await WriterHarness().running(keep_bytes=1000)
     writer.put(Delta("a", 1))
-    writer.seal()
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
-    writer.say("b", 1, clock().now())
+    writer.flush()
+    reader, outlet = StreamReader(writer, 0), FakeSink()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    writer.put_text("b", 1, clock().now())
 
     assert outlet.batches == []
     assert await reading == Batch(1, [b"a", b"b"], None)
@@ -283,8 +283,8 @@ async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
 @in_virtual_time
 async def test_a_shut_outlet_wakes_whoever_waits() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reader, outlet = StreamReader(writer, 0), FakeSink()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
     writer.put(Delta("a", 1))
     # Between the news and the turn in which they would have gone.
@@ -292,9 +292,9 @@ async def test_a_shut_outlet_wakes_whoever_waits() -> None:
 
     assert await reading == Batch(1, [b"a"], None)
 
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
-    writer.say("b", 1, clock().now())
+    writer.put_text("b", 1, clock().now())
 
     assert await reading == Batch(2, [b"b"], None)
     assert outlet.batches == []
@@ -305,9 +305,9 @@ async def test_a_shut_outlet_wakes_whoever_waits() -> None:
 @in_virtual_time
 async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
+    reader, outlet = StreamReader(writer, 0), FakeSink()
     outlet.broken = True
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
     writer.put(Delta("a", 1))
 
@@ -316,9 +316,9 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
 
     assert writer.ended is None
 
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
-    writer.say("b", 1, clock().now())
+    writer.put_text("b", 1, clock().now())
 
     with pytest.raises(OSError, match="broken"):
         await reading
@@ -332,17 +332,17 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
 @in_virtual_time
 async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FinishedStreams()
-    reading = asyncio.get_running_loop().create_task(reader.take(outlet))
+    reader, outlet = StreamReader(writer, 0), FakeSink()
+    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
     await settle()
     writer.put(Delta("a", 1))
     reading.cancel()
     await settle()
-    writer.say("b", 1, clock().now())
+    writer.put_text("b", 1, clock().now())
     await settle()
 
     assert outlet.batches == []
-    assert await reader.take() == Batch(1, [b"ab"], None)
+    assert await reader.next_batch() == Batch(1, [b"ab"], None)
 
     reader.close()
     writer.finish()

@@ -213,11 +213,11 @@ async def test_a_request_whose_reader_leaves_before_it_runs_leaves_nothing_behin
         await settle()
 
         assert harness.gate.taken == 1
-    assert stream.walk is not None
-    await asyncio.wait((stream.walk,))
+    assert stream.start_task is not None
+    await asyncio.wait((stream.start_task,))
 
     assert harness.at_rest
-    assert stream.walk.cancelled()
+    assert stream.start_task.cancelled()
     assert not any(run.live for run in harness.engine.runs)
 
 
@@ -243,8 +243,8 @@ async def test_a_request_cancelled_in_the_very_turn_in_which_it_gets_on_leaves_n
     else:
         hold.set()
     harness.registry.cancel(stream.id, a_caller())
-    assert stream.walk is not None
-    await asyncio.wait((stream.walk,))
+    assert stream.start_task is not None
+    await asyncio.wait((stream.start_task,))
 
     assert cause(stream) is Cause.CANCELLED
     assert harness.at_rest
@@ -335,11 +335,11 @@ async def test_live_streams_recover_with_their_engine() -> None:
     streams = [harness.open(), harness.open(grace_s=5.0)]
     queued = harness.open()
     await settle()
-    harness.registry.lost()
+    harness.registry.on_engine_lost()
 
     assert [stream.status for stream in (*streams, queued)] == ["recovering", "recovering", "queued"]
 
-    harness.registry.regained()
+    harness.registry.on_engine_recovered()
 
     assert [stream.status for stream in (*streams, queued)] == ["running", "running", "queued"]
 
@@ -359,7 +359,7 @@ async def test_a_deadline_counts_over_everything_and_is_capped(
     harness = StreamHarness()
     stream = harness.open(timeout_s=asked_s)
     await settle()
-    harness.engine.runs[0].say("a", 3)
+    harness.engine.runs[0].put_text("a", 3)
     await asyncio.sleep(after_s - 0.1)
 
     assert cause(stream) is None
@@ -426,8 +426,8 @@ async def test_a_finished_resumable_stream_can_be_read_for_its_retention_and_is_
     harness = StreamHarness()
     stream = harness.open(grace_s=10)
     await settle()
-    harness.engine.runs[0].say("a")
-    stream.writer.seal()
+    harness.engine.runs[0].put_text("a")
+    stream.writer.flush()
     harness.engine.runs[0].end("b")
     documents, _ = await read_all(stream)
     await asyncio.sleep(49)
@@ -499,8 +499,8 @@ async def test_a_status_tells_where_a_request_is() -> None:
     assert harness.registry.status(stream.id, a_caller()) == Status(stream.id, "queued", True, 0, 0, 0)
 
     await settle()
-    harness.engine.runs[0].say("a", 2)
-    stream.writer.seal()
+    harness.engine.runs[0].put_text("a", 2)
+    stream.writer.flush()
 
     assert harness.registry.status(stream.id, a_caller()) == Status(stream.id, "running", True, 2, 7, 2)
 
@@ -515,7 +515,7 @@ async def test_cancelling_by_id_tells_the_final_count_and_frees_everything_at_on
     stream = harness.open(owner="ann")
     following = start_reading(stream)
     await settle()
-    harness.engine.runs[0].say("Hi", 3)
+    harness.engine.runs[0].put_text("Hi", 3)
     status = harness.registry.cancel(stream.id, a_caller("ann"))
 
     assert status == Status(stream.id, "cancelled", False, 4, 7, 3)
@@ -573,7 +573,7 @@ async def test_the_ending_of_a_resumable_stream_is_counted_when_it_comes_and_onc
         stream = harness.open(grace_s=10)
         with stream.read():
             await settle()
-            harness.run_of(stream).say("a", 2)
+            harness.run_of(stream).put_text("a", 2)
         if act == "end":
             harness.run_of(stream).end("b")
         elif act == "cancel":
@@ -600,7 +600,7 @@ async def test_grace_is_capped(asked_s: float, grace_s: float) -> None:
     harness = StreamHarness()
     stream = harness.open(grace_s=asked_s)
 
-    assert (stream.grace_s, stream.resumable, stream.writer.log.keeps) == (grace_s, True, True)
+    assert (stream.grace_s, stream.is_resumable, stream.writer.log.is_retaining) == (grace_s, True, True)
 
     harness.registry.end_all()
 
@@ -610,7 +610,11 @@ async def test_a_whole_answer_has_no_events_to_come_back_for() -> None:
     harness = StreamHarness()
     stream = harness.open(grace_s=7, stream=False)
 
-    assert (stream.resumable, stream.writer.log.keeps, stream.writer.stats.is_resumable) == (False, False, False)
+    assert (stream.is_resumable, stream.writer.log.is_retaining, stream.writer.stats.is_resumable) == (
+        False,
+        False,
+        False,
+    )
 
     harness.registry.end_all()
 
@@ -621,8 +625,8 @@ async def test_another_resumable_stream_is_refused_where_its_events_may_find_no_
     harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=15_000))
     stream = harness.open(grace_s=10)
     await settle()
-    harness.engine.runs[0].say("x" * 6000)
-    stream.writer.seal()
+    harness.engine.runs[0].put_text("x" * 6000)
+    stream.writer.flush()
     with pytest.raises(Overloaded, match="no room for another resumable stream") as caught:
         harness.open(grace_s=10)
 
@@ -656,7 +660,7 @@ async def test_finished_streams_make_room_for_live_ones_oldest_first() -> None:
 async def test_one_stream_may_keep_all_there_is() -> None:
     harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=10_000))
 
-    assert harness.open(grace_s=10).resumable
+    assert harness.open(grace_s=10).is_resumable
 
     harness.registry.end_all()
 
@@ -670,8 +674,8 @@ async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() ->
     await settle()
     for _ in range(20):
         for stream in streams:
-            harness.run_of(stream).say("x" * 100)
-            stream.writer.seal()
+            harness.run_of(stream).put_text("x" * 100)
+            stream.writer.flush()
 
             assert harness.registry.kept_bytes <= 20_000
 
@@ -680,8 +684,8 @@ async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() ->
     for stream in streams[1:]:
         stream.writer.cancel(Cancelled("gone"))
     for _ in range(50):
-        harness.run_of(streams[0]).say("x" * 100)
-        streams[0].writer.seal()
+        harness.run_of(streams[0]).put_text("x" * 100)
+        streams[0].writer.flush()
 
     assert streams[0].writer.log.size_bytes > 7_000, "who is left has all that one may have"
 
@@ -693,7 +697,7 @@ async def test_streams_that_grow_after_they_were_let_in_share_what_there_is() ->
 
 def with_mounted_app(max_concurrent: int = 2) -> StreamHarness:
     harness = StreamHarness(max_concurrent=max_concurrent)
-    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
     return harness
 
 

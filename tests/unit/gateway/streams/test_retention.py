@@ -169,9 +169,9 @@ async def test_what_a_stream_weighs_does_not_change_on_the_shelf() -> None:
     stream = ended("a", 100)
     retention.put(stream, 0)
     with stream.read() as reader:
-        await reader.take()
+        await reader.next_batch()
     stream.writer.put(Delta("late", 1))
-    stream.writer.seal()
+    stream.writer.flush()
 
     assert retention.size_bytes == 100 + AROUND
 

@@ -34,14 +34,14 @@ async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
     stream.writer.start(None)
     stream.writer.stats.submitted = True
     told.append(stream.status)
-    stream.writer.lose()
+    stream.writer.on_engine_lost()
     told.append(stream.status)
     stream.writer.fail(EngineFailed("Down."))
     told.append(stream.status)
 
     assert told == ["queued", "running", "recovering", "engine_failed"]
     assert stream.id == "chatcmpl-1"
-    assert not stream.resumable
+    assert not stream.is_resumable
 
 
 @in_virtual_time
@@ -81,7 +81,7 @@ async def test_a_stream_that_ended_while_it_was_read_keeps_its_ending() -> None:
         with stream.read() as reader:
             stream.writer.put(Delta("a", 1, "stop"))
 
-            assert await reader.take() == Batch(1, [b"a", b"end"], Ended(Cause.COMPLETED))
+            assert await reader.next_batch() == Batch(1, [b"a", b"end"], Ended(Cause.COMPLETED))
 
         assert cause(stream.writer) is Cause.COMPLETED
 
@@ -154,10 +154,10 @@ async def test_several_readers_see_the_same_events() -> None:
     writer = stream.writer
     with stream.read() as ann:
         writer.put(Delta("a", 1))
-        first = await ann.take()
+        first = await ann.next_batch()
         with stream.read() as bob, stream.read(1) as eve:
             writer.put(Delta("b", 1, "stop"))
-            batches = [await one.take() for one in (ann, bob, eve)]
+            batches = [await one.next_batch() for one in (ann, bob, eve)]
 
     assert first == Batch(1, [b"a"], None)
     assert [batch and (batch.first, batch.documents) for batch in batches] == [
@@ -179,7 +179,7 @@ async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing()
         assert (caught.value.status, caught.value.param) == (400, "Last-Event-ID")
 
     with stream.read() as reader:
-        await reader.take()
+        await reader.next_batch()
         with pytest.raises(ClientError, match="the newest has number 1"), stream.read(2):
             raise AssertionError
         with stream.read(1):
@@ -197,13 +197,13 @@ async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ende
     stream = await resumable()
     writer = stream.writer
     writer.put(Delta("a", 1))
-    writer.seal()
+    writer.flush()
 
-    assert not stream.read_out(1), "there is more to come"
+    assert not stream.is_fully_read(1), "there is more to come"
 
     writer.finish()
 
-    assert [stream.read_out(cursor) for cursor in (0, 1, 2, 3)] == [False, False, True, False]
+    assert [stream.is_fully_read(cursor) for cursor in (0, 1, 2, 3)] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ async def test_a_stream_that_is_settled_waits_for_nothing_any_more() -> None:
     with stream.read():
         pass
     stream.writer.finish()
-    stream.settle()
+    stream.on_ended()
     await asyncio.sleep(100)
 
     assert cause(stream.writer) is Cause.COMPLETED
@@ -255,9 +255,9 @@ async def walking(stream: Stream) -> asyncio.Task[None]:
     async def walk() -> None:
         await asyncio.sleep(50)
 
-    stream.walk = asyncio.get_running_loop().create_task(walk())
+    stream.start_task = asyncio.get_running_loop().create_task(walk())
     await settle()
-    return stream.walk
+    return stream.start_task
 
 
 @in_virtual_time
@@ -265,7 +265,7 @@ async def test_settling_a_stream_that_failed_stops_its_way_to_the_engine() -> No
     stream = await plain()
     walk = await walking(stream)
     stream.writer.fail(EngineFailed("Down."))
-    stream.settle()
+    stream.on_ended()
     await settle()
 
     assert walk.cancelled()
@@ -277,7 +277,7 @@ async def test_settling_a_stream_that_is_complete_lets_its_handle_come() -> None
     stream = await plain()
     walk = await walking(stream)
     stream.writer.finish()
-    stream.settle()
+    stream.on_ended()
     await walk
 
     assert not walk.cancelled()
@@ -289,8 +289,8 @@ async def test_settling_from_the_way_itself_does_not_cancel_it() -> None:
 
     async def walk() -> None:
         stream.writer.fail(EngineFailed("Down."))
-        stream.settle()
+        stream.on_ended()
         await asyncio.sleep(1)
 
-    stream.walk = asyncio.get_running_loop().create_task(walk())
-    await stream.walk
+    stream.start_task = asyncio.get_running_loop().create_task(walk())
+    await stream.start_task

@@ -13,7 +13,7 @@ from gateway.errors import Cancelled, EngineFailed
 from gateway.streamlog.base import Ended
 from gateway.streams.lifecycle import State
 from gateway.streams.writer import StreamWriter
-from tests.support.engine import a_frame
+from tests.support.engine import chunk_template
 from tests.support.harness import Handle, WriterHarness, documents
 from tests.support.time import clock, in_virtual_time, run, settle
 
@@ -27,7 +27,7 @@ async def test_pieces_become_events_in_order_and_a_finish_reason_ends_the_stream
     writer = await harness.running(keep_bytes)
     for piece in (Delta("a", 1), Delta("b", 2), Delta("c", 1, "stop")):
         writer.put(piece)
-        writer.seal()
+        writer.flush()
 
     assert documents(writer) == [b"a", b"b", b"c", b"end"]
     assert writer.ended == Ended(Cause.COMPLETED)
@@ -46,7 +46,7 @@ async def test_what_piles_up_leaves_as_one_and_is_counted() -> None:
     assert harness.instrumentation.spared == [2]
 
     writer.put(Delta("d", 1))
-    writer.seal()
+    writer.flush()
     writer.finish()
 
     assert harness.instrumentation.spared == [2], "one by itself is nobody's companion"
@@ -80,7 +80,7 @@ async def test_a_whole_answer_has_no_documents_that_end_it() -> None:
 async def test_the_frame_of_the_start_says_how_pieces_are_written() -> None:
     harness = WriterHarness()
     writer = harness.queued()
-    writer.start(a_frame())
+    writer.start(chunk_template())
     writer.put(Delta("a", 1))
 
     assert documents(writer) == [b"<a>"]
@@ -197,12 +197,12 @@ async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told()
 async def test_a_stream_goes_on_with_the_next_engine() -> None:
     writer = await WriterHarness().running()
     writer.put(Delta("a", 1))
-    writer.lose()
+    writer.on_engine_lost()
     writer.put(Delta("b", 1))
 
     assert writer.state is State.RECOVERING
 
-    writer.regain()
+    writer.on_engine_recovered()
     writer.put(Delta("c", 1, "stop"))
 
     assert documents(writer) == [b"abc", b"end"]
@@ -211,11 +211,11 @@ async def test_a_stream_goes_on_with_the_next_engine() -> None:
 @in_virtual_time
 async def test_a_stream_at_the_gate_has_no_engine_to_lose() -> None:
     writer = WriterHarness().queued()
-    writer.lose()
+    writer.on_engine_lost()
 
     assert writer.state is State.QUEUED
 
-    writer.regain()
+    writer.on_engine_recovered()
 
     assert writer.state is State.QUEUED
 
@@ -245,10 +245,10 @@ class Sleeper:
     def wake(self) -> None:
         self._woken.append(self._name)
 
-    def ready(self, last: int) -> bool:
+    def is_caught_up(self, last: int) -> bool:
         return False
 
-    def pass_on(self, number: int, document: bytes) -> None:
+    def deliver(self, number: int, document: bytes) -> None:
         raise AssertionError
 
 
@@ -257,14 +257,14 @@ async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stop
     writer = await WriterHarness().running()
     woken: list[str] = []
     ann, bob = (Sleeper(name, woken) for name in ("ann", "bob"))
-    writer.watch(ann)
-    writer.watch(bob)
+    writer.add_reader(ann)
+    writer.add_reader(bob)
     writer.put(Delta("a", 1))
 
     assert woken == ["ann", "bob"]
 
-    writer.unwatch(ann)
-    writer.say("b", 1, clock().now())
+    writer.remove_reader(ann)
+    writer.put_text("b", 1, clock().now())
     writer.finish()
 
     assert woken[2:] == ["bob", "bob"]
@@ -312,27 +312,27 @@ async def test_a_formatter_waits_while_its_documents_pile_up_unread() -> None:
         for _ in range(50):
             writer.put(Chunk(b"x" * 1024))
             written += 1
-            if writer.full:
-                await writer.room()
+            if writer.is_over_high_water:
+                await writer.wait_writable()
         writer.finish()
 
     task = asyncio.get_running_loop().create_task(format_())
     await settle()
 
-    assert (writer.full, written) == (True, 17), "16 KiB, and the one that was too many"
+    assert (writer.is_over_high_water, written) == (True, 17), "16 KiB, and the one that was too many"
 
     await asyncio.sleep(100)
 
     assert written == 17
 
-    writer.seal()
+    writer.flush()
     await settle()
 
     assert written == 34
 
-    writer.seal()
+    writer.flush()
     await settle()
-    writer.seal()
+    writer.flush()
     await task
 
     assert writer.log.last == 51
@@ -345,7 +345,7 @@ async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
     for _ in range(100):
         writer.put(Chunk(b"x" * 1024))
 
-        assert not writer.full
+        assert not writer.is_over_high_water
 
     writer.finish()
 
@@ -356,11 +356,11 @@ async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
 async def test_a_formatter_that_waits_hears_of_the_end() -> None:
     writer = await WriterHarness(clock()).running()
     writer.put(Chunk(b"x" * 18_000))
-    task = asyncio.get_running_loop().create_task(writer.room())
+    task = asyncio.get_running_loop().create_task(writer.wait_writable())
     await settle()
     writer.cancel(Cancelled("By its id."))
     await task
-    await writer.room()
+    await writer.wait_writable()
 
     assert writer.log.last == 2
 
@@ -369,11 +369,11 @@ async def test_a_formatter_that_waits_hears_of_the_end() -> None:
 async def test_a_formatter_that_is_cancelled_while_it_waits_is_no_hindrance() -> None:
     writer = await WriterHarness(clock()).running()
     writer.put(Chunk(b"x" * 18_000))
-    task = asyncio.get_running_loop().create_task(writer.room())
+    task = asyncio.get_running_loop().create_task(writer.wait_writable())
     await settle()
     task.cancel()
     await settle()
-    writer.seal()
+    writer.flush()
     writer.finish()
 
     assert task.cancelled()
@@ -389,9 +389,9 @@ ACTS: dict[str, Callable[[StreamWriter, Handle], Any]] = {
     "finish": lambda writer, _: writer.finish(),
     "fail": lambda writer, _: writer.fail(EngineFailed("Down.")),
     "cancel": lambda writer, _: writer.cancel(Cancelled("By its id.")),
-    "seal": lambda writer, _: writer.seal(),
-    "lose": lambda writer, _: writer.lose(),
-    "regain": lambda writer, _: writer.regain(),
+    "seal": lambda writer, _: writer.flush(),
+    "lose": lambda writer, _: writer.on_engine_lost(),
+    "regain": lambda writer, _: writer.on_engine_recovered(),
 }
 
 

@@ -217,7 +217,7 @@ async def test_a_client_that_does_not_read_costs_little_and_is_let_go() -> None:
 
     async with Sibling(script) as sibling:
         app = relay(sibling.place, stall_timeout_s=0.3)
-        client = Client(app, "GET", f"/v1/streams/{THEIRS}", line=True)
+        client = Client(app, "GET", f"/v1/streams/{THEIRS}", direct_sink=True)
         while len(client.messages) < 3:
             await asyncio.sleep(0)
         client.reading.clear()

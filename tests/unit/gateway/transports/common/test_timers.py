@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.transports.common.timers import Pulse
+from gateway.transports.common.timers import DeadlineTimer
 from tests.support.time import clock, in_virtual_time
 
 
@@ -34,7 +34,7 @@ def timers() -> int:
 
 @in_virtual_time
 async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
-    pulse, began = Pulse(clock()), clock().now()
+    pulse, began = DeadlineTimer(clock()), clock().now()
     slow, fast = every(10), every(3)
     pulse.join(slow.check, began + 10)
     pulse.join(fast.check, began + 1)
@@ -46,7 +46,7 @@ async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
 
 @in_virtual_time
 async def test_one_that_is_due_already_is_asked_in_the_next_turn() -> None:
-    pulse, late = Pulse(clock()), every(100)
+    pulse, late = DeadlineTimer(clock()), every(100)
     began = clock().now()
     pulse.join(late.check, began - 5)
     await asyncio.sleep(1)
@@ -56,7 +56,7 @@ async def test_one_that_is_due_already_is_asked_in_the_next_turn() -> None:
 
 @in_virtual_time
 async def test_thousands_of_connections_share_one_timer() -> None:
-    pulse, began = Pulse(clock()), clock().now()
+    pulse, began = DeadlineTimer(clock()), clock().now()
     connections = [every(15) for _ in range(5000)]
     most = 0
     for number, connection in enumerate(connections):
@@ -75,7 +75,7 @@ async def test_thousands_of_connections_share_one_timer() -> None:
 
 @in_virtual_time
 async def test_one_that_has_left_is_asked_no_more() -> None:
-    pulse, began = Pulse(clock()), clock().now()
+    pulse, began = DeadlineTimer(clock()), clock().now()
     stays, goes = every(5), every(5)
     pulse.join(stays.check, began + 5)
     number = pulse.join(goes.check, began + 5)
@@ -92,7 +92,7 @@ async def test_one_that_has_left_is_asked_no_more() -> None:
 
 @in_virtual_time
 async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_leaves() -> None:
-    pulse, began = Pulse(clock()), clock().now()
+    pulse, began = DeadlineTimer(clock()), clock().now()
     stuck = Connection(lambda _: math.inf)
     number = pulse.join(stuck.check, began + 5)
     await asyncio.sleep(100)
@@ -107,7 +107,7 @@ async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_
 
 @in_virtual_time
 async def test_after_one_that_is_given_up_others_are_asked() -> None:
-    pulse, began = Pulse(clock()), clock().now()
+    pulse, began = DeadlineTimer(clock()), clock().now()
     pulse.join(Connection(lambda _: math.inf).check, began + 5)
     await asyncio.sleep(6)
     other = every(5)
@@ -120,7 +120,7 @@ async def test_after_one_that_is_given_up_others_are_asked() -> None:
 @in_virtual_time
 async def test_connections_that_come_and_go_leave_nothing_behind() -> None:
     """A short stream is gone long before its first question; its entry must not stay for the rest of the period."""
-    pulse = Pulse(clock())
+    pulse = DeadlineTimer(clock())
     most = 0
     for _ in range(10_000):
         pulse.leave(pulse.join(every(15).check, clock().now() + 15))

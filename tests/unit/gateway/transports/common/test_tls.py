@@ -17,7 +17,7 @@ from gateway.settings import Server, Settings, Tls
 from gateway.transports.common.listeners import bind, bind_unix
 from gateway.transports.common.tls import Certificates, Files, load
 from gateway.transports.http.connection import Protocol
-from gateway.transports.http.responses import LINE, read_body
+from gateway.transports.http.responses import DIRECT_SINK, read_body
 from tests.support.certificates import Authority, serial
 from tests.support.server import poll
 from tests.support.threaded_server import Live
@@ -31,11 +31,11 @@ async def streaming(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"x-scheme", scope["scheme"].encode())]})
     await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
     for _ in range(100):
-        if scope[LINE].open():
-            scope[LINE].write(PIECE)
+        if scope[DIRECT_SINK].is_writable():
+            scope[DIRECT_SINK].write(PIECE)
         else:
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
-    scope[LINE].flush()
+    scope[DIRECT_SINK].flush()
     await send({"type": "http.response.body", "body": b" end"})
 
 

@@ -18,7 +18,7 @@ CLIENT = {"Authorization": "Bearer sk-ann"}
 OPERATOR = {"Authorization": "Bearer sk-root"}
 LOCAL = Sites.of("127.0.0.1", True, (), ())
 # What the engine has: for clients, and for operators.
-CLIENTS = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+CLIENTS = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
 OPERATORS = {
     ("POST", "/scale_elastic_ep"): Route.OPERATOR,
     ("POST", "/sleep"): Route.OPERATOR,

@@ -33,7 +33,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 def make_harness(**options: Any) -> HttpHarness:
     made = HttpHarness(**options)
-    made.engine.routes["POST", MOUNTED] = Route.WORKS
+    made.engine.routes["POST", MOUNTED] = Route.USES_ENGINE
     made.engine.http = echo
     return made
 

@@ -426,7 +426,7 @@ async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
 @in_virtual_time
 async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
     app, connection = await halfway()
-    app.scopes[0][responses.LINE].abort()
+    app.scopes[0][responses.DIRECT_SINK].abort()
     app.go_on.set()
     await settle()
 
@@ -544,7 +544,7 @@ class Open:
         self.go_on = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.line = scope[connection_module.LINE]
+        self.line = scope[connection_module.DIRECT_SINK]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begin", "more_body": True})
         await self.go_on.wait()
@@ -567,7 +567,7 @@ async def answering(count: int) -> tuple[list[Open], list[Connection]]:
 async def test_pieces_of_many_connections_leave_together_within_the_turn() -> None:
     apps, connections = await answering(3)
     for app in apps:
-        assert app.line.open()
+        assert app.line.is_writable()
         app.line.write(b"one")
     apps[0].line.write(b"more")
 
@@ -586,7 +586,7 @@ async def test_pieces_of_many_connections_leave_together_within_the_turn() -> No
     await settle()
 
     assert connections[1].heard.endswith(b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"), "in order"
-    assert not apps[1].line.open()
+    assert not apps[1].line.is_writable()
 
     for connection in connections:
         connection.hang_up()

@@ -74,9 +74,9 @@ async def test_keys_are_asked_for_first(tmp_path: Path) -> None:
 async def test_streams_pass_it_event_by_event(names: tuple[str, ...]) -> None:
     Counting.bytes_seen = 0
     harness = around(HttpHarness(), *names)
-    client = harness.request("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"}, line=True)
+    client = harness.request("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"}, direct_sink=True)
     await settle()
-    harness.engine.runs[0].say("one")
+    harness.engine.runs[0].put_text("one")
     await settle()
 
     assert b"one" in client.body
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_still_frees_the_engine(name: str) -> None:
     harness = around(HttpHarness(), name)
     client = harness.request("POST", CHAT, body=b'{"stream": true}', headers={"x-friend": "yes"})
     await settle()
-    harness.engine.runs[0].say("one")
+    harness.engine.runs[0].put_text("one")
     await settle()
     client.leave()
     await settle()

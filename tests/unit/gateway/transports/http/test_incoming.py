@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from gateway.transports.http.connection import FLOOD_AFTER_S
 from gateway.transports.http.incoming import PIPELINED_BYTES
 from gateway.transports.http.lingering_close import LINGER_BYTES, LINGER_S
-from gateway.transports.http.responses import LINE, read_body
+from gateway.transports.http.responses import DIRECT_SINK, read_body
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
 from tests.unit.gateway.transports.http.test_connection import GET, App
@@ -58,7 +58,7 @@ class Refusing:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def asked() -> Any:
             message = await receive()
-            error = scope[LINE].body_error
+            error = scope[DIRECT_SINK].body_error
             if error is not None and message.get("more_body", False):
                 raise error
             return message

@@ -27,7 +27,7 @@ from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.common.api_keys import Keys
 from gateway.transports.http.access import Access
-from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Guard
+from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Middleware
 from gateway.transports.http.responses import read_body
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
@@ -80,7 +80,7 @@ class Door:
     ) -> None:
         self.instrumentation = Recorder()
         self.closing = False
-        self.guard = Guard(
+        self.guard = Middleware(
             app,
             access=Access(
                 keys=None if keys_file is None else Keys(keys_file),
@@ -419,7 +419,7 @@ async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
         assert door.instrumentation.endings == [(cause_of(error, submitted=submitted), 0)]
 
 
-async def shake(guard: Guard, headers: list[tuple[bytes, bytes]]) -> list[Any]:
+async def shake(guard: Middleware, headers: list[tuple[bytes, bytes]]) -> list[Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

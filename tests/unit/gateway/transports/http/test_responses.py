@@ -12,7 +12,7 @@ from gateway.domain import Cause
 from gateway.errors import ClientError, EngineFailed
 from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
-from gateway.transports.http.responses import Presence, read_body
+from gateway.transports.http.responses import DisconnectWatcher, read_body
 from tests.support.asgi import Client
 from tests.support.harness import CHAT, COMPLETION, HttpHarness
 from tests.support.time import clock, in_virtual_time, settle
@@ -33,7 +33,7 @@ async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
 
     assert not client.started, "no status before the first piece: the request may still fail"
 
-    run.say("Hel")
+    run.put_text("Hel")
     await settle()
 
     assert (client.status, said(client)) == (200, "Hel")
@@ -41,7 +41,7 @@ async def test_a_stream_is_sent_piece_by_piece_and_closed_by_done() -> None:
     assert client.headers["x-stream-id"] == run.id
     assert re.fullmatch("chatcmpl-[0-9a-f]{32}", run.id), "an id that gives access must not be guessable"
 
-    run.say("lo")
+    run.put_text("lo")
     await settle()
     run.end("!")
     await client.finish()
@@ -64,7 +64,7 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
     run = harness.engine.runs[0]
     client.reading.clear()
     for number in range(10):
-        run.say(f"{number} ")
+        run.put_text(f"{number} ")
         await settle()
     run.end("end")
     client.reading.set()
@@ -84,7 +84,7 @@ async def test_time_to_first_token_is_measured_from_arrival_once() -> None:
     harness = HttpHarness()
     client = harness.post()
     await asyncio.sleep(2)
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await asyncio.sleep(1)
     harness.engine.runs[0].end("b")
     await client.finish()
@@ -164,7 +164,7 @@ async def test_an_error_midway_is_an_event_and_then_done() -> None:
     harness = HttpHarness()
     client = harness.post()
     await settle()
-    harness.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].put_text("Hel", 2)
     await settle()
     harness.engine.runs[0].fail(EngineFailed("The engine died."))
     await client.finish()
@@ -181,7 +181,7 @@ async def test_a_failure_right_behind_the_first_piece_keeps_the_piece() -> None:
     harness = HttpHarness()
     client = harness.post()
     await settle()
-    harness.engine.runs[0].say("Hel")
+    harness.engine.runs[0].put_text("Hel")
     harness.engine.runs[0].fail(EngineFailed("The engine died."))
     await client.finish()
 
@@ -237,10 +237,10 @@ async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: 
     await settle()
     run = harness.engine.runs[0]
     if tokens and stream:
-        run.say("abc", tokens)
+        run.put_text("abc", tokens)
         await settle()
     elif tokens:
-        run.prepared.stats.generated(tokens, None)
+        run.prepared.stats.add_tokens(tokens, None)
     began = clock().now()
     client.leave()
     await client.finish()
@@ -252,7 +252,7 @@ async def test_a_client_that_leaves_a_running_request_aborts_it_at_once(stream: 
     assert harness.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
     assert harness.instrumentation.labels[0][1] == "disconnected"
 
-    run.say("late")
+    run.put_text("late")
     run.end("later")
 
     assert harness.instrumentation.endings == [(Cause.DISCONNECTED, tokens)]
@@ -264,7 +264,7 @@ async def test_a_client_that_stops_reading_and_leaves_is_noticed() -> None:
     client = harness.post()
     await settle()
     client.reading.clear()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     client.leave()
     await client.finish()
@@ -279,7 +279,7 @@ async def test_closing_right_after_done_is_a_completion() -> None:
     harness = HttpHarness()
     client = harness.post()
     await settle()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     client.reading.clear()
     harness.engine.runs[0].end("b")
@@ -357,7 +357,7 @@ async def test_presence_lets_the_scopes_own_error_out() -> None:
         raise AssertionError
 
     with pytest.raises(ClientError):
-        async with Presence(receive):
+        async with DisconnectWatcher(receive):
             raise ClientError("No.")
 
 
@@ -369,8 +369,8 @@ async def test_presence_that_is_excused_lets_the_client_leave() -> None:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async with Presence(receive) as presence:
-        presence.excuse()
+    async with DisconnectWatcher(receive) as presence:
+        presence.disarm()
         gone.set()
         await settle()
 
@@ -383,15 +383,15 @@ async def test_a_client_that_is_still_there_can_be_dropped_with_a_cause_even_whe
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def hold(presence: Presence) -> None:
+    async def hold(presence: DisconnectWatcher) -> None:
         async with presence:
-            presence.excuse()
+            presence.disarm()
             await asyncio.Event().wait()
 
-    presence = Presence(receive)
+    presence = DisconnectWatcher(receive)
     task = asyncio.get_running_loop().create_task(hold(presence))
     await settle()
-    presence.drop(Cause.CLIENT_STALLED)
+    presence.disconnect(Cause.CLIENT_STALLED)
     with pytest.raises(ClientDisconnected) as caught:
         await task
 
@@ -406,7 +406,7 @@ async def test_what_is_received_besides_the_departure_is_passed_over() -> None:
         return messages.pop(0)
 
     async def stay() -> None:
-        async with Presence(receive):
+        async with DisconnectWatcher(receive):
             await asyncio.Event().wait()
 
     with pytest.raises(ClientDisconnected):
@@ -437,7 +437,7 @@ async def test_tokens_that_add_no_text_are_no_reason_to_write() -> None:
     client = harness.post(COMPLETION, formatted=True)
     await settle()
     for _ in range(5):
-        harness.engine.runs[0].say("")
+        harness.engine.runs[0].put_text("")
         await settle()
 
     assert not client.started
@@ -462,7 +462,7 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_tak
             if number % 5 == 4:
                 clients[number].leave()
             else:
-                run.say(f"I am {number}")
+                run.put_text(f"I am {number}")
                 run.end(".")
 
         assert harness.gate.taken <= 3
@@ -497,7 +497,7 @@ async def test_the_log_line_of_a_stream_tells_its_course_and_nothing_of_its_text
     await asyncio.sleep(1)
     held.release()
     await asyncio.sleep(2)
-    harness.engine.runs[0].say("a grave illness", 3)
+    harness.engine.runs[0].put_text("a grave illness", 3)
     await asyncio.sleep(3)
     harness.engine.runs[0].end()
     await client.finish()

@@ -52,7 +52,7 @@ async def test_silence_in_the_queue_in_prefill_and_between_tokens_is_filled(head
 
     assert client.body == COMMENT * 2
 
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     before = client.body
     await asyncio.sleep(14.9)
@@ -76,15 +76,15 @@ async def test_silence_while_the_engine_is_restarted_is_filled(headers: dict[str
     harness = HttpHarness()
     client = harness.post(headers=headers)
     await settle()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
-    harness.registry.lost()
+    harness.registry.on_engine_lost()
     before = client.body
     await asyncio.sleep(46)
 
     assert client.body == before + COMMENT * 3
 
-    harness.registry.regained()
+    harness.registry.on_engine_recovered()
     harness.engine.runs[0].end("b")
     await client.finish()
 
@@ -115,7 +115,7 @@ async def test_a_stream_that_speaks_is_sent_no_comments() -> None:
     await settle()
     for _ in range(20):
         await asyncio.sleep(14)
-        harness.engine.runs[0].say("a")
+        harness.engine.runs[0].put_text("a")
     harness.engine.runs[0].end()
     await client.finish()
 
@@ -160,19 +160,19 @@ async def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(headers: dic
 @in_virtual_time
 async def test_a_client_that_stops_reading_is_dropped_when_its_time_is_up(when: str) -> None:
     harness = HttpHarness(stall_timeout_s=30)
-    client = harness.post(line=True)
+    client = harness.post(direct_sink=True)
     await asyncio.sleep(7)
     engine_run = harness.engine.runs[0]
-    engine_run.say("a", 2)
+    engine_run.put_text("a", 2)
     await settle()
     client.reading.clear()
-    engine_run.say("b", 3)
+    engine_run.put_text("b", 3)
     if when == "end":
         engine_run.end("c")
     began = clock().now()
     await asyncio.sleep(29.9)
     if when == "middle":
-        engine_run.say("more")
+        engine_run.put_text("more")
 
     assert (client.broken, client.task.done()) == (False, False)
 
@@ -192,7 +192,7 @@ async def test_a_stalled_client_without_a_way_to_break_its_connection_is_dropped
     client = harness.post()
     await settle()
     client.reading.clear()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await asyncio.wait_for(client.finish(), 31)
 
     assert harness.instrumentation.endings == [(Cause.CLIENT_STALLED, 1)]
@@ -205,7 +205,7 @@ async def test_a_slow_client_is_no_stalled_one() -> None:
     await settle()
     for _ in range(5):
         client.reading.clear()
-        harness.engine.runs[0].say("a")
+        harness.engine.runs[0].put_text("a")
         await asyncio.sleep(29)
         client.reading.set()
         await settle()
@@ -223,7 +223,7 @@ async def test_one_stalled_client_slows_nobody_else() -> None:
     stalled.reading.clear()
     for number in range(20):
         for engine_run in harness.engine.runs:
-            engine_run.say(f"{number} ")
+            engine_run.put_text(f"{number} ")
         await settle()
 
         assert len(healthy.bodies) == number + 1
@@ -240,11 +240,11 @@ async def test_one_stalled_client_slows_nobody_else() -> None:
 @in_virtual_time
 async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None:
     harness = HttpHarness(stall_timeout_s=30)
-    client = harness.post(headers=RESUMABLE, line=True)
+    client = harness.post(headers=RESUMABLE, direct_sink=True)
     await settle()
     client.reading.clear()
     engine_run = harness.engine.runs[0]
-    engine_run.say("a")
+    engine_run.put_text("a")
     await client.finish()
 
     assert (client.broken, engine_run.aborts, harness.instrumentation.endings) == (True, 0, [])
@@ -259,7 +259,7 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
 
 
 def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
-    assert connection.LINE == responses.LINE
+    assert connection.DIRECT_SINK == responses.DIRECT_SINK
 
 
 # Past ASGI.
@@ -269,24 +269,24 @@ def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> Non
 @in_virtual_time
 async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_not(headers: dict[str, str]) -> None:
     harness = HttpHarness(keepalive_s=15)
-    client = harness.post(headers=headers, line=True)
+    client = harness.post(headers=headers, direct_sink=True)
     await settle()
     engine_run = harness.engine.runs[0]
     for text in ("a", "b", "c"):
-        engine_run.say(text)
+        engine_run.put_text(text)
         await settle()
 
     assert client.written == 2, "the first token carries the status line with it"
 
     client.reading.clear()
-    engine_run.say("d")
+    engine_run.put_text("d")
     await settle()
 
     assert client.written == 2
 
     client.reading.set()
     await asyncio.sleep(14)
-    engine_run.say("e")
+    engine_run.put_text("e")
     await asyncio.sleep(14)
 
     assert (client.written, client.comments) == (3, 0), "what takes the line is a sign of life"
@@ -307,10 +307,10 @@ async def test_the_middle_of_a_stream_takes_the_line_and_its_start_and_end_do_no
 @in_virtual_time
 async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
     harness = HttpHarness()
-    client = harness.post(line=True)
+    client = harness.post(direct_sink=True)
     await settle()
     engine_run = harness.engine.runs[0]
-    engine_run.say("a")
+    engine_run.put_text("a")
     await settle()
     for text in "bcd":
         engine_run.sink.put(Delta(text, 1))
@@ -327,13 +327,13 @@ async def test_what_is_said_in_one_turn_takes_the_line_together() -> None:
 @in_virtual_time
 async def test_nothing_is_written_for_a_client_who_left_in_the_same_turn() -> None:
     harness = HttpHarness()
-    client = harness.post(line=True)
+    client = harness.post(direct_sink=True)
     await settle()
     engine_run = harness.engine.runs[0]
-    engine_run.say("a")
+    engine_run.put_text("a")
     await settle()
     client.leave()
-    engine_run.say("b")
+    engine_run.put_text("b")
     await client.finish()
 
     assert client.written == 0
@@ -354,7 +354,7 @@ async def test_a_deadline_before_the_first_byte_is_a_408_that_nobody_retries(str
     if not queued:
         held.release()
         await settle()
-        harness.engine.runs[0].prepared.stats.generated(0 if stream else 4, None)
+        harness.engine.runs[0].prepared.stats.add_tokens(0 if stream else 4, None)
     await client.finish()
     held.release()
     words = "while it waited; nothing was generated" if queued else f"after {0 if stream else 4} completion tokens"
@@ -373,7 +373,7 @@ async def test_a_deadline_in_the_middle_is_an_event_after_the_partial_output() -
     harness = HttpHarness()
     client = harness.post(headers={"X-Request-Timeout": "5"})
     await settle()
-    harness.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].put_text("Hel", 2)
     await client.finish()
 
     *_, text, error, done = client.events()
@@ -397,7 +397,7 @@ async def test_a_resumable_stream_keeps_its_deadline_while_nobody_reads() -> Non
     harness = HttpHarness()
     client = harness.post(headers={**RESUMABLE, "X-Request-Timeout": "5"})
     await settle()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     client.leave()
     await client.finish()
@@ -440,9 +440,9 @@ Play = Callable[[Run], list[Callable[[], object]]]
 def plain(engine_run: Run) -> list[Callable[[], object]]:
     """Text, with an emoji to cut in two, and a token that adds none."""
     return [
-        lambda: engine_run.say("Hel"),
-        lambda: engine_run.say(""),
-        lambda: engine_run.say("lo \N{GRINNING FACE}\n\n"),
+        lambda: engine_run.put_text("Hel"),
+        lambda: engine_run.put_text(""),
+        lambda: engine_run.put_text("lo \N{GRINNING FACE}\n\n"),
         lambda: engine_run.end("!"),
     ]
 
@@ -459,7 +459,7 @@ def formatted(engine_run: Run) -> list[Callable[[], object]]:
 def failing(engine_run: Run) -> list[Callable[[], object]]:
     """An error in the middle."""
     return [
-        lambda: engine_run.say("Hel"),
+        lambda: engine_run.put_text("Hel"),
         lambda: engine_run.fail(EngineFailed("The engine died.")),
     ]
 
@@ -527,11 +527,11 @@ async def test_two_readers_at_once_read_the_same_and_one_that_leaves_does_not_en
     first = harness.post(headers=RESUMABLE)
     await settle()
     engine_run = harness.engine.runs[0]
-    engine_run.say("a")
+    engine_run.put_text("a")
     await settle()
     second, third = harness.resume(engine_run.id), harness.resume(engine_run.id, 2)
     await settle()
-    engine_run.say("b")
+    engine_run.put_text("b")
     await settle()
     first.leave()
     await first.finish()
@@ -631,7 +631,7 @@ async def test_events_that_passed_the_streams_limit_are_a_410() -> None:
     client = harness.post(headers=RESUMABLE)
     await settle()
     for _ in range(50):
-        harness.engine.runs[0].say("x" * 100)
+        harness.engine.runs[0].put_text("x" * 100)
         await settle()
     back = await harness.resume(harness.engine.runs[0].id, 3).finish()
 
@@ -649,12 +649,12 @@ async def test_a_reader_that_falls_behind_the_limit_is_cut_off_so_that_it_notice
     slow, fast = harness.post(headers=RESUMABLE), None
     await settle()
     engine_run = harness.engine.runs[0]
-    engine_run.say("a")
+    engine_run.put_text("a")
     await settle()
     fast = harness.resume(engine_run.id)
     slow.reading.clear()
     for _ in range(50):
-        engine_run.say("x" * 100)
+        engine_run.put_text("x" * 100)
         await settle()
     slow.reading.set()
     await slow.finish()
@@ -673,7 +673,7 @@ async def test_a_stream_that_nobody_comes_back_for_is_cancelled_after_its_grace(
     harness = HttpHarness()
     client = harness.post(headers=RESUMABLE)
     await settle()
-    harness.engine.runs[0].say("a", 5)
+    harness.engine.runs[0].put_text("a", 5)
     await settle()
     client.leave()
     await client.finish()
@@ -697,7 +697,7 @@ async def test_a_reader_who_comes_back_and_leaves_again_is_no_failure() -> None:
     harness = HttpHarness()
     client = harness.post(headers=RESUMABLE)
     await settle()
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     client.leave()
     await client.finish()
@@ -717,7 +717,7 @@ async def test_a_resumable_stream_is_cancelled_by_its_id_and_its_readers_hear_so
     harness = HttpHarness()
     client = harness.post(headers=RESUMABLE)
     await settle()
-    harness.engine.runs[0].say("a", 2)
+    harness.engine.runs[0].put_text("a", 2)
     await settle()
     stream_id = harness.engine.runs[0].id
     answers = [await harness.request("DELETE", f"/v1/streams/{stream_id}").finish() for _ in range(2)]
@@ -812,7 +812,7 @@ async def test_time_to_first_token_is_the_first_readers() -> None:
     harness = HttpHarness()
     client = harness.post(headers=RESUMABLE)
     await asyncio.sleep(20)
-    harness.engine.runs[0].say("a")
+    harness.engine.runs[0].put_text("a")
     await settle()
     back = harness.resume(harness.engine.runs[0].id)
     await settle()
@@ -853,7 +853,7 @@ async def test_a_drain_turns_new_requests_away_and_lets_running_ones_finish() ->
 async def test_a_drain_counts_what_it_refuses_on_vllms_own_endpoints() -> None:
     """Refused, not cut; and what asks for no work has no ending."""
     harness = HttpHarness()
-    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
     client = harness.post()
     await settle()
     drain = asyncio.get_running_loop().create_task(harness.registry.drain(30))
@@ -885,7 +885,7 @@ async def test_at_the_drains_deadline_a_stream_says_so() -> None:
     harness = HttpHarness()
     client = harness.post()
     await settle()
-    harness.engine.runs[0].say("a", 2)
+    harness.engine.runs[0].put_text("a", 2)
     await settle()
     await harness.registry.drain(5)
     await client.finish()

@@ -43,7 +43,7 @@ def with_mounted(harness: HttpHarness) -> HttpHarness:
         return {"slots": harness.gate.taken}
 
     harness.engine.http = app
-    harness.engine.routes = {("POST", "/v1/embeddings"): Route.WORKS, ("GET", "/v1/models"): Route.LIGHT}
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
     return harness
 
 
@@ -53,7 +53,7 @@ async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Pa
     harness = HttpHarness(keys_file=keys_file)
     stream = harness.post(headers=ANN)
     await settle()
-    harness.engine.runs[0].say("Hel", 2)
+    harness.engine.runs[0].put_text("Hel", 2)
     await settle()
     stream_id = stream.headers["x-stream-id"]
     path = f"/v1/streams/{stream_id}{suffix}"
@@ -392,7 +392,7 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
     app = FastAPI()
     app.add_api_route("/v1/messages", lambda: StreamingResponse(said()), methods=["POST"])
     harness.engine.http = app
-    harness.engine.routes = {("POST", "/v1/messages"): Route.WORKS}
+    harness.engine.routes = {("POST", "/v1/messages"): Route.USES_ENGINE}
     client = harness.request("POST", "/v1/messages", body=b"{}")
     await settle()
     loop.call_soon(engine_step)

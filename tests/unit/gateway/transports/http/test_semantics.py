@@ -56,8 +56,8 @@ def mounted(harness: HttpHarness) -> HttpHarness:
     harness.engine.routes = {
         ("GET", "/v1/models"): Route.LIGHT,
         ("GET", "/lines"): Route.LIGHT,
-        ("POST", "/v1/messages"): Route.WORKS,
-        ("POST", "/v1/messages/count_tokens"): Route.WORKS,
+        ("POST", "/v1/messages"): Route.USES_ENGINE,
+        ("POST", "/v1/messages/count_tokens"): Route.USES_ENGINE,
         ("POST", "/tokenize"): Route.LIGHT,
     }
     return harness
@@ -103,7 +103,7 @@ async def test_head_looks_at_a_stream_and_does_not_read_it() -> None:
     client = harness.post(headers=RESUMABLE)
     await settle()
     run = harness.engine.runs[0]
-    run.say("a")
+    run.put_text("a")
     await settle()
     path = f"/v1/streams/{run.id}"
     head = await harness.request("HEAD", path, headers={"Last-Event-ID": "1"}).finish()

@@ -30,7 +30,7 @@ async def begun(harness: HttpHarness, headers: dict[str, str] = ANN) -> tuple[Cl
     """A resumable stream with two events, its id and its token."""
     client = harness.post(headers={**headers, "X-Stream-Resumable": "60"})
     await settle()
-    harness.engine.runs[-1].say("Hel", 1)
+    harness.engine.runs[-1].put_text("Hel", 1)
     await settle()
     return client, client.headers["x-stream-id"], client.headers["x-stream-token"]
 

@@ -41,15 +41,15 @@ class Heard:
     parts: list[tuple[str, str, int]] = field(default_factory=list)
     reason: str | None = None
 
-    full = False
+    is_over_high_water = False
 
-    def say(self, text: str, tokens: int, now_s: float) -> None:
+    def put_text(self, text: str, tokens: int, now_s: float) -> None:
         self.parts.append(("said", text, tokens))
 
-    def put(self, piece: OutputPart) -> None:
-        assert isinstance(piece, Delta)
-        self.parts.append(("put", piece.text, piece.tokens))
-        self.reason = piece.finish_reason
+    def put(self, part: OutputPart) -> None:
+        assert isinstance(part, Delta)
+        self.parts.append(("put", part.text, part.tokens))
+        self.reason = part.finish_reason
 
     def finish(self) -> None:
         raise AssertionError
@@ -57,7 +57,7 @@ class Heard:
     def fail(self, error: SluiceError) -> None:
         raise error
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         raise AssertionError
 
     @property
