@@ -2,6 +2,7 @@
 
 - `connection`: one connection; `incoming`: its bounds on requests; `lingering_close`: how it ends.
 - `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
+- `disconnect`: a scope that ends when the client disconnects.
 - `middleware`: the first and last code of every request: id, access, body size, errors, the log line.
 - `access`: whether a request is allowed; `origins`: names of this server, and web pages that may call it.
 - `stream_tokens`: tokens with which a browser reads one stream.
