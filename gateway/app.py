@@ -20,7 +20,7 @@ from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.launcher import Plan
+from gateway.engine.vllm.startup.launcher import EnginePlan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, with_queue
@@ -47,7 +47,7 @@ from gateway.transports.http.stream_tokens import StreamTokens
 
 def plan_engine(
     settings: Settings, model: str | None, flags: Sequence[str], file: Path | None, say: Callable[[str], None]
-) -> Plan:
+) -> EnginePlan:
     """What the engine shall run: `model`, else `engine.model`, else the demo model."""
     engine = dict(settings.engine)
     if model is not None:
@@ -61,10 +61,10 @@ def plan_engine(
             "tool_call_parser": "hermes",
             **engine,
         }
-    return Plan(
+    return EnginePlan(
         engine=engine,
         flags=flags,
-        small=small,
+        is_demo=small,
         synthetic=settings.synthetic.model_dump(mode="json", exclude={"enabled"})
         if settings.synthetic.enabled
         else None,
@@ -85,7 +85,7 @@ def plan_engine(
         log_level=settings.log.level,
         log_json=settings.log.as_json,
         source=lambda name: engine_source(file, name),
-        say=say,
+        on_stage=say,
     )
 
 
@@ -95,12 +95,12 @@ def _grammar_limits(settings: Settings) -> dict[str, Any]:
     return {**limits, "processes": max(min(2, limits["processes"]), limits["processes"] // settings.server.workers)}
 
 
-def engine_processes(plan: Plan) -> Callable[[], Awaitable[EngineProcesses]]:
+def engine_processes(plan: EnginePlan) -> Callable[[], Awaitable[EngineProcesses]]:
     """What starts the engine processes that several workers use, again and again."""
     # Not above: who serves by himself has no use for it.
-    from gateway.engine.vllm.startup.engine_processes import Maker
+    from gateway.engine.vllm.startup.engine_processes import EngineProcessLauncher
 
-    return Maker(plan).make
+    return EngineProcessLauncher(plan).launch
 
 
 class Sluice:
@@ -110,7 +110,7 @@ class Sluice:
     def build(
         cls,
         settings: Settings,
-        plan: Plan,
+        plan: EnginePlan,
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],
@@ -258,7 +258,7 @@ class Sluice:
     @property
     def starting(self) -> bool:
         """Whether an engine is being built right now."""
-        return self.supervisor.launching
+        return self.supervisor.is_launching
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish for so long, then end the rest."""
@@ -294,7 +294,7 @@ class Sluice:
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
             return Draining("The server is stopping.", retry_after_s=1)
-        return self.supervisor.impediment
+        return self.supervisor.readiness_error
 
     def _ready(self) -> None:
         self._last_engine()
@@ -322,13 +322,15 @@ class Sluice:
 
     def _last_engine(self) -> Engine | None:
         """The one that is there, or that another one is about to take the place of."""
-        if self.supervisor.ready:
+        if self.supervisor.is_ready:
             self._met = self.supervisor.engine
         return self._met
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        running = asyncio.get_running_loop().create_task(self.supervisor.keep(self._ready, self._on_failure))
+        running = asyncio.get_running_loop().create_task(
+            self.supervisor.run_until_failure(self._ready, self._on_failure)
+        )
         self._lag.start()
         try:
             with nullcontext() if self._keys is None else self._keys.watch():
@@ -394,4 +396,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Plan", "Sluice", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]
+__all__ = ["EnginePlan", "Sluice", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]

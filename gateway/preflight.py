@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway import server
-from gateway.app import Plan
+from gateway.app import EnginePlan
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.transports.common import tls
@@ -14,10 +14,10 @@ from gateway.transports.common.api_keys import Keys
 from gateway.transports.http import custom_middleware
 
 
-def problems(settings: Settings, plan: Plan, say: Callable[[str], None]) -> list[str]:
+def problems(settings: Settings, plan: EnginePlan, say: Callable[[str], None]) -> list[str]:
     """A sentence for each problem. `say` is told what is being looked at."""
     # Not above: a server has no use for it.
-    from gateway.engine.vllm.startup.checks import examine
+    from gateway.engine.vllm.startup.checks import find_problems
 
     found: list[str] = []
     say("looking at files and ports")
@@ -26,7 +26,7 @@ def problems(settings: Settings, plan: Plan, say: Callable[[str], None]) -> list
             look(settings)
         except SettingsError as error:
             found += error.problems
-    found += examine(plan)
+    found += find_problems(plan)
     return list(dict.fromkeys(found))
 
 

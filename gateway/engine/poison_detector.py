@@ -21,7 +21,7 @@ _MOST_NEEDED = 64
 
 
 @dataclass(slots=True)
-class _Past:
+class _History:
     """What is known of one request. `sent`: tokens it had when it was sent last. `needed`: so many more clear it."""
 
     sent: int = 0
@@ -31,19 +31,19 @@ class _Past:
     is_suspect: bool = False
 
 
-class Suspicion:
+class PoisonDetector:
     """Remembers the requests that were in an engine when it died, until they end. Names are request ids."""
 
     def __init__(self) -> None:
-        self._past: dict[str, _Past] = {}
+        self._histories: dict[str, _History] = {}
         self._on_trial: set[str] = set()
 
-    def died(self, tokens: Mapping[str, int]) -> tuple[str, int] | None:
+    def record_death(self, tokens: Mapping[str, int]) -> tuple[str, int] | None:
         """An engine has died with these requests in it, of which so many tokens had been received. The one it died of
         and how many deaths that one has seen, if that is certain."""
         suspects = []
         for name, received in tokens.items():
-            past = self._past.setdefault(name, _Past())
+            past = self._histories.setdefault(name, _History())
             made = received - past.sent
             past.deaths += 1
             past.needed = min(made, _MOST_NEEDED - 1) + 1
@@ -56,20 +56,20 @@ class Suspicion:
         if len(suspects) != 1:
             return None
         (name,) = suspects
-        past = self._past[name]
+        past = self._histories[name]
         if past.suspected < 2 and not (was_alone_on_trial and past.deaths > 1):
             return None
-        del self._past[name]
+        del self._histories[name]
         return name, past.deaths
 
-    def plan(self, names: Iterable[str], *, all_of_them: bool) -> tuple[list[str], list[list[str]]]:
+    def plan_replay(self, names: Iterable[str], *, all_of_them: bool) -> tuple[list[str], list[list[str]]]:
         """In which order to send these requests to the next engine: some at once, then the groups on trial. Names that
         no engine has died with are left out."""
-        known = [name for name in names if name in self._past]
-        on_trial = [name for name in known if all_of_them or self._past[name].is_suspect]
-        at_once = [] if all_of_them else [name for name in known if not self._past[name].is_suspect]
-        again = [name for name in on_trial if self._past[name].suspected > 1]
-        first = [name for name in on_trial if self._past[name].suspected <= 1]
+        known = [name for name in names if name in self._histories]
+        on_trial = [name for name in known if all_of_them or self._histories[name].is_suspect]
+        at_once = [] if all_of_them else [name for name in known if not self._histories[name].is_suspect]
+        again = [name for name in on_trial if self._histories[name].suspected > 1]
+        first = [name for name in on_trial if self._histories[name].suspected <= 1]
         groups = [[name] for name in [*again, *first[:_ONE_BY_ONE]]]
         rest, size = first[_ONE_BY_ONE:], 2
         while rest:
@@ -77,36 +77,36 @@ class Suspicion:
             rest, size = rest[size:], size * 2
         return at_once, groups
 
-    def unknown(self, names: Iterable[str]) -> list[str]:
+    def without_history(self, names: Iterable[str]) -> list[str]:
         """Those that no engine has died with."""
-        return [name for name in names if name not in self._past]
+        return [name for name in names if name not in self._histories]
 
-    def send(self, name: str, tokens: int) -> None:
+    def record_send(self, name: str, tokens: int) -> None:
         """It is sent again, with so many tokens."""
-        if (past := self._past.get(name)) is not None:
+        if (past := self._histories.get(name)) is not None:
             past.sent = tokens
 
     def begin_trial(self, names: Iterable[str]) -> None:
         """Only these are sent now."""
         self._on_trial = set(names)
 
-    def passes(self, name: str, tokens: int) -> bool:
+    def has_passed(self, name: str, tokens: int) -> bool:
         """Whether one that now has so many tokens has made what clears it."""
-        past = self._past.get(name)
+        past = self._histories.get(name)
         return past is None or tokens - past.sent >= (past.needed if name in self._on_trial else 1)
 
-    def end_trial(self) -> None:
+    def pass_trial(self) -> None:
         """The engine lives: they were not it."""
         for name in self._on_trial:
-            if (past := self._past.get(name)) is not None:
+            if (past := self._histories.get(name)) is not None:
                 past.is_suspect = False
         self._on_trial.clear()
 
     def forget(self, name: str) -> None:
         """It has ended."""
-        if self._past:
-            self._past.pop(name, None)
+        if self._histories:
+            self._histories.pop(name, None)
             self._on_trial.discard(name)
 
 
-__all__ = ["Suspicion"]
+__all__ = ["PoisonDetector"]

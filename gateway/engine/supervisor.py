@@ -66,23 +66,23 @@ class Supervisor(Generic[E]):
         self._began_s = clock.now()
         self._start_took_s = EXPECTED_START_S
         self._restarts: deque[float] = deque()
-        self._excused: deque[float] = deque()
+        self._explained_restarts: deque[float] = deque()
         self._changed: asyncio.Future[None] | None = None
         self.phase = Phase.STARTING
-        self.launching = False
+        self.is_launching = False
 
     @property
     def engine(self) -> E:
         """The engine, if a request sent now can be served; otherwise the error to answer with."""
         if self.phase is Phase.UP and self._engine is not None:
             return self._engine
-        raise self.unready()
+        raise self.not_ready_error()
 
     @property
-    def impediment(self) -> SluiceError | None:
+    def readiness_error(self) -> SluiceError | None:
         """Why a request sent now would not be served soon; None if it would."""
-        if not self.ready or self._engine is None:
-            return self.unready()
+        if not self.is_ready or self._engine is None:
+            return self.not_ready_error()
         reason = self._engine.unready_reason
         return None if reason is None else EngineFailed(f"The engine does not serve now: {reason}.", retry_after_s=5)
 
@@ -95,11 +95,11 @@ class Supervisor(Generic[E]):
         return self.engine
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether `engine` would answer."""
         return self.phase is Phase.UP
 
-    def unready(self) -> SluiceError:
+    def not_ready_error(self) -> SluiceError:
         """Why there is no engine now, as an error for a client."""
         passed_s = self._clock.now() - self._began_s
         # One that is late has no estimate any more. A client with a few retries must not use them up within seconds.
@@ -119,19 +119,21 @@ class Supervisor(Generic[E]):
         what restart policies look at.
         """
         try:
-            with self._building():
+            with self._mark_launching():
                 self._engine = await self._launch()
         except Exception:
-            self._enter(Phase.FAILED)
+            self._set_phase(Phase.FAILED)
             raise
         self._start_took_s = self._clock.now() - self._began_s
-        self._enter(Phase.UP)
+        self._set_phase(Phase.UP)
         on_ready()
         while True:
             await self._engine.wait_dead()
             await self._restart(self._engine)
 
-    async def keep(self, on_ready: Callable[[], None], on_failure: Callable[[SettingsError], None]) -> None:
+    async def run_until_failure(
+        self, on_ready: Callable[[], None], on_failure: Callable[[SettingsError], None]
+    ) -> None:
         """As `run`; whatever ends it is told to `on_failure` instead."""
         try:
             await self.run(on_ready)
@@ -143,27 +145,27 @@ class Supervisor(Generic[E]):
 
     async def stop(self) -> None:
         """End the engine; safe at any time."""
-        self._enter(Phase.STOPPED)
+        self._set_phase(Phase.STOPPED)
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.shield(engine.stop())
 
     async def _restart(self, engine: E) -> None:
         self._began_s = self._clock.now()
-        self._enter(Phase.RESTARTING)
+        self._set_phase(Phase.RESTARTING)
         self._on_lost()
         attempt = 0
         while True:
             if self._max_restarts is not None:
-                self._count(engine, self._max_restarts)
+                self._count_restart(engine, self._max_restarts)
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
             attempt += 1
             try:
-                with self._building():
+                with self._mark_launching():
                     last = self._max_restarts is not None and len(self._restarts) >= self._max_restarts > 0
                     recovery = await engine.restart(last=last)
             except SettingsError:
-                self._enter(Phase.FAILED)
+                self._set_phase(Phase.FAILED)
                 engine.fail_all()
                 raise
             except Exception:
@@ -171,7 +173,7 @@ class Supervisor(Generic[E]):
                 continue
             break
         self._start_took_s = self._clock.now() - self._began_s
-        self._enter(Phase.UP)
+        self._set_phase(Phase.UP)
         self._on_regained(recovery)
         if self._max_restarts is not None:
             logger.warning(
@@ -182,34 +184,34 @@ class Supervisor(Generic[E]):
             )
 
     @contextmanager
-    def _building(self) -> Iterator[None]:
+    def _mark_launching(self) -> Iterator[None]:
         """Around the wait for an engine that is being built, in a thread that goes on if the wait is given up."""
-        self.launching = True
+        self.is_launching = True
         try:
             yield
         except asyncio.CancelledError:
             raise
         except BaseException:
-            self.launching = False
+            self.is_launching = False
             raise
-        self.launching = False
+        self.is_launching = False
 
-    def _count(self, engine: E, most: int) -> None:
+    def _count_restart(self, engine: E, most: int) -> None:
         """One more restart. Raises SettingsError if that is one too many."""
         now_s = self._clock.now()
-        for times in (self._restarts, self._excused):
+        for times in (self._restarts, self._explained_restarts):
             while times and now_s - times[0] > self._window_s:
                 times.popleft()
         self._restarts.append(now_s)
         explained = engine.take_explained_deaths()
-        if explained and len(self._excused) < most:
+        if explained and len(self._explained_restarts) < most:
             # The request that it died of has failed, so the next engine will not die of it. One that dies of every
             # request is broken, and whoever looks at the exit code must hear of that some time.
-            self._excused.append(now_s)
+            self._explained_restarts.append(now_s)
             for _ in range(min(explained, len(self._restarts))):
                 self._restarts.pop()
         if len(self._restarts) > most:
-            self._enter(Phase.FAILED)
+            self._set_phase(Phase.FAILED)
             engine.fail_all()
             raise SettingsError(
                 f"The engine died, after {most} restarts within {self._window_s:g} s "
@@ -218,7 +220,7 @@ class Supervisor(Generic[E]):
             )
         logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), most)
 
-    def _enter(self, phase: Phase) -> None:
+    def _set_phase(self, phase: Phase) -> None:
         self.phase = phase
         if self._changed is not None:
             self._changed.set_result(None)

@@ -30,28 +30,28 @@ _WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """What can be observed of an engine at one moment.
 
     `asked_s`: when the question was sent that has not been answered, None if all have been. `heard_s`: when the engine
     last said anything. `is_behind`: whether something of the engine's has arrived that has not been read.
     """
 
-    asked_s: float | None
-    heard_s: float
-    is_behind: bool
+    unanswered_since_s: float | None
+    last_output_s: float
+    has_backlog: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Assessment:
     """`trouble`: why a request sent now would not be served soon, None if it would. `is_dead`: whether the engine is to
     be replaced for that reason."""
 
-    trouble: str | None = None
+    unready_reason: str | None = None
     is_dead: bool = False
 
 
-_WELL = Verdict()
+_HEALTHY = Assessment()
 
 
 class Watchdog:
@@ -70,63 +70,67 @@ class Watchdog:
         self._usage = usage
         self._looked_s = now_s
         # Clocks that run only while this process does, and only while it also has read everything.
-        self._ran_s = 0.0
-        self._listened_s = 0.0
+        self._running_s = 0.0
+        self._reading_s = 0.0
         self._asked: tuple[float | None, float, float] = (None, 0.0, 0.0)
         self._heard: tuple[float, float] = (-inf, 0.0)
         self._passed_over: float | None = None
         self._used: deque[tuple[float, Usage]] = deque()
 
-    def look(self, now_s: float, seen: Seen) -> Verdict:
+    def assess(self, now_s: float, seen: Observation) -> Assessment:
         """Judge by what is seen now; to be called about twice a second."""
         passed_s = min(now_s - self._looked_s, _COUNTED_PER_LOOK_S)
         self._looked_s = now_s
-        self._ran_s += passed_s
-        if not seen.is_behind:
-            self._listened_s += passed_s
-        if seen.asked_s != self._asked[0]:
-            self._asked = seen.asked_s, self._ran_s, self._listened_s
+        self._running_s += passed_s
+        if not seen.has_backlog:
+            self._reading_s += passed_s
+        if seen.unanswered_since_s != self._asked[0]:
+            self._asked = seen.unanswered_since_s, self._running_s, self._reading_s
             self._passed_over = None
-        if seen.heard_s != self._heard[0]:
-            self._heard = seen.heard_s, self._listened_s
-            if self._passed_over is None and seen.asked_s is not None and seen.heard_s > seen.asked_s:
+        if seen.last_output_s != self._heard[0]:
+            self._heard = seen.last_output_s, self._reading_s
+            if (
+                self._passed_over is None
+                and seen.unanswered_since_s is not None
+                and seen.last_output_s > seen.unanswered_since_s
+            ):
                 # It has said something and not answered yet: that may come at any moment now, behind a long step.
-                self._passed_over = self._listened_s
-        if seen.asked_s is None:
+                self._passed_over = self._reading_s
+        if seen.unanswered_since_s is None:
             self._used.clear()
-            return _WELL
-        waited_s = self._ran_s - self._asked[1]
-        unanswered_s = self._listened_s - self._asked[2]
-        silent_s = self._listened_s - max(self._asked[2], self._heard[1])
-        passed_over_s = 0.0 if self._passed_over is None else self._listened_s - self._passed_over
-        return self._judge(waited_s, unanswered_s, silent_s, passed_over_s)
+            return _HEALTHY
+        waited_s = self._running_s - self._asked[1]
+        unanswered_s = self._reading_s - self._asked[2]
+        silent_s = self._reading_s - max(self._asked[2], self._heard[1])
+        passed_over_s = 0.0 if self._passed_over is None else self._reading_s - self._passed_over
+        return self._assess(waited_s, unanswered_s, silent_s, passed_over_s)
 
-    def _judge(self, waited_s: float, unanswered_s: float, silent_s: float, passed_over_s: float) -> Verdict:
+    def _assess(self, waited_s: float, unanswered_s: float, silent_s: float, passed_over_s: float) -> Assessment:
         if waited_s < min(_SUSPECT_AFTER_S, self._unready_after_s / 2):
             self._used.clear()
-            return _WELL
+            return _HEALTHY
         is_busy = self._is_busy()
         # It goes on with what it has, and between any two steps it would have answered.
         reason = f"what is sent to the engine has not reached it for {unanswered_s:.0f} s"
         if passed_over_s - silent_s > self._hang_timeout_s:
-            return Verdict(reason, is_dead=True)
+            return Assessment(reason, is_dead=True)
         if passed_over_s - silent_s > self._unready_after_s:
-            return Verdict(reason)
+            return Assessment(reason)
         if is_busy:
             reason = f"the engine has not answered for {silent_s:.0f} s, though it computes"
             if silent_s > self._long_step_timeout_s:
-                return Verdict(reason, is_dead=True)
+                return Assessment(reason, is_dead=True)
             if silent_s > self._hang_timeout_s:
-                return Verdict(reason)
+                return Assessment(reason)
         else:
             reason = f"the engine has not answered for {silent_s:.0f} s and does not compute"
             if silent_s > self._hang_timeout_s:
-                return Verdict(reason, is_dead=True)
+                return Assessment(reason, is_dead=True)
             if silent_s > self._unready_after_s:
-                return Verdict(reason)
+                return Assessment(reason)
         if waited_s - unanswered_s > _BACKLOG_S:
-            return Verdict(f"what the engine says waits for {waited_s:.0f} s to be read")
-        return _WELL
+            return Assessment(f"what the engine says waits for {waited_s:.0f} s to be read")
+        return _HEALTHY
 
     def _is_busy(self) -> bool:
         """Whether its processes have computed lately; also as long as that is not yet known."""
@@ -135,15 +139,15 @@ class Watchdog:
             self._used.clear()
             return False
         used = self._used
-        used.append((self._ran_s, now))
-        while len(used) > 2 and used[1][0] <= self._ran_s - self._window_s:
+        used.append((self._running_s, now))
+        while len(used) > 2 and used[1][0] <= self._running_s - self._window_s:
             used.popleft()
         began_s, before = used[0]
-        looked_for_s = self._ran_s - began_s
+        looked_for_s = self._running_s - began_s
         if looked_for_s < self._window_s / 2:
             return True
         # A process that has ended takes its time along.
         return now.cpu_s < before.cpu_s or now.cpu_s - before.cpu_s >= looked_for_s * _BUSY_SHARE
 
 
-__all__ = ["Seen", "Verdict", "Watchdog"]
+__all__ = ["Assessment", "Observation", "Watchdog"]

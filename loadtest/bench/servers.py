@@ -132,7 +132,7 @@ def _command_line(
     engine = {} if real else {"max_model_len": context}
     settings = Settings.model_validate({"synthetic": numbers, "engine": engine})
     plan = plan_engine(settings, None, (), None, lambda _: None)
-    argv = launcher.arguments(plan)
+    argv = launcher.vllm_command_line(plan)
     # The model is positional in `vllm serve`.
     at = argv.index("--model")
     del argv[at : at + 2]

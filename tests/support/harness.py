@@ -253,13 +253,13 @@ class HttpHarness(StreamHarness):
         small = make_small(
             registry=self.registry,
             health=health.make_router(
-                unready=lambda: self.supervisor.impediment,
+                unready=lambda: self.supervisor.readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
                 metrics=_later(metrics),
                 metrics_type="text/plain; version=0.0.4",
                 version={"sluice": "0.1.0", "vllm": "scripted"},
             ),
-            engine_schema=lambda: self.engine.schema() if self.supervisor.ready else {},
+            engine_schema=lambda: self.engine.schema() if self.supervisor.is_ready else {},
             options=lambda: self.engine.options,
             lifespan=None,
             version="0.1.0",

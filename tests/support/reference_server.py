@@ -20,7 +20,7 @@ from gateway.app import Sluice
 from gateway.clock import SystemClock
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.core_client.watch import Patience
+from gateway.engine.vllm.core_client.watch import HangTimeouts
 from gateway.engine.vllm.engine import VllmEngine
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.startup import launcher
@@ -64,9 +64,9 @@ KEPT: list[asyncio.Task[None]] = []
 
 
 async def main() -> None:
-    plan = launcher.Plan(
+    plan = launcher.EnginePlan(
         engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
-        small=True,
+        is_demo=True,
         # A vLLM that was built for GPUs serves where there is none, but no model.
         synthetic=SYNTHETIC if os.environ.get("REFERENCE_SYNTHETIC") else None,
     )
@@ -85,7 +85,7 @@ async def main() -> None:
                 llm.engine_core,
                 clock,
                 make_core=no_other,
-                patience=Patience(hang_timeout_s=60, long_step_timeout_s=600),
+                hang_timeouts=HangTimeouts(hang_timeout_s=60, long_step_timeout_s=600),
                 trust_client_fields=False,
                 grammar_limits=GrammarLimits(),
                 limits=BodyLimits(),

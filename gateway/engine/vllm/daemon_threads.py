@@ -14,7 +14,7 @@ RENDER_THREADS = 2
 """Threads of ours that use the renderer's tokenizer, besides vLLM's own and the event loop."""
 
 
-def adopt() -> None:
+def install() -> None:
     """Replace the executors of vLLM's renderers and of its loader of media, once."""
     from vllm.multimodal.media import connector
     from vllm.renderers import base, hf
@@ -32,4 +32,4 @@ def adopt() -> None:
     hf.maybe_make_thread_pool = make_larger_pool
 
 
-__all__ = ["RENDER_THREADS", "adopt"]
+__all__ = ["RENDER_THREADS", "install"]

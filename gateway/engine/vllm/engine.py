@@ -30,7 +30,7 @@ from gateway.engine.bounded_json import BodyLimits, read_document
 from gateway.engine.vllm import error_mapping, media_connector, prompt_offload
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client import watch
-from gateway.engine.vllm.core_client.restartable import LastingCore
+from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
 from gateway.engine.vllm.grammars import grammar_validation
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import GrammarService
@@ -42,8 +42,8 @@ from gateway.engine.vllm.http_app.proxy import CAPTURE, EngineProxy, Submission
 from gateway.engine.vllm.http_app.running_requests import RunningRequests, abort_on_exit
 from gateway.engine.vllm.http_app.untrusted_fields import Headers, UntrustedFieldFilter
 from gateway.engine.vllm.output import isolation, whole_answers
-from gateway.engine.vllm.output.batched_stats import Statistics
-from gateway.engine.vllm.output.fast_path import PlainSteps, SinkQueue, unframe
+from gateway.engine.vllm.output.batched_stats import BatchedStats
+from gateway.engine.vllm.output.fast_path import FastOutputPath, SinkQueue, parse_event
 from gateway.engine.vllm.request_models import VllmCall, VllmPrepared, read_request
 from gateway.errors import SluiceError, Unsupported
 from gateway.offload import Offload
@@ -64,11 +64,11 @@ class VllmEngine:
     def __init__(
         self,
         llm: Any,
-        core: LastingCore,
+        core: RestartableCoreClient,
         clock: Clock,
         *,
         make_core: Callable[[], Awaitable[Any]],
-        patience: watch.Patience,
+        hang_timeouts: watch.HangTimeouts,
         trust_client_fields: bool,
         grammar_limits: GrammarLimits,
         limits: BodyLimits,
@@ -79,12 +79,12 @@ class VllmEngine:
         self._llm = llm
         self._clock = clock
         self._make_core = make_core
-        self._patience = patience
+        self._hang_timeouts = hang_timeouts
         self.unready_reason: str | None = None
         self._core = core
         self._field_filter = UntrustedFieldFilter(trust_client_fields)
         self._limits = limits
-        self._answering = Offload("sluice-answer")
+        self._answer_offload = Offload("sluice-answer")
         self._documents = DocumentReader(
             self._field_filter, limits, llm.model_config.get_vocab_size(), llm.model_config.max_model_len
         )
@@ -96,10 +96,10 @@ class VllmEngine:
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
-        statistics = Statistics(self._llm.logger_manager, IterationStats)
-        self._steps = PlainSteps(self._llm.output_processor, statistics, self._core.behind, self._clock)
-        if statistics.adds:
-            self._core.express = self._steps.express
+        statistics = BatchedStats(self._llm.logger_manager, IterationStats)
+        self._fast_path = FastOutputPath(self._llm.output_processor, statistics, self._core.has_backlog, self._clock)
+        if statistics.can_batch:
+            self._core.consume_inline = self._fast_path.consume
         prompt_offload.install_prompt_offload(
             self._llm,
             foreign_templates=bool(args.trust_request_chat_template),
@@ -121,7 +121,7 @@ class VllmEngine:
             self._app, self._field_filter, self._documents, self._prepare_timeout_s, error_mapping.from_validator
         )
         self._running.is_background_task = self._in_background
-        self._http = normalize_errors(abort_on_exit(intake, self._running, self._abort), self._death)
+        self._http = normalize_errors(abort_on_exit(intake, self._running, self._abort), self._engine_error)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property
@@ -202,7 +202,7 @@ class VllmEngine:
 
     async def submit(self, prepared: VllmPrepared, sink: Sink) -> _Running:
         if prepared.submission is not None:
-            return await self._submit_plain(prepared, prepared.submission, sink)
+            return await self._submit_fast(prepared, prepared.submission, sink)
         return _Running(self._own(self._run(prepared, sink)))
 
     def has_request(self, request_id: str) -> bool:
@@ -237,16 +237,16 @@ class VllmEngine:
             if was_busy and not is_busy:
                 self._zero_gauges()
             was_busy = is_busy
-            if failed := isolation.run_again(self._llm):
+            if failed := isolation.restart_output_handler(self._llm):
                 self._own(self._llm.abort(failed, internal=True))
 
         try:
-            await watch.until_dead(self._core, self._clock, self._patience, look)
+            await watch.wait_dead(self._core, self._clock, self._hang_timeouts, look)
         finally:
             self.unready_reason = None
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
-        await asyncio.to_thread(self._core.end)
+        await asyncio.to_thread(self._core.free_dead_engine)
         return await self._core.replace(await self._make_core(), last=last)
 
     def take_explained_deaths(self) -> int:
@@ -259,13 +259,13 @@ class VllmEngine:
         """vLLM's gauges are written by engine steps only. After an abort there is no further step, and autoscalers
         would see requests running for ever."""
         if self._llm.logger_manager is not None:
-            for index in range(self._core.engines):
+            for index in range(self._core.engine_count):
                 self._llm.logger_manager.record(
                     scheduler_stats=SchedulerStats(), iteration_stats=None, engine_idx=index
                 )
 
     async def stop(self) -> None:
-        self._core.end_trial()
+        self._core.cancel_trial()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -275,7 +275,7 @@ class VllmEngine:
 
     # The three ways to run.
 
-    async def _submit_plain(self, prepared: VllmPrepared, submission: Submission, sink: Sink) -> _Running:
+    async def _submit_fast(self, prepared: VllmPrepared, submission: Submission, sink: Sink) -> _Running:
         llm = self._llm
         options = {name: value for name, value in submission.options.items() if value is not None}
         try:
@@ -290,10 +290,10 @@ class VllmEngine:
             self._own(llm.abort(submission.request_id))
             raise
         except Exception as error:
-            raise error_mapping.named(error_mapping.from_exception(error), prepared.call.request) from None
+            raise error_mapping.with_client_field(error_mapping.from_exception(error), prepared.call.request) from None
         prepared.stats.submitted = True
         constrained = submission.params.structured_outputs is not None
-        self._steps.adopt(queue.request_id, sink, constrained=constrained)
+        self._fast_path.register(queue.request_id, sink, constrained=constrained)
         # What came before is in vLLM's own collector; there was no await in between, so nothing is lost.
         early = queue.output
         if early is not None:
@@ -310,9 +310,9 @@ class VllmEngine:
                 # In completions a number, and 0 asks for some, too.
                 await self._feed(prepared.chunks, sink, logprobs is None or logprobs is False)
             else:
-                whole_answers.WHOLE.set(True)
+                whole_answers.IS_WHOLE_ANSWER.set(True)
                 made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
-                sink.put(Chunk(await whole_answers.document(made, self._answering, prepared.stats.caller.owner)))
+                sink.put(Chunk(await whole_answers.document(made, self._answer_offload, prepared.stats.caller.owner)))
             sink.finish()
         except Exception as error:
             sink.fail(error_mapping.from_exception(error))
@@ -327,7 +327,7 @@ class VllmEngine:
                     await asyncio.sleep(0)
                     now_s = self._clock.now()
                 since_s = now_s
-                document = unframe(framed)
+                document = parse_event(framed)
                 if document == b"[DONE]":
                     return
                 if document.startswith(b'{"error"'):
@@ -337,8 +337,6 @@ class VllmEngine:
                     # Meanwhile vLLM's collector merges what the engine says. Log probabilities it would keep, at
                     # several times the size of their documents.
                     await sink.wait_writable()
-
-    # Helpers.
 
     def _serving(self, endpoint: Endpoint) -> Any:
         name = "openai_serving_chat" if endpoint is Endpoint.CHAT else "openai_serving_completion"
@@ -361,12 +359,13 @@ class VllmEngine:
         try:
             made = await create(call.request, raw)
         except Exception as error:
-            raise error_mapping.named(error_mapping.from_exception(error), call.request) from None
+            raise error_mapping.with_client_field(error_mapping.from_exception(error), call.request) from None
         if isinstance(made, find("ErrorResponse")):
-            raise error_mapping.known() or error_mapping.named(error_mapping.from_response(made), call.request)
+            refused = error_mapping.with_client_field(error_mapping.from_response(made), call.request)
+            raise error_mapping.current_error() or refused
         return made
 
-    def _death(self) -> SluiceError | None:
+    def _engine_error(self) -> SluiceError | None:
         return error_mapping.from_exception(self._llm.dead_error) if self._llm.errored else None
 
     def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

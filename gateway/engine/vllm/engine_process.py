@@ -24,56 +24,56 @@ from typing import Any
 from gateway.engine.vllm.grammars import compilation
 
 # Set by `launch` for the processes that it starts; without it this plugin stays out of other programs' way.
-MARK = "SLUICE_ENGINE_PROCESS"
-WITH_STACKS = "debug"
+VARIABLE = "SLUICE_ENGINE_PROCESS"
+WITH_STACK_TRACES = "debug"
 # An orphan holds the accelerator's memory, so it must be gone before a restarted gateway wants it.
 CHECK_EVERY_S = 0.5
 # A method of the engine's: clients call those by name.
-EVICT = "sluice_evict"
+ABORT_CLIENT = "sluice_evict"
 
 
-def settle() -> None:
+def install_plugin() -> None:
     """Entry point of the group `vllm.general_plugins`."""
     parent = multiprocessing.parent_process()
-    if MARK not in os.environ or parent is None or parent.pid is None:
+    if VARIABLE not in os.environ or parent is None or parent.pid is None:
         return
     if parent.pid != os.getppid():
         # It went while this process was still importing.
         os._exit(1)
-    if os.environ[MARK] != WITH_STACKS:
+    if os.environ[VARIABLE] != WITH_STACK_TRACES:
         # multiprocessing prints the stack of a failed start; the log has the error, and the gateway says it again.
         traceback.print_exc = lambda *_, **__: None
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
-        setattr(core.EngineCoreProc, EVICT, _evict)
+        setattr(core.EngineCoreProc, ABORT_CLIENT, _abort_client)
         compilation.replace_compilation(core.StructuredOutputManager)
-    threading.Thread(target=_end_with, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
+    threading.Thread(target=_exit_after, args=(parent.pid,), name="sluice-orphan", daemon=True).start()
 
 
-def _evict(engine: Any, client: int) -> int:
+def _abort_client(engine: Any, client: int) -> int:
     """Abort all requests of that client; how many there were."""
     left = [name for name, request in engine.scheduler.requests.items() if request.client_index == client]
     engine.abort_requests(left)
     return len(left)
 
 
-_run: Callable[..., Any] | None = None
+_original_run_coordinator: Callable[..., Any] | None = None
 
 
-def take_coordinator(process: Any) -> None:
+def replace_coordinator(process: Any) -> None:
     """Have the process that balances data-parallel engines settle, too: vLLM loads no plugins there. `process` is its
     class, vLLM's DPCoordinatorProc."""
-    global _run  # noqa: PLW0603 - where processes are forked, the child has what its parent had
+    global _original_run_coordinator  # noqa: PLW0603 - where processes are forked, the child has what its parent had
     if process.run_coordinator is not run_coordinator:
-        _run = process.run_coordinator
+        _original_run_coordinator = process.run_coordinator
         process.run_coordinator = staticmethod(run_coordinator)
 
 
 def run_coordinator(*args: Any, **kwargs: Any) -> None:
     """Stands where vLLM names the function that the coordinator runs; processes find it by this name."""
-    settle()
-    run = _run
+    install_plugin()
+    run = _original_run_coordinator
     if run is None:
         from vllm.v1.engine.coordinator import DPCoordinatorProc
 
@@ -81,10 +81,10 @@ def run_coordinator(*args: Any, **kwargs: Any) -> None:
     run(*args, **kwargs)
 
 
-def _end_with(parent: int) -> None:
+def _exit_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_EVERY_S)
     os._exit(1)
 
 
-__all__ = ["EVICT", "MARK", "run_coordinator", "settle", "take_coordinator"]
+__all__ = ["ABORT_CLIENT", "VARIABLE", "install_plugin", "replace_coordinator", "run_coordinator"]

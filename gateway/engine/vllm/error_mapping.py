@@ -15,7 +15,7 @@ from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.core_client.restartable import DiedOfIt
+from gateway.engine.vllm.exceptions import EngineKilledByRequest
 from gateway.errors import (
     Cancelled,
     ClientError,
@@ -87,7 +87,7 @@ def from_info(status: int, message: str, param: str | None) -> SluiceError:
     return InternalError("The server failed to answer this request.")
 
 
-def named(error: SluiceError, request: Any) -> SluiceError:
+def with_client_field(error: SluiceError, request: Any) -> SluiceError:
     """The same error with the field as the client wrote it. vLLM speaks of its own parameters (`input_tokens`), of
     `max_tokens` where the client said `max_completion_tokens`, and of no field at all where a template refuses."""
     if not isinstance(error, ClientError):
@@ -113,7 +113,7 @@ def named(error: SluiceError, request: Any) -> SluiceError:
     return error
 
 
-def failed(*, constrained: bool) -> SluiceError:
+def generation_error(*, constrained: bool) -> SluiceError:
     """A request that the engine ended with an error. Of one that a grammar holds that is the cause: vLLM ends it where
     it cannot compile the grammar, or no token fits."""
     if constrained:
@@ -121,7 +121,7 @@ def failed(*, constrained: bool) -> SluiceError:
     return EngineFailed("The engine failed this request.", retry_after_s=1)
 
 
-def known() -> SluiceError | None:
+def current_error() -> SluiceError | None:
     """Why the request that the running task works on was lost, where we know it; what vLLM's handlers make of it is
     some internal error."""
     stats = CURRENT_STATS.get()
@@ -130,13 +130,13 @@ def known() -> SluiceError | None:
     if stats.cause is Cause.CANCELLED:
         return Cancelled("The request was cancelled by its id.")
     if stats.cause is Cause.ENGINE_FAILED and stats.is_fatal:
-        return _fatal()
+        return _fatal_error()
     if stats.cause is Cause.ENGINE_FAILED:
         return EngineFailed("The engine died or gave up while it worked on this request.", retry_after_s=1)
     return None
 
 
-def _fatal() -> SluiceError:
+def _fatal_error() -> SluiceError:
     return FatalRequest(
         "The engine died while it worked on this request alone, and not for the first time. It is not tried again."
     )
@@ -150,8 +150,8 @@ def from_exception(error: BaseException) -> SluiceError:
         if getattr(error, "http_status", None) == 503:
             return EngineFailed("The engine gave this request up.", retry_after_s=1)
         return Cancelled("The request was cancelled.")
-    if isinstance(error, DiedOfIt):
-        return _fatal()
+    if isinstance(error, EngineKilledByRequest):
+        return _fatal_error()
     if isinstance(error, EngineDeadError):
         return EngineFailed("The engine died while it worked on this request.", retry_after_s=1)
     if isinstance(error, EngineGenerateError):
@@ -171,12 +171,12 @@ __all__ = [
     "UNGRAMMATICAL",
     "Aborted",
     "Refused",
-    "failed",
+    "current_error",
     "from_exception",
     "from_info",
     "from_response",
     "from_validator",
-    "known",
-    "named",
+    "generation_error",
     "to_client_error",
+    "with_client_field",
 ]

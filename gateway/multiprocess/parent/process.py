@@ -134,7 +134,7 @@ class ParentProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         following = [loop.create_task(self._receive(member)) for member in self._workers]
-        running = loop.create_task(self._supervisor.keep(self._ready, self._fail))
+        running = loop.create_task(self._supervisor.run_until_failure(self._ready, self._fail))
         while not self._over.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), CHECK_EVERY_S)
@@ -143,7 +143,7 @@ class ParentProcess:
             if self._deadline_s is not None and self._clock.now() > self._deadline_s + _LEAVE_WITHIN_S:
                 logger.error("a worker has not finished in time; ending now")
                 self._end_now()
-        self.is_starting_engine = self._supervisor.launching
+        self.is_starting_engine = self._supervisor.is_launching
         # First: whatever becomes of the engine now, nobody needs another one.
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -327,7 +327,7 @@ def test_without_a_model_the_demo_is_served() -> None:
     plan = plan_engine(Settings.model_construct(), None, [], None, lambda _: None)
 
     assert plan.engine["model"] == str(demo.MODEL_PATH)
-    assert plan.small
+    assert plan.is_demo
     assert plan.synthetic is None
 
 
@@ -348,7 +348,7 @@ def test_the_command_lines_model_beats_the_settings() -> None:
     plan = plan_engine(settings, "command line", [], None, lambda _: None)
 
     assert plan.engine == {"model": "command line", "seed": 1}
-    assert not plan.small
+    assert not plan.is_demo
     assert plan_engine(settings, None, [], None, lambda _: None).engine["model"] == "settings"
 
 

@@ -22,7 +22,7 @@ _ENVIRONMENT = {
 }
 
 
-def refuse(args: Any) -> None:
+def refuse_for_workers(args: Any) -> None:
     """Raises SettingsError for what does not hold with more than one worker; `args` as parsed by vLLM."""
     size = args.data_parallel_size
     local = args.data_parallel_size_local
@@ -57,35 +57,35 @@ def refuse(args: Any) -> None:
             )
 
 
-class Joining:
+class EngineAttachment:
     """How a worker becomes a client of the next engine. Made in the event loop, used in the thread that starts."""
 
     def __init__(self, engine_host: EngineHost) -> None:
         self._engine_host = engine_host
         self._loop = asyncio.get_running_loop()
         # What this process starts is no engine.
-        os.environ.pop(engine_process.MARK, None)
+        os.environ.pop(engine_process.VARIABLE, None)
 
-    def mark(self, engine_args: Any) -> None:
+    def set_process_count(self, engine_args: Any) -> None:
         """Tell vLLM that the front end is several processes: caches that they cannot share are then left out."""
         engine_args._api_process_count = self._engine_host.client_count
         engine_args._api_process_rank = self._engine_host.client_index
 
-    def client(self) -> dict[str, Any]:
+    def client_arguments(self) -> dict[str, Any]:
         """The further arguments of vLLM's client; waits until there is an engine."""
-        return asyncio.run_coroutine_threadsafe(self._client(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._client_arguments(), self._loop).result()
 
-    async def _client(self) -> dict[str, Any]:
+    async def _client_arguments(self) -> dict[str, Any]:
         return {
             "client_addresses": dict(await self._engine_host.next_addresses()),
             "client_count": self._engine_host.client_count,
             "client_index": self._engine_host.client_index,
         }
 
-    async def join(self, make: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
+    async def attach(self, make: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
         """What `make` makes of those arguments. Raises EngineFailed if the engine dies meanwhile: vLLM's constructor
         would go on to wait for it, for ten minutes in a thread that cannot be stopped."""
-        made = asyncio.ensure_future(make(await self._client()))
+        made = asyncio.ensure_future(make(await self._client_arguments()))
         lost = asyncio.ensure_future(self._engine_host.wait_lost())
         try:
             await asyncio.wait((made, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -100,4 +100,4 @@ class Joining:
             lost.cancel()
 
 
-__all__ = ["Joining", "refuse"]
+__all__ = ["EngineAttachment", "refuse_for_workers"]

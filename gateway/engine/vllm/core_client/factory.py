@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.core_client.attachment import Joining
-from gateway.engine.vllm.core_client.remote_engines import awaited
+from gateway.engine.vllm.core_client.attachment import EngineAttachment
+from gateway.engine.vllm.core_client.remote_engines import bounded_wait
 
-InDaemon = Callable[[Callable[[], Any]], Awaitable[Any]]
+RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs what blocks in a thread that does not keep the process alive."""
 
 
-def configure(args: Any, mark: Callable[[Any], None] | None = None) -> Any:
+def make_config(args: Any, mark: Callable[[Any], None] | None = None) -> Any:
     """vLLM's configuration. One for each start: starting an engine writes into it (block counts are added up, ports
     taken out). `mark` may write into the arguments before."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -26,25 +26,25 @@ def configure(args: Any, mark: Callable[[Any], None] | None = None) -> Any:
     return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-async def make_core(args: Any, llm: Any, joining: Joining | None, in_daemon: InDaemon) -> Any:
+async def make_core_client(args: Any, llm: Any, joining: EngineAttachment | None, in_daemon: RunInThread) -> Any:
     """vLLM's client of another engine for a running AsyncLLM: one that is started, or one that is met."""
     if joining is None:
-        return await in_daemon(lambda: _another_core(args, llm))
-    mark = joining.mark
-    return await joining.join(lambda client: in_daemon(lambda: _another_core(args, llm, mark, client)))
+        return await in_daemon(lambda: _make_core_client(args, llm))
+    mark = joining.set_process_count
+    return await joining.attach(lambda client: in_daemon(lambda: _make_core_client(args, llm, mark, client)))
 
 
-def _another_core(
+def _make_core_client(
     args: Any, llm: Any, mark: Callable[[Any], None] | None = None, client: Mapping[str, Any] | None = None
 ) -> Any:
     from vllm.v1.engine.core_client import EngineCoreClient
     from vllm.v1.executor import Executor
 
-    config = configure(args, mark)
-    with awaited(config):
+    config = make_config(args, mark)
+    with bounded_wait(config):
         return EngineCoreClient.make_async_mp_client(
             config, Executor.get_class(config), llm.log_stats, **(client or {})
         )
 
 
-__all__ = ["configure", "make_core"]
+__all__ = ["make_config", "make_core_client"]

@@ -17,7 +17,7 @@ import zmq
 _READABLE = int(zmq.POLLIN)
 
 
-class Pull:
+class ZmqReceiver:
     """Stands where vLLM's task receives from its `zmq.asyncio.Socket`."""
 
     def __init__(self, sock: Any) -> None:
@@ -31,7 +31,7 @@ class Pull:
         self._loop.add_reader(self._fd, self._wake)
 
     @property
-    def readable(self) -> bool:
+    def has_message(self) -> bool:
         """Whether there is a message."""
         if self._fd is None or not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
             return False
@@ -69,7 +69,7 @@ class Pull:
             self._waiter.set_result(None)
 
 
-class Outputs(asyncio.Queue[Any]):
+class InlineOutputQueue(asyncio.Queue[Any]):
     """Stands where vLLM keeps a step of the engine between its task that receives and its task that processes.
 
     What `take` can do within the call need not wait for the other task. Nothing passes what waits already, or is being
@@ -79,27 +79,27 @@ class Outputs(asyncio.Queue[Any]):
     def __init__(self, take: Callable[[Any], bool]) -> None:
         """`take` does what it can of a step and tells whether that was all of it."""
         super().__init__()
-        self._take = take
-        self._wanted = False
+        self._consume = take
+        self._is_awaited = False
 
     async def get(self) -> Any:
-        self._wanted = True
+        self._is_awaited = True
         try:
             return await super().get()
         finally:
-            self._wanted = False
+            self._is_awaited = False
 
     def put_nowait(self, item: Any) -> None:
-        if self._wanted and self.empty() and not isinstance(item, Exception) and self._take(item):
+        if self._is_awaited and self.empty() and not isinstance(item, Exception) and self._consume(item):
             return
         super().put_nowait(item)
 
 
-class Nobody:
+class DiscardingQueue:
     """Stands where vLLM puts the outputs of a request, for one that has had its ending."""
 
     def put(self, output: Any) -> None:
         """Forget it."""
 
 
-__all__ = ["Nobody", "Outputs", "Pull"]
+__all__ = ["DiscardingQueue", "InlineOutputQueue", "ZmqReceiver"]

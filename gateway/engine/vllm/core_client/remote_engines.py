@@ -21,7 +21,7 @@ _WORDS = "Waiting for %d local, %d remote core engine proc(s) to "
 _SAY_EVERY_S = 30.0
 
 
-class Missing(logging.Filter):
+class RemoteEngineWait(logging.Filter):
     """Reads what vLLM says while it waits. Raises SettingsError in the thread that waits when that takes too long."""
 
     def __init__(self, where: str, timeout_s: float, level: int) -> None:
@@ -58,7 +58,7 @@ class Missing(logging.Filter):
 
 
 @contextmanager
-def awaited(config: Any) -> Iterator[None]:
+def bounded_wait(config: Any) -> Iterator[None]:
     """Around the start of the engines of this configuration of vLLM's."""
     parallel = config.parallel_config
     if parallel.data_parallel_size_local in (None, parallel.data_parallel_size):
@@ -68,7 +68,7 @@ def awaited(config: Any) -> Iterator[None]:
 
     speaker = logging.getLogger(_SPEAKER)
     where = f"{parallel.data_parallel_master_ip}:{parallel.data_parallel_rpc_port}"
-    missing = Missing(where, envs.VLLM_ENGINE_READY_TIMEOUT_S, speaker.getEffectiveLevel())
+    missing = RemoteEngineWait(where, envs.VLLM_ENGINE_READY_TIMEOUT_S, speaker.getEffectiveLevel())
     level = speaker.level
     speaker.addFilter(missing)
     speaker.setLevel(logging.DEBUG)
@@ -79,4 +79,4 @@ def awaited(config: Any) -> Iterator[None]:
         speaker.removeFilter(missing)
 
 
-__all__ = ["Missing", "awaited"]
+__all__ = ["RemoteEngineWait", "bounded_wait"]

@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 
-def obstacle(request: Any, tokens: int) -> str | None:
+def replay_obstacle(request: Any, tokens: int) -> str | None:
     """Why this EngineCoreRequest, of which `tokens` tokens have been received, cannot go on faithfully; None if it can.
 
     Before its first token a request can always be sent again as it was, if we still have all of it.
@@ -49,7 +49,7 @@ _OBSTACLES = {
 }
 
 
-def continued(request: Any, tokens: list[int]) -> Any:
+def continuation(request: Any, tokens: list[int]) -> Any:
     """The EngineCoreRequest that goes on behind `tokens`; the original is not changed."""
     again = copy.copy(request)
     if not tokens:
@@ -71,4 +71,4 @@ def without_queueing(events: list[Any]) -> list[Any]:
     return [event for event in events if event.type.name != "QUEUED"]
 
 
-__all__ = ["continued", "obstacle", "without_queueing"]
+__all__ = ["continuation", "replay_obstacle", "without_queueing"]

@@ -21,10 +21,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from gateway.clock import Clock
 from gateway.engine.base import RecoveryReport
-from gateway.engine.poison_detector import Suspicion
+from gateway.engine.poison_detector import PoisonDetector
 from gateway.engine.vllm.core_client import replay
-from gateway.engine.vllm.core_client.receiver import Nobody, Outputs, Pull
-from gateway.engine.vllm.core_client.trial_replay import Closing, Trial
+from gateway.engine.vllm.core_client.receiver import DiscardingQueue, InlineOutputQueue, ZmqReceiver
+from gateway.engine.vllm.core_client.trial_replay import Lock, TrialReplay
+from gateway.engine.vllm.exceptions import EngineKilledByRequest
 
 logger = logging.getLogger(__name__)
 
@@ -34,64 +35,60 @@ _LOOKS, _LOOK_EVERY_S = 100, 0.01
 _GONE_WITHIN_S = 10.0
 
 
-class DiedOfIt(EngineDeadError):  # type: ignore[misc,unused-ignore]
-    """Engine after engine has died of this request; it is not sent again."""
-
-
-class LastingCore:
+class RestartableCoreClient:
     """Forwards to the client of the day. To be used from one event loop, once `AsyncLLM` has it."""
 
     def __init__(self, core: Any, output_processor: Any, clock: Clock) -> None:
         self._core = core
-        self._pull: Pull | None = None
-        self.express: Callable[[Any], bool] | None = None
+        self._receiver: ZmqReceiver | None = None
+        self.consume_inline: Callable[[Any], bool] | None = None
         """Does what it can of a step as soon as that arrives, and tells whether AsyncLLM need not see the rest."""
-        self._receive()
+        self._install_receiver()
         self._output_processor = output_processor
         self._clock = clock
         self._requests: dict[str, Any] = {}
-        self._arrived: set[str] = set()
+        self._unsent_new: set[str] = set()
         """Those that came while there was no engine: they do not go on, they begin."""
         self._scheduled_before: set[str] = set()
         """Those that went on behind tokens when the engine was last replaced."""
         self._failed: Counter[str] = Counter()
-        self._suspicion = Suspicion()
+        self._poison_detector = PoisonDetector()
         # While there is one, what arrives is held back: the request on trial is to be alone.
-        self._trial: Trial | None = None
-        self._trying: asyncio.Task[None] | None = None
-        self._expelled = 0
-        self._explained = 0
+        self._trial: TrialReplay | None = None
+        self._trial_task: asyncio.Task[None] | None = None
+        self._fatal_count = 0
+        self._explained_deaths = 0
         self._replaced = asyncio.Event()
-        self._given_up = False
+        self._is_final = False
         # What `AsyncLLM.errored` looks at: a pause is not an error.
         self.resources = SimpleNamespace(engine_dead=False)
         self.lost = asyncio.Event()
         """Set while there is no engine."""
         self._heard_s: dict[int, float] = {}
-        self._hear_all()
+        self._mark_all_heard()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def _receive(self) -> None:
+    def _install_receiver(self) -> None:
         """Have vLLM's task receive from the core in our way, unless it has begun to do so in its own."""
-        if self._pull is not None:
-            self._pull.close()
+        if self._receiver is not None:
+            self._receiver.close()
         resources = self._core.resources
         if resources.output_queue_task is None:
             theirs = resources.output_socket
-            self._pull = resources.output_socket = Pull(theirs)
-            self._core.outputs_queue = Outputs(self._take)
+            self._receiver = resources.output_socket = ZmqReceiver(theirs)
+            self._core.outputs_queue = InlineOutputQueue(self._consume)
             self._core._ensure_output_queue_task()
             resources.output_socket = theirs
 
-    def _take(self, outputs: Any) -> bool:
-        if self.express is None or not self.express(outputs):
+    def _consume(self, outputs: Any) -> bool:
+        if self.consume_inline is None or not self.consume_inline(outputs):
             return False
-        self._hear(outputs)
+        self._mark_heard(outputs)
         return True
 
-    def _hear(self, outputs: Any) -> None:
+    def _mark_heard(self, outputs: Any) -> None:
         """The engine has said this."""
         self._heard_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
 
@@ -107,22 +104,22 @@ class LastingCore:
                 if core is self._core:
                     self.mark_lost()
                     await self._replaced.wait()
-                if self._given_up:
+                if self._is_final:
                     raise EngineDeadError from None
                 continue
-            self._hear(outputs)
+            self._mark_heard(outputs)
             for output in outputs.outputs:
                 if output.events is not None and output.request_id in self._scheduled_before:
                     output.events = replay.without_queueing(output.events)
                 if output.finish_reason is not None:
-                    if str(output.finish_reason) == "abort" and self._falls():
-                        outputs.outputs = self._without_given_up(outputs.outputs)
+                    if str(output.finish_reason) == "abort" and self._is_dying():
+                        outputs.outputs = self._drop_false_aborts(outputs.outputs)
                         self.mark_lost()
                         break
                     self._forget(output.request_id)
             return outputs
 
-    def _without_given_up(self, outputs: list[Any]) -> list[Any]:
+    def _drop_false_aborts(self, outputs: list[Any]) -> list[Any]:
         """What an engine says that vLLM ends because another one has died, without its aborts of requests that nobody
         has aborted: those go on with the next."""
         kept = []
@@ -136,21 +133,21 @@ class LastingCore:
 
     def _forget(self, name: str) -> None:
         self._requests.pop(name, None)
-        self._suspicion.forget(name)
+        self._poison_detector.forget(name)
 
-    def behind(self) -> bool:
+    def has_backlog(self) -> bool:
         """Whether outputs have arrived that nobody has taken yet."""
-        return not self._core.outputs_queue.empty() or (self._pull is not None and self._pull.readable)
+        return not self._core.outputs_queue.empty() or (self._receiver is not None and self._receiver.has_message)
 
     async def add_request_async(self, request: Any) -> None:
         """Send a request to the engine, or to the next one."""
-        if self._given_up:
+        if self._is_final:
             raise EngineDeadError
         self._requests[request.request_id] = request
         if self.lost.is_set():
-            self._arrived.add(request.request_id)
+            self._unsent_new.add(request.request_id)
         elif self._trial is not None:
-            self._trial.unsent[request.request_id] = None
+            self._trial.held_back[request.request_id] = None
         else:
             core = self._core
             try:
@@ -196,26 +193,26 @@ class LastingCore:
         for future in list(self._core.utility_results.values()):
             if not future.done():
                 future.set_exception(EngineDeadError())
-        self.end_trial()
-        self._fail_hopeless()
+        self.cancel_trial()
+        self._fail_unreplayable()
 
-    def end_trial(self) -> None:
+    def cancel_trial(self) -> None:
         """Send nothing more of what waits for its trial."""
-        if self._trying is not None:
-            self._trying.cancel()
+        if self._trial_task is not None:
+            self._trial_task.cancel()
 
-    async def judge(self) -> None:
+    async def find_culprit(self) -> None:
         """Find out whether the engine has died of a request, which then fails. Once, when it is lost."""
         for _ in range(_LOOKS):
-            if not self.behind():
+            if not self.has_backlog():
                 break
             await asyncio.sleep(_LOOK_EVERY_S)
-        unsent = {} if self._trial is None else self._trial.unsent
+        unsent = {} if self._trial is None else self._trial.held_back
         self._trial = None
-        was_in_it = [name for name in self._requests if name not in self._arrived and name not in unsent]
-        culprit = self._suspicion.died({name: len(self._received(name)) for name in was_in_it})
+        was_in_it = [name for name in self._requests if name not in self._unsent_new and name not in unsent]
+        culprit = self._poison_detector.record_death({name: len(self._received_tokens(name)) for name in was_in_it})
         # Sent to no engine yet, unlike what waited for its trial.
-        self._arrived.update(self._suspicion.unknown(unsent))
+        self._unsent_new.update(self._poison_detector.without_history(unsent))
         name, deaths = culprit or ("", 0)
         if (state := self._output_processor.request_states.get(name)) is None:
             return
@@ -224,24 +221,24 @@ class LastingCore:
             getattr(state, "external_req_id", name),
             deaths,
         )
-        self._expelled += 1
-        self._explained += deaths
-        self._fail(name, state, DiedOfIt())
+        self._fatal_count += 1
+        self._explained_deaths += deaths
+        self._fail(name, state, EngineKilledByRequest())
 
     def take_explained_deaths(self) -> int:
         """How many deaths, since this was last asked, are put down to requests that have failed for them."""
-        explained, self._explained = self._explained, 0
+        explained, self._explained_deaths = self._explained_deaths, 0
         return explained
 
-    def process_died(self) -> bool:
+    def has_died(self) -> bool:
         """Whether vLLM's own monitor has found the process dead, or still ends others with it (data parallel)."""
-        return bool(self._core.resources.engine_dead) or self._falls()
+        return bool(self._core.resources.engine_dead) or self._is_dying()
 
-    def _falls(self) -> bool:
+    def _is_dying(self) -> bool:
         return not all(process.is_alive() for process in self._processes())
 
     @property
-    def engines(self) -> int:
+    def engine_count(self) -> int:
         """How many there are: one, or as many as are data-parallel."""
         return len(getattr(self._core, "core_engines", (0,)))
 
@@ -251,17 +248,17 @@ class LastingCore:
         return min(self._heard_s, key=self._heard_s.__getitem__)
 
     @property
-    def heard_s(self) -> float:
+    def last_output_s(self) -> float:
         """When the engine last said anything; of several the one that has been silent the longest."""
         return min(self._heard_s.values())
 
-    def _hear_all(self) -> None:
-        self._heard_s = dict.fromkeys([*self._heard_s, *range(self.engines)], self._clock.now())
+    def _mark_all_heard(self) -> None:
+        self._heard_s = dict.fromkeys([*self._heard_s, *range(self.engine_count)], self._clock.now())
 
     async def is_paused(self) -> bool:
         """Whether the engine has been paused: a question for its busy loop, which goes the way of requests."""
         is_paused = bool(await self._core.is_scheduler_paused_async())
-        self._hear_all()
+        self._mark_all_heard()
         return is_paused
 
     @property
@@ -278,7 +275,7 @@ class LastingCore:
         """Those on this machine; actors of a Ray cluster are not among them."""
         return list(getattr(self._core.resources.engine_manager, "processes", ()))
 
-    def end(self) -> None:
+    def free_dead_engine(self) -> None:
         """Free what the dead engine has left. Blocks until its processes are gone: the next one needs their memory."""
         self._core.shutdown(timeout=0)
         for process in self._processes():
@@ -289,62 +286,62 @@ class LastingCore:
     async def replace(self, core: Any, *, last: bool = False) -> RecoveryReport:
         """Go on with `core`, a client whose engine is ready. `last`: there will be no other, so each request is tried
         by itself."""
-        self._fail_hopeless()  # Again: the engine's last words have been processed since.
+        self._fail_unreplayable()  # Again: the engine's last words have been processed since.
         self._core = core
-        self._receive()
+        self._install_receiver()
         self._scheduled_before.clear()
         together = await self._lock(exclusive=False)
-        _, groups = self._suspicion.plan(self._requests, all_of_them=last)
+        _, groups = self._poison_detector.plan_replay(self._requests, all_of_them=last)
         tried = dict.fromkeys(name for group in groups for name in group)
         sent: dict[str, None] = {}
         continued = len(tried)
         while left := [name for name in self._requests if name not in sent and name not in tried]:
             for name in left:
                 sent[name] = None
-                if groups and name in self._arrived:
+                if groups and name in self._unsent_new:
                     continue
-                if await self._send_again(core, name):
-                    continued += name not in self._arrived
-        at_once = [name for name in sent if name not in self._arrived]
+                if await self._resend(core, name):
+                    continued += name not in self._unsent_new
+        at_once = [name for name in sent if name not in self._unsent_new]
         if groups:
-            arrived = {name: None for name in sent if name in self._arrived}
+            arrived = {name: None for name in sent if name in self._unsent_new}
             self._trial = self._new_trial(core)
-            self._trial.unsent = tried | arrived
-            self._trying = asyncio.ensure_future(self._try(self._trial, at_once, groups, together))
+            self._trial.held_back = tried | arrived
+            self._trial_task = asyncio.ensure_future(self._run_trial(self._trial, at_once, groups, together))
         elif not isinstance(together, nullcontext):
             # Nothing is on trial here; it may be elsewhere.
-            self._trying = asyncio.ensure_future(self._new_trial(core).run(at_once, [], together))
-        self._arrived.clear()
-        self._hear_all()
+            self._trial_task = asyncio.ensure_future(self._new_trial(core).run(at_once, [], together))
+        self._unsent_new.clear()
+        self._mark_all_heard()
         self.lost.clear()
         self._replaced.set()
         failed, self._failed = self._failed, Counter()
-        expelled, self._expelled = self._expelled, 0
+        expelled, self._fatal_count = self._fatal_count, 0
         return RecoveryReport(continued=continued, failed=dict(failed), expelled=expelled)
 
-    async def _send_again(self, core: Any, name: str) -> bool:
+    async def _resend(self, core: Any, name: str) -> bool:
         """Send a request with the tokens it has; whether it is still wanted."""
         request = self._requests.get(name)
         if request is None:
             # Aborted while others were being sent.
             return False
-        tokens = self._received(name)
+        tokens = self._received_tokens(name)
         if tokens:
             self._scheduled_before.add(name)
-        self._suspicion.send(name, len(tokens))
-        await core.add_request_async(replay.continued(request, tokens))
+        self._poison_detector.record_send(name, len(tokens))
+        await core.add_request_async(replay.continuation(request, tokens))
         return True
 
-    def _new_trial(self, core: Any) -> Trial:
-        return Trial(
-            self._suspicion,
+    def _new_trial(self, core: Any) -> TrialReplay:
+        return TrialReplay(
+            self._poison_detector,
             self._clock,
-            tokens=lambda name: len(self._received(name)) if name in self._requests else None,
-            send=lambda name: self._send_again(core, name),
+            tokens=lambda name: len(self._received_tokens(name)) if name in self._requests else None,
+            send=lambda name: self._resend(core, name),
             alone=lambda: self._lock(exclusive=True),
         )
 
-    async def _try(self, trial: Trial, at_once: list[str], groups: list[list[str]], together: Closing) -> None:
+    async def _run_trial(self, trial: TrialReplay, at_once: list[str], groups: list[list[str]], together: Lock) -> None:
         try:
             await trial.run(at_once, groups, together)
         except Exception:  # It has died. After a defect, what was held back would wait for ever: the next one gets it.
@@ -353,17 +350,17 @@ class LastingCore:
         else:
             self._trial = None
 
-    async def _lock(self, *, exclusive: bool) -> Closing:
+    async def _lock(self, *, exclusive: bool) -> Lock:
         """Keep other clients from trying requests, and with `exclusive` from sending theirs again."""
         return nullcontext()
 
     def fail_all(self) -> None:
         """There will be no other engine: everything in flight fails, and so does everything to come."""
-        self._given_up = True
+        self._is_final = True
         self.resources.engine_dead = True
         self._replaced.set()
 
-    def _fail_hopeless(self) -> None:
+    def _fail_unreplayable(self) -> None:
         """Fail the requests that cannot go on, each choice of one with all the others."""
         states = self._output_processor.request_states
         for name, request in list(self._requests.items()):
@@ -371,7 +368,7 @@ class LastingCore:
             if state is None:
                 self._forget(name)
                 continue
-            reason = replay.obstacle(request, len(self._received(name)))
+            reason = replay.replay_obstacle(request, len(self._received_tokens(name)))
             if reason is None:
                 continue
             self._failed[reason] += 1
@@ -385,14 +382,14 @@ class LastingCore:
             self._forget(one)
             if (other := self._output_processor.request_states.get(one)) is not None:
                 # The abort that removes it would be taken for its ending.
-                other.queue = Nobody()
+                other.queue = DiscardingQueue()
         self._output_processor.abort_requests([name if parent is None else parent.request_id], internal=True)
 
-    def _received(self, name: str) -> list[int]:
+    def _received_tokens(self, name: str) -> list[int]:
         """The tokens that have come of a request."""
         state = self._output_processor.request_states.get(name)
         detokenizer = None if state is None else state.detokenizer
         return [] if detokenizer is None else list(detokenizer.output_token_ids)
 
 
-__all__ = ["DiedOfIt", "LastingCore"]
+__all__ = ["RestartableCoreClient"]

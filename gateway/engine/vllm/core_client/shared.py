@@ -16,15 +16,15 @@ from gateway.clock import Clock
 from gateway.engine.base import RecoveryReport
 from gateway.engine.shared import EngineHost
 from gateway.engine.vllm import engine_process
-from gateway.engine.vllm.core_client.restartable import LastingCore
-from gateway.engine.vllm.core_client.trial_replay import Closing
+from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
+from gateway.engine.vllm.core_client.trial_replay import Lock
 
 # Another one's trial takes as long; longer, and somebody has to go first.
 _LOCK_WITHIN_S = 15.0
 _LOCK_EVERY_S = 0.02
 
 
-class SharedCore(LastingCore):
+class SharedCoreClient(RestartableCoreClient):
     """A `SharedEngineClient`."""
 
     def __init__(self, core: Any, output_processor: Any, clock: Clock, engine_host: EngineHost) -> None:
@@ -38,7 +38,7 @@ class SharedCore(LastingCore):
         return bool(self._output_processor.has_unfinished_requests())
 
     def _hear(self, outputs: Any) -> None:
-        super()._hear(outputs)
+        super()._mark_heard(outputs)
         if outputs.scheduler_stats is not None:
             self.stats_received_s[outputs.engine_index] = self._clock.now()
 
@@ -59,7 +59,7 @@ class SharedCore(LastingCore):
     def kill(self) -> None:
         """`mark_lost` follows, which tells whose processes they are."""
 
-    async def _lock(self, *, exclusive: bool) -> Closing:
+    async def _lock(self, *, exclusive: bool) -> Lock:
         """All clients lose their engine together, and each has its own requests to try: one after the other, and when
         all have sent what goes on at once."""
         path = self._engine_host.trial_lock
@@ -83,7 +83,7 @@ class SharedCore(LastingCore):
         return recovery
 
     async def abort_client(self, number: int) -> None:
-        await self._core.call_utility_async(engine_process.EVICT, number)
+        await self._core.call_utility_async(engine_process.ABORT_CLIENT, number)
 
 
-__all__ = ["SharedCore"]
+__all__ = ["SharedCoreClient"]

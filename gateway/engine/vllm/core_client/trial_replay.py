@@ -7,26 +7,26 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 
 from gateway.clock import Clock
-from gateway.engine.poison_detector import Suspicion
+from gateway.engine.poison_detector import PoisonDetector
 
-Closing = AbstractContextManager[object]
+Lock = AbstractContextManager[object]
 
 # For one group, and for those that go on to have a token each; a prefill that takes longer holds up nobody.
 _PASSES_WITHIN_S = 10.0
 _LOOK_EVERY_S = 0.01
 
 
-class Trial:
+class TrialReplay:
     """One after the death of an engine. Names are request ids."""
 
     def __init__(
         self,
-        suspicion: Suspicion,
+        suspicion: PoisonDetector,
         clock: Clock,
         *,
         tokens: Callable[[str], int | None],
         send: Callable[[str], Awaitable[object]],
-        alone: Callable[[], Awaitable[Closing]],
+        alone: Callable[[], Awaitable[Lock]],
     ) -> None:
         """`tokens`: how many a request has, None if it has ended; `send` sends it to the engine; `alone` keeps other
         clients of the engine from sending theirs meanwhile."""
@@ -35,37 +35,37 @@ class Trial:
         self._tokens = tokens
         self._send = send
         self._alone = alone
-        self.unsent: dict[str, None] = {}
+        self.held_back: dict[str, None] = {}
         """What waits, in order: for its turn, or for the end of the trial."""
 
-    async def run(self, at_once: list[str], groups: list[list[str]], together: Closing) -> None:
+    async def run(self, at_once: list[str], groups: list[list[str]], together: Lock) -> None:
         """When those that have been sent `at_once` have a token each, send group by group, and then what has arrived
         since; `together` is closed before the first group."""
         with together:
-            await self.until_they_pass(at_once)
+            await self.wait_passed(at_once)
         for group in groups:
             with await self._alone():
                 self._suspicion.begin_trial(group)
                 for name in group:
-                    self.unsent.pop(name, None)
+                    self.held_back.pop(name, None)
                     await self._send(name)
-                await self.until_they_pass(group)
-                self._suspicion.end_trial()
-        while self.unsent:
-            name = next(iter(self.unsent))
-            del self.unsent[name]
+                await self.wait_passed(group)
+                self._suspicion.pass_trial()
+        while self.held_back:
+            name = next(iter(self.held_back))
+            del self.held_back[name]
             await self._send(name)
 
-    async def until_they_pass(self, names: list[str]) -> None:
+    async def wait_passed(self, names: list[str]) -> None:
         """Wait until each of them has ended or made what clears it, but not for ever."""
         began_s = self._clock.now()
         while names and self._clock.now() - began_s < _PASSES_WITHIN_S:
             await asyncio.sleep(_LOOK_EVERY_S)
-            names = [name for name in names if not self._passes(name)]
+            names = [name for name in names if not self._has_passed(name)]
 
-    def _passes(self, name: str) -> bool:
+    def _has_passed(self, name: str) -> bool:
         tokens = self._tokens(name)
-        return tokens is None or self._suspicion.passes(name, tokens)
+        return tokens is None or self._suspicion.has_passed(name, tokens)
 
 
-__all__ = ["Closing", "Trial"]
+__all__ = ["Lock", "TrialReplay"]

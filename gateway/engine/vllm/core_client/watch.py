@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from gateway.clock import Clock
 from gateway.engine.os_processes import usage
 from gateway.engine.vllm.core_client.probe import Probe
-from gateway.engine.vllm.core_client.restartable import LastingCore
-from gateway.engine.watchdog import Seen, Watchdog
+from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
+from gateway.engine.watchdog import Observation, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -20,19 +20,21 @@ _LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HangTimeouts:
     """For how long a question may be unanswered: by an engine that does not compute, and by one that does."""
 
     hang_timeout_s: float
     long_step_timeout_s: float
 
 
-async def until_dead(core: LastingCore, clock: Clock, patience: Patience, look: Callable[[str | None], None]) -> None:
-    """Return when there is no engine any more; one that is hung is ended. `look` is told about twice a second why a
+async def wait_dead(
+    core: RestartableCoreClient, clock: Clock, timeouts: HangTimeouts, report: Callable[[str | None], None]
+) -> None:
+    """Return when there is no engine any more; one that is hung is ended. `report` is told about twice a second why a
     request sent now would not be served soon, None if it would."""
     watchdog = Watchdog(
-        hang_timeout_s=patience.hang_timeout_s,
-        long_step_timeout_s=patience.long_step_timeout_s,
+        hang_timeout_s=timeouts.hang_timeout_s,
+        long_step_timeout_s=timeouts.long_step_timeout_s,
         usage=lambda: usage(core.pids),
         now_s=clock.now(),
     )
@@ -43,24 +45,28 @@ async def until_dead(core: LastingCore, clock: Clock, patience: Patience, look: 
             # vLLM's output handler notices most deaths at once; this notices those between two requests.
             with suppress(TimeoutError):
                 await asyncio.wait_for(core.lost.wait(), _LOOK_EVERY_S)
-            if core.process_died():
+            if core.has_died():
                 core.mark_lost()
-            asked_s = probe.step(clock.now())
-            verdict = watchdog.look(clock.now(), Seen(asked_s, core.heard_s, core.behind()))
-            if verdict.trouble and core.engines > 1:
-                verdict = replace(verdict, trouble=f"{verdict.trouble} (data-parallel engine {core.silent_engine})")
-            trouble = verdict.trouble or ("the engine is paused" if probe.is_paused else None)
-            if was_well != (trouble is None):
-                was_well = trouble is None
-                logger.warning("ready again: the engine answers" if was_well else f"not ready: {trouble}")
-            if verdict.is_dead and not core.lost.is_set():
-                logger.error("%s; it is ended", verdict.trouble)
+            unanswered_since_s = probe.step(clock.now())
+            seen = Observation(unanswered_since_s, core.last_output_s, core.has_backlog())
+            assessment = watchdog.assess(clock.now(), seen)
+            if assessment.unready_reason and core.engine_count > 1:
+                assessment = replace(
+                    assessment,
+                    unready_reason=f"{assessment.unready_reason} (data-parallel engine {core.silent_engine})",
+                )
+            reason = assessment.unready_reason or ("the engine is paused" if probe.is_paused else None)
+            if was_well != (reason is None):
+                was_well = reason is None
+                logger.warning("ready again: the engine answers" if was_well else f"not ready: {reason}")
+            if assessment.is_dead and not core.lost.is_set():
+                logger.error("%s; it is ended", assessment.unready_reason)
                 core.kill()
                 core.mark_lost()
-            look(trouble)
+            report(reason)
     finally:
         probe.close()
-    await core.judge()
+    await core.find_culprit()
 
 
-__all__ = ["Patience", "until_dead"]
+__all__ = ["HangTimeouts", "wait_dead"]

@@ -33,7 +33,7 @@ async def build_app(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     app.user_middleware[:] = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
     # SageMaker's part has had the stack of middleware built already.
     app.middleware_stack = None
-    eligibility.adopt(app.state)
+    eligibility.install(app.state)
     stream_errors.install_stream_errors(app.state)
     return app
 

@@ -39,7 +39,7 @@ def normalize_errors(inner: ASGIApp, engine_error: Callable[[], SluiceError | No
         try:
             await inner(scope, receive, outlet)
         except Exception as error:
-            raise error_mapping.known() or engine_error() or stream_errors.from_exception(error) from None
+            raise error_mapping.current_error() or engine_error() or stream_errors.from_exception(error) from None
         if outlet.failed:
             raise outlet.error()
 
@@ -106,7 +106,7 @@ class _Outlet:
         else:
             detail = document.get("detail") if isinstance(document, dict) else None
             message, param = detail if isinstance(detail, str) else "", None
-        if (known := error_mapping.known()) is not None:
+        if (known := error_mapping.current_error()) is not None:
             return known
         problems = _PROBLEM.findall(message)
         if not problems and _PYDANTIC.match(message):

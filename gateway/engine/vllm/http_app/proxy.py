@@ -19,10 +19,10 @@ from gateway.clock import Clock
 from gateway.domain import Cause, Endpoint, RequestStats
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
-from gateway.engine.vllm.core_client.restartable import DiedOfIt
 from gateway.engine.vllm.error_mapping import Aborted
+from gateway.engine.vllm.exceptions import EngineKilledByRequest
 from gateway.engine.vllm.http_app.running_requests import RunningRequest, RunningRequests
-from gateway.engine.vllm.output.final_output import Endings
+from gateway.engine.vllm.output.final_output import FinalOutputSplitter
 
 _BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING})
 """Causes after which no client waits for an answer. A request that has completed may have left background work."""
@@ -78,7 +78,7 @@ class EngineProxy:
         self.check_params = check_params
         self._clock = clock
         self._running = running
-        self._endings = Endings(llm.vllm_config)
+        self._endings = FinalOutputSplitter(llm.vllm_config)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -139,13 +139,13 @@ class EngineProxy:
                         self._on_abort(run)
                     elif "error" in reasons and getattr(params, "structured_outputs", None) is not None:
                         raise GrammarDeadEnd
-                    for part in self._endings.apart(output) if in_chunks else (output,):
+                    for part in self._endings.split(output) if in_chunks else (output,):
                         yield part
         except (EngineDeadError, EngineGenerateError) as error:
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
             if stats is not None:
                 stats.cause = Cause.ENGINE_FAILED
-                stats.is_fatal = isinstance(error, DiedOfIt | EngineGenerateError)
+                stats.is_fatal = isinstance(error, EngineKilledByRequest | EngineGenerateError)
             raise
         finally:
             self._running.requests.remove(run)

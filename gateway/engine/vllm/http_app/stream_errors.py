@@ -51,7 +51,7 @@ def install_stream_errors(state: Any) -> None:
 
 def from_exception(error: Exception) -> SluiceError:
     """What a client is told of an exception in the middle of its stream."""
-    known = error_mapping.known()
+    known = error_mapping.current_error()
     if known is not None:
         return known
     if isinstance(error, _DEFECTS):
@@ -63,7 +63,7 @@ def from_exception(error: Exception) -> SluiceError:
 
 def from_event(info: dict[str, Any]) -> SluiceError:
     """The error that an event of a stream tells of."""
-    known = error_mapping.known()
+    known = error_mapping.current_error()
     if known is not None:
         return known
     kind = _BY_CODE.get(str(info.get("code")))
@@ -79,13 +79,13 @@ def _written(self: Any, message: str | Exception, *_: Any, status_code: int = 40
     if isinstance(message, Exception):
         error = from_exception(message)
     else:
-        error = error_mapping.known() or error_mapping.from_info(int(status_code), message, more.get("param"))
+        error = error_mapping.current_error() or error_mapping.from_info(int(status_code), message, more.get("param"))
     return orjson.dumps(error.body()).decode()
 
 
 def _raise(error: Exception) -> str:
     """vLLM would make an event of it that its own types do not know."""
-    raise error_mapping.known() or EngineFailed("The engine failed this request.", retry_after_s=1) from None
+    raise error_mapping.current_error() or EngineFailed("The engine failed this request.", retry_after_s=1) from None
 
 
 async def _without_errors(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -35,31 +35,31 @@ _KNOWN = frozenset({"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLogg
 
 
 @dataclass(slots=True)
-class _Held:
+class _Pending:
     """What plain steps of one engine have said since the last writing: the newest gauges, the tokens of each step."""
 
     scheduler: Any = None
     sizes: list[float] = field(default_factory=list)
 
 
-class Statistics:
+class BatchedStats:
     """Stands where AsyncLLM calls its logger manager's `record`. To be used in one event loop."""
 
     def __init__(self, manager: Any, blank: Callable[[], Any]) -> None:
         """`manager`: vLLM's StatLoggerManager; None where its statistics are off. `blank` makes an IterationStats."""
-        self.adds = manager is None
+        self.can_batch = manager is None
         """Whether steps may be added up. Not so if somebody who may want to see each of them has been plugged in."""
         self._manager = manager
         self._blank = blank
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _Pending] = {}
         self._timer: asyncio.TimerHandle | None = None
-        prometheus = _prometheus(manager)
+        prometheus = _prometheus_logger(manager)
         if prometheus is None:
             return
-        latencies = [_bulk(one) for one in prometheus.histogram_inter_token_latency.values()]
-        sizes = {index: _bulk(one) for index, one in prometheus.histogram_iteration_tokens.items()}
+        latencies = [_bulk_observer(one) for one in prometheus.histogram_inter_token_latency.values()]
+        sizes = {index: _bulk_observer(one) for index, one in prometheus.histogram_iteration_tokens.items()}
         if all(latencies) and all(sizes.values()):
-            self.adds = True
+            self.can_batch = True
             self._latencies: dict[int, Any] = dict(
                 zip(prometheus.histogram_inter_token_latency, latencies, strict=True)
             )
@@ -69,17 +69,17 @@ class Statistics:
             self._record = manager.record
             manager.record = self.record
 
-    def latencies(self, index: int, values: list[float]) -> None:
+    def observe_latencies(self, index: int, values: list[float]) -> None:
         """Count inter-token latencies, in seconds, of engine number `index`."""
         if values and self._manager is not None:
             self._latencies[index](values)
 
-    def add(self, index: int, scheduler_stats: Any, tokens: int) -> None:
+    def add_step(self, index: int, scheduler_stats: Any, tokens: int) -> None:
         """Count a plain step of engine number `index`. An engine with several clients tells its gauges to one of them
         at a time; the others get None."""
         if self._manager is None:
             return
-        held = self._held.setdefault(index, _Held())
+        held = self._held.setdefault(index, _Pending())
         if scheduler_stats is not None:
             held.scheduler = scheduler_stats
         if tokens:
@@ -116,7 +116,7 @@ class Statistics:
                 logger.record(None, total, engine_idx=index)
 
 
-def plain(scheduler_stats: Any) -> bool:
+def is_plain(scheduler_stats: Any) -> bool:
     """Whether a scheduler says nothing of its step but the usual gauges."""
     if scheduler_stats is None:
         return True
@@ -128,7 +128,7 @@ def plain(scheduler_stats: Any) -> bool:
     return True
 
 
-def _prometheus(manager: Any) -> Any:
+def _prometheus_logger(manager: Any) -> Any:
     """vLLM's Prometheus logger, if it is there once and every other one is known."""
     if manager is None:
         return None
@@ -141,7 +141,7 @@ def _prometheus(manager: Any) -> Any:
     return found[0]
 
 
-def _bulk(child: Any) -> Callable[[list[float]], None] | None:
+def _bulk_observer(child: Any) -> Callable[[list[float]], None] | None:
     """What observes many values in a histogram of the library without a lock and a search for each; None if it is not
     made as we know it."""
     if not all(hasattr(child, name) for name in ("_upper_bounds", "_buckets", "_sum")):
@@ -160,4 +160,4 @@ def _bulk(child: Any) -> Callable[[list[float]], None] | None:
     return observe
 
 
-__all__ = ["WRITE_EVERY_S", "Statistics", "plain"]
+__all__ = ["WRITE_EVERY_S", "BatchedStats", "is_plain"]

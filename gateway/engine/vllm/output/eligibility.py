@@ -25,7 +25,7 @@ from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.output.whole_answers import chat_logprobs, completion_logprobs
 
 
-def adopt(state: Any) -> None:
+def install(state: Any) -> None:
     """Override the stream generators of the two serving objects in vLLM's app state, if the model generates.
 
     Other handlers (batch, Anthropic) have serving objects of their own and are not touched; that of the Responses API
@@ -43,13 +43,13 @@ class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
     def chat_completion_stream_generator(self, request: Any, results: Any, request_id: str, *a: Any, **kw: Any) -> Any:
         model = a[0] if a else kw["model_name"]
         if (
-            _is_asked_for_frames()
-            and _unparsed(self.parser_cls, request)
-            and _plain(self, request)
+            _is_for_our_endpoint()
+            and _is_unparsed(self.parser_cls, request)
+            and _is_plain(self, request)
             and not request.return_prompt_text
         ):
             role = self.get_chat_request_role(request)
-            frame = _frame(self, request, Endpoint.CHAT, request_id, model, role)
+            frame = _template(self, request, Endpoint.CHAT, request_id, model, role)
             # A parser with nothing to parse keeps silent about tokens without text.
             return replace(frame, drop_empty=self.parser_cls is not None)
         return super().chat_completion_stream_generator(request, results, request_id, *a, **kw)
@@ -64,8 +64,8 @@ class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
         self, request: Any, engine_inputs: list[Any], results: Any, request_id: str, *a: Any, **kw: Any
     ) -> Any:
         created, model = (*a, *(kw[name] for name in ("created_time", "model_name") if name in kw))[:2]
-        if _is_asked_for_frames() and len(engine_inputs) == 1 and _plain(self, request):
-            return _frame(self, request, Endpoint.COMPLETION, request_id, model, None, created)
+        if _is_for_our_endpoint() and len(engine_inputs) == 1 and _is_plain(self, request):
+            return _template(self, request, Endpoint.COMPLETION, request_id, model, None, created)
         return super().completion_stream_generator(request, engine_inputs, results, request_id, *a, **kw)
 
     def _create_completion_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
@@ -83,13 +83,13 @@ class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
         return super()._generate_with_builtin_tools(*args, **kwargs)
 
 
-def _is_asked_for_frames() -> bool:
+def _is_for_our_endpoint() -> bool:
     """Whether it is our endpoint that asks, and not vLLM's `/invocations`, which uses the same serving objects: what
     runs on behalf of vLLM's own app has its tally in the context."""
     return CURRENT_STATS.get() is None
 
 
-def _unparsed(parser: Any, request: Any) -> bool:
+def _is_unparsed(parser: Any, request: Any) -> bool:
     """Whether no parser looks at the text: none is configured, or only a tool parser, and this request has no use for
     it. vLLM's standard parser then passes the text through; parsers with steps of their own are left alone."""
     if parser is None:
@@ -104,7 +104,7 @@ def _unparsed(parser: Any, request: Any) -> bool:
     )
 
 
-def _plain(serving: Any, request: Any) -> bool:
+def _is_plain(serving: Any, request: Any) -> bool:
     """What both endpoints ask for: nothing that needs more than text and token counts to be formatted."""
     return not (
         (request.n or 1) > 1
@@ -126,7 +126,7 @@ def _plain(serving: Any, request: Any) -> bool:
 
 
 # What vLLM 0.33 has added to its chunks, each last in its model; 0.32 has none of them.
-_ADDED: dict[Endpoint, dict[str, tuple[Any, str]]] = {
+_ADDED_FIELDS: dict[Endpoint, dict[str, tuple[Any, str]]] = {
     Endpoint.CHAT: {
         "choice_nulls": (chat_protocol.ChatCompletionResponseStreamChoice, "weight_versions"),
         "chunk_nulls": (chat_protocol.ChatCompletionStreamResponse, "kv_transfer_params"),
@@ -138,11 +138,11 @@ _ADDED: dict[Endpoint, dict[str, tuple[Any, str]]] = {
 }
 _NULLS: dict[Endpoint, dict[str, tuple[str, ...]]] = {
     endpoint: {name: (field,) if field in model.model_fields else () for name, (model, field) in added.items()}
-    for endpoint, added in _ADDED.items()
+    for endpoint, added in _ADDED_FIELDS.items()
 }
 
 
-def _frame(
+def _template(
     serving: Any, request: Any, endpoint: Endpoint, request_id: str, model: str, role: str | None, created: int = 0
 ) -> ChunkTemplate:
     include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
@@ -162,4 +162,4 @@ def _frame(
     )
 
 
-__all__ = ["adopt"]
+__all__ = ["install"]

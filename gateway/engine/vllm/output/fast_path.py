@@ -23,14 +23,14 @@ from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 from gateway.clock import Clock
 from gateway.domain import Delta
 from gateway.engine.base import Sink
-from gateway.engine.vllm.core_client.receiver import Nobody
-from gateway.engine.vllm.error_mapping import failed, from_exception
+from gateway.engine.vllm.core_client.receiver import DiscardingQueue
+from gateway.engine.vllm.error_mapping import from_exception, generation_error
 from gateway.engine.vllm.output import isolation
-from gateway.engine.vllm.output.batched_stats import Statistics, plain
+from gateway.engine.vllm.output.batched_stats import BatchedStats, is_plain
 from gateway.errors import EngineFailed
 
 # The longest that a token waits for others while the loop is behind.
-_BEHIND_S = 0.01
+_MAX_COALESCING_S = 0.01
 # To mend the text of a token that ends within a character, vLLM looks at the four before it.
 _CONTEXT_TOKENS = 8
 
@@ -57,13 +57,13 @@ class SinkQueue:
                 # Our own aborts have ended the stream already; this one came from inside the engine.
                 self._sink.fail(EngineFailed("The engine gave this request up.", retry_after_s=1))
             elif reason == "error":
-                self._sink.fail(failed(constrained=self._constrained))
+                self._sink.fail(generation_error(constrained=self._constrained))
             elif choice.text or choice.token_ids or reason is not None:
                 self._sink.put(Delta(choice.text, len(choice.token_ids), reason, choice.stop_reason))
 
 
 @dataclass(slots=True)
-class _Slot:
+class FastRequest:
     """What the tokens of one plain request need. vLLM's request state carries it, so that both end together."""
 
     detokenizer: Any
@@ -96,7 +96,7 @@ class _Slot:
             self.put_text(text, count, now_s)
 
 
-class PlainSteps:
+class FastOutputPath:
     """Takes what the steps of the engine add to plain requests, and stands where AsyncLLM calls its output processor's
     `process_outputs` for the rest.
 
@@ -104,22 +104,24 @@ class PlainSteps:
     is said together with what the next ones add: the more there is to do, the less it costs.
     """
 
-    def __init__(self, output_processor: Any, statistics: Statistics, behind: Callable[[], bool], clock: Clock) -> None:
+    def __init__(
+        self, output_processor: Any, statistics: BatchedStats, behind: Callable[[], bool], clock: Clock
+    ) -> None:
         """`behind` tells whether further outputs wait to be processed."""
         self._processor = output_processor
         self._states = output_processor.request_states
         self._process = output_processor.process_outputs
         self._statistics = statistics
-        self._behind = behind
+        self._has_backlog = behind
         self._clock = clock
-        self._unsaid: list[_Slot] = []
-        self._unsaid_since_s = 0.0
-        self._due = False
+        self._undelivered: list[FastRequest] = []
+        self._undelivered_since_s = 0.0
+        self._is_delivery_due = False
         # Tokens taken out of the step whose rest vLLM processes next.
-        self._taken = 0
+        self._consumed_tokens = 0
         output_processor.process_outputs = self.process_outputs
 
-    def adopt(self, request_id: str, sink: Sink, *, constrained: bool = False) -> None:
+    def register(self, request_id: str, sink: Sink, *, constrained: bool = False) -> None:
         """Take the tokens of this request, if its state is as simple as its lane promises."""
         state = self._states.get(request_id)
         if state is None:
@@ -135,20 +137,22 @@ class PlainSteps:
             and not state.streaming_input
             and not os.environ.get("VLLM_COMPUTE_NANS_IN_LOGITS")
         ):
-            state.sluice = _Slot(detokenizer, detokenizer.tokenizer, detokenizer.token_ids, state.stats, sink.put_text)
+            state.sluice = FastRequest(
+                detokenizer, detokenizer.tokenizer, detokenizer.token_ids, state.stats, sink.put_text
+            )
 
-    def express(self, outputs: Any) -> bool:
+    def consume(self, outputs: Any) -> bool:
         """Take what a step adds to plain requests; whether that was all that it says. Otherwise the rest is left in it,
         and is vLLM's to process before the next step comes here."""
         now_s = self._clock.now()
-        at_once = not self._unsaid and not self._behind()
+        at_once = not self._undelivered and not self._has_backlog()
         states, timestamp, version = self._states, outputs.timestamp, outputs.weight_version
         rest: list[Any] = []
         gaps: list[float] = []
         tokens = 0
         for output in outputs.outputs:
             state = states.get(output.request_id)
-            slot: _Slot | None = getattr(state, "sluice", None)
+            slot: FastRequest | None = getattr(state, "sluice", None)
             token_ids = output.new_token_ids
             count = len(token_ids)
             if (
@@ -173,25 +177,25 @@ class PlainSteps:
             if at_once:
                 slot.put_text(text, count, now_s)
             else:
-                if not self._unsaid:
-                    self._unsaid_since_s = now_s
+                if not self._undelivered:
+                    self._undelivered_since_s = now_s
                 if not slot.count:
-                    self._unsaid.append(slot)
+                    self._undelivered.append(slot)
                 slot.text += text
                 slot.count += count
         if not at_once:
-            self._say(now_s)
-        self._statistics.latencies(outputs.engine_index, gaps)
+            self._deliver(now_s)
+        self._statistics.observe_latencies(outputs.engine_index, gaps)
         outputs.outputs = rest
         if rest:
-            self._taken = tokens
+            self._consumed_tokens = tokens
             return False
         # It also fills in what the scheduler does not know.
         self._processor.update_scheduler_stats(outputs.scheduler_stats)
-        if plain(outputs.scheduler_stats):
-            self._statistics.add(outputs.engine_index, outputs.scheduler_stats, tokens)
+        if is_plain(outputs.scheduler_stats):
+            self._statistics.add_step(outputs.engine_index, outputs.scheduler_stats, tokens)
             return True
-        self._statistics.add(outputs.engine_index, None, tokens)
+        self._statistics.add_step(outputs.engine_index, None, tokens)
         return False
 
     def process_outputs(
@@ -199,17 +203,17 @@ class PlainSteps:
     ) -> Any:
         """As OutputProcessor.process_outputs."""
         for output in outputs:
-            slot: _Slot | None = getattr(self._states.get(output.request_id), "sluice", None)
+            slot: FastRequest | None = getattr(self._states.get(output.request_id), "sluice", None)
             if slot is not None:
                 # In order.
                 slot.flush(self._clock.now())
         if iteration_stats is not None:
-            iteration_stats.num_generation_tokens += self._taken
-        self._taken = 0
+            iteration_stats.num_generation_tokens += self._consumed_tokens
+        self._consumed_tokens = 0
         try:
             done = self._process(outputs, timestamp, iteration_stats, weight_version)
         except Exception as error:
-            done = isolation.go_on(
+            done = isolation.skip_failing(
                 lambda rest: self._process(rest, timestamp, iteration_stats, weight_version),
                 self._states,
                 self._forget,
@@ -222,24 +226,24 @@ class PlainSteps:
 
     def _forget(self, request_id: str) -> None:
         """Drop a request that has been told why; the abort that vLLM makes of it would be another ending."""
-        self._states[request_id].queue = Nobody()
+        self._states[request_id].queue = DiscardingQueue()
         self._processor.abort_requests([request_id], internal=True)
 
-    def _say(self, now_s: float) -> None:
+    def _deliver(self, now_s: float) -> None:
         """Say what has been taken, unless more is about to come."""
-        if self._behind() and now_s - self._unsaid_since_s < _BEHIND_S:
-            if not self._due:
+        if self._has_backlog() and now_s - self._undelivered_since_s < _MAX_COALESCING_S:
+            if not self._is_delivery_due:
                 # What comes next may be no step that brings us here.
-                self._due = True
-                get_running_loop().call_soon(self._say_later)
+                self._is_delivery_due = True
+                get_running_loop().call_soon(self._deliver_later)
             return
-        unsaid, self._unsaid = self._unsaid, []
+        unsaid, self._undelivered = self._undelivered, []
         for slot in unsaid:
             slot.flush(now_s)
 
-    def _say_later(self) -> None:
-        self._due = False
-        self._say(self._clock.now())
+    def _deliver_later(self) -> None:
+        self._is_delivery_due = False
+        self._deliver(self._clock.now())
 
     def _forget_logprobs(self, request_id: str) -> None:
         """vLLM keeps the log probabilities of a stream, some kilobytes a token, to its end; it looks at the newest."""
@@ -250,11 +254,11 @@ class PlainSteps:
                 del held[:-_CONTEXT_TOKENS]
 
 
-def unframe(framed: str) -> bytes:
+def parse_event(framed: str) -> bytes:
     """The document in one event of vLLM's stream generators. Raises ValueError if it is not a single event."""
     if not (framed.startswith("data: ") and framed.endswith("\n\n")) or "\n" in framed[6:-2]:
         raise ValueError("vLLM yielded something that is not one event")
     return framed[6:-2].encode()
 
 
-__all__ = ["PlainSteps", "SinkQueue", "unframe"]
+__all__ = ["FastOutputPath", "SinkQueue", "parse_event"]

@@ -10,7 +10,7 @@ import copy
 from typing import Any
 
 
-class Endings:
+class FinalOutputSplitter:
     """Tells merged endings from those that the engine has made so."""
 
     def __init__(self, config: Any) -> None:
@@ -20,7 +20,7 @@ class Endings:
         self._at_once = max(1 + speculative, interval)
         """Tokens that one output has at the most, if it is not merged."""
 
-    def apart(self, output: Any) -> tuple[Any, ...]:
+    def split(self, output: Any) -> tuple[Any, ...]:
         """The same output, or what it says without its endings, and these."""
         merged = [
             choice
@@ -49,4 +49,4 @@ def _ending(choice: Any) -> Any:
     return one
 
 
-__all__ = ["Endings"]
+__all__ = ["FinalOutputSplitter"]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _LOOP, _AT, _TO_ABORT = "process_outputs", "engine_core_output", "reqs_to_abort"
 
 
-def go_on(
+def skip_failing(
     process: Callable[[list[Any]], Any], states: dict[str, Any], forget: Callable[[str], object], error: Exception
 ) -> Any:
     """What vLLM's `process_outputs` would have returned that raised `error`, had the request at fault not been there.
@@ -50,7 +50,7 @@ def go_on(
         return done
 
 
-def run_again(llm: Any) -> list[str]:
+def restart_output_handler(llm: Any) -> list[str]:
     """Where the task of that loop has ended all the same, start another; the requests that it has failed, which are to
     be aborted. Without it no request would ever be answered again, while the engine is well."""
     if llm.output_handler is None or not llm.output_handler.done() or llm.engine_core.resources.engine_dead:
@@ -72,4 +72,4 @@ def _loop_of(error: Exception) -> FrameType | None:
     return found
 
 
-__all__ = ["go_on", "run_again"]
+__all__ = ["restart_output_handler", "skip_failing"]

@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionLogProbs
 
 from gateway.offload import Offload, checkpoint
 
-WHOLE: ContextVar[bool] = ContextVar("sluice_whole", default=False)
+IS_WHOLE_ANSWER: ContextVar[bool] = ContextVar("sluice_whole", default=False)
 """Whether the running task makes a whole answer of which `document` will be made."""
 
 # So many candidates take the loop a few milliseconds.
@@ -54,13 +54,13 @@ class LaterCompletionLogProbs(CompletionLogProbs):  # type: ignore[misc,unused-i
         return b"{" + b",".join(fields) + b"}"
 
 
-def _is_much(token_ids: Any, candidates: Any) -> bool:
-    return WHOLE.get() and len(token_ids) > _TOKENS and len(token_ids) * len(candidates[-1] or ()) > _FEW
+def _is_large(token_ids: Any, candidates: Any) -> bool:
+    return IS_WHOLE_ANSWER.get() and len(token_ids) > _TOKENS and len(token_ids) * len(candidates[-1] or ()) > _FEW
 
 
 def chat_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -> Any:
     """What `make` makes, now or later."""
-    if not _is_much(token_ids, candidates):
+    if not _is_large(token_ids, candidates):
         return make(token_ids, candidates, **options)
 
     def parts() -> Any:
@@ -75,7 +75,7 @@ def chat_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -
 
 def completion_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -> Any:
     """What `make` makes, now or later."""
-    if not _is_much(token_ids, candidates):
+    if not _is_large(token_ids, candidates):
         return make(token_ids, candidates, **options)
 
     def parts() -> Any:
@@ -111,4 +111,4 @@ async def document(made: Any, offload: Offload, tenant: str | None) -> bytes:
     return await offload.run(dump, size=0, tenant=tenant)
 
 
-__all__ = ["WHOLE", "chat_logprobs", "completion_logprobs", "document"]
+__all__ = ["IS_WHOLE_ANSWER", "chat_logprobs", "completion_logprobs", "document"]

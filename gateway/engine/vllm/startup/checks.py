@@ -10,31 +10,31 @@ from typing import Any
 from gateway.engine.vllm.core_client import factory
 from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.arguments import vllm_parser
-from gateway.engine.vllm.startup.launcher import Plan
-from gateway.engine.vllm.startup.startup_errors import why
+from gateway.engine.vllm.startup.launcher import EnginePlan
+from gateway.engine.vllm.startup.startup_errors import explain
 from gateway.errors import SettingsError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _GIB = 2**30
 
 
-def examine(plan: Plan) -> list[str]:
+def find_problems(plan: EnginePlan) -> list[str]:
     """A sentence for each problem. Imports vLLM and reads the model's configuration and tokenizer."""
-    found = launcher.look(plan)
-    words = launcher.set_up(plan)
-    plan.say("importing vLLM")
+    found = launcher.find_early_problems(plan)
+    words = launcher.prepare_process(plan)
+    plan.on_stage("importing vLLM")
     try:
-        args, more = launcher.parse_all(plan)
+        args, more = launcher.parse_collecting(plan)
     except SettingsError as error:
         return [*found, *error.problems]
     found += more
     if vllm_parser.missing_file_problems({"model": args.model}):
         return found
-    plan.say("reading the model's configuration")
+    plan.on_stage("reading the model's configuration")
     try:
-        config = factory.configure(args)
+        config = factory.make_config(args)
     except Exception as error:
-        return [*found, why(error, words, str(args.model))]
+        return [*found, explain(error, words, str(args.model))]
     found += [*_tokenizer(config, words), *_weights(plan, config)]
     return found or list(_memory(plan, config))
 
@@ -47,11 +47,11 @@ def _tokenizer(config: Any, words: Path) -> list[str]:
     try:
         cached_tokenizer_from_config(config.model_config)
     except Exception as error:
-        return [why(error, words, str(config.model_config.tokenizer))]
+        return [explain(error, words, str(config.model_config.tokenizer))]
     return []
 
 
-def _weights(plan: Plan, config: Any) -> list[str]:
+def _weights(plan: EnginePlan, config: Any) -> list[str]:
     """Whether a folder has weights. What the hub has is not asked for."""
     folder = Path(str(config.model_config.model)).expanduser()
     synthetic = plan.synthetic is not None or config.load_config.load_format in ("dummy", "runai_streamer")
@@ -60,7 +60,7 @@ def _weights(plan: Plan, config: Any) -> list[str]:
     return [f"The model folder {folder} has no weights (no file like {' or '.join(_WEIGHTS)})."]
 
 
-def _memory(plan: Plan, config: Any) -> Iterator[str]:
+def _memory(plan: EnginePlan, config: Any) -> Iterator[str]:
     """Whether weights and KV cache fit into what is free now."""
     if plan.synthetic is not None:
         return
@@ -161,4 +161,4 @@ def _gib(number: int) -> str:
     return f"{number / _GIB:.1f}" if number > _GIB // 10 else f"{number / _GIB:.4f}"
 
 
-__all__ = ["examine", "memory_problem", "weight_bytes"]
+__all__ = ["find_problems", "memory_problem", "weight_bytes"]

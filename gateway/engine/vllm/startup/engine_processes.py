@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.engine.vllm import engine_process
-from gateway.engine.vllm.core_client.factory import configure
+from gateway.engine.vllm.core_client.factory import make_config
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.launcher import Plan
-from gateway.engine.vllm.startup.startup_errors import why
+from gateway.engine.vllm.startup.launcher import EnginePlan
+from gateway.engine.vllm.startup.startup_errors import explain
 from gateway.errors import SettingsError
 
 # The engine process gets this long to clean up its shared memory before it is killed.
@@ -25,7 +25,7 @@ _GONE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Cores:
+class EngineProcesses:
     """The processes of one start. `addresses` holds, for each client, where it meets them."""
 
     addresses: tuple[Mapping[str, str], ...]
@@ -45,7 +45,7 @@ class Cores:
         watched = [os.dup(process.sentinel) for process in self._processes()]
         try:
             for descriptor in watched:
-                loop.add_reader(descriptor, _settle, died)
+                loop.add_reader(descriptor, _set_done, died)
             await died
         finally:
             for descriptor in watched:
@@ -59,7 +59,7 @@ class Cores:
 
     async def end(self, within_s: float = _STOP_WITHIN_S) -> None:
         """End whatever is left of them, and wait until it is gone: the next engine needs its memory."""
-        await launcher.in_daemon(lambda: self.end_blocking(within_s))
+        await launcher.run_in_daemon_thread(lambda: self.end_blocking(within_s))
 
     def end_blocking(self, within_s: float) -> None:
         """As `end`, in this thread."""
@@ -73,44 +73,44 @@ class Cores:
         return [*self.manager.processes, *([] if self.coordinator is None else [self.coordinator.proc])]
 
 
-def _settle(died: asyncio.Future[None]) -> None:
+def _set_done(died: asyncio.Future[None]) -> None:
     if not died.done():
         died.set_result(None)
 
 
-class Maker:
+class EngineProcessLauncher:
     """Starts the engine processes of `plan`, again and again."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EnginePlan) -> None:
         self._plan = plan
         self._words: Path | None = None
 
-    async def make(self) -> Cores:
+    async def launch(self) -> EngineProcesses:
         """Start them and wait until they are ready. Raises SettingsError, in one sentence, if they cannot start."""
         plan = self._plan
         if self._words is None:
-            if wrong := launcher.look(plan):
+            if wrong := launcher.find_early_problems(plan):
                 raise SettingsError(*wrong)
-            self._words = launcher.set_up(plan)
+            self._words = launcher.prepare_process(plan)
         else:
             # Stages are told once.
-            plan = replace(plan, say=lambda _: None)
+            plan = replace(plan, on_stage=lambda _: None)
         try:
-            return await launcher.in_daemon(lambda: _make(plan))
+            return await launcher.run_in_daemon_thread(lambda: _launch(plan))
         except SettingsError:
             raise
         except Exception as error:
             launcher.logger.debug("the engine could not start", exc_info=True)
-            raise SettingsError(why(error, self._words, str(plan.engine.get("model", ""))), exit_code=1) from error
+            raise SettingsError(explain(error, self._words, str(plan.engine.get("model", ""))), exit_code=1) from error
 
 
-def _make(plan: Plan) -> Cores:
-    plan.say("importing vLLM")
+def _launch(plan: EnginePlan) -> EngineProcesses:
+    plan.on_stage("importing vLLM")
     from vllm.v1.engine.coordinator import DPCoordinatorProc
     from vllm.v1.engine.utils import EngineZmqAddresses, get_engine_zmq_bind_addresses, launch_core_engines
     from vllm.v1.executor import Executor
 
-    engine_process.take_coordinator(DPCoordinatorProc)
+    engine_process.replace_coordinator(DPCoordinatorProc)
 
     def mark(engine_args: Any) -> None:
         # The front end is several processes, and this is none of them.
@@ -118,9 +118,9 @@ def _make(plan: Plan) -> Cores:
         engine_args._api_process_rank = -1
 
     args = launcher.parse_args(plan)
-    plan.say("reading the model's configuration")
-    config = configure(args, mark)
-    plan.say_starting()
+    plan.on_stage("reading the model's configuration")
+    config = make_config(args, mark)
+    plan.report_starting()
     # Sockets of this machine, so the clients may bind theirs when they come: until then the engine tries again.
     places = get_engine_zmq_bind_addresses(config, plan.workers)
     addresses = EngineZmqAddresses(places.inputs, places.outputs)
@@ -130,13 +130,13 @@ def _make(plan: Plan) -> Cores:
             pass
     except BaseException:
         if launched is not None:
-            Cores((), launched.engine_manager, launched.coordinator).end_blocking(0)
+            EngineProcesses((), launched.engine_manager, launched.coordinator).end_blocking(0)
         raise
     stats = {}
     if launched.coordinator is not None:
         stats["stats_update_address"] = launched.coordinator.get_stats_publish_address()
-    plan.say("building the API")
-    return Cores(
+    plan.on_stage("building the API")
+    return EngineProcesses(
         tuple(
             {"input_address": entrance, "output_address": outlet, **stats}
             for entrance, outlet in zip(places.inputs, places.outputs, strict=True)
@@ -146,4 +146,4 @@ def _make(plan: Plan) -> Cores:
     )
 
 
-__all__ = ["Cores", "Maker"]
+__all__ = ["EngineProcessLauncher", "EngineProcesses"]

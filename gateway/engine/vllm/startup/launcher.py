@@ -29,8 +29,8 @@ from gateway.engine.vllm import daemon_threads, engine_process
 from gateway.engine.vllm.core_client import attachment, factory, remote_engines
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.startup.arguments import command_line, vllm_parser
-from gateway.engine.vllm.startup.startup_errors import why
-from gateway.engine.vllm.synthetic.timing import NUMBERS
+from gateway.engine.vllm.startup.startup_errors import explain
+from gateway.engine.vllm.synthetic.timing import SETTINGS_KEY
 from gateway.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # vLLM's loggers on which it writes what these flags ask for.
-_LOGGERS = {
+_LOGGERS_BY_FLAG = {
     "enable_log_requests": ("vllm.entrypoints.serve.utils.request_logger", "vllm.v1.engine.async_llm"),
     "aggregate_engine_logging": ("vllm.v1.metrics.loggers",),
 }
@@ -48,7 +48,7 @@ _SYNTHETIC = "gateway.engine.vllm.synthetic.executor.SyntheticExecutor"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """What to run. `engine` holds vLLM's arguments by name, `flags` more of its command line (they win).
 
     `small` marks the demo model: on CPUs it is started the fast way (one process, one thread, no compilation).
@@ -61,7 +61,7 @@ class Plan:
 
     engine: Mapping[str, Any]
     flags: Sequence[str] = ()
-    small: bool = False
+    is_demo: bool = False
     synthetic: Mapping[str, Any] | None = None
     trust_client_fields: bool = False
     body_limits: BodyLimits = field(default_factory=BodyLimits)
@@ -74,52 +74,52 @@ class Plan:
     log_level: str = "info"
     log_json: bool = False
     source: Callable[[str], str] = field(default=lambda _: "command line")
-    say: Callable[[str], None] = field(default=lambda _: None)
+    on_stage: Callable[[str], None] = field(default=lambda _: None)
 
-    def say_starting(self) -> None:
+    def report_starting(self) -> None:
         """Tell the stage that takes longest."""
         weights = "loading the weights" if self.synthetic is None else "leaving out the model: its tokens are invented"
-        self.say(f"starting the engine process and {weights}")
+        self.on_stage(f"starting the engine process and {weights}")
 
 
-def parse_args(plan: Plan) -> Any:
+def parse_args(plan: EnginePlan) -> Any:
     """vLLM's own namespace for the plan. Raises SettingsError that names each wrong key and the nearest right one."""
-    args, problems = parse_all(plan)
+    args, problems = parse_collecting(plan)
     if problems:
         raise SettingsError(*problems)
     return args
 
 
-def parse_all(plan: Plan) -> tuple[Any, list[str]]:
+def parse_collecting(plan: EnginePlan) -> tuple[Any, list[str]]:
     """The same with the problems that vLLM's parser has not stumbled over. Raises SettingsError for those it has."""
     wrong = vllm_parser.engine_key_problems(plan.engine, plan.source)
     if wrong:
         raise SettingsError(*wrong)
     given = command_line.resolve_flags(plan.flags).names
     # vLLM warns of what is given twice.
-    own = {name: value for name, value in _named(plan).items() if name.partition(".")[0] not in given}
+    own = {name: value for name, value in _arguments_by_name(plan).items() if name.partition(".")[0] not in given}
     args, problems = vllm_parser.parse_argv([*vllm_parser.to_argv(own), *plan.flags])
     # What clients get wrong is no stack in the log.
     args.log_error_stack = plan.log_level == "debug"
     if plan.synthetic is not None:
-        _leave_out_model(args, plan.synthetic)
-    elif plan.small and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
-        _unite_no_more(args)
+        _use_synthetic_executor(args, plan.synthetic)
+    elif plan.is_demo and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
+        _allow_multiple_ranks(args)
     if plan.workers > 1:
         try:
-            attachment.refuse(args)
+            attachment.refuse_for_workers(args)
         except SettingsError as error:
             problems += error.problems
     return args, problems
 
 
-def _unite_no_more(args: Any) -> None:
+def _allow_multiple_ranks(args: Any) -> None:
     """The one process that our default starts for the demo model cannot be several ranks."""
     if args.distributed_executor_backend == "uni":
         args.distributed_executor_backend = None
 
 
-def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
+def _use_synthetic_executor(args: Any, numbers: Mapping[str, Any]) -> None:
     if args.distributed_executor_backend not in (None, _SYNTHETIC):
         raise SettingsError(
             "synthetic.enabled puts an executor of its own in the place of "
@@ -127,19 +127,19 @@ def _leave_out_model(args: Any, numbers: Mapping[str, Any]) -> None:
         )
     args.distributed_executor_backend = _SYNTHETIC
     # vLLM's own place for what only an extension knows; it travels to the engine process with everything else.
-    args.additional_config = {**(args.additional_config or {}), NUMBERS: dict(numbers)}
+    args.additional_config = {**(args.additional_config or {}), SETTINGS_KEY: dict(numbers)}
 
 
-def arguments(plan: Plan) -> list[str]:
+def vllm_command_line(plan: EnginePlan) -> list[str]:
     """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
-    return vllm_parser.to_argv(_named(plan))
+    return vllm_parser.to_argv(_arguments_by_name(plan))
 
 
-def _named(plan: Plan) -> dict[str, Any]:
-    return {**_defaults(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}}
+def _arguments_by_name(plan: EnginePlan) -> dict[str, Any]:
+    return {**_default_arguments(plan), **{name.replace("-", "_"): value for name, value in plan.engine.items()}}
 
 
-def _defaults(plan: Plan) -> dict[str, Any]:
+def _default_arguments(plan: EnginePlan) -> dict[str, Any]:
     """Engine arguments that a CPU wants, or an engine without a model, and that nobody should have to know."""
     from vllm.platforms import current_platform
 
@@ -149,10 +149,10 @@ def _defaults(plan: Plan) -> dict[str, Any]:
     if not current_platform.is_cpu():
         return {}
     defaults: dict[str, Any] = {}
-    if plan.small or not _has_bf16():
+    if plan.is_demo or not _has_bf16():
         # bf16 matrix products without bf16 units are several times slower than float32.
         defaults["dtype"] = "float32"
-    if plan.small:
+    if plan.is_demo:
         # One process instead of two halves the imports; a model this size gains nothing from compilation, and 256 MiB
         # hold the KV cache of 256 full-length sequences of it.
         defaults |= {
@@ -172,7 +172,7 @@ def _has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
 
 
-def _set_environment(plan: Plan, words: Path) -> None:
+def _set_environment(plan: EnginePlan, words: Path) -> None:
     """vLLM reads these from the environment, in this process and in the ones it starts. What the user set stays."""
     level = "DEBUG" if plan.log_level == "debug" else os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper()
     fallback_env = {
@@ -200,7 +200,7 @@ def _set_environment(plan: Plan, words: Path) -> None:
     if plan.synthetic is not None:
         # A model that is not there copes with any length.
         fallback_env["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    if plan.small:
+    if plan.is_demo:
         fallback_env |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "OMP_NUM_THREADS": "1",
@@ -212,7 +212,7 @@ def _set_environment(plan: Plan, words: Path) -> None:
         os.environ.setdefault(name, value)
     # Whether the server outlives its engine is for the supervisor to decide.
     os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
-    os.environ[engine_process.MARK] = engine_process.WITH_STACKS if plan.log_level == "debug" else "1"
+    os.environ[engine_process.VARIABLE] = engine_process.WITH_STACK_TRACES if plan.log_level == "debug" else "1"
     logging_config = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -243,25 +243,25 @@ def _set_environment(plan: Plan, words: Path) -> None:
                 f"vllm.{name}": {"handlers": ["console"], "level": level, "propagate": False}
                 for name in ("parser", "reasoning", "tool_parsers", "multimodal", "lora")
             },
-            **{name: {"level": "INFO"} for name in _asked_for(plan) if level not in ("INFO", "DEBUG")},
+            **{name: {"level": "INFO"} for name in _requested_loggers(plan) if level not in ("INFO", "DEBUG")},
         },
     }
     (words.parent / "logging.json").write_text(json.dumps(logging_config), encoding="utf-8")
 
 
-def _asked_for(plan: Plan) -> list[str]:
+def _requested_loggers(plan: EnginePlan) -> list[str]:
     """vLLM's loggers whose lines somebody has asked for by a flag, and that speak on a level that is not shown."""
     asked = {*command_line.resolve_flags(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
-    return [logger_name for flag, names in _LOGGERS.items() if flag in asked for logger_name in names]
+    return [logger_name for flag, names in _LOGGERS_BY_FLAG.items() if flag in asked for logger_name in names]
 
 
-def look(plan: Plan) -> list[str]:
+def find_early_problems(plan: EnginePlan) -> list[str]:
     """A sentence for each thing that is wrong already before vLLM is imported."""
     asked = {**plan.engine, **command_line.resolve_flags(plan.flags).shown}
     return [*vllm_parser.engine_key_problems(plan.engine, plan.source), *vllm_parser.missing_file_problems(asked)]
 
 
-def set_up(plan: Plan) -> Path:
+def prepare_process(plan: EnginePlan) -> Path:
     """Prepare this process for vLLM; where the engine process will leave its last words."""
     # Lives as long as the process: whatever vLLM spawns later reads its logging configuration from here, too.
     folder = Path(tempfile.mkdtemp(prefix="sluice-"))
@@ -271,34 +271,34 @@ def set_up(plan: Plan) -> Path:
     return words
 
 
-async def start(plan: Plan, clock: Clock, engine_host: EngineHost | None = None) -> Any:
+async def start(plan: EnginePlan, clock: Clock, engine_host: EngineHost | None = None) -> Any:
     """Start the engine of `plan`, or connect to the one of `engine_host`, and vLLM's app on it; a `VllmEngine`.
 
     Raises SettingsError, in one sentence, if it cannot start.
     """
-    if wrong := look(plan):
+    if wrong := find_early_problems(plan):
         raise SettingsError(*wrong)
-    words = set_up(plan)
-    joining = None if engine_host is None else attachment.Joining(engine_host)
+    words = prepare_process(plan)
+    joining = None if engine_host is None else attachment.EngineAttachment(engine_host)
     engine = None
     try:
-        llm, args = await in_daemon(lambda: _build(plan, joining))
+        llm, args = await run_in_daemon_thread(lambda: _build(plan, joining))
         # Imported now, not above: it needs vLLM, which `_build` has imported off the event loop.
-        from gateway.engine.vllm.core_client.restartable import LastingCore
-        from gateway.engine.vllm.core_client.shared import SharedCore
-        from gateway.engine.vllm.core_client.watch import Patience
+        from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
+        from gateway.engine.vllm.core_client.shared import SharedCoreClient
+        from gateway.engine.vllm.core_client.watch import HangTimeouts
         from gateway.engine.vllm.engine import VllmEngine
 
         if engine_host is None:
-            llm.engine_core = LastingCore(llm.engine_core, llm.output_processor, clock)
+            llm.engine_core = RestartableCoreClient(llm.engine_core, llm.output_processor, clock)
         else:
-            llm.engine_core = SharedCore(llm.engine_core, llm.output_processor, clock, engine_host)
+            llm.engine_core = SharedCoreClient(llm.engine_core, llm.output_processor, clock, engine_host)
         engine = VllmEngine(
             llm,
             llm.engine_core,
             clock,
-            make_core=lambda: factory.make_core(args, llm, joining, in_daemon),
-            patience=Patience(plan.hang_timeout_s, plan.long_step_timeout_s),
+            make_core=lambda: factory.make_core_client(args, llm, joining, run_in_daemon_thread),
+            hang_timeouts=HangTimeouts(plan.hang_timeout_s, plan.long_step_timeout_s),
             trust_client_fields=plan.trust_client_fields,
             limits=plan.body_limits,
             prepare_timeout_s=plan.prepare_timeout_s,
@@ -311,11 +311,11 @@ async def start(plan: Plan, clock: Clock, engine_host: EngineHost | None = None)
         logger.debug("the engine could not start", exc_info=True)
         if engine is not None:
             await engine.stop()
-        raise SettingsError(why(error, words, str(plan.engine.get("model", ""))), exit_code=1) from error
+        raise SettingsError(explain(error, words, str(plan.engine.get("model", ""))), exit_code=1) from error
     return engine
 
 
-async def in_daemon(work: Callable[[], T]) -> T:
+async def run_in_daemon_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread that does not keep the process alive: who presses Ctrl-C during a start that takes
     minutes must not have to wait for it."""
     loop = asyncio.get_running_loop()
@@ -343,46 +343,46 @@ async def in_daemon(work: Callable[[], T]) -> T:
     return await done
 
 
-def _build(plan: Plan, joining: attachment.Joining | None) -> tuple[Any, Any]:
-    plan.say("importing vLLM")
+def _build(plan: EnginePlan, joining: attachment.EngineAttachment | None) -> tuple[Any, Any]:
+    plan.on_stage("importing vLLM")
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.coordinator import DPCoordinatorProc
 
     from gateway.engine.vllm import media_connector
 
-    engine_process.take_coordinator(DPCoordinatorProc)
+    engine_process.replace_coordinator(DPCoordinatorProc)
     media_connector.install_media_connector(media_connector.MediaLimits(**plan.media))
-    daemon_threads.adopt()
+    daemon_threads.install()
 
     class Engine(AsyncLLM):  # type: ignore[misc,unused-ignore]
         def __del__(self) -> None:
             """Ours is stopped by name. vLLM's finalizer runs again at interpreter exit, on modules that are gone."""
 
     args = parse_args(plan)
-    plan.say("reading the model's configuration")
-    config = factory.configure(args, None if joining is None else joining.mark)
-    plan.say_starting()
-    with remote_engines.awaited(config):
+    plan.on_stage("reading the model's configuration")
+    config = factory.make_config(args, None if joining is None else joining.set_process_count)
+    plan.report_starting()
+    with remote_engines.bounded_wait(config):
         llm = Engine.from_vllm_config(
             config,
             usage_context=UsageContext.OPENAI_API_SERVER,
             disable_log_stats=args.disable_log_stats,
             enable_log_requests=args.enable_log_requests,
             aggregate_engine_logging=args.aggregate_engine_logging,
-            **({} if joining is None else joining.client()),
+            **({} if joining is None else joining.client_arguments()),
         )
-    plan.say("building the API")
+    plan.on_stage("building the API")
     return llm, args
 
 
 __all__ = [
-    "Plan",
-    "arguments",
-    "in_daemon",
-    "look",
-    "parse_all",
+    "EnginePlan",
+    "find_early_problems",
     "parse_args",
-    "set_up",
+    "parse_collecting",
+    "prepare_process",
+    "run_in_daemon_thread",
     "start",
+    "vllm_command_line",
 ]

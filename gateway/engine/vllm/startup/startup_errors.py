@@ -77,12 +77,12 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def why(error: Exception, words: Path, model: str) -> str:
+def explain(error: Exception, words: Path, model: str) -> str:
     """One sentence for a failed start: the engine process's own last error where it left one."""
     own = _first_line(error)
-    named = [text for text in [*_last_words(words), own] if not _ELSEWHERE.search(text)]
+    named = [text for text in [*_logged_errors(words), own] if not _ELSEWHERE.search(text)]
     # What a process left behind is nearer to the cause than what its parent says about it.
-    text = named[0] if named else _without_a_cause(own)
+    text = named[0] if named else _explain_exit_codes(own)
     text = _short(text.partition(" To allow overriding this maximum")[0])
     for patterns, sentence in _CAUSES:
         if re.search("|".join(patterns), text, re.IGNORECASE):
@@ -111,7 +111,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _last_words(words: Path) -> list[str]:
+def _logged_errors(words: Path) -> list[str]:
     """Errors that processes have logged, the last first."""
     if not words.exists():
         return []
@@ -120,7 +120,7 @@ def _last_words(words: Path) -> list[str]:
     return [line.split(": ", 1)[1] for line in reversed(named)]
 
 
-def _without_a_cause(own: str) -> str:
+def _explain_exit_codes(own: str) -> str:
     """A sentence where nobody has said why: the exit codes tell something."""
     found = _FAILED.search(own)
     silent = "a process of the engine ended and left no reason; log.level=debug shows vLLM's own log."
@@ -134,4 +134,4 @@ def _without_a_cause(own: str) -> str:
     return f"{silent} Exit codes: {found[1]}."
 
 
-__all__ = ["why"]
+__all__ = ["explain"]

@@ -26,12 +26,12 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
 
 from gateway.engine import deterministic_tokens
-from gateway.engine.vllm.synthetic.timing import DEAD, NUMBERS, Command
+from gateway.engine.vllm.synthetic.timing import EXIT_CODE, SETTINGS_KEY, FaultControl
 
 # KV memory is only bookkeeping, some 100 bytes a block; without a bound, 2048 sequences of a context of 32 Ki tokens
 # would take half a million blocks. Longer sequences share what there is, and are preempted when it runs out.
-TOKENS_PER_SEQUENCE = 2048
-UNLIKELY = np.float32(-99.0)
+_TOKENS_PER_SEQUENCE = 2048
+_UNLIKELY = np.float32(-99.0)
 
 
 class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
@@ -46,7 +46,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
             raise ValueError(
                 f"The synthetic engine needs a vocabulary of more than {deterministic_tokens.LARGEST} tokens."
             )
-        self._command = Command(self.vllm_config.additional_config[NUMBERS])
+        self._faults = FaultControl(self.vllm_config.additional_config[SETTINGS_KEY])
         # By request id: the first token and the length of the prompt, until the scheduler says that it has finished.
         self._prompts: dict[str, tuple[int, int]] = {}
         # Those that want log probabilities, and how many besides the token's own.
@@ -64,7 +64,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         return done
 
     def _execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
-        prompts, pace = self._prompts, self._command.pace
+        prompts, pace = self._prompts, self._faults.timing
         poisoned = pace.poison_token is not None
         for request_id in plan.finished_req_ids:
             prompts.pop(request_id, None)
@@ -79,7 +79,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
             request_id = new.req_id
             first, known = self._remember(new)
             if poisoned and pace.is_deadly(first, known):
-                os._exit(DEAD)
+                os._exit(EXIT_CODE)
             prefill_tokens += scheduled[request_id]
             request_ids.append(request_id)
             complete = new.num_computed_tokens + scheduled[request_id] >= known
@@ -95,10 +95,10 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
                 prefill_tokens += count
             known = length + outputs
             if poisoned and pace.is_deadly(first, known):
-                os._exit(DEAD)
+                os._exit(EXIT_CODE)
             request_ids.append(request_id)
             sampled.append([deterministic_tokens.token_at(first, known)] if computed + count >= known else [])
-        self._command.take(len(request_ids), prefill_tokens)
+        self._faults.run_step(len(request_ids), prefill_tokens)
         return ModelRunnerOutput(
             req_ids=request_ids,
             req_id_to_index={request_id: index for index, request_id in enumerate(request_ids)},
@@ -127,7 +127,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         # The token itself, then the ids that follow it.
         said = np.array([tokens[0] if tokens else 0 for tokens in sampled], np.int32)[:, np.newaxis]
         ids = (said + np.arange(1 + others, dtype=np.int32)) % vocabulary
-        logprobs = np.where(ids == said, np.float32(0.0), UNLIKELY)
+        logprobs = np.where(ids == said, np.float32(0.0), _UNLIKELY)
         return LogprobsLists(ids, logprobs, np.ones(len(request_ids), np.int32))
 
     # What vLLM asks for at its start: the smallest KV cache of the simplest kind, and memory for all of it.
@@ -139,7 +139,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         """Bytes for the sequences that may run at once, and for one as long as the context at the least."""
         spec = self._spec()
         context = self.model_config.max_model_len
-        blocks_of = [-(-tokens // spec.block_size) for tokens in (min(context, TOKENS_PER_SEQUENCE), context)]
+        blocks_of = [-(-tokens // spec.block_size) for tokens in (min(context, _TOKENS_PER_SEQUENCE), context)]
         blocks = max(self.scheduler_config.max_num_seqs * blocks_of[0], blocks_of[1])
         # vLLM keeps one block for itself.
         return [(blocks + 1) * spec.page_size_bytes]

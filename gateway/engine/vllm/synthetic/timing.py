@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 # The key of these numbers in vLLM's `additional_config`, on their way to the engine process.
-NUMBERS = "sluice_synthetic"
+SETTINGS_KEY = "sluice_synthetic"
 # What a process that dies of SIGKILL is reported as by a shell; vLLM only sees that it is not 0.
-DEAD = 137
+EXIT_CODE = 137
 # A look at the control file costs as much as a token; this often is soon enough for whoever writes it.
-_LOOK_EVERY_S = 0.05
+_RELOAD_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepTiming:
     """The `synthetic:` settings. Steps are counted from 1, and only those that have work to do."""
 
     step_ms: float = 0.0
@@ -45,10 +45,10 @@ class Pace:
         slow = self.slow_at_step is not None and step >= self.slow_at_step
         return time_s * self.slow_factor if slow else time_s
 
-    def take(self, step: int, sequences: int, prefill_tokens: int) -> None:
+    def run_step(self, step: int, sequences: int, prefill_tokens: int) -> None:
         """Live through `step`: die in it, never return from it, or sleep as long as it takes."""
         if step == self.die_at_step:
-            os._exit(DEAD)
+            os._exit(EXIT_CODE)
         if step == self.hang_at_step:
             # A step that hangs on a real device sits in native code, where Python's signal handlers do not run.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -62,7 +62,7 @@ class Pace:
                 time.sleep(min(left_s, 3600.0))
 
 
-class Command:
+class FaultControl:
     """The pace of now: the settings, changed by whatever stands in the control file, if there is one.
 
     The file is a JSON object with settings of `synthetic:`, by name; an absent or empty file changes nothing. Steps in
@@ -75,20 +75,20 @@ class Command:
         numbers = dict(numbers)
         file = numbers.pop("control_file", None)
         self._file = None if file is None else Path(file)
-        self._settings = Pace(**numbers)
-        self.pace = self._settings
+        self._settings = StepTiming(**numbers)
+        self.timing = self._settings
         self._stamp = 0
         self._looked_s = 0.0
         self._step = 0
 
-    def take(self, sequences: int, prefill_tokens: int) -> None:
+    def run_step(self, sequences: int, prefill_tokens: int) -> None:
         """Live through the next step."""
-        if self._file is not None and time.monotonic() - self._looked_s > _LOOK_EVERY_S:
-            self.look()
+        if self._file is not None and time.monotonic() - self._looked_s > _RELOAD_EVERY_S:
+            self.reload()
         self._step += 1
-        self.pace.take(self._step, sequences, prefill_tokens)
+        self.timing.run_step(self._step, sequences, prefill_tokens)
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Read the control file, if it has changed."""
         self._looked_s = time.monotonic()
         assert self._file is not None
@@ -98,11 +98,11 @@ class Command:
                 return
             self._stamp = stamp
             given = json.loads(self._file.read_text(encoding="utf-8") or "{}")
-            known = {field.name for field in fields(Pace)}
-            self.pace = replace(self._settings, **{name: value for name, value in given.items() if name in known})
+            known = {field.name for field in fields(StepTiming)}
+            self.timing = replace(self._settings, **{name: value for name, value in given.items() if name in known})
             self._step = 0
         except (OSError, ValueError, AttributeError):
             return
 
 
-__all__ = ["DEAD", "NUMBERS", "Command", "Pace"]
+__all__ = ["EXIT_CODE", "SETTINGS_KEY", "FaultControl", "StepTiming"]

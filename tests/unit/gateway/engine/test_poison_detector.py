@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.engine.poison_detector import Suspicion
+from gateway.engine.poison_detector import PoisonDetector
 
 
 class Trial:
@@ -9,7 +9,7 @@ class Trial:
     def __init__(self, tokens: dict[str, int], poison: dict[str, int], *, relative: bool = False) -> None:
         """`poison`: an engine dies of the making of this token of these requests, counted from 0; `relative`: counted
         from when it was sent to that engine."""
-        self.suspicion = Suspicion()
+        self.suspicion = PoisonDetector()
         self.tokens = dict(tokens)
         self.poison = poison
         self.relative = relative
@@ -23,7 +23,7 @@ class Trial:
             made = self.tokens[name] - (began if self.relative else 0)
             if self.poison.get(name) == made:
                 self.deaths += 1
-                culprit = self.suspicion.died({one: self.tokens[one] for one in self.running})
+                culprit = self.suspicion.record_death({one: self.tokens[one] for one in self.running})
                 if culprit is not None:
                     self.expelled.append(culprit)
                     del self.tokens[culprit[0]]
@@ -33,13 +33,13 @@ class Trial:
         return True
 
     def send(self, name: str) -> None:
-        self.suspicion.send(name, self.tokens[name])
+        self.suspicion.record_send(name, self.tokens[name])
         self.running[name] = self.tokens[name]
 
     def engine(self, *, last: bool = False, steps: int = 20) -> bool:
         """An engine's life with all that are left, to its death or for so many steps; whether it lives."""
         self.running = {}
-        at_once, groups = self.suspicion.plan(self.tokens, all_of_them=last)
+        at_once, groups = self.suspicion.plan_replay(self.tokens, all_of_them=last)
         for name in at_once:
             self.send(name)
         if at_once and not self.step():
@@ -48,10 +48,10 @@ class Trial:
             self.suspicion.begin_trial(group)
             for name in group:
                 self.send(name)
-            while not all(self.suspicion.passes(name, self.tokens[name]) for name in group):
+            while not all(self.suspicion.has_passed(name, self.tokens[name]) for name in group):
                 if not self.step():
                     return False
-            self.suspicion.end_trial()
+            self.suspicion.pass_trial()
         return all(self.step() for _ in range(steps))
 
     def begin(self, steps: int = 20) -> bool:
@@ -71,9 +71,9 @@ def until_it_lives(trial: Trial, restarts: int = 10) -> Trial:
 
 
 def test_a_death_without_a_suspect_sends_all_at_once() -> None:
-    suspicion = Suspicion()
-    assert suspicion.died({"a": 3, "b": 5}) is None
-    assert suspicion.plan(["a", "b"], all_of_them=False) == (["a", "b"], [])
+    suspicion = PoisonDetector()
+    assert suspicion.record_death({"a": 3, "b": 5}) is None
+    assert suspicion.plan_replay(["a", "b"], all_of_them=False) == (["a", "b"], [])
 
 
 def test_a_new_request_that_ends_engines_costs_two_of_them() -> None:
@@ -133,26 +133,26 @@ def test_an_innocent_that_waits_at_every_death_is_tried_and_goes_on() -> None:
 
 
 def test_two_ordinary_deaths_expel_nobody() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonDetector()
     for _ in range(5):
-        assert suspicion.died({"a": 3, "b": 0, "c": 0}) is None
-        at_once, groups = suspicion.plan(["a", "b", "c"], all_of_them=False)
+        assert suspicion.record_death({"a": 3, "b": 0, "c": 0}) is None
+        at_once, groups = suspicion.plan_replay(["a", "b", "c"], all_of_them=False)
         assert (at_once, groups) == (["a"], [["b"], ["c"]])
-        suspicion.send("a", 3)
+        suspicion.record_send("a", 3)
         for group in groups:
             suspicion.begin_trial(group)
-            suspicion.send(group[0], 0)
-            assert suspicion.passes(group[0], 1)
-            suspicion.end_trial()
-        assert suspicion.died({"a": 4, "b": 1, "c": 1}) is None
-        suspicion = Suspicion()
+            suspicion.record_send(group[0], 0)
+            assert suspicion.has_passed(group[0], 1)
+            suspicion.pass_trial()
+        assert suspicion.record_death({"a": 4, "b": 1, "c": 1}) is None
+        suspicion = PoisonDetector()
 
 
 def test_what_has_ended_is_forgotten() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonDetector()
     suspicion.forget("never heard of")
-    suspicion.died({"a": 0, "b": 0})
+    suspicion.record_death({"a": 0, "b": 0})
     suspicion.forget("a")
 
-    assert suspicion.plan(["a", "b", "new"], all_of_them=False) == ([], [["b"]])
-    assert suspicion.passes("a", 0)
+    assert suspicion.plan_replay(["a", "b", "new"], all_of_them=False) == ([], [["b"]])
+    assert suspicion.has_passed("a", 0)

@@ -61,8 +61,8 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
         await asyncio.sleep(10)
 
     assert told == [EXPECTED_START_S, EXPECTED_START_S - 10]
-    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.STARTING, False, [])
-    assert supervisor.launching
+    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.STARTING, False, [])
+    assert supervisor.is_launching
 
     await asyncio.sleep(15)
     with pytest.raises(NotReady) as caught:
@@ -73,8 +73,8 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
     await asyncio.sleep(10)
 
     assert supervisor.engine is engine
-    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.UP, True, ["ready"])
-    assert not supervisor.launching
+    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.UP, True, ["ready"])
+    assert not supervisor.is_launching
 
     await house.stop()
 
@@ -105,8 +105,8 @@ async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None
     engine.death.set()
     await asyncio.sleep(5)
 
-    assert (supervisor.phase, supervisor.ready, house.said) == (Phase.RESTARTING, False, ["ready", "lost"])
-    assert supervisor.launching, "a process that ends now must not wait for the thread that builds the engine"
+    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.RESTARTING, False, ["ready", "lost"])
+    assert supervisor.is_launching, "a process that ends now must not wait for the thread that builds the engine"
     with pytest.raises(EngineFailed, match="being restarted") as caught:
         _ = supervisor.engine
     assert caught.value.retryable
@@ -115,7 +115,7 @@ async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None
 
     assert (supervisor.phase, supervisor.engine) == (Phase.UP, engine)
     assert house.said == ["ready", "lost", engine.recovery]
-    assert (engine.revivals, supervisor.launching) == (1, False)
+    assert (engine.revivals, supervisor.is_launching) == (1, False)
 
     await house.stop()
 
@@ -135,7 +135,7 @@ async def test_retry_after_counts_down_from_what_the_last_start_took() -> None:
     for wait_s in (5, 40):
         engine.death.set()
         await asyncio.sleep(wait_s)
-        told.append(house.supervisor.unready().retry_after_s)
+        told.append(house.supervisor.not_ready_error().retry_after_s)
 
     assert told == [7, 11]
 
@@ -143,7 +143,7 @@ async def test_retry_after_counts_down_from_what_the_last_start_took() -> None:
     engine.death.set()
     await asyncio.sleep(5)
 
-    assert house.supervisor.unready().retry_after_s == 45
+    assert house.supervisor.not_ready_error().retry_after_s == 45
 
     await house.stop()
 
@@ -160,7 +160,7 @@ async def test_what_clients_are_told_grows_while_a_start_is_late_and_is_never_mo
     told = []
     for _ in range(14):
         await asyncio.sleep(10)
-        told.append(house.supervisor.unready().retry_after_s)
+        told.append(house.supervisor.not_ready_error().retry_after_s)
 
     assert told == [20, 10, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35]
 
@@ -169,7 +169,7 @@ async def test_what_clients_are_told_grows_while_a_start_is_late_and_is_never_mo
     engine.death.set()
     await settle()
 
-    assert house.supervisor.unready().retry_after_s == 120, "the last start took longer"
+    assert house.supervisor.not_ready_error().retry_after_s == 120, "the last start took longer"
 
     await house.stop()
 
@@ -344,7 +344,7 @@ async def test_an_engine_that_cannot_start_is_a_failure_with_its_own_words() -> 
     with pytest.raises(SettingsError, match="No such model"):
         await house.running
 
-    assert (house.supervisor.phase, house.said, house.supervisor.launching) == (Phase.FAILED, [], False)
+    assert (house.supervisor.phase, house.said, house.supervisor.is_launching) == (Phase.FAILED, [], False)
 
 
 @in_virtual_time
@@ -361,7 +361,7 @@ async def test_stopping_is_safe_before_there_is_an_engine_and_twice() -> None:
     await house.supervisor.stop()
 
     assert house.supervisor.phase is Phase.STOPPED
-    assert not house.supervisor.ready
+    assert not house.supervisor.is_ready
     assert engine.stops == 0
 
 
@@ -391,7 +391,7 @@ async def test_stopping_during_a_restart_lets_those_who_wait_go() -> None:
         await asking
 
     assert house.engine.stops == 1
-    assert house.supervisor.launching, "the thread that builds it goes on, and the process must not wait for it"
+    assert house.supervisor.is_launching, "the thread that builds it goes on, and the process must not wait for it"
 
 
 @in_virtual_time

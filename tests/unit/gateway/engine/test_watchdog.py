@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.engine.os_processes import Usage
-from gateway.engine.watchdog import Seen, Verdict, Watchdog
+from gateway.engine.watchdog import Assessment, Observation, Watchdog
 
 LOOK_S = 0.5
 
@@ -27,15 +27,15 @@ class Watch:
         self.watchdog = Watchdog(
             hang_timeout_s=hang_timeout_s, long_step_timeout_s=600, usage=self._usage, now_s=self.now_s
         )
-        self.verdict = Verdict()
+        self.verdict = Assessment()
 
     def _usage(self) -> Usage | None:
         return None if self.cpu_share is None else Usage(self.cpu_s, self.is_stopped)
 
-    def look(self, after_s: float = LOOK_S) -> Verdict:
+    def look(self, after_s: float = LOOK_S) -> Assessment:
         self.now_s += after_s
         self.cpu_s += (self.cpu_share or 0.0) * after_s
-        self.verdict = self.watchdog.look(self.now_s, Seen(self.asked_s, self.heard_s, self.is_behind))
+        self.verdict = self.watchdog.assess(self.now_s, Observation(self.asked_s, self.heard_s, self.is_behind))
         return self.verdict
 
     def ask(self) -> None:
@@ -43,30 +43,30 @@ class Watch:
         self.look()
         self.began_s = self.now_s
 
-    def until(self, wanted: Callable[[Verdict], object], most_s: float = 2000.0) -> float:
+    def until(self, wanted: Callable[[Assessment], object], most_s: float = 2000.0) -> float:
         """Seconds until a verdict is as wanted."""
         while not wanted(self.look()):
             assert self.now_s - self.began_s < most_s, self.verdict
         return self.now_s - self.began_s
 
 
-def in_trouble(verdict: Verdict) -> bool:
-    return verdict.trouble is not None
+def in_trouble(verdict: Assessment) -> bool:
+    return verdict.unready_reason is not None
 
 
-def is_dead(verdict: Verdict) -> bool:
+def is_dead(verdict: Assessment) -> bool:
     return verdict.is_dead
 
 
 def test_an_engine_that_is_not_asked_or_answers_is_well() -> None:
     watch = Watch()
     for _ in range(500):
-        assert watch.look() == Verdict()
+        assert watch.look() == Assessment()
     for _ in range(500):
         watch.asked_s = watch.now_s
-        assert watch.look() == Verdict()
+        assert watch.look() == Assessment()
         watch.asked_s, watch.heard_s = None, watch.now_s
-        assert watch.look() == Verdict()
+        assert watch.look() == Assessment()
 
 
 @pytest.mark.parametrize(("cpu_share", "is_stopped"), [(0.0, False), (0.01, False), (1.0, True), (None, False)])
@@ -86,7 +86,7 @@ def test_a_long_step_is_work_and_one_without_end_is_not() -> None:
     watch.ask()
 
     assert watch.until(in_trouble) == pytest.approx(60, abs=1), "what comes now waits for a minute at the least"
-    assert "computes" in str(watch.verdict.trouble)
+    assert "computes" in str(watch.verdict.unready_reason)
     assert watch.until(is_dead) == pytest.approx(600, abs=1)
 
 
@@ -97,7 +97,7 @@ def test_a_step_of_seventy_seconds_ends_well() -> None:
         assert not watch.look().is_dead
     watch.asked_s, watch.heard_s = None, watch.now_s
 
-    assert watch.look() == Verdict()
+    assert watch.look() == Assessment()
 
 
 def test_one_long_step_after_another_is_work() -> None:
@@ -110,7 +110,7 @@ def test_one_long_step_after_another_is_work() -> None:
         watch.heard_s = watch.now_s
         assert not watch.look().is_dead
         watch.asked_s, watch.heard_s = None, watch.now_s
-        assert watch.look() == Verdict()
+        assert watch.look() == Assessment()
 
 
 def test_an_engine_that_stops_computing_in_a_long_step_is_hung() -> None:
@@ -129,19 +129,19 @@ def test_a_pause_of_ours_is_not_the_engines_silence() -> None:
     watch = Watch(cpu_share=0.0)
     watch.ask()
 
-    assert watch.look(after_s=62) == Verdict()
-    assert watch.look() == Verdict()
+    assert watch.look(after_s=62) == Assessment()
+    assert watch.look() == Assessment()
 
     watch.asked_s, watch.heard_s = None, watch.now_s
 
-    assert watch.look() == Verdict()
+    assert watch.look() == Assessment()
 
 
 def test_pauses_again_and_again_are_none_either() -> None:
     watch = Watch(cpu_share=0.0)
     for _ in range(50):
         watch.ask()
-        assert watch.look(after_s=30) == Verdict()
+        assert watch.look(after_s=30) == Assessment()
         watch.asked_s, watch.heard_s = None, watch.now_s
         watch.look()
 
@@ -161,15 +161,15 @@ def test_an_engine_that_goes_on_but_does_not_hear_us_is_found() -> None:
     watch = Watch(cpu_share=1.0)
     watch.ask()
 
-    def look() -> Verdict:
+    def look() -> Assessment:
         watch.heard_s = watch.now_s
         return watch.look()
 
     took = 0
-    while not look().trouble:
+    while not look().unready_reason:
         took += 1
     assert took * LOOK_S <= 7
-    assert "has not reached it" in str(watch.verdict.trouble)
+    assert "has not reached it" in str(watch.verdict.unready_reason)
     while not look().is_dead:
         took += 1
     assert took * LOOK_S == pytest.approx(60, abs=2)

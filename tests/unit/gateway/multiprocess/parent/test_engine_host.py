@@ -94,12 +94,12 @@ async def test_it_is_up_when_every_worker_serves_on_it() -> None:
     house.engines.on_worker_ready(0, WorkerReady(1, "m", True))
     await settle()
 
-    assert not house.supervisor.ready
+    assert not house.supervisor.is_ready
 
     house.engines.on_worker_ready(1, WorkerReady(1, "m", True))
     await settle()
 
-    assert house.supervisor.ready
+    assert house.supervisor.is_ready
     assert house.engines.ready_message.model == "m"
 
     await house.stop()
@@ -129,7 +129,7 @@ async def test_a_death_is_told_and_another_one_started_with_other_addresses() ->
     house.ready(1, continued=9)
     await settle()
 
-    assert not house.supervisor.ready, "what they say of the last one is history"
+    assert not house.supervisor.is_ready, "what they say of the last one is history"
 
     house.ready(2, continued=3)
     await settle()
@@ -172,7 +172,7 @@ async def test_one_that_dies_before_all_workers_have_met_it_is_replaced() -> Non
     house.ready(3)
     await settle()
 
-    assert house.supervisor.ready
+    assert house.supervisor.is_ready
     await house.stop()
 
 

@@ -66,16 +66,16 @@ class Heard:
 
 
 class Counts:
-    """Stands for `Statistics`."""
+    """Stands for `BatchedStats`."""
 
     def __init__(self) -> None:
         self.gaps: list[float] = []
         self.steps: list[int] = []
 
-    def latencies(self, index: int, values: list[float]) -> None:
+    def observe_latencies(self, index: int, values: list[float]) -> None:
         self.gaps += values
 
-    def add(self, index: int, scheduler_stats: Any, tokens: int) -> None:
+    def add_step(self, index: int, scheduler_stats: Any, tokens: int) -> None:
         self.steps.append(tokens)
 
 
@@ -89,7 +89,7 @@ class Bench:
         self.counts = Counts()
         self.processor = OutputProcessor(tokenizer, log_stats=True)
         self.untouched = OutputProcessor(tokenizer, log_stats=True)
-        self.steps = fast_path.PlainSteps(self.processor, self.counts, lambda: self.behind, clock())
+        self.steps = fast_path.FastOutputPath(self.processor, self.counts, lambda: self.behind, clock())
         self.module = fast_path
         self.left: list[list[str]] = []
         """Of each step, the requests of which vLLM saw anything."""
@@ -108,7 +108,7 @@ class Bench:
                 EngineCoreRequest(name, [1, 2, 3], None, wanted, None, 0.0, None, None, None, external_req_id=name),
                 None,
             )
-        self.steps.adopt(name, ours)
+        self.steps.register(name, ours)
         self.untouched.request_states[name].queue = self.module.SinkQueue(theirs)
         return ours, theirs
 
@@ -118,7 +118,7 @@ class Bench:
         """One step of the engine; whether everything was taken out of it."""
         whole = self._through(self.untouched.process_outputs, self._outputs(tokens, finished, preempted))
         outputs = self._outputs(tokens, finished, preempted)
-        taken: bool = self.steps.express(outputs)
+        taken: bool = self.steps.consume(outputs)
         if taken:
             self.left.append([])
         else:
@@ -272,13 +272,13 @@ async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(fast_path
     outputs = bench._outputs({"a": [301]}, (), ())
     outputs.scheduler_stats = SchedulerStats(num_running_reqs=1)
 
-    assert bench.steps.express(outputs)
+    assert bench.steps.consume(outputs)
 
     outputs = bench._outputs({"a": [302]}, (), ())
     outputs.scheduler_stats = SchedulerStats(num_running_reqs=1)
     outputs.scheduler_stats.prefix_cache_stats.hits = 5
 
-    assert not bench.steps.express(outputs)
+    assert not bench.steps.consume(outputs)
     assert outputs.outputs == []
     assert [tokens for *_, tokens in ours.parts] == [1, 1, 1]
     assert bench.counts.steps == [1, 1]
@@ -327,6 +327,6 @@ async def test_new_weights_are_noted_where_they_begin(fast_path: Any, tokenizer:
     for version, token in (("default", 301), ("second", 302), ("second", 303)):
         outputs = bench._outputs({"a": [token]}, (), ())
         outputs.weight_version = version
-        bench.steps.express(outputs)
+        bench.steps.consume(outputs)
 
     assert bench.processor.request_states["a"].weight_version_starts == [("default", 0), ("second", 2)]

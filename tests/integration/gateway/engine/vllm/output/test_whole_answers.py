@@ -72,11 +72,11 @@ def made(whole_answers: Any, endpoint: str, tokens: int, choices: int) -> Any:
 @pytest.mark.parametrize("tokens", [8, 16, 200])
 def test_the_document_is_the_same_in_pieces(whole_answers: Any, endpoint: str, tokens: int) -> None:
     expected = orjson.dumps(made(whole_answers, endpoint, tokens, 2).model_dump(mode="json"))
-    token = whole_answers.WHOLE.set(True)
+    token = whole_answers.IS_WHOLE_ANSWER.set(True)
     try:
         later = made(whole_answers, endpoint, tokens, 2)
     finally:
-        whole_answers.WHOLE.reset(token)
+        whole_answers.IS_WHOLE_ANSWER.reset(token)
     assert (type(later.choices[0].logprobs).__name__.startswith("Later")) == (tokens > 16)
 
     assert asyncio.run(whole_answers.document(later, Offload("test"), None)) == expected
@@ -84,7 +84,7 @@ def test_the_document_is_the_same_in_pieces(whole_answers: Any, endpoint: str, t
 
 def test_a_large_answer_leaves_the_loop_free(whole_answers: Any) -> None:
     async def held_s() -> float:
-        whole_answers.WHOLE.set(True)
+        whole_answers.IS_WHOLE_ANSWER.set(True)
         loop = asyncio.get_running_loop()
         response = made(whole_answers, "chat", 300, 8)
         writing = asyncio.create_task(whole_answers.document(response, Offload("test"), None))

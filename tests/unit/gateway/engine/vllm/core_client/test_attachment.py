@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.core_client.attachment import _ENVIRONMENT, refuse
-from gateway.engine.vllm.engine_process import _evict
+from gateway.engine.vllm.core_client.attachment import _ENVIRONMENT, refuse_for_workers
+from gateway.engine.vllm.engine_process import _abort_client
 from gateway.errors import SettingsError
 
 
@@ -40,7 +40,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_engines_of_this_machine_are_fine(given: dict[str, Any]) -> None:
-    refuse(args(**given))
+    refuse_for_workers(args(**given))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_engines_of_this_machine_are_fine(given: dict[str, Any]) -> None:
 )
 def test_what_does_not_hold_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=rf"engine\.{name}.*server\.workers to 1"):
-        refuse(args(**{name: value}))
+        refuse_for_workers(args(**{name: value}))
 
 
 @pytest.mark.parametrize("name", sorted(_ENVIRONMENT))
@@ -66,10 +66,10 @@ def test_vllms_variables_that_keep_something_in_one_process_are_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "0")
-    refuse(args())
+    refuse_for_workers(args())
     monkeypatch.setenv(name, "1")
     with pytest.raises(SettingsError, match=rf"{name}.*server\.workers"):
-        refuse(args())
+        refuse_for_workers(args())
 
 
 def test_the_requests_of_a_dead_client_are_aborted_and_no_others() -> None:
@@ -77,5 +77,5 @@ def test_the_requests_of_a_dead_client_are_aborted_and_no_others() -> None:
     requests = {f"r{number}": SimpleNamespace(client_index=number % 3) for number in range(7)}
     engine = SimpleNamespace(scheduler=SimpleNamespace(requests=requests), abort_requests=aborted.extend)
 
-    assert _evict(engine, 1) == 2
+    assert _abort_client(engine, 1) == 2
     assert aborted == ["r1", "r4"]

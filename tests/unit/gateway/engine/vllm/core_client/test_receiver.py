@@ -15,7 +15,7 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-from gateway.engine.vllm.core_client.receiver import Outputs, Pull
+from gateway.engine.vllm.core_client.receiver import InlineOutputQueue, ZmqReceiver
 from tests.support.time import in_virtual_time, settle
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -65,7 +65,7 @@ def test_messages_come_in_order_whether_they_were_there_or_are_waited_for(new_lo
                 threading.Event().wait(0.001)
 
     async def work() -> None:
-        pull = Pull(pipe.theirs)
+        pull = ZmqReceiver(pipe.theirs)
         sending = threading.Thread(target=send)
         sending.start()
         for number in range(total):
@@ -89,7 +89,7 @@ def test_others_get_a_turn_while_there_is_always_a_message(new_loop: Any, pipe: 
             await asyncio.sleep(0)
 
     async def work() -> None:
-        pull = Pull(pipe.theirs)
+        pull = ZmqReceiver(pipe.theirs)
         for _ in range(200):
             pipe.sender.send(b"x")
         await pull.recv_multipart(copy=False)
@@ -107,7 +107,7 @@ def test_others_get_a_turn_while_there_is_always_a_message(new_loop: Any, pipe: 
 @LOOPS
 def test_a_receiver_that_is_cancelled_watches_no_more_and_frees_its_descriptor(new_loop: Any, pipe: Pipe) -> None:
     async def work() -> None:
-        pull = Pull(pipe.theirs)
+        pull = ZmqReceiver(pipe.theirs)
         fd = pull._fd
         assert fd is not None
         receiving = asyncio.create_task(pull.recv_multipart(copy=False))
@@ -129,7 +129,7 @@ def test_a_receiver_that_is_cancelled_watches_no_more_and_frees_its_descriptor(n
 @LOOPS
 def test_a_receiver_of_a_closed_socket_fails_instead_of_waiting(new_loop: Any, pipe: Pipe) -> None:
     async def work() -> None:
-        pull = Pull(pipe.theirs)
+        pull = ZmqReceiver(pipe.theirs)
         pipe.theirs.close(0)
         with pytest.raises(zmq.ZMQError):
             await asyncio.wait_for(pull.recv_multipart(copy=False), 5)
@@ -142,23 +142,23 @@ def test_asking_whether_there_is_a_message_wakes_who_waits_for_it(new_loop: Any,
     """ZeroMQ's descriptor speaks up once for each change, and asking is hearing it."""
 
     async def work() -> None:
-        pull = Pull(pipe.theirs)
+        pull = ZmqReceiver(pipe.theirs)
         receiving = asyncio.create_task(pull.recv_multipart(copy=False))
         await asyncio.sleep(0.05)
 
-        assert not pull.readable
+        assert not pull.has_message
 
         pipe.sender.send(b"x")
         # Without a turn for the loop, which would hear of it first.
         deadline = time.monotonic() + 5
-        while not pull.readable:
+        while not pull.has_message:
             assert time.monotonic() < deadline
 
         assert text(await asyncio.wait_for(receiving, 5)) == [b"x"]
 
         pull.close()
 
-        assert not pull.readable
+        assert not pull.has_message
 
     run(new_loop, work())
 
@@ -171,7 +171,7 @@ async def test_what_can_be_taken_at_once_does_not_wait_for_the_other_task() -> N
         taken.append(item)
         return item.startswith("plain")
 
-    outputs = Outputs(take)
+    outputs = InlineOutputQueue(take)
     outputs.put_nowait("plain 0")
 
     assert taken == [], "nobody is there to have been passed"

@@ -45,7 +45,7 @@ def test_engines_that_are_missing_are_named_and_not_waited_for_without_end(
 ) -> None:
     speaker = logging.getLogger("vllm.v1.engine.utils")
     speaker.setLevel(logging.ERROR)
-    with remote.awaited(a_config(1)):
+    with remote.bounded_wait(a_config(1)):
         for passed_s in range(0, 100, 10):
             remote.now.s = 1000.0 + passed_s
             speaker.debug(TO_CONNECT if passed_s < 50 else TO_START, 0, 3)
@@ -64,11 +64,11 @@ def test_engines_that_are_missing_are_named_and_not_waited_for_without_end(
 
 def test_engines_of_this_machine_have_no_such_limit(remote: Any, caplog: pytest.LogCaptureFixture) -> None:
     speaker = logging.getLogger("vllm.v1.engine.utils")
-    with remote.awaited(a_config(1)):
+    with remote.bounded_wait(a_config(1)):
         for _ in range(10):
             remote.now.s += 60
             speaker.debug(TO_START, 1, 0)
     for local in (None, 4):
-        with remote.awaited(a_config(local)):
+        with remote.bounded_wait(a_config(local)):
             assert speaker.filters == []
     assert caplog.records == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.core_client.replay import continued, obstacle
+from gateway.engine.vllm.core_client.replay import continuation, replay_obstacle
 
 
 class Params(SimpleNamespace):
@@ -75,7 +75,7 @@ def a_request(**changes: Any) -> Any:
 def test_what_depends_on_prompt_and_tokens_alone_goes_on(changes: dict[str, Any], tokens: int) -> None:
     """Greedy sampling ignores a seed; repetition_penalty counts the prompt in, so tokens may move there; pooling
     answers in one piece."""
-    assert obstacle(a_request(**changes), tokens) is None
+    assert replay_obstacle(a_request(**changes), tokens) is None
 
 
 LATER = [
@@ -95,12 +95,12 @@ LATER = [
 def test_what_looks_at_the_output_or_has_a_state_cannot_go_on_once_it_has_begun(
     changes: dict[str, Any], words: str
 ) -> None:
-    assert words in (obstacle(a_request(**changes), 1) or "")
+    assert words in (replay_obstacle(a_request(**changes), 1) or "")
 
 
 @pytest.mark.parametrize(("changes", "_"), LATER)
 def test_before_its_first_token_it_is_sent_again_as_it_was(changes: dict[str, Any], _: str) -> None:
-    assert obstacle(a_request(**changes), 0) is None
+    assert replay_obstacle(a_request(**changes), 0) is None
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
@@ -114,13 +114,13 @@ def test_before_its_first_token_it_is_sent_again_as_it_was(changes: dict[str, An
     ],
 )
 def test_what_we_do_not_have_all_of_can_never_be_sent_again(changes: dict[str, Any], words: str, tokens: int) -> None:
-    assert words in (obstacle(a_request(**changes), tokens) or "")
+    assert words in (replay_obstacle(a_request(**changes), tokens) or "")
 
 
 def test_it_goes_on_behind_its_tokens_with_what_is_left_to_say() -> None:
     request = a_request(params_max_tokens=100, params_min_tokens=10, params_prompt_logprobs=3, params_stop=["END"])
     before = copy.deepcopy(request)
-    again = continued(request, [7, 8, 9])
+    again = continuation(request, [7, 8, 9])
 
     assert again.request_id == "r1", "the output processor knows it by this name"
     assert again.prompt_token_ids == [1, 2, 3, 7, 8, 9]
@@ -131,18 +131,18 @@ def test_it_goes_on_behind_its_tokens_with_what_is_left_to_say() -> None:
 
 @pytest.mark.parametrize(("min_tokens", "left"), [(0, 0), (2, 0), (5, 2)])
 def test_what_must_be_said_at_least_is_never_less_than_nothing(min_tokens: int, left: int) -> None:
-    again = continued(a_request(params_min_tokens=min_tokens), [7, 8, 9])
+    again = continuation(a_request(params_min_tokens=min_tokens), [7, 8, 9])
 
     assert again.sampling_params.min_tokens == left
 
 
 def test_without_a_limit_there_is_none_afterwards() -> None:
-    assert continued(a_request(params_max_tokens=None), [7]).sampling_params.max_tokens is None
+    assert continuation(a_request(params_max_tokens=None), [7]).sampling_params.max_tokens is None
 
 
 def test_without_tokens_it_is_a_copy_of_what_was() -> None:
     request = a_request(params_prompt_logprobs=3)
-    again = continued(request, [])
+    again = continuation(request, [])
 
     assert again is not request
     assert again == request
@@ -151,7 +151,7 @@ def test_without_tokens_it_is_a_copy_of_what_was() -> None:
 def test_a_second_death_counts_all_tokens_from_the_first_prompt() -> None:
     """The request that is remembered is the first one, and the detokenizer has the tokens of all engines."""
     request = a_request(params_max_tokens=10)
-    continued(request, [7])
-    again = continued(request, [7, 8, 9])
+    continuation(request, [7])
+    again = continuation(request, [7, 8, 9])
 
     assert (again.prompt_token_ids, again.sampling_params.max_tokens) == ([1, 2, 3, 7, 8, 9], 7)

@@ -140,7 +140,7 @@ class Bench:
     def __init__(self, core: Any) -> None:
         self.first, self.second = Core(), Core()
         self.processor = OutputProcessor()
-        self.core = core.LastingCore(self.first, self.processor, clock())
+        self.core = core.RestartableCoreClient(self.first, self.processor, clock())
 
     async def add(self, name: str, tokens: list[int] | None, parent: Any = None, **changes: Any) -> list[Any]:
         heard = self.processor.add(name, tokens, parent)
@@ -163,7 +163,7 @@ async def test_while_the_engine_lives_everything_passes(core: Any) -> None:
     bench.first.outputs.put_nowait(said)
 
     assert await bench.core.get_output_async() is said
-    assert bench.core.heard_s == clock().now()
+    assert bench.core.last_output_s == clock().now()
     assert [request.request_id for request in bench.first.added] == ["r1"]
     assert bench.core.other == bench.first.other
     assert not bench.core.lost.is_set()
@@ -191,7 +191,7 @@ async def test_a_death_is_a_pause_for_whoever_waits_for_outputs(core: Any) -> No
     assert await waiting is said
     assert (recovery.continued, dict(recovery.failed)) == (0, {})
     assert not bench.core.lost.is_set()
-    assert bench.core.heard_s == clock().now()
+    assert bench.core.last_output_s == clock().now()
 
 
 @in_virtual_time
@@ -386,7 +386,7 @@ async def test_an_answer_of_the_busy_loop_is_a_sign_of_life(core: Any) -> None:
     await asyncio.sleep(7)
 
     assert not await bench.core.is_paused()
-    assert bench.core.heard_s == clock().now()
+    assert bench.core.last_output_s == clock().now()
 
     heard_s = clock().now()
     bench.first.paused_after_s = 100
@@ -396,7 +396,7 @@ async def test_an_answer_of_the_busy_loop_is_a_sign_of_life(core: Any) -> None:
     with pytest.raises(Died):
         await bench.core.is_paused()
 
-    assert bench.core.heard_s == heard_s
+    assert bench.core.last_output_s == heard_s
 
 
 @in_virtual_time
@@ -436,7 +436,7 @@ async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing(core:
 async def test_processes_are_killed_and_waited_for(core: Any) -> None:
     bench = Bench(core)
     bench.core.kill()
-    bench.core.end()
+    bench.core.free_dead_engine()
 
     assert bench.first.process.acts == ["kill", "shutdown 0", "kill", "join 10"]
 
@@ -448,11 +448,11 @@ async def test_processes_are_killed_and_waited_for(core: Any) -> None:
 async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
     bench = Bench(core)
 
-    assert not bench.core.process_died()
+    assert not bench.core.has_died()
 
     bench.first.resources.engine_dead = True
 
-    assert bench.core.process_died()
+    assert bench.core.has_died()
 
 
 # Data-parallel engines: vLLM ends all of them when one dies.
@@ -477,7 +477,7 @@ async def test_what_is_aborted_because_another_engine_died_goes_on(core: Any) ->
         ("r1", None),
     ]
     assert bench.core.lost.is_set()
-    assert bench.core.process_died()
+    assert bench.core.has_died()
 
     recovery = await bench.core.replace(bench.second)
 
@@ -510,11 +510,11 @@ async def test_of_several_engines_the_silent_one_counts(core: Any) -> None:
         bench.first.outputs.put_nowait(said)
         await bench.core.get_output_async()
 
-        assert bench.core.heard_s == (began_s if number == 0 else clock().now() - 5)
+        assert bench.core.last_output_s == (began_s if number == 0 else clock().now() - 5)
 
-    assert (bench.core.engines, bench.core.silent_engine) == (2, 0)
+    assert (bench.core.engine_count, bench.core.silent_engine) == (2, 0)
     await bench.core.is_paused()
-    assert bench.core.heard_s == clock().now()
+    assert bench.core.last_output_s == clock().now()
 
 
 # Which request the engine has died of.
@@ -536,7 +536,7 @@ class Dying(Bench):
     async def die(self, *, last: bool = False) -> Any:
         """The engine dies and is replaced."""
         self.core.mark_lost()
-        await self.core.judge()
+        await self.core.find_culprit()
         self.engine = Core()
         recovery = await self.core.replace(self.engine, last=last)
         await settle()
@@ -589,7 +589,7 @@ async def test_what_an_engine_dies_of_on_trial_alone_is_not_sent_again(core: Any
     await bench.add("late", [])
     recovery = await bench.die()
 
-    assert [type(word) for word in heard["poison"]] == [core.DiedOfIt]
+    assert [type(word) for word in heard["poison"]] == [core.EngineKilledByRequest]
     assert heard["innocent"] == []
     assert bench.core.take_explained_deaths() == 2
     assert bench.core.take_explained_deaths() == 0, "asked once"
@@ -630,7 +630,7 @@ async def test_one_that_kills_at_a_token_of_its_own_is_found_by_its_third_engine
     assert (await bench.die()).expelled == 1
     assert [len(words) for words in heard] == [0, 1, 0]
     assert bench.core.take_explained_deaths() == 3
-    bench.core.end_trial()
+    bench.core.cancel_trial()
 
 
 @in_virtual_time
@@ -663,7 +663,7 @@ async def test_on_trial_one_may_leave_or_take_long(core: Any) -> None:
     assert bench.sent == ["left", "long"]
     await asyncio.sleep(11)
     assert bench.sent == ["left", "long", "new"], "a long prefill does not hold up the others"
-    bench.core.end_trial()
+    bench.core.cancel_trial()
 
 
 @in_virtual_time
@@ -690,7 +690,7 @@ async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
     bench.first.outputs_queue = asyncio.Queue()
     bench.first.outputs_queue.put_nowait("a step")
     bench.core.mark_lost()
-    judging = asyncio.get_running_loop().create_task(bench.core.judge())
+    judging = asyncio.get_running_loop().create_task(bench.core.find_culprit())
     await asyncio.sleep(0.05)
     await bench.say("new")
     bench.first.outputs_queue.get_nowait()
@@ -735,7 +735,7 @@ async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, t
     clients = []
     for _ in range(2):
         bench = Dying(core)
-        bench.core = tenant.SharedCore(bench.first, bench.processor, clock(), engine_host)
+        bench.core = tenant.SharedCoreClient(bench.first, bench.processor, clock(), engine_host)
         for name in ("old", "new"):
             await bench.add(name, [])
         await bench.say("old")

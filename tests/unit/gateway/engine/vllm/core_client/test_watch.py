@@ -37,8 +37,8 @@ class Core:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self.pids = [7]
-        self.engines, self.silent_engine = 1, 0
-        self.heard_s = clock().now()
+        self.engine_count, self.silent_engine = 1, 0
+        self.last_output_s = clock().now()
         self.answers = asyncio.Event()
         self.answers.set()
         self.is_operators_pause = False
@@ -46,13 +46,13 @@ class Core:
 
     async def is_paused(self) -> bool:
         await self.answers.wait()
-        self.heard_s = clock().now()
+        self.last_output_s = clock().now()
         return self.is_operators_pause
 
-    def behind(self) -> bool:
+    def has_backlog(self) -> bool:
         return False
 
-    def process_died(self) -> bool:
+    def has_died(self) -> bool:
         return False
 
     def kill(self) -> None:
@@ -62,8 +62,8 @@ class Core:
         self.acts.append("lose")
         self.lost.set()
 
-    async def judge(self) -> None:
-        self.acts.append("judge")
+    async def find_culprit(self) -> None:
+        self.acts.append("find_culprit")
 
 
 class Watched:
@@ -73,8 +73,8 @@ class Watched:
         self.began_s = clock().now()
         now = clock()
         monkeypatch.setattr(watch, "usage", lambda _: Usage(cpu_share * now.now(), False))
-        patience = watch.Patience(hang_timeout_s=60, long_step_timeout_s=600)
-        watching = watch.until_dead(self.core, clock(), patience, self._look)
+        timeouts = watch.HangTimeouts(hang_timeout_s=60, long_step_timeout_s=600)
+        watching = watch.wait_dead(self.core, clock(), timeouts, self._look)
         self.task = asyncio.get_running_loop().create_task(watching)
 
     def _look(self, trouble: str | None) -> None:
@@ -105,7 +105,7 @@ async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_wit
     watched.core.answers.clear()
     await asyncio.sleep(63)
 
-    assert watched.core.acts == ["kill", "lose", "judge"]
+    assert watched.core.acts == ["kill", "lose", "find_culprit"]
     assert watched.task.done()
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in said[:3]] == ["not ready", "ready again", "not ready"]
@@ -115,7 +115,7 @@ async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_wit
 @in_virtual_time
 async def test_of_several_engines_the_silent_one_is_named(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(watch, monkeypatch)
-    watched.core.engines, watched.core.silent_engine = 4, 3
+    watched.core.engine_count, watched.core.silent_engine = 4, 3
     watched.core.answers.clear()
     await asyncio.sleep(8)
 
@@ -135,7 +135,7 @@ async def test_one_that_computes_has_the_longer_limit(watch: Any, monkeypatch: p
 
     await asyncio.sleep(20)
 
-    assert watched.core.acts == ["kill", "lose", "judge"]
+    assert watched.core.acts == ["kill", "lose", "find_culprit"]
 
 
 @in_virtual_time

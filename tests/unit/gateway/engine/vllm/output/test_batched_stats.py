@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from gateway.engine.vllm.output.batched_stats import WRITE_EVERY_S, Statistics, plain
+from gateway.engine.vllm.output.batched_stats import WRITE_EVERY_S, BatchedStats, is_plain
 from tests.support.time import in_virtual_time, run
 
 
@@ -105,14 +105,14 @@ def test_every_metric_ends_as_if_each_step_had_been_written(steps: list[tuple[in
     held = Manager(logging)
 
     async def record() -> None:
-        statistics = Statistics(held, blank)
+        statistics = BatchedStats(held, blank)
         for tokens, running, finished, hits in steps:
             gaps = [0.01] * tokens
             stats = scheduler(running, hits)
             plain_manager.record(stats, iteration(tokens, finished, tuple(gaps)))
-            statistics.latencies(0, gaps)
-            if tokens and not finished and plain(stats):
-                statistics.add(0, stats, tokens)
+            statistics.observe_latencies(0, gaps)
+            if tokens and not finished and is_plain(stats):
+                statistics.add_step(0, stats, tokens)
             else:
                 held.record(stats, iteration(tokens, finished))
         await asyncio.sleep(2 * WRITE_EVERY_S)
@@ -126,9 +126,9 @@ def test_every_metric_ends_as_if_each_step_had_been_written(steps: list[tuple[in
 @in_virtual_time
 async def test_plain_steps_are_written_together_and_the_gauges_are_the_newest() -> None:
     manager = Manager()
-    statistics = Statistics(manager, blank)
+    statistics = BatchedStats(manager, blank)
     for number in range(100):
-        statistics.add(0, scheduler(number), 8)
+        statistics.add_step(0, scheduler(number), 8)
         await asyncio.sleep(WRITE_EVERY_S / 10)
 
     assert manager.prometheus.writes <= 10
@@ -142,9 +142,9 @@ async def test_plain_steps_are_written_together_and_the_gauges_are_the_newest() 
 @in_virtual_time
 async def test_a_client_that_is_told_no_gauges_writes_none() -> None:
     manager = Manager()
-    statistics = Statistics(manager, blank)
+    statistics = BatchedStats(manager, blank)
     manager.record(scheduler(7), None)
-    statistics.add(0, None, 8)
+    statistics.add_step(0, None, 8)
     await asyncio.sleep(2 * WRITE_EVERY_S)
     found = manager.prometheus.samples()
 
@@ -154,8 +154,8 @@ async def test_a_client_that_is_told_no_gauges_writes_none() -> None:
 @in_virtual_time
 async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> None:
     manager = Manager()
-    statistics = Statistics(manager, blank)
-    statistics.add(0, scheduler(7), 5)
+    statistics = BatchedStats(manager, blank)
+    statistics.add_step(0, scheduler(7), 5)
 
     assert manager.prometheus.writes == 0
 
@@ -166,7 +166,7 @@ async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> 
 
 
 @pytest.mark.parametrize(
-    ("stats", "is_plain"),
+    ("stats", "expected"),
     [
         (scheduler(3), True),
         (None, True),
@@ -175,8 +175,8 @@ async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> 
         (scheduler(3, invented=[]), True),
     ],
 )
-def test_a_step_is_plain_if_its_scheduler_says_nothing_but_the_usual(stats: Any, is_plain: bool) -> None:
-    assert plain(stats) is is_plain
+def test_a_step_is_plain_if_its_scheduler_says_nothing_but_the_usual(stats: Any, expected: bool) -> None:
+    assert is_plain(stats) is expected
 
 
 class Custom(LoggingStatLogger):
@@ -188,7 +188,7 @@ class Custom(LoggingStatLogger):
 async def test_with_loggers_that_it_does_not_know_it_leaves_everything_to_vllm(make: Callable[[], Manager]) -> None:
     manager = make()
 
-    assert not Statistics(manager, blank).adds
+    assert not BatchedStats(manager, blank).can_batch
 
     manager.record(scheduler(1), iteration(1))
 
@@ -196,8 +196,8 @@ async def test_with_loggers_that_it_does_not_know_it_leaves_everything_to_vllm(m
 
 
 def test_without_vllms_statistics_there_is_nothing_to_count() -> None:
-    statistics = Statistics(None, blank)
-    statistics.latencies(0, [0.5])
-    statistics.add(0, scheduler(1), 1)
+    statistics = BatchedStats(None, blank)
+    statistics.observe_latencies(0, [0.5])
+    statistics.add_step(0, scheduler(1), 1)
 
-    assert statistics.adds
+    assert statistics.can_batch

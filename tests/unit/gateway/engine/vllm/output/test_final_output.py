@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.output.final_output import Endings
+from gateway.engine.vllm.output.final_output import FinalOutputSplitter
 
 
 @dataclass
@@ -30,16 +30,16 @@ class Output:
     prompt_token_ids: list[int] = field(default_factory=lambda: [1, 2])
 
 
-def endings(*, speculative: int | None = None, interval: int = 1) -> Endings:
+def endings(*, speculative: int | None = None, interval: int = 1) -> FinalOutputSplitter:
     drafts = None if speculative is None else SimpleNamespace(num_speculative_tokens=speculative)
-    return Endings(
+    return FinalOutputSplitter(
         SimpleNamespace(speculative_config=drafts, scheduler_config=SimpleNamespace(stream_interval=interval))
     )
 
 
 def test_a_merged_ending_comes_after_what_was_said() -> None:
     merged = Choice(0, "seconds of text", [5, 6, 7], "stop", "END")
-    said, ending = endings().apart(Output([merged]))
+    said, ending = endings().split(Output([merged]))
 
     assert said == Output([Choice(0, "seconds of text", [5, 6, 7])], finished=False)
     assert ending == Output([Choice(0, "", [], "stop", "END")])
@@ -48,7 +48,7 @@ def test_a_merged_ending_comes_after_what_was_said() -> None:
 
 def test_only_choices_that_were_merged_are_parted() -> None:
     running, single, merged = Choice(0, "a", [1, 2]), Choice(1, "b", [3], "length"), Choice(2, "cd", [4, 5], "stop")
-    said, ending = endings().apart(Output([running, single, merged], finished=False))
+    said, ending = endings().split(Output([running, single, merged], finished=False))
 
     assert said.outputs == [running, single, Choice(2, "cd", [4, 5])]
     assert ending.outputs == [Choice(2, "", [], "stop")]
@@ -69,4 +69,4 @@ def test_only_choices_that_were_merged_are_parted() -> None:
 def test_what_the_engine_said_at_once_stays_together(choice: Choice, config: dict[str, Any]) -> None:
     output = Output([choice])
 
-    assert endings(**config).apart(output)[0] is output
+    assert endings(**config).split(output)[0] is output

@@ -6,17 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.engine.vllm.startup.launcher import _SYNTHETIC, _leave_out_model
-from gateway.engine.vllm.synthetic.timing import NUMBERS
+from gateway.engine.vllm.startup.launcher import _SYNTHETIC, _use_synthetic_executor
+from gateway.engine.vllm.synthetic.timing import SETTINGS_KEY
 from gateway.errors import SettingsError
 
 
 def test_the_numbers_of_the_synthetic_engine_travel_beside_the_users() -> None:
     args = SimpleNamespace(distributed_executor_backend=None, additional_config={"theirs": 1})
-    _leave_out_model(args, {"step_ms": 2.0})
+    _use_synthetic_executor(args, {"step_ms": 2.0})
 
     assert args.distributed_executor_backend == _SYNTHETIC
-    assert args.additional_config == {"theirs": 1, NUMBERS: {"step_ms": 2.0}}
+    assert args.additional_config == {"theirs": 1, SETTINGS_KEY: {"step_ms": 2.0}}
 
 
 def test_another_executor_beside_the_synthetic_one_is_refused() -> None:
@@ -24,4 +24,4 @@ def test_another_executor_beside_the_synthetic_one_is_refused() -> None:
     args = SimpleNamespace(distributed_executor_backend="mp", additional_config=None)
 
     with pytest.raises(SettingsError, match="distributed_executor_backend=mp"):
-        _leave_out_model(args, {})
+        _use_synthetic_executor(args, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.vllm.startup.startup_errors import why
+from gateway.engine.vllm.startup.startup_errors import explain
 
 _ELSEWHERE = "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
 _WORKER = (
@@ -34,7 +34,7 @@ _WORKER = (
 )
 def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, left: list[str], said: str) -> None:
     (tmp_path / "words").write_text("Traceback\n  File x\n" + "\n".join(left), encoding="utf-8")
-    text = why(RuntimeError(_ELSEWHERE), tmp_path / "words", "m")
+    text = explain(RuntimeError(_ELSEWHERE), tmp_path / "words", "m")
 
     assert said in text
     assert "See " not in text
@@ -66,7 +66,7 @@ def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, le
     ],
 )
 def test_without_last_words_the_error_itself_tells(tmp_path: Path, error: Exception, said: str) -> None:
-    text = why(error, tmp_path / "none", "m")
+    text = explain(error, tmp_path / "none", "m")
 
     assert text.startswith("The engine could not start: ")
     assert said in text
@@ -78,14 +78,14 @@ def test_without_last_words_the_error_itself_tells(tmp_path: Path, error: Except
 _START = """
 import json, logging.config, os
 from gateway.engine.vllm.startup import launcher, startup_errors
-left = launcher.set_up(launcher.Plan(engine={"model": "m"}))
+left = launcher.prepare_process(launcher.EnginePlan(engine={"model": "m"}))
 with open(os.environ["VLLM_LOGGING_CONFIG_PATH"]) as file:
     logging.config.dictConfig(json.load(file))
 try:
     raise ValueError("To serve at least one request (9 GiB KV cache is needed). See https://x for more details.")
 except ValueError:
     logging.getLogger("vllm.v1.engine.core").exception("EngineCore failed to start.")
-print(startup_errors.why(RuntimeError("Engine core initialization failed. See root cause above."), left, "m"))
+print(startup_errors.explain(RuntimeError("Engine core initialization failed. See root cause above."), left, "m"))
 """
 
 

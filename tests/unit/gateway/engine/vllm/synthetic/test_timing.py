@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine.vllm.synthetic.timing import DEAD, Command, Pace
+from gateway.engine.vllm.synthetic.timing import EXIT_CODE, FaultControl, StepTiming
 from gateway.settings import Synthetic
 
 
 def process(takes: str) -> subprocess.Popen[str]:
     script = (
-        "from gateway.engine.vllm.synthetic.timing import Pace\n"
+        "from gateway.engine.vllm.synthetic.timing import StepTiming\n"
         f"print('began', flush=True)\n{takes}\nprint('ended', flush=True)"
     )
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
 def test_the_time_of_a_step_is_put_together_from_its_parts() -> None:
-    pace = Pace(step_ms=10, sequence_us=5, prefill_us=2)
+    pace = StepTiming(step_ms=10, sequence_us=5, prefill_us=2)
 
     assert pace.step_s(1, 0, 0) == pytest.approx(0.010)
     assert pace.step_s(1, 100, 0) == pytest.approx(0.0105)
@@ -30,57 +30,59 @@ def test_the_time_of_a_step_is_put_together_from_its_parts() -> None:
 
 
 def test_steps_get_slow_at_their_number_and_stay_so() -> None:
-    pace = Pace(step_ms=1, slow_at_step=3, slow_factor=20)
+    pace = StepTiming(step_ms=1, slow_at_step=3, slow_factor=20)
 
     assert [pace.step_s(step, 1, 0) for step in (2, 3, 4)] == pytest.approx([0.001, 0.020, 0.020])
 
 
 def test_the_settings_are_the_numbers_that_it_knows() -> None:
-    command = Command(Synthetic().model_dump(exclude={"enabled"}))
+    command = FaultControl(Synthetic().model_dump(exclude={"enabled"}))
 
-    assert command.pace == Pace(step_ms=10, slow_factor=10)
+    assert command.timing == StepTiming(step_ms=10, slow_factor=10)
 
 
 def test_a_number_that_it_does_not_know_is_refused() -> None:
     with pytest.raises(TypeError, match="speed"):
-        Command({"speed": 1})
+        FaultControl({"speed": 1})
 
 
 def test_the_control_file_changes_a_running_engine_and_nonsense_in_it_does_not(tmp_path: Path) -> None:
     file = tmp_path / "control.json"
-    command = Command({"step_ms": 0, "slow_factor": 3, "control_file": str(file)})
+    command = FaultControl({"step_ms": 0, "slow_factor": 3, "control_file": str(file)})
 
-    def after(text: str | None) -> Pace:
+    def after(text: str | None) -> StepTiming:
         if text is None:
             file.unlink()
         else:
             file.write_text(text, encoding="utf-8")
-        command.look()
-        return command.pace
+        command.reload()
+        return command.timing
 
-    assert after('{"slow_at_step": 2, "sequence_us": 1.5}') == Pace(slow_factor=3, slow_at_step=2, sequence_us=1.5)
-    assert after('{"slow_at') == Pace(slow_factor=3, slow_at_step=2, sequence_us=1.5)
-    assert after("[1]") == command.pace
-    assert after('{"speed": 9}') == Pace(slow_factor=3)
-    assert after('{"step_ms": 0.25}') == Pace(slow_factor=3, step_ms=0.25)
-    assert after(None) == Pace(slow_factor=3, step_ms=0.25)
-    assert after("") == Pace(slow_factor=3)
+    assert after('{"slow_at_step": 2, "sequence_us": 1.5}') == StepTiming(
+        slow_factor=3, slow_at_step=2, sequence_us=1.5
+    )
+    assert after('{"slow_at') == StepTiming(slow_factor=3, slow_at_step=2, sequence_us=1.5)
+    assert after("[1]") == command.timing
+    assert after('{"speed": 9}') == StepTiming(slow_factor=3)
+    assert after('{"step_ms": 0.25}') == StepTiming(slow_factor=3, step_ms=0.25)
+    assert after(None) == StepTiming(slow_factor=3, step_ms=0.25)
+    assert after("") == StepTiming(slow_factor=3)
 
 
 def test_a_step_without_time_does_not_sleep() -> None:
-    Pace(die_at_step=2, hang_at_step=3).take(1, 1, 1)
+    StepTiming(die_at_step=2, hang_at_step=3).run_step(1, 1, 1)
 
 
 def test_the_process_ends_in_the_step_that_is_named() -> None:
-    with process("Pace(die_at_step=2).take(1, 1, 0); Pace(die_at_step=2).take(2, 1, 0)") as one:
+    with process("StepTiming(die_at_step=2).run_step(1, 1, 0); StepTiming(die_at_step=2).run_step(2, 1, 0)") as one:
         assert one.communicate(timeout=20)[0] == "began\n"
 
-    assert one.returncode == DEAD
+    assert one.returncode == EXIT_CODE
 
 
 def test_a_step_that_hangs_does_not_heed_sigterm() -> None:
     """Like one that waits for a device. Only a SIGKILL ends it."""
-    with process("Pace(hang_at_step=1).take(1, 1, 0)") as one:
+    with process("StepTiming(hang_at_step=1).run_step(1, 1, 0)") as one:
         try:
             while not has(one, "SigBlk", signal.SIGTERM):
                 assert one.poll() is None
