@@ -6,7 +6,7 @@ No room's behaviour lives here, and nothing here imports another room.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, NewType, Protocol
@@ -206,14 +206,16 @@ class RequestStats:
     is_fatal: bool = False
     """Whether engines have died of it."""
     is_resumable: bool = False
-    """Whether the request may go on when its exchange is over; its ending is then counted when it comes."""
+    """Whether the request may go on when its exchange is over."""
+    on_end: Callable[[RequestStats], object] | None = None
+    """Called once, by `end`."""
 
-    def settle(self) -> None:
-        """Count the ending; to be called once, when nothing more can happen."""
-        assert self.cause is not None
-        self.instrumentation.ended(self.cause, 0 if self.cause is Cause.COMPLETED else self.completion_tokens)
-        if self.caller.owner is not None:
-            self.instrumentation.used(self.caller.owner, self.cause, self.prompt_tokens, self.completion_tokens)
+    def end(self, cause: Cause) -> None:
+        """Record why the request ended. The first cause stays."""
+        if self.cause is None:
+            self.cause = cause
+            if self.on_end is not None:
+                self.on_end(self)
 
     def add_tokens(self, tokens: int, now_s: float | None) -> None:
         """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,

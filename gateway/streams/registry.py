@@ -201,7 +201,6 @@ class Registry:
         stream.on_ended()
         if stream.is_resumable:
             self._rebalance()
-            stream.writer.stats.settle()
             self._retention.put(stream, self._live_bytes())
         self._look_if_empty()
 

@@ -276,7 +276,7 @@ class StreamWriter:
             return False
         self.ended = ended
         if self.stats.is_resumable:
-            self.stats.cause = ended.cause
+            self.stats.end(ended.cause)
         self.flush()
         self.log.close(ended, self._wire.end_documents(ended.error) if self._streaming else [])
         if self._permit is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.domain import Caller, Cause, RequestStats
+from gateway.transports.common.accounting import new_stats
 
 
 @dataclass
@@ -82,7 +83,9 @@ def some_stats(
     arrival_s: float = 1000.0,
 ) -> RequestStats:
     """The count of a request that has just come; with `stream_id` as the registry gives it."""
-    return RequestStats(a_caller(owner, arrival_s), instrumentation or Recorder(), id=stream_id)
+    stats = new_stats(a_caller(owner, arrival_s), instrumentation or Recorder())
+    stats.id = stream_id
+    return stats
 
 
 __all__ = ["Recorder", "a_caller", "some_stats"]

@@ -215,7 +215,7 @@ class VllmEngine:
         stats = runs[0].stats
         for run in runs:
             assert run.stats is not None
-            run.stats.cause = Cause.CANCELLED
+            run.stats.end(Cause.CANCELLED)
         self._abort([run.request_id for run in runs])
         return stats
 

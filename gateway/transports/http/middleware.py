@@ -32,9 +32,9 @@ from gateway.errors import (
     is_anthropic,
     status_of,
 )
-from gateway.logs import ACCESS
 from gateway.protocols.json_text import escaped
 from gateway.streams.cancel_scope import ClientDisconnected
+from gateway.transports.common.accounting import Accounting
 from gateway.transports.http import paths
 from gateway.transports.http.access import PROBES, Access, Verdict
 
@@ -48,8 +48,6 @@ _OURS = frozenset({b"x-request-id", b"request-id"})
 # What may be echoed into a header and a log line without a second thought.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 EXCHANGE = "sluice.exchange"
-DETACHED = "detached"
-"""How an exchange ends whose resumable stream goes on without it."""
 
 
 @dataclass(slots=True)
@@ -64,6 +62,7 @@ class Exchange:
     status: int = 0
     complete: bool = False
     gone: bool = False
+    failure: Cause | None = None
 
 
 class Middleware:
@@ -86,6 +85,7 @@ class Middleware:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._instrumentation = instrumentation
+        self._accounting = Accounting(clock, instrumentation)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -115,7 +115,7 @@ class Middleware:
         except ClientDisconnected as left:
             exchange.gone = True
             if not exchange.stats.is_resumable:
-                exchange.stats.cause = exchange.stats.cause or left.cause
+                exchange.stats.end(left.cause)
             clear_tracebacks(left)
         except SluiceError as error:
             clear_tracebacks(error)
@@ -140,11 +140,13 @@ class Middleware:
             headers=headers,
             operator=verdict.operator,
         )
-        return Exchange(caller, RequestStats(caller, self._instrumentation), scope["path"], scope["method"])
+        return Exchange(caller, self._accounting.open(caller), scope["path"], scope["method"])
 
     async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _TrackedSend) -> None:
         stats = exchange.stats
-        stats.cause = stats.cause or cause_of(error, submitted=stats.submitted)
+        exchange.failure = cause_of(error, submitted=stats.submitted)
+        if not stats.is_resumable:
+            stats.end(exchange.failure)
         outlet.refusal = None
         if exchange.status:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
@@ -154,23 +156,15 @@ class Middleware:
         await outlet.document(error.status, body, headers=error_headers(error))
 
     def _close(self, exchange: Exchange) -> None:
-        stats = exchange.stats
-        seconds = self._clock.now() - exchange.caller.arrival_s
-        gone = exchange.gone or not exchange.complete
-        if not stats.uses_engine:
-            cause = None
-            outcome = "error" if gone or exchange.status >= 400 else "ok"
-        elif stats.is_resumable:
-            # Its ending is counted when it comes, which may be long after this exchange.
-            cause = outcome = DETACHED if stats.cause is None else stats.cause.value
-        else:
-            stats.cause = stats.cause or (Cause.DISCONNECTED if gone else Cause.COMPLETED)
-            stats.settle()
-            cause = outcome = stats.cause.value
-        self._instrumentation.served(stats.endpoint, outcome, seconds)
-        level = logging.DEBUG if _is_polled(exchange) else logging.INFO
-        if ACCESS.isEnabledFor(level):
-            ACCESS.log(level, "request", extra={"fields": _fields(exchange, cause, seconds)})
+        self._accounting.close(
+            exchange.stats,
+            path=exchange.path,
+            status=exchange.status or None,
+            is_delivered=exchange.complete and not exchange.gone,
+            is_error=exchange.status >= 400,
+            failure=exchange.failure,
+            log_level=logging.DEBUG if _is_polled(exchange) else logging.INFO,
+        )
 
 
 def _is_polled(exchange: Exchange) -> bool:
@@ -179,26 +173,6 @@ def _is_polled(exchange: Exchange) -> bool:
         return True
     looked = exchange.method in ("GET", "HEAD") and exchange.status in (200, 503)
     return looked and (exchange.path in _POLLED or exchange.path.startswith("/v1/models/"))
-
-
-def _fields(exchange: Exchange, cause: str | None, seconds: float) -> dict[str, Any]:
-    stats, caller = exchange.stats, exchange.caller
-    first = None if stats.first_token_s is None else round(stats.first_token_s - caller.arrival_s, 4)
-    return {
-        # What vLLM's small endpoints answer has no id but the request's.
-        "id": stats.id,
-        "request_id": caller.request_id,
-        "path": exchange.path,
-        "model": stats.model,
-        "status": exchange.status or None,
-        "cause": cause,
-        "prompt_tokens": stats.prompt_tokens if cause else None,
-        "completion_tokens": stats.completion_tokens if cause else None,
-        "queue_s": None if stats.queued_s is None else round(stats.queued_s, 4),
-        "ttft_s": first,
-        "duration_s": round(seconds, 4),
-        "owner": caller.owner,
-    }
 
 
 def with_cors(app: Any, origins: Sequence[str]) -> Any:
@@ -363,4 +337,4 @@ def error_headers(error: SluiceError) -> dict[str, str]:
     return headers
 
 
-__all__ = ["ARRIVAL", "DETACHED", "EXCHANGE", "Exchange", "Middleware", "error_headers", "with_cors"]
+__all__ = ["ARRIVAL", "EXCHANGE", "Exchange", "Middleware", "error_headers", "with_cors"]

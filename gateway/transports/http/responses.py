@@ -249,7 +249,7 @@ class SseResponse:
         self._presence.disarm()
         await self._write(body, more=False)
         if not self._stream.is_resumable:
-            self._exchange.stats.cause = batch.ended.cause
+            self._exchange.stats.end(batch.ended.cause)
         return True
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
@@ -307,7 +307,7 @@ async def send_json(
         if batch.ended is not None:
             break
     stats = exchange.stats
-    stats.cause = batch.ended.cause
+    stats.end(batch.ended.cause)
     if batch.ended.error is not None:
         raise batch.ended.error
     if not payload:

@@ -184,7 +184,7 @@ class _Inbox:
         if message["type"] == "http.disconnect":
             if not exchange.complete:
                 # Work that its handler has begun elsewhere looks at this.
-                exchange.stats.cause = exchange.stats.cause or Cause.DISCONNECTED
+                exchange.stats.end(Cause.DISCONNECTED)
             self._left.set()
         return message
 

@@ -60,24 +60,11 @@ def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
     assert (stats.completion_tokens, stats.first_token_s, instrumentation.gaps) == (50, None, [])
 
 
-@pytest.mark.parametrize("cause", list(Cause))
-def test_what_was_generated_for_nobody_is_waste(cause: Cause) -> None:
-    instrumentation = Recorder()
-    stats = some_stats(instrumentation)
-    stats.add_tokens(5, None)
-    stats.cause = cause
-    stats.settle()
+def test_the_first_cause_stays_and_ends_the_request_once() -> None:
+    ends: list[Cause | None] = []
+    stats = some_stats()
+    stats.on_end = lambda ended: ends.append(ended.cause)
+    stats.end(Cause.CANCELLED)
+    stats.end(Cause.COMPLETED)
 
-    assert instrumentation.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
-
-
-@pytest.mark.parametrize("owner", ["anna", None])
-def test_what_a_request_has_cost_is_told_of_whoever_has_a_name(owner: str | None) -> None:
-    instrumentation = Recorder()
-    stats = some_stats(instrumentation, owner)
-    stats.prompt_tokens = 11
-    stats.add_tokens(5, None)
-    stats.cause = Cause.CANCELLED
-    stats.settle()
-
-    assert instrumentation.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])
+    assert (stats.cause, ends) == (Cause.CANCELLED, [Cause.CANCELLED])

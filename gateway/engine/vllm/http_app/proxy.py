@@ -144,7 +144,7 @@ class EngineProxy:
         except (EngineDeadError, EngineGenerateError) as error:
             # Some of vLLM's handlers end such a stream with an event of their own and a complete response.
             if stats is not None:
-                stats.cause = Cause.ENGINE_FAILED
+                stats.end(Cause.ENGINE_FAILED)
                 stats.is_fatal = isinstance(error, EngineKilledByRequest | EngineGenerateError)
             raise
         finally:
@@ -166,7 +166,7 @@ class EngineProxy:
         """Raise the error that an aborted request becomes, unless its endpoint ends such a stream well."""
         stats = run.stats
         if run.is_aborted and stats is not None and stats.endpoint in _ENDS_ABORTED:
-            stats.cause = Cause.CANCELLED
+            stats.end(Cause.CANCELLED)
             return
         raise CancelledById if stats is not None and stats.cause is Cause.CANCELLED else AbortedByEngine
 

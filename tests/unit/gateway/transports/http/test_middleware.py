@@ -25,9 +25,10 @@ from gateway.errors import (
 )
 from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
+from gateway.transports.common.accounting import DETACHED
 from gateway.transports.common.api_keys import Keys
 from gateway.transports.http.access import Access
-from gateway.transports.http.middleware import ARRIVAL, DETACHED, EXCHANGE, Middleware
+from gateway.transports.http.middleware import ARRIVAL, EXCHANGE, Middleware
 from gateway.transports.http.responses import read_body
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client

@@ -13,7 +13,8 @@ from gateway.domain import Cause, Delta
 from gateway.engine.base import Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import EngineFailed, Overloaded
-from gateway.transports.http import connection, middleware, responses
+from gateway.transports.common import accounting
+from gateway.transports.http import connection, responses
 from tests.support.asgi import Client, read_events
 from tests.support.engine import Run
 from tests.support.harness import CHAT, HTTP_LIMITS, HttpHarness, key_line
@@ -248,7 +249,7 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
     await client.finish()
 
     assert (client.broken, engine_run.aborts, harness.instrumentation.endings) == (True, 0, [])
-    assert harness.instrumentation.labels == [(CHAT, middleware.DETACHED)]
+    assert harness.instrumentation.labels == [(CHAT, accounting.DETACHED)]
 
     engine_run.end("b")
     back = await harness.resume(engine_run.id).finish()

@@ -113,7 +113,7 @@ def test_an_exception_in_a_stream_is_told_as_what_it_is(parts: Any, state: Any, 
 
 
 def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, stats: RequestStats) -> None:
-    stats.cause = Cause.CANCELLED
+    stats.end(Cause.CANCELLED)
     serving = state.openai_serving_chat
 
     assert orjson.loads(serving.create_streaming_error_response(RuntimeError("x")))["error"]["code"] == "cancelled"
