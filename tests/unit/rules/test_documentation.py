@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -65,6 +66,23 @@ def test_every_path_that_it_names_exists(document: Path) -> None:
     paths = _PATH.findall(_prose(document))
     # `engine/...` is short for a path below gateway/ in no document: paths are written from the root.
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def _defined(path: Path) -> set[str]:
+    """The classes, functions and methods of a module, by their qualified names."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{getattr(member, 'name', '')}" for member in node.body}
+    return names
+
+
+@each_document
+def test_every_name_that_it_gives_with_a_module_exists(document: Path) -> None:
+    r"""As in: `StreamWriter.cancel` (`gateway/streams/writer.py`)."""
+    named = re.findall(r"`([A-Za-z_][\w.]*)`\s+\(`((?:gateway|loadtest)/[\w/]+\.py)`\)", _prose(document))
+    assert not [(name, module) for name, module in named if name not in _defined(ROOT / module)]
 
 
 @each_document
