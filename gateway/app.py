@@ -36,7 +36,7 @@ from gateway.streams.registry import Limits, Registry
 from gateway.transports.common.api_keys import Keys, new_key
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
-from gateway.transports.http.management import OnlyManagement, WithoutManagement
+from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
 from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import UnderRoot

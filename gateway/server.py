@@ -24,7 +24,7 @@ from gateway.settings import Server, Settings
 from gateway.transports.common.listeners import Listeners, bind, bind_many, bind_unix, url_of
 from gateway.transports.common.tls import Certificates, Files
 from gateway.transports.http.connection import Protocol
-from gateway.transports.http.incoming import budget_of
+from gateway.transports.http.request_limits import budget_of
 
 logger = logging.getLogger("sluice")
 

@@ -1,6 +1,6 @@
 """HTTP: the only package that imports FastAPI and ASGI.
 
-- `connection`: one connection; `incoming`: its bounds on requests; `lingering_close`: how it ends.
+- `connection`: one connection; `request_limits`: its bounds on requests; `lingering_close`: how it ends.
 - `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
 - `disconnect`: a scope that ends when the client disconnects.
 - `middleware`: the first and last code of every request: id, access, body size, errors, the log line.
@@ -12,6 +12,6 @@
 - `paths`: valid request paths, and advice for a path that does not exist.
 - `docs`: the page at /docs, from the files in `swagger_ui/`.
 - `custom_middleware`: the operator's own, around everything.
-- `management`: the endpoints of the management port.
+- `management_port`: the endpoints of the management port.
 - `health`: livez, readyz, metrics, version.
 """

@@ -1,4 +1,4 @@
-"""One connection: `incoming`, a way past ASGI for what comes after an answer has begun, a look at whether the peer is
+"""One connection: `request_limits`, a way past ASGI for what comes after an answer has begun, a look at whether the peer is
 still there, and an age at which it ends.
 """
 
@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from gateway.domain import ARRIVAL, DIRECT_SINK
 from gateway.transports.http import socket_options
-from gateway.transports.http.incoming import Incoming
+from gateway.transports.http.request_limits import Incoming
 
 # A peer that owes an acknowledgement and has sent none for so long is gone; with a second between two looks, and two
 # looks to be sure, it is found within 21 s. Counted from its last sign of life and not from when it was first asked

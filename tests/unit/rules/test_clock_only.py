@@ -25,7 +25,7 @@ KNOWN = {
     ("logs.py", "time.monotonic"),
     # The protocol's deadline for headers; the loop's time is what Clock.now is.
     ("transports/http/lingering_close.py", "loop.time"),
-    ("transports/http/incoming.py", "loop.time"),
+    ("transports/http/request_limits.py", "loop.time"),
     ("transports/http/connection.py", "loop.time"),
     # The `created` stamp of an answer, as vLLM makes it.
     ("engine/vllm/output/eligibility.py", "time.time"),

@@ -111,7 +111,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "transformers": ("engine/vllm/", "demo/"),
     "fastapi": ("transports/http/",),
     "starlette": ("transports/http/",),
-    "uvicorn": ("server.py", *(f"transports/http/{name}.py" for name in ("connection", "incoming", "lingering_close"))),
+    "uvicorn": (
+        "server.py",
+        *(f"transports/http/{name}.py" for name in ("connection", "request_limits", "lingering_close")),
+    ),
     "uvloop": ("server.py",),
     "prometheus_client": ("metrics.py",),
     "httpx": ("client/",),

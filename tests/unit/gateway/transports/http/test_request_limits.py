@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from gateway.transports.http.connection import FLOOD_AFTER_S
-from gateway.transports.http.incoming import PIPELINED_BYTES
+from gateway.transports.http.request_limits import PIPELINED_BYTES
 from gateway.transports.http.lingering_close import LINGER_BYTES, LINGER_S
 from gateway.transports.http.responses import DIRECT_SINK, read_body
 from tests.support.time import clock, in_virtual_time, run, settle
