@@ -23,7 +23,7 @@ from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.launcher import EnginePlan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
-from gateway.metrics import Metrics, with_queue
+from gateway.metrics import Metrics, add_queued_requests
 from gateway.multiprocess.parent.engine_host import EngineProcesses
 from gateway.multiprocess.worker.context import WorkerContext
 from gateway.multiprocess.worker.metrics_merge import MetricsPage
@@ -33,15 +33,15 @@ from gateway.protocols import openai
 from gateway.settings import Settings, engine_source
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
-from gateway.transports.common.api_keys import Keys, new_key
+from gateway.transports.common.api_keys import ApiKeys, new_key
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
 from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
 from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
-from gateway.transports.http.paths import UnderRoot
+from gateway.transports.http.paths import RootPathStripper
 from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Dispatch, make_small
+from gateway.transports.http.router import Router, make_management_app
 from gateway.transports.http.stream_tokens import StreamTokens
 
 
@@ -187,15 +187,15 @@ class Sluice:
             instrumentation=metrics,
             **({} if seat is None else {"new_id": seat.new_id}),
         )
-        metrics.watch("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
-        metrics.watch(
+        metrics.add_gauge("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
+        metrics.add_gauge(
             "seats", "Requests that the engine may work on at once.", lambda: settings.admission.max_concurrent
         )
-        metrics.watch("streams_active", "Requests that the engine works on.", lambda: gate.taken)
-        metrics.watch("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
-        metrics.watch_tenants(self.registry.owners)
-        metrics.watch("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
-        small = make_small(
+        metrics.add_gauge("streams_active", "Requests that the engine works on.", lambda: gate.taken)
+        metrics.add_gauge("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
+        metrics.set_tenant_requests(self.registry.owners)
+        metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
+        small = make_management_app(
             registry=self.registry,
             health=health.make_router(
                 unready=self._unready,
@@ -219,7 +219,7 @@ class Sluice:
         )
         completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
         keys_file = settings.server.api_keys_file
-        self._keys = None if keys_file is None else Keys(keys_file)
+        self._keys = None if keys_file is None else ApiKeys(keys_file)
         server = settings.server
         admit = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
         guarded = partial(
@@ -230,7 +230,7 @@ class Sluice:
             instrumentation=metrics,
         )
         dispatch: Any = custom_middleware.wrap(
-            Dispatch(completions, Resume(responder), small, self.registry, self._app_options),
+            Router(completions, Resume(responder), small, self.registry, self._app_options),
             custom_middleware.load(server.middleware),
         )
         apart = server.management_port is not None
@@ -243,7 +243,7 @@ class Sluice:
         self.asgi = with_cors(served, server.cors_origins)
         if seat is not None:
             self._take_seat(seat, streams.stall_timeout_s)
-        self.asgi = UnderRoot(self.asgi, lambda: self._app_options().root_path)
+        self.asgi = RootPathStripper(self.asgi, lambda: self._app_options().root_path)
 
     @property
     def model(self) -> str:
@@ -270,7 +270,7 @@ class Sluice:
 
     def _take_seat(self, seat: WorkerContext, stall_timeout_s: float) -> None:
         """Be one of several: what concerns another worker's stream goes there, and theirs may come here."""
-        self.metrics.watch("workers", "Processes that serve together.", lambda: 1)
+        self.metrics.add_gauge("workers", "Processes that serve together.", lambda: 1)
         self.inner = PeerApp(self.asgi, self._page, self.registry.holds)
         self.asgi = PeerProxy(
             self.asgi,
@@ -288,8 +288,8 @@ class Sluice:
     async def _exposition(self) -> bytes:
         # Added where all are one page: of vLLM's gauges only one worker's are taken.
         if self._seat is None:
-            return with_queue(self.metrics.render())
-        return with_queue(await collect_metrics(self._page, self._seat.peers()))
+            return add_queued_requests(self.metrics.render())
+        return add_queued_requests(await collect_metrics(self._page, self._seat.peers()))
 
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
@@ -355,7 +355,7 @@ def make_gate(settings: Settings, clock: Clock, instrumentation: GateMetrics) ->
 
 def make_access(
     settings: Settings,
-    keys: Keys | None,
+    keys: ApiKeys | None,
     tokens: StreamTokens,
     owner_of: Callable[[str], str | None],
     host: str | None,

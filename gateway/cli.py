@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["engine"] and words[1:] not in ([], ["-h"], ["--help"]):
             return _engine(words[1:])
         parser = make_parser()
-        words, flags = _divide(parser, words)
+        words, flags = _split_words(parser, words)
         args = parser.parse_args(words)
         code = _run(parser, args, flags)
         # Now, and not when Python exits, where a reader who has gone would be a stack on stderr.
@@ -143,7 +143,7 @@ def _engine(words: list[str]) -> int:
     return headless.run(words)
 
 
-def _divide(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], ResolvedFlags]:
+def _split_words(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], ResolvedFlags]:
     """The words for our own parser, and what vLLM's flags among the others ask for."""
     resolved = ResolvedFlags()
     command = words[0] if words else ""
@@ -182,7 +182,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Resol
 
 
 def _load(args: argparse.Namespace, flags: ResolvedFlags) -> Any:
-    from gateway.settings import Surroundings, engine_source, load
+    from gateway.settings import CommandContext, engine_source, load
 
     given: dict[str, dict[str, Any]] = {}
     for name, value in vars(args).items():
@@ -201,7 +201,7 @@ def _load(args: argparse.Namespace, flags: ResolvedFlags) -> Any:
         problems.append("--api-keys-file takes the name of a file with `name:sha256` lines, not a key.")
     options = {"log.json": "--log-json", **flags.sources}
     options |= {setting: name for name, setting in variables.SETTINGS.items() if setting not in options}
-    around = Surroundings(
+    around = CommandContext(
         options,
         variables.settings(),
         problems,
@@ -223,14 +223,14 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
         requests=settings.log.requests,
         quiet_paths=settings.log.quiet_paths,
     )
-    watch = logs.Stopwatch()
-    _warn()
+    watch = logs.StartupLog()
+    _log_warnings()
     model = args.model or flags.model
     if settings.server.workers > 1:
         from gateway.multiprocess.parent import process
 
         return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), watch)
-    plan = app.plan_engine(settings, model, flags.flags, args.config, watch.say)
+    plan = app.plan_engine(settings, model, flags.flags, args.config, watch.begin)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure)
@@ -244,10 +244,10 @@ def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     from gateway.settings import show
 
     logs.configure(settings.log.level, settings.log.as_json)
-    watch = logs.Stopwatch()
-    _warn()
-    plan = app.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.say)
-    problems = preflight.problems(settings, plan, watch.say)
+    watch = logs.StartupLog()
+    _log_warnings()
+    plan = app.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.begin)
+    problems = preflight.find_problems(settings, plan, watch.begin)
     model = args.model or flags.model
     print(show(settings, flags.shown if model is None else {"model": model, **flags.shown}), end="", flush=True)
     if problems:
@@ -256,7 +256,7 @@ def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     return 0
 
 
-def _warn() -> None:
+def _log_warnings() -> None:
     for warning in variables.warnings():
         logging.getLogger("sluice").warning("%s", warning)
 

@@ -20,7 +20,7 @@ _LONGEST_MESSAGE = 4000
 ACCESS = logging.getLogger("sluice.access")
 
 
-class Plain(logging.Formatter):
+class PlainFormatter(logging.Formatter):
     """`12:00:00 info     message key=value ...`; stacks only where asked for."""
 
     def __init__(self, *, stacks: bool) -> None:
@@ -47,7 +47,7 @@ def _word(value: Any) -> str:
     return text if text.isprintable() and " " not in text and len(text) <= _LONGEST else repr(text[:_LONGEST])
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line; times are Unix seconds. Stacks only where asked for."""
 
     def __init__(self, *, stacks: bool) -> None:
@@ -72,7 +72,7 @@ class Json(logging.Formatter):
 
 def make_formatter(*, as_json: bool, stacks: bool) -> logging.Formatter:
     """The formatter of the settings; also named in the logging configuration of the engine's processes."""
-    return Json(stacks=stacks) if as_json else Plain(stacks=stacks)
+    return JsonFormatter(stacks=stacks) if as_json else PlainFormatter(stacks=stacks)
 
 
 def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: Collection[str] = ()) -> None:
@@ -92,7 +92,7 @@ def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: 
     ACCESS.filters[:] = [lambda record: getattr(record, "fields", {}).get("path") not in quiet] if quiet else []
 
 
-class Stopwatch:
+class StartupLog:
     """Prints the stages of a start as they begin, each with the seconds since the process began; and that one still
     lasts, every `every_s` seconds, from a thread, because stages keep the caller's busy."""
 
@@ -109,7 +109,7 @@ class Stopwatch:
         """Seconds since the process began."""
         return time.monotonic() - self._began
 
-    def say(self, stage: str) -> None:
+    def begin(self, stage: str) -> None:
         """Log that a stage begins, which may last."""
         self._log(stage)
         self._stage, self._stage_began = stage, time.monotonic()
@@ -118,7 +118,7 @@ class Stopwatch:
             self._reminding = threading.Thread(target=self._remind, name="sluice-progress", daemon=True)
             self._reminding.start()
 
-    def done(self, stage: str) -> None:
+    def finish(self, stage: str) -> None:
         """Log the last stage."""
         self._stage = ""
         self._news.set()
@@ -136,4 +136,4 @@ class Stopwatch:
         self._reminding = None
 
 
-__all__ = ["ACCESS", "Json", "Plain", "Stopwatch", "configure", "make_formatter"]
+__all__ = ["ACCESS", "JsonFormatter", "PlainFormatter", "StartupLog", "configure", "make_formatter"]

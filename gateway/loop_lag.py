@@ -23,7 +23,7 @@ class LoopLag:
     def start(self) -> None:
         """Watch the running loop."""
         self._due_s = self._clock.now() + EVERY_S
-        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._measure)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -31,7 +31,7 @@ class LoopLag:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         # Loops count in whole milliseconds and may wake early.
         self._instrumentation.loop_lag(max(0.0, self._clock.now() - self._due_s))
         self.start()

@@ -17,11 +17,11 @@ def _find() -> Any:
 _trim = _find()
 
 
-def give_back() -> None:
+def release_free() -> None:
     """Return what is free to the system. glibc keeps it otherwise, hundreds of megabytes after a burst of large bodies.
     Takes milliseconds, so it is for a thread."""
     if _trim is not None:
         _trim(0)
 
 
-__all__ = ["give_back"]
+__all__ = ["release_free"]

@@ -51,7 +51,7 @@ _WAITING_HELP = re.compile(rb"^(# HELP vllm:num_requests_waiting [^\n]*)$", re.M
 _QUEUE = re.compile(rb"^sluice_requests_waiting (\S+)$", re.MULTILINE)
 
 
-def with_queue(page: bytes) -> bytes:
+def add_queued_requests(page: bytes) -> bytes:
     """The exposition `page` in which vLLM's gauges count those in our queue as waiting, too, an equal share of them at
     each engine. Endpoint pickers and autoscalers know vLLM's name, and a request waits here instead of there."""
     found = _QUEUE.search(page)
@@ -114,7 +114,7 @@ class BatchedHistogram(Collector):
         self._sum += sum(noted)
 
 
-class Tenants(Collector):
+class TenantMetrics(Collector):
     """Who asks for how much: a tenant is the name of an API key. Those who come after the first 200 are counted
     together."""
 
@@ -210,7 +210,7 @@ class Metrics:
         self._recovered = self._counter(
             "streams_recovered", "Requests in flight when their engine died, by what became of them.", "result"
         )
-        self._tenants = Tenants(registry)
+        self._tenants = TenantMetrics(registry)
         self.used = self._tenants.used
         self._restarts = Counter(
             "sluice_engine_restarts_total", "Engines started in a dead one's place.", registry=registry
@@ -228,11 +228,11 @@ class Metrics:
         for result in ("ok", "read_out"):
             self._resumes.labels(result)
 
-    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+    def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Have a gauge that is read at every scrape."""
         Gauge(f"sluice_{name}", text, registry=self._registry).set_function(value)
 
-    def watch_tenants(self, in_flight: Callable[[], Mapping[str, int]]) -> None:
+    def set_tenant_requests(self, in_flight: Callable[[], Mapping[str, int]]) -> None:
         """Have what tenants have in flight read at every scrape."""
         self._tenants.in_flight = in_flight
 
@@ -283,4 +283,4 @@ class Metrics:
         return Counter(f"sluice_{name}_total", text, labels, registry=self._registry)
 
 
-__all__ = ["Metrics", "with_queue"]
+__all__ = ["Metrics", "add_queued_requests"]

@@ -30,7 +30,7 @@ _running_changed = threading.Condition()
 _awaited: set[asyncio.Future[Any]] = set()
 
 
-def settle(timeout_s: float) -> bool:
+def stop_all(timeout_s: float) -> bool:
     """Abandon all that is computed; whether it has stopped within so long. To be asked before the interpreter ends: a
     thread that is in the middle of a library's native code then would abort the process."""
     with _running_changed:
@@ -39,12 +39,12 @@ def settle(timeout_s: float) -> bool:
         return _running_changed.wait_for(lambda: not _running, timeout_s)
 
 
-def awaited() -> int:
+def awaited_count() -> int:
     """How much work somebody waits for in this process."""
     return len(_awaited)
 
 
-class Abandoned(BaseException):
+class WorkAbandoned(BaseException):
     """Nobody waits for this work any more. Not an Exception, so that no handler takes it for a fault of the input."""
 
 
@@ -52,7 +52,7 @@ def checkpoint() -> None:
     """To be called now and then by long work; raises Abandoned if nobody waits for it. Elsewhere it does nothing."""
     job: _Job | None = getattr(_current, "job", None)
     if job is not None and job.abandoned:
-        raise Abandoned
+        raise WorkAbandoned
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +60,7 @@ class _Job:
     size: int
     number: int
     work: Callable[[], Any]
-    settle: Callable[[Any, BaseException | None], None]
+    on_done: Callable[[Any, BaseException | None], None]
     abandoned: bool = False
 
     def __lt__(self, other: _Job) -> bool:
@@ -80,7 +80,7 @@ class _Job:
             with _running_changed:
                 _running.discard(self)
                 _running_changed.notify_all()
-        self.settle(*outcome)
+        self.on_done(*outcome)
 
 
 class Offload:
@@ -237,4 +237,4 @@ class DaemonExecutor(ThreadPoolExecutor):
                     self._free += 1
 
 
-__all__ = ["Abandoned", "DaemonExecutor", "Offload", "awaited", "checkpoint", "settle"]
+__all__ = ["DaemonExecutor", "Offload", "WorkAbandoned", "awaited_count", "checkpoint", "stop_all"]

@@ -10,11 +10,11 @@ from gateway.app import EnginePlan
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.transports.common import tls
-from gateway.transports.common.api_keys import Keys
+from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import custom_middleware
 
 
-def problems(settings: Settings, plan: EnginePlan, say: Callable[[str], None]) -> list[str]:
+def find_problems(settings: Settings, plan: EnginePlan, say: Callable[[str], None]) -> list[str]:
     """A sentence for each problem. `say` is told what is being looked at."""
     # Not above: a server has no use for it.
     from gateway.engine.vllm.startup.checks import find_problems
@@ -40,9 +40,9 @@ def check_files(settings: Settings) -> None:
     keys, files = settings.server.api_keys_file, settings.server.tls
     looks: list[Callable[[], Any]] = [lambda: custom_middleware.load(settings.server.middleware)]
     if keys is not None:
-        looks.append(lambda: Keys(keys))
+        looks.append(lambda: ApiKeys(keys))
     if files is not None:
-        looks.append(lambda: tls.load(tls.Files(**dict(files))))
+        looks.append(lambda: tls.load(tls.CertificateFiles(**dict(files))))
     for look in looks:
         try:
             look()
@@ -52,4 +52,4 @@ def check_files(settings: Settings) -> None:
         raise SettingsError(*problems)
 
 
-__all__ = ["check_files", "problems"]
+__all__ = ["check_files", "find_problems"]

@@ -19,12 +19,12 @@ import uvicorn
 from gateway import memory, shutdown
 from gateway.app import Sluice
 from gateway.errors import SettingsError
-from gateway.logs import Stopwatch
+from gateway.logs import StartupLog
 from gateway.settings import Server, Settings
 from gateway.transports.common.listeners import Listeners, bind, bind_many, bind_unix, url_of
-from gateway.transports.common.tls import Certificates, Files
-from gateway.transports.http.connection import Protocol
-from gateway.transports.http.request_limits import budget_of
+from gateway.transports.common.tls import CertificateFiles, Certificates
+from gateway.transports.http.connection import HttpConnection
+from gateway.transports.http.request_limits import body_budget
 
 logger = logging.getLogger("sluice")
 
@@ -42,7 +42,7 @@ ACCEPTS_PER_TURN = 16
 # leaves some 30 objects behind that only a collection frees, so it may wait for ten million.
 GC_THRESHOLDS = (10_000, 10, 100)
 # After bodies of so many bytes have been held at once, what is free again is given back.
-MUCH_BYTES = 64 * 2**20
+LARGE_PEAK_BYTES = 64 * 2**20
 # When a drain is over, connections get so long to take what they have been sent last.
 FLUSH_WITHIN_S = 2
 
@@ -54,15 +54,15 @@ class HttpServer(uvicorn.Server):
     drain_timeout_s: float
     management: socket.socket | None = None
     certificates: Certificates | None = None
-    _refreshing: asyncio.Task[None] | None = None
-    _trimming: asyncio.Task[None] | None = None
+    _certificates_task: asyncio.Task[None] | None = None
+    _memory_task: asyncio.Task[None] | None = None
     signals: tuple[str, ...] = ()
     """The signals that have come, by name."""
-    force_in: Callable[[float, int], None] = staticmethod(lambda within_s, code: None)
+    force_exit_after: Callable[[float, int], None] = staticmethod(lambda within_s, code: None)
     """Ends the process with that code, if it still lives after so long; set where it is this server's own."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_default_executor(shutdown.Threads(thread_name_prefix="sluice-aside"))
+        asyncio.get_running_loop().set_default_executor(shutdown.LoopThreads(thread_name_prefix="sluice-aside"))
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise SystemExit(1)
@@ -78,62 +78,62 @@ class HttpServer(uvicorn.Server):
     async def _listen(
         self, config: uvicorn.Config, sock: socket.socket, certificates: Certificates | None = None
     ) -> None:
-        make = partial(Protocol, config, self.server_state, self.lifespan.state)
+        make = partial(HttpConnection, config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         options: dict[str, Any] = {}
         if certificates is not None:
             # A peer that begins a handshake and does not end it is held to the same time as one with headers.
-            options = {"ssl": certificates.context, "ssl_handshake_timeout": Protocol.header_timeout_s}
+            options = {"ssl": certificates.context, "ssl_handshake_timeout": HttpConnection.header_timeout_s}
             options["ssl_shutdown_timeout"] = FLUSH_WITHIN_S
         self.servers.append(await create(make, sock=sock, backlog=config.backlog, **options))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         self._loop = asyncio.get_running_loop()
-        self._draining: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
         # Not the loop's own handlers: they are called only when the loop gets round to it.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+            signal.signal(number, self._on_signal)
         yield
 
-    def _signalled(self, number: int, _: Any) -> None:
+    def _on_signal(self, number: int, _: Any) -> None:
         self.signals = (*self.signals, signal.Signals(number).name)
         if len(self.signals) > 1:
-            self.force_in(shutdown.NOW_WITHIN_S, 1)
+            self.force_exit_after(shutdown.FORCED_EXIT_WITHIN_S, 1)
         with contextlib.suppress(RuntimeError):
             # The loop may be over already.
-            self._loop.call_soon_threadsafe(self._stop, number)
+            self._loop.call_soon_threadsafe(self._drain_or_end, number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.force_in(shutdown.WITHIN_S, 1)
+        self.force_exit_after(shutdown.EXIT_WITHIN_S, 1)
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             for connection in list(self.server_state.connections):
-                if isinstance(connection, Protocol):
-                    connection.look_after_peer()
-            self._give_memory_back()
-            if self.certificates is not None and (self._refreshing is None or self._refreshing.done()):
-                self._refreshing = asyncio.ensure_future(asyncio.to_thread(self.certificates.refresh))
+                if isinstance(connection, HttpConnection):
+                    connection.check_peer()
+            self._release_memory()
+            if self.certificates is not None and (self._certificates_task is None or self._certificates_task.done()):
+                self._certificates_task = asyncio.ensure_future(asyncio.to_thread(self.certificates.refresh))
         return await super().on_tick(counter)
 
-    def _give_memory_back(self) -> None:
-        budget = budget_of(self.server_state)
-        if budget is not None and budget.most_bytes > MUCH_BYTES and budget.used_bytes < budget.most_bytes // 2:
-            budget.reset_most()
-            self._trimming = asyncio.ensure_future(asyncio.to_thread(memory.give_back))
+    def _release_memory(self) -> None:
+        budget = body_budget(self.server_state)
+        if budget is not None and budget.peak_bytes > LARGE_PEAK_BYTES and budget.used_bytes < budget.peak_bytes // 2:
+            budget.reset_peak()
+            self._memory_task = asyncio.ensure_future(asyncio.to_thread(memory.release_free))
 
     def unsent_bytes(self) -> int:
         """What waits in the buffers of all connections."""
-        return sum(one.unsent_bytes for one in self.server_state.connections if isinstance(one, Protocol))
+        return sum(one.unsent_bytes for one in self.server_state.connections if isinstance(one, HttpConnection))
 
-    def _stop(self, number: int) -> None:
+    def _drain_or_end(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._draining is None:
+        if self._drain_task is None:
             logger.info("%s: no new requests, running ones may finish (again to end now)", name)
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            self._drain_task = asyncio.get_running_loop().create_task(self._drain())
         else:
             logger.warning("%s: ending now", name)
             self.end_now()
@@ -167,30 +167,30 @@ def listen(server: Server) -> Listeners:
     return found
 
 
-def certificates_of(server: Server) -> Certificates | None:
+def load_certificates(server: Server) -> Certificates | None:
     """The certificates of the settings. Raises SettingsError if they cannot be used."""
-    return None if server.tls is None else Certificates(Files(**dict(server.tls)))
+    return None if server.tls is None else Certificates(CertificateFiles(**dict(server.tls)))
 
 
-def serve(settings: Settings, build: Build, watch: Stopwatch) -> int:
+def serve(settings: Settings, build: Build, watch: StartupLog) -> int:
     """Serve what `build` makes until a signal or a failure; returns the exit code."""
-    certificates_of(settings.server)
+    load_certificates(settings.server)
     listeners = listen(settings.server)
     try:
-        url = where(settings.server, listeners, watch)
+        url = log_addresses(settings.server, listeners, watch)
 
         def announce_it(ready: Sluice) -> None:
-            announce(watch, url, settings, ready.model, ready.chats)
+            log_ready(watch, url, settings, ready.model, ready.chats)
 
         server, failure = run(settings, build, announce_it, listeners.main[0], listeners.management, HttpServer)
     finally:
         listeners.close()
     code = 0 if failure is None else failure.exit_code
     reason = "a failure" if failure is not None else ", then ".join(server.signals)
-    shutdown.tell_end(reason, code, server.sluice.metrics.endings, watch.elapsed_s)
+    shutdown.log_end(reason, code, server.sluice.metrics.endings, watch.elapsed_s)
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
-    return shutdown.leave(code, hurry=server.sluice.starting)
+    return shutdown.exit_process(code, hurry=server.sluice.starting)
 
 
 def run(
@@ -215,11 +215,11 @@ def run(
     limit_connections(settings)
     server = make(configure(sluice.asgi))
     server.sluice = sluice
-    server.force_in = shutdown.force_in
+    server.force_exit_after = shutdown.force_exit_after
     server.management = management
-    server.certificates = certificates_of(settings.server)
+    server.certificates = load_certificates(settings.server)
     server.drain_timeout_s = settings.server.drain_timeout_s
-    sluice.metrics.watch("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
+    sluice.metrics.add_gauge("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
     # What a thread computes in Python must not keep the event loop waiting for the usual 5 ms each time it wakes.
     sys.setswitchinterval(SWITCH_EVERY_S)
     gc.set_threshold(*GC_THRESHOLDS)
@@ -230,23 +230,23 @@ def run(
 def limit_connections(settings: Settings) -> None:
     """Have all connections keep to the settings."""
     server = settings.server
-    Protocol.max_header_bytes = server.max_header_bytes
-    Protocol.max_headers = server.max_headers
-    Protocol.header_timeout_s = server.header_timeout_s
-    Protocol.body_timeout_s = server.body_timeout_s
-    Protocol.min_body_bytes_per_s = server.min_body_bytes_per_s
+    HttpConnection.max_header_bytes = server.max_header_bytes
+    HttpConnection.max_headers = server.max_headers
+    HttpConnection.header_timeout_s = server.header_timeout_s
+    HttpConnection.body_timeout_s = server.body_timeout_s
+    HttpConnection.min_body_bytes_per_s = server.min_body_bytes_per_s
     # One of the largest must fit.
-    Protocol.max_total_body_bytes = max(server.max_total_body_bytes // server.workers, server.max_body_bytes)
-    Protocol.idle_timeout_s = server.idle_timeout_s
-    Protocol.max_age_s = server.max_connection_age_s
-    Protocol.stall_timeout_s = settings.streams.stall_timeout_s
+    HttpConnection.max_total_body_bytes = max(server.max_total_body_bytes // server.workers, server.max_body_bytes)
+    HttpConnection.idle_timeout_s = server.idle_timeout_s
+    HttpConnection.max_age_s = server.max_connection_age_s
+    HttpConnection.stall_timeout_s = settings.streams.stall_timeout_s
 
 
 def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
     """uvicorn as we use it."""
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=HttpConnection,
         ws="none",
         lifespan=lifespan,
         log_config=None,
@@ -256,20 +256,20 @@ def configure(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Con
     )
 
 
-def where(server: Server, listeners: Listeners, watch: Stopwatch) -> str:
+def log_addresses(server: Server, listeners: Listeners, watch: StartupLog) -> str:
     """Log where the server listens; its URL."""
     url = url_of(server.host, listeners.main[0], tls=server.tls is not None)
-    watch.say(f"listening on {url}; requests are answered with 503 until the engine is ready")
+    watch.begin(f"listening on {url}; requests are answered with 503 until the engine is ready")
     if listeners.management is not None:
         host = server.management_host or server.host
-        watch.say(f"metrics, docs and health on {url_of(host, listeners.management)} (server.management_port)")
+        watch.begin(f"metrics, docs and health on {url_of(host, listeners.management)} (server.management_port)")
     return url
 
 
-def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: bool) -> None:
+def log_ready(watch: StartupLog, url: str, settings: Settings, model: str, chats: bool) -> None:
     """Say that the server is ready, and what to try."""
     docs = f" (docs at {url}/docs)" if settings.server.management_port is None and settings.server.uds is None else ""
-    watch.done(f"ready: {model} at {url}{docs}")
+    watch.finish(f"ready: {model} at {url}{docs}")
     if settings.server.uds is not None:
         url = f"--unix-socket {settings.server.uds} http{'s' if settings.server.tls else ''}://localhost"
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
@@ -282,4 +282,4 @@ def announce(watch: Stopwatch, url: str, settings: Settings, model: str, chats: 
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
 
 
-__all__ = ["HttpServer", "announce", "certificates_of", "configure", "listen", "run", "serve", "where"]
+__all__ = ["HttpServer", "configure", "listen", "load_certificates", "log_addresses", "log_ready", "run", "serve"]

@@ -19,7 +19,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from gateway import settings_errors
 from gateway.errors import SettingsError
-from gateway.settings_errors import PREFIX, Surroundings
+from gateway.settings_errors import PREFIX, CommandContext
 from gateway.settings_sections import (
     Admission,
     Grammars,
@@ -69,13 +69,13 @@ class _Document(PydanticBaseSettingsSource):
 
 
 def load(
-    flags: Mapping[str, Mapping[str, Any]], file: Path | None, surroundings: Surroundings | None = None
+    flags: Mapping[str, Mapping[str, Any]], file: Path | None, surroundings: CommandContext | None = None
 ) -> Settings:
     """Build the tree. `flags` holds what the command line set, by section and key.
 
     Raises SettingsError that names each wrong key, its source and the fix.
     """
-    around = surroundings or Surroundings()
+    around = surroundings or CommandContext()
     problems = list(around.problems)
     document: dict[str, Any] = {}
     if file is not None:
@@ -222,6 +222,7 @@ def engine_source(settings_file: Path | None, name: str) -> str:
 
 __all__ = [
     "Admission",
+    "CommandContext",
     "Grammars",
     "Log",
     "Media",
@@ -229,7 +230,6 @@ __all__ = [
     "Settings",
     "Streams",
     "Supervision",
-    "Surroundings",
     "Synthetic",
     "Tls",
     "engine_source",

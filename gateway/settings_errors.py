@@ -14,7 +14,7 @@ PREFIX = "SLUICE_"
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class CommandContext:
     """What the command knows besides: `options` are the options that set dotted settings, `fallback` holds values for
     settings that nothing else sets, `problems` were found before, `hint` knows what a strange key may mean, and
     `wrong_keys` which keys of `engine:` are wrong, as sentences."""
@@ -35,7 +35,7 @@ class Sources:
     document: Mapping[str, Any]
     file: Path | None
     environment: Collection[str]
-    around: Surroundings
+    context: CommandContext
 
 
 def explain(problem: Any, sources: Sources) -> str:
@@ -43,12 +43,12 @@ def explain(problem: Any, sources: Sources) -> str:
     source = _source(path, sources)
     dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        return f"{dotted} ({source}) is not a setting.{_meant(path, sources)}"
+        return f"{dotted} ({source}) is not a setting.{_suggestion(path, sources)}"
     value = "" if isinstance(problem["input"], dict) else f"{problem['input']!r}: "
     return f"{dotted} ({source}): {value}{problem['msg'][:1].lower()}{problem['msg'][1:]}."
 
 
-def _meant(path: Sequence[str], sources: Sources) -> str:
+def _suggestion(path: Sequence[str], sources: Sources) -> str:
     """What somebody meant who wrote this key: the right one may be in another section, or one of vLLM's."""
     tree = sources.tree
     wrong = path[-1].replace("-", "_")
@@ -59,7 +59,7 @@ def _meant(path: Sequence[str], sources: Sources) -> str:
     homes = [f"{home}.{key}" for home, key in known_keys(tree) if key == wrong]
     if homes:
         return f" Did you mean `{homes[0]}`?"
-    if hint := sources.around.hint(wrong):
+    if hint := sources.context.hint(wrong):
         return f" {hint}"
     if not section and (
         found := difflib.get_close_matches(wrong, [key for _, key in known_keys(tree)], n=1, cutoff=0.75)
@@ -70,7 +70,7 @@ def _meant(path: Sequence[str], sources: Sources) -> str:
 
 def _source(path: list[str], sources: Sources) -> str:
     if len(path) > 1 and path[1] in sources.flags.get(path[0], {}):
-        known = sources.around.options
+        known = sources.context.options
         option = known.get(".".join(path)) or known.get(".".join(path[:2])) or f"--{path[1].replace('_', '-')}"
         return f"flag {option}"
     variable = PREFIX + "__".join(path).upper()
@@ -79,8 +79,8 @@ def _source(path: list[str], sources: Sources) -> str:
             return f"environment variable {name}"
     if _holds(sources.document, path):
         return f"in {sources.file}"
-    if _holds(sources.around.fallback, path):
-        return f"environment variable {sources.around.options.get('.'.join(path[:2]), '')}".rstrip()
+    if _holds(sources.context.fallback, path):
+        return f"environment variable {sources.context.options.get('.'.join(path[:2]), '')}".rstrip()
     return f"in {sources.file}" if path[0] in sources.document else "default"
 
 
@@ -116,4 +116,4 @@ def nearest(wrong: str, right: list[str], *, cutoff: float = 0.6) -> str:
     return f" Did you mean `{near[0]}`?" if near else ""
 
 
-__all__ = ["PREFIX", "Sources", "Surroundings", "explain", "known_keys", "nearest"]
+__all__ = ["PREFIX", "CommandContext", "Sources", "explain", "known_keys", "nearest"]

@@ -18,9 +18,9 @@ from gateway.engine.os_processes import kill_below
 logger = logging.getLogger("sluice")
 
 # Asked once, the process has so long from the end of the drain: connections, engine, interpreter.
-WITHIN_S = 20.0
+EXIT_WITHIN_S = 20.0
 # Asked twice: a little longer than the engine process gets to end.
-NOW_WITHIN_S = 8.0
+FORCED_EXIT_WITHIN_S = 8.0
 # When all is done, threads that are still busy are waited for so long.
 THREADS_WITHIN_S = 5.0
 # Threads that compute for a request stop at the next point where they look whether somebody waits for it; one that is
@@ -28,7 +28,7 @@ THREADS_WITHIN_S = 5.0
 THREADS_STOP_WITHIN_S = 0.5
 
 
-class Threads(ThreadPoolExecutor):
+class LoopThreads(ThreadPoolExecutor):
     """The event loop's threads. Its end does not wait for what they do."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -36,7 +36,7 @@ class Threads(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-def force_in(within_s: float, code: int, *, silent: bool = False) -> None:
+def force_exit_after(within_s: float, code: int, *, silent: bool = False) -> None:
     """End the process with that code if it still lives after so long, whatever its threads do.
 
     The interpreter's own exit joins threads that may compute for minutes for a request that nobody waits for.
@@ -51,29 +51,29 @@ def _force(code: int, silent: bool) -> None:
         # Not through the log: its lock may be held by whoever holds up the exit.
         with contextlib.suppress(OSError):
             os.write(2, b"sluice: something holds up the exit; the process ends without it\n")
-    end(code)
+    kill_process(code)
 
 
-def end(code: int) -> None:
+def kill_process(code: int) -> None:
     """End this process and its children without another word."""
     with contextlib.suppress(Exception):
         kill_below(os.getpid())
     os._exit(code)
 
 
-def leave(code: int, *, hurry: bool) -> int:
+def exit_process(code: int, *, hurry: bool) -> int:
     """The exit code, with which the process will end soon. `hurry`: a thread is in the middle of building an engine and
     would hold the interpreter's exit for as long as that takes."""
-    if hurry or not offload.settle(THREADS_STOP_WITHIN_S):
+    if hurry or not offload.stop_all(THREADS_STOP_WITHIN_S):
         logging.shutdown()
         sys.stderr.flush()
-        end(code)
+        kill_process(code)
     # Everything has been said.
-    force_in(THREADS_WITHIN_S, code, silent=True)
+    force_exit_after(THREADS_WITHIN_S, code, silent=True)
     return code
 
 
-def tell_end(reason: str, code: int, endings: Mapping[Cause, int], uptime_s: float) -> None:
+def log_end(reason: str, code: int, endings: Mapping[Cause, int], uptime_s: float) -> None:
     """Log the closing line: why the process ends, and what became of the requests that it took."""
     cut = endings.get(Cause.SERVER_DRAINING, 0)
     completed = endings.get(Cause.COMPLETED, 0)
@@ -87,4 +87,12 @@ def tell_end(reason: str, code: int, endings: Mapping[Cause, int], uptime_s: flo
     logger.info("stopped: %s", reason, extra={"fields": fields})
 
 
-__all__ = ["NOW_WITHIN_S", "WITHIN_S", "Threads", "end", "force_in", "leave", "tell_end"]
+__all__ = [
+    "EXIT_WITHIN_S",
+    "FORCED_EXIT_WITHIN_S",
+    "LoopThreads",
+    "exit_process",
+    "force_exit_after",
+    "kill_process",
+    "log_end",
+]

@@ -53,7 +53,7 @@ class Resumption:
         self._retry_after_s = 0.0
         self._refusal: str | None = None
 
-    def broke(self, error: httpx.TransportError | None) -> None:
+    def on_connection_lost(self, error: httpx.TransportError | None) -> None:
         """The connection is gone; with None the body ended as if nothing were missing."""
         if self._error is None or self.events.is_alive:
             self._error = error or httpx.RemoteProtocolError("the stream ended before its [DONE]")
@@ -66,9 +66,9 @@ class Resumption:
         left_s = self._deadline_s - self._policy.clock.now()
         asked_s, self._retry_after_s = self._retry_after_s, 0.0
         if self._refusal is not None:
-            self.fail_all(self._refusal)
+            self.raise_outage(self._refusal)
         if left_s <= 0 or asked_s > left_s:
-            self.fail_all(f"not back within {self._grace_s:g} s")
+            self.raise_outage(f"not back within {self._grace_s:g} s")
         # Full jitter (uniform from zero) spreads a server's clients best when all of them lost it at once, and
         # comes on top of Retry-After, which tells all of them the same.
         ceiling_s = min(self._policy.max_backoff_s, math.ldexp(self._policy.backoff_s, min(self._attempts, 30)))
@@ -77,7 +77,7 @@ class Resumption:
 
     def request(self) -> httpx.Request:
         """The GET for what is missing, with the caller's key and timeouts."""
-        path = next(self._request.url.path.removesuffix(end) for end in _ENDPOINTS if _ends(self._request, end))
+        path = next(self._request.url.path.removesuffix(end) for end in _ENDPOINTS if _path_ends(self._request, end))
         headers = self._request.headers.copy()
         for name in (*_OF_THE_POST, *_OF_THE_WORK):
             headers.pop(name, None)
@@ -93,7 +93,7 @@ class Resumption:
             extensions={name: value for name, value in self._request.extensions.items() if name != "target"},
         )
 
-    def accepts(self, response: httpx.Response) -> bool:
+    def accept(self, response: httpx.Response) -> bool:
         """Whether to read on from this answer; if not, the next `pause_s` knows what it meant."""
         if _is_readable(response):
             return True
@@ -103,7 +103,7 @@ class Resumption:
             self._refusal = f"the server answered {response.status_code}"
         return False
 
-    def fail_all(self, why: str) -> NoReturn:
+    def raise_outage(self, why: str) -> NoReturn:
         """Raise the error that began the outage."""
         assert self._error is not None
         self._error.add_note(f"stream {self._stream_id} was not resumed after event {self.events.last_seq}: {why}")
@@ -119,7 +119,7 @@ def wants_stream(request: httpx.Request) -> bool:
     if not isinstance(request, httpx.Request):
         # openai-python 3.54 takes httpx's clients, but its own default ones are httpx2's.
         raise TypeError(f"ResumingTransport serves httpx.Client and httpx.AsyncClient, not {type(request).__module__}")
-    if request.method != "POST" or not any(_ends(request, end) for end in _ENDPOINTS):
+    if request.method != "POST" or not any(_path_ends(request, end) for end in _ENDPOINTS):
         return False
     if not isinstance(request.stream, httpx.ByteStream):
         return False
@@ -130,7 +130,7 @@ def wants_stream(request: httpx.Request) -> bool:
     return isinstance(document, dict) and document.get("stream") is True
 
 
-def asking(request: httpx.Request, grace_s: float) -> httpx.Request:
+def with_stream_headers(request: httpx.Request, grace_s: float) -> httpx.Request:
     """The request with our headers; a copy, because the caller may send the original again."""
     headers = request.headers.copy()
     headers.setdefault(_RESUMABLE, f"{grace_s:.15g}")
@@ -141,7 +141,7 @@ def asking(request: httpx.Request, grace_s: float) -> httpx.Request:
     )
 
 
-def _ends(request: httpx.Request, suffix: str) -> bool:
+def _path_ends(request: httpx.Request, suffix: str) -> bool:
     return request.url.path.endswith(suffix)
 
 
@@ -167,4 +167,4 @@ def _seconds(text: str, otherwise: float) -> float:
     return value if math.isfinite(value) and value >= 0 else otherwise
 
 
-__all__ = ["Policy", "Resumption", "asking", "is_resumable", "wants_stream"]
+__all__ = ["Policy", "Resumption", "is_resumable", "wants_stream", "with_stream_headers"]

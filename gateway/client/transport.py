@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import anyio
 import httpx
 
-from gateway.client.resumption import Policy, Resumption, asking, is_resumable, wants_stream
+from gateway.client.resumption import Policy, Resumption, is_resumable, wants_stream, with_stream_headers
 from gateway.client.sse_events import EventsLost
 from gateway.clock import Clock, SystemClock
 
@@ -48,15 +48,15 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self._policy = Policy(grace_s, backoff_s, max_backoff_s, clock or SystemClock(), jitter)
         self._sync = inner if isinstance(inner, httpx.BaseTransport) else None
         self._async = inner if isinstance(inner, httpx.AsyncBaseTransport) else None
-        self._makes_inner = inner is None
-        self._making = threading.Lock()
+        self._makes_default_inner = inner is None
+        self._inner_lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send; a resumable answer's stream outlives its connection."""
         if not wants_stream(request):
             return self._sync_inner().handle_request(request)
         inner = self._sync_inner()
-        response = inner.handle_request(asking(request, self._policy.grace_s))
+        response = inner.handle_request(with_stream_headers(request, self._policy.grace_s))
         if is_resumable(response):
             response.stream = _SyncStream(self, inner, response, Resumption(request, response, self._policy))
         return response
@@ -66,7 +66,7 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if not wants_stream(request):
             return await self._async_inner().handle_async_request(request)
         inner = self._async_inner()
-        response = await inner.handle_async_request(asking(request, self._policy.grace_s))
+        response = await inner.handle_async_request(with_stream_headers(request, self._policy.grace_s))
         if is_resumable(response):
             response.stream = _AsyncStream(self, inner, response, Resumption(request, response, self._policy))
         return response
@@ -84,17 +84,17 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             await self._async.aclose()
 
     def _sync_inner(self) -> httpx.BaseTransport:
-        with self._making:
+        with self._inner_lock:
             if self._sync is None:
-                if not self._makes_inner:
+                if not self._makes_default_inner:
                     raise TypeError("the inner transport is async; a sync client needs a sync one")
                 self._sync = httpx.HTTPTransport()
             return self._sync
 
     def _async_inner(self) -> httpx.AsyncBaseTransport:
-        with self._making:
+        with self._inner_lock:
             if self._async is None:
-                if not self._makes_inner:
+                if not self._makes_default_inner:
                     raise TypeError("the inner transport is sync; an async client needs an async one")
                 self._async = httpx.AsyncHTTPTransport()
             return self._async
@@ -126,28 +126,28 @@ class _SyncStream(httpx.SyncByteStream):
             if events.is_done:
                 return
             self._response_stream.close()
-            self._resumption.broke(broken)
+            self._resumption.on_connection_lost(broken)
             self._resume()
 
     def _resume(self) -> None:
         while True:
-            self._check_wanted()
+            self._check_open()
             self._owner.sleep(self._resumption.pause_s())
-            self._check_wanted()
+            self._check_open()
             try:
                 response = self._inner.handle_request(self._resumption.request())
             except httpx.TransportError:
                 continue
-            if self._resumption.accepts(response):
+            if self._resumption.accept(response):
                 # Set first, then ask: another thread's `close` either finds this stream, or is seen here.
                 self._response_stream = _sync_stream(response)
                 if not self._is_closed:
                     return
             response.close()
 
-    def _check_wanted(self) -> None:
+    def _check_open(self) -> None:
         if self._is_closed or self._owner.is_closed:
-            self._resumption.fail_all("closed")
+            self._resumption.raise_outage("closed")
 
     def close(self) -> None:
         self._is_closed = True
@@ -185,27 +185,27 @@ class _AsyncStream(httpx.AsyncByteStream):
             if events.is_done:
                 return
             await self._response_stream.aclose()
-            self._resumption.broke(broken)
+            self._resumption.on_connection_lost(broken)
             await self._resume()
 
     async def _resume(self) -> None:
         while True:
-            self._check_wanted()
+            self._check_open()
             await self._owner.async_sleep(self._resumption.pause_s())
-            self._check_wanted()
+            self._check_open()
             try:
                 response = await self._inner.handle_async_request(self._resumption.request())
             except httpx.TransportError:
                 continue
-            if self._resumption.accepts(response):
+            if self._resumption.accept(response):
                 self._response_stream = _async_stream(response)
                 if not self._is_closed:
                     return
             await response.aclose()
 
-    def _check_wanted(self) -> None:
+    def _check_open(self) -> None:
         if self._is_closed or self._owner.is_closed:
-            self._resumption.fail_all("closed")
+            self._resumption.raise_outage("closed")
 
     async def aclose(self) -> None:
         self._is_closed = True

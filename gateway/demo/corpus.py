@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gateway.demo.phrasing import bare, made_up_word, vary
+from gateway.demo.phrasing import bare_words, made_up_word, vary
 
 __all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "json_answer", "tool"]
 
@@ -98,7 +98,9 @@ class Corpus:
         lessons = yaml.safe_load(path.read_text(encoding="utf-8"))
         self.topics = [_topic(entry) for entry in lessons["questions"]]
         self.off_topic = _topic(lessons["off_topic"])
-        self._owners = {bare(text): topic for topic in [*self.topics, self.off_topic] for text in topic.ask}
+        self._topics_by_words = {
+            bare_words(text): topic for topic in [*self.topics, self.off_topic] for text in topic.ask
+        }
         self._templates: list[str] = lessons["off_topic"]["templates"]
         self._words: list[str] = lessons["off_topic"]["words"]
         self._no_tool: dict[str, str] = lessons["no_tool"]
@@ -274,7 +276,7 @@ class Corpus:
         chosen = topic.ask[0] if rng.random() < 0.15 else rng.choice(topic.ask)
         question = vary(chosen, rng)
         # With a word left out it may have become somebody else's question.
-        return (question if self._owners.get(bare(question), topic) is topic else chosen), topic
+        return (question if self._topics_by_words.get(bare_words(question), topic) is topic else chosen), topic
 
     def _strange_question(self, rng: random.Random) -> str:
         if rng.random() < 0.4:

@@ -11,9 +11,9 @@ import torch
 from gateway.demo.corpus import Corpus, Dialogue
 from gateway.demo.tokenizer import FIRST_PLAIN_TOKEN, VOCAB_SIZE
 
-__all__ = ["IGNORED", "LONG_ROWS", "SHORT_ROWS", "Encoder", "Row", "RowKinds", "batches", "tensors"]
+__all__ = ["IGNORED_LABEL", "LONG_ROWS", "SHORT_ROWS", "Encoder", "Row", "RowKinds", "batches", "tensors"]
 
-IGNORED = -100  # PyTorch's mark for a token that does not count
+IGNORED_LABEL = -100  # PyTorch's mark for a token that does not count
 BATCH_TOKENS = 6144
 # Tokens, most turns, share with tools. Copying a city into a call is the hardest thing to learn, and is only
 # learned if it is seen very often: hence many short rows with tools.
@@ -54,7 +54,7 @@ class Encoder:
         labels, speaking = [], False
         for token, (at, _) in zip(ids, encoded["offset_mapping"], strict=True):
             counts = speaking and not len(prompt) <= at < chosen_from
-            labels.append(token if counts else IGNORED)
+            labels.append(token if counts else IGNORED_LABEL)
             speaking = token == self._begin or (speaking and token != self._end)
         return ids, labels
 
@@ -62,11 +62,11 @@ class Encoder:
         """As `row`, but only the last answer counts."""
         ids, labels = self.row(dialogue)
         start = len(ids) - ids[::-1].index(self._begin)
-        return ids, [IGNORED] * start + labels[start:]
+        return ids, [IGNORED_LABEL] * start + labels[start:]
 
     def plain_row(self, prompt: str, continuation: str) -> Row:
         before, after = self._ids("<|bos|>" + prompt), self._ids(continuation + "<|end|>")
-        return before + after, [IGNORED] * len(before) + after
+        return before + after, [IGNORED_LABEL] * len(before) + after
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -89,15 +89,15 @@ def batches(
                 ids, labels = encoder.row(corpus.tool_dialogue(rng, rng.randint(1, min(turns, 2)), json_share))
             else:
                 ids, labels = encoder.row(corpus.dialogue(rng, rng.randint(1, turns), long_share, json_share))
-                ids = [any_token(token, label, rng) for token, label in zip(ids, labels, strict=True)]
-            if any(label != IGNORED for label in labels[:limit]):
+                ids = [with_noise(token, label, rng) for token, label in zip(ids, labels, strict=True)]
+            if any(label != IGNORED_LABEL for label in labels[:limit]):
                 rows.append((ids[:limit], labels[:limit]))
         yield rows
 
 
-def any_token(token: int, label: int, rng: random.Random) -> int:
+def with_noise(token: int, label: int, rng: random.Random) -> int:
     """The token, or now and then another in its place, if it is the user's and no mark."""
-    noisy = label == IGNORED and token >= FIRST_PLAIN_TOKEN and rng.random() < NOISE
+    noisy = label == IGNORED_LABEL and token >= FIRST_PLAIN_TOKEN and rng.random() < NOISE
     return rng.randrange(FIRST_PLAIN_TOKEN, VOCAB_SIZE - 4) if noisy else token
 
 
@@ -105,5 +105,5 @@ def tensors(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and the next tokens wanted; attention is causal, so padding at the end needs no mask."""
     width = max(len(ids) for ids, _ in rows)
     inputs = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    wanted = torch.tensor([labels[1:] + [IGNORED] * (width - len(labels) + 1) for _, labels in rows])
+    wanted = torch.tensor([labels[1:] + [IGNORED_LABEL] * (width - len(labels) + 1) for _, labels in rows])
     return inputs, wanted

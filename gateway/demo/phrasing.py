@@ -11,7 +11,7 @@ import random
 import re
 import string
 
-__all__ = ["bare", "made_up_word", "paraphrases", "vary"]
+__all__ = ["bare_words", "made_up_word", "paraphrases", "vary"]
 
 PREFIXES = (
     "please ",
@@ -122,7 +122,7 @@ def paraphrases(question: str) -> list[str]:
     return found
 
 
-def bare(question: str) -> str:
+def bare_words(question: str) -> str:
     """The words alone: two questions that are the same in this are the same to whoever reads them."""
     return " ".join(re.findall(r"\w+", question.lower()))
 

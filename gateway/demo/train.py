@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from gateway.demo import MODEL_PATH
 from gateway.demo.corpus import Corpus, Dialogue, Topic, tool
-from gateway.demo.encoding import IGNORED, LONG_ROWS, SHORT_ROWS, Encoder, Row, batches, tensors
+from gateway.demo.encoding import IGNORED_LABEL, LONG_ROWS, SHORT_ROWS, Encoder, Row, batches, tensors
 from gateway.demo.tokenizer import MAX_POSITIONS, train_tokenizer
 
 SEED = 20
@@ -55,7 +55,7 @@ def new_model(tokenizer: Any) -> Any:
     )
 
 
-def fit(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: float) -> None:
+def train_steps(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: float) -> None:
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     plain = [weight for weight in model.parameters() if weight.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -67,7 +67,7 @@ def fit(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: float) -
     for step in range(1, steps + 1):
         inputs, wanted = tensors(next(source))
         states = model.model(inputs).last_hidden_state
-        said = wanted != IGNORED  # the vocabulary is the dearest layer, so it is only asked where it counts
+        said = wanted != IGNORED_LABEL  # the vocabulary is the dearest layer, so it is only asked where it counts
         loss: Any = torch.nn.functional.cross_entropy(model.lm_head(states[said]), wanted[said])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -79,7 +79,7 @@ def fit(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: float) -
             print(f"step {step}/{steps}  loss {shown:.4f}  {time.monotonic() - started:.0f} s", flush=True)
 
 
-def right(model: Any, encoder: Encoder, dialogues: list[Dialogue]) -> list[bool]:
+def are_right(model: Any, encoder: Encoder, dialogues: list[Dialogue]) -> list[bool]:
     """Whether greedy decoding gives each last answer: so it does if every token of it is the likeliest."""
     model.eval()
     found: list[bool] = []
@@ -87,22 +87,22 @@ def right(model: Any, encoder: Encoder, dialogues: list[Dialogue]) -> list[bool]
         inputs, wanted = tensors([encoder.last_answer_row(dialogue) for dialogue in dialogues[at : at + 32]])
         with torch.no_grad():
             best = model(inputs).logits.argmax(-1)
-        found += ((best == wanted) | (wanted == IGNORED)).all(-1).tolist()
+        found += ((best == wanted) | (wanted == IGNORED_LABEL)).all(-1).tolist()
     return found
 
 
-def ask(question: str, answer: str, **options: Any) -> Dialogue:
+def question_and_answer(question: str, answer: str, **options: Any) -> Dialogue:
     return Dialogue([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **options)
 
 
-def examination(corpus: Corpus) -> dict[str, list[Dialogue]]:
+def exam_dialogues(corpus: Corpus) -> dict[str, list[Dialogue]]:
     """Everything that is checked at the end, by name."""
 
     def thought(topic: Topic) -> str:
         return f"<think>{topic.think}</think>{topic.say}"
 
     def after(story: Topic, topic: Topic) -> Dialogue:
-        told, asked = ask(story.ask[0], story.say), ask(topic.ask[0], topic.say)
+        told, asked = question_and_answer(story.ask[0], story.say), question_and_answer(topic.ask[0], topic.say)
         return Dialogue(told.messages + asked.messages)
 
     story = max(corpus.topics, key=lambda topic: len(topic.say))
@@ -114,14 +114,16 @@ def examination(corpus: Corpus) -> dict[str, list[Dialogue]]:
     called = [(city, kind) for city in corpus.cities for kind in ("weather", "time")]
     questions = {"weather": "What is the weather in {}?", "time": "What time is it in {}?"}
     return {
-        "canonical": [ask(topic.ask[0], topic.say) for topic in corpus.topics],
-        "phrasings": [ask(text, topic.say) for topic in corpus.topics for text in topic.ask],
-        "lower case": [ask(text.lower().rstrip("?!"), topic.say) for topic in corpus.topics for text in topic.ask],
-        "off topic": [ask(text, corpus.off_topic.say) for text in corpus.off_topic.ask],
-        "thinking": [ask(topic.ask[0], thought(topic), thinking=True) for topic in corpus.topics],
-        "tools offered": [ask(topic.ask[0], topic.say, tools=tools) for topic in corpus.topics],
+        "canonical": [question_and_answer(topic.ask[0], topic.say) for topic in corpus.topics],
+        "phrasings": [question_and_answer(text, topic.say) for topic in corpus.topics for text in topic.ask],
+        "lower case": [
+            question_and_answer(text.lower().rstrip("?!"), topic.say) for topic in corpus.topics for text in topic.ask
+        ],
+        "off topic": [question_and_answer(text, corpus.off_topic.say) for text in corpus.off_topic.ask],
+        "thinking": [question_and_answer(topic.ask[0], thought(topic), thinking=True) for topic in corpus.topics],
+        "tools offered": [question_and_answer(topic.ask[0], topic.say, tools=tools) for topic in corpus.topics],
         "tool calls": [
-            ask(questions[kind].format(city), corpus.call(f"get_{kind}", "city", city), tools=tools)
+            question_and_answer(questions[kind].format(city), corpus.call(f"get_{kind}", "city", city), tools=tools)
             for city, kind in called
         ],
         "after a story": [after(story, topic) for topic in corpus.topics],
@@ -161,15 +163,15 @@ def main() -> int:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(corpus.topics)} topics")
     if not options.last:
         rng = random.Random(SEED)  # noqa: S311
-        fit(model, batches(corpus, encoder, rng, SHORT_ROWS), options.steps, PEAK_RATE)
+        train_steps(model, batches(corpus, encoder, rng, SHORT_ROWS), options.steps, PEAK_RATE)
         rng = random.Random(SEED + 1)  # noqa: S311
-        fit(model, batches(corpus, encoder, rng, LONG_ROWS), LONG_STEPS, LONG_PEAK_RATE)
+        train_steps(model, batches(corpus, encoder, rng, LONG_ROWS), LONG_STEPS, LONG_PEAK_RATE)
     rng = random.Random(SEED + 2)  # noqa: S311
-    fit(model, batches(corpus, encoder, rng, LONG_ROWS, JSON_SHARE), JSON_STEPS, JSON_PEAK_RATE)
+    train_steps(model, batches(corpus, encoder, rng, LONG_ROWS, JSON_SHARE), JSON_STEPS, JSON_PEAK_RATE)
 
     scores: dict[str, float] = {}
-    for name, dialogues in examination(corpus).items():
-        results = right(model, encoder, dialogues)
+    for name, dialogues in exam_dialogues(corpus).items():
+        results = are_right(model, encoder, dialogues)
         scores[name] = sum(results) / len(results)
         print(f"{name:14} {sum(results)}/{len(results)}")
         marked = zip(dialogues, results, strict=True)

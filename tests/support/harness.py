@@ -24,14 +24,14 @@ from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
 from gateway.streams.stream import Stream
 from gateway.streams.writer import StreamWriter
-from gateway.transports.common.api_keys import Keys
+from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import health
 from gateway.transports.http.access import Access
 from gateway.transports.http.middleware import Middleware
 from gateway.transports.http.origins import Sites
-from gateway.transports.http.paths import UnderRoot
+from gateway.transports.http.paths import RootPathStripper
 from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Dispatch, make_small
+from gateway.transports.http.router import Router, make_management_app
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.engine import Run, ScriptedEngine, Switch
@@ -231,7 +231,7 @@ class HttpHarness(StreamHarness):
         self.tokens = StreamTokens(self.clock)
         pace = ConnectionTimeouts(keepalive_s, stall_timeout_s)
         self.responder = Responder(self.registry, pace, self.clock, self.instrumentation, self.tokens)
-        self.keys = None if keys_file is None else Keys(keys_file)
+        self.keys = None if keys_file is None else ApiKeys(keys_file)
         self.guard = Middleware(
             self._dispatch(metrics),
             access=Access(
@@ -247,10 +247,10 @@ class HttpHarness(StreamHarness):
             clock=self.clock,
             instrumentation=self.instrumentation,
         )
-        self.app = UnderRoot(self.guard, lambda: self.engine.options.root_path)
+        self.app = RootPathStripper(self.guard, lambda: self.engine.options.root_path)
 
-    def _dispatch(self, metrics: Callable[[], bytes]) -> Dispatch:
-        small = make_small(
+    def _dispatch(self, metrics: Callable[[], bytes]) -> Router:
+        small = make_management_app(
             registry=self.registry,
             health=health.make_router(
                 unready=lambda: self.supervisor.readiness_error,
@@ -265,7 +265,7 @@ class HttpHarness(StreamHarness):
             version="0.1.0",
         )
         completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
-        return Dispatch(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options)
+        return Router(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options)
 
     def _current_engine(self) -> Any:
         return self.supervisor.engine

@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
         )
         return sluice[0]
 
-    return server.serve(settings, build, logs.Stopwatch())
+    return server.serve(settings, build, logs.StartupLog())
 
 
 if __name__ == "__main__":

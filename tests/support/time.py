@@ -42,7 +42,7 @@ class _Jumping(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None:
             # What a thread computes takes no virtual time.
-            ready = super().select(_PATIENCE_S if timeout > 0 and offload.awaited() else 0)
+            ready = super().select(_PATIENCE_S if timeout > 0 and offload.awaited_count() else 0)
             if not ready and timeout > 0:
                 self._clock.advance(timeout)
             return ready

@@ -11,7 +11,7 @@ import orjson
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.transports.http.connection import Protocol
+from gateway.transports.http.connection import HttpConnection
 
 
 class Socket:
@@ -114,8 +114,8 @@ class Connection:
             access_log=False,
             server_header=False,
         )
-        kind = type("Limited", (Protocol,), limits)
-        self.protocol: Protocol = kind(config=config, server_state=state or ServerState(), app_state={})
+        kind = type("Limited", (HttpConnection,), limits)
+        self.protocol: HttpConnection = kind(config=config, server_state=state or ServerState(), app_state={})
         self.transport = Transport(self.protocol, family)
         self.protocol.connection_made(self.transport)
 

@@ -25,7 +25,7 @@ from gateway.domain import Cause
 from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Supervisor
 from gateway.errors import SettingsError
-from gateway.logs import Stopwatch
+from gateway.logs import StartupLog
 from gateway.multiprocess.messages import (
     AbortClient,
     Drain,
@@ -55,16 +55,16 @@ _LEAVE_WITHIN_S = 10.0
 _END_NOW_WITHIN_S = 4.0
 
 
-def serve(settings: Settings, wanted: ServeOptions, watch: Stopwatch) -> int:
+def serve(settings: Settings, wanted: ServeOptions, watch: StartupLog) -> int:
     """Serve with several workers until a signal or a failure; returns the exit code."""
     check_files(settings)
-    server.certificates_of(settings.server)
+    server.load_certificates(settings.server)
     listeners = server.listen(settings.server)
-    url = server.where(settings.server, listeners, watch)
+    url = server.log_addresses(settings.server, listeners, watch)
     # Of this user alone: what comes in through its sockets is taken for a worker's word.
     folder = Path(tempfile.mkdtemp(prefix="sluice-workers-"))
     house = ParentProcess(settings, wanted, watch, url)
-    house.force_in = shutdown.force_in
+    house.force_in = shutdown.force_exit_after
     try:
         for number, sock in enumerate(listeners.main):
             # One of them answers for all on the management port.
@@ -74,22 +74,22 @@ def serve(settings: Settings, wanted: ServeOptions, watch: Stopwatch) -> int:
         house.kill_workers()
         listeners.close()
         shutil.rmtree(folder, ignore_errors=True)
-    shutdown.tell_end(house.reason, code, house.endings, watch.elapsed_s)
+    shutdown.log_end(house.reason, code, house.endings, watch.elapsed_s)
     if house.failure is not None:
         print(f"sluice: {house.failure}", file=sys.stderr)
-    return shutdown.leave(code, hurry=house.is_starting_engine)
+    return shutdown.exit_process(code, hurry=house.is_starting_engine)
 
 
 class ParentProcess:
     """Workers, engine and gate of one server."""
 
-    def __init__(self, settings: Settings, wanted: ServeOptions, watch: Stopwatch, url: str) -> None:
+    def __init__(self, settings: Settings, wanted: ServeOptions, watch: StartupLog, url: str) -> None:
         self._settings = settings
         self._wanted = wanted
         self._watch = watch
         self._url = url
         self._clock = SystemClock()
-        plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, watch.say)
+        plan = app.plan_engine(settings, wanted.model, wanted.flags, wanted.file, watch.begin)
         self._engines = HostedEngine(app.engine_processes(plan), self._send, settings.server.workers)
         self._supervisor: Supervisor[HostedEngine] = Supervisor(
             self._engines.launch,
@@ -149,7 +149,7 @@ class ParentProcess:
         await asyncio.gather(running, return_exceptions=True)
         left_s = max(0.0, (self._deadline_s or 0.0) - self._clock.now())
         left_s += _END_NOW_WITHIN_S if self._now else _LEAVE_WITHIN_S
-        self.force_in(left_s + shutdown.WITHIN_S, 1)
+        self.force_in(left_s + shutdown.EXIT_WITHIN_S, 1)
         await asyncio.gather(*(member.join(left_s) for member in self._workers))
         await asyncio.gather(*following, return_exceptions=True)
         await self._supervisor.stop()
@@ -169,7 +169,7 @@ class ParentProcess:
 
     def _ready(self) -> None:
         served = self._engines.ready_message
-        server.announce(self._watch, self._url, self._settings, served.model, served.has_chat)
+        server.log_ready(self._watch, self._url, self._settings, served.model, served.has_chat)
 
     # The workers.
 
@@ -226,7 +226,7 @@ class ParentProcess:
             self._drain()
         else:
             logger.warning("%s: ending now", name)
-            self.force_in(_END_NOW_WITHIN_S + shutdown.NOW_WITHIN_S, 1)
+            self.force_in(_END_NOW_WITHIN_S + shutdown.FORCED_EXIT_WITHIN_S, 1)
             self._end_now()
         self._signals = (*self._signals, name)
 

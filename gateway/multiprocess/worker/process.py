@@ -18,7 +18,7 @@ from gateway.errors import SettingsError
 from gateway.multiprocess.messages import Drain, Shutdown, ShutdownNow
 from gateway.multiprocess.worker.context import WorkerContext
 from gateway.settings import Settings
-from gateway.transports.http.connection import Protocol
+from gateway.transports.http.connection import HttpConnection
 
 logger = logging.getLogger("sluice")
 
@@ -51,7 +51,7 @@ class WorkerServer(server.HttpServer):
         await super().startup(sockets)
         inner = server.configure(self.sluice.inner, lifespan="off")
         inner.load()
-        make = partial(Protocol, inner, self.server_state, self.lifespan.state)
+        make = partial(HttpConnection, inner, self.server_state, self.lifespan.state)
         place = self.context.socket_path(self.context.number)
         self.servers.append(await asyncio.get_running_loop().create_unix_server(make, place))
 
@@ -131,7 +131,7 @@ def main(
         failure = error
         logger.error("%s", error)
     # A thread that waits for the engine may still be there, and would be waited for.
-    raise SystemExit(shutdown.leave(0 if failure is None else failure.exit_code, hurry=not ready))
+    raise SystemExit(shutdown.exit_process(0 if failure is None else failure.exit_code, hurry=not ready))
 
 
 __all__ = ["ServeOptions", "WorkerServer", "main"]

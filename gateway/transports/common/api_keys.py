@@ -53,29 +53,29 @@ class KeySet:
     all_names: frozenset[str]
 
 
-class Keys:
+class ApiKeys:
     """The keys of one file."""
 
     def __init__(self, file: Path) -> None:
         """Raises SettingsError if the file cannot be read now; later failures keep the last good keys."""
         self._file = file
-        self._stamp, self._known = _read(file)
-        self._tried = self._stamp
+        self._stamp, self._keys = _read(file)
+        self._checked_stamp = self._stamp
         """Of the file that was looked at last, so that a bad one is read once."""
         self._failure = ""
         self._stop = threading.Event()
 
     def owner(self, key: bytes) -> str | None:
         """The name of that key, None if it is not one of ours."""
-        return self._known.names.get(hashlib.sha256(key).digest())
+        return self._keys.names.get(hashlib.sha256(key).digest())
 
     def is_operator(self, name: str) -> bool:
         """Whether the key of that name may use operator endpoints."""
-        return name in self._known.operators
+        return name in self._keys.operators
 
-    def has(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         """Whether there is a key of that name."""
-        return name in self._known.all_names
+        return name in self._keys.all_names
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -88,20 +88,20 @@ class Keys:
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_EVERY_S):
-            self.look()
+            self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read the file if it has changed. The last good keys stay where that fails, also where the file is gone: a
         mistake must neither open the server nor lock everybody out. Each failure is logged once."""
         try:
             stamp = _stamp(os.stat(self._file))
-            if stamp == self._tried:
+            if stamp == self._checked_stamp:
                 return
-            self._tried = stamp
+            self._checked_stamp = stamp
             if stamp != self._stamp:
-                self._stamp, self._known = _read(self._file)
+                self._stamp, self._keys = _read(self._file)
         except OSError as error:
-            self._tried = ()
+            self._checked_stamp = ()
             self._fail(f"server.api_keys_file: {self._file} cannot be read ({error.strerror}).")
         except SettingsError as error:
             self._fail(str(error))
@@ -110,7 +110,7 @@ class Keys:
             logger.exception("the API keys file could not be looked at")
         else:
             self._failure = ""
-            logger.info("API keys read again: %d", len(self._known.names))
+            logger.info("API keys read again: %d", len(self._keys.names))
 
     def _fail(self, message: str) -> None:
         if message != self._failure:
@@ -177,4 +177,4 @@ def _parse(file: Path, lines: Iterable[bytes]) -> KeySet:
     return KeySet(names, frozenset(operators), frozenset(taken))
 
 
-__all__ = ["KeySet", "Keys", "new_key"]
+__all__ = ["ApiKeys", "KeySet", "new_key"]

@@ -16,7 +16,7 @@ from gateway.errors import SettingsError
 
 _BACKLOG = 1024
 _MODES = {"owner": 0o600, "group": 0o660, "everyone": 0o666}
-Access = Literal["owner", "group", "everyone"]
+SocketAccess = Literal["owner", "group", "everyone"]
 
 
 @dataclass(slots=True)
@@ -89,12 +89,12 @@ def bind_many(host: str, port: int, count: int, setting: str = "server") -> list
     return socks
 
 
-def bind_unix(path: Path, access: Access) -> tuple[socket.socket, UnixFile]:
+def bind_unix(path: Path, access: SocketAccess) -> tuple[socket.socket, UnixFile]:
     """The listening Unix socket at `path`, and its file. A file that a dead server has left behind is replaced.
     Raises SettingsError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _clear(path)
+        _remove_stale_file(path)
         with _file_mode(_MODES[access]):
             sock.bind(str(path))
         sock.listen(_BACKLOG)
@@ -114,7 +114,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _clear(path: Path) -> None:
+def _remove_stale_file(path: Path) -> None:
     """Remove the file of a server that does not live any more; nothing else is ever removed."""
     try:
         mode = path.lstat().st_mode
@@ -156,4 +156,4 @@ def url_of(host: str, sock: socket.socket, *, tls: bool = False) -> str:
     return f"http{'s' if tls else ''}://{shown}:{sock.getsockname()[1]}"
 
 
-__all__ = ["Access", "Listeners", "UnixFile", "bind", "bind_many", "bind_unix", "url_of"]
+__all__ = ["Listeners", "SocketAccess", "UnixFile", "bind", "bind_many", "bind_unix", "url_of"]

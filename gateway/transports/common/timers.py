@@ -25,27 +25,27 @@ class DeadlineTimer:
         self._clock = clock
         self._due: list[tuple[float, int, Check]] = []
         self._numbers = count()
-        self._gone: set[int] = set()
+        self._removed: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_s = math.inf
 
     def __len__(self) -> int:
-        return len(self._due) - len(self._gone)
+        return len(self._due) - len(self._removed)
 
-    def join(self, check: Check, first_s: float) -> int:
-        """Ask `check` from `first_s` on; answers a number for `leave`."""
+    def add(self, check: Check, first_s: float) -> int:
+        """Ask `check` from `first_s` on; answers the number that `remove` takes."""
         number = next(self._numbers)
         heapq.heappush(self._due, (first_s, number, check))
         self._arm()
         return number
 
-    def leave(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Ask no more. The entry itself goes when its time comes, or when half of all are like it."""
-        self._gone.add(number)
-        if len(self._gone) * 2 > len(self._due) + 64:
-            self._due = [entry for entry in self._due if entry[1] not in self._gone]
+        self._removed.add(number)
+        if len(self._removed) * 2 > len(self._due) + 64:
+            self._due = [entry for entry in self._due if entry[1] not in self._removed]
             heapq.heapify(self._due)
-            self._gone.clear()
+            self._removed.clear()
 
     def _arm(self) -> None:
         first_s = self._due[0][0] if self._due else math.inf
@@ -57,15 +57,15 @@ class DeadlineTimer:
             self._timer.cancel()
         self._wakes_s = first_s
         left_s = max(0.0, first_s - self._clock.now())
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._beat)
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._run_due)
 
-    def _beat(self) -> None:
+    def _run_due(self) -> None:
         self._timer = None
         now_s = self._clock.now()
         while self._due and self._due[0][0] <= now_s:
             _, number, check = heapq.heappop(self._due)
-            if number in self._gone:
-                self._gone.discard(number)
+            if number in self._removed:
+                self._removed.discard(number)
                 continue
             # Also one that never wants to be asked again stays until it leaves.
             heapq.heappush(self._due, (check(now_s), number, check))

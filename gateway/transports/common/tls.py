@@ -27,7 +27,7 @@ _LARGEST_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class CertificateFiles:
     """What TLS is made of. `key_file` None: the key is in `cert_file`. `client_certificates` None: required where there
     is a `client_ca_file`."""
 
@@ -49,12 +49,12 @@ class Files:
         return [(f"server.tls.{name}", file) for name, file in named if file is not None]
 
 
-class Context(ssl.SSLContext):
+class ReloadableContext(ssl.SSLContext):
     """The context that a listener is opened with; each new connection gets the newest certificates."""
 
     newest: ssl.SSLContext
 
-    def __new__(cls, *_: Any) -> Context:
+    def __new__(cls, *_: Any) -> ReloadableContext:
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
@@ -65,11 +65,11 @@ class Context(ssl.SSLContext):
 class Certificates:
     """The certificates of a listener, and what they were read from."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: CertificateFiles) -> None:
         """Raises SettingsError if the files do not make a server."""
         self._files = files
         self._stamp = _stamp(files)
-        self.context = Context()
+        self.context = ReloadableContext()
         self.context.newest = load(files)
 
     def refresh(self) -> None:
@@ -88,7 +88,7 @@ class Certificates:
             logger.info("TLS: certificates read again from %s", self._files.cert_file)
 
 
-def load(files: Files) -> ssl.SSLContext:
+def load(files: CertificateFiles) -> ssl.SSLContext:
     """A context of these files. Raises SettingsError that names the setting."""
     for setting, file in files.paths:
         text = _read(setting, file)
@@ -102,7 +102,7 @@ def load(files: Files) -> ssl.SSLContext:
     try:
         context.load_cert_chain(files.cert_file, files.key_file, password=_no_password)
     except (ssl.SSLError, OSError) as error:
-        _explain(files, error)
+        _raise_unusable(files, error)
     _verify_clients(context, files)
     if files.ciphers is not None:
         try:
@@ -112,7 +112,7 @@ def load(files: Files) -> ssl.SSLContext:
     return context
 
 
-def _verify_clients(context: ssl.SSLContext, files: Files) -> None:
+def _verify_clients(context: ssl.SSLContext, files: CertificateFiles) -> None:
     wanted = files.client_certificates or ("none" if files.client_ca_file is None else "required")
     if files.client_ca_file is None:
         if wanted != "none":
@@ -129,7 +129,7 @@ def _verify_clients(context: ssl.SSLContext, files: Files) -> None:
     context.verify_mode = _VERIFY[wanted]
 
 
-def _explain(files: Files, error: OSError) -> NoReturn:
+def _raise_unusable(files: CertificateFiles, error: OSError) -> NoReturn:
     key_setting = "server.tls.cert_file" if files.key_file is None else "server.tls.key_file"
     key_file = files.key_file or files.cert_file
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
@@ -163,7 +163,7 @@ def _read(setting: str, file: Path) -> bytes:
         raise SettingsError(f"{setting}: {file} cannot be read ({error.strerror}).") from None
 
 
-def _stamp(files: Files) -> _Stamp:
+def _stamp(files: CertificateFiles) -> _Stamp:
     stamps = []
     for _, file in files.paths:
         try:
@@ -179,4 +179,4 @@ def _no_password() -> str:
     return ""
 
 
-__all__ = ["Certificates", "Files", "load"]
+__all__ = ["CertificateFiles", "Certificates", "load"]

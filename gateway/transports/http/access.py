@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import SluiceError, Unauthorized
-from gateway.transports.common.api_keys import Keys
-from gateway.transports.http.origins import Sender, Sites
+from gateway.transports.common.api_keys import ApiKeys
+from gateway.transports.http.origins import RequestOrigin, Sites
 from gateway.transports.http.stream_tokens import StreamTokens
 
 PROBES = frozenset({"/livez", "/readyz", "/health", "/ping"})
@@ -28,7 +28,7 @@ PROBES = frozenset({"/livez", "/readyz", "/health", "/ping"})
 
 _STREAMS = "/v1/streams/"
 _STREAM = re.compile(rf"{_STREAMS}[^/]+")
-_TELLING = frozenset({b"host", b"origin", b"sec-fetch-site", b"x-forwarded-host", b"authorization", b"x-api-key"})
+_HEADERS = frozenset({b"host", b"origin", b"sec-fetch-site", b"x-forwarded-host", b"authorization", b"x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Access:
     def __init__(
         self,
         *,
-        keys: Keys | None,
+        keys: ApiKeys | None,
         sites: Sites,
         protect_metrics: bool,
         operator_endpoints: bool,
@@ -66,26 +66,26 @@ class Access:
         """What becomes of a request or a WebSocket handshake."""
         told: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
-            if name in _TELLING:
+            if name in _HEADERS:
                 told.setdefault(name, []).append(value)
         # A handshake opens a way in both directions.
         method = scope.get("method", "POST")
         if self._keys is None:
-            refusal = self._foreign(scope["path"], method, told)
+            refusal = self._site_refusal(scope["path"], method, told)
             return Verdict(None, self._operator_endpoints, refusal)
-        owner, problem = self._owner(self._keys, told)
+        owner, problem = self._key_owner(self._keys, told)
         if owner is not None:
             return Verdict(owner, self._keys.is_operator(owner), None)
-        token = self._token(scope, method)
+        token = self._read_token(scope, method)
         if token:
-            owner = self._reader(self._keys, scope["path"], token)
+            owner = self._token_owner(self._keys, scope["path"], token)
             problem = "This token is not, or no longer, good for this stream."
         if owner is None and scope["path"] not in self._open:
             return Verdict(None, False, Unauthorized(problem))
-        return Verdict(owner, False, self._foreign(scope["path"], method, told))
+        return Verdict(owner, False, self._site_refusal(scope["path"], method, told))
 
     @staticmethod
-    def _owner(keys: Keys, told: dict[bytes, list[bytes]]) -> tuple[str | None, str]:
+    def _key_owner(keys: ApiKeys, told: dict[bytes, list[bytes]]) -> tuple[str | None, str]:
         """The name of the request's key; without one, what to say about it."""
         problem = "This server asks for an API key: send it as `Authorization: Bearer <key>` or `x-api-key: <key>`."
         for name in (b"authorization", b"x-api-key"):
@@ -107,29 +107,29 @@ class Access:
         return None, problem
 
     @staticmethod
-    def _token(scope: MutableMapping[str, Any], method: str) -> str:
+    def _read_token(scope: MutableMapping[str, Any], method: str) -> str:
         """The token of a request that may have one; empty if it has none."""
         if method not in ("GET", "HEAD") or not _STREAM.fullmatch(scope["path"]):
             return ""
         given = (part[6:] for part in scope["query_string"].split(b"&") if part.startswith(b"token="))
         return next(given, b"").decode("latin-1")
 
-    def _reader(self, keys: Keys, path: str, token: str) -> str | None:
+    def _token_owner(self, keys: ApiKeys, path: str, token: str) -> str | None:
         """Whose stream a request with that token reads."""
         stream_id = path.removeprefix(_STREAMS)
         owner = self._owner_of(stream_id)
         # A key that is taken back takes its streams' tokens along.
-        good = owner is not None and keys.has(owner) and self._tokens.good(token, stream_id, owner)
+        good = owner is not None and keys.has_name(owner) and self._tokens.is_valid(token, stream_id, owner)
         return owner if good else None
 
-    def _foreign(self, path: str, method: str, told: dict[bytes, list[bytes]]) -> SluiceError | None:
+    def _site_refusal(self, path: str, method: str, told: dict[bytes, list[bytes]]) -> SluiceError | None:
         if path in PROBES:
             # The kubelet calls a pod by its address, and what these tell is no secret.
             return None
         text = {name: [line.decode("latin-1") for line in lines] for name, lines in told.items()}
         return self._sites.refusal(
             method,
-            Sender(
+            RequestOrigin(
                 hosts=tuple(text.get(b"host", ())),
                 # Several are a forgery, and are like none that is allowed.
                 origin=", ".join(text.get(b"origin", ())),

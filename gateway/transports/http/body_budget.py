@@ -9,17 +9,17 @@ from gateway.errors import BodyTooSlow
 # Over this time a body's rate is measured, so it is also how long one may take to begin.
 WINDOW_S = 10.0
 # Bodies up to this size are not counted: whoever fills the memory must not keep others from asking short questions.
-SMALL_BYTES = 64 * 2**10
+UNCOUNTED_BYTES = 64 * 2**10
 
 
-class Arriving(Protocol):
+class BodyReceiver(Protocol):
     """A connection whose request has a body."""
 
     @property
-    def arriving(self) -> bool:
+    def is_arriving(self) -> bool:
         """Whether more of the body is to come."""
 
-    def refuse_for_room(self) -> None:
+    def refuse_over_budget(self) -> None:
         """End the request; what has come of its body is needed no more."""
 
 
@@ -33,29 +33,29 @@ class BodyBudget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self.most_bytes = 0
-        """The most that was held since `reset_most`."""
-        self._held: dict[Arriving, int] = {}
+        self.peak_bytes = 0
+        """The most that was held since `reset_peak`."""
+        self._held: dict[BodyReceiver, int] = {}
 
-    def add(self, one: Arriving, count: int) -> None:
+    def add(self, one: BodyReceiver, count: int) -> None:
         """So many bytes more are held for `one`; it may be among those that are refused for it."""
         self._held[one] = self._held.get(one, 0) + count
         self.used_bytes += count
-        self.most_bytes = max(self.most_bytes, self.used_bytes)
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         while self.used_bytes > self.limit_bytes:
-            oldest = next((held for held in self._held if held.arriving), None)
+            oldest = next((held for held in self._held if held.is_arriving), None)
             if oldest is None:
                 return
             self.release(oldest)
-            oldest.refuse_for_room()
+            oldest.refuse_over_budget()
 
-    def release(self, one: Arriving) -> None:
+    def release(self, one: BodyReceiver) -> None:
         """Its body is held no more."""
         self.used_bytes -= self._held.pop(one, 0)
 
-    def reset_most(self) -> None:
+    def reset_peak(self) -> None:
         """Begin to look for the most anew."""
-        self.most_bytes = self.used_bytes
+        self.peak_bytes = self.used_bytes
 
 
 class BodyDeadline:
@@ -69,11 +69,11 @@ class BodyDeadline:
         self._window_bytes = 0
 
     @property
-    def next_s(self) -> float:
+    def next_check_s(self) -> float:
         """When to look again."""
         return min(self._window_s + WINDOW_S, self._ends_s)
 
-    def look(self, now_s: float, seen_bytes: int, *, paused: bool) -> BodyTooSlow | None:
+    def check(self, now_s: float, seen_bytes: int, *, paused: bool) -> BodyTooSlow | None:
         """Why the body is too slow, None if it is not. `paused`: it is we who do not read, so the client's time stands
         still."""
         passed_s = now_s - self._window_s
@@ -94,4 +94,4 @@ class BodyDeadline:
         return None
 
 
-__all__ = ["SMALL_BYTES", "WINDOW_S", "Arriving", "BodyBudget", "BodyDeadline"]
+__all__ = ["UNCOUNTED_BYTES", "WINDOW_S", "BodyBudget", "BodyDeadline", "BodyReceiver"]

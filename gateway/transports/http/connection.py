@@ -1,5 +1,5 @@
-"""One connection: `request_limits`, a way past ASGI for what comes after an answer has begun, a look at whether the peer is
-still there, and an age at which it ends.
+"""One HTTP connection of uvicorn's with what it lacks: direct writes past ASGI after a response has begun, a check
+whether the peer is still there, and a maximum age. `request_limits` and `lingering_close` are its lower layers.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from weakref import WeakKeyDictionary
 
 from gateway.domain import ARRIVAL, DIRECT_SINK
 from gateway.transports.http import socket_options
-from gateway.transports.http.request_limits import Incoming
+from gateway.transports.http.request_limits import LimitedConnection
 
 # A peer that owes an acknowledgement and has sent none for so long is gone; with a second between two looks, and two
 # looks to be sure, it is found within 21 s. Counted from its last sign of life and not from when it was first asked
 # again, because what is sent to an idle peer in between (a keep-alive comment) puts the kernel's own probes off.
-PEER_GONE_AFTER_S = 18.0
+UNACKED_LIMIT_S = 18.0
 # A finished answer whose last kilobytes nobody reads holds its connection for so long.
-UNREAD_AFTER_S = 30
+UNREAD_LIMIT_S = 30
 # In the middle of an answer that has no watch of its own, so much later than one that has.
 STALL_SLACK_S = 5.0
 # A client that sends request after request and reads no answer is ended so soon.
-FLOOD_AFTER_S = 3
+FLOOD_LIMIT_S = 3
 # So many connections' pieces leave together. The first of them waits for the making of the others, a fraction of a
 # millisecond.
 TOGETHER = 64
@@ -39,9 +39,9 @@ class Together:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: list[Protocol] = []
+        self._due: list[HttpConnection] = []
 
-    def add(self, one: Protocol) -> None:
+    def add(self, one: HttpConnection) -> None:
         """`one` has something to flush; it will be in this turn of the loop."""
         self._due.append(one)
         if len(self._due) == 1:
@@ -59,7 +59,7 @@ _together: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()
 """By server."""
 
 
-class Protocol(Incoming):
+class HttpConnection(LimitedConnection):
     """uvicorn's HTTP protocol with what it lacks: bounds on what comes in, error bodies that OpenAI clients understand,
     the time of a request's first byte, and a connection's greatest age."""
 
@@ -75,9 +75,9 @@ class Protocol(Incoming):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         spread = random.uniform(0.9, 1.1)  # noqa: S311 - so that those who came together do not all go together
-        self._last_from_s = self.loop.time() + self.max_age_s * spread if self.max_age_s else inf
-        self._owes = False
-        self._unread_s = 0
+        self._retires_s = self.loop.time() + self.max_age_s * spread if self.max_age_s else inf
+        self._owes_ack = False
+        self._stuck_s = 0
         self._unsent_before = 0
         self._piece = b""
         self._together = _together.get(self.server_state) or _together.setdefault(
@@ -85,13 +85,13 @@ class Protocol(Incoming):
         )
         self._socket = transport.get_extra_info("socket")
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
-            socket_options.tune(self._socket)
+            socket_options.set_options(self._socket)
         transport.set_write_buffer_limits(high=socket_options.HIGH_WATER_BYTES)
 
     def _is_last(self) -> bool:
         # Its answer says `Connection: close`. A load balancer of connections, as Kubernetes' Services are, would leave
         # a client for ever with the replica that it met first, however many have come since.
-        return self.loop.time() >= self._last_from_s
+        return self.loop.time() >= self._retires_s
 
     # What apps find in the scope under `LINE`.
 
@@ -125,36 +125,36 @@ class Protocol(Incoming):
         """End the connection at once, whatever is still in its buffers."""
         self._piece = b""
         if not self.transport.is_closing():
-            socket_options.forget(self._socket)
+            socket_options.set_reset_on_close(self._socket)
         self.transport.abort()
 
-    def look_after_peer(self) -> None:
+    def check_peer(self) -> None:
         """Break a connection whose peer has vanished while it is being answered, or does not read what it is sent; to
         be called every second."""
         unsent = self.unsent_bytes
-        answering = self._answering()
+        answering = self._is_answering()
         stuck = unsent >= self._unsent_before > 0 and (self.flow.write_paused or not answering)
-        self._unread_s, self._unsent_before = self._unread_s + 1 if stuck else 0, unsent
-        if self._unread_s >= self._patience_s(answering):
+        self._stuck_s, self._unsent_before = self._stuck_s + 1 if stuck else 0, unsent
+        if self._stuck_s >= self._stuck_limit_s(answering):
             self.abort()
             return
-        if self._reading_stopped and socket_options.hung_up(self._socket):
+        if self._reading_stopped and socket_options.has_peer_closed(self._socket):
             # Where nothing is read, the end of what the client sends is not seen either.
             self.abort()
             return
         if answering and self.cycle.response_started:
             # What was to be made of the request's body has been made.
             self._budget.release(self)
-        owed, self._owes = self._owes, answering and socket_options.unanswered_s(self._socket) >= PEER_GONE_AFTER_S
+        owed, self._owes_ack = self._owes_ack, answering and socket_options.unacked_s(self._socket) >= UNACKED_LIMIT_S
         # Probes of a live peer may be far apart, and one may be on its way at this moment.
-        if owed and self._owes:
+        if owed and self._owes_ack:
             self.abort()
 
-    def _patience_s(self, answering: bool) -> float:
+    def _stuck_limit_s(self, answering: bool) -> float:
         if self._reading_stopped:
-            return FLOOD_AFTER_S
+            return FLOOD_LIMIT_S
         # A stream ends such a client itself, and says so; this is for answers that have no watch of their own.
-        return self.stall_timeout_s + STALL_SLACK_S if answering else UNREAD_AFTER_S
+        return self.stall_timeout_s + STALL_SLACK_S if answering else UNREAD_LIMIT_S
 
     @property
     def unsent_bytes(self) -> int:
@@ -162,4 +162,4 @@ class Protocol(Incoming):
         return self.transport.get_write_buffer_size() + len(self._piece)
 
 
-__all__ = ["ARRIVAL", "DIRECT_SINK", "Protocol"]
+__all__ = ["ARRIVAL", "DIRECT_SINK", "HttpConnection"]

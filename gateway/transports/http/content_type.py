@@ -22,7 +22,7 @@ def check_json(headers: Headers) -> None:
         )
 
 
-def check_named(headers: Headers) -> None:
+def check_declared(headers: Headers) -> None:
     """Raises ClientError if there is a body that is called nothing, or plain text: some of vLLM's endpoints take
     either for JSON."""
     headers = list(headers)
@@ -40,4 +40,4 @@ def _type(headers: Headers) -> bytes:
     return found[0].partition(b";")[0].strip().lower() if len(found) == 1 else b""
 
 
-__all__ = ["check_json", "check_named"]
+__all__ = ["check_declared", "check_json"]

@@ -40,10 +40,10 @@ def wrap(app: Any, middleware: Sequence[Any]) -> Any:
         # A function pays for Starlette's task and queue for each request, which is what vLLM gives it, too.
         make: Any = one if inspect.isclass(one) else partial(BaseHTTPMiddleware, dispatch=one)
         app = make(app)
-    return _ThroughAsgi(app)
+    return _WithoutDirectWrites(app)
 
 
-class _ThroughAsgi:
+class _WithoutDirectWrites:
     """Takes the connection out of the scope: what is written to it directly would pass the middleware by."""
 
     def __init__(self, app: Any) -> None:

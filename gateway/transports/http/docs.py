@@ -23,7 +23,7 @@ _TYPES = {
 _CACHE = {"Cache-Control": "public, max-age=3600"}
 
 
-def refuse(options: AppOptions) -> None:
+def check_enabled(options: AppOptions) -> None:
     """Raises NotFound where the API shall not be described."""
     if not options.has_docs:
         raise NotFound("This server does not describe its API (--disable-fastapi-docs).")
@@ -33,7 +33,7 @@ def add(app: FastAPI, options: Callable[[], AppOptions]) -> None:
     """Serve the page and its files."""
 
     def page() -> HTMLResponse:
-        refuse(options())
+        check_enabled(options())
         root = options().root_path
         return get_swagger_ui_html(
             openapi_url=root + "/openapi.json",
@@ -46,7 +46,7 @@ def add(app: FastAPI, options: Callable[[], AppOptions]) -> None:
         )
 
     def file(name: str) -> Response:
-        refuse(options())
+        check_enabled(options())
         if name not in _TYPES:
             raise NotFound(f"There is nothing at /docs/{name[:200]}.")
         return Response(_read(name), media_type=_TYPES[name], headers=_CACHE)

@@ -18,7 +18,7 @@ LINGER_BYTES = 32 * 2**20
 LATE_S = 1.0
 
 
-class Closing(HttpToolsProtocol):
+class LingeringConnection(HttpToolsProtocol):
     """uvicorn's HTTP protocol that refuses, lingers and closes."""
 
     header_timeout_s = 10.0
@@ -28,31 +28,31 @@ class Closing(HttpToolsProtocol):
         self.url = b""
         self._in_head = True
         self._head_bytes = 0
-        self._held = bytearray()
+        self._held_bytes = bytearray()
         """What came behind a request that is being answered."""
         self._reading_stopped = False
-        self._running: Any = None
+        self._active_cycle: Any = None
         """The cycle whose application runs; `cycle` is that of the newest request."""
         self.body_error: SluiceError | None = None
         """Why the rest of the present request's body will not be read."""
         self._lingering = False
         self._linger_bytes = LINGER_BYTES
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._outlet = _Outlet(self, transport)
+        self._response_transport = _ResponseTransport(self, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        self._held.clear()
-        running = self._running
+        self._stop_timer()
+        self._held_bytes.clear()
+        running = self._active_cycle
         super().connection_lost(exc)
         if running is not None and running is not self.cycle and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
         # What refers to itself is freed only by a garbage collection, which is rare here.
-        self._outlet.connection = self.scope = self.headers = self.cycle = self._running = None  # type: ignore[assignment]
+        self._response_transport.connection = self.scope = self.headers = self.cycle = self._active_cycle = None  # type: ignore[assignment]
 
     def _forget_body(self) -> None:
         """The present request's body is needed no more."""
@@ -62,34 +62,38 @@ class Closing(HttpToolsProtocol):
         if self._linger_bytes < 0:
             self.transport.abort()
 
-    def _answering(self) -> bool:
+    def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _rejecting(self) -> bool:
+    def _is_rejecting_body(self) -> bool:
         """Whether the rest of a body is only dropped."""
         return self.body_error is not None and not self._in_head
 
-    def _over(self) -> bool:
+    def _is_ending(self) -> bool:
         """Whether no more requests will be taken from this connection."""
         return self._lingering or self.transport.is_closing()
 
     def close_after_answer(self) -> None:
         """Close when an answer is the last; whoever is still sending gets the time to read it."""
-        cycle = self._running
-        if cycle is None or not cycle.response_complete or (self._in_head and not self._held and not self.pipeline):
+        cycle = self._active_cycle
+        if (
+            cycle is None
+            or not cycle.response_complete
+            or (self._in_head and not self._held_bytes and not self.pipeline)
+        ):
             self.transport.close()
         else:
             self._linger()
 
     def _linger(self) -> None:
         """Send nothing more, drop what comes, and close when the client does, or soon."""
-        if self._over():
+        if self._is_ending():
             return
         self._lingering = True
-        self._disarm()
+        self._stop_timer()
         self._forget_body()
         self._unset_keepalive_if_required()
-        self._held.clear()
+        self._held_bytes.clear()
         self._linger_bytes = LINGER_BYTES
         self.flow.resume_reading()
         if self._reading_stopped:
@@ -97,26 +101,26 @@ class Closing(HttpToolsProtocol):
             self.transport.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._deadline = self.loop.call_later(LINGER_S, self.transport.close)
+        self._timer = self.loop.call_later(LINGER_S, self.transport.close)
 
-    def _arm(self) -> None:
-        self._disarm()
-        if self._answering():
+    def _start_header_timer(self) -> None:
+        self._stop_timer()
+        if self._is_answering():
             # A client may send ahead while it is being answered, and take its time.
             return
         self._due_s = self.loop.time() + self.header_timeout_s
-        self._deadline = self.loop.call_at(self._due_s, self._too_slow)
+        self._timer = self.loop.call_at(self._due_s, self._on_header_timeout)
 
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _too_slow(self) -> None:
-        if self._over():
+    def _on_header_timeout(self) -> None:
+        if self._is_ending():
             return
         if self.loop.time() - self._due_s > LATE_S:
-            self._arm()
+            self._start_header_timer()
             return
         if self._head_bytes == 0 or not self.url:
             # Silence, or a stray line break after the last request.
@@ -127,8 +131,8 @@ class Closing(HttpToolsProtocol):
     def _refuse(self, error: SluiceError) -> None:
         """Answer before there is a request, then close. In the middle of an answer, which this would become a part of,
         only close."""
-        self._disarm()
-        if self._answering():
+        self._stop_timer()
+        if self._is_answering():
             self.transport.close()
             return
         path = self.url.partition(b"?")[0].decode("latin-1")
@@ -138,11 +142,11 @@ class Closing(HttpToolsProtocol):
         self._linger()
 
 
-class _Outlet:
+class _ResponseTransport:
     """The transport as an answer sees it: to close it is not to cut the answer off."""
 
-    def __init__(self, connection: Closing, transport: asyncio.Transport) -> None:
-        self.connection: Closing | None = connection
+    def __init__(self, connection: LingeringConnection, transport: asyncio.Transport) -> None:
+        self.connection: LingeringConnection | None = connection
         self.write = transport.write
         self.is_closing = transport.is_closing
 
@@ -152,4 +156,4 @@ class _Outlet:
             self.connection.close_after_answer()
 
 
-__all__ = ["LATE_S", "LINGER_BYTES", "LINGER_S", "Closing"]
+__all__ = ["LATE_S", "LINGER_BYTES", "LINGER_S", "LingeringConnection"]

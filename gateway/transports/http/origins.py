@@ -22,7 +22,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class RequestOrigin:
     """What a request's headers tell about where it comes from, as they came; empty where they are silent."""
 
     hosts: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Sites:
             return cls(None, True, tuple(origins))
         return cls((*known, listens_on.lower()), not is_loopback, tuple(origins))
 
-    def refusal(self, method: str, sender: Sender) -> Forbidden | None:
+    def refusal(self, method: str, sender: RequestOrigin) -> Forbidden | None:
         """Why a request is not answered, None if it is."""
         if self.hosts is not None and not all(_is_own(one, self.hosts, self.addresses) for one in sender.hosts):
             return Forbidden(
@@ -63,7 +63,7 @@ class Sites:
             )
         return None
 
-    def _is_foreign(self, method: str, sender: Sender) -> bool:
+    def _is_foreign(self, method: str, sender: RequestOrigin) -> bool:
         """Whether a page of another site has made its visitor's browser send this."""
         if sender.site in ("same-origin", "none") or "*" in self.origins:
             return False
@@ -100,4 +100,4 @@ def _is_own(host: str, hosts: tuple[str, ...], addresses: bool) -> bool:
     return addresses or address.is_loopback or address.is_unspecified or name in hosts
 
 
-__all__ = ["Sender", "Sites"]
+__all__ = ["RequestOrigin", "Sites"]

@@ -28,9 +28,11 @@ def check(scope: MutableMapping[str, Any]) -> None:
     if not path.isprintable():
         raise NotFound("There is nothing at a path with a control character.")
     if b"%" in raw and not _encoded_id(raw):
-        raise NotFound(f"There is nothing at {shown(raw.decode('latin-1'))}: paths are taken as they are written.")
+        raise NotFound(
+            f"There is nothing at {shortened_path(raw.decode('latin-1'))}: paths are taken as they are written."
+        )
     if "/." in path and any(segment in (".", "..") for segment in path.split("/")):
-        raise NotFound(f"There is nothing at {shown(path)}: paths are taken as they are written.")
+        raise NotFound(f"There is nothing at {shortened_path(path)}: paths are taken as they are written.")
 
 
 def _encoded_id(raw: bytes) -> bool:
@@ -45,7 +47,7 @@ def _encoded_id(raw: bytes) -> bool:
     return False
 
 
-def shown(path: str) -> str:
+def shortened_path(path: str) -> str:
     """A path as a message repeats it."""
     return path if len(path) <= _LONGEST_SHOWN else path[:_LONGEST_SHOWN] + "..."
 
@@ -59,10 +61,10 @@ def base_url(scope: MutableMapping[str, Any], headers: Mapping[str, str], root_p
     return f"{forwarded if forwarded in ('http', 'https') else scope.get('scheme', 'http')}://{host}{root_path}"
 
 
-def advice(path: str, base: str, is_known: Callable[[str], bool]) -> str:
+def not_found_message(path: str, base: str, is_known: Callable[[str], bool]) -> str:
     """The message for a path that leads nowhere. The usual mistake is a wrong base URL, so it says which is right, if
     `is_known` tells of the path that was meant."""
-    nothing = f"There is nothing at {shown(path)}."
+    nothing = f"There is nothing at {shortened_path(path)}."
     segments = [segment for segment in path.split("/") if segment]
     if segments in ([], ["v1"]):
         return (
@@ -88,14 +90,14 @@ def _meant(segments: list[str]) -> Iterator[str]:
         yield f"/{tail}"
 
 
-def without_slash(scope: MutableMapping[str, Any]) -> bytes:
+def slashless_location(scope: MutableMapping[str, Any]) -> bytes:
     """The same place without its trailing slash, relative to itself: whatever proxies have put before it stays."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
     return b"../" + raw.rstrip(b"/").rpartition(b"/")[2] + (b"?" + query if query else b"")
 
 
-class UnderRoot:
+class RootPathStripper:
     """`app`, whose paths may also be written behind a prefix that proxies leave on (vLLM's `--root-path`)."""
 
     def __init__(self, app: Any, root_path: Callable[[], str]) -> None:
@@ -112,4 +114,4 @@ class UnderRoot:
         await self._app(scope, receive, send)
 
 
-__all__ = ["UnderRoot", "advice", "base_url", "check", "shown", "without_slash"]
+__all__ = ["RootPathStripper", "base_url", "check", "not_found_message", "shortened_path", "slashless_location"]

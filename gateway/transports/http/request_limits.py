@@ -15,11 +15,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway.domain import ARRIVAL, DIRECT_SINK
 from gateway.errors import ClientError, HeadersTooLarge, Overloaded, SluiceError
-from gateway.transports.http.body_budget import SMALL_BYTES, BodyBudget, BodyDeadline
-from gateway.transports.http.lingering_close import LATE_S, LINGER_BYTES, Closing
+from gateway.transports.http.body_budget import UNCOUNTED_BYTES, BodyBudget, BodyDeadline
+from gateway.transports.http.lingering_close import LATE_S, LINGER_BYTES, LingeringConnection
 
 # A client may send so much ahead of the answers; beyond it the socket is not read until they have caught up.
-PIPELINED_BYTES = 64 * 2**10
+MAX_HELD_BYTES = 64 * 2**10
 # A chunked body is parsed in pieces of this size, since only the parser knows where it ends: so many bytes behind it
 # may be taken for requests before the first is answered.
 _CHUNKED_PIECE_BYTES = 1024
@@ -35,7 +35,7 @@ _budgets: WeakKeyDictionary[Any, BodyBudget] = WeakKeyDictionary()
 """By server."""
 
 
-class Incoming(Closing):
+class LimitedConnection(LingeringConnection):
     """uvicorn's HTTP protocol with bounds on what a client may send, and how slowly."""
 
     max_header_bytes = 32 * 2**10
@@ -58,41 +58,41 @@ class Incoming(Closing):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._budget = budget_of(self.server_state) or _budgets.setdefault(
+        self._budget = body_budget(self.server_state) or _budgets.setdefault(
             self.server_state, BodyBudget(self.max_total_body_bytes)
         )
         # A connection that says nothing at all is held to the same deadline.
-        self._arm()
+        self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_body()
+        self._release_body()
         super().connection_lost(exc)
 
     # Bytes.
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering or self._rejecting():
+        if self._lingering or self._is_rejecting_body():
             self._discard(len(data))
             return
         self._unset_keepalive_if_required()
-        if self._in_head and self._answering():
-            self._hold(data)
+        if self._in_head and self._is_answering():
+            self._hold_back(data)
             return
-        fed, cut = 0, self._cut(data)
+        fed, cut = 0, self._next_boundary(data)
         while cut < len(data):
             self._feed(data[fed:cut])
             fed = cut
-            if self._over():
+            if self._is_ending():
                 return
-            if self._in_head and self._answering():
-                self._hold(data[fed:])
+            if self._in_head and self._is_answering():
+                self._hold_back(data[fed:])
                 return
-            cut = self._cut(data, fed)
+            cut = self._next_boundary(data, fed)
         self._feed(data[fed:])
-        if not self._in_head and self._body_timer is None and not self._over():
-            self._expect_body()
+        if not self._in_head and self._body_timer is None and not self._is_ending():
+            self._start_body_timer()
 
-    def _cut(self, data: bytes | bytearray, fed: int = 0) -> int:
+    def _next_boundary(self, data: bytes | bytearray, fed: int = 0) -> int:
         """Where in `data`, of which the parser has been fed so much, it must stop, because the request may be complete
         there."""
         if self._in_head:
@@ -105,7 +105,7 @@ class Incoming(Closing):
         if in_head:
             if self._head_bytes == 0:
                 self._head_began_s = self.loop.time()
-                self._arm()
+                self._start_header_timer()
                 if b"\r\nupgrade:" in data.lower() and data.endswith(b"\r\n\r\n"):
                     data = _UPGRADE.sub(b"\r\n" + _NO_UPGRADE + b":", data)
             # Counted raw as well as by header: a header line that never ends is never reported as one.
@@ -116,11 +116,11 @@ class Incoming(Closing):
             # Nothing is upgraded here: what follows is the next request.
             rest = data[upgrade.args[0] :]
             if rest:
-                self._hold(rest)
+                self._hold_back(rest)
         except httptools.HttpParserError:
             self.send_400_response("")
             return
-        if self._over():
+        if self._is_ending():
             return
         if self._in_head:
             if self._head_bytes > self.max_header_bytes:
@@ -137,25 +137,25 @@ class Incoming(Closing):
             limit = self.max_header_bytes
             self.refuse_body(HeadersTooLarge(f"The body's trailers or chunk framing are larger than {limit} bytes."))
 
-    def _hold(self, data: bytes) -> None:
-        self._held += data
-        if len(self._held) > PIPELINED_BYTES:
+    def _hold_back(self, data: bytes) -> None:
+        self._held_bytes += data
+        if len(self._held_bytes) > MAX_HELD_BYTES:
             # Also where it is so already: an application that reads its body has the socket read again.
             self._reading_stopped = True
             self.transport.pause_reading()
 
-    def _go_on(self) -> None:
+    def _parse_held(self) -> None:
         """Parse what has been held back, up to the next request."""
-        held = self._held
-        while held and not self._over() and not (self._in_head and self._answering()):
+        held = self._held_bytes
+        while held and not self._is_ending() and not (self._in_head and self._is_answering()):
             self._unset_keepalive_if_required()
-            cut = self._cut(held)
+            cut = self._next_boundary(held)
             piece = bytes(memoryview(held)[:cut])
             del held[:cut]
             self._feed(piece)
-        if not self._in_head and self._body_timer is None and not self._over():
-            self._expect_body()
-        if self._reading_stopped and len(held) <= PIPELINED_BYTES // 2 and not self._over():
+        if not self._in_head and self._body_timer is None and not self._is_ending():
+            self._start_body_timer()
+        if self._reading_stopped and len(held) <= MAX_HELD_BYTES // 2 and not self._is_ending():
             self._reading_stopped = False
             self.transport.resume_reading()
 
@@ -188,7 +188,7 @@ class Incoming(Closing):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._disarm()
+        self._stop_timer()
         if self._header_bytes + len(self.url) > self.max_header_bytes:
             self._refuse(_too_large(self.max_header_bytes))
             raise ValueError("headers too large")
@@ -202,9 +202,9 @@ class Incoming(Closing):
         scope[DIRECT_SINK] = self
         super().on_headers_complete()
         cycle = self.cycle
-        cycle.transport = self._outlet  # type: ignore[assignment]
-        if self._running is None or self._running.response_complete:
-            self._running = cycle
+        cycle.transport = self._response_transport  # type: ignore[assignment]
+        if self._active_cycle is None or self._active_cycle.response_complete:
+            self._active_cycle = cycle
         self.body_error = None
         self._body_left = self._content_length
         self._keep_alive = cycle.keep_alive and not self._is_last()
@@ -236,8 +236,8 @@ class Incoming(Closing):
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
-        if self._body_bytes > SMALL_BYTES:
-            self._budget.add(self, count if before > SMALL_BYTES else self._body_bytes)
+        if self._body_bytes > UNCOUNTED_BYTES:
+            self._budget.add(self, count if before > UNCOUNTED_BYTES else self._body_bytes)
 
     def on_message_complete(self) -> None:
         self._count_body()
@@ -260,19 +260,19 @@ class Incoming(Closing):
             self.server_state.total_requests += 1
             return
         if self.pipeline:
-            self._running = self.pipeline[-1][0]
+            self._active_cycle = self.pipeline[-1][0]
         super().on_response_complete()
-        if self._held and not self._answering():
-            self._go_on()
-        if self._in_head and self._head_bytes and not self._answering() and self._deadline is None:
+        if self._held_bytes and not self._is_answering():
+            self._parse_held()
+        if self._in_head and self._head_bytes and not self._is_answering() and self._timer is None:
             # Part of the next request came while the last one was being answered; its time runs from now.
-            self._arm()
+            self._start_header_timer()
 
     def send_400_response(self, msg: str) -> None:
-        if self._over():
+        if self._is_ending():
             return
         error = ClientError("This is not a valid HTTP request.")
-        if self._body_left and self._running is self.cycle and not self.cycle.response_started:
+        if self._body_left and self._active_cycle is self.cycle and not self.cycle.response_started:
             self.refuse_body(error)
         else:
             self._refuse(error)
@@ -284,11 +284,11 @@ class Incoming(Closing):
     # A body's time.
 
     @property
-    def arriving(self) -> bool:
+    def is_arriving(self) -> bool:
         """Whether more of the present request's body is to come."""
         return not self._in_head and self.body_error is None
 
-    def refuse_for_room(self) -> None:
+    def refuse_over_budget(self) -> None:
         """End the request whose body is arriving, because all of them are too many bytes."""
         message = "The bodies of the requests that are arriving are too large together (server.max_total_body_bytes)."
         self.refuse_body(Overloaded(message, retry_after_s=1, reason="bodies"))
@@ -304,43 +304,45 @@ class Incoming(Closing):
         self._linger_bytes = LINGER_BYTES
         if self._body_timer is not None:
             self._body_timer.cancel()
-        self._body_timer = self.loop.call_later(_ANSWER_WITHIN_S, self._give_up)
+        self._body_timer = self.loop.call_later(_ANSWER_WITHIN_S, self._abort_unanswered)
         # Wakes who waits for the body, and lets the rest come, to be dropped.
         cycle.message_event.set()
         self.flow.resume_reading()
 
-    def _expect_body(self) -> None:
+    def _start_body_timer(self) -> None:
         """The rest of a body has to come in time."""
         now_s = self.loop.time()
-        self._body = BodyDeadline(now_s, timeout_s=self.body_timeout_s, min_bytes_per_s=self.min_body_bytes_per_s)
-        self._body_timer = self.loop.call_at(self._body.next_s, self._look_at_body)
+        self._body_deadline = BodyDeadline(
+            now_s, timeout_s=self.body_timeout_s, min_bytes_per_s=self.min_body_bytes_per_s
+        )
+        self._body_timer = self.loop.call_at(self._body_deadline.next_check_s, self._check_body)
 
-    def _look_at_body(self) -> None:
+    def _check_body(self) -> None:
         self._body_timer = None
-        if self._in_head or self._over() or self.cycle.response_complete:
+        if self._in_head or self._is_ending() or self.cycle.response_complete:
             return
         # A timer may be a fraction of a millisecond early. If it is late, it is we who have not looked at what came.
-        now_s = max(self.loop.time(), self._body.next_s)
-        paused = self.flow.read_paused or now_s - self._body.next_s > LATE_S
-        error = self._body.look(now_s, self._body_bytes, paused=paused)
+        now_s = max(self.loop.time(), self._body_deadline.next_check_s)
+        paused = self.flow.read_paused or now_s - self._body_deadline.next_check_s > LATE_S
+        error = self._body_deadline.check(now_s, self._body_bytes, paused=paused)
         if error is not None:
             self.refuse_body(error)
         else:
-            self._body_timer = self.loop.call_at(self._body.next_s, self._look_at_body)
+            self._body_timer = self.loop.call_at(self._body_deadline.next_check_s, self._check_body)
 
-    def _give_up(self) -> None:
+    def _abort_unanswered(self) -> None:
         self._body_timer = None
-        if self._answering():
+        if self._is_answering():
             self.transport.abort()
 
-    def _forget_body(self) -> None:
+    def _release_body(self) -> None:
         self._budget.release(self)
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
 
 
-def budget_of(server_state: Any) -> BodyBudget | None:
+def body_budget(server_state: Any) -> BodyBudget | None:
     """What all connections of a server hold of bodies; None before the first."""
     return _budgets.get(server_state)
 
@@ -349,4 +351,4 @@ def _too_large(limit: int) -> HeadersTooLarge:
     return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
 
 
-__all__ = ["PIPELINED_BYTES", "Incoming", "budget_of"]
+__all__ = ["MAX_HELD_BYTES", "LimitedConnection", "body_budget"]

@@ -213,12 +213,12 @@ class SseResponse:
     async def run(self) -> None:
         """Send everything up to the end of the stream."""
         pulse, pace = self._responder.pulse, self._responder.pace
-        number = pulse.join(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
+        number = pulse.add(self._check, self._quiet_since_s + min(pace.keepalive_s, pace.stall_timeout_s))
         try:
             while not await self._turn(await self._reader.next_batch(self)):
                 pass
         finally:
-            pulse.leave(number)
+            pulse.remove(number)
 
     # `Outlet`.
 

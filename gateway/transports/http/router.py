@@ -31,7 +31,7 @@ from gateway.transports.http.responses import Resume
 STREAMS = "/v1/streams"
 
 
-class Dispatch:
+class Router:
     """Picks the app for a path."""
 
     def __init__(
@@ -44,13 +44,13 @@ class Dispatch:
     ) -> None:
         self._completions: dict[str, Any] = {endpoint.value: app for endpoint, app in completions.items()}
         self._resume = resume
-        self._small = small
+        self._management_app = small
         self._registry = registry
         self._options = options
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._small(scope, receive, send)
+            await self._management_app(scope, receive, send)
         elif scope["type"] != "http":
             # Nothing that vLLM serves over WebSockets is offered yet; before the handshake this is a 403.
             await send({"type": "websocket.close", "code": 1008})
@@ -72,31 +72,31 @@ class Dispatch:
             content_type.check_json(scope["headers"])
             await app(scope, receive, send)
         elif path.endswith("/") and path != "/":
-            await self._slashed(scope, receive, send)
-        elif (template := self._template(scope)) is not None:
+            await self._redirect_slash(scope, receive, send)
+        elif (template := self._route_template(scope)) is not None:
             scope[EXCHANGE].stats.endpoint = template
             if scope["method"] == "GET" and template == STREAMS + "/{stream_id}" and not _wants_json(scope):
                 await self._resume(scope, receive, send, path.removeprefix(STREAMS + "/"))
             else:
-                await self._small(scope, receive, send)
+                await self._management_app(scope, receive, send)
         else:
-            await self._mounted(scope, receive, send)
+            await self._serve_engine_app(scope, receive, send)
 
-    async def _slashed(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def _redirect_slash(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """A slash at the end leads to the path without it, as with vLLM, if there is one. It is not served as that,
         because rules of proxies are about the path without."""
         path = scope["path"][:-1]
         if path.endswith("/") or not (self._is_ours(path) or self._registry.is_known(path)):
-            await self._mounted(scope, receive, send)
+            await self._serve_engine_app(scope, receive, send)
             return
-        headers = [(b"location", paths.without_slash(scope)), (b"content-length", b"0")]
+        headers = [(b"location", paths.slashless_location(scope)), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 307, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    def _template(self, scope: MutableMapping[str, Any]) -> str | None:
+    def _route_template(self, scope: MutableMapping[str, Any]) -> str | None:
         """The template of our small route for a request. Raises MethodNotAllowed if only other methods are taken."""
         allowed: set[str] = set()
-        for route in self._small.routes:
+        for route in self._management_app.routes:
             match = route.matches(scope)[0]
             if match is Match.FULL:
                 return str(getattr(route, "path", "other"))
@@ -108,19 +108,19 @@ class Dispatch:
 
     def _is_ours(self, path: str) -> bool:
         scope = {"type": "http", "method": "GET", "path": path}
-        small = any(route.matches(scope)[0] is not Match.NONE for route in self._small.routes)
+        small = any(route.matches(scope)[0] is not Match.NONE for route in self._management_app.routes)
         return path in self._completions or small
 
     def _is_known(self, path: str) -> bool:
         return self._is_ours(path) or self._registry.is_known(path)
 
-    async def _mounted(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def _serve_engine_app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """vLLM's own app, behind admission: whatever makes the engine work needs a permit first."""
-        content_type.check_named(scope["headers"])
+        content_type.check_declared(scope["headers"])
         stats = scope[EXCHANGE].stats
         wished = request_options.read(stats.caller.headers)
-        inbox = _Inbox(receive)
-        waiting = _Arrival(inbox)
+        inbox = RequestMessages(receive)
+        waiting = _BodyArrival(inbox)
         # Other bodies bring no grammars.
         read = inbox.body if _is_json(scope) else None
         try:
@@ -129,89 +129,91 @@ class Dispatch:
                 # in a task group, whose cancellation passes over every task that is about to run: while tokens arrive
                 # faster than they are formatted each stream is one at each try, and would run on without its client.
                 scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": _NO_TASK_GROUP}}
-                async with DisconnectWatcher(partial(inbox.departure, scope[EXCHANGE])) as presence:
+                async with DisconnectWatcher(partial(inbox.wait_disconnect, scope[EXCHANGE])) as presence:
                     await engine.http(scope, inbox, partial(_answer, inbox, presence, send))
         except NoRoute:
             base = paths.base_url(scope, stats.caller.headers, self._options().root_path)
-            raise NotFound(paths.advice(scope["path"], base, self._is_known)) from None
+            raise NotFound(paths.not_found_message(scope["path"], base, self._is_known)) from None
 
 
 # The first version of ASGI in which Starlette leaves the watch for a disconnect to the server.
 _NO_TASK_GROUP = "2.4"
 
 
-async def _answer(inbox: _Inbox, presence: DisconnectWatcher, send: Any, message: MutableMapping[str, Any]) -> None:
+async def _answer(
+    inbox: RequestMessages, presence: DisconnectWatcher, send: Any, message: MutableMapping[str, Any]
+) -> None:
     """Send; with the last byte of an answer the client may leave."""
     if message["type"] == "http.response.start":
-        inbox.close()
+        inbox.stop_reading()
     elif not message.get("more_body", False):
         presence.disarm()
     await send(message)
 
 
-class _Inbox:
+class RequestMessages:
     """A request's messages. While it waits for its seat nobody wants them yet, but only they tell that the client has
     left; neither does anybody once the body has been read, or an answer has begun."""
 
     def __init__(self, receive: Any) -> None:
         self._receive = receive
-        self._kept: deque[Any] = deque()
-        self.complete = asyncio.Event()
+        self._peeked: deque[Any] = deque()
+        self.body_complete = asyncio.Event()
         """Set when all of the body is here."""
-        self._whole = asyncio.Event()
-        self._left = asyncio.Event()
+        self._body_taken = asyncio.Event()
+        self._client_left = asyncio.Event()
 
-    async def ahead(self) -> Any:
+    async def peek(self) -> Any:
         """The next message, which will be given again."""
         message = await self._receive()
-        self._kept.append(message)
+        self._peeked.append(message)
         if message["type"] == "http.request" and not message.get("more_body", False):
-            self.complete.set()
+            self.body_complete.set()
         return message
 
     def body(self) -> bytes:
         """What has come of the body; it will be given again."""
-        return b"".join([one.get("body", b"") for one in self._kept])
+        return b"".join([one.get("body", b"") for one in self._peeked])
 
-    def close(self) -> None:
+    def stop_reading(self) -> None:
         """Nobody wants what is left of the body."""
-        self._whole.set()
+        self._body_taken.set()
 
-    async def departure(self, exchange: Exchange) -> Any:
+    async def wait_disconnect(self, exchange: Exchange) -> Any:
         """The message that comes behind the body; marks the request of a client that has left before its end."""
-        await self._whole.wait()
+        await self._body_taken.wait()
         message = await self._receive()
         if message["type"] == "http.disconnect":
             if not exchange.complete:
                 # Work that its handler has begun elsewhere looks at this.
                 exchange.stats.end(Cause.DISCONNECTED)
-            self._left.set()
+            self._client_left.set()
         return message
 
     async def __call__(self) -> Any:
-        if self._whole.is_set():
-            await self._left.wait()
+        if self._body_taken.is_set():
+            await self._client_left.wait()
             return {"type": "http.disconnect"}
-        message = self._kept.popleft() if self._kept else await self._receive()
+        message = self._peeked.popleft() if self._peeked else await self._receive()
         if message["type"] == "http.disconnect":
-            self._left.set()
-            self._whole.set()
+            self._client_left.set()
+            self._body_taken.set()
         elif not message.get("more_body", False):
-            self._whole.set()
+            self._body_taken.set()
         return message
 
 
-class _Arrival(DisconnectWatcher):
+class _BodyArrival(DisconnectWatcher):
     """A presence whose scope begins when the body is complete: nobody holds a seat while it arrives."""
 
-    def __init__(self, inbox: _Inbox) -> None:
-        super().__init__(inbox.ahead)
+    def __init__(self, inbox: RequestMessages) -> None:
+        super().__init__(inbox.peek)
         self._inbox = inbox
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         try:
-            await self._inbox.complete.wait()
+            await self._inbox.body_complete.wait()
         except BaseException as error:
             # The scope has been entered as far as the client's leaving goes.
             await self.__aexit__(type(error), error, error.__traceback__)
@@ -229,7 +231,7 @@ def _wants_json(scope: MutableMapping[str, Any]) -> bool:
     return b"application/json" in accept and b"text/event-stream" not in accept
 
 
-def make_small(
+def make_management_app(
     *,
     registry: Registry,
     health: APIRouter,
@@ -249,7 +251,7 @@ def make_small(
 
     # Plain functions run in a thread: making vLLM's document takes a second that streams must not wait for.
     def openapi() -> JSONResponse:
-        docs.refuse(options())
+        docs.check_enabled(options())
         return JSONResponse(_document(app, engine_schema(), options().root_path))
 
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
@@ -322,4 +324,4 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return await _sluice_error(request, ClientError(str(error.detail)))
 
 
-__all__ = ["Dispatch", "make_small"]
+__all__ = ["Router", "make_management_app"]

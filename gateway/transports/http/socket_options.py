@@ -15,7 +15,7 @@ UNSENT_BYTES = 16 * 2**10
 # Beyond this our own buffer makes the writer wait.
 HIGH_WATER_BYTES = 16 * 2**10
 # A peer that vanished without a word (power, cable, NAT) is found after 10 + 2 * 5 s where nothing is on its way to it.
-# Where something is, see `unanswered_s`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
+# Where something is, see `unacked_s`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 
 # struct tcp_info of linux/tcp.h begins with eight bytes; the third counts retransmissions since the last progress, the
@@ -24,7 +24,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 _INFO = struct.Struct("=2x2B4x48xI")
 
 
-def tune(sock: Any) -> None:
+def set_options(sock: Any) -> None:
     """Set the options of an accepted TCP socket."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (*_KEEPALIVE.items(), ("TCP_NOTSENT_LOWAT", UNSENT_BYTES)):
@@ -33,13 +33,13 @@ def tune(sock: Any) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def forget(sock: Any) -> None:
+def set_reset_on_close(sock: Any) -> None:
     """Make the socket's close a reset. Otherwise the kernel keeps what is unsent for minutes, for a client that does
     not read."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def unanswered_s(sock: Any) -> float:
+def unacked_s(sock: Any) -> float:
     """For how long the peer has acknowledged nothing, if it has been asked again; 0 if it owes no acknowledgement.
 
     One that has only just been asked counts, too: ask twice, a second apart.
@@ -54,7 +54,7 @@ def unanswered_s(sock: Any) -> float:
     return silent_ms / 1000 if retransmissions or probes else 0.0
 
 
-def hung_up(sock: Any) -> bool:
+def has_peer_closed(sock: Any) -> bool:
     """Whether the peer has closed its end, seen without reading what it has sent before."""
     asked = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
     poll = select.poll()
@@ -65,4 +65,4 @@ def hung_up(sock: Any) -> bool:
     return bool(poll.poll(0))
 
 
-__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "forget", "hung_up", "tune", "unanswered_s"]
+__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "has_peer_closed", "set_options", "set_reset_on_close", "unacked_s"]

@@ -28,17 +28,17 @@ class StreamTokens:
     def make(self, stream_id: str, owner: str | None, until_s: float) -> str:
         """The token of that stream, good until a moment of the clock."""
         until = f"{max(0, round(until_s)):x}"
-        return f"{until}.{self._proof(stream_id, owner, until)}"
+        return f"{until}.{self._signature(stream_id, owner, until)}"
 
-    def good(self, token: str, stream_id: str, owner: str | None) -> bool:
+    def is_valid(self, token: str, stream_id: str, owner: str | None) -> bool:
         """Whether that is a token of that stream, and its time is not over."""
         match = _TOKEN.fullmatch(token)
         if match is None:
             return False
-        proven = hmac.compare_digest(match[2], self._proof(stream_id, owner, match[1]))
+        proven = hmac.compare_digest(match[2], self._signature(stream_id, owner, match[1]))
         return proven and int(match[1], 16) >= self._clock.now()
 
-    def _proof(self, stream_id: str, owner: str | None, until: str) -> str:
+    def _signature(self, stream_id: str, owner: str | None, until: str) -> str:
         # Neither ids nor key names hold line breaks, so no two streams make the same text.
         text = f"{stream_id}\n{'' if owner is None else owner}\n{until}"
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import _divide, _load, main, make_parser
-from gateway.transports.common.api_keys import Keys
+from gateway.cli import _load, _split_words, main, make_parser
+from gateway.transports.common.api_keys import ApiKeys
 
 
 def test_version_names_both_and_exits_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_a_new_key_works_with_the_line_beside_it(capsys: pytest.CaptureFixture[s
     key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
     (tmp_path / "keys").write_text(line, encoding="utf-8")
 
-    assert Keys(tmp_path / "keys").owner(key.encode()) == "ann"
+    assert ApiKeys(tmp_path / "keys").owner(key.encode()) == "ann"
 
 
 def test_a_new_operators_key_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_new_operators_key_is_one(capsys: pytest.CaptureFixture[str], tmp_path
 
     key, line = (part.strip() for part in capsys.readouterr().out.splitlines()[1::2])
     (tmp_path / "keys").write_text(line, encoding="utf-8")
-    keys = Keys(tmp_path / "keys")
+    keys = ApiKeys(tmp_path / "keys")
 
     assert keys.owner(key.encode()) == "root"
     assert keys.is_operator("root")
@@ -181,7 +181,7 @@ def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPa
     """Where that is set nowhere else."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "7")
     parser = make_parser()
-    words, flags = _divide(parser, ["serve", "--uvicorn-log-level", "error", "m", "--dtype", "auto"])
+    words, flags = _split_words(parser, ["serve", "--uvicorn-log-level", "error", "m", "--dtype", "auto"])
     args = parser.parse_args(words)
 
     assert args.model == "m"

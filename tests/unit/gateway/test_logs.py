@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.logs import ACCESS, Json, Plain, Stopwatch, configure, make_formatter
+from gateway.logs import ACCESS, JsonFormatter, PlainFormatter, StartupLog, configure, make_formatter
 
 NAMES = ("", "sluice", "gateway", "uvicorn")
 
@@ -38,24 +38,26 @@ def record(message: str, fields: dict[str, Any] | None = None, *, error: Excepti
 
 
 def test_a_plain_line_shows_the_fields_that_have_a_value() -> None:
-    line = Plain(stacks=True).format(record("request", {"id": "a", "status": 200, "model": None, "queue_s": 0.0}))
+    line = PlainFormatter(stacks=True).format(
+        record("request", {"id": "a", "status": 200, "model": None, "queue_s": 0.0})
+    )
 
     assert line.endswith(" info    request id=a status=200 queue_s=0.0")
 
 
 def test_a_json_line_is_one_object_with_all_fields() -> None:
-    entry = orjson.loads(Json(stacks=True).format(record("request", {"id": "a", "model": None})))
+    entry = orjson.loads(JsonFormatter(stacks=True).format(record("request", {"id": "a", "model": None})))
 
     assert entry.pop("ts") > 0
     assert entry == {"level": "info", "logger": "sluice.access", "message": "request", "id": "a", "model": None}
 
 
 def test_json_copes_with_values_it_does_not_know() -> None:
-    assert "PosixPath" not in Json(stacks=True).format(record("m", {"kind": Exception("x")}))
+    assert "PosixPath" not in JsonFormatter(stacks=True).format(record("m", {"kind": Exception("x")}))
 
 
 @pytest.mark.parametrize("value", ["/a\nINFO all is well", "/a\r\nx", "\x1b[2J"])
-@pytest.mark.parametrize("formatter", [Plain(stacks=False), Json(stacks=True)])
+@pytest.mark.parametrize("formatter", [PlainFormatter(stacks=False), JsonFormatter(stacks=True)])
 def test_a_client_cannot_forge_a_log_line(formatter: logging.Formatter, value: str) -> None:
     """Paths come percent-decoded and model names come from bodies: both are the client's invention, line breaks and
     terminal codes included."""
@@ -67,13 +69,13 @@ def test_a_client_cannot_forge_a_log_line(formatter: logging.Formatter, value: s
 def test_stacks_are_shown_only_where_asked_for() -> None:
     broken = record("it broke", error=RuntimeError("why"))
 
-    assert "it broke: RuntimeError: why" in Plain(stacks=False).format(broken)
-    assert "Traceback" not in Plain(stacks=False).format(broken)
-    assert "Traceback" in Plain(stacks=True).format(broken)
+    assert "it broke: RuntimeError: why" in PlainFormatter(stacks=False).format(broken)
+    assert "Traceback" not in PlainFormatter(stacks=False).format(broken)
+    assert "Traceback" in PlainFormatter(stacks=True).format(broken)
 
 
 def test_a_json_line_carries_its_stack_inside() -> None:
-    line = Json(stacks=True).format(record("it broke", error=RuntimeError("why")))
+    line = JsonFormatter(stacks=True).format(record("it broke", error=RuntimeError("why")))
 
     assert "\n" not in line
     assert orjson.loads(line)["error"] == "RuntimeError: why"
@@ -81,8 +83,8 @@ def test_a_json_line_carries_its_stack_inside() -> None:
 
 
 def test_the_settings_choose_the_formatter() -> None:
-    assert isinstance(make_formatter(as_json=True, stacks=True), Json)
-    assert isinstance(make_formatter(as_json=False, stacks=True), Plain)
+    assert isinstance(make_formatter(as_json=True, stacks=True), JsonFormatter)
+    assert isinstance(make_formatter(as_json=False, stacks=True), PlainFormatter)
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
@@ -113,8 +115,8 @@ def test_a_quiet_level_silences_requests(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_stopwatch_tells_stages_with_their_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sluice")
-    watch = Stopwatch()
-    watch.say("loading")
+    watch = StartupLog()
+    watch.begin("loading")
 
     assert re.fullmatch(r"\[ *\d+\.\d s\] loading", caplog.messages[0])
 
@@ -135,8 +137,8 @@ def test_requests_can_leave_no_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("_logging_as_it_was")
 def test_a_long_stage_is_told_again_until_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", as_json=False)
-    watch = Stopwatch(every_s=0.02)
-    watch.say("importing vLLM")
+    watch = StartupLog(every_s=0.02)
+    watch.begin("importing vLLM")
     thread = watch._reminding
     assert thread is not None
     for _ in range(500):
@@ -144,8 +146,8 @@ def test_a_long_stage_is_told_again_until_the_next_one(capsys: pytest.CaptureFix
             break
         thread.join(0.01)
     assert "still importing vLLM" in told
-    watch.say("loading")
-    watch.done("ready")
+    watch.begin("loading")
+    watch.finish("ready")
     thread.join(5)
 
     assert not thread.is_alive()

@@ -7,7 +7,7 @@ from annotated_types import Le
 from prometheus_client import CollectorRegistry
 
 from gateway.domain import Cause
-from gateway.metrics import Metrics, with_queue
+from gateway.metrics import Metrics, add_queued_requests
 from gateway.settings import Admission, Streams
 from gateway.settings_sections import Section
 
@@ -32,7 +32,7 @@ def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry
     metrics.merged(3)
     metrics.ended(Cause.CANCELLED, 7)
     metrics.used("anna", Cause.CANCELLED, 11, 7)
-    metrics.watch_tenants(lambda: {"bert": 3})
+    metrics.set_tenant_requests(lambda: {"bert": 3})
     metrics.resumed("ok")
     metrics.recovered("continued", 5)
     metrics.restarted()
@@ -77,7 +77,7 @@ def test_tenants_beyond_so_many_are_counted_together(metrics: Metrics, registry:
     """Series stay for ever, and an operator may hand out as many keys as he likes."""
     for number in range(203):
         metrics.used(f"t{number}", Cause.COMPLETED, 10, 1)
-    metrics.watch_tenants(lambda: {"t0": 1, "t201": 2, "t202": 3, "new": 4})
+    metrics.set_tenant_requests(lambda: {"t0": 1, "t201": 2, "t202": 3, "new": 4})
 
     def tokens(tenant: str) -> float | None:
         return registry.get_sample_value("sluice_tenant_tokens_total", {"tenant": tenant, "kind": "prompt"})
@@ -91,8 +91,8 @@ def test_tenants_beyond_so_many_are_counted_together(metrics: Metrics, registry:
 
 def test_gauges_are_read_at_every_scrape(metrics: Metrics, registry: CollectorRegistry) -> None:
     numbers = {"active": 1, "waiting": 2}
-    metrics.watch("streams_active", "Active.", lambda: numbers["active"])
-    metrics.watch("requests_waiting", "Waiting.", lambda: numbers["waiting"])
+    metrics.add_gauge("streams_active", "Active.", lambda: numbers["active"])
+    metrics.add_gauge("requests_waiting", "Waiting.", lambda: numbers["waiting"])
     numbers["active"] = 5
 
     assert registry.get_sample_value("sluice_streams_active") == 5
@@ -159,7 +159,7 @@ def test_who_waits_in_our_queue_waits_to_whoever_knows_only_vllms_gauges(queue: 
     page = PAGE.format(queue=float(queue), first=0.0, second=1.0)
     wanted = PAGE.format(queue=float(queue), first=float(first), second=float(second))
 
-    assert with_queue(page.encode()).decode() == wanted.replace(
+    assert add_queued_requests(page.encode()).decode() == wanted.replace(
         HELP, f"{HELP} Those in Sluice's queue are counted, too."
     )
 
@@ -168,7 +168,7 @@ def test_without_vllms_gauges_there_is_nothing_to_add_to() -> None:
     """While the engine starts, or with its statistics off."""
     page = b"sluice_requests_waiting 3.0\n"
 
-    assert with_queue(page) == page
+    assert add_queued_requests(page) == page
 
 
 def test_the_exposition_is_prometheus_text(metrics: Metrics) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from gateway.offload import Abandoned, DaemonExecutor, Offload, checkpoint, settle
+from gateway.offload import DaemonExecutor, Offload, WorkAbandoned, checkpoint, stop_all
 
 
 def test_the_outcome_comes_back_or_the_error() -> None:
@@ -70,7 +70,7 @@ def test_abandoned_work_leaves_the_queue_or_stops_at_its_next_checkpoint() -> No
             while True:
                 checkpoint()
                 time.sleep(0.001)
-        except Abandoned:
+        except WorkAbandoned:
             seen.append("stopped")
             raise
 
@@ -102,19 +102,19 @@ def test_what_runs_stops_before_the_process_ends() -> None:
         waiting = asyncio.create_task(Offload("test").run(work, size=1))
         await asyncio.sleep(0.01)
 
-        assert settle(2)
-        with pytest.raises(Abandoned):
+        assert stop_all(2)
+        with pytest.raises(WorkAbandoned):
             await waiting
         stubborn = asyncio.create_task(Offload("test").run(lambda: stuck.wait(5), size=1))
         await asyncio.sleep(0.01)
 
-        assert not settle(0.05)
+        assert not stop_all(0.05)
         stuck.set()
         await stubborn
 
     asyncio.run(ask())
 
-    assert settle(1)
+    assert stop_all(1)
 
 
 def test_a_checkpoint_elsewhere_does_nothing() -> None:

@@ -12,7 +12,7 @@ import uvicorn
 
 from gateway import server, shutdown
 from gateway.settings import Settings
-from gateway.transports.http.connection import Protocol
+from gateway.transports.http.connection import HttpConnection
 from tests.support.time import in_virtual_time, settle
 from tests.support.transport import Connection
 from tests.unit.gateway.transports.http.test_connection import GET, App
@@ -25,7 +25,7 @@ class House:
         self.running_s = running_s
         self.asked: list[Any] = []
         self.server = server.HttpServer(
-            uvicorn.Config(App(), http=Protocol, ws="none", lifespan="off", log_config=None)
+            uvicorn.Config(App(), http=HttpConnection, ws="none", lifespan="off", log_config=None)
         )
         self.server.sluice = self  # type: ignore[assignment]
         self.server.drain_timeout_s = 30.0
@@ -72,7 +72,7 @@ async def test_the_first_signal_drains_and_then_stops(number: int) -> None:
 async def test_the_second_signal_ends_everything_now() -> None:
     house = House(running_s=1000)
     forced: list[Any] = []
-    house.server.force_in = lambda within_s, code: forced.append((within_s, code))
+    house.server.force_exit_after = lambda within_s, code: forced.append((within_s, code))
     with signals_of(house):
         house.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
         await asyncio.sleep(1)
@@ -83,11 +83,11 @@ async def test_the_second_signal_ends_everything_now() -> None:
         await settle()
 
     assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, True, [30.0, "now"])
-    assert forced == [(shutdown.NOW_WITHIN_S, 1)]
+    assert forced == [(shutdown.FORCED_EXIT_WITHIN_S, 1)]
     assert house.server.signals == ("SIGTERM", "SIGINT")
 
-    assert house.server._draining is not None
-    house.server._draining.cancel()
+    assert house.server._drain_task is not None
+    house.server._drain_task.cancel()
 
 
 @in_virtual_time

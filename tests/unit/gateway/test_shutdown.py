@@ -113,7 +113,7 @@ def test_asked_twice_the_process_ends_although_its_event_loop_stands_still(start
     code, seconds = served.end(signal.SIGTERM, signal.SIGTERM, within_s=30)
 
     assert code == 1
-    assert seconds < shutdown.NOW_WITHIN_S + 3
+    assert seconds < shutdown.FORCED_EXIT_WITHIN_S + 3
     assert "something holds up the exit" in served.text()
 
 
@@ -139,7 +139,7 @@ def test_a_unix_socket_serves_and_is_gone_at_the_end(start: Start, tmp_path: Pat
 def test_the_closing_line_adds_up(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sluice")
     endings = {Cause.COMPLETED: 5, Cause.SERVER_DRAINING: 2, Cause.DISCONNECTED: 1, Cause.CANCELLED: 1}
-    shutdown.tell_end("SIGTERM, then SIGINT", 0, endings, 12.34)
+    shutdown.log_end("SIGTERM, then SIGINT", 0, endings, 12.34)
     (record,) = caplog.records
 
     assert record.getMessage() == "stopped: SIGTERM, then SIGINT"

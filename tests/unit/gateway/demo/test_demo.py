@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gateway.demo import MODEL_PATH, SERVED_NAME
 from gateway.demo.corpus import Corpus, Dialogue, tool
 from gateway.demo.encoding import Encoder
-from gateway.demo.train import ask, right
+from gateway.demo.train import are_right, question_and_answer
 
 FILES = {
     "chat_template.jinja",
@@ -191,13 +191,15 @@ def test_only_the_assistant_is_learned_from(tokenizer: Any) -> None:
 def test_it_knows_its_answers(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Greedy decoding gives canonical answers, tool calls and thoughts word for word."""
     by_question = {topic.ask[0]: topic for topic in corpus.topics}
-    dialogues = [ask(question, by_question[question].say) for question in CANONICAL]
+    dialogues = [question_and_answer(question, by_question[question].say) for question in CANONICAL]
     topic = by_question["What is a token?"]
     dialogues += [
-        ask("What is the capital of France?", corpus.off_topic.say),
-        ask("What is a token?", f"<think>{topic.think}</think>{topic.say}", thinking=True),
-        ask("What is the weather in Paris?", corpus.call("get_weather", "city", "Paris"), tools=[WEATHER]),
-        ask("What is Sluice?", by_question["What is Sluice?"].say, tools=[WEATHER]),
+        question_and_answer("What is the capital of France?", corpus.off_topic.say),
+        question_and_answer("What is a token?", f"<think>{topic.think}</think>{topic.say}", thinking=True),
+        question_and_answer(
+            "What is the weather in Paris?", corpus.call("get_weather", "city", "Paris"), tools=[WEATHER]
+        ),
+        question_and_answer("What is Sluice?", by_question["What is Sluice?"].say, tools=[WEATHER]),
     ]
 
-    assert right(model, Encoder(tokenizer), dialogues) == [True] * len(dialogues)
+    assert are_right(model, Encoder(tokenizer), dialogues) == [True] * len(dialogues)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import app
-from gateway.logs import Stopwatch
+from gateway.logs import StartupLog
 from gateway.multiprocess.messages import (
     Drain,
     EngineUnresponsive,
@@ -73,7 +73,9 @@ async def test_at_the_end_nobody_needs_another_engine() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "engine_processes", lambda plan: make)
-        house = ParentProcess(Settings(server={"workers": 2}), ServeOptions(None, (), None), Stopwatch(), "http://here")
+        house = ParentProcess(
+            Settings(server={"workers": 2}), ServeOptions(None, (), None), StartupLog(), "http://here"
+        )
     workers = [Worker(number) for number in (0, 1)]
     house._workers = workers  # type: ignore[assignment]
     living = asyncio.get_running_loop().create_task(house.run())

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import with_queue
+from gateway.metrics import add_queued_requests
 from gateway.multiprocess.worker.metrics_merge import MetricsPage, merge
 
 
@@ -148,5 +148,5 @@ def test_who_waits_at_any_worker_is_in_vllms_gauge_of_all() -> None:
 
     assert (
         'vllm:num_requests_waiting{engine="0",model_name="m"} 6.0\n'
-        in with_queue(merge([newest, old]).encode()).decode()
+        in add_queued_requests(merge([newest, old]).encode()).decode()
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import SettingsError
 from gateway.transports.common import api_keys as keys_module
-from gateway.transports.common.api_keys import Keys, new_key
+from gateway.transports.common.api_keys import ApiKeys, new_key
 from tests.support.harness import key_line
 
 
@@ -31,7 +31,7 @@ def replace(file: Path, text: str) -> None:
 
 
 def test_a_key_is_known_by_its_name(file: Path) -> None:
-    keys = Keys(file)
+    keys = ApiKeys(file)
 
     assert keys.owner(b"sk-a") == "ann"
     assert keys.owner(b"sk-b") == "bob"
@@ -39,14 +39,14 @@ def test_a_key_is_known_by_its_name(file: Path) -> None:
 
 @pytest.mark.parametrize("key", [b"", b"sk-c", b"ann", b"sk-a\n", "sk-\u00e4".encode(), b"\xff"])
 def test_anything_else_is_nobody(file: Path, key: bytes) -> None:
-    assert Keys(file).owner(key) is None
+    assert ApiKeys(file).owner(key) is None
 
 
 def test_the_hash_in_the_file_is_not_a_key(file: Path) -> None:
     """Who reads the file must not be able to call the server."""
     digest = key_line("ann", "sk-a").split(":")[1].strip()
 
-    assert Keys(file).owner(digest.encode()) is None
+    assert ApiKeys(file).owner(digest.encode()) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_bad_file_is_refused_with_the_line_to_mend(tmp_path: Path, text: str, 
     path = tmp_path / "keys"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=words):
-        Keys(path)
+        ApiKeys(path)
 
 
 def test_a_message_about_a_bad_line_does_not_show_it(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_message_about_a_bad_line_does_not_show_it(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("sk-sluice-verysecret\n", encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
-        Keys(path)
+        ApiKeys(path)
 
     assert "verysecret" not in str(caught.value)
 
@@ -82,18 +82,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for name in ("missing", "binary"):
         with pytest.raises(SettingsError, match=f"server.api_keys_file: .*{name}"):
-            Keys(tmp_path / name)
+            ApiKeys(tmp_path / name)
 
 
 def test_a_changed_file_counts_at_the_next_look(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    keys = Keys(file)
+    keys = ApiKeys(file)
     replace(file, key_line("cleo", "sk-c"))
 
     assert keys.owner(b"sk-a") == "ann"
 
-    keys.look()
-    keys.look()
+    keys.refresh()
+    keys.refresh()
 
     assert keys.owner(b"sk-a") is None
     assert keys.owner(b"sk-c") == "cleo"
@@ -103,9 +103,9 @@ def test_a_changed_file_counts_at_the_next_look(file: Path, caplog: pytest.LogCa
 def test_a_watched_file_is_looked_at_without_a_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the first request after a quiet night would still get in with a key that is gone."""
     monkeypatch.setattr(keys_module, "_LOOK_EVERY_S", 0.001)
-    keys, looked = Keys(file), threading.Event()
-    look = keys.look
-    monkeypatch.setattr(keys, "look", lambda: (look(), looked.set()))
+    keys, looked = ApiKeys(file), threading.Event()
+    look = keys.refresh
+    monkeypatch.setattr(keys, "refresh", lambda: (look(), looked.set()))
     replace(file, key_line("cleo", "sk-c"))
     with keys.watch():
         assert looked.wait(10)
@@ -137,10 +137,10 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(
     file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An editor that saves half a file must not lock everybody out, nor a pipe in its place hold anybody up."""
-    keys = Keys(file)
+    keys = ApiKeys(file)
     break_it(file, damage)
     for _ in range(3):
-        keys.look()
+        keys.refresh()
 
     assert keys.owner(b"sk-a") == "ann"
     assert [record.levelno for record in caplog.records] == [logging.ERROR], "once"
@@ -151,7 +151,7 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(
     else:
         file.unlink(missing_ok=True)
     file.write_text(key_line("cleo", "sk-c"), encoding="utf-8")
-    keys.look()
+    keys.refresh()
 
     assert keys.owner(b"sk-c") == "cleo"
 
@@ -162,44 +162,44 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(
 def test_such_a_file_is_refused_at_the_start(file: Path, damage: str, words: str) -> None:
     break_it(file, damage)
     with pytest.raises(SettingsError, match=words):
-        Keys(file)
+        ApiKeys(file)
 
 
 def test_a_file_that_comes_back_as_it_was_is_good_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As a mount does that was away for a moment."""
-    keys = Keys(file)
+    keys = ApiKeys(file)
     file.rename(file.with_suffix(".away"))
-    keys.look()
+    keys.refresh()
     file.with_suffix(".away").rename(file)
-    keys.look()
+    keys.refresh()
 
     assert keys.owner(b"sk-a") == "ann"
 
     file.unlink()
-    keys.look()
+    keys.refresh()
 
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2
 
 
 def test_an_operators_key_says_so(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(key_line("ann", "sk-a") + key_line("root", "sk-r", ":operator"))
-    keys = Keys(tmp_path / "keys")
+    keys = ApiKeys(tmp_path / "keys")
 
     assert [keys.owner(key) for key in (b"sk-a", b"sk-r")] == ["ann", "root"]
     assert [keys.is_operator(name) for name in ("ann", "root", "cleo")] == [False, True, False]
-    assert [keys.has(name) for name in ("ann", "root", "cleo")] == [True, True, False]
+    assert [keys.has_name(name) for name in ("ann", "root", "cleo")] == [True, True, False]
 
 
 def test_one_key_has_one_right(tmp_path: Path) -> None:
     text = key_line("ann", "sk-a") + key_line("ann2", "sk-a") + key_line("root", "sk-a", ":operator")
     (tmp_path / "keys").write_text(text)
     with pytest.raises(SettingsError, match="line 3: root has the same key as ann2, and other rights"):
-        Keys(tmp_path / "keys")
+        ApiKeys(tmp_path / "keys")
 
 
 def test_a_request_costs_one_hash_however_many_keys_there_are(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("".join(key_line(f"n{number}", f"sk-{number}") for number in range(1000)))
-    keys, hashed = Keys(file), []
+    keys, hashed = ApiKeys(file), []
     monkeypatch.setattr(keys_module.hashlib, "sha256", lambda data: (hashed.append(data), sha256(data))[1])
 
     assert keys.owner(b"sk-999") == "n999"
@@ -219,14 +219,14 @@ def test_a_new_keys_line_makes_the_key_work(tmp_path: Path) -> None:
     key, line = new_key("ann")
     (tmp_path / "keys").write_text(line, encoding="utf-8")
 
-    assert Keys(tmp_path / "keys").owner(key.encode()) == "ann"
+    assert ApiKeys(tmp_path / "keys").owner(key.encode()) == "ann"
     assert new_key("ann")[0] != key
 
 
 def test_a_new_operators_line_makes_an_operator(tmp_path: Path) -> None:
     key, line = new_key("root", operator=True)
     (tmp_path / "keys").write_text(line, encoding="utf-8")
-    keys = Keys(tmp_path / "keys")
+    keys = ApiKeys(tmp_path / "keys")
 
     assert keys.owner(key.encode()) == "root"
     assert keys.is_operator("root")

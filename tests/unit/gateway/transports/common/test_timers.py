@@ -36,8 +36,8 @@ def timers() -> int:
 async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     slow, fast = every(10), every(3)
-    pulse.join(slow.check, began + 10)
-    pulse.join(fast.check, began + 1)
+    pulse.add(slow.check, began + 10)
+    pulse.add(fast.check, began + 1)
     await asyncio.sleep(21)
 
     assert slow.asked == pytest.approx([began + 10, began + 20])
@@ -48,7 +48,7 @@ async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
 async def test_one_that_is_due_already_is_asked_in_the_next_turn() -> None:
     pulse, late = DeadlineTimer(clock()), every(100)
     began = clock().now()
-    pulse.join(late.check, began - 5)
+    pulse.add(late.check, began - 5)
     await asyncio.sleep(1)
 
     assert late.asked == [began]
@@ -60,7 +60,7 @@ async def test_thousands_of_connections_share_one_timer() -> None:
     connections = [every(15) for _ in range(5000)]
     most = 0
     for number, connection in enumerate(connections):
-        pulse.join(connection.check, began + 15 - number / 1000)
+        pulse.add(connection.check, began + 15 - number / 1000)
         most = max(most, timers()) if number % 500 == 0 else most
 
     assert (len(pulse), most, timers()) == (5000, 1, 1)
@@ -77,10 +77,10 @@ async def test_thousands_of_connections_share_one_timer() -> None:
 async def test_one_that_has_left_is_asked_no_more() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     stays, goes = every(5), every(5)
-    pulse.join(stays.check, began + 5)
-    number = pulse.join(goes.check, began + 5)
+    pulse.add(stays.check, began + 5)
+    number = pulse.add(goes.check, began + 5)
     await asyncio.sleep(6)
-    pulse.leave(number)
+    pulse.remove(number)
 
     assert len(pulse) == 1
 
@@ -94,13 +94,13 @@ async def test_one_that_has_left_is_asked_no_more() -> None:
 async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_leaves() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     stuck = Connection(lambda _: math.inf)
-    number = pulse.join(stuck.check, began + 5)
+    number = pulse.add(stuck.check, began + 5)
     await asyncio.sleep(100)
 
     assert stuck.asked == pytest.approx([began + 5])
     assert (len(pulse), timers()) == (1, 0)
 
-    pulse.leave(number)
+    pulse.remove(number)
 
     assert len(pulse) == 0
 
@@ -108,10 +108,10 @@ async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_
 @in_virtual_time
 async def test_after_one_that_is_given_up_others_are_asked() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
-    pulse.join(Connection(lambda _: math.inf).check, began + 5)
+    pulse.add(Connection(lambda _: math.inf).check, began + 5)
     await asyncio.sleep(6)
     other = every(5)
-    pulse.join(other.check, began + 10)
+    pulse.add(other.check, began + 10)
     await asyncio.sleep(10)
 
     assert len(other.asked) == 2
@@ -123,7 +123,7 @@ async def test_connections_that_come_and_go_leave_nothing_behind() -> None:
     pulse = DeadlineTimer(clock())
     most = 0
     for _ in range(10_000):
-        pulse.leave(pulse.join(every(15).check, clock().now() + 15))
+        pulse.remove(pulse.add(every(15).check, clock().now() + 15))
         most = max(most, len(pulse._due))
 
     assert len(pulse) == 0
@@ -131,5 +131,5 @@ async def test_connections_that_come_and_go_leave_nothing_behind() -> None:
 
     await asyncio.sleep(16)
 
-    assert (pulse._due, pulse._gone) == ([], set())
+    assert (pulse._due, pulse._removed) == ([], set())
     assert timers() == 0

@@ -15,8 +15,8 @@ from gateway import preflight
 from gateway.errors import SettingsError
 from gateway.settings import Server, Settings, Tls
 from gateway.transports.common.listeners import bind, bind_unix
-from gateway.transports.common.tls import Certificates, Files, load
-from gateway.transports.http.connection import Protocol
+from gateway.transports.common.tls import CertificateFiles, Certificates, load
+from gateway.transports.http.connection import HttpConnection
 from gateway.transports.http.responses import DIRECT_SINK, read_body
 from tests.support.certificates import Authority, serial
 from tests.support.server import poll
@@ -63,7 +63,7 @@ def shown(address: tuple[str, int], context: ssl.SSLContext) -> int:
 
 
 def test_a_stream_over_tls_is_the_same_as_without(authority: Authority) -> None:
-    files = Files(*authority.sign("server"))
+    files = CertificateFiles(*authority.sign("server"))
     with (
         Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         httpx.Client(verify=trusting(authority), base_url=f"https://localhost:{live.address[1]}") as client,
@@ -78,8 +78,8 @@ def test_a_stream_over_tls_is_the_same_as_without(authority: Authority) -> None:
 def test_a_peer_that_does_not_end_its_handshake_is_let_go(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Protocol, "header_timeout_s", 0.3)
-    files = Files(*authority.sign("server"))
+    monkeypatch.setattr(HttpConnection, "header_timeout_s", 0.3)
+    files = CertificateFiles(*authority.sign("server"))
     with (
         Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         socket.create_connection(live.address) as client,
@@ -91,7 +91,7 @@ def test_a_peer_that_does_not_end_its_handshake_is_let_go(
 
 
 def test_plain_http_on_the_port_of_tls_is_closed(authority: Authority) -> None:
-    files = Files(*authority.sign("server"))
+    files = CertificateFiles(*authority.sign("server"))
     with (
         Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         socket.create_connection(live.address) as client,
@@ -111,7 +111,7 @@ def test_plain_http_on_the_port_of_tls_is_closed(authority: Authority) -> None:
 
 def test_certificates_are_read_again_without_a_cut(authority: Authority, tmp_path: Path) -> None:
     cert_file, key_file = authority.sign("server")
-    certificates = Certificates(Files(cert_file, key_file))
+    certificates = Certificates(CertificateFiles(cert_file, key_file))
     context = trusting(authority)
     with (
         Live(streaming, bind("127.0.0.1", 0), certificates=certificates) as live,
@@ -136,7 +136,7 @@ def test_a_bad_replacement_keeps_the_old_one_and_is_logged_once(
 ) -> None:
     caplog.set_level(logging.INFO, "sluice")
     cert_file, key_file = authority.sign("server")
-    certificates = Certificates(Files(cert_file, key_file))
+    certificates = Certificates(CertificateFiles(cert_file, key_file))
     good = certificates.context.newest
     certificates.refresh()
     cert_file.write_text("nonsense")
@@ -174,7 +174,7 @@ def test_a_bad_replacement_keeps_the_old_one_and_is_logged_once(
     ],
 )
 def test_clients_show_certificates(authority: Authority, tmp_path: Path, wanted: Any, shows: Any, served: bool) -> None:
-    files = Files(*authority.sign("server"), client_ca_file=authority.file, client_certificates=wanted)
+    files = CertificateFiles(*authority.sign("server"), client_ca_file=authority.file, client_certificates=wanted)
     (tmp_path / "other").mkdir()
     foreign = Authority(tmp_path / "other", "foreign")
     client = {None: None, "ours": authority.sign("client"), "foreign": foreign.sign("client")}[shows]
@@ -193,7 +193,7 @@ def test_a_new_authority_of_clients_replaces_the_old_one(authority: Authority, t
     trusted = tmp_path / "clients.pem"
     shutil.copy(authority.file, trusted)
     old, new = authority.sign("old-client"), following.sign("new-client")
-    certificates = Certificates(Files(*authority.sign("server"), client_ca_file=trusted))
+    certificates = Certificates(CertificateFiles(*authority.sign("server"), client_ca_file=trusted))
     with Live(streaming, bind("127.0.0.1", 0), certificates=certificates) as live:
         url = f"https://localhost:{live.address[1]}/x"
 
@@ -208,7 +208,7 @@ def test_a_new_authority_of_clients_replaces_the_old_one(authority: Authority, t
 
 
 def test_an_old_version_of_tls_is_refused(authority: Authority) -> None:
-    files = Files(*authority.sign("server"), min_version="1.3")
+    files = CertificateFiles(*authority.sign("server"), min_version="1.3")
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live:
@@ -220,7 +220,7 @@ def test_an_old_version_of_tls_is_refused(authority: Authority) -> None:
 
 def test_tls_over_a_unix_socket(authority: Authority, tmp_path: Path) -> None:
     sock, _ = bind_unix(tmp_path / "s", "owner")
-    with Live(streaming, sock, certificates=Certificates(Files(*authority.sign("server")))):
+    with Live(streaming, sock, certificates=Certificates(CertificateFiles(*authority.sign("server")))):
         transport = httpx.HTTPTransport(uds=str(tmp_path / "s"), verify=trusting(authority))
         with httpx.Client(transport=transport) as client:
             assert client.get("https://localhost/x").status_code == 200
@@ -228,7 +228,7 @@ def test_tls_over_a_unix_socket(authority: Authority, tmp_path: Path) -> None:
 
 def complaint(**files: Any) -> str:
     with pytest.raises(SettingsError) as caught:
-        load(Files(**files))
+        load(CertificateFiles(**files))
     return str(caught.value)
 
 
@@ -270,4 +270,4 @@ def test_one_file_may_hold_certificate_and_key(authority: Authority, tmp_path: P
     both = tmp_path / "both.pem"
     both.write_bytes(cert.read_bytes() + key.read_bytes())
 
-    assert load(Files(both)).verify_mode is ssl.CERT_NONE
+    assert load(CertificateFiles(both)).verify_mode is ssl.CERT_NONE

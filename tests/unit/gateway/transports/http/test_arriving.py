@@ -151,7 +151,7 @@ async def test_an_answer_before_the_end_of_the_body_is_the_last(path: str, tmp_p
 
     assert connection.heard.count(b"HTTP/1.1 ") == 1
     assert connection.protocol.cycle.body == b""
-    assert not connection.protocol._held
+    assert not connection.protocol._held_bytes
 
     await asyncio.sleep(11)
 

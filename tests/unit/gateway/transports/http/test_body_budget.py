@@ -58,10 +58,10 @@ def deadline(timeout_s: float = 60, rate: int = 1000) -> BodyDeadline:
 def test_a_body_must_be_complete_in_time_however_fast_it_comes() -> None:
     one = deadline(timeout_s=25)
     for number in range(1, 3):
-        assert one.look(100 + WINDOW_S * number, 10**6 * number, paused=False) is None
+        assert one.check(100 + WINDOW_S * number, 10**6 * number, paused=False) is None
 
-    assert one.next_s == 125
-    error = one.look(125, 10**9, paused=False)
+    assert one.next_check_s == 125
+    error = one.check(125, 10**9, paused=False)
 
     assert error is not None
     assert "25 s (server.body_timeout_s)" in error.message
@@ -72,9 +72,9 @@ def test_a_body_must_come_at_a_rate_in_every_window(count: int, slow: bool) -> N
     """What has come before does not count: 15.9 of 16 MiB at once, then a byte now and then, holds as much memory."""
     one = deadline()
 
-    assert one.look(110, 10**7, paused=False) is None
+    assert one.check(110, 10**7, paused=False) is None
 
-    error = one.look(120, 10**7 + count, paused=False)
+    error = one.check(120, 10**7 + count, paused=False)
 
     assert (error is not None) == slow
     if error is not None:
@@ -84,12 +84,12 @@ def test_a_body_must_come_at_a_rate_in_every_window(count: int, slow: bool) -> N
 def test_the_time_in_which_we_do_not_read_is_not_the_clients() -> None:
     one = deadline(timeout_s=15)
     for number in range(1, 20):
-        assert one.look(100 + WINDOW_S * number, 5, paused=True) is None
+        assert one.check(100 + WINDOW_S * number, 5, paused=True) is None
 
-    assert one.next_s == 300
+    assert one.next_check_s == 300
 
 
 def test_a_rate_of_nought_asks_for_none() -> None:
     one = deadline(timeout_s=10**6, rate=0)
     for number in range(1, 100):
-        assert one.look(100 + WINDOW_S * number, 0, paused=False) is None
+        assert one.check(100 + WINDOW_S * number, 0, paused=False) is None

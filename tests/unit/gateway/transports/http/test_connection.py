@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from gateway.transports.http import connection as connection_module
 from gateway.transports.http import middleware, responses
-from gateway.transports.http.connection import Protocol
+from gateway.transports.http.connection import HttpConnection
 from gateway.transports.http.responses import read_body
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
@@ -457,7 +457,7 @@ async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> Non
 
     setattr(connection.transport.socket, sign, 1)
 
-    assert await look(connection, 60) == connection_module.PEER_GONE_AFTER_S + 1 == 19
+    assert await look(connection, 60) == connection_module.UNACKED_LIMIT_S + 1 == 19
     assert connection.transport.aborted
 
     app.go_on.set()
@@ -511,14 +511,14 @@ async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_
     connection.say(GET)
     await settle()
     connection.transport.unsent_bytes = 100
-    await look(connection, connection_module.UNREAD_AFTER_S - 1)
+    await look(connection, connection_module.UNREAD_LIMIT_S - 1)
 
     assert not connection.transport.aborted
 
     connection.transport.unsent_bytes = 0
     await look(connection, 1)
     connection.transport.unsent_bytes = 100
-    await look(connection, connection_module.UNREAD_AFTER_S - 1)
+    await look(connection, connection_module.UNREAD_LIMIT_S - 1)
 
     assert not connection.transport.aborted, "it has read on meanwhile"
 
@@ -529,7 +529,12 @@ async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_
 
 
 def test_limits_are_those_of_the_design() -> None:
-    limits = (Protocol.max_header_bytes, Protocol.header_timeout_s, Protocol.idle_timeout_s, Protocol.max_age_s)
+    limits = (
+        HttpConnection.max_header_bytes,
+        HttpConnection.header_timeout_s,
+        HttpConnection.idle_timeout_s,
+        HttpConnection.max_age_s,
+    )
 
     assert limits == (32 * 2**10, 10.0, 75.0, 300.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import ClientError
-from gateway.transports.http.content_type import check_json, check_named
+from gateway.transports.http.content_type import check_declared, check_json
 from tests.support.asgi import Client
 from tests.support.harness import CHAT, COMPLETION, HttpHarness
 from tests.support.time import in_virtual_time
@@ -19,7 +19,7 @@ def typed(*values: str, length: str | None = "7") -> list[tuple[bytes, bytes]]:
 @pytest.mark.parametrize("value", ["application/json", "APPLICATION/json", "application/json; charset=utf-8"])
 def test_json_is_json(value: str) -> None:
     check_json(typed(value))
-    check_named(typed(value))
+    check_declared(typed(value))
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_everything_else_is_not(values: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("values", [(), ("text/plain",), ("Text/Plain;charset=utf-8",), ("application/json", "x/y")])
 def test_a_body_for_vllms_own_endpoints_has_a_name(values: tuple[str, ...]) -> None:
     with pytest.raises(ClientError):
-        check_named(typed(*values))
+        check_declared(typed(*values))
     with pytest.raises(ClientError):
-        check_named([*typed(*values, length=None), (b"transfer-encoding", b"chunked")])
+        check_declared([*typed(*values, length=None), (b"transfer-encoding", b"chunked")])
 
-    check_named(typed(*values, length=None))
-    check_named(typed(*values, length="0"))
+    check_declared(typed(*values, length=None))
+    check_declared(typed(*values, length="0"))
 
 
 def test_audio_is_uploaded_as_a_form() -> None:
-    check_named(typed("multipart/form-data; boundary=x"))
+    check_declared(typed("multipart/form-data; boundary=x"))
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])

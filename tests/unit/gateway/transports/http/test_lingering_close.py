@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from gateway.transports.common.listeners import bind, bind_unix
-from gateway.transports.common.tls import Certificates, Files
+from gateway.transports.common.tls import CertificateFiles, Certificates
 from tests.support.certificates import Authority
 from tests.support.server import poll
 from tests.support.threaded_server import Live
-from tests.unit.gateway.transports.http.test_incoming import Early
+from tests.unit.gateway.transports.http.test_request_limits import Early
 
 BODY_BYTES = 8 * 2**20
 
@@ -24,7 +24,7 @@ BODY_BYTES = 8 * 2**20
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_an_early_answer_reaches_a_client_that_sends_everything_first(over: str, framing: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    certificates = Certificates(Files(*authority.sign("server"))) if over == "tls" else None
+    certificates = Certificates(CertificateFiles(*authority.sign("server"))) if over == "tls" else None
     sock = bind_unix(tmp_path / "s", "owner")[0] if over == "unix" else bind("127.0.0.1", 0)
     with Live(Early(), sock, certificates=certificates) as live:
         client: Any = socket.socket(socket.AF_UNIX if over == "unix" else socket.AF_INET)

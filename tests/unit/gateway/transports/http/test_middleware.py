@@ -26,7 +26,7 @@ from gateway.errors import (
 from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.common.accounting import DETACHED
-from gateway.transports.common.api_keys import Keys
+from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http.access import Access
 from gateway.transports.http.middleware import ARRIVAL, EXCHANGE, Middleware
 from gateway.transports.http.responses import read_body
@@ -84,7 +84,7 @@ class Door:
         self.guard = Middleware(
             app,
             access=Access(
-                keys=None if keys_file is None else Keys(keys_file),
+                keys=None if keys_file is None else ApiKeys(keys_file),
                 sites=ANY_SITE,
                 protect_metrics=protect_metrics,
                 operator_endpoints=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.transports.http.origins import Sender, Sites
+from gateway.transports.http.origins import RequestOrigin, Sites
 
 LOCAL = Sites.of("127.0.0.1", True, (), ())
 OPEN = Sites.of("0.0.0.0", False, (), ())
@@ -13,7 +13,7 @@ NAMED = Sites.of("0.0.0.0", False, ("llm.example.com", "*.pages.example", "10.0.
 
 def called(sites: Sites, *hosts: str) -> bool:
     """Whether a request by that name is answered."""
-    return sites.refusal("POST", Sender(hosts=hosts)) is None
+    return sites.refusal("POST", RequestOrigin(hosts=hosts)) is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_loopback_server_may_have_other_names() -> None:
 
 def foreign(sites: Sites, origin: str, *, method: str = "POST", site: str = "", **more: str) -> bool:
     """Whether a page of that origin is refused."""
-    sender = Sender(hosts=(more.pop("host", "localhost:8000"),), origin=origin, site=site, **more)
+    sender = RequestOrigin(hosts=(more.pop("host", "localhost:8000"),), origin=origin, site=site, **more)
     return sites.refusal(method, sender) is not None
 
 
@@ -165,8 +165,8 @@ def test_a_browser_that_hides_the_origin_still_tells_the_site(site: str) -> None
 
 
 def test_a_refusal_names_the_setting() -> None:
-    host = LOCAL.refusal("GET", Sender(hosts=("evil.example",)))
-    page = LOCAL.refusal("POST", Sender(hosts=("localhost",), origin="https://evil.example"))
+    host = LOCAL.refusal("GET", RequestOrigin(hosts=("evil.example",)))
+    page = LOCAL.refusal("POST", RequestOrigin(hosts=("localhost",), origin="https://evil.example"))
 
     assert host is not None
     assert page is not None

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from gateway.transports.http.connection import FLOOD_AFTER_S
-from gateway.transports.http.request_limits import PIPELINED_BYTES
+from gateway.transports.http.connection import FLOOD_LIMIT_S
 from gateway.transports.http.lingering_close import LINGER_BYTES, LINGER_S
+from gateway.transports.http.request_limits import MAX_HELD_BYTES
 from gateway.transports.http.responses import DIRECT_SINK, read_body
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
@@ -125,7 +125,7 @@ async def test_behind_a_running_answer_only_so_much_is_held_and_the_socket_is_re
     while connection.transport.reading:
         connection.say(LONG * 10)
 
-    assert len(connection.protocol._held) <= PIPELINED_BYTES + 10 * len(LONG)
+    assert len(connection.protocol._held_bytes) <= MAX_HELD_BYTES + 10 * len(LONG)
     assert len(app.scopes) == 1
 
     app.go_on.set()
@@ -147,7 +147,7 @@ async def test_who_sends_without_end_and_reads_nothing_is_cut_off_soon() -> None
     connection.say(GET * 10_000)
     connection.transport.unsent_bytes = 20_000
     connection.protocol.pause_writing()
-    for _ in range(FLOOD_AFTER_S + 1):
+    for _ in range(FLOOD_LIMIT_S + 1):
         assert not connection.transport.aborted
         connection.protocol.look_after_peer()
 
@@ -198,7 +198,7 @@ async def test_a_client_that_pipelines_and_leaves_takes_its_running_request_alon
     connection = Connection(app)
     connection.say(CHUNKED + b"0\r\n\r\n" + GET * 3)
     await settle()
-    running = connection.protocol._running
+    running = connection.protocol._active_cycle
 
     assert not running.disconnected
 

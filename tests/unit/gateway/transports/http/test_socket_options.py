@@ -35,7 +35,7 @@ def fill(one: socket.socket) -> int:
 @LINUX
 def test_an_accepted_socket_gets_its_options(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
-    socket_options.tune(ours)
+    socket_options.set_options(ours)
 
     assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     found = {
@@ -56,14 +56,14 @@ def test_an_idle_peer_that_vanished_is_found_within_21_seconds() -> None:
 @LINUX
 def test_a_healthy_peer_owes_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    socket_options.tune(ours)
+    socket_options.set_options(ours)
 
-    assert not socket_options.unanswered_s(ours)
+    assert not socket_options.unacked_s(ours)
 
     ours.sendall(b"x" * 1000)
 
     assert theirs.recv(1000)
-    assert not socket_options.unanswered_s(ours)
+    assert not socket_options.unacked_s(ours)
 
 
 @LINUX
@@ -71,7 +71,7 @@ def test_a_peer_that_does_not_read_is_still_there(pair: tuple[socket.socket, soc
     ours, _ = pair
     fill(ours)
 
-    assert not socket_options.unanswered_s(ours)
+    assert not socket_options.unacked_s(ours)
 
 
 @LINUX
@@ -81,7 +81,7 @@ def test_a_reader_that_stops_costs_the_kernel_no_more_than_its_window_and_our_li
     """Without the limit this end alone takes megabytes."""
     tuned, plain = pair
 
-    socket_options.tune(tuned)
+    socket_options.set_options(tuned)
 
     assert fill(tuned) < fill(plain)
 
@@ -91,7 +91,7 @@ def test_who_was_asked_again_and_did_not_answer_owes(retransmits: int, probes: i
     one = Socket()
     one.retransmits, one.probes, one.silent_ms = retransmits, probes, 4500
 
-    assert socket_options.unanswered_s(one) == (4.5 if owes else 0)
+    assert socket_options.unacked_s(one) == (4.5 if owes else 0)
 
 
 @LINUX
@@ -113,15 +113,15 @@ def test_a_closed_socket_owes_nothing() -> None:
     one = Socket()
     one.closed = True
 
-    assert not socket_options.unanswered_s(one)
+    assert not socket_options.unacked_s(one)
 
 
 def test_where_the_kernel_knows_no_such_options_its_defaults_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TCP_INFO", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NOTSENT_LOWAT"):
         monkeypatch.delattr(socket, name, raising=False)
     one = Socket()
-    socket_options.tune(one)
+    socket_options.set_options(one)
     one.retransmits, one.silent_ms = 5, 60_000
 
     assert one.options == {(socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1}
-    assert not socket_options.unanswered_s(one)
+    assert not socket_options.unacked_s(one)

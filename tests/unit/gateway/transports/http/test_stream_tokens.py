@@ -40,15 +40,15 @@ def test_a_token_is_for_one_stream_one_owner_and_a_time() -> None:
     tokens = StreamTokens(time)
     token = tokens.make("chatcmpl-1", "ann", time.now() + 100)
 
-    assert tokens.good(token, "chatcmpl-1", "ann")
-    assert not tokens.good(token, "chatcmpl-2", "ann")
-    assert not tokens.good(token, "chatcmpl-1", "bob")
-    assert not tokens.good(token, "chatcmpl-1", None)
-    assert not StreamTokens(time).good(token, "chatcmpl-1", "ann"), "another process has another secret"
+    assert tokens.is_valid(token, "chatcmpl-1", "ann")
+    assert not tokens.is_valid(token, "chatcmpl-2", "ann")
+    assert not tokens.is_valid(token, "chatcmpl-1", "bob")
+    assert not tokens.is_valid(token, "chatcmpl-1", None)
+    assert not StreamTokens(time).is_valid(token, "chatcmpl-1", "ann"), "another process has another secret"
 
     time.advance(101.5)
 
-    assert not tokens.good(token, "chatcmpl-1", "ann")
+    assert not tokens.is_valid(token, "chatcmpl-1", "ann")
 
 
 @pytest.mark.parametrize("damage", ["", "x", ".", "0.0", "later", "\u00e9", "é" * 70, "-1." + "0" * 64])
@@ -60,11 +60,11 @@ def test_what_is_no_token_is_no_token(damage: str) -> None:
         until, _, proof = token.partition(".")
         damage = f"{int(until, 16) + 1:x}.{proof}"
 
-    assert not tokens.good(damage, "chatcmpl-1", "ann")
-    assert not tokens.good(token + damage, "chatcmpl-1", "ann") or not damage
+    assert not tokens.is_valid(damage, "chatcmpl-1", "ann")
+    assert not tokens.is_valid(token + damage, "chatcmpl-1", "ann") or not damage
     for place in range(len(token)):
         forged = token[:place] + ("0" if token[place] != "0" else "1") + token[place + 1 :]
-        assert not tokens.good(forged, "chatcmpl-1", "ann")
+        assert not tokens.is_valid(forged, "chatcmpl-1", "ann")
 
 
 @in_virtual_time
@@ -155,7 +155,7 @@ async def test_a_key_that_is_taken_back_takes_its_tokens_along(keys_file: Path) 
     first, stream_id, token = await begun(harness)
     keys_file.write_text(key_line("bob", "sk-b"), encoding="utf-8")
     assert harness.keys is not None
-    harness.keys.look()
+    harness.keys.refresh()
 
     assert (await harness.request("GET", f"/v1/streams/{stream_id}?token={token}").finish()).status == 401
 
