@@ -176,7 +176,7 @@ def _known_metrics() -> set[str]:
     names = {sample.name for family in registry.collect() for sample in family.samples}
     for path in GATEWAY.rglob("*.py"):
         names |= {
-            f"sluice_{name}" for name in re.findall(r'metrics\.watch\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
+            f"sluice_{name}" for name in re.findall(r'metrics\.add_gauge\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
         }
     return names
 

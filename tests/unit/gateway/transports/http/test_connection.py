@@ -440,7 +440,7 @@ async def look(connection: Connection, seconds: int) -> int:
     one = connection.transport.socket
     one.silent_ms = 0
     for second in range(1, seconds + 1):
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
         if connection.transport.aborted:
             return second - 1
         await asyncio.sleep(1)
@@ -483,9 +483,9 @@ async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer
     app, connection = await halfway()
     for _ in range(5):
         connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
         connection.transport.socket.probes = 0
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
 
     assert not connection.transport.aborted
 

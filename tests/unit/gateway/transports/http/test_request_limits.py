@@ -149,7 +149,7 @@ async def test_who_sends_without_end_and_reads_nothing_is_cut_off_soon() -> None
     connection.protocol.pause_writing()
     for _ in range(FLOOD_LIMIT_S + 1):
         assert not connection.transport.aborted
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
 
     assert connection.transport.aborted
 
@@ -168,7 +168,7 @@ async def test_an_answer_that_nobody_reads_ends_its_connection_although_it_is_no
     connection.protocol.pause_writing()
     looks = 0
     while not connection.transport.aborted and looks < 100:
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
         looks += 1
 
     assert looks == 36
@@ -185,7 +185,7 @@ async def test_an_answer_that_is_read_slowly_is_not_cut_off() -> None:
     await settle()
     for left in range(200, 0, -1):
         connection.transport.unsent_bytes = left
-        connection.protocol.look_after_peer()
+        connection.protocol.check_peer()
 
     assert not connection.transport.aborted
 
@@ -467,7 +467,7 @@ async def test_a_body_is_not_counted_when_its_client_is_gone_or_its_answer_has_b
 
     leaving.hang_up()
     await settle()
-    answered.protocol.look_after_peer()
+    answered.protocol.check_peer()
 
     assert budget.used_bytes == 0
 
