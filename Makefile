@@ -8,7 +8,7 @@ UNFINISHED := $(VENV)/.installing
 MODEL ?=
 ARGS ?=
 
-.PHONY: help install serve test lint unit e2e faults helm load bench docs lock compat demo-model clean
+.PHONY: help install serve test lint unit integration charts e2e faults helm load bench docs lock compat demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,15 +44,21 @@ $(STAMP): $(REQS)/torch-cpu.txt $(REQS)/cpu.txt $(REQS)/dev.txt pyproject.toml
 serve: install  ## serve the demo model, or MODEL=name; ARGS="..." are further arguments
 	@exec $(BIN)/sluice serve $(MODEL) $(ARGS)
 
-test: lint unit e2e  ## everything that CI runs
+test: lint unit integration charts e2e  ## all that CI runs: the five targets below, under half an hour
 
-lint: install
+lint: install  ## ruff and mypy
 	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/mypy
 
-unit: install
-	@$(BIN)/pytest -q tests/unit tests/charts tests/deploy
+unit: install  ## the packages one by one, with a scripted engine and virtual time (about a minute)
+	@$(BIN)/pytest -q tests/unit
 
-e2e: install
+integration: install  ## parts with vLLM's own code, processes and sockets, without a running server
+	@$(BIN)/pytest -q tests/integration
+
+charts: install  ## the chart, dashboards and rules without a cluster; servers behind real proxies
+	@$(BIN)/pytest -q tests/charts tests/deploy
+
+e2e: install  ## running servers with real clients, and the faults in their small size
 	@$(BIN)/pytest -q tests/e2e tests/faults
 
 helm: install  ## the chart over every Kubernetes version and switch (some 25 minutes); `make test` has a part of it

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-_TALLY: Counter[str] = Counter()
+_COUNTS: Counter[str] = Counter()
 
 
 @pytest.fixture
 def stats() -> Counter[str]:
     """Counts renders, refusals, and objects by kind."""
-    return _TALLY
+    return _COUNTS
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _TALLY:
+    if not _COUNTS:
         return
-    counts = {name: _TALLY.pop(name, 0) for name in ("renders", "refusals")}
+    counts = {name: _COUNTS.pop(name, 0) for name in ("renders", "refusals")}
     terminalreporter.write_line(
-        f"helm: {counts['renders']} renders, {sum(_TALLY.values())} objects of {len(_TALLY)} kinds checked, "
+        f"helm: {counts['renders']} renders, {sum(_COUNTS.values())} objects of {len(_COUNTS)} kinds checked, "
         f"{counts['refusals']} refused as they should be"
     )

@@ -41,7 +41,7 @@ def problems(one: Object, version: str) -> list[str]:
     except kubernetes_validate.ValidationError as error:
         return [f"{name_of(one)}: {'.'.join(map(str, error.path))}: {error.message}"]
     except kubernetes_validate.SchemaNotFoundError:
-        return [f"{name_of(one)}: nobody here knows {one['apiVersion']} {one['kind']} (Kubernetes {version})"]
+        return [f"{name_of(one)}: no schema for {one['apiVersion']} {one['kind']} (Kubernetes {version})"]
     return []
 
 

@@ -127,7 +127,7 @@ def test_selectors_select_and_stay(objects: list[Object]) -> None:
         found = _selects(selector, objects)
 
         assert found, f"{name_of(one)} selects nothing"
-        # Nothing in it may change with a version, and nobody else's pod may carry all of it.
+        # Nothing in it may change with a version, and no other pod may carry all of it.
         assert set(selector) <= {
             "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component", "sluice/model",
             "sluice/loadtest",
@@ -253,7 +253,7 @@ def test_environment_is_set_once_and_is_not_vllms(objects: list[Object]) -> None
             assert [name for name in names if name.startswith("VLLM_")] in ([], ["VLLM_CACHE_ROOT"])
 
 
-def test_nobody_is_root_or_may_become_it(objects: list[Object]) -> None:
+def test_no_container_is_root_or_may_become_it(objects: list[Object]) -> None:
     for owner, pod in pods(objects):
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True, name_of(owner)
         assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -291,8 +291,8 @@ def test_memory_has_a_limit_and_cpu_has_none(objects: list[Object]) -> None:
             assert {"cpu", "memory"} <= resources["requests"].keys()
 
 
-def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
-    """Requests reach one port of the server's and scrapes the other, and nobody but the group reaches a third."""
+def test_policies_admit_the_required_sources(objects: list[Object]) -> None:
+    """Requests reach one port of the server's and scrapes the other, and only the group reaches a third."""
     for one in objects:
         if one["kind"] != "NetworkPolicy":
             continue
@@ -300,10 +300,10 @@ def test_policies_let_in_who_must_come(objects: list[Object]) -> None:
         component = one["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
         rules = one["spec"].get("ingress", [])
         assert all(rule["from"] for rule in rules)
-        doors = {"server": ["http", "management"], "endpoint-picker": ["grpc"], "loadtest": ["locust"]}.get(
+        ports = {"server": ["http", "management"], "endpoint-picker": ["grpc"], "loadtest": ["locust"]}.get(
             component, []
         )
-        assert [rule["ports"][0]["port"] for rule in rules if "ports" in rule] == doors
+        assert [rule["ports"][0]["port"] for rule in rules if "ports" in rule] == ports
         for rule in rules:
             if "ports" not in rule:
                 # All ports, for the group's own pods alone.
@@ -357,7 +357,7 @@ def test_nothing_scales_on_cpu_and_every_query_is_one_number(objects: list[Objec
                 assert "metricName" not in trigger["metadata"]
 
 
-def test_gpus_are_asked_for_once(objects: list[Object]) -> None:
+def test_gpus_are_requested_once(objects: list[Object]) -> None:
     for _, pod, container in _servers(objects):
         extended = [key for key in container["resources"]["limits"] if "/" in key]
         claims = container["resources"].get("claims", [])
@@ -365,7 +365,7 @@ def test_gpus_are_asked_for_once(objects: list[Object]) -> None:
         assert bool(claims) == bool(pod["spec"].get("resourceClaims"))
 
 
-def test_everything_lives_in_the_release_and_says_so(objects: list[Object]) -> None:
+def test_every_object_has_the_releases_namespace_and_labels(objects: list[Object]) -> None:
     # Of the scenario "everything", whose server is called so.
     shared = {"owner": "platform"} if "models-qwen" in _made(objects, "Service") else {}
     for one in objects:

@@ -54,7 +54,7 @@ def test_what_is_in_force(chart: Path) -> None:
         assert words in said
 
 
-def test_scaling_is_told(chart: Path) -> None:
+def test_notes_explain_scaling(chart: Path) -> None:
     said = _notes(chart, values=DEMO | {"models.a.autoscaling.enabled": True, "models.a.apiKeys.existingSecret": "keys",
                                         "tests.enabled": False})  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_scaling_is_told(chart: Path) -> None:
         ({"models.a": {"multiNode": {"enabled": True}} | {"source": {"repository": "x"}}}, "1.34", "each of 2 pods"),
     ],
 )
-def test_what_one_should_know(chart: Path, values: dict[str, Any], kubernetes: str, words: str) -> None:
+def test_notes_warn_of_risky_values(chart: Path, values: dict[str, Any], kubernetes: str, words: str) -> None:
     assert words in _notes(chart, values=values, kubernetes=kubernetes)
     assert words not in _notes(chart, values=DEMO, kubernetes=kubernetes)
 

@@ -49,7 +49,7 @@ def test_where_weights_come_from(name: str, argument: str, offline: bool) -> Non
     assert not offline or mounts["/models"]["readOnly"] is True
 
 
-def test_the_hub_is_asked_with_token_and_revision() -> None:
+def test_the_hub_is_requested_with_token_and_revision() -> None:
     objects = _scenario("keda")
     env = _env(_pod(objects, "rel-qwen")["containers"][0])
     settings = find(objects, "ConfigMap", "rel-qwen")["data"]["sluice.yaml"]
@@ -171,11 +171,11 @@ def test_keys_are_a_file_that_can_change() -> None:
         ("traefik", None),
     ],
 )
-def test_controllers_are_told_to_let_streams_through(name: str, wanted: dict[str, str] | None) -> None:
+def test_ingress_annotations_let_streams_through(name: str, wanted: dict[str, str] | None) -> None:
     assert find(_scenario("ingress"), "Ingress", f"rel-{name}")["metadata"].get("annotations") == wanted
 
 
-def test_dra_asks_for_as_many_gpus() -> None:
+def test_dra_requests_as_many_gpus() -> None:
     objects = _scenario("dra")
     request = find(objects, "ResourceClaimTemplate")["spec"]["spec"]["devices"]["requests"][0]
     pod = _pod(objects, "rel-qwen")
@@ -402,7 +402,7 @@ def test_a_cluster_may_give_out_the_users() -> None:
         assert context["runAsNonRoot"] is True
 
 
-def test_who_may_come_in() -> None:
+def test_network_policy_admits_the_listed_sources() -> None:
     """Test pods, load tests and endpoint pickers are of the release, so a policy must let them in."""
     values = DEMO | {
         "networkPolicy.enabled": True,

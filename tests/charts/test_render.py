@@ -70,7 +70,7 @@ def test_kubernetes_would_take_it(case: tuple[Path, str], stats: Counter[str]) -
 
 
 @pytest.mark.parametrize("path", scenarios(), ids=lambda path: path.stem)
-def test_lint_has_nothing_to_say(path: Path) -> None:
+def test_helm_lint_reports_nothing(path: Path) -> None:
     words = [str(HELM), "lint", "--strict", "--quiet", str(CHART), "-f", str(path), "--kube-version", f"{NEWEST}.0"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
 

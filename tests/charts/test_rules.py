@@ -89,7 +89,7 @@ def test_every_alert_is_seen_to_fire_and_not_to() -> None:
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
 
 
-def test_dashboards_are_what_their_source_says() -> None:
+def test_dashboards_equal_their_source() -> None:
     assert generate() == {path: path.read_text(encoding="utf-8") for path in DASHBOARDS}
 
 
@@ -99,14 +99,14 @@ def test_every_alert_has_a_runbook() -> None:
     assert headings == [alert["alert"] for alert in _alerts()]
 
 
-def test_every_alert_says_how_bad_it_is_and_where_its_runbook_is() -> None:
+def test_every_alert_has_a_severity_and_a_runbook() -> None:
     for alert in _alerts():
         assert alert["labels"]["severity"] in {"page", "ticket"}, alert["alert"]
         assert alert["annotations"]["runbook_url"] == f"runbooks.md#{alert['alert'].lower()}"
         assert alert["annotations"]["summary"]
 
 
-def test_the_chart_delivers_the_rules_and_says_where_the_runbooks_are() -> None:
+def test_the_chart_delivers_the_rules_with_links_to_the_runbooks() -> None:
     values = {"metrics.prometheusRule.runbooks": "https://docs.example.org/sluice/runbooks.md"}
     delivered = find(render(KEDA, values=values), "PrometheusRule")["spec"]["groups"]
     wanted = [group for path in RULES for group in _groups(path)]
@@ -183,7 +183,7 @@ def _known_metrics() -> set[str]:
 
 @pytest.mark.parametrize("source", ["rules", "dashboards", "scaling"])
 def test_every_metric_exists(source: str) -> None:
-    """A query for a name that nobody exposes is silent for ever."""
+    """A query for a name that no process exposes never returns a series."""
     queries = {"rules": _rule_queries, "dashboards": _dashboard_queries, "scaling": _scaling_queries}[source]()
     known = _known_metrics()
     vllm = Path(next(iter(importlib.util.find_spec("vllm").submodule_search_locations)))  # type: ignore[union-attr,arg-type]

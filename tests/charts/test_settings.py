@@ -58,7 +58,9 @@ def test_the_server_takes_its_settings(path: Path, name: str, tmp_path: Path, mo
     assert container["command"] + container["args"][:1] == ["sluice", "serve"]
 
 
-def test_a_spread_group_tells_the_leader_about_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_of_a_spread_group_gets_the_size_of_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = next(path for path in scenarios() if path.stem == "groups-values")
     settings, _ = _load(path, "rel-spread", tmp_path, monkeypatch)
 
@@ -75,7 +77,7 @@ def test_a_spread_group_tells_the_leader_about_the_others(tmp_path: Path, monkey
     assert settings.supervisor.max_restarts == 0
 
 
-def test_the_others_are_told_the_same() -> None:
+def test_followers_get_the_same_arguments() -> None:
     objects = render(next(path for path in scenarios() if path.stem == "groups-values"))
     for name, own in (("rel-spread", {"data-parallel-size-local": 2}), ("rel-whole", {"nnodes": 2})):
         data = find(objects, "ConfigMap", name)["data"]

@@ -99,14 +99,14 @@ def test_broken_objects_are_found(name: str) -> None:
 def test_an_unknown_kind_is_found() -> None:
     one = {"apiVersion": "example.com/v1", "kind": "Gadget", "metadata": {"name": "x"}}
 
-    assert problems(one, "1.34") == ["Gadget/x: nobody here knows example.com/v1 Gadget (Kubernetes 1.34)"]
+    assert problems(one, "1.34") == ["Gadget/x: no schema for example.com/v1 Gadget (Kubernetes 1.34)"]
 
 
 def test_what_is_too_new_for_a_cluster_is_found() -> None:
     claim = _made("ResourceClaimTemplate", None, "ci/dra-values")
 
     assert problems(claim, "1.34") == []
-    assert "nobody here knows resource.k8s.io/v1" in problems(claim, "1.33")[0]
+    assert "no schema for resource.k8s.io/v1" in problems(claim, "1.33")[0]
 
 
 def test_every_schema_of_ours_is_shown_something_broken() -> None:

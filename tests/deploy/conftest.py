@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.callers import KEYS
 from tests.support.server import Server
 
-SEATS, PLACES, KEEPALIVE_S, STEP_MS, CONTEXT = 8, 4, 0.3, 20, 32768
+SLOTS, PLACES, KEEPALIVE_S, STEP_MS, CONTEXT = 8, 4, 0.3, 20, 32768
 """Of each server: so small that a full one is soon had. Its KV cache holds one sequence as long as the context."""
 STALL_TIMEOUT_S, BLOCK = 3, 16
 
@@ -21,7 +21,7 @@ _ENV = {
     "SLUICE_ENGINE__BLOCK_SIZE": str(BLOCK),
     # vLLM keeps one block for itself.
     "SLUICE_ENGINE__NUM_GPU_BLOCKS_OVERRIDE": str(CONTEXT // BLOCK + 1),
-    "SLUICE_ADMISSION__MAX_CONCURRENT": str(SEATS),
+    "SLUICE_ADMISSION__MAX_CONCURRENT": str(SLOTS),
     "SLUICE_ADMISSION__MAX_WAITING": str(PLACES),
     "SLUICE_STREAMS__KEEPALIVE_S": str(KEEPALIVE_S),
     "SLUICE_STREAMS__STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),

@@ -53,7 +53,7 @@ class Upstream(Protocol):
 
 def _open(port: int) -> bool:
     try:
-        # Ours is not served; whoever answers 404 is the proxy itself.
+        # Ours is not served; a 404 comes from the proxy itself.
         return httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
     except httpx.HTTPError:
         return False

@@ -29,7 +29,7 @@ class Kind(Enum):
     STREAMS = "streams"
     """One event after another."""
     DEAD = "dead"
-    """Nobody listens any more."""
+    """The socket is closed."""
 
 
 @dataclass

@@ -60,7 +60,7 @@ def test_events_come_one_by_one_and_leaving_is_noticed(tmp_path: Path) -> None:
     asyncio.run(read_and_leave())
 
 
-def test_nothing_is_sent_twice_and_who_does_not_answer_is_left_out(tmp_path: Path) -> None:
+def test_nothing_is_sent_twice_and_a_server_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
     async def break_and_die() -> None:
         async with _behind(tmp_path, Kind.BREAKS, Kind.SERVES) as (port, (broken, serving)):
             statuses = [(await ask(port, {})).status for _ in range(12)]

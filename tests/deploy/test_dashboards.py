@@ -38,7 +38,7 @@ def _lost(before: Any, after: Any, where: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_grafanas_types_know_every_key(path: Path) -> None:
+def test_every_key_is_in_grafanas_types(path: Path) -> None:
     """Read into Grafana's own types and written again: what they do not know is lost on the way."""
     models = {"stat": stat, "timeseries": timeseries}
 
@@ -76,7 +76,7 @@ def test_panels_have_places_of_their_own(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_panels_say_what_they_show(path: Path) -> None:
+def test_panels_have_titles_units_and_texts(path: Path) -> None:
     tree = _tree(path)
     names = {variable["name"] for variable in tree["templating"]["list"]} | {"__rate_interval"}
     for panel in tree["panels"]:
@@ -90,7 +90,7 @@ def test_panels_say_what_they_show(path: Path) -> None:
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
 
 
-def test_dashboards_can_be_told_apart() -> None:
+def test_dashboards_have_ids_and_names_of_their_own() -> None:
     trees = [_tree(path) for path in DASHBOARDS]
 
     assert [tree["uid"] for tree in trees] == [f"sluice-{path.stem}" for path in DASHBOARDS]

@@ -133,7 +133,7 @@ def test_proxies_are_as_patient_as_the_server() -> None:
 # systemd.
 
 
-def test_systemd_waits_for_the_drain_and_tells_the_gateway_alone() -> None:
+def test_systemd_waits_for_the_drain_and_signals_only_the_gateway() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     text = (DEPLOY / "systemd" / "sluice.service").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def _last_stage(path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_hadolint_has_nothing_to_say(path: Path) -> None:
+def test_hadolint_reports_nothing(path: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([str(hadolint), str(path)], capture_output=True, text=True, check=False)
 
@@ -38,7 +38,7 @@ def test_hadolint_has_nothing_to_say(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_images_run_as_nobody_special_and_hear_of_their_end(path: Path) -> None:
+def test_images_run_unprivileged_and_receive_signals(path: Path) -> None:
     stage = _last_stage(path)
     last = dict(stage)
 

@@ -86,7 +86,7 @@ def test_what_was_begun_is_not_begun_elsewhere(name: str, kinds: Sequence[Kind],
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_refusals_of_all_are_told_in_their_words(name: str, tmp_path: Path) -> None:
+def test_a_refusal_by_all_servers_reaches_the_client_unchanged(name: str, tmp_path: Path) -> None:
     answers, replicas = _through(name, tmp_path, (REFUSES, REFUSES), _one_by_one)
 
     assert [(answer.status, answer.headers["retry-after"], answer.body) for answer in answers] == [
@@ -96,7 +96,7 @@ def test_refusals_of_all_are_told_in_their_words(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_where_nobody_is_there_the_client_hears_so(name: str, tmp_path: Path) -> None:
+def test_without_a_server_the_client_gets_an_error(name: str, tmp_path: Path) -> None:
     """503, since nothing has been done."""
     answers, _ = _through(name, tmp_path, (DEAD, DEAD), _one_by_one)
 

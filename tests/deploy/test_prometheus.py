@@ -79,7 +79,7 @@ def busy(silent: set[str], watcher: Prometheus, pair: tuple[Server, Server]) -> 
     return watcher
 
 
-def test_panels_that_show_nothing_in_quiet_times_say_so(silent: set[str]) -> None:
+def test_panels_that_are_empty_without_traffic_are_marked_so(silent: set[str]) -> None:
     assert silent == set(quiet())
 
 
@@ -115,7 +115,7 @@ def test_what_was_made_to_happen_is_seen(panel: Panel, busy: Prometheus) -> None
         assert shown >= HAPPENED.get(panel.title, set()), query.expression
 
 
-def test_panels_tell_servers_from_each_other(busy: Prometheus) -> None:
+def test_panels_separate_namespaces(busy: Prometheus) -> None:
     replicas = next(panel for panel in panels("one") if panel.title == "Replicas that answer").queries[0].expression
 
     assert busy.query(replicas)[0]["value"][1] == "1"

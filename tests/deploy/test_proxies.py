@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 
 from tests.deploy.callers import ask, connect
-from tests.deploy.conftest import KEEPALIVE_S, PLACES, SEATS, STEP_MS
+from tests.deploy.conftest import KEEPALIVE_S, PLACES, SLOTS, STEP_MS
 from tests.deploy.proxies import PROXIES
 from tests.support.server import Server, poll
 from tests.support.stream_client import Answer, Connection, completion
@@ -68,10 +68,10 @@ def test_tokens_come_live_after_a_large_body(proxy: int) -> None:
 
 
 def test_comments_come_live(proxy: int, pair: tuple[Server, Server]) -> None:
-    """While a request waits for a seat, its client hears that it is not forgotten."""
+    """While a request waits for a slot, its client gets keep-alives."""
 
     async def wait_in_the_queue() -> tuple[list[float], Connection]:
-        sitting = [await connect(one.port, completion(n, 5000)) for one in pair for n in range(SEATS)]
+        sitting = [await connect(one.port, completion(n, 5000)) for one in pair for n in range(SLOTS)]
         for connection in sitting:
             await connection.head()
             await connection.chunk()
@@ -111,10 +111,10 @@ def test_a_client_that_leaves_cancels(proxy: int, pair: tuple[Server, Server]) -
 
 
 async def _fill(*servers: Server) -> list[Connection]:
-    """Every seat taken, and as many waiting as may wait; their heads come with their first comment."""
+    """Every slot taken, and as many waiting as may wait; their heads come with their first comment."""
     taken = []
     for server in servers:
-        sitting = [await connect(server.port, completion(n, 5000)) for n in range(SEATS)]
+        sitting = [await connect(server.port, completion(n, 5000)) for n in range(SLOTS)]
         for connection in sitting:
             await connection.head()
             await connection.chunk()
@@ -146,7 +146,7 @@ def test_a_full_server_is_passed_over(proxy: int, pair: tuple[Server, Server]) -
         server.wait_idle()
 
 
-def test_all_full_is_told_in_the_servers_words(proxy: int, pair: tuple[Server, Server]) -> None:
+def test_the_refusal_of_a_full_server_reaches_the_client_unchanged(proxy: int, pair: tuple[Server, Server]) -> None:
     """However often: a proxy that takes refusals for failures would know of no server in the end, and say 502."""
     answers = asyncio.run(_while_full(proxy, pair, 12))
 
@@ -182,7 +182,7 @@ def test_the_test_would_notice(pair: tuple[Server, Server]) -> None:
     assert not _live(answer)
 
 
-def test_the_programs_have_nothing_to_say_about_the_files(
+def test_the_proxies_own_checks_pass_on_the_files(
     pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Such as that a key is deprecated."""

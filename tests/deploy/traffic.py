@@ -9,7 +9,7 @@ import signal
 import time
 
 from tests.deploy.callers import ANNA, BERT, ask, connect
-from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SEATS, STALL_TIMEOUT_S
+from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SLOTS, STALL_TIMEOUT_S
 from tests.support.deterministic_text import expected_text
 from tests.support.server import Server, poll
 from tests.support.stream_client import COMPLETIONS, completion
@@ -49,7 +49,7 @@ async def _be_late(port: int) -> None:
 
 
 async def _round(port: int) -> None:
-    """Most of a server's seats, for a second or two."""
+    """Most of a server's slots, for a second or two."""
     whole = {**completion(7, 40), "stream": False}
     await asyncio.gather(
         ask(port, completion(1, 60)),
@@ -97,14 +97,14 @@ async def _readers(first: Server, second: Server, seconds: float) -> None:
 
 
 async def _too_many(port: int) -> None:
-    answers = [ask(port, completion(n, 60)) for n in range(SEATS + PLACES + 10)]
+    answers = [ask(port, completion(n, 60)) for n in range(SLOTS + PLACES + 10)]
     refused = [answer.status for answer in await asyncio.gather(*answers)].count(503)
     assert refused > 0
 
 
 async def _too_long(port: int) -> None:
-    """As many as have seats, with prompts that together just fit into the KV cache: with their answers they do not."""
-    prompts = [[400 + number, *[301] * (CONTEXT // SEATS - BLOCK - 1)] for number in range(SEATS)]
+    """As many as there are slots, with prompts that together just fit into the KV cache: with their answers they do not."""
+    prompts = [[400 + number, *[301] * (CONTEXT // SLOTS - BLOCK - 1)] for number in range(SLOTS)]
     bodies = [{**completion(0, 100), "prompt": prompt} for prompt in prompts]
     answers = await asyncio.gather(*[ask(port, body, caller=BERT) for body in bodies])
     assert [answer.text for answer in answers] == [expected_text(prompt, 100) for prompt in prompts]

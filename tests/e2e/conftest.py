@@ -17,7 +17,7 @@ from tests.support.server import ASK, MODEL, Server, command
 
 @dataclass
 class Starting:
-    """What the default server said while its engine was loading."""
+    """The answers of the default server while its engine was loading."""
 
     open_after_s: float = 0.0
     answers: dict[str, httpx.Response] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Starting:
 
 @dataclass
 class Keyed:
-    """The small, guarded server: two seats, two places to wait, two clients' keys and an operator's, JSON logs."""
+    """The small, guarded server: two slots, a queue of two, two clients' keys and an operator's, JSON logs."""
 
     server: Server
     keys_file: Path

@@ -156,8 +156,8 @@ def test_odd_tool_schemas_do_no_harm(server: Server) -> None:
                 check_error(response, 400)
 
 
-def test_a_body_that_says_it_is_too_large(server: Server) -> None:
-    """Refused on its announcement: nobody waits for 100 MB to come in."""
+def test_a_body_announced_as_too_large_is_refused_unread(server: Server) -> None:
+    """Refused by its Content-Length: the server does not wait for 100 MB."""
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: e2e\r\nContent-Type: application/json\r\nContent-Length: {100 * 2**20}\r\n\r\n"
     )

@@ -49,7 +49,7 @@ def active(server: Server) -> float:
 def assert_freed(server: Server, left: int, before: float, stay: int = 0) -> None:
     """The gate is free within 1 s, the engine within 2 s, and each of those who left is counted once as that."""
     began = time.monotonic()
-    poll("the seats are free", lambda: active(server) == stay, 1)
+    poll("the slots are free", lambda: active(server) == stay, 1)
     poll("they are counted", lambda: server.ended("disconnected") >= before + left, 1)
     poll("the engine is idle", lambda: server.sample("vllm:num_requests_running") == stay, 2 - time.monotonic() + began)
     assert server.ended("disconnected") == before + left
@@ -59,7 +59,7 @@ def assert_freed(server: Server, left: int, before: float, stay: int = 0) -> Non
 def test_fifty_leave_in_decode(server: Server, way: str) -> None:
     server.wait_idle()
     before, wasted = server.ended("disconnected"), server.sample('sluice_wasted_tokens_total{cause="disconnected"}')
-    # One who stays; a different question, so that nobody else's text can pass for its own.
+    # One client stays; its question differs, so that no other text can pass for its own.
     story = [{"role": "user", "content": "Who are you?"}]
     alone = server.ask(messages=story)["choices"][0]["message"]["content"]
     stays = long_chat(messages=story, max_tokens=1200, stream_options={"include_usage": True})
@@ -77,7 +77,7 @@ def test_fifty_leave_in_decode(server: Server, way: str) -> None:
         assert content(documents).startswith(alone)
     server.wait_idle()
     assert server.ended("disconnected") == before + LIVE
-    # Each had at least one token that nobody will read, and none was generated to its end.
+    # Each had at least one token that no client will read, and none was generated to its end.
     now = server.sample('sluice_wasted_tokens_total{cause="disconnected"}')
     assert LIVE <= now - wasted < LIVE * 1900
 
@@ -106,7 +106,7 @@ def _body(raw: bytes) -> str:
         ),
     ],
 )
-def test_leaving_the_other_lanes(server: Server, path: str, more: Json, way: str) -> None:
+def test_leaving_requests_off_the_fast_path(server: Server, path: str, more: Json, way: str) -> None:
     server.wait_idle()
     before = server.ended("disconnected")
     body = {**long_chat(), **more}
@@ -124,7 +124,7 @@ def test_leaving_the_other_lanes(server: Server, path: str, more: Json, way: str
 
 
 def test_leaving_in_prefill(server: Server) -> None:
-    """Prompts so long that they queue up in the engine: nobody has a token when all leave."""
+    """Prompts so long that they queue up in the engine: no client has a token when all leave."""
     server.wait_idle()
     before = server.ended("disconnected")
     count = 40
@@ -175,16 +175,16 @@ def test_leaving_after_done_is_a_good_end(server: Server) -> None:
     assert server.ended("disconnected") == left
 
 
-@pytest.mark.parametrize("lane", ["plain", "parsed", "text"])
+@pytest.mark.parametrize("variant", ["plain", "parsed", "text"])
 @pytest.mark.parametrize("way", ["delete", "post"])
-def test_cancel_by_id(server: Server, way: str, lane: str) -> None:
+def test_cancel_by_id(server: Server, way: str, variant: str) -> None:
     server.wait_idle()
     cancelled, left = server.ended("cancelled"), server.ended("disconnected")
-    body = long_chat(**({"logprobs": True} if lane == "parsed" else {}))
-    if lane == "text":
+    body = long_chat(**({"logprobs": True} if variant == "parsed" else {}))
+    if variant == "text":
         body["prompt"] = "Hello"
         del body["messages"]
-    with server.http.stream("POST", "/v1/completions" if lane == "text" else CHAT, json=body) as response:
+    with server.http.stream("POST", "/v1/completions" if variant == "text" else CHAT, json=body) as response:
         text = response.iter_text()
         seen = next(text)
         stream_id = response.headers["x-stream-id"]

@@ -57,7 +57,7 @@ def say(client: openai.OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(**{"model": MODEL, "messages": QUESTION, "temperature": 0, **more})
 
 
-def test_chat_stream_and_whole_say_the_same(client: openai.OpenAI) -> None:
+def test_a_streamed_and_a_whole_chat_are_equal(client: openai.OpenAI) -> None:
     whole = say(client)
     chunks = list(say(client, stream=True, stream_options={"include_usage": True}))
 
@@ -173,7 +173,7 @@ def test_tools(client: openai.OpenAI, choice: str) -> None:
         assert arguments == {"city": "Paris"}
 
 
-def test_tools_that_nobody_needs(client: openai.OpenAI) -> None:
+def test_tools_that_the_answer_does_not_need(client: openai.OpenAI) -> None:
     whole = say(client, tools=TOOLS, tool_choice="auto")
 
     assert not whole.choices[0].message.tool_calls

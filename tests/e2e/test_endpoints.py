@@ -31,8 +31,8 @@ SSE = {
 }
 
 
-def test_a_starting_server_says_so(server: Server, starting: Starting) -> None:
-    """The socket is open at once; until the engine is up, everybody is told to come back and when."""
+def test_a_starting_server_answers_503_with_retry_after(server: Server, starting: Starting) -> None:
+    """The socket is open at once; until the engine is up, every answer is a 503 with Retry-After."""
     assert starting.open_after_s < 3
     assert starting.answers["/livez"].status_code == 200
     assert starting.answers["/metrics"].status_code == 200
@@ -48,7 +48,7 @@ def test_a_starting_server_says_so(server: Server, starting: Starting) -> None:
     assert server.http.get("/livez").status_code == 200
 
 
-def test_the_start_is_told(server: Server) -> None:
+def test_the_start_is_logged(server: Server) -> None:
     """Progress, then the URL and a line to try; and none of vLLM's chatter."""
     log = server.stderr()
     assert f"listening on {server.url}" in log
@@ -201,7 +201,7 @@ def test_metrics_have_the_contracts_names(server: Server) -> None:
 
 def test_every_stream_is_one_ttft(server: Server) -> None:
     """Plain, parsed by vLLM, and text completions alike; a refused request is none. Whole answers have no first
-    token that anybody saw."""
+    token that a client saw."""
     name = "sluice_time_to_first_token_seconds_count"
     before = server.sample(name)
     server.post(**long_chat(max_tokens=5))
@@ -225,9 +225,9 @@ def test_the_engines_gauge_returns_to_zero_after_an_abort(server: Server) -> Non
     poll("the gauge is zero", lambda: server.sample("vllm:num_requests_running") == 0, 3)
 
 
-@pytest.mark.parametrize("lane", ["plain", "parsed"])
-def test_headers_of_a_stream(server: Server, lane: str) -> None:
-    more = {"logprobs": True} if lane == "parsed" else {}
+@pytest.mark.parametrize("path", ["plain", "parsed"])
+def test_headers_of_a_stream(server: Server, path: str) -> None:
+    more = {"logprobs": True} if path == "parsed" else {}
     response = server.post(**long_chat(max_tokens=5, **more), headers={"X-Request-Id": "mine-1:a"})
 
     assert response.status_code == 200
@@ -237,7 +237,7 @@ def test_headers_of_a_stream(server: Server, lane: str) -> None:
     assert {one["id"] for one in documents} == {response.headers["x-stream-id"]}
     assert response.headers["x-stream-id"].startswith("chatcmpl-")
     assert response.headers["x-request-id"] == "mine-1:a"
-    # Whoever knows the id may cancel the stream, so it is not the client's to choose.
+    # The id is enough to cancel the stream, so the client may not choose it.
     assert "mine-1" not in response.headers["x-stream-id"]
 
 

@@ -41,7 +41,7 @@ def run(*argv: str, within_s: float = 100) -> tuple[subprocess.CompletedProcess[
 
 
 def last_sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line on stderr: one sentence for whoever can mend it."""
+    """The last line on stderr: one sentence for the operator."""
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("sluice: ")
     assert last.endswith((".", "?"))
@@ -74,7 +74,7 @@ def test_model_path_that_does_not_exist() -> None:
         assert seconds < 10
 
 
-def test_unknown_key_of_ours(tmp_path: Path) -> None:
+def test_an_unknown_settings_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sluice.yaml"
     file.write_text("admission:\n  max_concurent: 5\n")
     for name in ("serve", "check"):
@@ -87,7 +87,7 @@ def test_unknown_key_of_ours(tmp_path: Path) -> None:
         assert "`max_concurrent`" in said
 
 
-def test_unknown_engine_key(tmp_path: Path) -> None:
+def test_an_unknown_engine_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sluice.yaml"
     file.write_text("engine:\n  max_modle_len: 512\n")
     done, _ = run("serve", "--config", str(file), "--port", str(free_port()))
@@ -129,7 +129,7 @@ def cmdline(pid: int) -> bytes:
 
 
 def test_ctrl_c_during_the_start(fresh: Callable[[], Server]) -> None:
-    """While the engine process is loading: nobody waits for it, and it does not stay."""
+    """While the engine process is loading: the gateway does not wait for it, and it does not outlive the gateway."""
     server = fresh()
     server.wait_open()
 
@@ -181,7 +181,7 @@ def test_ctrl_c_lets_streams_finish(fresh: Callable[[], Server], temporary: Path
 
 
 def test_the_gateway_is_killed(fresh: Callable[[], Server]) -> None:
-    """Nobody is left to stop the engine, so it has to stop by itself: it holds the accelerator's memory."""
+    """No process is left to stop the engine, so it has to stop by itself: it holds the accelerator's memory."""
     server = fresh()
     server.wait_ready()
     assert server.post(model=MODEL, messages=ASK, max_tokens=2).status_code == 200

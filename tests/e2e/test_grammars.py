@@ -1,5 +1,5 @@
 """Grammars on the running server: what is hopeless is a 400 before the first byte on every endpoint, streamed or whole,
-and delays nobody."""
+and delays no other client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE: Json = {"type": "object", "properties": {f"p{i}": {"type": "string"} for 
 
 
 def heavy(name: str) -> Json:
-    """It validates, but nobody can compile it."""
+    """A schema that validates, but takes too long to compile."""
     fields = {f"{name}{i}": {"type": "string"} for i in range(1000)}
     return {"type": "object", "properties": fields, "minProperties": 10, "maxProperties": 500}
 
@@ -106,7 +106,7 @@ def test_a_letter_written_as_an_escape_hides_nothing(server: Server) -> None:
     assert response.status_code == 400
 
 
-def test_hopeless_grammars_delay_nobody_and_end_with_their_clients(server: Server) -> None:
+def test_hopeless_grammars_delay_no_other_client_and_end_with_their_own(server: Server) -> None:
     statuses: list[int] = []
 
     def ask(number: int) -> None:

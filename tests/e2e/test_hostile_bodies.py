@@ -44,7 +44,7 @@ def canary(server: Server) -> Iterator[Canary]:
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_hostile_body_is_answered_soon_and_holds_up_nobody(server: Server, canary: Canary, name: str) -> None:
+def test_a_hostile_body_is_answered_soon_and_delays_no_other_client(server: Server, canary: Canary, name: str) -> None:
     found = measure(server.http, canary, name)
 
     assert found["status"] == found["right"], found
@@ -53,7 +53,7 @@ def test_a_hostile_body_is_answered_soon_and_holds_up_nobody(server: Server, can
     assert found["livez_max_ms"] < HELD_MS
 
 
-def test_no_refusal_leaves_a_stack_in_the_log_or_words_of_our_libraries_with_the_client(server: Server) -> None:
+def test_no_refusal_logs_a_stack_or_sends_a_librarys_message(server: Server) -> None:
     wrong = [
         ("/v1/messages", {"max_tokens": 10**6, "messages": ASK}),
         ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "image"}]}]}),

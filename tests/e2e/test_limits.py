@@ -1,4 +1,4 @@
-"""A small, guarded server: two seats, two places to wait, two API keys, a second for headers, JSON logs.
+"""A small, guarded server: two slots, a queue of two, two API keys, a second for headers, JSON logs.
 
 The last test kills its engine, which is the end of the server, too.
 """
@@ -47,7 +47,7 @@ def start(keyed: Keyed, held: ExitStack, body: Json | None = None, key: str = "a
 
 
 def fill(keyed: Keyed, held: ExitStack) -> list[Raw]:
-    """Take both seats with streams that run for seconds."""
+    """Take both slots with streams that run for seconds."""
     keyed.server.wait_idle()
     both = [start(keyed, held) for _ in range(2)]
     for one in both:
@@ -68,7 +68,7 @@ def cancel(keyed: Keyed, one: Raw, key: str = "anna") -> httpx.Response:
     return keyed.server.http.delete(f"/v1/streams/{stream_id(one)}", headers=keyed.headers(key))
 
 
-def test_who_waits_is_served_in_order(keyed: Keyed, held: ExitStack) -> None:
+def test_queued_requests_are_served_in_order(keyed: Keyed, held: ExitStack) -> None:
     both = fill(keyed, held)
     first = start(keyed, held, long_chat(max_tokens=900))
     poll("one waits", lambda: waiting(keyed) == 1, 2)
@@ -108,7 +108,7 @@ def test_beyond_the_waiting_room(keyed: Keyed, held: ExitStack) -> None:
         assert error["retryable"] is True
         assert 1 <= int(refused.headers["retry-after"]) <= 120
     assert keyed.server.sample("sluice_rejections_total") == rejected + 3
-    # What makes the engine do nothing needs no seat.
+    # What makes the engine do nothing needs no slot.
     assert keyed.server.http.get("/v1/models", headers=keyed.headers()).status_code == 200
     assert keyed.server.post("/tokenize", headers=keyed.headers(), model=MODEL, prompt="x").status_code == 200
     for one in both:
@@ -139,7 +139,7 @@ def test_leaving_the_queue(keyed: Keyed, held: ExitStack, way: str) -> None:
 
 
 def test_waiting_too_long(keyed: Keyed, held: ExitStack) -> None:
-    """admission.queue_timeout_s is 3 here; the two who hold the seats generate for longer."""
+    """admission.queue_timeout_s is 3 here; the two requests with the slots generate for longer."""
     both = fill(keyed, held)
     late = start(keyed, held)
     head, _, body = late.read_until(b"\r\n\r\n").partition(b"\r\n\r\n")
@@ -153,7 +153,7 @@ def test_waiting_too_long(keyed: Keyed, held: ExitStack) -> None:
         cancel(keyed, one)
 
 
-def test_more_choices_than_seats(keyed: Keyed) -> None:
+def test_more_choices_than_slots(keyed: Keyed) -> None:
     response = keyed.server.post(headers=keyed.headers(), **long_chat(n=3))
     check_error(response, 400, param="n")
 
@@ -218,7 +218,7 @@ def test_an_idle_connection_is_closed(keyed: Keyed) -> None:
         client.close()
 
 
-def test_an_old_connection_ends_with_an_answer_that_says_so(keyed: Keyed) -> None:
+def test_an_old_connection_ends_with_connection_close(keyed: Keyed) -> None:
     with httpx.Client(base_url=keyed.server.url) as http:
         began = time.monotonic()
         poll("an answer is the last", lambda: http.get("/livez").headers.get("connection") == "close", 6, 0.1)
@@ -322,7 +322,7 @@ def test_the_key_file_is_read_again(keyed: Keyed) -> None:
     assert keyed.server.http.get("/v1/models", headers=keyed.headers()).status_code == 200
 
 
-def test_a_pipe_in_the_place_of_the_key_file_holds_nobody_up(keyed: Keyed) -> None:
+def test_a_pipe_in_the_place_of_the_key_file_delays_no_request(keyed: Keyed) -> None:
     text = keyed.keys_file.read_text()
     keyed.keys_file.unlink()
     os.mkfifo(keyed.keys_file)
@@ -416,7 +416,7 @@ def test_the_log(keyed: Keyed) -> None:
 
 @pytest.mark.timeout(60)
 def test_the_engine_is_killed(keyed: Keyed, held: ExitStack) -> None:
-    """Everybody hears of it: who has a stream, who waits for an answer, who waits for a seat. Then the server ends
+    """Every client gets an error: with a stream, with an answer to come, with a place in the queue. Then the server ends
     with a failure, which is what restart policies look at, and leaves nothing behind."""
     server = keyed.server
     server.wait_idle()

@@ -47,7 +47,7 @@ def inside() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It may fetch from a name that means this machine, as a name of somebody else's could."""
+    """It may fetch from a name that means this machine, as a foreign name could."""
     folder = tmp_path_factory.mktemp("eyes")
     model = tiny_vision.make(folder / "model")
     flags = [str(model), "--", *tiny_vision.FLAGS, "--allowed-media-domains", "localhost"]

@@ -69,7 +69,7 @@ def prompt_of(number: int) -> list[int]:
     return [300 + number] + [301] * (2 + 5 * number)
 
 
-def test_a_chat_says_what_the_oracle_says(server: Server) -> None:
+def test_a_chat_has_the_deterministic_text(server: Server) -> None:
     prompt = server.post("/tokenize", model=MODEL, messages=ASK).json()["tokens"]
     answer = server.post(model=MODEL, messages=ASK, max_tokens=200, stream=True, stream_options={"include_usage": True})
     said = events(answer.text)
@@ -90,7 +90,7 @@ def test_vllms_flags_hold_for_all_paths(server: Server) -> None:
     assert server.post("/llm/v1/chat/completions", model=MODEL, messages=ASK, max_tokens=1).status_code == 200
 
 
-def test_the_load_counts_our_endpoints_and_is_told_in_their_headers(server: Server) -> None:
+def test_the_load_counts_our_endpoints_and_stands_in_their_headers(server: Server) -> None:
     server.wait_idle()
     assert server.http.get("/load").json() == {"server_load": 0}
     raw = Raw(server.port, request_bytes({"model": MODEL, "messages": ASK, "max_tokens": 9000, "stream": True}))

@@ -122,7 +122,7 @@ class Shared:
 
     @property
     def me(self) -> dict[str, str]:
-        """The headers of whoever asks first."""
+        """The headers of the first tenant."""
         return self.keys["anna"]
 
 
@@ -155,7 +155,7 @@ _SHARED = {
         },
         keys=True,
     ),
-    # So few seats that a queue is easily had; a sign of life every 50 ms.
+    # So few slots that a queue soon forms; a keep-alive every 50 ms.
     "demo": Wanted(
         lambda _: {
             "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
@@ -183,7 +183,7 @@ def fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full: bool
 ) -> Iterator[dict[str, Shared]]:
     """The servers that this run's tests want, by name. They start at the same time, because a start is mostly waiting;
-    but for the patient one: whoever asks for that waits long for very little, and the others start meanwhile."""
+    but for the patient one: a test that uses it waits long for little, and the others start meanwhile."""
     items = request.session.items
     names = {name for item in items for name in getattr(item, "fixturenames", ())}
     wanted = {name: one for name, one in _SHARED.items() if name in names}

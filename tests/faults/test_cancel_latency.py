@@ -311,7 +311,7 @@ def test_leaving_in_prefill(setup: Setup, figure: Any) -> None:
 
 
 def test_leaving_at_the_gate(setup: Setup, figure: Any) -> None:
-    """Behind one who asks for every seat there is, while others sit: nobody overtakes, so everybody waits."""
+    """Behind a request for every slot, while others run: no request overtakes it, so all later ones wait."""
     body = {**completion(0, 100, temperature=1), "n": int(SYNTHETIC["SLUICE_ADMISSION__MAX_CONCURRENT"])}
     with ExitStack() as stack:
         blocker = Raw(setup.server.port, request_bytes(body, COMPLETIONS))
@@ -321,7 +321,7 @@ def test_leaving_at_the_gate(setup: Setup, figure: Any) -> None:
         poll("all wait", lambda: setup.server.sample("sluice_requests_waiting") == len(who) + 1, 10, 0.1)
         leave(setup, who)
         found = log_latencies(setup, who)
-    poll("nobody waits", lambda: setup.server.sample("sluice_requests_waiting") == 0, 5, 0.1)
+    poll("the queue is empty", lambda: setup.server.sample("sluice_requests_waiting") == 0, 5, 0.1)
 
     tell(figure, setup, "the queue (to the log line)", found, None)
     assert not setup.probe.of("add").keys() & {one.number for one in who}, "the engine never hears of them"
@@ -441,7 +441,7 @@ def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: 
         f"{seconds:.2f} s",
         f"{scaled_s:.2f} s (3 s for 8,000)",
     )
-    poll("no seat is taken", lambda: server.sample("sluice_streams_active") == 0, 5, 0.1)
+    poll("no slot is taken", lambda: server.sample("sluice_streams_active") == 0, 5, 0.1)
     poll("all are counted", lambda: server.ended("disconnected") == left + size.storm, 5, 0.1)
     poll("the gauges say so", lambda: server.sample("vllm:num_requests_running") == 0, 5, 0.1)
     now = server.samples()

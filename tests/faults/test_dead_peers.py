@@ -30,7 +30,7 @@ _NEW_NETWORK = 0x40000000
 # RFC 2544 sets these addresses aside for tests of networks.
 _NET = f"198.18.{os.getpid() % 256}"
 HOST, PEER = f"{_NET}.1", f"{_NET}.2"
-NOBODY = "02:00:00:00:00:99"
+UNUSED_MAC = "02:00:00:00:00:99"
 
 
 def _ip(*args: str) -> None:
@@ -74,7 +74,7 @@ class Elsewhere:
 
     def vanish(self) -> None:
         """From now on nothing that we send arrives."""
-        _ip("neigh", "replace", PEER, "lladdr", NOBODY, "dev", self._near, "nud", "permanent")
+        _ip("neigh", "replace", PEER, "lladdr", UNUSED_MAC, "dev", self._near, "nud", "permanent")
 
     def close(self) -> None:
         subprocess.run(["ip", "link", "del", self._near], check=False, capture_output=True, timeout=10)
@@ -160,7 +160,7 @@ def test_a_vanished_peer_is_noticed_and_a_slow_one_is_not_taken_for_it(
         flowing.read_until(b"data: ")
         flowing.swallow()
         poll("both run", lambda: server.sample("sluice_streams_active") == 3, 10)
-        # It asks for every seat there is, so it waits.
+        # It asks for every slot, so it waits.
         queued = ask(n=4096, temperature=1)
         queued.read_until(b": keep-alive")
         queued.swallow()

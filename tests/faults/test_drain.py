@@ -44,7 +44,7 @@ def env(drain_s: float, **more: str) -> dict[str, str]:
     }
 
 
-# Just enough seats for those who sit: who comes later waits until the first have finished.
+# Just enough slots for the first requests: later ones wait until the first have finished.
 ROLLOUT = env(DRAIN_S, SLUICE_ADMISSION__MAX_CONCURRENT=str(STREAMS + 6))
 
 
@@ -160,7 +160,7 @@ def roll_out(server: Server, number: signal.Signals) -> dict[str, Any]:
         first = await Connection.open(server.port, completion(0, TOKENS))
         finishing = [task(ask(server.port, completion(i, TOKENS))) for i in range(1, STREAMS)]
         await all_run(server, STREAMS + len(long_ones) + 1)
-        # At the gate: two that fit into what is left once the seats are free, one that does not.
+        # At the gate: two that fit into what is left once the slots are free, one that does not.
         waiting = [task(ask(server.port, completion(i, TOKENS // 3))) for i in (500, 501)]
         too_long = task(ask(server.port, completion(502, FOREVER)))
         await until("three wait", lambda: gauge(server, "sluice_requests_waiting", 3))
@@ -214,7 +214,7 @@ def roll_out(server: Server, number: signal.Signals) -> dict[str, Any]:
 
 
 def test_a_second_signal_ends_now(fleet: dict[str, Shared], figure: Any) -> None:
-    """Streams hear why; nobody waits."""
+    """Streams end with the cause at once."""
     server = fleet["cancel"].server
     found: dict[str, Any] = {}
 
@@ -303,7 +303,7 @@ def test_a_signal_in_a_restart_within_the_drain(serve: Serve, figure: Any) -> No
 
 @pytest.mark.parametrize("stage", ["importing", "starting the engine process"])
 def test_a_signal_during_the_start(tmp_path_factory: pytest.TempPathFactory, stage: str, figure: Any) -> None:
-    """Nobody waits for an engine that nobody will use, and it does not outlive who wanted it."""
+    """The drain does not wait for an engine that will serve no request, and the engine does not outlive the gateway."""
     server = Server(tmp_path_factory.mktemp("start"), env=env(30))
     try:
         server.wait_open()

@@ -168,7 +168,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clients(node: Path) -> dict[str, tuple[Ask, dict[str, str]]]:
-    """Every client with the kinds of stream that it reads differently; as many as there are seats, less one."""
+    """Every client with the kinds of stream that it reads differently; as many as there are slots, less one."""
     npm = partial(openai_node, node)
     return {
         "openai-python": (openai_python, {}),
@@ -231,9 +231,9 @@ def test_no_client_loses_an_event_to_keep_alives(
         poll("all wait", lambda: demo.sample("sluice_requests_waiting") == len(clients) + 1, 30)
         time.sleep(SILENCE_S)
         with stopped(demo):
-            # Their seats are free now, and nothing comes of it.
+            # Their slots are free now, and nothing comes of it.
             assert demo.http.delete(f"/v1/streams/{holder_id}").status_code == 200
-            poll("seats are taken", lambda: demo.sample("sluice_requests_waiting") == 0, 10)
+            poll("slots are taken", lambda: demo.sample("sluice_requests_waiting") == 0, 10)
             time.sleep(SILENCE_S)
             generated = demo.sample("vllm:generation_tokens_total")
         poll("tokens flow", lambda: demo.sample("vllm:generation_tokens_total") > generated + 80, 30, 0.001)
@@ -270,7 +270,7 @@ def test_no_client_loses_an_event_to_keep_alives(
     assert events["closed"] == 204, "and told in the end that there is nothing left"
 
 
-def test_every_client_hears_of_an_error_in_the_stream(
+def test_every_client_reports_an_error_in_the_stream(
     demo: Server, clients: dict[str, tuple[Ask, dict[str, str]]], figure: Any
 ) -> None:
     """The deadline passes after some output, in the middle of the stream."""

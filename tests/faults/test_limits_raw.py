@@ -37,11 +37,11 @@ RESPONSES = "/v1/responses"
 # Longer than the deadlines here, so that who waits hears nothing before.
 KEEPALIVE_S = 0.8
 EVERYONE = {**completion(0, 100, temperature=1), "n": int(SYNTHETIC["SLUICE_ADMISSION__MAX_CONCURRENT"])}
-"""Asks for every seat there is. While anybody sits, it waits, and nobody overtakes it."""
+"""Asks for every slot. While a request runs, it waits, and no other overtakes it."""
 
 
 @dataclass
-class House:
+class Target:
     server: Server
     probe: Probe
 
@@ -62,11 +62,11 @@ SERVERS = {
 
 
 @pytest.fixture(scope="module")
-def house(fleet: dict[str, Shared]) -> Iterator[House]:
+def target(fleet: dict[str, Shared]) -> Iterator[Target]:
     """One server for all tests here."""
     server, probe = fleet["limits"].server, fleet["limits"].probe
     assert probe is not None
-    yield House(server, probe)
+    yield Target(server, probe)
     assert server.running(), server.stderr()
     assert "Traceback" not in server.stderr()
 
@@ -128,8 +128,8 @@ def head(*lines: str) -> bytes:
         pytest.param(b"GET /" + b"x" * (HEADER_LIMIT_BYTES + 1) + b" HTTP/1.1\r\n\r\n", id="the path"),
     ],
 )
-def test_headers_beyond_the_limit_are_a_431(house: House, sent: bytes) -> None:
-    client = Raw(house.server.port, sent)
+def test_headers_beyond_the_limit_are_a_431(target: Target, sent: bytes) -> None:
+    client = Raw(target.server.port, sent)
     try:
         top, _, body = client.read_all().partition(b"\r\n\r\n")
     finally:
@@ -139,8 +139,8 @@ def test_headers_beyond_the_limit_are_a_431(house: House, sent: bytes) -> None:
     check_error_body(json.loads(body), code="headers_too_large")
 
 
-def test_headers_below_the_limit_are_served(house: House) -> None:
-    client = Raw(house.server.port, head("Connection: close", f"X-Long: {'x' * 32000}") + b"\r\n\r\n")
+def test_headers_below_the_limit_are_served(target: Target) -> None:
+    client = Raw(target.server.port, head("Connection: close", f"X-Long: {'x' * 32000}") + b"\r\n\r\n")
     try:
         assert client.read_all().startswith(b"HTTP/1.1 200 ")
     finally:
@@ -161,7 +161,7 @@ def flood(port: int, first: bytes, piece: bytes, total_bytes: int) -> int:
     return sent
 
 
-def test_64_mib_of_headers_cost_nothing(house: House, figure: Any) -> None:
+def test_64_mib_of_headers_cost_nothing(target: Target, figure: Any) -> None:
     """From one connection that goes on for as long as it is let, and from a thousand that each send as much as is read
     before they are refused."""
     total = 64 * 2**20
@@ -173,18 +173,18 @@ def test_64_mib_of_headers_cost_nothing(house: House, figure: Any) -> None:
     }
 
     def attack() -> int:
-        sent = sum(flood(house.server.port, first, piece, total) for first, piece in shapes.values())
+        sent = sum(flood(target.server.port, first, piece, total) for first, piece in shapes.values())
         for _ in range(total // 65536):
-            sent += flood(house.server.port, *shapes["lines"], 65536)
+            sent += flood(target.server.port, *shapes["lines"], 65536)
         return sent
 
-    with healthy(house.server) as one:
+    with healthy(target.server) as one:
         # The first time, pools and caches grow to what the server uses anyway.
         attack()
-        before = resident_bytes(house.server.pid)
+        before = resident_bytes(target.server.pid)
         one.fresh()
         sent = attack()
-        grown = resident_bytes(house.server.pid) - before
+        grown = resident_bytes(target.server.pid) - before
         figure("limits", f"RSS after {sent / 2**20:.0f} MiB of headers sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
         figure(
             "limits", "longest gap of a healthy stream under that", f"{one.longest_ms:.0f} ms", f"a step is {STEP_MS}"
@@ -196,8 +196,8 @@ def test_64_mib_of_headers_cost_nothing(house: House, figure: Any) -> None:
 # Time.
 
 
-def test_headers_that_do_not_come_to_an_end(house: House, figure: Any) -> None:
-    client = Raw(house.server.port, head("X-Half: "))
+def test_headers_that_do_not_come_to_an_end(target: Target, figure: Any) -> None:
+    client = Raw(target.server.port, head("X-Half: "))
     began_s = time.monotonic()
     try:
         answer = client.read_all()
@@ -210,14 +210,14 @@ def test_headers_that_do_not_come_to_an_end(house: House, figure: Any) -> None:
     assert HEADER_TIMEOUT_S - 0.1 < took_s < HEADER_TIMEOUT_S + 1
 
 
-def test_silent_sockets_are_closed_in_time_and_disturb_nobody(house: House, full: bool, figure: Any) -> None:
+def test_silent_sockets_are_closed_in_time_and_disturb_no_stream(target: Target, full: bool, figure: Any) -> None:
     count = 5000 if full else 500
     closed_s: list[float] = []
     with ExitStack() as stack:
-        one = stack.enter_context(healthy(house.server))
+        one = stack.enter_context(healthy(target.server))
         selector = stack.enter_context(selectors.DefaultSelector())
         for _ in range(count):
-            client = Raw(house.server.port)
+            client = Raw(target.server.port)
             stack.callback(client.close)
             selector.register(client.sock, selectors.EVENT_READ, time.monotonic())
         while len(closed_s) < count:
@@ -246,7 +246,7 @@ def test_silent_sockets_are_closed_in_time_and_disturb_nobody(house: House, full
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
-def test_a_body_beyond_the_limit_is_a_413(house: House, path: str) -> None:
+def test_a_body_beyond_the_limit_is_a_413(target: Target, path: str) -> None:
     """Declared, it is not read; in chunks, only so far. Megabytes follow, and go nowhere."""
     top = f"POST {path} HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\nConnection: close\r\n"
     chunk = b"%x\r\n" % 16384 + b"x" * 16384 + b"\r\n"
@@ -254,7 +254,7 @@ def test_a_body_beyond_the_limit_is_a_413(house: House, path: str) -> None:
         f"{top}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(),
         f"{top}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * (MAX_BODY_BYTES // 16384 + 1),
     ):
-        client = Raw(house.server.port, sent)
+        client = Raw(target.server.port, sent)
         try:
             answer = client.read_until(b"}}")
             assert answer.startswith(b"HTTP/1.1 413 ")
@@ -263,23 +263,23 @@ def test_a_body_beyond_the_limit_is_a_413(house: House, path: str) -> None:
             client.close()
 
 
-def test_a_body_that_never_ends_costs_nothing(house: House, figure: Any) -> None:
+def test_a_body_that_never_ends_costs_nothing(target: Target, figure: Any) -> None:
     top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
     top += b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n" % 65536 + b"x" * 65536 + b"\r\n"
 
     def attack() -> int:
-        return sum(flood(house.server.port, top, chunk, 16 * 2**20) for _ in range(4))
+        return sum(flood(target.server.port, top, chunk, 16 * 2**20) for _ in range(4))
 
     attack()
-    before = resident_bytes(house.server.pid)
+    before = resident_bytes(target.server.pid)
     sent = attack()
-    grown = resident_bytes(house.server.pid) - before
+    grown = resident_bytes(target.server.pid) - before
     figure("limits", f"RSS after {sent / 2**20:.0f} MiB of chunked bodies sent", f"{grown / 2**20:+.2f} MiB", "< 1 MiB")
     assert grown < 2**20
 
 
-def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -> None:
+def test_what_is_sent_without_reading_costs_nothing(target: Target, figure: Any) -> None:
     """Requests ahead of their answers, trailers, chunk framing: all of it has to end somewhere."""
     top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
     top += b"Transfer-Encoding: chunked\r\n\r\n"
@@ -292,12 +292,12 @@ def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -
         "behind a 404": (b"POST /nowhere HTTP/1.1\r\nHost: faults\r\nContent-Length: 999999999\r\n\r\n", b"x" * 65536),
     }
     total = 64 * 2**20
-    with healthy(house.server) as one:
-        flood(house.server.port, *shapes["pipelined"], total)
-        before = resident_bytes(house.server.pid)
+    with healthy(target.server) as one:
+        flood(target.server.port, *shapes["pipelined"], total)
+        before = resident_bytes(target.server.pid)
         one.fresh()
-        sent = {name: flood(house.server.port, *shape, total) for name, shape in shapes.items()}
-        grown = resident_bytes(house.server.pid) - before
+        sent = {name: flood(target.server.port, *shape, total) for name, shape in shapes.items()}
+        grown = resident_bytes(target.server.pid) - before
         shown = f"RSS after {sum(sent.values()) / 2**20:.0f} MiB of {', '.join(shapes)}"
         figure("limits", shown, f"{grown / 2**20:+.2f} MiB", "< 8 MiB")
         figure(
@@ -307,11 +307,11 @@ def test_what_is_sent_without_reading_costs_nothing(house: House, figure: Any) -
     assert grown < 8 * 2**20
 
 
-def test_bodies_that_stop_end_in_time(house: House, figure: Any) -> None:
+def test_bodies_that_stop_end_in_time(target: Target, figure: Any) -> None:
     """All but the last bytes, and then a byte now and then."""
     top = b"POST /v1/chat/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
     top += b"Content-Length: %d\r\n\r\n" % MAX_BODY_BYTES
-    clients = [Raw(house.server.port, top + b" " * (MAX_BODY_BYTES - 100)) for _ in range(20)]
+    clients = [Raw(target.server.port, top + b" " * (MAX_BODY_BYTES - 100)) for _ in range(20)]
     began_s = time.monotonic()
     try:
         for client in clients:
@@ -336,21 +336,21 @@ def test_bodies_that_stop_end_in_time(house: House, figure: Any) -> None:
     assert BODY_TIMEOUT_S - 0.1 < took_s < BODY_TIMEOUT_S + 3
 
 
-# Wishes, cursors, ids.
+# Request options, cursors, ids.
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
-def test_a_wish_that_is_no_number_is_a_400_that_names_its_header(house: House, path: str) -> None:
+def test_an_option_that_is_not_a_number_is_a_400_that_names_its_header(target: Target, path: str) -> None:
     body = {"model": MODEL, "messages": ASK, "prompt": "x", "input": "x", "max_tokens": 2}
     garbage = ("abc", "-1", "nan", "inf", "1e999", "", "1 s", "0x10", "1,5")
     for header, values in {"X-Request-Timeout": (*garbage, "0"), "X-Stream-Resumable": garbage}.items():
         for value in values:
-            response = house.server.post(path, headers={header: value}, **body)
+            response = target.server.post(path, headers={header: value}, **body)
             assert header in check_error(response, 400, param=header, code="invalid_request")["message"], value
 
 
-def test_a_wrong_cursor_is_a_400_and_a_guessed_id_a_404(house: House) -> None:
-    server = house.server
+def test_a_wrong_cursor_is_a_400_and_a_guessed_id_a_404(target: Target) -> None:
+    server = target.server
     body = completion(3, 5)
     made = server.post(COMPLETIONS, headers={"X-Stream-Resumable": "30"}, **body)
     assert made.status_code == 200
@@ -399,14 +399,14 @@ TIMEOUT_S = 0.6
 LATE_S = 0.5
 
 
-def with_deadline(house: House, kind: str, tokens: int) -> Answer:
+def with_deadline(target: Target, kind: str, tokens: int) -> Answer:
     path, body = kinds(tokens)[kind]
-    return asyncio.run(ask(house.server.port, body, path=path, headers={"X-Request-Timeout": str(TIMEOUT_S)}))
+    return asyncio.run(ask(target.server.port, body, path=path, headers={"X-Request-Timeout": str(TIMEOUT_S)}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_hears_of_it(house: House, kind: str) -> None:
-    server, number = house.server, next(TOKENS)
+def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_gets_the_request(target: Target, kind: str) -> None:
+    server, number = target.server, next(TOKENS)
     with ExitStack() as stack:
         for body in (completion(0, FOREVER), EVERYONE):
             client = Raw(server.port, request_bytes(body, COMPLETIONS))
@@ -414,7 +414,7 @@ def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_hears_of_it(house
         poll("one waits", lambda: server.sample("sluice_requests_waiting") == 1, 10, 0.05)
         poll("one sits", lambda: server.sample("vllm:num_requests_running") == 1, 10, 0.05)
         prompts = server.sample("vllm:prompt_tokens_total")
-        answer = with_deadline(house, kind, number)
+        answer = with_deadline(target, kind, number)
         took_s = time.monotonic() - answer.sent_s
         assert server.sample("vllm:prompt_tokens_total") == prompts
         assert server.sample("sluice_requests_waiting") == 1
@@ -425,17 +425,17 @@ def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_hears_of_it(house
     assert error["retryable"] is False
     assert answer.headers["x-should-retry"] == "false"
     assert TIMEOUT_S - 0.05 < took_s < TIMEOUT_S + LATE_S
-    assert number not in house.probe.of("add")
+    assert number not in target.probe.of("add")
     server.wait_idle()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deadline_in_the_engine_frees_it_and_tells_what_was_spent(house: House, kind: str, figure: Any) -> None:
-    server, number = house.server, next(TOKENS)
+def test_a_deadline_in_the_engine_frees_it_and_reports_the_tokens_spent(target: Target, kind: str, figure: Any) -> None:
+    server, number = target.server, next(TOKENS)
     ended = server.ended("deadline_exceeded")
-    answer = with_deadline(house, kind, number)
+    answer = with_deadline(target, kind, number)
     took_s = time.monotonic() - answer.sent_s
-    dropped = poll("the engine has dropped it", lambda: house.probe.of("drop").get(number), 5)
+    dropped = poll("the engine has dropped it", lambda: target.probe.of("drop").get(number), 5)
     (note,) = dropped
     figure(
         "cancellation",
@@ -471,10 +471,10 @@ def test_a_deadline_in_the_engine_frees_it_and_tells_what_was_spent(house: House
 # The wall clock.
 
 
-def test_the_wall_clock_jumps_and_nobody_notices(house: House, figure: Any) -> None:
+def test_a_jump_of_the_wall_clock_changes_nothing(target: Target, figure: Any) -> None:
     """An hour forward, two back, under streams with a deadline and one in the queue. It is Python's wall clock that
     jumps, in the gateway and in the engine; timers of native code are the kernel's monotonic ones."""
-    server, tokens = house.server, 3000 // STEP_MS
+    server, tokens = target.server, 3000 // STEP_MS
     server.wait_idle()
     bent: list[int] = []
 
@@ -483,7 +483,7 @@ def test_the_wall_clock_jumps_and_nobody_notices(house: House, figure: Any) -> N
         return parsedate_to_datetime(answer.headers["date"]).timestamp()
 
     async def jump(hours: int) -> None:
-        house.probe.set_clock(3600 * hours)
+        target.probe.set_clock(3600 * hours)
         while abs(await shown_s() - time.time() - 3600 * hours) > 5:
             await asyncio.sleep(0.05)
         bent.append(hours)

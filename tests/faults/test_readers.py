@@ -109,7 +109,7 @@ async def until(check: Callable[[], Any], within_s: float, what: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_idle_streams_cost_little_and_hear_a_sign_of_life_in_time(synthetic: Shared, full: bool, figure: Any) -> None:
+def test_idle_streams_cost_little_and_get_their_keepalives_in_time(synthetic: Shared, full: bool, figure: Any) -> None:
     """All of them run while the engine is stopped, so none has anything to read but keep-alives. The first test of the
     file, because memory that others have given back would be used again."""
     server, me = synthetic.server, synthetic.me
@@ -163,7 +163,7 @@ def test_idle_streams_cost_little_and_hear_a_sign_of_life_in_time(synthetic: Sha
 
 
 @pytest.mark.timeout(600)
-def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
+def test_readers_that_stop_cost_little_slow_no_other_reader_and_are_dropped(
     synthetic: Shared, serve: Serve, full: bool, figure: Any
 ) -> None:
     """Half of them get our own chunks, half vLLM's. The healthy ones' gaps are compared with what they were when those
@@ -183,7 +183,7 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
     before = server.ended("client_stalled")
 
     async def run() -> None:
-        # What is imported and allocated once is nobody's cost.
+        # What is imported and allocated once is not a cost of these readers.
         await asyncio.gather(
             *[ask(server.port, completion(n, 20, **(WORDY, FORMATTED)[n % 2]), headers=me) for n in range(20)]
         )
@@ -257,7 +257,7 @@ def test_readers_who_stop_cost_little_and_slow_nobody_and_are_dropped(
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
-def test_log_probabilities_for_a_reader_who_stops_are_bounded(serve: Serve, figure: Any) -> None:
+def test_log_probabilities_for_a_reader_that_stops_are_bounded(serve: Serve, figure: Any) -> None:
     """They cannot be merged, so what waits for such a reader is bounded in bytes, and he may be dropped before
     streams.stall_timeout_s. What vLLM spends to format such a stream is not the stall's cost: the same streams are
     read first."""
@@ -302,7 +302,7 @@ def test_log_probabilities_for_a_reader_who_stops_are_bounded(serve: Serve, figu
     server.wait_idle()
 
 
-def test_a_reader_who_wakes_gets_everything_in_fewer_events(synthetic: Shared, figure: Any) -> None:
+def test_a_reader_that_goes_on_gets_all_tokens_in_fewer_events(synthetic: Shared, figure: Any) -> None:
     """What piled up leaves merged; the text is exact. A resumable stream goes on without its reader when that one is
     dropped, and can be resumed where it stood."""
     server, me = synthetic.server, synthetic.me

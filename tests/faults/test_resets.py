@@ -15,7 +15,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_resets_of_readers_who_have_stopped_free_their_slots(synthetic: Shared, full: bool, figure: Any) -> None:
+def test_resets_of_readers_that_have_stopped_free_their_slots(synthetic: Shared, full: bool, figure: Any) -> None:
     """So many streams that formatting a step's tokens takes longer than the step."""
     server, me = synthetic.server, synthetic.me
     streams, rounds = 120, 8 if full else 1

@@ -270,8 +270,8 @@ def status_of(shared: Shared, stream_id: str, owner: str = "anna") -> httpx.Resp
     return shared.server.http.get(f"/v1/streams/{stream_id}", headers=headers)
 
 
-def test_nobody_comes_back_in_time(synthetic: Shared) -> None:
-    """The stream ends as cancelled, its sequence leaves the engine, and whoever comes later hears so."""
+def test_a_client_that_does_not_resume_in_time_finds_its_stream_cancelled(synthetic: Shared) -> None:
+    """The stream ends as cancelled, its sequence leaves the engine, and a later request for it is answered so."""
     server = synthetic.server
     before = server.ended("cancelled")
 
@@ -419,7 +419,7 @@ def cutting(server: Server, after_bytes: int) -> Iterator[ChaosProxy]:
         yield proxy
 
 
-def test_openai_python_over_the_resuming_transport_says_the_same_through_cuts(demo: Server, figure: Any) -> None:
+def test_openai_python_over_the_resuming_transport_gets_the_same_text_through_cuts(demo: Server, figure: Any) -> None:
     wanted: dict[str, Any] = {}
     with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as plain:
         for kind, body in ASKED.items():

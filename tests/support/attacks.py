@@ -29,7 +29,7 @@ MIB = 2**20
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom an attack is aimed at, and the credentials that the attacker has; `seconds` is how long attacks may last
-    that go on until somebody ends them."""
+    that go on until they are ended."""
 
     port: int
     headers: dict[str, str]

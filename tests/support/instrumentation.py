@@ -1,4 +1,4 @@
-"""A `Instrumentation` that remembers everything it is told."""
+"""An `Instrumentation` that records all reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.transports.common.accounting import new_stats
 
 @dataclass
 class Recorder:
-    """Recorded facts, each kind in order."""
+    """Reports by kind, each in order."""
 
     waits: list[float] = field(default_factory=list)
     rejections: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Recorder:
 
 
 def a_caller(owner: str | None = None, arrival_s: float = 1000.0) -> Caller:
-    """Somebody who asks."""
+    """The caller of a request."""
     return Caller(owner=owner, request_id="req-1", arrival_s=arrival_s, arrival_wall_s=1_700_001_000.0)
 
 
@@ -82,7 +82,7 @@ def some_stats(
     stream_id: str | None = None,
     arrival_s: float = 1000.0,
 ) -> RequestStats:
-    """The count of a request that has just come; with `stream_id` as the registry gives it."""
+    """The stats of a request that has just arrived; `stream_id` as the registry gives it."""
     stats = new_stats(a_caller(owner, arrival_s), instrumentation or Recorder())
     stats.id = stream_id
     return stats

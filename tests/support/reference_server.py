@@ -1,4 +1,4 @@
-"""Run by test_equality: one real engine, and on it, for each set of parsers, our server and vLLM's own app, untouched.
+"""For test_equality: one real engine with our server and vLLM's unchanged app on it, a pair for each set of parsers.
 
 Prints one JSON line with the ports, then serves until it is killed.
 """
@@ -56,7 +56,7 @@ async def serve(app: Any, lifespan: str) -> int:
 
 
 async def no_other() -> Any:
-    raise NotImplementedError("nobody ends the engine in these tests")
+    raise NotImplementedError("the engine never dies in these tests")
 
 
 SYNTHETIC = Synthetic(step_ms=0.5).model_dump(mode="json", exclude={"enabled"})

@@ -146,11 +146,11 @@ class Server:
         return self.process.wait(within_s)
 
     def assert_no_orphan(self, within_s: float = 5) -> None:
-        assert self.family, "nobody has looked which processes belong to this server"
+        assert self.family, "`family` has not been filled"
         poll("no process of the server is left", lambda: not alive(self.family), within_s, 0.05)
 
     def close(self) -> None:
-        """End whatever is left, whoever failed. Only what this object started is touched."""
+        """End the processes that are left, also after a failure. Only those that this object started."""
         self.http.close()
         family = self.family or descendants(self.pid)
         if self.running():
@@ -244,7 +244,7 @@ def request_bytes(body: Json, path: str = CHAT, headers: dict[str, str] | None =
 
 
 def long_chat(stream: bool = True, **more: Any) -> Json:
-    """A chat that runs until somebody ends it, or nearly."""
+    """A chat that runs until it is ended, or nearly."""
     return {
         "model": MODEL,
         "messages": ASK,

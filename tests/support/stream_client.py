@@ -1,4 +1,4 @@
-"""A client for thousands of streams: raw sockets, one connection a stream, what was read checked against the oracle."""
+"""A client for thousands of streams: raw sockets, one connection a stream, the text checked against the deterministic tokens."""
 
 from __future__ import annotations
 

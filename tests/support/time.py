@@ -64,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T], clock: VirtualClock | None = None, *, debug: bool = True) -> T:
-    """Run a coroutine in virtual time. Fails if it leaves a task behind or an error that nobody looked at."""
+    """Run a coroutine in virtual time. Fails if it leaves a task behind or an error that was never retrieved."""
     loop = VirtualLoop(clock or VirtualClock())
     loop.set_debug(debug)
     complaints: list[str] = []

@@ -73,7 +73,7 @@ def test_two_engines_share_the_streams_and_drain_together(serve: Serve, figure: 
         for connection in connections[1::2]:
             assert (await connection.rest()).error["code"] == "cancelled"  # type: ignore[index]
 
-        # The whole process group hears of the end, as from a terminal; nobody but the gateway heeds it.
+        # The signal goes to the whole process group, as from a terminal; only the gateway acts on it.
         last = [asyncio.create_task(ask(server.port, completion(first, 300))) for first in range(STREAMS)]
         await until("both engines run half of the last streams", server, [half, half])
         os.killpg(server.pid, signal.SIGTERM)

@@ -74,7 +74,7 @@ def test_workers_serve_tls_and_one_of_them_answers_for_all_on_the_management_por
     wanted = serial(new_cert.read_bytes())
 
     def renewed() -> bool:
-        """Whoever accepts: each worker reads for itself."""
+        """From any worker: each reads the files itself."""
         pages = [ssl.get_server_certificate(("localhost", server.port)) for _ in range(8)]
         return {serial(page) for page in pages} == {wanted}
 

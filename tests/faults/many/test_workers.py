@@ -24,14 +24,14 @@ from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, co
 pytestmark = pytest.mark.timeout(600)
 
 WORKERS = 2
-SEATS, PLACES = 60, 4
+SLOTS, PLACES = 60, 4
 FOREVER = 20_000
 ENV = {
     **SYNTHETIC,
     "SLUICE_SERVER__WORKERS": str(WORKERS),
     "SLUICE_SERVER__DRAIN_TIMEOUT_S": "20",
     "SLUICE_SYNTHETIC__STEP_MS": "20",
-    "SLUICE_ADMISSION__MAX_CONCURRENT": str(SEATS),
+    "SLUICE_ADMISSION__MAX_CONCURRENT": str(SLOTS),
     "SLUICE_ADMISSION__MAX_WAITING": str(PLACES),
     "SLUICE_STREAMS__KEEPALIVE_S": "1",
     "SLUICE_SUPERVISOR__HANG_TIMEOUT_S": "3",
@@ -72,7 +72,7 @@ def answered_by(answer: Answer) -> int:
 
 
 @pytest.fixture
-def doors(shared: Shared) -> Iterator[dict[int, httpx.Client]]:
+def clients(shared: Shared) -> Iterator[dict[int, httpx.Client]]:
     """A client for each worker, whose one connection the kernel has given to that worker."""
     found: dict[int, httpx.Client] = {}
     spare = []
@@ -141,7 +141,7 @@ def test_streams_of_all_workers_are_exact_and_their_metrics_are_one(shared: Shar
 
 
 @pytest.mark.parametrize("owner", range(WORKERS))
-def test_a_stream_is_found_through_every_worker(shared: Shared, doors: dict[int, httpx.Client], owner: int) -> None:
+def test_a_stream_is_found_through_every_worker(shared: Shared, clients: dict[int, httpx.Client], owner: int) -> None:
     """Its status, its events from any number on, and only for the key that made it."""
     tokens = 60
 
@@ -151,10 +151,10 @@ def test_a_stream_is_found_through_every_worker(shared: Shared, doors: dict[int,
 
     stream_id, answer = asyncio.run(run())
     url = f"/v1/streams/{stream_id}"
-    for door in doors.values():
-        status = door.get(url, headers={"Accept": "application/json"})
-        again = door.get(url, headers={"X-Request-Id": "mine"})
-        rest = door.get(url, headers={"Last-Event-ID": str(answer.ids[9])})
+    for client in clients.values():
+        status = client.get(url, headers={"Accept": "application/json"})
+        again = client.get(url, headers={"X-Request-Id": "mine"})
+        rest = client.get(url, headers={"Last-Event-ID": str(answer.ids[9])})
 
         assert (status.status_code, status.json()["status"]) == (200, "completed")
         assert (again.status_code, again.content, again.headers["x-request-id"]) == (200, answer.body, "mine")
@@ -162,24 +162,24 @@ def test_a_stream_is_found_through_every_worker(shared: Shared, doors: dict[int,
         assert again.headers.get_list("date") == [again.headers["date"]]
         assert rest.content.startswith(b"id: %d\n" % answer.ids[10])
         assert answer.body.endswith(rest.content)
-        assert door.get(url, headers={"Last-Event-ID": str(answer.ids[-1])}).status_code == 204
-        assert door.get(f"{url}?starting_after={answer.ids[-1] + 5}").status_code == 400
-        check_error(door.get(url, headers=shared.keys["bert"]), 404)
-        assert door.get(url, headers={"Authorization": "Bearer none"}).status_code == 401
+        assert client.get(url, headers={"Last-Event-ID": str(answer.ids[-1])}).status_code == 204
+        assert client.get(f"{url}?starting_after={answer.ids[-1] + 5}").status_code == 400
+        check_error(client.get(url, headers=shared.keys["bert"]), 404)
+        assert client.get(url, headers={"Authorization": "Bearer none"}).status_code == 401
         # What a browser has instead of the key, through any worker.
         token, keyless = again.headers["x-stream-token"], {"Authorization": ""}
-        by_token = door.get(f"{url}?token={token}", headers=keyless)
+        by_token = client.get(f"{url}?token={token}", headers=keyless)
         assert (by_token.status_code, by_token.content) == (200, answer.body)
-        assert door.delete(f"{url}?token={token}", headers=keyless).status_code == 401
+        assert client.delete(f"{url}?token={token}", headers=keyless).status_code == 401
     assert answer.exact(7, tokens) or answer.ids == list(range(1, len(answer.ids) + 1))
 
 
 @pytest.mark.parametrize("owner", range(WORKERS))
 @pytest.mark.parametrize("how", ["DELETE", "POST"])
 def test_a_request_is_cancelled_through_another_worker(
-    shared: Shared, doors: dict[int, httpx.Client], owner: int, how: str
+    shared: Shared, clients: dict[int, httpx.Client], owner: int, how: str
 ) -> None:
-    other = doors[(owner + 1) % WORKERS]
+    other = clients[(owner + 1) % WORKERS]
 
     async def run() -> tuple[httpx.Response, Answer]:
         connection = await begin(shared, owner, completion(7, FOREVER))
@@ -199,12 +199,12 @@ def test_a_request_is_cancelled_through_another_worker(
 
 @pytest.mark.parametrize("owner", range(WORKERS))
 def test_what_vllms_own_app_runs_is_cancelled_through_another_worker(
-    shared: Shared, doors: dict[int, httpx.Client], owner: int
+    shared: Shared, clients: dict[int, httpx.Client], owner: int
 ) -> None:
     """Its ids do not tell whose they are, so the workers ask each other."""
     ask_for = {"model": MODEL, "input": "Hello", "stream": True, "max_output_tokens": FOREVER, "temperature": 0}
-    other = doors[(owner + 1) % WORKERS]
-    with doors[owner].stream("POST", "/v1/responses", json=ask_for) as stream:
+    other = clients[(owner + 1) % WORKERS]
+    with clients[owner].stream("POST", "/v1/responses", json=ask_for) as stream:
         lines = (line for line in stream.iter_lines() if line.startswith("data: {"))
         url = f"/v1/streams/{json.loads(next(lines)[6:])['response']['id']}"
         assert next(line for line in lines if "output_text.delta" in line)
@@ -215,15 +215,15 @@ def test_what_vllms_own_app_runs_is_cancelled_through_another_worker(
     shared.server.wait_idle()
 
 
-def test_ids_that_nobody_has_are_404_everywhere(shared: Shared, doors: dict[int, httpx.Client]) -> None:
-    for door in doors.values():
+def test_unknown_ids_are_404_in_every_worker(shared: Shared, clients: dict[int, httpx.Client]) -> None:
+    for client in clients.values():
         for name in (f"cmpl-w00{'0' * 28}", f"cmpl-w01{'0' * 28}", f"cmpl-wff{'0' * 28}", "resp_none", "..%2f..", "ä"):
-            check_error(door.get(f"/v1/streams/{name}"), 404)
-            check_error(door.delete(f"/v1/streams/{name}"), 404)
+            check_error(client.get(f"/v1/streams/{name}"), 404)
+            check_error(client.delete(f"/v1/streams/{name}"), 404)
 
 
-def test_a_reader_who_leaves_through_another_worker_has_left(shared: Shared, doors: dict[int, httpx.Client]) -> None:
-    other = doors[1]
+def test_leaving_through_another_worker_cancels_the_request(shared: Shared, clients: dict[int, httpx.Client]) -> None:
+    other = clients[1]
 
     async def run() -> str:
         connection = await begin(shared, 0, completion(7, FOREVER), **{"X-Stream-Resumable": "0.5"})
@@ -242,26 +242,26 @@ def test_a_reader_who_leaves_through_another_worker_has_left(shared: Shared, doo
     poll("its grace is over", lambda: httpx.get(url, **tell).json()["status"] == "cancelled", 5)
 
 
-def test_the_limits_hold_over_all_workers_together(shared: Shared, doors: dict[int, httpx.Client]) -> None:
+def test_the_limits_hold_over_all_workers_together(shared: Shared, clients: dict[int, httpx.Client]) -> None:
     server = shared.server
 
     async def run() -> None:
-        running = await begin_many(shared, SEATS, FOREVER)
+        running = await begin_many(shared, SLOTS, FOREVER)
         waiting = [
             asyncio.create_task(ask(server.port, completion(first, 3), headers=shared.me)) for first in range(PLACES)
         ]
         while server.sample("sluice_requests_waiting") < PLACES:
             await asyncio.sleep(0.02)
-        for door in doors.values():
-            refused = door.post(COMPLETIONS, json=completion(1, 1, stream=False))
+        for client in clients.values():
+            refused = client.post(COMPLETIONS, json=completion(1, 1, stream=False))
 
             check_error(refused, 503, code="overloaded")
             assert int(refused.headers["retry-after"]) >= 1
 
         found = server.samples()
-        assert found["sluice_streams_active"] == found["vllm:num_requests_running"] == SEATS
+        assert found["sluice_streams_active"] == found["vllm:num_requests_running"] == SLOTS
         assert found['sluice_rejections_total{reason="queue_full"}'] == WORKERS
-        check_error(doors[0].post(COMPLETIONS, json=completion(1, 1, n=SEATS + 1, temperature=1)), 400, param="n")
+        check_error(clients[0].post(COMPLETIONS, json=completion(1, 1, n=SLOTS + 1, temperature=1)), 400, param="n")
         for task in running[:PLACES]:
             task.cancel()
         answers = await asyncio.gather(*waiting)
@@ -371,7 +371,7 @@ def test_a_second_signal_ends_all_workers_now(alone: Shared) -> None:
 
 
 @pytest.mark.full
-def test_nothing_outlives_a_house_that_is_killed(alone: Shared) -> None:
+def test_nothing_outlives_a_parent_process_that_is_killed(alone: Shared) -> None:
     server = alone.server
 
     async def run() -> list[Answer]:
@@ -381,7 +381,7 @@ def test_nothing_outlives_a_house_that_is_killed(alone: Shared) -> None:
 
     answers = asyncio.run(run())
 
-    assert all(answer.error is not None or not answer.whole for answer in answers), "nobody takes it for an end"
+    assert all(answer.error is not None or not answer.whole for answer in answers), "no client can take it for an end"
     server.process.wait(5)
     server.assert_no_orphan()
 

@@ -173,7 +173,7 @@ CHAT = {"name": "chat"}
         pytest.param(scenario([CHAT | {"body": {"user": "cross_talk"}}]), 4, "cross_talk", id="cross-talk"),
     ],
 )  # fmt: skip
-def test_the_exit_code_says_what_was_found(
+def test_the_exit_code_is_that_of_the_finding(
     mock: MockProcess, tmp_path: Path, told: dict[str, Any], code: int, reason: str
 ) -> None:
     ended, result, said = load(tmp_path, mock.url, told)
@@ -193,7 +193,7 @@ def test_a_server_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
     assert "127.0.0.1:9" in said
 
 
-def test_a_server_that_goes_away_is_told_from_one_that_was_never_there(tmp_path: Path) -> None:
+def test_a_server_that_goes_away_and_one_that_was_never_there_are_told_apart(tmp_path: Path) -> None:
     with running_mock(tmp_path, MockPlan.model_validate(QUICK)) as mock:
         told = scenario([CHAT], stages={"warmup_s": 0, "measure_s": 4, "drain_s": 4}, timeouts={"connect_s": 1})
         process = start(tmp_path, mock.url, told)
@@ -210,7 +210,7 @@ def test_a_server_that_goes_away_is_told_from_one_that_was_never_there(tmp_path:
 
 
 @pytest.mark.parametrize("leaks", [False, True])
-def test_work_that_goes_on_for_clients_who_left_is_seen_on_the_metrics(
+def test_work_that_goes_on_for_clients_that_left_is_seen_in_the_metrics(
     mock: MockProcess, tmp_path: Path, leaks: bool
 ) -> None:
     leaving = [{"kind": "cancel", "share": 0.5, "after_tokens": 3}]

@@ -38,5 +38,16 @@ async def test_whatever_holds_the_loop_is_seen_in_full_and_once() -> None:
 
 
 @in_virtual_time
-async def test_stopping_what_has_not_started_is_nothing() -> None:
-    LoopLag(clock(), Recorder()).stop()
+async def test_a_stop_before_the_start_does_nothing() -> None:
+    instrumentation = Recorder()
+    lag = LoopLag(clock(), instrumentation)
+    lag.stop()
+    await asyncio.sleep(10 * EVERY_S)
+
+    assert instrumentation.lags == []
+
+    lag.start()
+    await asyncio.sleep(EVERY_S * 1.5)
+    lag.stop()
+
+    assert len(instrumentation.lags) == 1

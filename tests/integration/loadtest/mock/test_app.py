@@ -60,7 +60,7 @@ def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: MockProcess) -> None:
     assert said == deterministic_tokens.tokens(first, 3, 8)
 
 
-def test_running_usage_is_told_when_asked_for(mock: MockProcess) -> None:
+def test_running_usage_is_sent_when_asked_for(mock: MockProcess) -> None:
     answer = ask(mock.port, stream_options={"include_usage": True, "continuous_usage_stats": True})
 
     counts = [document["usage"]["completion_tokens"] for document in answer.documents]
@@ -81,7 +81,7 @@ def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mo
     assert answer.complete
 
 
-def test_the_gauges_follow_and_a_client_who_leaves_is_forgotten(mock: MockProcess) -> None:
+def test_the_gauges_follow_and_a_client_that_leaves_is_forgotten(mock: MockProcess) -> None:
     before = gauges(mock)
     leaving = begin(mock.port, max_tokens=100_000)
     leaving.read_until(b'" 3"')

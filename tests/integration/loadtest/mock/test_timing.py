@@ -119,7 +119,7 @@ def test_a_slow_accept_is_seen_by_the_client(tmp_path: Path) -> None:
     assert time.perf_counter() - began > 0.29
 
 
-def test_a_freeze_answers_nobody_until_it_ends(tmp_path: Path) -> None:
+def test_a_freeze_answers_no_request_until_it_ends(tmp_path: Path) -> None:
     plan = MockPlan.model_validate({"ttft_ms": 5, "itl_ms": 5, "freezes": [{"at_s": 0.05, "for_s": 0.4}]})
     with running_mock(tmp_path, plan) as mock:
         finish(begin(mock.port, max_tokens=2))
@@ -144,7 +144,7 @@ def test_faults_go_to_their_share_of_requests(tmp_path: Path) -> None:
     assert [faults.count(kind) for kind in ("http_500", "no_done", None)] == pytest.approx([60, 40, 100], abs=20)
 
 
-def test_a_client_who_does_not_read_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_does_not_stop_the_others(tmp_path: Path) -> None:
     with running_mock(tmp_path, MockPlan.model_validate({"ttft_ms": 1, "itl_ms": 0.02})) as mock:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

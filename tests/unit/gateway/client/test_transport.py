@@ -278,6 +278,9 @@ def test_a_client_of_another_library_is_told_so() -> None:
         client.post("http://127.0.0.1:1/v1/chat/completions", json=STREAMING)
 
 
-def test_closing_without_a_request_made_nothing() -> None:
+def test_closing_without_a_request_makes_no_inner_transport() -> None:
     with contextlib.closing(ResumingTransport()) as transport:
         asyncio.run(transport.aclose())
+
+        assert transport._sync is None
+        assert transport._async is None

@@ -83,11 +83,22 @@ async def test_only_the_first_pull_counts() -> None:
 @in_virtual_time
 async def test_before_and_after_the_scope_there_is_nothing_to_end() -> None:
     cancel_scope = CancelScope()
-    cancel_scope.end(ClientError("Too early."))
-    with cancel_scope:
+    completed = []
+
+    async def run() -> int:
+        cancel_scope.end(ClientError("Too early."))
+        with cancel_scope:
+            await asyncio.sleep(0)
+            completed.append("body")
+        cancel_scope.end(ClientError("Too late."))
         await asyncio.sleep(0)
-    cancel_scope.end(ClientError("Too late."))
-    await asyncio.sleep(0)
+        completed.append("rest")
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    assert await asyncio.create_task(run()) == 0
+    assert completed == ["body", "rest"]
 
 
 @in_virtual_time

@@ -54,7 +54,7 @@ def test_a_sentence_that_quotes_a_megabyte_is_cut(vllms: Any) -> None:
     ],
 )
 @in_virtual_time
-async def test_why_an_adapter_is_not_taken_is_told(
+async def test_the_reason_why_an_adapter_is_refused_reaches_the_client(
     vllms: Any, path: str, message: str, kind: type[Exception], words: str
 ) -> None:
     error_normalizer, _ = vllms

@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Web(ThreadingHTTPServer):
-    """The machine that must not be asked, unless somebody wants it to be."""
+    """The machine that must not be reached unless the settings allow it."""
 
     daemon_threads = True
 
@@ -228,7 +228,7 @@ def test_what_is_not_there_is_the_clients_to_mend(web: Web, status: int) -> None
     assert f"status {status}" in message
 
 
-def test_who_does_not_listen_is_told_apart_from_nothing(web: Web) -> None:
+def test_a_closed_port_and_an_unknown_host_give_the_same_error(web: Web) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as sock:
         port = sock.getsockname()[1]
     made = connector("localhost", "nowhere.invalid", private_addresses=True)
@@ -277,7 +277,7 @@ def test_what_is_no_picture_is_refused(url: str) -> None:
     refusal(connector(), url)
 
 
-def test_a_picture_that_says_it_is_gigabytes_is_not_made() -> None:
+def test_a_picture_with_a_gigabyte_header_is_not_decoded() -> None:
     """A bomb: its pixels are zeroes, some kilobytes long."""
     made = connector(max_decoded_bytes=2**20)
 
@@ -327,7 +327,7 @@ def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
     assert "media.max_bytes" in refusal(made, f"file://{inside}/huge.png")
 
 
-def test_a_pipe_among_the_files_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_pipe_among_the_files_delays_no_request(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
     assert "no regular file" in refusal(connector(folder=tmp_path), f"file://{tmp_path}/pipe.png")

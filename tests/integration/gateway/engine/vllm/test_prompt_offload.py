@@ -59,7 +59,7 @@ def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_decoder_that_knows_only_the_tail_says_the_same(prompt_offload: Any, tokenizer: Any, seed: int) -> None:
+def test_a_decoder_with_only_the_tail_gives_the_same_text(prompt_offload: Any, tokenizer: Any, seed: int) -> None:
     """Token by token, also where a prompt ends, or its tail begins, inside a character."""
     chance = random.Random(seed)
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
@@ -110,7 +110,7 @@ def test_what_has_no_text_to_make_needs_no_decoder(
     assert processor.request_states["r1"].prompt_len == 600
 
 
-def test_decoders_of_another_kind_know_the_whole_prompt(
+def test_decoders_of_another_kind_get_the_whole_prompt(
     prompt_offload: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.v1.engine import detokenizer

@@ -103,7 +103,7 @@ def raised(error: Exception) -> Exception:
         (lambda _: RuntimeError("my secret"), "internal_error"),
     ],
 )
-def test_an_exception_in_a_stream_is_told_as_what_it_is(parts: Any, state: Any, make: Make, code: str) -> None:
+def test_an_exception_in_a_stream_becomes_the_right_error(parts: Any, state: Any, make: Make, code: str) -> None:
     serving = state.openai_serving_chat
     written = orjson.loads(serving.create_streaming_error_response(raised(make(parts))))
 
@@ -112,7 +112,7 @@ def test_an_exception_in_a_stream_is_told_as_what_it_is(parts: Any, state: Any, 
     assert parts.stream_errors.from_event(written["error"]).code == code
 
 
-def test_what_we_know_of_a_requests_end_wins(parts: Any, state: Any, stats: RequestStats) -> None:
+def test_a_recorded_cause_of_the_end_wins(parts: Any, state: Any, stats: RequestStats) -> None:
     stats.end(Cause.CANCELLED)
     serving = state.openai_serving_chat
 
@@ -202,7 +202,7 @@ def test_a_failed_message_ends_with_anthropics_error_event(
 
 
 @pytest.mark.parametrize("broken", ["data: {}\n\n", "data: not json my secret\n\n", "nonsense"])
-def test_what_a_converter_trips_over_is_not_told(state: Any, broken: str) -> None:
+def test_a_converters_own_exception_does_not_reach_the_client(state: Any, broken: str) -> None:
     events = collected(state.anthropic_serving_messages.message_stream_converter(chat(chunk(""), broken)))
 
     assert orjson.loads(events[-1].split("data: ")[1])["error"]["type"] == "api_error"
@@ -219,7 +219,7 @@ def test_a_whole_message_is_converted_as_before(parts: Any, state: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda v: v.proxy.CancelledById(), lambda _: a_validation_error()])
-def test_a_failed_cohere_chat_says_so(parts: Any, state: Any, make: Make) -> None:
+def test_a_failed_cohere_chat_ends_with_an_error(parts: Any, state: Any, make: Make) -> None:
     items = (chunk(""), failure(state.openai_serving_chat, raised(make(parts))), "data: [DONE]\n\n")
     text = "".join(collected(state.cohere_serving_chat_v2._chat_completion_stream_to_v2(chat(*items), None)))
 
@@ -270,7 +270,7 @@ def test_a_problem_of_the_whole_body_names_no_field(parts: Any) -> None:
     assert refused(parts, answer(400, {"error": {"message": text, "code": 400}})).message == "max_tokens is needed"
 
 
-def test_what_vllms_app_raises_is_told_as_what_it_is(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_vllms_app_raises_becomes_the_right_error(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise raised(a_validation_error())
 
@@ -316,7 +316,7 @@ def test_streams_of_vllms_own_endpoints_carry_the_id_that_cancels_them(parts: An
     assert stats.id == "resp_1"
 
 
-def test_the_id_of_what_the_engine_was_asked_for_is_known_at_once(parts: Any, stats: RequestStats) -> None:
+def test_the_engines_request_id_is_recorded_at_once(parts: Any, stats: RequestStats) -> None:
     stats.uses_engine, stats.endpoint = True, "/v1/messages"
     proxy = parts.proxy.EngineProxy(
         SimpleNamespace(generate=None, vllm_config=CONFIG),

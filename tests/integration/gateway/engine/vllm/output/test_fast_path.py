@@ -207,7 +207,7 @@ async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(fast_path: Any
         for name in finished:
             del live[name]
         if chance.random() < 0.5:
-            # One turn: whoever waits for the loop to catch up looks again in each, and time stands still.
+            # One turn: a wait for the loop to catch up looks again in each, and time stands still.
             await asyncio.sleep(0)
     bench.behind = False
     await settle()
@@ -220,7 +220,7 @@ async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(fast_path: Any
 
 
 @in_virtual_time
-async def test_while_the_loop_is_behind_what_is_taken_is_said_together(fast_path: Any, tokenizer: Any) -> None:
+async def test_while_the_loop_is_behind_texts_are_emitted_together(fast_path: Any, tokenizer: Any) -> None:
     bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})
@@ -263,7 +263,7 @@ async def test_what_was_held_back_comes_before_the_end(fast_path: Any, tokenizer
 
 
 @in_virtual_time
-async def test_a_scheduler_that_has_something_to_tell_is_heard_by_vllm(fast_path: Any, tokenizer: Any) -> None:
+async def test_a_step_with_scheduler_events_reaches_vllm(fast_path: Any, tokenizer: Any) -> None:
     from vllm.v1.metrics.stats import SchedulerStats
 
     bench = Bench(fast_path, tokenizer)
@@ -310,7 +310,7 @@ async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(fast_path
 
 
 @in_virtual_time
-async def test_a_step_without_tokens_says_nothing(fast_path: Any, tokenizer: Any) -> None:
+async def test_a_step_without_tokens_emits_nothing(fast_path: Any, tokenizer: Any) -> None:
     bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})

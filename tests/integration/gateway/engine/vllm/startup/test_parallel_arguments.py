@@ -99,7 +99,7 @@ def test_settings_reach_vllms_configuration(found: dict[str, Any], case: str, ho
 
 
 @pytest.mark.parametrize("case", ["ray", "data over ray"])
-def test_ray_that_is_not_installed_is_said_in_one_sentence(found: dict[str, Any], case: str) -> None:
+def test_a_missing_ray_is_reported_in_one_sentence(found: dict[str, Any], case: str) -> None:
     assert found[case] == (
         "The engine could not start: Ray is asked for, but not installed in this environment (`pip install ray`)."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,30 @@ def test_the_control_file_changes_a_running_engine_and_nonsense_in_it_does_not(t
     assert after("") == StepTiming(slow_factor=3)
 
 
-def test_a_step_without_time_does_not_sleep() -> None:
+def test_a_step_without_time_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept_s.append)
     StepTiming(die_at_step=2, hang_at_step=3).run_step(1, 1, 1)
+
+    assert slept_s == []
+
+
+def test_a_step_sleeps_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    slept_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        slept_s.append(seconds)
+        # Half as long as was asked for: a signal can end a sleep early.
+        now_s += seconds / 2 if len(slept_s) == 1 else seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    StepTiming(step_ms=10, prefill_us=2).run_step(1, 1, 1000)
+
+    assert slept_s == pytest.approx([0.012, 0.006])
+    assert now_s == pytest.approx(100.012)
 
 
 def test_the_process_ends_in_the_step_that_is_named() -> None:
