@@ -103,7 +103,7 @@ async def _too_many(port: int) -> None:
 
 
 async def _too_long(port: int) -> None:
-    """As many as there are slots, with prompts that together just fit into the KV cache: with their answers they do not."""
+    """One request a slot; the prompts together just fit into the KV cache, with their answers they do not."""
     prompts = [[400 + number, *[301] * (CONTEXT // SLOTS - BLOCK - 1)] for number in range(SLOTS)]
     bodies = [{**completion(0, 100), "prompt": prompt} for prompt in prompts]
     answers = await asyncio.gather(*[ask(port, body, caller=BERT) for body in bodies])

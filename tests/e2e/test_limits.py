@@ -416,8 +416,8 @@ def test_the_log(keyed: Keyed) -> None:
 
 @pytest.mark.timeout(60)
 def test_the_engine_is_killed(keyed: Keyed, held: ExitStack) -> None:
-    """Every client gets an error: with a stream, with an answer to come, with a place in the queue. Then the server ends
-    with a failure, which is what restart policies look at, and leaves nothing behind."""
+    """Every client gets an error: with a stream, with an answer to come, with a place in the queue. Then the server
+    ends with a failure, which restart policies look at, and leaves nothing behind."""
     server = keyed.server
     server.wait_idle()
     streaming = start(keyed, held)

@@ -1,2 +1,1 @@
-"""Fakes for unit tests: virtual time, a scripted engine, recorded facts, an ASGI client, the HTTP edge of them, and a
-server on the loopback that cuts connections."""
+"""Shared by all kinds of tests: virtual time, the scripted engine, one harness, servers, clients and probes."""

@@ -1,4 +1,4 @@
-"""A client for thousands of streams: raw sockets, one connection a stream, the text checked against the deterministic tokens."""
+"""A client for thousands of streams: raw sockets, one connection a stream, texts checked token by token."""
 
 from __future__ import annotations
 
