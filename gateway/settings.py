@@ -19,6 +19,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from gateway import settings_errors
 from gateway.errors import SettingsError
+from gateway.hints import did_you_mean, nearest
 from gateway.settings_errors import PREFIX, CommandContext
 from gateway.settings_sections import (
     Admission,
@@ -203,7 +204,7 @@ def _strange_variables() -> list[str]:
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
         if section not in sections or not key:
             right = [f"{PREFIX}{one.upper()}__{two.upper()}" for one, two in settings_errors.known_keys(Settings)]
-            found.append(f"The environment variable {variable} is not a setting.{settings_errors.nearest(name, right)}")
+            found.append(f"The environment variable {variable} is not a setting.{did_you_mean(nearest(name, right))}")
     return found
 
 

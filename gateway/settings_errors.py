@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
+
+from gateway.hints import did_you_mean, nearest
 
 PREFIX = "SLUICE_"
 
@@ -49,23 +50,21 @@ def explain(problem: Any, sources: Sources) -> str:
 
 
 def _suggestion(path: Sequence[str], sources: Sources) -> str:
-    """What somebody meant who wrote this key: the right one may be in another section, or one of vLLM's."""
-    tree = sources.tree
+    """A hint at the key that was probably meant: of the same section, of another one, or one of vLLM's."""
     wrong = path[-1].replace("-", "_")
     section = path[:-1]
-    keys = _keys(tree, *section)
+    keys = _keys(sources.tree, *section)
+    # Of a key that two sections have, the first section counts.
+    dotted = {key: f"{home}.{key}" for home, key in reversed(known_keys(sources.tree))}
     if near := nearest(wrong, keys, cutoff=0.75):
-        return near
-    homes = [f"{home}.{key}" for home, key in known_keys(tree) if key == wrong]
-    if homes:
-        return f" Did you mean `{homes[0]}`?"
+        return did_you_mean(near)
+    if wrong in dotted:
+        return did_you_mean(dotted[wrong])
     if hint := sources.context.hint(wrong):
         return f" {hint}"
-    if not section and (
-        found := difflib.get_close_matches(wrong, [key for _, key in known_keys(tree)], n=1, cutoff=0.75)
-    ):
-        return f" Did you mean `{next(f'{home}.{key}' for home, key in known_keys(tree) if key == found[0])}`?"
-    return nearest(wrong, keys)
+    if not section and (near := nearest(wrong, dotted, cutoff=0.75)):
+        return did_you_mean(dotted[near])
+    return did_you_mean(nearest(wrong, keys))
 
 
 def _source(path: list[str], sources: Sources) -> str:
@@ -110,10 +109,4 @@ def _keys(tree: type[BaseModel], *path: str) -> list[str]:
     return [found.alias or name for name, found in model.model_fields.items()]
 
 
-def nearest(wrong: str, right: list[str], *, cutoff: float = 0.6) -> str:
-    """A question with the nearest of those; "" if none is near."""
-    near = difflib.get_close_matches(wrong, right, n=1, cutoff=cutoff)
-    return f" Did you mean `{near[0]}`?" if near else ""
-
-
-__all__ = ["PREFIX", "CommandContext", "Sources", "explain", "known_keys", "nearest"]
+__all__ = ["PREFIX", "CommandContext", "Sources", "explain", "known_keys"]

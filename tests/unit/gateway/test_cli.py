@@ -110,13 +110,13 @@ def test_a_reader_who_has_read_enough_is_no_stack() -> None:
     ("words", "said"),
     [
         (["--api-key", "hush"], "server.api_keys_file"),
-        (["--api-k=hush"], "Did you mean --api-key?"),
-        (["--", "--api-k", "hush"], "Did you mean --api-key?"),
+        (["--api-k=hush"], "Did you mean `--api-key`?"),
+        (["--", "--api-k", "hush"], "Did you mean `--api-key`?"),
         (["--api-keys-file", "sk-hush"], "not a key"),
-        (["--prot", "1"], "Did you mean --port?"),
-        (["--por", "1"], "Did you mean --port?"),
-        (["--max-modl-len", "8192"], "Did you mean --max-model-len?"),
-        (["--", "--max-modl-len", "8192"], "Did you mean --max-model-len?"),
+        (["--prot", "1"], "Did you mean `--port`?"),
+        (["--por", "1"], "Did you mean `--port`?"),
+        (["--max-modl-len", "8192"], "Did you mean `--max-model-len`?"),
+        (["--", "--max-modl-len", "8192"], "Did you mean `--max-model-len`?"),
         (["--", "--config", "f.yaml"], "`engine:`"),
         (["m", "--", "n"], "Two models are named"),
         (["--", "m", "n"], "2 models are named"),
@@ -197,5 +197,5 @@ def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPa
 def test_engines_without_a_server_are_told_the_nearest_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["engine", "m", "--data-paralel-size", "2"]) == 2
 
-    assert "Did you mean --data-parallel-size?" in capsys.readouterr().err
+    assert "Did you mean `--data-parallel-size`?" in capsys.readouterr().err
     assert "vllm" not in sys.modules

@@ -137,7 +137,8 @@ def test_every_metric_is_in_the_table() -> None:
     names = {family.name + counters.get(family.type, "") for family in registry.collect()}
     for path in (ROOT / "gateway").rglob("*.py"):
         names |= {
-            f"sluice_{name}" for name in re.findall(r"metrics\.add_gauge\(\s*\"(\w+)\"", path.read_text(encoding="utf-8"))
+            f"sluice_{name}"
+            for name in re.findall(r"metrics\.add_gauge\(\s*\"(\w+)\"", path.read_text(encoding="utf-8"))
         }
     table = re.findall(
         r"^\| `(sluice_\w+)` \|", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"), re.MULTILINE

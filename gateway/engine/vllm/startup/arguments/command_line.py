@@ -7,7 +7,6 @@ flag is ever repeated in a message: it may be a key.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.catalog import Catalog, Flag
 from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
+from gateway.hints import did_you_mean, nearest
 
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 # vLLM calls the attached form of this flag by that name, and has no `-O` of its own in some versions.
@@ -166,10 +166,9 @@ def unknown_flag_problem(option: str, place: str, options: Collection[str]) -> s
     """The sentence about an option that does not exist, with the nearest that does."""
     if (instead := _REMOVED_FLAGS.get(_normal(option.partition("=")[0])[0])) is not None:
         return f"{option.partition('=')[0]}{place} was a flag of older versions of vLLM. Use {instead}."
-    hint = nearest_option(option, options)
     return (
         f"{option.partition('=')[0]}{place} is not a flag of `vllm serve`{' or `sluice serve`' if not place else ''}."
-        + (f" Did you mean {hint}?" if hint else "")
+        + did_you_mean(nearest_option(option, options))
     )
 
 
@@ -177,8 +176,7 @@ def nearest_option(option: str, options: Collection[str]) -> str:
     """The option that was meant; "" if none is near."""
     name, _ = _normal(option.partition("=")[0])
     longer = sorted((one for one in options if len(name) > 3 and one.startswith(name)), key=len)
-    near = longer[:1] or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
-    return near[0] if near else ""
+    return longer[0] if longer else nearest(name, options, cutoff=0.7)
 
 
 def apply_flags(given: Iterable[GivenFlag], found: ResolvedFlags | None = None, *, place: str = "") -> ResolvedFlags:

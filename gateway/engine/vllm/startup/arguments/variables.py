@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
 
 from gateway.engine.vllm.startup.arguments import catalog
+from gateway.hints import did_you_mean, nearest
 
 SETTINGS = {
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "server.idle_timeout_s",
@@ -108,8 +108,7 @@ def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
             continue
         if _SERVICE_LINK.fullmatch(name) and (name != "VLLM_PORT" or "://" in value):
             continue
-        near = difflib.get_close_matches(name, known.variables, n=1, cutoff=0.8)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(nearest(name, known.variables, cutoff=0.8))
         found.append(f"The environment variable {name} is set, but vLLM has none of that name.{hint}")
     return found
 

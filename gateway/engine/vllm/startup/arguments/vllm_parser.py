@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.command_line import unknown_flag_problem
 from gateway.errors import SettingsError
+from gateway.hints import did_you_mean, nearest
 
 _SECRET = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
 # Arguments that may name a file or a folder.
@@ -36,8 +36,7 @@ def engine_key_problems(engine: Mapping[str, Any], source: Callable[[str], str])
         if (reason := flag_rules.engine_refusal(name)) is not None:
             found.append(f"engine.{key} ({source(key)}) is not an engine setting here. {reason}")
         elif name not in known.flags and known.complete:
-            near = difflib.get_close_matches(name, known.flags, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(nearest(name, known.flags))
             found.append(f"engine.{key} ({source(key)}) is not a vLLM engine argument.{hint}")
     return found
 
@@ -169,9 +168,8 @@ def _parsers(args: Any) -> Iterable[str]:
     ):
         names = manager.list_registered()
         if asked and asked not in names:
-            near = difflib.get_close_matches(asked, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"vLLM has: {', '.join(names)}."
-            yield f"{option}: there is no parser {asked!r}. {hint}"
+            hint = did_you_mean(nearest(asked, names)) or f" vLLM has: {', '.join(names)}."
+            yield f"{option}: there is no parser {asked!r}.{hint}"
 
 
 def _sentence(error: Exception) -> str:

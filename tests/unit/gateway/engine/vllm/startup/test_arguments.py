@@ -165,7 +165,7 @@ def test_abbreviations_and_typing_errors_are_told_the_flag_and_never_a_value(
 ) -> None:
     resolved = asked(form.format(word).split(), known)
 
-    assert resolved.problems == [f"{word} is not a flag of `vllm serve` or `sluice serve`. Did you mean {meant}?"]
+    assert resolved.problems == [f"{word} is not a flag of `vllm serve` or `sluice serve`. Did you mean `{meant}`?"]
     assert (resolved.flags, resolved.settings) == ([], {})
 
 
@@ -339,4 +339,4 @@ def test_variables_of_the_server_are_heard() -> None:
     color, warning = variables.warnings(environment)
     assert color.startswith("The environment variable VLLM_LOGGING_COLOR does nothing. ")
     assert len(variables.problems({"VLLM_CONFIGURE_LOGGING": "0"})) == 1
-    assert warning.endswith("Did you mean VLLM_HTTP_TIMEOUT_KEEP_ALIVE?")
+    assert warning.endswith("Did you mean `VLLM_HTTP_TIMEOUT_KEEP_ALIVE`?")

@@ -113,17 +113,17 @@ def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("abbreviated", ["--api-k is not a flag of `vllm serve` or `sluice serve`. Did you mean --api-key?"]),
+        ("abbreviated", ["--api-k is not a flag of `vllm serve` or `sluice serve`. Did you mean `--api-key`?"]),
         ("dest", [f"--api-key is not for the engine. {flag_rules.REFUSED['api_key']}"]),
         ("two", ["--api-server-count is not for the engine. Use server.workers."]),
-        ("parser", ["tool_call_parser: there is no parser 'hermess'. Did you mean hermes?"]),
-        ("reasoning", ["reasoning_parser: there is no parser 'deepseek_r2'. Did you mean deepseek_r1?"]),
+        ("parser", ["tool_call_parser: there is no parser 'hermess'. Did you mean `hermes`?"]),
+        ("reasoning", ["reasoning_parser: there is no parser 'deepseek_r2'. Did you mean `deepseek_r1`?"]),
         (
             "several",
             [
                 "chat_template: /nope.jinja does not exist.",
                 "tokenizer: ./nope does not exist.",
-                "tool_call_parser: there is no parser 'hermess'. Did you mean hermes?",
+                "tool_call_parser: there is no parser 'hermess'. Did you mean `hermes`?",
             ],
         ),
     ],
