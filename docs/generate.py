@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs import vllm_flags
+from docs.markdown import table
 from gateway.settings import Settings
 from gateway.settings_errors import PREFIX
 
@@ -79,11 +80,10 @@ def _section(name: str, section: type[BaseModel]) -> Iterator[str]:
         inner = [kind for kind in _alternatives(field) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         nested += [(key, kind) for kind in inner]
         variable = "" if inner else f"`{PREFIX}{key.upper().replace('.', '__')}`"
-        cells = (f"`{key}`", variable, _default(key, field), "a section, see below" if inner else _allowed(field))
-        rows.append(f"| {' | '.join(cells)} | {(field.description or '').replace('|', chr(92) + '|')} |")
+        allowed = "a section, see below" if inner else _allowed(field)
+        rows.append((f"`{key}`", variable, _default(key, field), allowed, field.description or ""))
     doc = " ".join((section.__doc__ or "").split())
-    head = ["| setting | variable | default | values | meaning |", "|---|---|---|---|---|"]
-    yield "\n".join([f"## {name}", "", doc, "", *head, *rows, ""])
+    yield f"## {name}\n\n{doc}\n\n{table(('setting', 'variable', 'default', 'values', 'meaning'), rows)}\n"
     for key, kind in nested:
         yield from _section(key, kind)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from docs.markdown import table
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 from gateway.engine.vllm.startup.arguments.catalog import Flag
-from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
+from gateway.engine.vllm.startup.arguments.flag_rules import FlagRule, RuleKind
 
 _HEAD = """\
 # vLLM's flags and variables
@@ -37,30 +38,21 @@ def text() -> str:
         only = "" if since[name] == versions else f" ({', '.join(since[name])})"
         return f"`{flags[name].usual_option}`{only}"
 
-    rows = [
-        f"| {shown(name)} | `{found.setting}` | {found.note} |"
-        for name, found in decided.items()
-        if found is not None and found.kind is RuleKind.SETTING
-    ]
-    parts.append(_table("Replaced by a setting", ("flag", "setting", "remark"), rows))
-    rows = [
-        f"| {shown(name)} | {found.note} |"
-        for name, found in decided.items()
-        if found and found.kind is RuleKind.ALWAYS
-    ]
-    parts.append(_table("Always in effect", ("flag", "remark"), rows))
-    rows = [
-        f"| {shown(name)} | {found.note} |"
-        for name, found in decided.items()
-        if found and found.kind is RuleKind.REFUSED
-    ]
-    parts.append(_table("Refused", ("flag", "what to do instead"), rows))
+    def decided_as(kind: RuleKind) -> list[tuple[str, FlagRule]]:
+        return [(shown(name), rule) for name, rule in decided.items() if rule is not None and rule.kind is kind]
+
+    rows = [(flag, f"`{rule.setting}`", rule.note) for flag, rule in decided_as(RuleKind.SETTING)]
+    parts.append(_section("Replaced by a setting", ("flag", "setting", "remark"), rows))
+    noted = [(flag, rule.note) for flag, rule in decided_as(RuleKind.ALWAYS)]
+    parts.append(_section("Always in effect", ("flag", "remark"), noted))
+    noted = [(flag, rule.note) for flag, rule in decided_as(RuleKind.REFUSED)]
+    parts.append(_section("Refused", ("flag", "what to do instead"), noted))
     passed = [name for name, found in decided.items() if found and found.kind is RuleKind.PASSED]
-    rows = [f"| {shown(name)} | {flag_rules.PASSED[name]} |" for name in passed if flag_rules.PASSED.get(name)]
-    parts.append(_table("Passed to vLLM, with a remark", ("flag", "remark"), rows))
+    noted = [(shown(name), flag_rules.PASSED[name]) for name in passed if flag_rules.PASSED.get(name)]
+    parts.append(_section("Passed to vLLM, with a remark", ("flag", "remark"), noted))
     parts.append("## Passed to vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
-    rows = [f"| `{name}` | {note} |" for name, note in variables.documentation_rows()]
-    parts.append(_table("Variables that concern the server", ("variable", "effect"), rows))
+    noted = [(f"`{name}`", note) for name, note in variables.documentation_rows()]
+    parts.append(_section("Variables that concern the server", ("variable", "effect"), noted))
     parts.append(
         "Every other `VLLM_*` variable reaches the engine unchanged. At the start the log names a variable that vLLM\n"
         "does not know, with the nearest known one.\n"
@@ -68,8 +60,7 @@ def text() -> str:
     return "\n".join(parts)
 
 
-def _by_group(names: Iterable[str], flags: dict[str, Flag], shown: object) -> Iterable[str]:
-    assert callable(shown)
+def _by_group(names: Iterable[str], flags: dict[str, Flag], shown: Callable[[str], str]) -> Iterable[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         group = {"options": "Server", "Frontend": "API"}.get(flags[name].group, flags[name].group)
@@ -77,6 +68,5 @@ def _by_group(names: Iterable[str], flags: dict[str, Flag], shown: object) -> It
     return (f"- {group}: {', '.join(members)}" for group, members in groups.items())
 
 
-def _table(title: str, head: tuple[str, ...], rows: list[str]) -> str:
-    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
-    return "\n".join(lines)
+def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return f"## {title}\n\n{table(head, rows)}\n"

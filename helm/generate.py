@@ -14,8 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import yaml
 
+from docs.markdown import table
 from gateway import settings
 
 HELM = Path(__file__).parent
@@ -140,13 +144,12 @@ def _settings(section: str, without: list[str]) -> dict[str, Any]:
     return {"type": "object", "properties": tree["properties"], "additionalProperties": False}
 
 
-def _rows(path: str, value: Any, texts: dict[str, str]) -> list[str]:
+def _rows(path: str, value: Any, texts: dict[str, str]) -> list[tuple[str, str, str]]:
     if path in texts:
         shown = json.dumps(value)
         if isinstance(value, str) and "\n" in value:
             shown = "see values.yaml"
-        text = texts[path].replace("|", "\\|")
-        return [f"| `{path}` | {'' if value == '' else f'`{shown}`'} | {text} |"]
+        return [(f"`{path}`", "" if value == "" else f"`{shown}`", texts[path])]
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _rows(f"{path}.{key}" if path else key, inner, texts)]
     raise ValueError(f"values.yaml has no description of {path}")
@@ -162,10 +165,10 @@ def generate() -> dict[Path, str]:
     readme = (CHART / "README.md").read_text(encoding="utf-8")
     head, _, rest = readme.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    table = ["| key | default | what |", "|---|---|---|", *_rows("", values, texts)]
+    rows = table(("key", "default", "meaning"), _rows("", values, texts))
     return {
         CHART / "values.schema.json": json.dumps(schema, indent=2) + "\n",
-        CHART / "README.md": "\n".join([head + BEGIN, *table, END + tail]),
+        CHART / "README.md": "\n".join([head + BEGIN, rows, END + tail]),
     }
 
 
@@ -175,5 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HELM.parent))
     main()
