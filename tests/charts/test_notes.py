@@ -1,4 +1,4 @@
-"""What `helm install` prints is what is in force. Helm needs a cluster to show notes, so here they become an object."""
+"""The notes of `helm install`. Helm needs a cluster to show notes, so here they become an object."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_what_is_in_force(chart: Path) -> None:
     for words in (
         "http://rel-a.serving.svc:8000/v1",
         "15 s still accepting, 45 s for running requests, killed after 75 s",
-        "up to 1800 s to load; liveness gives up after 120 s, readiness after 6 s",
-        "surge 0, unavailable 1, given up after 1945 s",
+        "up to 1800 s to load; liveness restarts it after 120 s, readiness removes it after 6 s",
+        "surge 0, unavailable 1, fails after 1945 s",
         "256 at once, 512 waiting, each up to 60 s",
-        "none: everybody who reaches it may use it",
+        "none: any client that reaches it may use it",
         "With one replica and no surge",
         "There is no NetworkPolicy",
         "helm test rel --namespace serving",
@@ -67,7 +67,7 @@ def test_notes_explain_scaling(chart: Path) -> None:
     ("values", "kubernetes", "words"),
     [
         (HUB, "1.34", "source.revision is not set"),
-        (DEMO | {"metrics.prometheusRule.enabled": True}, "1.34", "links lead nowhere"),
+        (DEMO | {"metrics.prometheusRule.enabled": True}, "1.34", "links are not valid"),
         (DEMO | {"metrics.prometheusRule.enabled": True}, "1.34", "99 % of first tokens within 2 s"),
         (DEMO | {"models.a.drain.timeoutSeconds": 900}, "1.34", "The cluster autoscaler ends pods after 600 s"),
         ({"models.a.source": {"type": "image", "oci": {"reference": "m:1"}}}, "1.34", "feature gate ImageVolume"),
