@@ -1,8 +1,8 @@
-"""Request bodies for vLLM's own app: read, bounded, cleaned of trusted fields and validated before its handlers run.
+"""Request bodies for vLLM's own app: read, bounded, freed of untrusted fields and validated before its handlers run.
 
-FastAPI would parse and validate on the event loop, in one piece. So the body is dealt with here, in a thread where that
-takes long, and FastAPI gets an empty object in its place; the field that would validate it takes the result instead.
-What is not JSON (uploads) passes as it is.
+FastAPI would parse and validate a body on the event loop, in one piece. Here both happen in a thread where they take
+long; FastAPI gets an empty object in the body's place, and the field that would validate it returns the result instead.
+A body that is not JSON (an upload) passes unchanged.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from gateway.offload import Offload
 
 T = TypeVar("T")
 
-# So many items of a `/v1/responses` request take three milliseconds.
+# Validating a `/v1/responses` request with this many items takes 3 ms.
 _LIGHT_CONTAINERS = 24
 
 _validated: ContextVar[list[Any] | None] = ContextVar("sluice_validated", default=None)
-"""The validated body of the running request, alone in a list; None where FastAPI is to look for itself."""
+"""The validated body of the current request, in a list of one; None where FastAPI validates it."""
 
 
 class BodyIntake:
-    """vLLM's app behind its intake, an ASGI app."""
+    """An ASGI app that validates bodies in front of vLLM's app."""
 
     def __init__(
         self,
         app: Any,
-        screen: UntrustedFieldFilter,
+        field_filter: UntrustedFieldFilter,
         documents: DocumentReader,
         timeout_s: float,
         explain: Callable[[Exception, Any, dict[str, Any]], SluiceError],
     ) -> None:
-        """`timeout_s` is how long checking one body may take. `explain` makes an error of ours of whatever a validator
-        of vLLM's raised, for a type and a document."""
+        """`timeout_s` bounds the check of one body. `explain` turns an exception from a validator of vLLM's into an
+        error of ours, given the type and the document."""
         self._app = app
-        self._screen = screen
+        self._field_filter = field_filter
         self._documents = documents
         self._timeout_s = timeout_s
         self._explain = explain
@@ -59,7 +59,7 @@ class BodyIntake:
             if len(fields) == 1 and not getattr(route, "_embed_body_fields", False):
                 info = fields[0].field_info
                 self._validators[id(route)] = BoundedValidator(Annotated[info.annotation, info])
-                _give_way(fields[0])
+                _replace_field_validation(fields[0])
             elif (invocations := InvocationsValidator.for_route(route, app, _validated)) is not None:
                 self._validators[id(route)] = invocations
 
@@ -67,29 +67,29 @@ class BodyIntake:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = self._screen.filter_raw_headers(scope["headers"])
+        headers = self._field_filter.filter_raw_headers(scope["headers"])
         if scope["method"] in ("GET", "HEAD") or not _is_json(headers):
             await self._app({**scope, "headers": headers}, receive, send)
             return
         body = await _read(receive)
         if body is None:
             return
-        taken = None
+        validated = None
         if body:
-            route = next((one for one in self._app.routes if _fits(one, scope)), None)
+            route = next((one for one in self._app.routes if _matches(one, scope)), None)
             try:
-                taken, body = await self._take(body, self._validators.get(id(route)), receive)
-            except _Left:
+                validated, body = await self._validate(body, self._validators.get(id(route)), receive)
+            except _ClientDisconnected:
                 return
         headers = [item for item in headers if item[0] not in (b"content-length", b"transfer-encoding")]
         headers.append((b"content-length", b"%d" % len(body)))
-        token = _validated.set(taken)
+        token = _validated.set(validated)
         try:
             await self._app({**scope, "headers": headers}, _replay(body, receive), send)
         finally:
             _validated.reset(token)
 
-    async def _take(
+    async def _validate(
         self, body: bytes, validate: BoundedValidator | InvocationsValidator | None, receive: Any
     ) -> tuple[list[Any] | None, bytes]:
         if is_cheap_to_parse(body, _LIGHT_CONTAINERS):
@@ -99,7 +99,7 @@ class BodyIntake:
         work = partial(self._check, body, validate)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await _while_present(self._offload.run(work, size=len(body), tenant=tenant), receive)
+                return await _until_disconnect(self._offload.run(work, size=len(body), tenant=tenant), receive)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
@@ -108,10 +108,10 @@ class BodyIntake:
     def _check(
         self, body: bytes, validate: BoundedValidator | InvocationsValidator | None
     ) -> tuple[list[Any] | None, bytes]:
-        """The validated body, and the bytes that FastAPI will read. Without a validator, it reads the body itself."""
+        """The validated body, and the bytes that FastAPI will read. Without a validator, FastAPI validates."""
         if validate is None:
-            anything, cleaned = self._documents.read_any(body)
-            return None, orjson.dumps(anything) if cleaned else body
+            document, is_changed = self._documents.read(body)
+            return None, orjson.dumps(document) if is_changed else body
         document = self._documents.read_object(body)
         try:
             request = validate(document)
@@ -124,43 +124,43 @@ class BodyIntake:
         return [request], validate.short_fields(document) if isinstance(validate, InvocationsValidator) else b"{}"
 
 
-class _Left(Exception):
-    """The client has gone."""
+class _ClientDisconnected(Exception):
+    pass
 
 
-async def _while_present(work: Coroutine[Any, Any, T], receive: Any) -> T:
-    """The outcome of `work`, which is cancelled if the client leaves first. The request's body must have been read."""
+async def _until_disconnect(work: Coroutine[Any, Any, T], receive: Any) -> T:
+    """The result of `work`, which is cancelled if the client disconnects first. The body must have been read."""
     loop = asyncio.get_running_loop()
-    working, watching = loop.create_task(work), loop.create_task(_departure(receive))
+    working, watching = loop.create_task(work), loop.create_task(_wait_disconnect(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _Left
+            raise _ClientDisconnected
         return working.result()
     finally:
         working.cancel()
         watching.cancel()
 
 
-async def _departure(receive: Any) -> None:
+async def _wait_disconnect(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _give_way(field: Any) -> None:
-    """Let FastAPI's field of a route's body take what has been validated already."""
+def _replace_field_validation(field: Any) -> None:
+    """Replaces the `validate` of FastAPI's body field because the body has been validated before FastAPI reads it."""
     validate = field.validate
 
-    def take(value: Any, values: Any = None, *, loc: Any = ()) -> tuple[Any, list[Any]]:
-        taken = _validated.get()
-        if taken is not None:
-            return taken[0], []
+    def return_validated(value: Any, values: Any = None, *, loc: Any = ()) -> tuple[Any, list[Any]]:
+        validated = _validated.get()
+        if validated is not None:
+            return validated[0], []
         return validate(value, values or {}, loc=loc)  # type: ignore[no-any-return]
 
-    field.validate = take
+    field.validate = return_validated
 
 
-def _fits(route: Any, scope: MutableMapping[str, Any]) -> bool:
+def _matches(route: Any, scope: MutableMapping[str, Any]) -> bool:
     pattern = getattr(route, "path_regex", None)
     methods = getattr(route, "methods", None) or ()
     return pattern is not None and scope["method"] in methods and pattern.fullmatch(scope["path"]) is not None
@@ -171,7 +171,7 @@ def _is_json(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 async def _read(receive: Any) -> bytes | None:
-    """The whole body; its size is bounded where it enters the process. None if the client has left."""
+    """The whole body, whose size is bounded where it enters the process. None if the client has disconnected."""
     parts: list[bytes] = []
     while True:
         message = await receive()

@@ -1,13 +1,13 @@
-"""Which endpoints of vLLM's app are for clients. All others run the server (scale it, pause it, put it to sleep,
-exchange its weights, profile it, load adapters, end anybody's requests), and are for its operators.
+"""The endpoints of vLLM's app that are for clients. All others run the server (scale, pause, put to sleep, exchange
+weights, profile, load adapters, abort any request) and are for its operators.
 
-The list names what clients may use, by the modules in which vLLM keeps their handlers, so that an endpoint that nobody
-has looked at yet, of a newer vLLM or of a plug-in, is an operator's.
+The list names the client endpoints, by the modules of their handlers, so that an endpoint that is new in a later vLLM
+or comes with a plug-in counts as an operator's until it is listed here.
 """
 
 from __future__ import annotations
 
-# Everything that these modules and those below them route.
+# All routes of these modules and of those below them.
 _CLIENT_MODULES = (
     "vllm.entrypoints.anthropic",
     "vllm.entrypoints.cohere",
@@ -26,15 +26,15 @@ _CLIENT_MODULES = (
     "vllm.entrypoints.speech_to_text",
     # Pages of documentation.
     "fastapi.applications",
-    # Answers 403 for what `--enable-scale-out` would open.
+    # Answers 403 in place of the endpoints that `--enable-scale-out` opens.
     "vllm.entrypoints.scale_out.factories",
 )
-# Of modules that route for both, or that wrap vLLM's handlers in theirs.
+# Single routes of modules that serve both, or that wrap vLLM's handlers.
 _CLIENT_PATHS = frozenset({"/inference/v1/generate", "/invocations", "/load", "/version"})
 
 
 def is_client_endpoint(module: str, path: str) -> bool:
-    """Whether clients may use the endpoint at that path, whose handler is in that module."""
+    """Whether clients may use the endpoint at `path`, whose handler is in `module`."""
     return path in _CLIENT_PATHS or any(module == one or module.startswith(one + ".") for one in _CLIENT_MODULES)
 
 

@@ -1,7 +1,8 @@
-"""Request bodies as documents that vLLM's models may validate: within the limits, without what clients may not decide.
+"""From the bytes of a body to a document for vLLM's models: within the limits, without untrusted fields.
 
-Some fields have bounds of their own. A stop string is looked for with each token, a bad word is tokenized, and token
-ids are compared with the vocabulary one by one on the event loop; no request needs more of them than there are.
+Some fields have bounds of their own: a stop string is searched for with each token, a bad word is tokenized, and token
+ids are compared with the vocabulary one by one, all on the event loop. No request needs more token ids than the
+vocabulary has.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ _IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"
 
 
 class DocumentReader:
-    """Reads bodies. `vocabulary` is how many tokens the model has, `context` how many a sequence of it may have."""
+    """Reads bodies. `vocabulary` is the model's number of tokens, `context` the most tokens of one sequence."""
 
-    def __init__(self, screen: UntrustedFieldFilter, limits: BodyLimits, vocabulary: int, context: int) -> None:
-        self._screen = screen
+    def __init__(self, field_filter: UntrustedFieldFilter, limits: BodyLimits, vocabulary: int, context: int) -> None:
+        self._field_filter = field_filter
         self._limits = limits
         self._vocabulary = vocabulary
         self._context = context
 
-    def read_any(self, body: bytes) -> tuple[Any, bool]:
-        """The document, of whatever kind, and whether something had to be removed from it. Raises ClientError."""
+    def read(self, body: bytes) -> tuple[Any, bool]:
+        """The document, of any JSON type, and whether fields were removed from it. Raises ClientError."""
         document = read_document(body, self._limits)
-        return document, isinstance(document, dict) and self._screen.remove_fields(document)
+        return document, isinstance(document, dict) and self._field_filter.remove_fields(document)
 
     def read_object(self, body: bytes) -> dict[str, Any]:
         """The document, which must be an object. Raises ClientError that names the field."""
-        document, _ = self.read_any(body)
+        document, _ = self.read(body)
         if not isinstance(document, dict):
             raise ClientError("The request body must be a JSON object.")
         drop_empty_fields(document)
-        check_prompt_length(document, self._context)
-        check_field_sizes(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
+        _check_prompt_length(document, self._context)
+        _check_field_sizes(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
         return document
 
 
-def check_prompt_length(document: dict[str, Any], context: int) -> None:
-    """Refuse token ids that no context holds now, and not when the request's turn comes: a million of them take 40 MB
+def _check_prompt_length(document: dict[str, Any], context: int) -> None:
+    """Refuse more token ids than the context holds at once, before the request waits: a million of them take 40 MB
     while they wait."""
     if document.get("truncate_prompt_tokens") is not None:
         return
@@ -61,10 +62,9 @@ def check_prompt_length(document: dict[str, Any], context: int) -> None:
                 )
 
 
-def check_field_sizes(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
-    """Raises ClientError that names the field if one has too many entries; also in `sampling_params`."""
-    inner = document.get("sampling_params")
-    for fields, prefix in ((document, ""), (inner, "sampling_params.")):
+def _check_field_sizes(document: dict[str, Any], *, max_stop_strings: int, vocabulary: int) -> None:
+    """Raises ClientError that names a field with too many entries, also in `sampling_params`."""
+    for fields, prefix in ((document, ""), (document.get("sampling_params"), "sampling_params.")):
         if not isinstance(fields, dict):
             continue
         for name in _STRINGS:
@@ -82,4 +82,4 @@ def check_field_sizes(document: dict[str, Any], *, max_stop_strings: int, vocabu
                 )
 
 
-__all__ = ["DocumentReader", "check_field_sizes", "check_prompt_length"]
+__all__ = ["DocumentReader"]

@@ -1,7 +1,7 @@
-"""vLLM's own app, held to our HTTP contract: errors leave as ours, streams carry the headers that keep proxies from
-buffering them, and an aborted request ends as what it is.
+"""A wrapper that holds vLLM's own app to our HTTP contract: error responses become errors of ours, streams carry the
+headers that keep proxies from buffering them, and an aborted request ends with the reason of the abort.
 
-The app itself is not touched; this stands between it and whoever calls it.
+The app itself stays unchanged.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from gateway.errors import ClientError, SluiceError
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
 _ID = re.compile(rb'"id": ?"([A-Za-z0-9_.-]{1,128})"')
-# vLLM prints pydantic's error entries as Python dictionaries; this is what a client needs of them.
+# vLLM prints pydantic's error entries as Python dictionaries; these are the parts for a client.
 _PROBLEM = re.compile(r"""'loc': '(?:body\.?)?([^']*)', 'msg': (?:'([^']*)'|"([^"]*)")""")
-# And here is how it prints all of them: a place, which may be none, then what is wrong there.
+# In other places it prints pydantic's own text: an optional line with the field, then a line with the problem.
 _PYDANTIC = re.compile(r"\d+ validation errors? for ")
 _PYDANTIC_PROBLEM = re.compile(r"\n(?:(\S[^\n]*)\n)?  (?! )(?:Value error, )?([^\n]*?)(?: \[type=[^\n]*)?(?=\n|$)")
 
-# Why the engine does not take an adapter is the client's to know, and vLLM calls it an internal error.
+# The engine's reason to refuse an adapter is for the client, but vLLM reports it as an internal error.
 _ADAPTERS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _ADAPTER_REFUSED = re.compile(r"Call to \w+ method failed: ")
 
 
 def normalize_errors(inner: ASGIApp, engine_error: Callable[[], SluiceError | None]) -> ASGIApp:
-    """Put the contract around `inner`. `engine_error` tells whether the engine has died."""
+    """`inner` within the contract. `engine_error` returns the error of a dead engine, or None."""
 
-    async def kept(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        outlet = _Outlet(send, scope.get("path", ""))
+    async def http(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        response = _Response(send, scope.get("path", ""))
         try:
-            await inner(scope, receive, outlet)
+            await inner(scope, receive, response)
         except Exception as error:
             raise error_mapping.current_error() or engine_error() or stream_errors.from_exception(error) from None
-        if outlet.failed:
-            raise outlet.error()
+        if response.is_error:
+            raise response.error()
 
-    return kept
+    return http
 
 
-class _Outlet:
-    """Passes good responses on; holds bad ones back until they can be said in our words."""
+class _Response:
+    """An ASGI `send` that passes successful responses on and keeps the body of an error, for `error` to translate."""
 
     def __init__(self, send: Any, path: str) -> None:
         self._send = send
@@ -55,10 +55,10 @@ class _Outlet:
         self._start: MutableMapping[str, Any] = {}
         self._status = 0
         self._body = bytearray()
-        self._held = False
+        self._is_start_pending = False
 
     @property
-    def failed(self) -> bool:
+    def is_error(self) -> bool:
         return self._status >= 400
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
@@ -70,20 +70,20 @@ class _Outlet:
                 names = {name.lower() for name, _ in headers}
                 headers += [item for item in _STREAM_HEADERS if item[0] not in names]
                 stats = CURRENT_STATS.get()
-                # Its id is not known before its first event, which comes at once.
-                self._held = stats is not None and stats.id is None and stats.endpoint == "/v1/responses"
-            if not self.failed and not self._held:
-                await self._begin()
-        elif self.failed:
+                # The id is in the first event, which vLLM sends at once.
+                self._is_start_pending = stats is not None and stats.id is None and stats.endpoint == "/v1/responses"
+            if not self.is_error and not self._is_start_pending:
+                await self._send_start()
+        elif self.is_error:
             self._body += message.get("body", b"")
         else:
-            if self._held:
-                self._held = False
-                await self._begin(message.get("body", b""))
+            if self._is_start_pending:
+                self._is_start_pending = False
+                await self._send_start(message.get("body", b""))
             await self._send(message)
 
-    async def _begin(self, first: bytes = b"") -> None:
-        """Send the head, with the id by which a stream can be cancelled."""
+    async def _send_start(self, first: bytes = b"") -> None:
+        """Send the status and headers, with the id by which a stream can be cancelled; `first` is the first event."""
         stats = CURRENT_STATS.get()
         if stats is not None:
             if stats.id is None and (found := _ID.search(first)) is not None:
@@ -93,7 +93,7 @@ class _Outlet:
         await self._send(self._start)
 
     def error(self) -> SluiceError:
-        """What was held back."""
+        """The error response, as an error of ours."""
         try:
             return self._error(orjson.loads(bytes(self._body)))
         except orjson.JSONDecodeError:

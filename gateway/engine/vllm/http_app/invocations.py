@@ -1,7 +1,7 @@
-"""SageMaker's `/invocations`, which takes the requests of several endpoints and finds out which one it has.
+"""SageMaker's `/invocations`, which accepts the requests of several endpoints and detects the kind of each.
 
 vLLM does that on the event loop, with validators that it keeps in a closure. Here the body is validated before, and
-those validators only hand out the result.
+those validators only return the result.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _LONGEST_STRING = 1024
 
 
 class InvocationsValidator:
-    """Validates a body as the first type that fits it. As vLLM does, it leaves out what the model cannot do."""
+    """Validates a body as the first type that accepts it. As in vLLM, types that the model does not support are left
+    out."""
 
     kind = None
 
-    def __init__(self, app: Any, choices: list[Any], taken: ContextVar[list[Any] | None]) -> None:
-        """`choices` is vLLM's list: a TypeAdapter, and how to find its handler. `taken` is where the result will be
-        found, alone in a list, when vLLM asks."""
+    def __init__(self, app: Any, choices: list[Any], validated: ContextVar[list[Any] | None]) -> None:
+        """`choices` is vLLM's list: a TypeAdapter, and a function that finds its handler. `validated` holds the result,
+        in a list of one, when vLLM's handler validates."""
         request = SimpleNamespace(app=app)
         self._validators = [
             (adapter, BoundedValidator(adapter._type))
@@ -37,31 +38,32 @@ class InvocationsValidator:
             if handler(request) is not None
         ]
         for adapter, _ in choices:
-            _give_way(adapter, taken)
+            _replace_validate_python(adapter, validated)
 
     @classmethod
-    def for_route(cls, route: Any, app: Any, taken: ContextVar[list[Any] | None]) -> InvocationsValidator | None:
-        """For that route; None if it is another one, or not built as we know it."""
+    def for_route(cls, route: Any, app: Any, validated: ContextVar[list[Any] | None]) -> InvocationsValidator | None:
+        """The validator for `route`; None for another route, or if its closure does not have the expected list."""
         if getattr(route, "path", None) != PATH or not hasattr(route, "endpoint"):
             return None
-        for value in _enclosed(route.endpoint):
+        for value in _closure_values(route.endpoint):
             if isinstance(value, list) and value and all(_is_choice(one) for one in value):
-                return cls(app, value, taken)
+                return cls(app, value, validated)
         return None
 
     def __call__(self, document: Any) -> tuple[Any, Any]:
-        """The type's adapter, and the request."""
-        found: ValidationError | None = None
+        """The type's adapter, and the request. Raises ValidationError, or ClientError if the document has the required
+        fields of no type."""
+        first: ValidationError | None = None
         for adapter, validate in self._validators:
             try:
                 return adapter, validate(document)
             except ValidationError as error:
                 problems = error.errors(include_url=False, include_input=False)
-                missing = any(one["type"] == "missing" and len(one["loc"]) == 1 for one in problems)
-                # A type whose required fields are there is the one that was meant.
-                found = found or (None if missing else error)
-        if found is not None:
-            raise found
+                is_other_kind = any(one["type"] == "missing" and len(one["loc"]) == 1 for one in problems)
+                # A document with all required fields of a type is meant as that type.
+                first = first or (None if is_other_kind else error)
+        if first is not None:
+            raise first
         raise ClientError(
             "The request body is of no kind that this model serves: chats have `messages`, completions `prompt`, "
             "embeddings and others `input`."
@@ -69,17 +71,17 @@ class InvocationsValidator:
 
     @staticmethod
     def short_fields(document: dict[str, Any]) -> bytes:
-        """What SageMaker's own handlers look at in a body: its short fields."""
-        kept = {
+        """The short fields of a body, which are all that SageMaker's own handlers read."""
+        short = {
             name: value
             for name, value in document.items()
             if not isinstance(value, list | dict) and not (isinstance(value, str) and len(value) > _LONGEST_STRING)
         }
-        return orjson.dumps(kept)
+        return orjson.dumps(short)
 
 
-def _enclosed(function: Any) -> Iterator[Any]:
-    """What a function and those that it wraps have in their closures."""
+def _closure_values(function: Any) -> Iterator[Any]:
+    """The values in the closures of a function and of those that it wraps."""
     functions, seen = [function], set()
     while functions:
         function = functions.pop()
@@ -98,11 +100,12 @@ def _is_choice(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], TypeAdapter)
 
 
-def _give_way(adapter: Any, taken: ContextVar[list[Any] | None]) -> None:
+def _replace_validate_python(adapter: Any, validated: ContextVar[list[Any] | None]) -> None:
+    """Replaces `validate_python` of one of vLLM's adapters because the body has been validated before."""
     validate: Callable[..., Any] = adapter.validate_python
 
     def validate_python(value: Any, **options: Any) -> Any:
-        result = taken.get()
+        result = validated.get()
         if result is None:
             return validate(value, **options)
         found, request = result[0]

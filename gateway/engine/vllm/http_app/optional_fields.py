@@ -1,8 +1,8 @@
-"""What a request body may say in two ways: by a value that means nothing, or by leaving the field out.
+"""Fields of a request body that have the meaning of an absent field.
 
-Clients write every field they know, with `null` or an empty list where their user gave nothing, and vLLM's request
-models agree neither with each other nor with the official servers on which of that they take. So it is left out before
-they look.
+Clients send every field that they know, with `null` or an empty list where their user set nothing, and vLLM's request
+models agree neither with each other nor with the official servers on which of these they accept. So such fields are
+removed before validation.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ _NO_CHOICE = frozenset({"none", "auto"})
 
 
 def drop_empty_fields(document: dict[str, Any]) -> bool:
-    """Remove what means as much as nothing from a parsed body, in place; whether there was any.
+    """Remove the fields that mean the same as their absence from a parsed body, in place. Returns whether there were
+    any.
 
-    That is `null`, `tools` without a tool, and a `tool_choice` that asks for no tool where there are none. Raises
-    ClientError for one that asks for a tool all the same.
+    They are those with `null`, `tools` without a tool, and a `tool_choice` that selects no tool where there are none.
+    Raises ClientError for a `tool_choice` that selects a tool where there are none.
     """
     empty = [name for name, value in document.items() if value is None]
     if document.get("tools") == []:

@@ -1,7 +1,6 @@
-"""Errors that vLLM's stream generators write into streams that have begun: in our words, and in the protocol's form.
-
-vLLM puts the text of whatever was raised there, and its converters to other protocols take a chat's error event for a
-chunk and report that pydantic does not like it.
+"""Replaces how vLLM's stream generators report an error in a stream that has begun, because vLLM writes the text of any
+exception there, and its converters to other protocols parse a chat's error event as a chunk and then report a pydantic
+error. Here the error is one of ours, in the protocol's form.
 """
 
 from __future__ import annotations
@@ -31,38 +30,38 @@ _BY_CODE = {
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, SluiceError) and kind is not SluiceError
 }
-# Python's own words for a defect; vLLM raises plain ValueErrors for clients, too, but no such.
+# Exceptions of Python's that mean a defect. vLLM raises plain ValueErrors for wrong requests, but none of these.
 _DEFECTS = (ValidationError, json.JSONDecodeError, UnicodeError, TypeError, OverflowError)
 
 
 def install_stream_errors(state: Any) -> None:
-    """Have the serving objects in vLLM's app state write errors in our words."""
-    # All serving objects that generate have it from one class.
+    """Replace the error events of the serving objects in vLLM's app state."""
+    # All serving objects that generate inherit the method from one class.
     base: Any = next(kind for kind in OpenAIServingChat.__mro__ if "create_streaming_error_response" in vars(kind))
-    base.create_streaming_error_response = _written
+    base.create_streaming_error_response = _create_streaming_error_response
     if getattr(state, "anthropic_serving_messages", None) is not None:
-        state.anthropic_serving_messages.__class__ = _Messages
+        state.anthropic_serving_messages.__class__ = _AnthropicMessages
     cohere = getattr(state, "cohere_serving_chat_v2", None)
     if cohere is not None:
-        cohere._chat_completion_stream_to_v2 = _failing(cohere._chat_completion_stream_to_v2)
+        cohere._chat_completion_stream_to_v2 = _raise_error_events(cohere._chat_completion_stream_to_v2)
     if getattr(state, "openai_serving_responses", None) is not None:
-        state.openai_serving_responses._convert_generation_error_to_streaming_response = _raise
+        state.openai_serving_responses._convert_generation_error_to_streaming_response = _raise_engine_failed
 
 
 def from_exception(error: Exception) -> SluiceError:
-    """What a client is told of an exception in the middle of its stream."""
+    """The error that a client gets for an exception in the middle of its stream."""
     known = error_mapping.current_error()
     if known is not None:
         return known
     if isinstance(error, _DEFECTS):
-        # The request was accepted: this is no client's fault.
+        # The request was accepted, so the client is not at fault.
         logger.error("a request failed inside vLLM: %s%s", type(error).__name__, raised_at(error))
         return InternalError("The server failed to answer this request.")
     return error_mapping.from_exception(error)
 
 
 def from_event(info: dict[str, Any]) -> SluiceError:
-    """The error that an event of a stream tells of."""
+    """The error in an error event of a stream."""
     known = error_mapping.current_error()
     if known is not None:
         return known
@@ -74,8 +73,11 @@ def from_event(info: dict[str, Any]) -> SluiceError:
     return error_mapping.from_info(int(info.get("code") or 500), str(info.get("message")), info.get("param"))
 
 
-def _written(self: Any, message: str | Exception, *_: Any, status_code: int = 400, **more: Any) -> str:
-    """Stands where vLLM's serving objects make the document of an error event."""
+def _create_streaming_error_response(
+    self: Any, message: str | Exception, *_: Any, status_code: int = 400, **more: Any
+) -> str:
+    """Replaces `create_streaming_error_response`, which makes the document of an error event, because it writes the
+    text of any exception."""
     if isinstance(message, Exception):
         error = from_exception(message)
     else:
@@ -83,13 +85,15 @@ def _written(self: Any, message: str | Exception, *_: Any, status_code: int = 40
     return orjson.dumps(error.body()).decode()
 
 
-def _raise(error: Exception) -> str:
-    """vLLM would make an event of it that its own types do not know."""
+def _raise_engine_failed(error: Exception) -> str:
+    """Replaces `_convert_generation_error_to_streaming_response` because its event has a type that vLLM's own models of
+    events lack."""
     raise error_mapping.current_error() or EngineFailed("The engine failed this request.", retry_after_s=1) from None
 
 
-async def _without_errors(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """A chat's chunks: lines, and for messages objects since vLLM 0.33. Raises the error that one of them is."""
+async def _checked_chunks(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """A chat's chunks, without its error events, which are raised. Chunks are lines, or since vLLM 0.33, for messages,
+    objects."""
     response = find("ErrorResponse")
     async with aclosing(chunks):
         async for item in chunks:
@@ -100,17 +104,18 @@ async def _without_errors(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[A
             yield item
 
 
-def _failing(convert: Any) -> Any:
-    """A converter of vLLM's that writes the text of what is raised in its chunks."""
+def _raise_error_events(convert: Any) -> Any:
+    """`convert`, a converter of vLLM's, on chunks without error events."""
 
     def converted(chunks: AsyncGenerator[str, None], *args: Any, **more: Any) -> Any:
-        return convert(_without_errors(chunks), *args, **more)
+        return convert(_checked_chunks(chunks), *args, **more)
 
     return converted
 
 
-class _Messages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]
-    """Anthropic's messages; an error in the stream is an event of theirs."""
+class _AnthropicMessages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]
+    """Replaces AnthropicServingMessages because its converter parses an error event as a chunk. Here an error becomes
+    an `event: error` of Anthropic's protocol."""
 
     async def message_stream_converter(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
         failure: SluiceError | None = None
@@ -118,7 +123,7 @@ class _Messages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]
         async def chunks() -> AsyncGenerator[Any, None]:
             nonlocal failure
             try:
-                async for item in _without_errors(generator):
+                async for item in _checked_chunks(generator):
                     yield item
             except SluiceError as error:
                 failure = error

@@ -1,8 +1,8 @@
-"""What vLLM believes of any client, and should not.
+"""Headers and body fields that vLLM accepts from any client, and should not.
 
-These headers and body fields steer the scheduler, the data-parallel router and the KV connector. Behind a router of
-one's own they are useful; from the open network they let one client push others back or read another's cache. They
-are removed unless the settings say that clients are trusted.
+They steer the scheduler, the data-parallel router and the KV connector. From a router of one's own they are useful;
+from the open network they let one client push others back or read another client's cache. They are removed unless the
+settings declare clients trusted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADERS = frozenset({"x-vllm-priority", "x-data-parallel-rank", "x-session-id", 
 
 
 class Headers(dict[str, str]):
-    """Header look-up without regard to case, as vLLM's code expects of a request's headers. Keys are lower case."""
+    """Case-insensitive look-up of headers, which vLLM's code requires of a request. Keys are lower case."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return super().get(key.lower(), default)
@@ -40,13 +40,13 @@ class Headers(dict[str, str]):
 
 
 class UntrustedFieldFilter:
-    """Removes trusted fields and headers, or lets them through."""
+    """Removes untrusted fields and headers, or with `trust` lets all of them pass."""
 
     def __init__(self, trust: bool) -> None:
         self._trust = trust
 
     def remove_fields(self, document: dict[str, Any]) -> bool:
-        """Remove the fields from a parsed body, in place; whether there were any."""
+        """Remove the fields from a parsed body, in place. Returns whether there were any."""
         found = frozenset() if self._trust else FIELDS & document.keys()
         for name in found:
             del document[name]
@@ -59,7 +59,7 @@ class UntrustedFieldFilter:
         return {name: value for name, value in headers.items() if name not in HEADERS}
 
     def filter_raw_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """The same for headers as ASGI has them."""
+        """The same for headers in ASGI's form."""
         return headers if self._trust else [item for item in headers if item[0].decode("latin-1") not in HEADERS]
 
 
