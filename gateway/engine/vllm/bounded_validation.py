@@ -65,7 +65,11 @@ def _bounded(schema: Any) -> Any:
             copy["fail_fast"] = True
         case "list" | "dict":
             copy["fail_fast"] = True
-            sliced = {"type": "function-wrap", "function": {"type": "no-info", "function": _in_slices}, "schema": copy}
+            sliced = {
+                "type": "function-wrap",
+                "function": {"type": "no-info", "function": _validate_in_slices},
+                "schema": copy,
+            }
             if "ref" in copy:
                 sliced["ref"] = copy.pop("ref")
             # Of how many items there may be, only the whole list knows.
@@ -73,7 +77,7 @@ def _bounded(schema: Any) -> Any:
     return copy
 
 
-def _in_slices(value: Any, validate: Any) -> Any:
+def _validate_in_slices(value: Any, validate: Any) -> Any:
     kind = type(value)
     if kind is not list and kind is not dict:
         return validate(value)
@@ -94,7 +98,7 @@ def _in_slices(value: Any, validate: Any) -> Any:
             if not at or items is not None:
                 # It says what it should, and a union may have other branches to try.
                 raise
-            raise _moved(error, at) from None
+            raise _shift_error(error, at) from None
         took_s = _now() - began_s
         if items is None:
             whole += done
@@ -108,7 +112,7 @@ def _in_slices(value: Any, validate: Any) -> Any:
     return whole
 
 
-def _moved(error: ValidationError, by: int) -> ValidationError:
+def _shift_error(error: ValidationError, by: int) -> ValidationError:
     """The same error in terms of the whole list, of which a slice began at `by`."""
     lines = []
     for problem in error.errors(include_url=False)[:_ERRORS]:
@@ -129,7 +133,7 @@ def to_client_error(error: ValidationError, *, inside: str = "") -> ClientError:
     for problem in error.errors(include_url=False)[:_LOOKED_AT]:
         inner = problem.get("ctx", {}).get("error")
         field = getattr(inner, "parameter", None) or field_path((inside, *problem["loc"]) if inside else problem["loc"])
-        message = _plain(inner) if isinstance(inner, Exception) else _words(problem)
+        message = _exception_text(inner) if isinstance(inner, Exception) else _problem_text(problem)
         if param is None:
             param = field or None
         problems[shortened(f"{field}: {message}" if field else message, _LONGEST_PROBLEM)] = None
@@ -138,7 +142,7 @@ def to_client_error(error: ValidationError, *, inside: str = "") -> ClientError:
     return ClientError(shown + (f"; and {more} more problems" if more > 0 else ""), param=param)
 
 
-def _words(problem: Any) -> str:
+def _problem_text(problem: Any) -> str:
     """Pydantic's own sentence, unless it speaks of something that the client did not write: a whole number past 64 bits
     is a float to the parser of its JSON."""
     value = problem["input"]
@@ -161,7 +165,7 @@ def field_path(loc: tuple[int | str, ...]) -> str:
 _TYPES = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "none", "nullable", "union"})
 
 
-def _plain(error: BaseException) -> str:
+def _exception_text(error: BaseException) -> str:
     """The words of a validation error without the parameter and the value that vLLM appends in brackets."""
     if error.args and isinstance(error.args[0], str):
         return error.args[0]

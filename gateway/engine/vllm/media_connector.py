@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 CONNECTOR_NAME = "sluice"
 """Under which `VLLM_MEDIA_CONNECTOR` finds it."""
 
-_MOST_REDIRECTS = 3
+_MAX_REDIRECTS = 3
 _PIECE_BYTES = 64 * 2**10
 # Addresses that carry another one inside, to which a gateway may lead.
-_EMBEDDING = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
+_EMBEDDING_NETWORKS = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def is_public(address: str) -> bool:
     if isinstance(found, IPv6Address):
         if found.ipv4_mapped is not None:
             return _is_global(found.ipv4_mapped)
-        if found.is_site_local or any(found in network for network in _EMBEDDING):
+        if found.is_site_local or any(found in network for network in _EMBEDDING_NETWORKS):
             return False
     return _is_global(found)
 
@@ -188,7 +188,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             raise MediaRejected(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
         if isinstance(media_io, VideoMediaIO) and kind.partition(";")[0].strip().lower() == "video/jpeg":
             # A list of frames, each a picture.
-            media_io.image_io = _Frames(self, media_io.image_io, field)
+            media_io.image_io = _FrameDecoder(self, media_io.image_io, field)
             return media_io.load_base64("video/jpeg", text)
         return self._decode(pybase64.b64decode(text, validate=True), media_io, field)
 
@@ -224,7 +224,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             width, height = open_image(BytesIO(data)).size
             self._budget().charge(width * height * 4, field)
             return media_io.load_bytes(data)
-        expected = _frames_bytes(data, media_io) if isinstance(media_io, VideoMediaIO) else 0
+        expected = _video_bytes(data, media_io) if isinstance(media_io, VideoMediaIO) else 0
         self._budget().charge(expected, field)
         made = media_io.load_bytes(data)
         found = getattr(made, "media", made)
@@ -294,7 +294,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
 
     async def _follow(self, session: aiohttp.ClientSession, target: URL, media_io: Any, field: str) -> bytes:
         headers = {"User-Agent": "sluice"}
-        for _ in range(_MOST_REDIRECTS + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             async with session.get(target, headers=headers, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308) and envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS:
                     target = self._check_url(str(target.join(URL(response.headers.get("Location", "")))), field)
@@ -317,7 +317,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         return bytes(data)
 
 
-class _Frames:
+class _FrameDecoder:
     """What a list of frames is decoded with: each as a picture of its own."""
 
     def __init__(self, connector: LimitedMediaConnector, image_io: Any, field: str) -> None:
@@ -329,7 +329,7 @@ class _Frames:
         return self._connector._decode(pybase64.b64decode(text, validate=True), self._image_io, self._field)
 
 
-def _frames_bytes(data: bytes, media_io: Any) -> int:
+def _video_bytes(data: bytes, media_io: Any) -> int:
     """What the frames of a video will take, by what it says of itself and what the request asks for; 0 if that cannot
     be told before."""
     try:

@@ -1,4 +1,4 @@
-"""Checks one grammar the way the engine will compile it. Runs in the checker process, in a child of its own for each
+"""Compiles one grammar as the engine will, to check it. Runs in the checker process, in a child of its own for each
 grammar."""
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.engine.vllm.grammars import compilation
-from gateway.engine.vllm.grammars.stub_modules import backend
+from gateway.engine.vllm.grammars.stub_modules import import_backend
 
 # The constraint's fields, as vLLM names them.
-FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# How long all masks may take besides what each token has.
+CONSTRAINT_FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+# The time that all masks may take besides the time for each token.
 SLACK_S = 0.5
-# Where a grammar becomes slow, it does so after a few tokens.
+# A grammar with slow masks becomes slow after a few tokens.
 _WALK_TOKENS = 40
-# The library puts the time and its own source file before its message.
-_ORIGIN = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+# xgrammar puts the time and its own source file before its message.
+_LOG_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 _LONGEST_MESSAGE = 400
 
 
-def used_s() -> float:
+def cpu_time_s() -> float:
     """CPU time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-class Refused(Exception):
-    """The grammar is wrong. The message is for the client."""
+class GrammarRejected(Exception):
+    """The grammar is invalid. The message is for the client."""
 
 
-class TooMuchMemory(Exception):
-    """It passed the limit on memory."""
+class MemoryLimitExceeded(Exception):
+    """The check exceeded its limit on memory."""
 
 
-class NeedsVocabulary(Exception):
-    """The grammar can only be compiled by outlines, whose vocabulary the gateway has not sent yet."""
+class VocabularyMissing(Exception):
+    """Only outlines can compile the grammar, and the gateway has not sent its vocabulary yet."""
 
 
-class Backends:
-    """What compiles grammars, with the settings and the vocabulary of the served model.
+class StandaloneBackends:
+    """vLLM's backends without the rest of vLLM, for one set of settings and one model's vocabulary.
 
-    `config` holds `backend`, `disable_any_whitespace` and `disable_additional_properties` of vLLM's structured-output
+    `config` has `backend`, `disable_any_whitespace` and `disable_additional_properties` of vLLM's structured-output
     settings; `tokenizer` is xgrammar's description of the vocabulary, as JSON.
     """
 
@@ -56,107 +56,109 @@ class Backends:
         self._config = config
         self._tokenizer = None if tokenizer is None else xgrammar.TokenizerInfo.deserialize_json(tokenizer)
         self.vocabulary: Any = None
-        """What outlines compiles for, where it is used."""
+        """outlines' vocabulary; None until a grammar needs it."""
 
     def check(self, constraint: dict[str, Any]) -> str:
-        """The name of the backend that compiles `constraint`. Raises Refused."""
-        fields = {name: constraint.get(name) for name in FIELDS}
+        """The name of the backend that compiles `constraint`. Raises GrammarRejected."""
+        fields = {name: constraint.get(name) for name in CONSTRAINT_FIELDS}
         params = SimpleNamespace(structured_outputs=SimpleNamespace(**fields))
         try:
             name = self._choose(params)
             self._compile(name, params.structured_outputs)
-        except (Refused, NeedsVocabulary, TooMuchMemory):
+        except (GrammarRejected, VocabularyMissing, MemoryLimitExceeded):
             raise
         except Exception as error:
-            raise TooMuchMemory if _is_about_memory(error) else Refused(plain(error)) from None
+            raise (
+                MemoryLimitExceeded if _is_about_memory(error) else GrammarRejected(rejection_message(error))
+            ) from None
         return name
 
     def _choose(self, params: Any) -> str:
-        """vLLM's choice (`SamplingParams._validate_structured_outputs`), by its own validators."""
+        """The backend that vLLM chooses (`SamplingParams._validate_structured_outputs`), by its own validators."""
         name = str(self._config["backend"])
         if name.startswith("xgrammar"):
-            backend("backend_xgrammar").validate_xgrammar_grammar(params)
+            import_backend("backend_xgrammar").validate_xgrammar_grammar(params)
         elif name.startswith("guidance"):
-            backend("backend_guidance").validate_guidance_grammar(params)
+            import_backend("backend_guidance").validate_guidance_grammar(params)
         elif name == "outlines":
-            backend("backend_outlines").validate_structured_output_request_outlines(params)
+            import_backend("backend_outlines").validate_structured_output_request_outlines(params)
         elif name == "lm-format-enforcer":
-            backend("backend_lm_format_enforcer").validate_structured_output_request_lm_format_enforcer(params)
+            import_backend("backend_lm_format_enforcer").validate_structured_output_request_lm_format_enforcer(params)
         else:
             return self._choose_automatically(params)
         return name
 
     def _choose_automatically(self, params: Any) -> str:
         try:
-            backend("backend_xgrammar").validate_xgrammar_grammar(params)
+            import_backend("backend_xgrammar").validate_xgrammar_grammar(params)
             return "xgrammar"
         except Exception as error:
             if _is_about_memory(error):
                 raise
             first = error
-        guidance = backend("backend_guidance")
+        guidance = import_backend("backend_guidance")
         schema = params.structured_outputs.json
-        if schema and guidance.has_guidance_unsupported_json_features(_document(schema)):
-            backend("backend_outlines").validate_structured_output_request_outlines(params)
+        if schema and guidance.has_guidance_unsupported_json_features(_parse_schema(schema)):
+            import_backend("backend_outlines").validate_structured_output_request_outlines(params)
             return "outlines"
         try:
             guidance.validate_guidance_grammar(params)
         except Exception:
-            # Of two refusals the first is the one that the documentation is about.
+            # Of two refusals the first is of the backend that the documentation describes.
             raise first from None
         return "guidance"
 
     def _compile(self, name: str, constraint: Any) -> None:
         from xgrammar import GrammarCompiler
 
-        key = backend("request").get_structured_output_key(constraint)
+        key = import_backend("request").get_structured_output_key(constraint)
         if name.startswith("xgrammar") and self._tokenizer is not None:
-            module = backend("backend_xgrammar")
-            compiles = object.__new__(module.XgrammarBackend)
-            compiles.disable_any_whitespace = self._config["disable_any_whitespace"]
-            compiles.vocab_size = self._tokenizer.vocab_size
-            compiles.num_speculative_tokens = 0
-            # One thread: what it takes is then at least what it takes the engine, which has several.
-            compiles.compiler = GrammarCompiler(self._tokenizer, max_threads=1, cache_enabled=False)
-            # Since vLLM 0.33 structural tags have one of their own, which may know more of the special tokens.
-            compiles.full_vocab_compiler = compiles.compiler
-            self._walk(compiles.compile_grammar(*key).matcher)
+            module = import_backend("backend_xgrammar")
+            xgrammar_backend = object.__new__(module.XgrammarBackend)
+            xgrammar_backend.disable_any_whitespace = self._config["disable_any_whitespace"]
+            xgrammar_backend.vocab_size = self._tokenizer.vocab_size
+            xgrammar_backend.num_speculative_tokens = 0
+            # With one thread it takes at least the time that the engine takes with several.
+            xgrammar_backend.compiler = GrammarCompiler(self._tokenizer, max_threads=1, cache_enabled=False)
+            # Since vLLM 0.33 structural tags have a compiler of their own, for more special tokens.
+            xgrammar_backend.full_vocab_compiler = xgrammar_backend.compiler
+            self._check_masks(xgrammar_backend.compile_grammar(*key).matcher)
         elif name == "outlines":
-            self._index(key)
+            self._check_outlines(key)
         elif name == "lm-format-enforcer":
-            # It compiles as it goes, apart from its parser.
+            # Its validator has parsed the schema; it compiles the rest during generation.
             pass
 
-    def _walk(self, matcher: Any) -> None:
-        """Make masks, as the engine's steps will, for an answer of random tokens. Raises Refused if no token may begin
-        an answer, because the engine would fail there, and if the masks take so long that its steps would wait: an
-        ambiguous grammar of a few lines can take seconds for each, in which nobody's tokens are generated."""
+    def _check_masks(self, matcher: Any) -> None:
+        """Compute masks, as the engine's steps will, for an answer of random tokens. Raises GrammarRejected if no token
+        may begin an answer, because the engine would fail there, and if the masks are so slow that the engine's steps
+        would wait: an ambiguous grammar of a few lines can take seconds for each, and all requests wait for them."""
         import numpy as np
 
         assert self._tokenizer is not None
         choose = random.Random(0).choice  # noqa: S311 - the same walk each time
         mask = np.full((1, -(-self._tokenizer.vocab_size // 32)), -1, dtype=np.int32)
-        began_s = used_s()
+        began_s = cpu_time_s()
         for step in range(_WALK_TOKENS):
             matcher.fill_next_token_bitmask(mask, 0)
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if not len(allowed):
                 if not step:
-                    raise Refused("No text matches it.")
+                    raise GrammarRejected("No text matches it.")
                 return
             matcher.accept_token(int(choose(allowed)))
-            if used_s() - began_s > SLACK_S + step * compilation.PER_TOKEN_S:
-                raise Refused("It is so ambiguous that each token takes too long.")
+            if cpu_time_s() - began_s > SLACK_S + step * compilation.PER_TOKEN_S:
+                raise GrammarRejected("It is so ambiguous that each token takes too long.")
             if matcher.is_terminated():
                 return
 
-    def _index(self, key: Any) -> None:
+    def _check_outlines(self, key: Any) -> None:
         import outlines_core  # type: ignore[import-untyped,unused-ignore]
         from outlines_core import json_schema
         from regex import escape  # type: ignore[import-untyped,unused-ignore]
 
         if self.vocabulary is None:
-            raise NeedsVocabulary
+            raise VocabularyMissing
         kind, spec = key
         pattern = spec
         if kind.name == "JSON":
@@ -165,17 +167,17 @@ class Backends:
             pattern = "(" + "|".join(escape(str(choice)) for choice in json.loads(spec)) + ")"
         outlines_core.Index(pattern, self.vocabulary)
 
-    def take_vocabulary(self, document: dict[str, Any]) -> None:
-        """Have outlines compile for the tokens in `document`: base64 of a token to its ids, and the end-of-sequence
-        token's id."""
+    def set_vocabulary(self, document: dict[str, Any]) -> None:
+        """Set outlines' vocabulary from `document`: `tokens` maps base64 of a token to its ids, `eos` is the id of the
+        end-of-sequence token."""
         import outlines_core
 
         tokens = {base64.b64decode(token): ids for token, ids in document["tokens"].items()}
         self.vocabulary = outlines_core.Vocabulary(document["eos"], tokens)
 
 
-class WholeBackends:
-    """The same with vLLM itself, for tokenizers that are not Hugging Face's: it takes its imports' time and memory."""
+class VllmBackends:
+    """The same with all of vLLM, whose imports take time and memory, for tokenizers that are not Hugging Face's."""
 
     def __init__(self, vllm_config: Any) -> None:
         from vllm.v1.structured_output import StructuredOutputManager
@@ -183,18 +185,18 @@ class WholeBackends:
         compilation.replace_compilation(StructuredOutputManager)
         self._config = vllm_config
         self._manager = StructuredOutputManager(vllm_config)
-        # Made once, and not in every child.
+        # Created once here, not in every child.
         name = vllm_config.structured_outputs_config.backend
-        compilation.backend_for(self._manager, "xgrammar" if name == "auto" else name)
+        compilation.get_backend(self._manager, "xgrammar" if name == "auto" else name)
 
     def check(self, constraint: dict[str, Any]) -> str:
-        """As `Backends.check`."""
+        """As `StandaloneBackends.check`."""
         from vllm.sampling_params import SamplingParams, StructuredOutputsParams
         from vllm.v1.structured_output.request import StructuredOutputRequest
 
         try:
             params = SamplingParams(
-                structured_outputs=StructuredOutputsParams(**{name: constraint.get(name) for name in FIELDS})
+                structured_outputs=StructuredOutputsParams(**{name: constraint.get(name) for name in CONSTRAINT_FIELDS})
             )
             params._validate_structured_outputs(
                 self._config.model_config, self._config.structured_outputs_config, self._manager.tokenizer
@@ -209,31 +211,39 @@ class WholeBackends:
             request.structured_output_request._grammar.result()
             return str(params.structured_outputs._backend)
         except Exception as error:
-            raise Refused(plain(error)) from None
+            raise GrammarRejected(rejection_message(error)) from None
 
 
-def plain(error: BaseException) -> str:
-    """The words of a refusal, without the library's source file and at a bounded length."""
-    text = _words(error)
-    if error.__cause__ is not None and (cause := _words(error.__cause__)) not in text:
-        # vLLM says only that a tag or a grammar is invalid.
+def rejection_message(error: BaseException) -> str:
+    """The message of a refusal, without the library's source file and of bounded length."""
+    text = _message_of(error)
+    if error.__cause__ is not None and (cause := _message_of(error.__cause__)) not in text:
+        # vLLM's own message is only that a tag or a grammar is invalid.
         text = f"{text} {cause}"
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "..."
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    """Whether it is the limit on memory that was met; the libraries say so in C++, and vLLM only as the cause."""
+    """Whether the limit on memory was exceeded. The libraries raise a C++ exception, which vLLM wraps."""
     causes = [error, error.__cause__, error.__context__]
     return any(isinstance(one, MemoryError) or "bad_alloc" in str(one) for one in causes)
 
 
-def _words(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
-    return " ".join(_ORIGIN.sub("", text).split())
+    return " ".join(_LOG_PREFIX.sub("", text).split())
 
 
-def _document(schema: Any) -> Any:
+def _parse_schema(schema: Any) -> Any:
     return json.loads(schema) if isinstance(schema, str) else schema
 
 
-__all__ = ["FIELDS", "SLACK_S", "Backends", "NeedsVocabulary", "Refused", "TooMuchMemory", "WholeBackends"]
+__all__ = [
+    "CONSTRAINT_FIELDS",
+    "SLACK_S",
+    "GrammarRejected",
+    "MemoryLimitExceeded",
+    "StandaloneBackends",
+    "VllmBackends",
+    "VocabularyMissing",
+]

@@ -16,208 +16,208 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.clock import Clock
-from gateway.engine.vllm.grammars.check_results import Verdict, Verdicts
+from gateway.engine.vllm.grammars.check_results import CheckResult, ResultCache
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.errors import Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)
 
-# A grammar that others wait for may run this long undisturbed.
-_FAIR_S = 1.0
-# So many of one client may wait; each is a request with its body.
+# A check runs this long before it may be ended in favour of a waiting one.
+_UNDISTURBED_S = 1.0
+# Grammars of one client that may wait; each belongs to a request with its body.
 _MAX_WAITING = 256
-# The process may take this long from its start to its first word: it imports libraries, maybe on a busy machine. Who
-# waits for that is told to come back after the shorter time.
+# The process may take this long until it reports ready: it imports libraries, maybe on a busy machine. A request waits
+# for that no longer than the shorter time, and is then refused with a time to retry.
 _READY_WITHIN_S = 120.0
-_START_S = 10.0
-# It answers within so long of the end of a grammar's time.
-_ANSWER_S = 1.0
+_START_GRACE_S = 10.0
+# The process reports the end of a check within this time after the limit.
+_ANSWER_WITHIN_S = 1.0
 
 
-class Link(Protocol):
+class CheckerConnection(Protocol):
     """A running checker process."""
 
-    def send(self, document: Mapping[str, Any]) -> None:
-        """Send it a document."""
+    def send(self, document: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
 
 
 OnDocument = Callable[[Mapping[str, Any] | None], None]
-"""Takes what the process sends, and None when it has ended."""
+"""Called with each document from the process, and with None when the process has ended."""
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    """One grammar that is waiting or being compiled."""
+class _Check:
+    """One grammar that waits or is being checked. `waiters` are the requests that await its result."""
 
-    name: int
+    id: int
     key: bytes
     constraint: Mapping[str, Any]
     client: str
-    result: asyncio.Future[Verdict]
-    readers: int = 0
-    began_s: float | None = None
-    late: asyncio.TimerHandle | None = field(default=None, repr=False)
+    result: asyncio.Future[CheckResult]
+    waiters: int = 0
+    started_s: float | None = None
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
-class Checker:
-    """The grammars of one gateway process."""
+class CheckQueue:
+    """The grammars of one gateway process that are being checked, and the results."""
 
     def __init__(
         self,
         limits: GrammarLimits,
         clock: Clock,
         *,
-        start: Callable[[OnDocument], Awaitable[Link]],
+        start: Callable[[OnDocument], Awaitable[CheckerConnection]],
         vocabulary: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        """`start` starts a checker process; it is called with the first grammar, and again when that process has ended.
-        `vocabulary` gives what outlines compiles for; it is asked for when a grammar needs it."""
+        """`start` starts a checker process; it is called for the first grammar, and again after that process has ended.
+        `vocabulary` returns outlines' vocabulary; it is called when a grammar needs it."""
         self._limits = limits
         self._clock = clock
         self._start = start
         self._vocabulary = vocabulary
-        self._link: Link | None = None
+        self._process: CheckerConnection | None = None
         self._starting: asyncio.Task[None] | None = None
         self._vocabulary_sent: asyncio.Task[None] | None = None
-        self._jobs: dict[bytes, _Job] = {}
-        self._running: dict[int, _Job] = {}
-        self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()
-        self._look: asyncio.TimerHandle | None = None
-        self._names = 0
-        self.verdicts = Verdicts()
+        self._checks: dict[bytes, _Check] = {}
+        self._running: dict[int, _Check] = {}
+        self._waiting: OrderedDict[str, deque[_Check]] = OrderedDict()
+        self._end_oldest_timer: asyncio.TimerHandle | None = None
+        self._last_id = 0
+        self.results = ResultCache()
 
     @property
-    def busy(self) -> int:
-        """How many grammars are waiting or being compiled."""
-        return len(self._jobs)
+    def pending(self) -> int:
+        """The number of grammars that wait or are being checked."""
+        return len(self._checks)
 
-    async def check(self, constraint: Mapping[str, Any], client: str, key: bytes) -> Verdict:
-        """What becomes of the grammar, whose digest is `key`. Raises Overloaded if it had no chance to be compiled in
-        time."""
-        known = self.verdicts.get(key)
+    async def check(self, constraint: Mapping[str, Any], client: str, key: bytes) -> CheckResult:
+        """The result for the grammar with the digest `key`. Raises Overloaded if other grammars or a busy machine took
+        its time."""
+        known = self.results.get(key)
         if known is not None:
             return known
-        job = self._jobs.get(key) or self._add(key, constraint, client)
-        job.readers += 1
+        check = self._checks.get(key) or self._enqueue(key, constraint, client)
+        check.waiters += 1
         try:
-            return await asyncio.shield(job.result)
+            return await asyncio.shield(check.result)
         finally:
-            job.readers -= 1
-            if not job.readers and not job.result.done():
-                self._drop(job)
+            check.waiters -= 1
+            if not check.waiters and not check.result.done():
+                self._abandon(check)
 
-    def warm(self) -> None:
-        """Start the process before the first grammar comes."""
-        if self._link is None:
+    def start_process(self) -> None:
+        """Start the process before the first grammar arrives."""
+        if self._process is None:
             self._ensure_started()
 
     async def close(self) -> None:
-        """End the process. Who still waits is told that the server is stopping, by its own means."""
-        for job in list(self._jobs.values()):
-            self._drop(job)
-        if self._look is not None:
-            self._look.cancel()
+        """End the process and cancel all waits. The server's drain answers the requests."""
+        for check in list(self._checks.values()):
+            self._abandon(check)
+        if self._end_oldest_timer is not None:
+            self._end_oldest_timer.cancel()
         for task in (self._starting, self._vocabulary_sent):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
-    # A job's life.
+    # Checks.
 
-    def _add(self, key: bytes, constraint: Mapping[str, Any], client: str) -> _Job:
-        line = self._waiting.setdefault(client, deque())
-        if len(line) >= _MAX_WAITING:
+    def _enqueue(self, key: bytes, constraint: Mapping[str, Any], client: str) -> _Check:
+        queue = self._waiting.setdefault(client, deque())
+        if len(queue) >= _MAX_WAITING:
             raise Overloaded("Too many grammars of this client are being checked.", retry_after_s=2)
-        self._names += 1
+        self._last_id += 1
         loop = asyncio.get_running_loop()
-        job = _Job(self._names, key, constraint, client, loop.create_future())
-        # Whoever waits may have left; a failure that nobody reads is not worth a warning.
-        job.result.add_done_callback(lambda done: done.cancelled() or done.exception())
-        starting_s = _START_S if self._link is None else 0.0
-        job.late = loop.call_later(starting_s + self._limits.wall_s, self._too_late, job)
-        self._jobs[key] = job
-        line.append(job)
-        self._fill()
-        return job
+        check = _Check(self._last_id, key, constraint, client, loop.create_future())
+        # All waiters may have gone; asyncio would warn of an exception that is never retrieved.
+        check.result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        starting_s = _START_GRACE_S if self._process is None else 0.0
+        check.timer = loop.call_later(starting_s + self._limits.wall_s, self._on_timeout, check)
+        self._checks[key] = check
+        queue.append(check)
+        self._start_waiting()
+        return check
 
-    def _too_late(self, job: _Job) -> None:
-        """Its time is up, wherever it was spent."""
-        if self._link is None:
-            self._fail(job, Overloaded("The grammar checker is still starting.", retry_after_s=5))
-        elif job.began_s is None:
-            self._fail(job, Overloaded("Other grammars took the time of this one.", retry_after_s=2))
-        # Else the process says whether the grammar was slow or the machine was busy; it has the figures.
-        elif job.name in self._running:
-            left_s = job.began_s + self._limits.wall_s + _ANSWER_S - self._clock.now()
+    def _on_timeout(self, check: _Check) -> None:
+        """The time limit has passed, whether the check was waiting or running."""
+        if self._process is None:
+            self._fail(check, Overloaded("The grammar checker is still starting.", retry_after_s=5))
+        elif check.started_s is None:
+            self._fail(check, Overloaded("Other grammars took the time of this one.", retry_after_s=2))
+        # Otherwise the process reports whether the grammar was slow or the machine was busy; it has the figures.
+        elif check.id in self._running:
+            left_s = check.started_s + self._limits.wall_s + _ANSWER_WITHIN_S - self._clock.now()
             error = Overloaded("The machine was too busy to check this grammar.", retry_after_s=2)
-            job.late = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, job, error)
+            check.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, check, error)
 
-    def _drop(self, job: _Job) -> None:
-        """Nobody waits for it any more."""
-        self._leave(job)
-        job.result.cancel()
-        self._fill()
+    def _abandon(self, check: _Check) -> None:
+        """The last waiter has gone."""
+        self._remove(check)
+        check.result.cancel()
+        self._start_waiting()
 
-    def _fail(self, job: _Job, error: SluiceError) -> None:
-        self._leave(job)
-        if not job.result.done():
-            job.result.set_exception(error)
-        self._fill()
+    def _fail(self, check: _Check, error: SluiceError) -> None:
+        self._remove(check)
+        if not check.result.done():
+            check.result.set_exception(error)
+        self._start_waiting()
 
-    def _leave(self, job: _Job) -> None:
-        """Take it out of every list, and end its process."""
-        if job.late is not None:
-            job.late.cancel()
-        if self._jobs.get(job.key) is job:
-            del self._jobs[job.key]
-        if self._running.pop(job.name, None) is not None:
-            if self._link is not None:
-                self._link.send({"cancel": job.name})
-        elif (line := self._waiting.get(job.client)) is not None and job in line:
-            line.remove(job)
-            if not line:
-                del self._waiting[job.client]
+    def _remove(self, check: _Check) -> None:
+        """Remove the check from every list, and end its process."""
+        if check.timer is not None:
+            check.timer.cancel()
+        if self._checks.get(check.key) is check:
+            del self._checks[check.key]
+        if self._running.pop(check.id, None) is not None:
+            if self._process is not None:
+                self._process.send({"cancel": check.id})
+        elif (queue := self._waiting.get(check.client)) is not None and check in queue:
+            queue.remove(check)
+            if not queue:
+                del self._waiting[check.client]
 
-    def _fill(self) -> None:
-        """Give free processes to those who wait, a client at a time."""
-        if self._waiting and self._link is None:
+    def _start_waiting(self) -> None:
+        """Start waiting checks in free processes, clients in turn."""
+        if self._waiting and self._process is None:
             self._ensure_started()
             return
         while self._waiting and len(self._running) < self._limits.processes:
-            client, line = self._waiting.popitem(last=False)
-            job = line.popleft()
-            if line:
-                self._waiting[client] = line
-            job.began_s = self._clock.now()
-            self._running[job.name] = job
-            assert self._link is not None
-            self._link.send({"id": job.name, "constraint": dict(job.constraint)})
-        if self._waiting and self._look is None:
-            oldest = min(self._running.values(), key=_began)
-            wait_s = max(0.0, _began(oldest) + _FAIR_S - self._clock.now())
-            self._look = asyncio.get_running_loop().call_later(wait_s, self._make_place)
+            client, queue = self._waiting.popitem(last=False)
+            check = queue.popleft()
+            if queue:
+                self._waiting[client] = queue
+            check.started_s = self._clock.now()
+            self._running[check.id] = check
+            assert self._process is not None
+            self._process.send({"id": check.id, "constraint": dict(check.constraint)})
+        if self._waiting and self._end_oldest_timer is None:
+            oldest = min(self._running.values(), key=_started_s)
+            wait_s = max(0.0, _started_s(oldest) + _UNDISTURBED_S - self._clock.now())
+            self._end_oldest_timer = asyncio.get_running_loop().call_later(wait_s, self._end_oldest)
 
-    def _make_place(self) -> None:
-        """All processes are taken and somebody waits: the one that has run longest goes."""
-        self._look = None
+    def _end_oldest(self) -> None:
+        """End the longest-running check if all processes are in use and a check waits."""
+        self._end_oldest_timer = None
         if not self._waiting or not self._running or len(self._running) < self._limits.processes:
             return
-        oldest = min(self._running.values(), key=_began)
-        if self._clock.now() - _began(oldest) >= _FAIR_S:
+        oldest = min(self._running.values(), key=_started_s)
+        if self._clock.now() - _started_s(oldest) >= _UNDISTURBED_S:
             self._fail(
                 oldest,
                 Overloaded(
-                    f"This grammar takes longer than {_FAIR_S:g} s to compile, and others are waiting.", retry_after_s=5
+                    f"This grammar takes longer than {_UNDISTURBED_S:g} s to compile, and others are waiting.",
+                    retry_after_s=5,
                 ),
             )
         else:
-            self._fill()
+            self._start_waiting()
 
     # The process.
 
@@ -227,90 +227,90 @@ class Checker:
 
     async def _run_start(self) -> None:
         try:
-            self._link = await asyncio.wait_for(self._start(self._hear), _READY_WITHIN_S)
+            self._process = await asyncio.wait_for(self._start(self._on_document), _READY_WITHIN_S)
         except Exception:
             logger.error("the process that checks grammars could not be started")
             logger.debug("the cause", exc_info=True)
-            for job in list(self._jobs.values()):
-                self._fail_quietly(job)
+            for check in list(self._checks.values()):
+                self._fail_quietly(check)
         finally:
             self._starting = None
-        self._fill()
+        self._start_waiting()
 
-    def _fail_quietly(self, job: _Job) -> None:
-        self._leave(job)
-        if not job.result.done():
-            job.result.set_exception(Overloaded("Grammars cannot be checked at the moment.", retry_after_s=5))
+    def _fail_quietly(self, check: _Check) -> None:
+        self._remove(check)
+        if not check.result.done():
+            check.result.set_exception(Overloaded("Grammars cannot be checked at the moment.", retry_after_s=5))
 
-    def _hear(self, document: Mapping[str, Any] | None) -> None:
+    def _on_document(self, document: Mapping[str, Any] | None) -> None:
         if document is None:
-            self._ended()
+            self._on_process_end()
             return
-        job = self._running.pop(int(document["id"]), None)
-        if job is None:
+        check = self._running.pop(int(document["id"]), None)
+        if check is None:
             return
         outcome = document["outcome"]
         if outcome == "vocabulary":
-            self._again(job)
+            self._retry_with_vocabulary(check)
         elif outcome == "starved":
-            self._fail(job, Overloaded("The machine was too busy to check this grammar.", retry_after_s=2))
+            self._fail(check, Overloaded("The machine was too busy to check this grammar.", retry_after_s=2))
         else:
-            # On a machine that is less busy it might have been done in time.
-            self._settle(job, self._verdict(document), keep=outcome != "late")
-        self._fill()
+            # A late check might be in time on a less busy machine, so its result is not cached.
+            self._finish(check, self._to_result(document), cached=outcome != "late")
+        self._start_waiting()
 
-    def _verdict(self, document: Mapping[str, Any]) -> Verdict:
+    def _to_result(self, document: Mapping[str, Any]) -> CheckResult:
         cpu_s = float(document.get("cpu_s", 0.0))
         if document["outcome"] == "good":
-            return Verdict(str(document["backend"]), cpu_s=cpu_s)
+            return CheckResult(str(document["backend"]), cpu_s=cpu_s)
         if document["outcome"] in ("slow", "late"):
             message = f"takes longer than {self._limits.timeout_s:g} s to compile (grammars.timeout_s)"
-            return Verdict(None, message, cpu_s)
+            return CheckResult(None, message, cpu_s)
         if document["outcome"] == "memory":
             limit_mib = self._limits.max_memory_bytes // 2**20
-            return Verdict(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)", cpu_s)
-        return Verdict(None, f"cannot be compiled: {document.get('message', '')}", cpu_s)
+            return CheckResult(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)", cpu_s)
+        return CheckResult(None, f"cannot be compiled: {document.get('message', '')}", cpu_s)
 
-    def _settle(self, job: _Job, verdict: Verdict, *, keep: bool) -> None:
-        if keep:
-            self.verdicts.put(job.key, verdict)
-        self._leave(job)
-        if not job.result.done():
-            job.result.set_result(verdict)
+    def _finish(self, check: _Check, result: CheckResult, *, cached: bool) -> None:
+        if cached:
+            self.results.put(check.key, result)
+        self._remove(check)
+        if not check.result.done():
+            check.result.set_result(result)
 
-    def _again(self, job: _Job) -> None:
-        """It needs the vocabulary of outlines; it waits in its client's line until that has been sent."""
+    def _retry_with_vocabulary(self, check: _Check) -> None:
+        """The check needs outlines' vocabulary; it waits in its client's queue until that has been sent."""
         if self._vocabulary_sent is None or self._vocabulary_sent.done():
-            self._vocabulary_sent = asyncio.get_running_loop().create_task(self._send_vocabulary([job]))
+            self._vocabulary_sent = asyncio.get_running_loop().create_task(self._send_vocabulary([check]))
         else:
-            self._vocabulary_sent.add_done_callback(lambda _: self._requeue(job))
+            self._vocabulary_sent.add_done_callback(lambda _: self._requeue(check))
 
-    async def _send_vocabulary(self, jobs: list[_Job]) -> None:
+    async def _send_vocabulary(self, checks: list[_Check]) -> None:
         document = await self._vocabulary()
-        if self._link is not None:
-            self._link.send({"vocabulary": document})
-        for job in jobs:
-            self._requeue(job)
+        if self._process is not None:
+            self._process.send({"vocabulary": document})
+        for check in checks:
+            self._requeue(check)
 
-    def _requeue(self, job: _Job) -> None:
-        if self._jobs.get(job.key) is job:
-            job.began_s = None
-            self._waiting.setdefault(job.client, deque()).append(job)
-            self._fill()
+    def _requeue(self, check: _Check) -> None:
+        if self._checks.get(check.key) is check:
+            check.started_s = None
+            self._waiting.setdefault(check.client, deque()).append(check)
+            self._start_waiting()
 
-    def _ended(self) -> None:
-        """The process has ended by itself. What it was working on may be the cause, so that fails; the rest goes on."""
-        self._link = None
+    def _on_process_end(self) -> None:
+        """The process has ended by itself. A running check may be the cause, so those fail; the waiting ones stay."""
+        self._process = None
         lost, self._running = list(self._running.values()), {}
-        logger.warning("the process that checks grammars has ended; another one takes its place")
-        for job in lost:
-            self._fail_quietly(job)
-        self._fill()
+        logger.warning("the process that checks grammars has ended and is replaced")
+        for check in lost:
+            self._fail_quietly(check)
+        self._start_waiting()
 
 
-def _began(job: _Job) -> float:
-    assert job.began_s is not None
-    return job.began_s
+def _started_s(check: _Check) -> float:
+    assert check.started_s is not None
+    return check.started_s
 
 
-__all__ = ["Checker", "Link", "OnDocument"]
+__all__ = ["CheckQueue", "CheckerConnection", "OnDocument"]

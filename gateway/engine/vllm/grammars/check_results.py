@@ -1,4 +1,4 @@
-"""What is known about grammars that have been checked, kept for those who send them again."""
+"""Results of grammar checks, cached for requests with the same grammar."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# An agent sends the same few schemas with every turn; an entry takes a few hundred bytes, so these are thousands.
+# An agent sends the same few schemas with every turn. An entry takes a few hundred bytes, so this holds thousands.
 MAX_BYTES = 2 * 2**20
-# A key, the entry itself and the dictionary's share of it.
+# The key, the entry and its share of the dictionary.
 _ENTRY_BYTES = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """`backend` compiles the grammar, or it is refused, and `message` says why."""
+class CheckResult:
+    """The `backend` that compiles the grammar, or None and the reason in `message`."""
 
     backend: str | None
     message: str = ""
@@ -25,42 +25,41 @@ class Verdict:
 
 
 def digest(constraint: Mapping[str, Any]) -> bytes:
-    """The key of a grammar: equal for equal ones, whoever sends them."""
+    """The key of a grammar."""
     text = json.dumps(constraint, sort_keys=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-class Verdicts:
-    """A map from digests to verdicts that forgets those used longest ago."""
+class ResultCache:
+    """Results by digest. The least recently used are dropped first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._results: OrderedDict[bytes, CheckResult] = OrderedDict()
         self.size_bytes = 0
 
-    def get(self, key: bytes) -> Verdict | None:
-        """What is known; asking counts as use."""
-        found = self._kept.get(key)
+    def get(self, key: bytes) -> CheckResult | None:
+        found = self._results.get(key)
         if found is not None:
-            self._kept.move_to_end(key)
+            self._results.move_to_end(key)
         return found
 
-    def put(self, key: bytes, verdict: Verdict) -> None:
-        """Keep a verdict, at the price of the oldest."""
-        if (old := self._kept.pop(key, None)) is not None:
-            self.size_bytes -= _weight(old)
-        self._kept[key] = verdict
-        self.size_bytes += _weight(verdict)
+    def put(self, key: bytes, result: CheckResult) -> None:
+        """Add or replace a result."""
+        if (old := self._results.pop(key, None)) is not None:
+            self.size_bytes -= _size_bytes(old)
+        self._results[key] = result
+        self.size_bytes += _size_bytes(result)
         while self.size_bytes > self._max_bytes:
-            _, gone = self._kept.popitem(last=False)
-            self.size_bytes -= _weight(gone)
+            _, oldest = self._results.popitem(last=False)
+            self.size_bytes -= _size_bytes(oldest)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._results)
 
 
-def _weight(verdict: Verdict) -> int:
-    return _ENTRY_BYTES + len(verdict.message)
+def _size_bytes(result: CheckResult) -> int:
+    return _ENTRY_BYTES + len(result.message)
 
 
-__all__ = ["MAX_BYTES", "Verdict", "Verdicts", "digest"]
+__all__ = ["MAX_BYTES", "CheckResult", "ResultCache", "digest"]

@@ -1,11 +1,14 @@
-"""How the engine process compiles grammars: `child` puts this in the place of vLLM's own way there.
+"""Replaces how vLLM's engine process compiles grammars.
 
-What comes here has passed the check, so its time is bounded. vLLM compiles in one queue whose threads cannot be
-stopped, so that: a grammar whose request has been aborted is not begun; several are compiled at once, behind the
-engine's own work; each with the backend that it was checked with, where vLLM takes for all of them the one that came
-first; once for all who send it, with a memory of our own, because xgrammar's makes some grammars ten times as slow; one
-whose masks take too long ends its own request, because all others wait for them; and a failure is a line in the log,
-not a stack.
+Each grammar has passed the check, so its time is bounded. vLLM compiles in a queue whose threads cannot be stopped.
+Here instead:
+
+- a grammar whose request has been aborted is not compiled;
+- several are compiled at once, at a lower priority than the engine's own work;
+- each is compiled with the backend of its check, where vLLM uses the first grammar's backend for all;
+- equal grammars are compiled once, in a cache of our own, because xgrammar's makes some grammars ten times as slow;
+- a grammar whose masks take too long ends its own request, because all other requests wait for the masks;
+- a failure is one line in the log, not a stack.
 """
 
 from __future__ import annotations
@@ -23,62 +26,62 @@ from gateway.clock import Clock, SystemClock
 
 logger = logging.getLogger("vllm.sluice.grammars")
 
-# A slow grammar must not hold up a fast one. They compile without the interpreter's lock, each with eight threads of
-# its own, which together must not take the machine from the engine's steps.
+# A slow grammar must not delay a fast one. They compile without the interpreter's lock, each with eight threads of its
+# own, which together must not take the machine from the engine's steps.
 _THREADS = 8
 _NICE = 15
-# How long masks may take on average for each token.
+# The average time that masks may take for each token.
 PER_TOKEN_S = 0.01
-# At the beginning they may take longer. The engine's thread competes for the machine, so this is
-# more than in the check.
+# The additional time that all masks together may take. The engine's thread competes for the machine, so this is more
+# than in the check.
 SLACK_S = 2.0
 
 
-class Abandoned(Exception):
-    """The request is over; its grammar is not compiled."""
+class RequestEnded(Exception):
+    """The request has ended, so its grammar is not compiled."""
 
 
 def replace_compilation(manager: type[Any]) -> None:
-    """Replace methods of vLLM's StructuredOutputManager."""
+    """Replace the methods of vLLM's StructuredOutputManager that compile."""
     manager.grammar_init = _grammar_init
     manager._create_grammar = _create_grammar
 
 
 def _grammar_init(self: Any, request: Any) -> None:
-    """As vLLM's: the request's grammar is being compiled."""
-    wanted = request.structured_output_request
-    if wanted is None:
+    """Replaces `StructuredOutputManager.grammar_init` because it compiles with the backend of the first grammar."""
+    structured_output = request.structured_output_request
+    if structured_output is None:
         return
-    backend = backend_for(self, request.sampling_params.structured_outputs._backend)
+    backend = get_backend(self, request.sampling_params.structured_outputs._backend)
     if self._use_async_grammar_compilation:
-        wanted.grammar = self.executor.submit(_create_grammar, self, request, backend)
+        structured_output.grammar = self.executor.submit(_create_grammar, self, request, backend)
         return
     made: Future[Any] = Future()
     try:
         made.set_result(_create_grammar(self, request, backend))
     except Exception as error:
         made.set_exception(error)
-    wanted.grammar = made
+    structured_output.grammar = made
 
 
 def _create_grammar(self: Any, request: Any, backend: Any = None) -> Any:
-    """Compile, unless nobody waits for it any more."""
+    """Replaces `StructuredOutputManager._create_grammar` because it also compiles for requests that have ended."""
     if request.is_finished():
-        raise Abandoned
+        raise RequestEnded
     try:
         params = request.sampling_params
         made = (backend or self.backend).compile_grammar(
             *request.structured_output_request.structured_output_key, stop_token_ids=params.all_stop_token_ids
         )
-        limit(made, SystemClock())
+        limit_mask_time(made, SystemClock())
         return made
     except Exception as error:
         logger.warning("the grammar of request %s cannot be compiled: %s", request.request_id, type(error).__name__)
         raise
 
 
-def limit(grammar: Any, clock: Clock) -> None:
-    """Have the grammar refuse tokens once its masks have taken too long: the scheduler then ends its request."""
+def limit_mask_time(grammar: Any, clock: Clock) -> None:
+    """Make the grammar refuse tokens once its masks have taken too long: the scheduler then ends its request."""
     fill, accept = grammar.fill_bitmask, grammar.accept_tokens
     left_s = SLACK_S
 
@@ -101,20 +104,20 @@ def limit(grammar: Any, clock: Clock) -> None:
     grammar.fill_bitmask, grammar.accept_tokens = fill_bitmask, accept_tokens
 
 
-def backend_for(self: Any, name: str) -> Any:
-    """The backend of that name; made when it is first needed. vLLM's own manager has one, which makes the masks'
-    memory: another one is used beside it if its masks are as wide."""
+def get_backend(self: Any, name: str) -> Any:
+    """The backend of that name, created on first use. The manager's own backend allocates the memory of the masks, so
+    another backend is used only if its masks have the same width."""
     backends = self.__dict__.setdefault("_sluice_backends", {})
     if name in backends:
         return backends[name]
     if not backends:
-        # Threads of vLLM's have not begun anything yet.
-        self.executor = ThreadPoolExecutor(_THREADS, "sluice-grammar", initializer=_step_back)
-    made = _class_of(name)(
+        # vLLM's own threads have not compiled anything yet.
+        self.executor = ThreadPoolExecutor(_THREADS, "sluice-grammar", initializer=_lower_priority)
+    made = _backend_class(name)(
         self.vllm_config, tokenizer=self.tokenizer, vocab_size=self.vllm_config.model_config.get_vocab_size()
     )
     if (compiler := getattr(made, "compiler", None)) is not None:
-        made.compiler = Compiler(compiler)
+        made.compiler = CachingCompiler(compiler)
     if self.backend is None:
         self.backend = made
     elif made.allocate_token_bitmask(1).shape != self.backend.allocate_token_bitmask(1).shape:
@@ -123,15 +126,15 @@ def backend_for(self: Any, name: str) -> Any:
     return made
 
 
-class Compiler:
-    """xgrammar's compiler, which remembers what it has compiled. It is asked from several threads."""
+class CachingCompiler:
+    """xgrammar's compiler with a cache. Several threads use it."""
 
     def __init__(self, compiler: Any, max_bytes: int = 0) -> None:
-        """`compiler` is vLLM's own; `max_bytes` its limit on what is remembered, by default."""
+        """`compiler` is vLLM's own; `max_bytes` is the cache's limit, 0 for vLLM's own limit."""
         import vllm.envs
         from xgrammar import GrammarCompiler
 
-        # A compiler does not tell for which tokens it compiles, what it compiles does.
+        # The compiler has no attribute with its tokenizer, but a compiled grammar has.
         info = compiler.compile_regex("a").tokenizer_info
         self._compiler = GrammarCompiler(info, max_threads=8, cache_enabled=False)
         self._max_bytes = max_bytes or vllm.envs.VLLM_XGRAMMAR_CACHE_MB * 2**20
@@ -145,11 +148,11 @@ class Compiler:
             return compile_it
 
         def compiled(*args: Any, **kwargs: Any) -> Any:
-            return self._once((name, repr((args, kwargs))), lambda: compile_it(*args, **kwargs))
+            return self._compile_once((name, repr((args, kwargs))), lambda: compile_it(*args, **kwargs))
 
         return compiled
 
-    def _once(self, key: tuple[str, str], compile_it: Callable[[], Any]) -> Any:
+    def _compile_once(self, key: tuple[str, str], compile_it: Callable[[], Any]) -> Any:
         with self._lock:
             found = self._compiled.get(key)
             if found is None:
@@ -176,7 +179,7 @@ class Compiler:
         return made
 
 
-def _class_of(name: str) -> Any:
+def _backend_class(name: str) -> Any:
     if name.startswith("xgrammar"):
         from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
@@ -196,10 +199,10 @@ def _class_of(name: str) -> Any:
     raise ValueError(f"Unsupported structured output backend: {name}")
 
 
-def _step_back() -> None:
-    """On Linux a thread has a priority of its own, and those that the libraries start inherit it."""
+def _lower_priority() -> None:
+    """Lower the priority of this thread. On Linux threads have priorities, which the libraries' threads inherit."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-__all__ = ["Abandoned", "Compiler", "backend_for", "limit", "replace_compilation"]
+__all__ = ["CachingCompiler", "RequestEnded", "get_backend", "limit_mask_time", "replace_compilation"]

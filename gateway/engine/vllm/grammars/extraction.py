@@ -1,7 +1,7 @@
-"""Which grammar a request will bring to the engine, told before it is rendered.
+"""Extracts the grammars from a request before it is rendered.
 
-Tools become grammars only after vLLM's tool parser has looked at the request, which needs no prompt: it is done here on
-a copy, and vLLM does it again later, with the same result.
+vLLM's tool parser turns tools into a grammar, for which it needs no prompt: here it does so on a copy of the request,
+and vLLM repeats it later with the same result.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-# A body without any of these words asks for no grammar, unless it writes letters as escapes: no JSON library does.
-_WORDS = (b"response_format", b"structured_outputs", b'"tools"', b'"text"', b"output_config")
+# A body without any of these has no grammar, unless it writes letters as escapes, which no JSON library does.
+_GRAMMAR_FIELDS = (b"response_format", b"structured_outputs", b'"tools"', b'"text"', b"output_config")
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 _SHARED = ("model", "tools", "tool_choice", "parallel_tool_calls", "structured_outputs")
-_SAYING_NOTHING = [{"role": "user", "content": "x"}]
+_PLACEHOLDER = [{"role": "user", "content": "x"}]
 
 
-def asks(body: bytes) -> bool:
-    """Whether a body may ask for a grammar."""
-    return any(word in body for word in _WORDS) or _ESCAPED_LETTER.search(body) is not None
+def may_contain_grammar(body: bytes) -> bool:
+    """Whether a body may contain a grammar; for bodies not parsed yet."""
+    return any(word in body for word in _GRAMMAR_FIELDS) or _ESCAPED_LETTER.search(body) is not None
 
 
-def plain(request: Any) -> tuple[str, Any] | None:
-    """The grammar that the request names itself, and the field in which it does."""
+def named_grammar(request: Any) -> tuple[str, Any] | None:
+    """The field in which the request itself has a grammar, and that grammar."""
     found = request.extract_structured_outputs()
     if found is None or found.all_constraints_none():
         return None
@@ -39,7 +39,7 @@ def plain(request: Any) -> tuple[str, Any] | None:
     return ("response_format" if format_given else "structured_outputs"), found
 
 
-def forces_tools(request: Any) -> bool:
+def has_tool_grammars(request: Any) -> bool:
     """Whether the tools' schemas can become part of a grammar."""
     tools = getattr(request, "tools", None)
     if not tools or getattr(request, "tool_choice", None) == "none":
@@ -51,8 +51,7 @@ def forces_tools(request: Any) -> bool:
     )
 
 
-def schemas(request: Any) -> list[Any]:
-    """The parameters of all tools."""
+def tool_schemas(request: Any) -> list[Any]:
     return [_function(tool).get("parameters") for tool in request.tools]
 
 
@@ -61,9 +60,9 @@ def _function(tool: Any) -> dict[str, Any]:
     return {name: getattr(inner, name, None) for name in ("parameters", "strict")}
 
 
-def adjusted(renderer: Any, request: Any) -> tuple[str, Any] | None:
-    """The grammar that vLLM's parsers make of the request, if it is another one than `plain`. `renderer` is vLLM's
-    online renderer."""
+def parser_grammar(renderer: Any, request: Any) -> tuple[str, Any] | None:
+    """A field, and the grammar that vLLM's parsers make of the request, which may be that of `named_grammar`.
+    `renderer` is vLLM's online renderer."""
     parser = renderer.parser
     if parser is None or isinstance(request, CompletionRequest):
         return None
@@ -89,29 +88,28 @@ def adjusted(renderer: Any, request: Any) -> tuple[str, Any] | None:
     return ("tools" if request.tools else "response_format"), found
 
 
-# Documents for vLLM's own app.
+# Bodies for vLLM's own app.
 
 
-def of_document(path: str, document: dict[str, Any]) -> Iterator[Any]:
-    """Requests of vLLM's models that bring the same grammars as the document at that path, without its prompt."""
-    read = _READERS.get(path, _chat)
-    yield from read(document)
+def from_document(path: str, document: dict[str, Any]) -> Iterator[Any]:
+    """Requests of vLLM's models with the same grammars as the body for `path`, without its prompt."""
+    yield from _EXTRACTORS.get(path, _chat)(document)
 
 
-def _kept(document: dict[str, Any], *names: str) -> dict[str, Any]:
+def _select(document: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: document[name] for name in (*_SHARED, *names) if document.get(name) is not None}
 
 
 def _chat(document: dict[str, Any]) -> Iterator[Any]:
-    kept = _kept(document, "response_format")
+    fields = _select(document, "response_format")
     if "prompt" in document and "messages" not in document:
-        yield CompletionRequest.model_validate({**kept, "prompt": "x"})
+        yield CompletionRequest.model_validate({**fields, "prompt": "x"})
     else:
-        yield ChatCompletionRequest.model_validate({**kept, "messages": _SAYING_NOTHING})
+        yield ChatCompletionRequest.model_validate({**fields, "messages": _PLACEHOLDER})
 
 
 def _responses(document: dict[str, Any]) -> Iterator[Any]:
-    yield ResponsesRequest.model_validate({**_kept(document, "text"), "input": "x"})
+    yield ResponsesRequest.model_validate({**_select(document, "text"), "input": "x"})
 
 
 def _messages(document: dict[str, Any]) -> Iterator[Any]:
@@ -119,7 +117,7 @@ def _messages(document: dict[str, Any]) -> Iterator[Any]:
     for name in ("model", "tools", "tool_choice", "output_config"):
         if name in document:
             whole[name] = document[name]
-    request = AnthropicMessagesRequest.model_validate({**whole, "messages": _SAYING_NOTHING})
+    request = AnthropicMessagesRequest.model_validate({**whole, "messages": _PLACEHOLDER})
     yield AnthropicServingMessages.to_chat_completion_request(request)
 
 
@@ -130,11 +128,18 @@ def _generate(document: dict[str, Any]) -> Iterator[Any]:
         yield CompletionRequest.model_validate({"prompt": "x", "structured_outputs": wanted})
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
+_EXTRACTORS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
     "/v1/responses": _responses,
     "/v1/messages": _messages,
     "/inference/v1/generate": _generate,
 }
 
 
-__all__ = ["adjusted", "asks", "forces_tools", "of_document", "plain", "schemas"]
+__all__ = [
+    "from_document",
+    "has_tool_grammars",
+    "may_contain_grammar",
+    "named_grammar",
+    "parser_grammar",
+    "tool_schemas",
+]

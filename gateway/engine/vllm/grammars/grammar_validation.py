@@ -1,18 +1,18 @@
-"""vLLM's validation of grammars, replaced: what the checker process has found takes the place of compiling in our loop.
+"""Replaces vLLM's validation of grammars, because it compiles them on the event loop.
 
-vLLM compiles a grammar where it validates a request, which is on the event loop: in the request models' validators, in
-the tool parsers, and in AsyncLLM's input processor. All of them call the functions that are replaced here, so that none
-computes: an unknown grammar passes, because it is checked before its request reaches the engine, and a known one is
-taken or refused as its verdict says.
+vLLM compiles a grammar where it validates a request: in the request models' validators, in the tool parsers, and in
+AsyncLLM's input processor. All of these call the functions that are replaced here by look-ups in the checker process's
+results: an unknown grammar passes, because it is checked before its request reaches the engine; a known one is accepted
+or refused by its result.
 
-Replaced, and nothing else of vLLM is:
+Replaced are, and nothing else of vLLM:
 - `backend_xgrammar.validate_xgrammar_grammar`, `backend_guidance.validate_guidance_grammar`,
   `backend_guidance.has_guidance_unsupported_json_features`,
   `backend_outlines.validate_structured_output_request_outlines`,
-  `backend_lm_format_enforcer.validate_structured_output_request_lm_format_enforcer`: compile, or walk the schema;
-- `SamplingParams._validate_structured_outputs`: refuses a grammar that nobody has checked; then vLLM's own runs;
-- `AsyncLLM.add_request` of our engine: the last place where a grammar can be checked, for those that came by ways that
-  we do not know.
+  `backend_lm_format_enforcer.validate_structured_output_request_lm_format_enforcer`, because they compile the grammar
+  or walk the schema;
+- `SamplingParams._validate_structured_outputs`, to refuse a grammar that has not been checked; then vLLM's own runs;
+- `AsyncLLM.add_request` of our engine, to check a grammar that reached the engine on a path without an earlier check.
 """
 
 from __future__ import annotations
@@ -32,65 +32,64 @@ from vllm.v1.structured_output import (
 )
 from vllm.v1.structured_output.utils import choice_as_grammar
 
-from gateway.engine.vllm.grammars.backends import FIELDS
-from gateway.engine.vllm.grammars.check_results import Verdict
+from gateway.engine.vllm.grammars.backends import CONSTRAINT_FIELDS
+from gateway.engine.vllm.grammars.check_results import CheckResult
 
-Known = Callable[[Mapping[str, Any]], Verdict | None]
-"""What is known about a constraint."""
+FindResult = Callable[[Mapping[str, Any]], CheckResult | None]
+"""Returns the result for a constraint; None if it has not been checked."""
 
-LEFT_TO_VLLM = Verdict("any")
-"""Of what vLLM refuses without compiling it."""
+LEFT_TO_VLLM = CheckResult("any")
+"""The result of a constraint that vLLM refuses without compiling."""
 
-_EARLY: ContextVar[bool] = ContextVar("sluice_early", default=False)
-_vllms_own = SamplingParams._validate_structured_outputs
+_IS_EARLY: ContextVar[bool] = ContextVar("sluice_early", default=False)
+_original_validate = SamplingParams._validate_structured_outputs
 
 
 def extract_constraint(params: Any) -> dict[str, Any]:
-    """What vLLM's StructuredOutputsParams ask for; {} if nothing."""
-    return {name: value for name in FIELDS if (value := getattr(params, name, None)) is not None}
+    """The fields that are set in vLLM's StructuredOutputsParams; {} if none."""
+    return {name: value for name in CONSTRAINT_FIELDS if (value := getattr(params, name, None)) is not None}
 
 
-def replace_validators(known: Known) -> None:
-    """Replace vLLM's validators in this process by look-ups in what is `known`."""
+def replace_validators(find_result: FindResult) -> None:
+    """Replace vLLM's validators in this process by look-ups with `find_result`."""
 
-    def look(params: Any) -> Verdict | None:
-        wanted = extract_constraint(params.structured_outputs)
-        return known(wanted) if wanted else LEFT_TO_VLLM
+    def look_up(params: Any) -> CheckResult | None:
+        constraint = extract_constraint(params.structured_outputs)
+        return find_result(constraint) if constraint else LEFT_TO_VLLM
 
     def validate(names: tuple[str, ...], params: Any) -> None:
         if params.structured_outputs is None:
             return
-        verdict = look(params)
-        if verdict is None or verdict is LEFT_TO_VLLM:
+        result = look_up(params)
+        if result is None or result is LEFT_TO_VLLM:
             return
-        if verdict.backend is None:
-            raise VLLMValidationError(f"The grammar {verdict.message}")
-        if not verdict.backend.startswith(names):
+        if result.backend is None:
+            raise VLLMValidationError(f"The grammar {result.message}")
+        if not result.backend.startswith(names):
             raise VLLMValidationError("The grammar needs another backend.")
 
     def validate_xgrammar(params: Any) -> None:
         validate(("xgrammar",), params)
-        # vLLM's own does this, too; there xgrammar has no choices.
-        wanted = params.structured_outputs
-        if wanted is not None and wanted.choice:
-            wanted.grammar, wanted.choice = choice_as_grammar(wanted.choice), None
+        # vLLM's own does this, too, because xgrammar has no choices.
+        outputs = params.structured_outputs
+        if outputs is not None and outputs.choice:
+            outputs.grammar, outputs.choice = choice_as_grammar(outputs.choice), None
 
     def validate_guidance(params: Any, tokenizer: Any = None) -> None:
         validate(("guidance",), params)
 
     def is_for_outlines(schema: Any) -> bool:
-        verdict = known({"json": schema})
-        return verdict is not None and verdict.backend == "outlines"
+        result = find_result({"json": schema})
+        return result is not None and result.backend == "outlines"
 
     def verify(self: Any, model_config: Any, structured_outputs_config: Any, tokenizer: Any) -> None:
-        wanted = self.structured_outputs
-        if wanted is not None and structured_outputs_config is not None and look(self) is None:
-            if _EARLY.get():
+        if self.structured_outputs is not None and structured_outputs_config is not None and look_up(self) is None:
+            if _IS_EARLY.get():
                 return
             raise VLLMValidationError(
                 "This way of asking for structured outputs is not supported.", parameter="structured_outputs"
             )
-        _vllms_own(self, model_config, structured_outputs_config, tokenizer)
+        _original_validate(self, model_config, structured_outputs_config, tokenizer)
 
     backend_xgrammar.validate_xgrammar_grammar = validate_xgrammar
     backend_guidance.validate_guidance_grammar = validate_guidance
@@ -103,7 +102,7 @@ def replace_validators(known: Known) -> None:
 
 
 def check_every_request(llm: Any, check: Callable[[Any], Awaitable[None]]) -> None:
-    """Have `check` look at the sampling parameters of every request that is added to this AsyncLLM."""
+    """Replaces `add_request` of this AsyncLLM, to `check` the sampling parameters of every request with a grammar."""
     add = llm.add_request
 
     async def add_request(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,23 +114,22 @@ def check_every_request(llm: Any, check: Callable[[Any], Awaitable[None]]) -> No
 
 
 def make_params_check(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
-    """What raises vLLM's error about sampling parameters before anything is sent: vLLM looks at them when the engine is
-    given the request, and some of its streams have begun by then."""
+    """A function that raises vLLM's error about sampling parameters. vLLM checks them when a request is added to the
+    engine, and some of its streams have begun by then."""
     processor = llm.input_processor
 
     def verify(params: Any) -> None:
         if not isinstance(params, SamplingParams):
             return
-        token = _EARLY.set(True)
-        wanted = params.structured_outputs
+        token = _IS_EARLY.set(True)
         try:
-            if wanted is not None:
-                # vLLM writes into both.
+            if params.structured_outputs is not None:
+                # vLLM modifies both.
                 params = copy.copy(params)
-                params.structured_outputs = copy.copy(wanted)
+                params.structured_outputs = copy.copy(params.structured_outputs)
             processor._validate_params(params, supported_tasks)
         finally:
-            _EARLY.reset(token)
+            _IS_EARLY.reset(token)
 
     return verify
 

@@ -1,4 +1,4 @@
-"""Starts the checker process and speaks with it."""
+"""The checker process, as the gateway sees it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,15 +13,15 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.engine.vllm.grammars.check_queue import OnDocument
+from gateway.engine.vllm.grammars.fork_server import LENGTH, pack
 
 _PROGRAM = "gateway.engine.vllm.grammars.fork_server"
-_HEAD = struct.Struct("!I")
-# numpy's library would start a thread for every core, and a process with threads must not fork.
+# numpy's library would start a thread for every core, but a process with threads must not fork.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class CheckerProcess:
-    """A running checker process. To be used from one event loop."""
+    """A running checker process, to be used from one event loop."""
 
     def __init__(self, process: subprocess.Popen[bytes], writer: asyncio.StreamWriter) -> None:
         self._process = process
@@ -31,16 +30,15 @@ class CheckerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @classmethod
     async def start(cls, config: Mapping[str, Any], on_document: OnDocument) -> CheckerProcess:
-        """Start it; returns when it is ready. It ends by itself when this process does."""
+        """Start the process; returns when it is ready. It ends by itself when this process does."""
         ours, theirs = socket.socketpair()
         with theirs:
             # A fresh program, not a fork: this process has threads and most of the machine's memory. In a group of its
-            # own, because Ctrl-C goes to all of the terminal's group, and requests are still checked while we drain.
+            # own, because Ctrl-C goes to all of the terminal's group, and the drain still has requests to check.
             process = await asyncio.to_thread(
                 subprocess.Popen,
                 [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
@@ -55,7 +53,7 @@ class CheckerProcess:
             reader, writer = await asyncio.open_connection(sock=ours)
             self = cls(process, writer)
             self.send(config)
-            # Its first word: it is ready.
+            # The first document reports that the process is ready.
             await _read(reader)
         except BaseException:
             ours.close()
@@ -66,12 +64,10 @@ class CheckerProcess:
         return self
 
     def send(self, document: Mapping[str, Any]) -> None:
-        """Send it a document."""
-        body = json.dumps(document).encode()
-        self._writer.write(_HEAD.pack(len(body)) + body)
+        self._writer.write(pack(document))
 
     def close(self) -> None:
-        """End it, and all that it works on."""
+        """End the process and all running checks."""
         if self._reading is not None:
             self._reading.cancel()
         self._writer.close()
@@ -89,7 +85,7 @@ class CheckerProcess:
 
 
 async def _read(reader: asyncio.StreamReader) -> Any:
-    (length,) = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     return json.loads(await reader.readexactly(length))
 
 

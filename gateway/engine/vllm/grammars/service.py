@@ -1,4 +1,4 @@
-"""Grammars of one engine: which one a request brings, whether it may, and what to tell its client."""
+"""Checks the grammars in requests to one engine."""
 
 from __future__ import annotations
 
@@ -19,149 +19,146 @@ from gateway.clock import Clock
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.grammars import extraction, grammar_validation
-from gateway.engine.vllm.grammars.check_queue import Checker, Link, OnDocument
-from gateway.engine.vllm.grammars.check_results import Verdict, digest
-from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
+from gateway.engine.vllm.grammars.check_queue import CheckerConnection, CheckQueue, OnDocument
+from gateway.engine.vllm.grammars.check_results import CheckResult, digest
+from gateway.engine.vllm.grammars.limits import GrammarLimits, GrammarTooLarge, check_size
 from gateway.engine.vllm.grammars.process import CheckerProcess
 from gateway.errors import ClientError, Overloaded, SluiceError
 
 logger = logging.getLogger(__name__)
 
-# A longer body is read in a thread.
+# A longer body is searched and parsed in a thread.
 _SHORT_BYTES = 64 * 2**10
-# The checker process is started so long after the engine, or with the first grammar.
-_WARM_AFTER_S = 15.0
-# What vLLM's models call in their own way.
-_NAMES = {
+# The checker process starts this long after the engine, or with the first grammar. Without it the first grammar would
+# have to wait; a server that has run this long will probably stay.
+_START_AFTER_S = 15.0
+# The client's names of fields, where the extracted requests have other names.
+_FIELD_NAMES = {
     "/v1/messages": {"response_format": "output_config.format"},
     "/inference/v1/generate": {"structured_outputs": "sampling_params.structured_outputs"},
 }
-# Any JSON object: vLLM compiles the same constant for everybody.
+# The grammar of any JSON object, for which vLLM compiles a constant.
 _JSON_OBJECT = {"json_object": True}
 
 
 class GrammarService:
-    """Checks what requests bring, before they hold a slot."""
+    """Checks the grammars in requests before these hold a slot."""
 
     def __init__(self, llm: Any, limits: GrammarLimits, clock: Clock) -> None:
         self._llm = llm
         self._limits = limits
         self._settings = llm.vllm_config.structured_outputs_config
-        self._last: tuple[Mapping[str, Any], bytes] = {}, b""
-        self._checker = Checker(limits, clock, start=self._start, vocabulary=self._vocabulary)
-        # The first grammar would have to wait for it; a server that is up so long is there to stay.
-        self._warming = asyncio.get_running_loop().call_later(_WARM_AFTER_S, self._checker.warm)
+        self._last_digest: tuple[Mapping[str, Any], bytes] = {}, b""
+        self._queue = CheckQueue(limits, clock, start=self._start, vocabulary=self._vocabulary)
+        self._start_timer = asyncio.get_running_loop().call_later(_START_AFTER_S, self._queue.start_process)
         grammar_validation.replace_validators(self.find_result)
-        grammar_validation.check_every_request(llm, self._guard)
+        grammar_validation.check_every_request(llm, self._check_params)
 
     async def close(self) -> None:
-        """End the checker process."""
-        self._warming.cancel()
-        await self._checker.close()
+        self._start_timer.cancel()
+        await self._queue.close()
 
-    # What a request brings.
+    # Requests.
 
     async def check_request(self, renderer: Any, request: Any, client: str | None) -> None:
-        """Check the grammars of a request of one of vLLM's models. Raises ClientError that names the field."""
-        named = _said(extraction.plain, request)
+        """Check the grammars in a request of one of vLLM's models. Raises ClientError that names the field."""
+        named = _extract(extraction.named_grammar, request)
         if named is not None:
             await self._check(named, client)
-        if extraction.forces_tools(request):
-            self._measure("tools", {"json": extraction.schemas(request)})
-        made = _said(extraction.adjusted, renderer, request)
+        if extraction.has_tool_grammars(request):
+            self._check_size("tools", {"json": extraction.tool_schemas(request)})
+        made = _extract(extraction.parser_grammar, renderer, request)
         if made is not None and (named is None or made[1] is not named[1]):
             await self._check(made, client)
 
     async def check_body(
         self, renderer: Any, path: str, read_body: Callable[[], Any], body: bytes, client: str | None
     ) -> None:
-        """Check the grammars of a body that vLLM's own app will read; `read_body` gives its document, within the limits
-        of one. Raises ClientError that names the field."""
-        is_short = len(body) <= _SHORT_BYTES
-        if not (extraction.asks(body) if is_short else await asyncio.to_thread(extraction.asks, body)):
-            return
+        """Check the grammars in a body for vLLM's own app; `read_body` parses it within the limits of a body. Raises
+        ClientError that names the field."""
 
-        def read() -> list[Any]:
-            document = read_body()
-            return list(extraction.of_document(path, document)) if isinstance(document, dict) else []
+        def extract() -> list[Any]:
+            document = read_body() if extraction.may_contain_grammar(body) else None
+            return list(extraction.from_document(path, document)) if isinstance(document, dict) else []
 
         try:
-            brought = read() if is_short else await asyncio.to_thread(read)
+            extracted = extract() if len(body) <= _SHORT_BYTES else await asyncio.to_thread(extract)
         except (VLLMError, ValueError, TypeError, AttributeError, KeyError):
-            # vLLM will say what is wrong with it.
+            # vLLM's app refuses this body, with a better message.
             return
-        names = _NAMES.get(path, {})
-        for request in brought:
+        names = _FIELD_NAMES.get(path, {})
+        for request in extracted:
             try:
                 await self.check_request(renderer, request, client)
             except ClientError as error:
-                mine = names.get(error.param or "", error.param)
-                raise ClientError(error.message.replace(f"{error.param}:", f"{mine}:", 1), param=mine) from None
+                field = names.get(error.param or "", error.param)
+                raise ClientError(error.message.replace(f"{error.param}:", f"{field}:", 1), param=field) from None
 
-    async def _guard(self, params: Any) -> None:
-        """Whatever comes to the engine, by whichever way."""
+    async def _check_params(self, params: Any) -> None:
+        """Check the grammar in sampling parameters that reach the engine, on whatever path."""
         stats = CURRENT_STATS.get()
         client = None if stats is None else stats.caller.owner
         try:
             await self._check(("structured_outputs", params.structured_outputs), client)
         except ClientError as error:
-            # So that vLLM's handlers know it as a client's fault.
+            # vLLM's handlers turn this class into a 400.
             raise VLLMValidationError(error.message, parameter=error.param) from None
         except Overloaded as error:
             raise GracefulHTTPError(error.message, HTTPStatus.SERVICE_UNAVAILABLE) from None
 
     # One grammar.
 
-    def find_result(self, constraint: Mapping[str, Any]) -> Verdict | None:
-        """What has been found about a grammar."""
+    def find_result(self, constraint: Mapping[str, Any]) -> CheckResult | None:
+        """The result for a grammar; None if it has not been checked."""
         backend = self._settings.backend
         if constraint == _JSON_OBJECT and backend in ("auto", "xgrammar", "guidance"):
-            return Verdict("xgrammar" if backend == "auto" else backend)
+            return CheckResult("xgrammar" if backend == "auto" else backend)
         if _is_empty(constraint):
             return grammar_validation.LEFT_TO_VLLM
         if any(isinstance(value, str) and len(value) > self._limits.max_bytes for value in constraint.values()):
-            # vLLM's request models ask before it has been measured.
+            # vLLM's request models validate before the size of the grammar is checked.
             return None
-        return self._checker.verdicts.get(self._digest(constraint))
+        return self._queue.results.get(self._digest(constraint))
 
     def _digest(self, constraint: Mapping[str, Any]) -> bytes:
-        """As `digest`; vLLM validates a request several times in a row, and a long schema takes milliseconds."""
-        last, key = self._last
+        """As `digest`, remembering the last: vLLM validates a request several times in a row, and a long schema takes
+        milliseconds."""
+        last, key = self._last_digest
         if last.keys() == constraint.keys() and all(last[name] is value for name, value in constraint.items()):
             return key
         key = digest(constraint)
-        self._last = constraint, key
+        self._last_digest = constraint, key
         return key
 
-    def _measure(self, field: str, constraint: Mapping[str, Any]) -> None:
+    def _check_size(self, field: str, constraint: Mapping[str, Any]) -> None:
         try:
-            measure(constraint, self._limits)
-        except TooLarge as error:
+            check_size(constraint, self._limits)
+        except GrammarTooLarge as error:
             raise ClientError(f"{field}: the grammar {error}.", param=field) from None
         except ValueError:
             raise ClientError(f"{field}: the grammar is not valid JSON.", param=field) from None
 
-    async def _check(self, named: tuple[str, Any], client: str | None) -> None:
-        field, params = named
+    async def _check(self, grammar: tuple[str, Any], client: str | None) -> None:
+        field, params = grammar
         constraint = grammar_validation.extract_constraint(params)
         if not constraint or self._llm.renderer.tokenizer is None:
-            # Without a tokenizer vLLM has a refusal of its own.
+            # Without a tokenizer vLLM refuses all grammars itself.
             return
-        self._measure(field, constraint)
-        verdict = self.find_result(constraint) or await self._checker.check(
+        self._check_size(field, constraint)
+        result = self.find_result(constraint) or await self._queue.check(
             constraint, client or "", self._digest(constraint)
         )
-        if verdict.backend is None:
-            raise ClientError(f"{field}: the grammar {verdict.message.rstrip('.')}.", param=field)
+        if result.backend is None:
+            raise ClientError(f"{field}: the grammar {result.message.rstrip('.')}.", param=field)
 
     # The process.
 
-    async def _start(self, on_document: OnDocument) -> Link:
+    async def _start(self, on_document: OnDocument) -> CheckerConnection:
         config = await asyncio.to_thread(self._config)
         return await CheckerProcess.start(config, on_document)
 
     def _config(self) -> dict[str, Any]:
-        """What the checker process needs to know of the served model. Takes a second for a large vocabulary."""
+        """The checker process's configuration for the served model. Takes a second for a large vocabulary."""
         limits, settings, llm = self._limits, self._settings, self._llm
         config: dict[str, Any] = {
             "timeout_s": limits.timeout_s,
@@ -174,8 +171,8 @@ class GrammarService:
             or not GuidanceBackend.is_tokenizer_supported(tokenizer)
             or hasattr(tokenizer, "init_xgrammar")
         ):
-            # Tokenizers with ways of their own: vLLM knows them.
-            config["whole"] = base64.b64encode(pickle.dumps(llm.vllm_config)).decode("ascii")
+            # Such tokenizers need code of vLLM's own, so the checker process imports all of vLLM.
+            config["vllm_config"] = base64.b64encode(pickle.dumps(llm.vllm_config)).decode("ascii")
             return config
         from xgrammar import TokenizerInfo
 
@@ -194,11 +191,11 @@ class GrammarService:
         return {"tokens": tokens, "eos": tokenizer.eos_token_id}
 
 
-def _said(read: Any, *args: Any) -> Any:
-    """What `read` says; vLLM's refusals as ours, and nothing where it only trips: vLLM will again, and has words for
-    it."""
+def _extract(extract: Any, *args: Any) -> Any:
+    """The result of `extract`, with vLLM's refusals as ours. None after any other exception: vLLM raises it again
+    later, with a message of its own."""
     try:
-        return read(*args)
+        return extract(*args)
     except (VLLMError, ValueError) as error:
         refused = error_mapping.from_exception(error)
         if isinstance(refused, ClientError):
@@ -207,12 +204,12 @@ def _said(read: Any, *args: Any) -> Any:
     except SluiceError:
         raise
     except Exception:
-        logger.debug("a request's grammar could not be told beforehand", exc_info=True)
+        logger.debug("a request's grammar could not be extracted", exc_info=True)
         return None
 
 
 def _is_empty(constraint: Mapping[str, Any]) -> bool:
-    """Whether vLLM refuses this without compiling anything."""
+    """Whether vLLM refuses this constraint without compiling."""
     return any(
         value is False
         or (name in ("json", "grammar", "structural_tag") and isinstance(value, str) and not value.strip())

@@ -1,8 +1,8 @@
-"""vLLM's structured-output backends without vLLM: the checker process imports their files alone.
+"""Imports vLLM's structured-output backends without the rest of vLLM, for the checker process.
 
-Those files import torch, transformers and half of vLLM for what only the engine needs: 6 s and 600 MB, where the
-grammar libraries themselves take 1 s and 60 MB. Here empty modules take the place of everything that checking a grammar
-does not use. The rules by which vLLM chooses a backend and refuses a grammar stay vLLM's own.
+Their files import torch, transformers and half of vLLM for code that only the engine uses: 6 s and 600 MB, where the
+grammar libraries themselves take 1 s and 60 MB. Here stub modules replace every module that checking a grammar does not
+use. The rules by which vLLM chooses a backend and refuses a grammar stay vLLM's own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 _BACKENDS = "vllm.v1.structured_output"
-# Files of vLLM's that are loaded; they need nothing but each other and what is declared in `_fill`.
-_REAL = frozenset(
+# vLLM's modules that are loaded; they use only each other and the names in `_define_used_names`.
+_LOADED = frozenset(
     {
         "vllm.exceptions",
         "vllm.v1.structured_output.backend_types",
@@ -34,24 +34,24 @@ _REAL = frozenset(
 _ROOTS = ("torch", "transformers", "vllm")
 
 
-class _Anything:
-    """Stands for a class, function or constant that is named but not used."""
+class _Placeholder:
+    """Replaces a class, function or constant that is imported but not used."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
 
-class _Empty(ModuleType):
-    """A module in which every name stands for `_Anything`."""
+class _StubModule(ModuleType):
+    """A module in which every name is `_Placeholder`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Anything
+        return _Placeholder
 
 
 class _LazyModule(ModuleType):
-    """What vLLM's LazyLoader does: a module that is imported when it is first used."""
+    """Replaces vLLM's LazyLoader: a module that is imported on first use."""
 
     def __init__(self, _local: str, _globals: dict[str, Any], name: str) -> None:
         super().__init__(name)
@@ -60,29 +60,29 @@ class _LazyModule(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Answers for the three roots with empty modules, and with the real file for the names in `_REAL`."""
+class _StubFinder(MetaPathFinder, Loader):
+    """Finds a stub for every module below the three roots, except those in `_LOADED`, whose files are loaded."""
 
-    def __init__(self, home: str) -> None:
-        self._home = home
+    def __init__(self, vllm_folder: str) -> None:
+        self._vllm_folder = vllm_folder
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] not in _ROOTS or fullname in _REAL:
+        if fullname.partition(".")[0] not in _ROOTS or fullname in _LOADED:
             return None
         return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = _Empty(spec.name)
+        module = _StubModule(spec.name)
         inside = spec.name.split(".")[1:] if spec.name.startswith("vllm") else None
-        module.__path__ = [] if inside is None else [os.path.join(self._home, *inside)]
+        module.__path__ = [] if inside is None else [os.path.join(self._vllm_folder, *inside)]
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        _fill(module)
+        _define_used_names(module)
 
 
-def _fill(module: ModuleType) -> None:
-    """The few names that the backends do use of what is left out."""
+def _define_used_names(module: ModuleType) -> None:
+    """Define the few names that the backends use of stub modules."""
     match module.__name__:
         case "vllm.logger":
             module.__dict__["init_logger"] = logging.getLogger
@@ -92,30 +92,30 @@ def _fill(module: ModuleType) -> None:
             # Servers with such tokenizers use vLLM itself, see `fork_server`.
             module.__dict__["is_mistral_tokenizer"] = lambda _: False
         case "vllm.sampling_params":
-            # The gateway has measured the nesting.
+            # The gateway has checked the nesting.
             module.__dict__["check_json_nesting"] = lambda *_, **__: None
         case "vllm.envs":
-            # The process that runs the check is ended when its time is up.
+            # The process that runs the check is killed when its time is up.
             module.__dict__["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = 0
             module.__dict__["VLLM_V1_USE_OUTLINES_CACHE"] = False
 
 
-def install() -> None:
-    """Have the backends importable in this process, and nothing else of vLLM, torch or transformers. To be called
-    before any of them has been imported."""
-    # xgrammar's binding library uses torch where it finds it, and copes without.
+def install_stubs() -> None:
+    """Make the backends importable in this process without vLLM, torch or transformers. To be called before any of
+    those is imported."""
+    # xgrammar's binding library uses torch only where torch is installed.
     sys.modules["torch"] = None  # type: ignore[assignment]
     importlib.import_module("tvm_ffi")
     del sys.modules["torch"]
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("vLLM is not installed")
-    sys.meta_path.insert(0, _Finder(spec.submodule_search_locations[0]))
+    sys.meta_path.insert(0, _StubFinder(spec.submodule_search_locations[0]))
 
 
-def backend(name: str) -> Any:
+def import_backend(name: str) -> Any:
     """The module of one of vLLM's backends, such as `backend_xgrammar`."""
     return importlib.import_module(f"{_BACKENDS}.{name}")
 
 
-__all__ = ["backend", "install"]
+__all__ = ["import_backend", "install_stubs"]

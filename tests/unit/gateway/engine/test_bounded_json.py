@@ -1,4 +1,4 @@
-"""What a JSON body may be, and that measuring it changes nothing of it."""
+"""The limits on a JSON body, and that checking them does not change the document."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_reading_a_body_never_keeps_the_interpreter_to_itself(name: str) -> None
     body = BODIES[name].make()
     for _ in range(4):
         held_s, refused = _held_s(body)
-        # What is well-formed and within the limits is refused later, by who knows what the fields mean.
+        # A well-formed body within the limits is refused later, by the request model.
         assert not refused or BODIES[name].status in (REFUSED, 404)
         if held_s < 0.15:
             return

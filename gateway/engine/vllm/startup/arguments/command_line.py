@@ -98,7 +98,7 @@ def split_words(
             if own[key] and not equals and rest:
                 found.own_words.append(rest.pop(0))
         else:
-            _take(word, key, value if equals else None, rest, found, (own, place, known))
+            _parse_option(word, key, value if equals else None, rest, found, (own, place, known))
     return found
 
 
@@ -106,7 +106,7 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and word != "-" and _NUMBER.fullmatch(word) is None
 
 
-def _take(
+def _parse_option(
     word: str,
     key: str,
     value: str | None,
@@ -115,7 +115,7 @@ def _take(
     about: tuple[Mapping[str, bool], str, Catalog],
 ) -> None:
     own, place, known = about
-    name, path = _normal(key)
+    name, path = _normalize(key)
     flag = known.options.get(name)
     if flag is None and name.startswith("-O"):
         flag, value = known.flags.get(_LEVEL), name[2:] or value
@@ -131,9 +131,9 @@ def _take(
     if flag is None:
         if known.complete:
             found.problems.append(unknown_flag_problem(key, place, [*own, *known.options]))
-            _values(rest)
+            _pop_values(rest)
             return
-        found.given.append(GivenFlag(None, key, (word, *_values(rest))))
+        found.given.append(GivenFlag(None, key, (word, *_pop_values(rest))))
         return
     values: list[str] = [] if value is None else [value]
     if flag.values == "none" and not path:
@@ -141,7 +141,7 @@ def _take(
             found.problems.append(f"{key}{place} takes no value.")
     elif value is None:
         many = flag.values == "many" and not path
-        values = _values(rest) if many else _values(rest, 1)
+        values = _pop_values(rest) if many else _pop_values(rest, 1)
         if not values and (path or flag.values != "optional"):
             found.problems.append(f"{key}{place} needs a value.")
             return
@@ -149,13 +149,13 @@ def _take(
     found.given.append(GivenFlag(flag, key, words, tuple(values), path, name in flag.negative))
 
 
-def _normal(key: str) -> tuple[str, str]:
+def _normalize(key: str) -> tuple[str, str]:
     """The option in its usual spelling, and what follows its first dot."""
     name, _, path = key.partition(".")
     return (name.replace("_", "-") if name.startswith("--") else name), path
 
 
-def _values(rest: list[str], limit: int | None = None) -> list[str]:
+def _pop_values(rest: list[str], limit: int | None = None) -> list[str]:
     taken: list[str] = []
     while rest and not _is_option(rest[0]) and (limit is None or len(taken) < limit):
         taken.append(rest.pop(0))
@@ -164,7 +164,7 @@ def _values(rest: list[str], limit: int | None = None) -> list[str]:
 
 def unknown_flag_problem(option: str, place: str, options: Collection[str]) -> str:
     """The sentence about an option that does not exist, with the nearest that does."""
-    if (instead := _REMOVED_FLAGS.get(_normal(option.partition("=")[0])[0])) is not None:
+    if (instead := _REMOVED_FLAGS.get(_normalize(option.partition("=")[0])[0])) is not None:
         return f"{option.partition('=')[0]}{place} was a flag of older versions of vLLM. Use {instead}."
     return (
         f"{option.partition('=')[0]}{place} is not a flag of `vllm serve`{' or `sluice serve`' if not place else ''}."
@@ -174,7 +174,7 @@ def unknown_flag_problem(option: str, place: str, options: Collection[str]) -> s
 
 def nearest_option(option: str, options: Collection[str]) -> str:
     """The option that was meant; "" if none is near."""
-    name, _ = _normal(option.partition("=")[0])
+    name, _ = _normalize(option.partition("=")[0])
     longer = sorted((one for one in options if len(name) > 3 and one.startswith(name)), key=len)
     return longer[0] if longer else nearest(name, options, cutoff=0.7)
 
@@ -183,7 +183,7 @@ def apply_flags(given: Iterable[GivenFlag], found: ResolvedFlags | None = None, 
     """What those flags ask for, on top of what was `found` already."""
     found = found or ResolvedFlags()
     for one in given:
-        _resolve(one, place, found)
+        _apply_flag(one, place, found)
     return found
 
 
@@ -192,7 +192,7 @@ def resolve_flags(flags: Sequence[str]) -> ResolvedFlags:
     return apply_flags(split_words(flags, {}).given)
 
 
-def _resolve(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
+def _apply_flag(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
     if one.flag is None:
         found.flags.extend(one.words)
         return
@@ -231,11 +231,11 @@ def _resolve(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
 
 def _show(one: GivenFlag, shown: dict[str, Any]) -> None:
     assert one.flag is not None
-    value: Any = [_plain(text) for text in one.values] if one.flag.values == "many" else None
+    value: Any = [_parse_value(text) for text in one.values] if one.flag.values == "many" else None
     if one.flag.values == "none" and not one.path:
         value = not one.negative
     elif value is None or one.path:
-        value = _plain(one.values[-1]) if one.values else True
+        value = _parse_value(one.values[-1]) if one.values else True
     at, key = shown, one.flag.name
     for part in one.path.rstrip("+").split(".") if one.path else []:
         inner = at.get(key)
@@ -245,7 +245,7 @@ def _show(one: GivenFlag, shown: dict[str, Any]) -> None:
     at[key] = value
 
 
-def _plain(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

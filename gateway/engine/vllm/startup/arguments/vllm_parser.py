@@ -51,7 +51,7 @@ def to_argv(engine: Mapping[str, Any]) -> list[str]:
         option = "--" + base.replace("_", "-") + dot + path
         # What comes from the environment is text.
         if isinstance(value, bool) or str(value).lower() in ("true", "false"):
-            argv.extend(_switch(option, base.replace("-", "_"), path, str(value).lower() == "true"))
+            argv.extend(_boolean_flag(option, base.replace("-", "_"), path, str(value).lower() == "true"))
         elif isinstance(value, (list, tuple)) and not path:
             argv.extend([option, *(_text(item) for item in value)])
         else:
@@ -60,7 +60,7 @@ def to_argv(engine: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def _switch(option: str, name: str, path: str, on: bool) -> list[str]:
+def _boolean_flag(option: str, name: str, path: str, on: bool) -> list[str]:
     flag = catalog.installed_catalog().flags.get(name)
     if path or (flag is not None and flag.values != "none"):
         return [option, str(on).lower()]
@@ -103,7 +103,7 @@ def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
         raise SettingsError(f"vLLM does not accept these engine settings: {told}") from None
     if args.model_tag is not None:
         args.model = args.model_tag
-    problems = [*_not_ours(args, parser), *missing_file_problems(vars(args)), *_parsers(args)]
+    problems = [*_non_engine_problems(args, parser), *missing_file_problems(vars(args)), *_parser_problems(args)]
     try:
         find("validate_parsed_serve_args")(args)
     except Exception as error:
@@ -121,7 +121,7 @@ def without_secrets(message: str, argv: Sequence[str]) -> str:
     return message
 
 
-def _not_ours(args: Any, parser: Any) -> Iterable[str]:
+def _non_engine_problems(args: Any, parser: Any) -> Iterable[str]:
     """What was parsed and is not the engine's, however it was spelled."""
     for name in (*flag_rules.SETTINGS, *flag_rules.REFUSED):
         if hasattr(args, name) and getattr(args, name) != parser.get_default(name):
@@ -148,7 +148,7 @@ def is_missing_path(value: str) -> bool:
     return is_path and not os.path.exists(os.path.expanduser(value))
 
 
-def _parsers(args: Any) -> Iterable[str]:
+def _parser_problems(args: Any) -> Iterable[str]:
     """Load the plug-ins of parsers, as vLLM's server does, and look for the parsers that are asked for by name."""
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager

@@ -1,4 +1,4 @@
-"""Pydantic's models at a bounded cost: the same outcome, and of the errors the first."""
+"""Bounded validation has the result of pydantic's own, and the first of its errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RIGHT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_the_model_takes_is_taken_and_becomes_the_same(name: str) -> None:
+def test_a_valid_document_becomes_the_same_object_as_with_pydantic(name: str) -> None:
     import copy
 
     expected = Ask.model_validate(copy.deepcopy(RIGHT[name]))
@@ -95,7 +95,7 @@ def test_what_the_model_takes_is_taken_and_becomes_the_same(name: str) -> None:
         ({"messages": "x", "next": {}}, "next.messages: Field required"),
     ],
 )
-def test_what_the_model_refuses_is_refused_at_its_first_wrong_place(document: Any, words: str) -> None:
+def test_an_invalid_document_is_refused_at_its_first_wrong_place(document: Any, words: str) -> None:
     with pytest.raises(ValidationError):
         Ask.model_validate(document)
     with pytest.raises(ValidationError) as caught:
@@ -105,13 +105,13 @@ def test_what_the_model_refuses_is_refused_at_its_first_wrong_place(document: An
     assert words in to_client_error(caught.value).message
 
 
-def test_a_number_past_64_bits_is_named_as_what_it_is() -> None:
+def test_a_whole_number_past_64_bits_has_its_own_message() -> None:
     with pytest.raises(ValidationError) as caught:
         BoundedValidator(list[int])([2.0**70 + 0.0])
     assert to_client_error(caught.value).message == "[0]: Input should be a whole number of at most 64 bits"
 
 
-def test_an_error_is_short_however_long_the_names_are() -> None:
+def test_an_error_is_short_whatever_the_length_of_names() -> None:
     with pytest.raises(ValidationError) as caught:
         BoundedValidator(dict[str, int])({"k" * 10**6: "x", "l": "y"})
     assert len(to_client_error(caught.value).message) < 3000

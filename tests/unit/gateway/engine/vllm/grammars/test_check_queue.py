@@ -1,4 +1,4 @@
-"""Who has which grammar checked next, in virtual time and with a process that does what the test says."""
+"""The order of checks, in virtual time, with a process that the test plays."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.grammars.check_queue import Checker, OnDocument
-from gateway.engine.vllm.grammars.check_results import Verdict
+from gateway.engine.vllm.grammars.check_queue import CheckQueue, OnDocument
+from gateway.engine.vllm.grammars.check_results import CheckResult
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.errors import Overloaded
 from tests.support.time import clock, in_virtual_time, settle
 
 
 class Machine:
-    """A checker, and the process as the test plays it."""
+    """A queue, and the process that the test plays."""
 
     def __init__(self, processes: int = 2, *, start_takes_s: float = 0.0) -> None:
         self.sent: list[Mapping[str, Any]] = []
@@ -25,14 +25,14 @@ class Machine:
         self.start_takes_s = start_takes_s
         self.start_error: Exception | None = None
         limits = GrammarLimits(timeout_s=4, processes=processes)
-        self.checker = Checker(limits, clock(), start=self._start, vocabulary=self._vocabulary)
+        self.queue = CheckQueue(limits, clock(), start=self._start, vocabulary=self._vocabulary)
 
     async def _start(self, on_document: OnDocument) -> Machine:
         self.starts += 1
         await asyncio.sleep(self.start_takes_s)
         if self.start_error is not None:
             raise self.start_error
-        self.say = on_document
+        self.on_document = on_document
         return self
 
     async def _vocabulary(self) -> dict[str, Any]:
@@ -44,30 +44,30 @@ class Machine:
     def close(self) -> None:
         self.closed += 1
 
-    def check(self, regex: str, client: str = "a") -> asyncio.Task[Verdict]:
-        return asyncio.get_running_loop().create_task(self.checker.check({"regex": regex}, client, regex.encode()))
+    def check(self, regex: str, client: str = "a") -> asyncio.Task[CheckResult]:
+        return asyncio.get_running_loop().create_task(self.queue.check({"regex": regex}, client, regex.encode()))
 
     @property
-    def begun(self) -> list[str]:
-        """The expressions that have been given to the process, in order."""
+    def started(self) -> list[str]:
+        """The expressions that have been sent to the process, in order."""
         return [document["constraint"]["regex"] for document in self.sent if "constraint" in document]
 
     def answer(self, regex: str, outcome: str = "good", **more: Any) -> None:
-        """The process is done with that expression."""
+        """Send the outcome of that expression."""
         name = [d["id"] for d in self.sent if d.get("constraint") == {"regex": regex}][-1]
-        self.say({"id": name, "outcome": outcome, "backend": "xgrammar", "cpu_s": 0.1, **more})
+        self.on_document({"id": name, "outcome": outcome, "backend": "xgrammar", "cpu_s": 0.1, **more})
 
 
 @in_virtual_time
-async def test_a_grammar_is_checked_once_for_all_who_send_it() -> None:
+async def test_a_grammar_is_checked_once_for_all_requests_with_it() -> None:
     machine = Machine()
     first, second = machine.check("x"), machine.check("x", "b")
     await settle()
     machine.answer("x")
 
-    assert await first == await second == Verdict("xgrammar", cpu_s=0.1)
+    assert await first == await second == CheckResult("xgrammar", cpu_s=0.1)
     assert await machine.check("x", "c") == await first
-    assert (machine.begun, machine.starts, machine.checker.busy) == (["x"], 1, 0)
+    assert (machine.started, machine.starts, machine.queue.pending) == (["x"], 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ async def test_a_grammar_is_checked_once_for_all_who_send_it() -> None:
     ],
 )
 @in_virtual_time
-async def test_a_refusal_says_why_and_is_remembered(outcome: dict[str, Any], words: str) -> None:
+async def test_a_refusal_has_a_reason_and_is_cached(outcome: dict[str, Any], words: str) -> None:
     machine = Machine()
     task = machine.check("x")
     await settle()
@@ -87,11 +87,11 @@ async def test_a_refusal_says_why_and_is_remembered(outcome: dict[str, Any], wor
     assert (await task).backend is None
     assert (await task).message == words
     assert await machine.check("x") == await task
-    assert machine.begun == ["x"]
+    assert machine.started == ["x"]
 
 
 @in_virtual_time
-async def test_what_was_late_on_the_clock_is_refused_but_not_remembered() -> None:
+async def test_a_late_check_is_refused_but_not_cached() -> None:
     machine = Machine()
     task = machine.check("x")
     await settle()
@@ -107,14 +107,14 @@ async def test_what_was_late_on_the_clock_is_refused_but_not_remembered() -> Non
 
 
 @in_virtual_time
-async def test_the_process_is_told_when_nobody_waits_any_more() -> None:
+async def test_a_check_without_waiters_is_cancelled() -> None:
     machine = Machine(processes=1)
     first, second, behind = machine.check("x"), machine.check("x"), machine.check("y")
     await settle()
     first.cancel()
     await settle()
 
-    assert machine.begun == ["x"]
+    assert machine.started == ["x"]
 
     second.cancel()
     await settle()
@@ -124,11 +124,11 @@ async def test_the_process_is_told_when_nobody_waits_any_more() -> None:
     behind.cancel()
     await settle()
 
-    assert machine.checker.busy == 0
+    assert machine.queue.pending == 0
 
 
 @in_virtual_time
-async def test_one_who_waits_and_leaves_is_never_begun() -> None:
+async def test_a_waiting_check_without_waiters_is_never_started() -> None:
     machine = Machine(processes=1)
     task, waiting = machine.check("x"), machine.check("y")
     await settle()
@@ -137,7 +137,7 @@ async def test_one_who_waits_and_leaves_is_never_begun() -> None:
     machine.answer("x")
     await task
 
-    assert machine.begun == ["x"]
+    assert machine.started == ["x"]
 
 
 @in_virtual_time
@@ -146,15 +146,15 @@ async def test_clients_take_turns() -> None:
     tasks = [machine.check(f"a{i}") for i in range(4)] + [machine.check(f"{name}0", name) for name in "bc"]
     await settle()
     for _ in range(6):
-        machine.answer(machine.begun[-1])
+        machine.answer(machine.started[-1])
         await settle()
 
-    assert machine.begun == ["a0", "b0", "c0", "a1", "a2", "a3"]
+    assert machine.started == ["a0", "b0", "c0", "a1", "a2", "a3"]
     assert all(task.done() for task in tasks)
 
 
 @in_virtual_time
-async def test_where_all_processes_are_taken_the_oldest_makes_place() -> None:
+async def test_the_oldest_check_ends_when_all_processes_are_in_use() -> None:
     machine = Machine(processes=2)
     bad = [machine.check("bad0"), machine.check("bad1")]
     await settle()
@@ -162,11 +162,11 @@ async def test_where_all_processes_are_taken_the_oldest_makes_place() -> None:
     innocent = machine.check("innocent", "b")
     await settle()
 
-    assert "innocent" not in machine.begun
+    assert "innocent" not in machine.started
 
     await asyncio.sleep(0.6)
 
-    assert machine.begun == ["bad0", "bad1", "innocent"]
+    assert machine.started == ["bad0", "bad1", "innocent"]
     assert {"cancel": 1} in machine.sent
     with pytest.raises(Overloaded, match="others are waiting"):
         await bad[0]
@@ -177,7 +177,7 @@ async def test_where_all_processes_are_taken_the_oldest_makes_place() -> None:
 
 
 @in_virtual_time
-async def test_a_machine_that_is_too_busy_is_not_the_grammars_fault() -> None:
+async def test_a_check_without_cpu_time_is_not_a_refusal() -> None:
     machine = Machine()
     task = machine.check("x")
     await settle()
@@ -185,11 +185,11 @@ async def test_a_machine_that_is_too_busy_is_not_the_grammars_fault() -> None:
 
     with pytest.raises(Overloaded):
         await task
-    assert len(machine.checker.verdicts) == 0
+    assert len(machine.queue.results) == 0
 
 
 @in_virtual_time
-async def test_a_process_that_says_nothing_does_not_hold_a_request_for_ever() -> None:
+async def test_a_silent_process_does_not_hold_a_request_for_ever() -> None:
     machine = Machine()
     began_s = clock().now()
     task = machine.check("x")
@@ -201,12 +201,12 @@ async def test_a_process_that_says_nothing_does_not_hold_a_request_for_ever() ->
 
 
 @in_virtual_time
-async def test_a_process_that_is_still_starting_is_not_waited_for_too_long() -> None:
+async def test_the_wait_for_a_starting_process_is_bounded() -> None:
     machine = Machine(start_takes_s=30)
     with pytest.raises(Overloaded, match="starting"):
         await machine.check("x")
 
-    # It goes on starting, for the next one.
+    # The process still starts, for the next grammar.
     await asyncio.sleep(15)
     task = machine.check("y")
     await settle()
@@ -216,11 +216,11 @@ async def test_a_process_that_is_still_starting_is_not_waited_for_too_long() -> 
 
 
 @in_virtual_time
-async def test_a_process_that_dies_is_replaced_and_takes_only_its_own_work_along() -> None:
+async def test_a_process_that_ends_is_replaced_and_only_its_running_checks_fail() -> None:
     machine = Machine(processes=1)
     running, waiting = machine.check("x"), machine.check("y")
     await settle()
-    machine.say(None)
+    machine.on_document(None)
     with pytest.raises(Overloaded):
         await running
     await settle()
@@ -230,7 +230,7 @@ async def test_a_process_that_dies_is_replaced_and_takes_only_its_own_work_along
 
 
 @in_virtual_time
-async def test_a_process_that_cannot_start_is_tried_again_with_the_next_grammar() -> None:
+async def test_a_process_that_cannot_start_is_started_again_for_the_next_grammar() -> None:
     machine = Machine()
     machine.start_error = OSError("no memory")
     with pytest.raises(Overloaded):
@@ -263,7 +263,7 @@ async def test_closing_ends_the_process_and_all_waits() -> None:
     machine = Machine()
     task = machine.check("x")
     await settle()
-    await machine.checker.close()
+    await machine.queue.close()
 
     assert (task.cancelled(), machine.closed) == (False, 1)
     with pytest.raises(asyncio.CancelledError):

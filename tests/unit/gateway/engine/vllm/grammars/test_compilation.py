@@ -1,4 +1,4 @@
-"""How the engine process compiles what has passed: vLLM's own manager, with backends that do what the test says."""
+"""How the engine process compiles grammars: vLLM's own manager, with scripted backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.time import VirtualClock
 
 
 class Backend:
-    """Stands where one of vLLM's backends stands."""
+    """Replaces one of vLLM's backends."""
 
     width = 8
 
@@ -27,7 +27,7 @@ class Backend:
         self.hold.wait(10)
         self.compiled.append(spec)
         if spec == "bad":
-            raise ValueError("nobody reads this")
+            raise ValueError("not for the log")
         return Grammar(f"{kind} {spec}")
 
     def allocate_token_bitmask(self, count: int) -> Any:
@@ -35,7 +35,7 @@ class Backend:
 
 
 class Grammar:
-    """A compiled grammar whose masks take as long as `mask_s` says."""
+    """A compiled grammar each of whose masks takes `mask_s`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Wider(Backend):
 
 
 class Manager:
-    """What of vLLM's manager is used."""
+    """The attributes of vLLM's manager that the replaced methods use."""
 
     def __init__(self) -> None:
         self.backend: Any = None
@@ -69,9 +69,9 @@ compilation.replace_compilation(Manager)
 
 
 def a_request(spec: str, backend: str = "xgrammar") -> Any:
-    wanted = SimpleNamespace(structured_output_key=("regex", spec), grammar=None)
+    output = SimpleNamespace(structured_output_key=("regex", spec), grammar=None)
     params = SimpleNamespace(structured_outputs=SimpleNamespace(_backend=backend), all_stop_token_ids=set())
-    request = SimpleNamespace(request_id=spec, structured_output_request=wanted, sampling_params=params, over=False)
+    request = SimpleNamespace(request_id=spec, structured_output_request=output, sampling_params=params, over=False)
     request.is_finished = lambda: request.over
     return request
 
@@ -79,7 +79,7 @@ def a_request(spec: str, backend: str = "xgrammar") -> Any:
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Any:
     classes = {"xgrammar": Backend, "guidance": type("Guidance", (Backend,), {}), "outlines": Wider}
-    monkeypatch.setattr(compilation, "_class_of", classes.__getitem__)
+    monkeypatch.setattr(compilation, "_backend_class", classes.__getitem__)
     return Manager()
 
 
@@ -88,50 +88,50 @@ def compiled(manager: Any, request: Any) -> Any:
     return request.structured_output_request.grammar.result(10)
 
 
-def test_each_grammar_is_compiled_with_the_backend_that_it_was_checked_with(manager: Any) -> None:
+def test_each_grammar_is_compiled_with_the_backend_of_its_check(manager: Any) -> None:
     assert compiled(manager, a_request("a")).name == "regex a"
     compiled(manager, a_request("b", "guidance"))
 
-    # The first makes the masks' memory; one whose masks are wider cannot be used beside it.
+    # The first backend allocates the masks; a backend with wider masks cannot be used beside it.
     assert manager.backend.compiled == ["a"]
     compiled(manager, a_request("c", "outlines"))
     assert manager.backend.compiled == ["a", "c"]
 
 
-def test_a_request_without_a_grammar_is_left_alone(manager: Any) -> None:
+def test_a_request_without_a_grammar_creates_no_backend(manager: Any) -> None:
     manager.grammar_init(SimpleNamespace(structured_output_request=None))
 
     assert manager.backend is None
 
 
-def test_what_nobody_waits_for_is_not_begun(manager: Any) -> None:
+def test_the_grammar_of_a_finished_request_is_not_compiled(manager: Any) -> None:
     compiled(manager, a_request("first"))
     manager.backend.hold.clear()
     requests = [a_request(f"slow{i}") for i in range(8)]
-    left = a_request("left")
-    for request in [*requests, left]:
+    ended = a_request("ended")
+    for request in [*requests, ended]:
         manager.grammar_init(request)
-    left.over = True
+    ended.over = True
     manager.backend.hold.set()
     for request in requests:
         request.structured_output_request.grammar.result(10)
-    with pytest.raises(compilation.Abandoned):
-        left.structured_output_request.grammar.result(10)
+    with pytest.raises(compilation.RequestEnded):
+        ended.structured_output_request.grammar.result(10)
 
-    assert "left" not in manager.backend.compiled
+    assert "ended" not in manager.backend.compiled
 
 
-def test_a_failure_is_the_schedulers_and_leaves_no_stack(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="nobody"):
+def test_a_failure_reaches_the_scheduler_and_logs_no_stack(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="not for the log"):
         compiled(manager, a_request("bad"))
 
     assert [record.exc_info for record in caplog.records] == [None]
-    assert "nobody reads this" not in caplog.text
+    assert "not for the log" not in caplog.text
 
 
-def test_without_threads_a_failure_is_kept_for_the_scheduler_too(manager: Any) -> None:
+def test_without_threads_a_failure_reaches_the_scheduler_too(manager: Any) -> None:
     manager._use_async_grammar_compilation = False
-    with pytest.raises(ValueError, match="nobody"):
+    with pytest.raises(ValueError, match="not for the log"):
         compiled(manager, a_request("bad"))
     assert compiled(manager, a_request("a")).name == "regex a"
 
@@ -140,7 +140,7 @@ def test_without_threads_a_failure_is_kept_for_the_scheduler_too(manager: Any) -
 def test_a_grammar_whose_masks_take_too_long_refuses_the_next_token(mask_s: float, tokens: int) -> None:
     grammar = Grammar("a")
     grammar.mask_s, grammar.clock = mask_s, VirtualClock()
-    compilation.limit(grammar, grammar.clock)
+    compilation.limit_mask_time(grammar, grammar.clock)
     taken = 0
     for _ in range(5000):
         grammar.fill_bitmask(None, 0)
@@ -151,9 +151,9 @@ def test_a_grammar_whose_masks_take_too_long_refuses_the_next_token(mask_s: floa
     assert taken == pytest.approx(tokens, abs=1)
 
 
-def test_equal_grammars_are_compiled_once_and_the_oldest_are_forgotten() -> None:
+def test_equal_grammars_are_compiled_once_and_the_oldest_are_dropped() -> None:
     info = TokenizerInfo([bytes([i]) for i in range(256)], vocab_type=VocabType.RAW, stop_token_ids=[0])
-    compiler = compilation.Compiler(GrammarCompiler(info), max_bytes=1)
+    compiler = compilation.CachingCompiler(GrammarCompiler(info), max_bytes=1)
     first = compiler.compile_regex("a+")
 
     assert compiler.compile_regex("a+") is first

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.grammars.check_results import Verdict, Verdicts, digest
-from gateway.engine.vllm.grammars.limits import GrammarLimits, TooLarge, measure
+from gateway.engine.vllm.grammars.limits import GrammarLimits, GrammarTooLarge, check_size
 
 LIMITS = GrammarLimits(max_bytes=4096, max_properties=10, max_choices=10, max_nesting=8)
 
@@ -39,8 +38,8 @@ def nested(levels: int) -> dict[str, Any]:
         {"structural_tag": json.dumps({"structures": [{"schema": nested(8)}], "triggers": []})},
     ],
 )
-def test_what_is_within_the_limits_passes(constraint: dict[str, Any]) -> None:
-    measure(constraint, LIMITS)
+def test_a_grammar_within_the_limits_passes(constraint: dict[str, Any]) -> None:
+    check_size(constraint, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -68,36 +67,11 @@ def test_what_is_within_the_limits_passes(constraint: dict[str, Any]) -> None:
         ({"structural_tag": json.dumps({"structures": [{"schema": properties(11)}]})}, "max_properties"),
     ],
 )
-def test_what_passes_a_limit_is_refused_with_the_settings_name(constraint: dict[str, Any], setting: str) -> None:
-    with pytest.raises(TooLarge, match=setting):
-        measure(constraint, LIMITS)
+def test_a_grammar_past_a_limit_is_refused_with_the_settings_name(constraint: dict[str, Any], setting: str) -> None:
+    with pytest.raises(GrammarTooLarge, match=setting):
+        check_size(constraint, LIMITS)
 
 
-def test_text_that_is_not_json_is_said_so() -> None:
+def test_invalid_json_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="Expecting"):
-        measure({"json": "{nope"}, LIMITS)
-
-
-# What is remembered.
-
-
-def test_equal_grammars_have_equal_digests_and_others_have_not() -> None:
-    assert digest({"json": {"a": 1}}) == digest({"json": {"a": 1}})
-    # The order of properties is the order in which the answer has them.
-    assert len({digest({"json": {"a": 1, "b": 2}}), digest({"json": {"b": 2, "a": 1}}), digest({"regex": "a"})}) == 3
-    assert digest({"regex": "\ud800"})
-
-
-def test_the_oldest_verdicts_make_place_for_new_ones() -> None:
-    verdicts = Verdicts(max_bytes=1000)
-    for name in (b"a", b"b", b"c"):
-        verdicts.put(name, Verdict("xgrammar"))
-    verdicts.get(b"a")
-    verdicts.put(b"d", Verdict(None, "x" * 50))
-
-    assert [name for name in (b"a", b"b", b"c", b"d") if verdicts.get(name)] == [b"a", b"c", b"d"]
-    assert verdicts.size_bytes <= 1000
-
-    verdicts.put(b"d", Verdict("xgrammar"))
-
-    assert (verdicts.get(b"d"), len(verdicts), verdicts.size_bytes) == (Verdict("xgrammar"), 3, 900)
+        check_size({"json": "{nope"}, LIMITS)

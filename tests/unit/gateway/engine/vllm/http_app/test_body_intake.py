@@ -1,4 +1,4 @@
-"""Request bodies for vLLM's own app, checked before it sees them. The app here is FastAPI's, with models of our own."""
+"""Request bodies, checked in front of an app. The app here is FastAPI's, with models of our own."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def make_intake(timeout_s: float = 5.0, **limits: int) -> BodyIntake:
     async def orders() -> JSONResponse:
         return JSONResponse([])
 
-    screen = UntrustedFieldFilter(trust=False)
-    documents = DocumentReader(screen, BodyLimits(**limits), vocabulary=1000, context=500)
-    return BodyIntake(app, screen, documents, timeout_s, lambda error, *_: ClientError(str(error)))
+    field_filter = UntrustedFieldFilter(trust=False)
+    documents = DocumentReader(field_filter, BodyLimits(**limits), vocabulary=1000, context=500)
+    return BodyIntake(app, field_filter, documents, timeout_s, lambda error, *_: ClientError(str(error)))
 
 
 async def post(intake: BodyIntake, path: str, body: Any) -> Any:
@@ -75,7 +75,7 @@ async def post(intake: BodyIntake, path: str, body: Any) -> Any:
     return answer.status, json.loads(answer.body)
 
 
-def test_a_route_gets_what_was_validated_and_no_trusted_fields() -> None:
+def test_a_route_gets_the_validated_body_without_untrusted_fields() -> None:
     items = [{"name": "a"}] * 3
     sent = {"items": items, "priority": -9, "color": "red"}
     assert asyncio.run(post(make_intake(), "/orders", sent)) == (
@@ -85,21 +85,21 @@ def test_a_route_gets_what_was_validated_and_no_trusted_fields() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_bodies_in_every_encoding_of_json_are_taken(encoding: str) -> None:
+def test_bodies_in_every_encoding_of_json_are_accepted(encoding: str) -> None:
     sent = json.dumps({"color": "grün"}, ensure_ascii=False).encode(encoding)
     status, answer = asyncio.run(post(make_intake(), "/orders", sent))
 
     assert (status, answer["extra"]) == (200, {"color": "grün"})
 
 
-def test_routes_without_a_body_model_of_their_own_still_read_theirs() -> None:
+def test_routes_without_a_single_body_model_read_the_body_themselves() -> None:
     intake = make_intake()
 
     assert asyncio.run(post(intake, "/raw", {"x": [1], "priority": 3})) == (200, {"x": [1]})
     assert asyncio.run(post(intake, "/two", {"a": 1, "b": 2})) == (200, 3)
 
 
-def test_a_request_without_a_body_may_name_its_content_type() -> None:
+def test_a_request_without_a_body_may_have_a_content_type() -> None:
     """Some clients send `Content-Type: application/json` with every request, a GET included."""
 
     async def ask() -> int:
@@ -126,7 +126,7 @@ def test_a_request_without_a_body_may_name_its_content_type() -> None:
         ({"items": [{"name": "a"}] * 5000}, "items has 5000 items; at most 4096"),
     ],
 )
-def test_a_wrong_body_is_the_clients_error_and_names_the_first_wrong_place(body: Any, words: str) -> None:
+def test_a_wrong_body_is_a_client_error_with_the_first_wrong_field(body: Any, words: str) -> None:
     with pytest.raises(ClientError, match=words) as caught:
         asyncio.run(post(make_intake(), "/orders", body))
 
@@ -134,7 +134,7 @@ def test_a_wrong_body_is_the_clients_error_and_names_the_first_wrong_place(body:
     assert len(caught.value.message) < 300
 
 
-def test_checking_a_body_has_a_limit_and_leaves_the_loop_to_others() -> None:
+def test_the_check_of_a_body_is_bounded_and_does_not_block_the_loop() -> None:
     async def hold() -> float:
         loop = asyncio.get_running_loop()
         longest_s, began_s = 0.0, loop.time()
@@ -153,7 +153,7 @@ def test_checking_a_body_has_a_limit_and_leaves_the_loop_to_others() -> None:
     assert asyncio.run(hold()) < 0.1
 
 
-def test_a_client_that_leaves_is_not_waited_for() -> None:
+def test_the_check_of_a_body_ends_when_its_client_disconnects() -> None:
     async def leave() -> float:
         loop = asyncio.get_running_loop()
         began_s = loop.time()

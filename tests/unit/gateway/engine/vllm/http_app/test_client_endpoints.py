@@ -93,11 +93,11 @@ def routes() -> list[tuple[str, str, str]]:
     return [tuple(one) for one in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
-def test_what_is_not_known_to_be_for_clients_is_for_operators(routes: list[tuple[str, str, str]]) -> None:
+def test_only_the_listed_endpoints_are_for_clients(routes: list[tuple[str, str, str]]) -> None:
     assert {path for _, path, kind in routes if kind != "OPERATOR"} == FOR_CLIENTS
 
 
-def test_what_generates_passes_the_gate(routes: list[tuple[str, str, str]]) -> None:
+def test_endpoints_that_generate_need_a_permit(routes: list[tuple[str, str, str]]) -> None:
     works = {path for _, path, kind in routes if kind == "WORKS"}
 
     assert {"/inference/v1/generate", "/invocations", "/pooling", "/v1/embeddings", "/v1/responses"} <= works
@@ -132,7 +132,7 @@ def test_what_generates_passes_the_gate(routes: list[tuple[str, str, str]]) -> N
         "/fault_tolerance/apply",
     ],
 )
-def test_what_runs_the_server_is_an_operators(routes: list[tuple[str, str, str]], path: str) -> None:
+def test_endpoints_that_run_the_server_are_for_operators(routes: list[tuple[str, str, str]], path: str) -> None:
     assert {kind for _, known, kind in routes if known == path} == {"OPERATOR"}
 
 
@@ -147,5 +147,5 @@ def test_what_runs_the_server_is_an_operators(routes: list[tuple[str, str, str]]
         ("", "/static"),
     ],
 )
-def test_what_nobody_has_looked_at_is_an_operators(module: str, path: str) -> None:
+def test_unlisted_endpoints_are_for_operators(module: str, path: str) -> None:
     assert not is_client_endpoint(module, path)

@@ -30,14 +30,14 @@ class Aborted(Exception):
 
 
 @pytest.mark.parametrize("error", [TooLong("my secret"), Aborted(), ClientError("x")])
-def test_what_clients_cause_is_not_logged(error: Exception) -> None:
+def test_errors_that_clients_cause_are_not_logged(error: Exception) -> None:
     assert not ExpectedErrorFilter().filter(record(error))
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("my secret"), TypeError("my secret"), UnicodeDecodeError("utf-8", b"secret", 0, 1, "x")]
 )
-def test_of_what_may_be_a_defect_the_place_is_logged(error: Exception) -> None:
+def test_an_ambiguous_error_is_logged_with_its_place_only(error: Exception) -> None:
     one = record(error)
 
     assert ExpectedErrorFilter().filter(one)

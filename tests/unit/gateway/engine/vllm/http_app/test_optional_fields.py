@@ -32,7 +32,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"tools": "x", "tool_choice": "required"}, {"tools": "x", "tool_choice": "required"}),
     ],
 )
-def test_what_means_nothing_is_left_out(given: dict[str, Any], left: dict[str, Any]) -> None:
+def test_fields_with_the_meaning_of_absence_are_removed(given: dict[str, Any], left: dict[str, Any]) -> None:
     document = dict(given)
 
     assert drop_empty_fields(document) == (document != given)
@@ -43,7 +43,7 @@ def test_what_means_nothing_is_left_out(given: dict[str, Any], left: dict[str, A
 @pytest.mark.parametrize(
     "choice", ["required", "any", "f", {"type": "function"}, {"type": "any"}, {}, [], 5, {"type": []}]
 )
-def test_a_tool_cannot_be_asked_for_where_there_are_none(tools: dict[str, Any], choice: Any) -> None:
+def test_a_tool_choice_without_tools_is_refused(tools: dict[str, Any], choice: Any) -> None:
     with pytest.raises(ClientError, match="no tools") as refused:
         drop_empty_fields({**tools, "tool_choice": choice})
 

@@ -1,5 +1,3 @@
-"""What clients may not decide."""
-
 from __future__ import annotations
 
 import pytest
@@ -9,11 +7,11 @@ from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 
 @pytest.mark.parametrize("trust", [False, True])
 def test_fields_and_headers_that_steer_the_scheduler_are_removed(trust: bool) -> None:
-    screen = UntrustedFieldFilter(trust=trust)
+    field_filter = UntrustedFieldFilter(trust=trust)
     document = {"input": "x", "priority": -9, "cache_salt": "s"}
 
-    assert screen.remove_fields(document) is not trust
+    assert field_filter.remove_fields(document) is not trust
     assert document == ({"input": "x", "priority": -9, "cache_salt": "s"} if trust else {"input": "x"})
 
     headers = [(b"x-vllm-priority", b"1"), (b"accept", b"*/*")]
-    assert screen.filter_raw_headers(headers) == (headers if trust else headers[1:])
+    assert field_filter.filter_raw_headers(headers) == (headers if trust else headers[1:])
