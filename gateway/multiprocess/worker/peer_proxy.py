@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from gateway.domain import DIRECT_SINK
-from gateway.errors import Draining, SluiceError
+from gateway.errors import Draining
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
+from gateway.transports.http.error_response import error_response
 
 HOLDS_PATH = b"/holds/"
 """Path, on the workers' own sockets: whether that worker has the request of the id behind it."""
@@ -143,14 +142,9 @@ async def _left(receive: Any) -> None:
 
 async def _refuse(send: Any) -> None:
     """The worker that has the stream is dead or ending, and this one will follow it."""
-    error: SluiceError = Draining("The process that has this request is gone; the server is stopping.", retry_after_s=1)
-    body = orjson.dumps(error.body())
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"retry-after", b"%d" % (error.retry_after_s or 1)),
-    ]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    error = Draining("The process that has this request is gone; the server is stopping.", retry_after_s=1)
+    status, headers, body = error_response(error)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -4,6 +4,7 @@
 - `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
 - `disconnect`: a scope that ends when the client disconnects.
 - `middleware`: the first and last code of every request: id, access, body size, errors, the log line.
+- `error_response`: an error as status, headers and body.
 - `access`: whether a request is allowed; `origins`: names of this server, and web pages that may call it.
 - `stream_tokens`: tokens with which a browser reads one stream.
 - `content_type`: the declared type of a request body.

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from gateway.errors import SluiceError
-from gateway.transports.http.middleware import error_headers
+from gateway.transports.http.error_response import error_headers
 
 
 def make_router(

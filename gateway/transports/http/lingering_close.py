@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.errors import HeadersTooSlow, SluiceError, body_at
+from gateway.errors import HeadersTooSlow, SluiceError
+from gateway.transports.http.error_response import error_response
 
 # An answer that came before the end of its request is followed by so much reading and no more. Closing at once would
 # make the kernel send a reset, with which the answer is lost for a client that is still sending.
@@ -136,9 +136,9 @@ class LingeringConnection(HttpToolsProtocol):
             self.transport.close()
             return
         path = self.url.partition(b"?")[0].decode("latin-1")
-        body = orjson.dumps(body_at(path, error, None))
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.status] + head + body)
+        status, headers, body = error_response(error, path)
+        lines = b"".join(b"%b: %b\r\n" % header for header in [*headers, (b"connection", b"close")])
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
         self._linger()
 
 

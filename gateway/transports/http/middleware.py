@@ -14,7 +14,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.bounded_text import log_defect
@@ -23,10 +22,8 @@ from gateway.domain import ARRIVAL, DIRECT_SINK, Caller, Cause, Instrumentation,
 from gateway.errors import (
     BodyTooLarge,
     InternalError,
-    MethodNotAllowed,
     Overloaded,
     SluiceError,
-    body_at,
     cause_of,
     clear_tracebacks,
     is_anthropic,
@@ -37,6 +34,7 @@ from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.common.accounting import Accounting
 from gateway.transports.http import paths
 from gateway.transports.http.access import PROBES, Access, Verdict
+from gateway.transports.http.error_response import error_response
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +150,7 @@ class Middleware:
             # Half a response is out and cannot be mended. Returning now makes the server break the connection
             # without the final chunk, so that the client notices.
             return
-        body = body_at(exchange.path, error, exchange.caller.request_id)
-        await outlet.document(error.status, body, headers=error_headers(error))
+        await outlet.replace(*error_response(error, exchange.path, exchange.caller.request_id))
 
     def _close(self, exchange: Exchange) -> None:
         self._accounting.close(
@@ -312,29 +309,11 @@ class _TrackedSend:
         """The client has left. What an app still sends goes nowhere, however complete it looks."""
         self._exchange.gone = self._exchange.gone or not self._exchange.complete
 
-    async def document(self, status: int, body: Any, *, headers: dict[str, str]) -> None:
-        """A whole JSON response."""
+    async def replace(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send this response, in place of one whose head is held back."""
         self._held = None
-        payload = orjson.dumps(body)
-        lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
-        lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": status, "headers": lines})
-        await self({"type": "http.response.body", "body": payload})
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
 
 
-def error_headers(error: SluiceError) -> dict[str, str]:
-    """The headers that belong to an error's response."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = error.allow
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if (error.status in (408, 409, 429) or error.status >= 500) and not error.retryable:
-        # The official clients retry these by themselves, unless they are told not to.
-        headers["x-should-retry"] = "false"
-    return headers
-
-
-__all__ = ["ARRIVAL", "EXCHANGE", "Exchange", "Middleware", "error_headers", "with_cors"]
+__all__ = ["ARRIVAL", "EXCHANGE", "Exchange", "Middleware", "with_cors"]

@@ -25,7 +25,8 @@ from gateway.streams.registry import NoRoute, Registry
 from gateway.transports.common import request_options
 from gateway.transports.http import content_type, docs, paths
 from gateway.transports.http.disconnect import DisconnectWatcher
-from gateway.transports.http.middleware import EXCHANGE, Exchange, error_headers
+from gateway.transports.http.error_response import error_headers
+from gateway.transports.http.middleware import EXCHANGE, Exchange
 from gateway.transports.http.responses import Resume
 
 STREAMS = "/v1/streams"

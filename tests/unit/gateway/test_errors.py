@@ -23,7 +23,7 @@ def test_the_drawing_at_the_top_tells_the_truth(kind: type[SluiceError]) -> None
     retry = "yes" if kind.retryable else "no"
 
     assert drawn is not None, f"{kind.__name__} is not drawn"
-    assert drawn[1].split() == [str(kind.status), kind.type, kind.code, kind.grpc, retry]
+    assert drawn[1].split() == [str(kind.status), kind.type, kind.code, retry]
 
 
 def test_the_drawing_has_every_class_once_under_its_parent_and_no_other() -> None:
@@ -106,7 +106,6 @@ def test_a_failure_keeps_what_the_client_should_know() -> None:
     error = Overloaded("Full.", retry_after_s=9)
 
     assert (str(error), error.message, error.retry_after_s, error.param) == ("Full.", "Full.", 9, None)
-    assert error.body(resumable=True)["error"]["resumable"] is True
 
 
 def test_bad_settings_are_not_for_clients() -> None:

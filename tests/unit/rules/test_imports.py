@@ -75,6 +75,7 @@ ARROWS: dict[str, set[str]] = {
         "app",
         "server",
         "transports.http.connection",
+        "transports.http.error_response",
         "settings",
         "logs",
         "shutdown",
