@@ -42,9 +42,9 @@ class _Parser(argparse.ArgumentParser):
     """Names options that it does not know without what follows them, which may be a key."""
 
     def error(self, message: str) -> NoReturn:
-        strange, found, words = message.partition("unrecognized arguments: ")
-        options = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
-        super().error(f"{strange}{found}{' '.join(options) or words}" if found else message)
+        prefix, marker, unknown = message.partition("unrecognized arguments: ")
+        options = [word.partition("=")[0] for word in unknown.split() if word.startswith("-")]
+        super().error(f"{prefix}{marker}{' '.join(options) or unknown}" if marker else message)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,9 +106,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(words)
-    args.words = words
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = make_parser().parse_args(arguments)
+    args.arguments = arguments
     try:
         return int(args.do(args))
     except (ScenarioError, UsageError) as error:
@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, loaded: LoadedScenario, out: Path) -> Result:
-    url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.words)])
+    url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.arguments)])
     # Locust patches the process when it is imported, and takes a second.
     from loadtest.generator.preflight import PreflightError
     from loadtest.runner import run
@@ -161,13 +161,13 @@ def _sweep(args: argparse.Namespace) -> int:
         return _measure(args, _loaded(args, rate=rate, seed=seed), args.out / f"rate-{rate:g}-seed-{seed}")
 
     try:
-        found = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, on_step=_say)
+        result = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, on_step=_say)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    found.write(args.out)
-    print(found.text())
+    result.write(args.out)
+    print(result.text())
     print(f"written to {args.out}/: sweep.html, sweep.json, and each run in a folder of its own")
-    return 0 if found.limit is not None else 1
+    return 0 if result.limit is not None else 1
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -232,16 +232,16 @@ def _report(args: argparse.Namespace) -> int:
 
 def _scenarios(_: argparse.Namespace) -> int:
     for name in loader.builtin_names():
-        comment = (Path(loader.__file__).parents[1] / "scenarios" / f"{name}.yaml").read_text().partition("\n")[0]
+        comment = (Path(X).read_text().partition("\n")[0]
         print(f"{name:8} {comment.removeprefix('# ')}")
     return 0
 
 
-def _hidden(words: Sequence[str]) -> list[str]:
+def _hidden(arguments: Sequence[str]) -> list[str]:
     """The command line without its key."""
-    hidden = list(words)
-    for number, word in enumerate(words):
-        if word == "--api-key" and number + 1 < len(words):
+    hidden = list(arguments)
+    for number, word in enumerate(arguments):
+        if word == "--api-key" and number + 1 < len(arguments):
             hidden[number + 1] = "********"
         elif word.startswith("--api-key="):
             hidden[number] = "--api-key=********"

@@ -18,8 +18,8 @@ def format_number(value: float | None, digits: int = 4) -> str:
     if value == 0:
         return "0"
     places = max(0, digits - 1 - floor(log10(abs(value))))
-    said = f"{value:,.{places}f}"
-    return said.rstrip("0").rstrip(".") if "." in said else said
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def format_ms(value: float | None) -> str:

@@ -15,22 +15,26 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from loadtest import cli
-
-__all__ = ["main", "running_server"]
+__all__ = ["free_port", "main", "running_server"]
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 
 
+def free_port() -> int:
+    """A port of the loopback interface on which no process listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
 @contextmanager
 def running_server() -> Iterator[str]:
     """The URL of a server of our own, ready to be asked and gone afterwards. SystemExit if it does not start."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     # A line for each request would bury what the run itself has to say.
-    ours = {"SYNTHETIC__ENABLED": "true", "SERVER__PORT": url.rpartition(":")[2], "LOG__LEVEL": "warning"}
+    ours = {"SYNTHETIC__ENABLED": "true", "SERVER__PORT": str(port), "LOG__LEVEL": "warning"}
     environment = {**os.environ, **{f"SLUICE_{name}": value for name, value in ours.items()}}
     print(f"starting a server without a model at {url}", file=sys.stderr, flush=True)
     server = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=environment, stdin=subprocess.DEVNULL)
@@ -56,10 +60,12 @@ def _is_ready(url: str) -> bool:
     return False
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the scenario; the exit code of `sluice-load run`."""
-    named = bool(words) and not words[0].startswith("-")
-    scenario, rest = (words[0], words[1:]) if named else ("smoke", words)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    scenario, rest = (arguments[0], arguments[1:]) if named else ("smoke", arguments)
+    from loadtest import cli
+
     with running_server() as url:
         return cli.main(["run", scenario, "--url", url, *rest])
 

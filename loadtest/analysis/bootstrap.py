@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.measure.histogram import Histogram
+from loadtest.measure.histogram import bucket_middle
 from loadtest.measure.result import TimelineSecond
 
 __all__ = ["BLOCKS_MIN", "Resamples", "bootstrap_interval", "student_t_quantile"]
@@ -53,7 +53,7 @@ class Resamples:
     @classmethod
     def from_timeline(cls, timeline: Sequence[TimelineSecond], seed: int) -> Resamples:
         """From the measured stage of a time line."""
-        seconds = [each for each in timeline if each.stage == "measure"]
+        seconds = [second for second in timeline if second.stage == "measure"]
         size = max(1, ceil(len(seconds) / _CELLS))
         cells = [seconds[at : at + size] for at in range(0, len(seconds), size)]
         block_s = max(_SHORTEST_S, ceil(2 * len(seconds) ** (1 / 3)))
@@ -63,16 +63,16 @@ class Resamples:
     def quantiles(self, metric: str, shares: Sequence[float]) -> list[FloatArray]:
         """Quantiles of a metric's histograms in each draw, in milliseconds; not a number where nothing was drawn."""
         histograms = [_buckets(cell, metric) for cell in self.cells]
-        buckets = sorted({bucket for each in histograms for bucket in each})
+        buckets = sorted({bucket for second in histograms for bucket in second})
         if not buckets:
             return [np.full(len(self.weights), np.nan) for _ in shares]
         column = {bucket: at for at, bucket in enumerate(buckets)}
         counted = np.zeros((len(self.cells), len(buckets)))
-        for row, each in enumerate(histograms):
-            for bucket, count in each.items():
+        for row, second in enumerate(histograms):
+            for bucket, count in second.items():
                 counted[row, column[bucket]] += count
         below = np.cumsum(self.weights @ counted, axis=1)
-        values = np.array([Histogram.bucket_middle(bucket) / 1000 for bucket in buckets])
+        values = np.array([bucket_middle(bucket) / 1000 for bucket in buckets])
         drawn = below[:, -1]
         found = []
         for q in shares:
@@ -118,21 +118,21 @@ def student_t_quantile(q: float, degrees: float) -> float:
 
 
 def _draw_weights(cells: int, length: int, seed: int) -> FloatArray:
-    made = np.zeros((_DRAWS, cells))
+    weights = np.zeros((_DRAWS, cells))
     if not cells:
-        return made
+        return weights
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, cells, (_DRAWS, ceil(cells / length)))
     rows = np.repeat(np.arange(_DRAWS)[:, None], starts.shape[1], axis=1)
     for offset in range(length):
-        np.add.at(made, (rows, (starts + offset) % cells), 1.0)
-    return made
+        np.add.at(weights, (rows, (starts + offset) % cells), 1.0)
+    return weights
 
 
 def _buckets(cell: Sequence[TimelineSecond], metric: str) -> dict[int, int]:
     whole: dict[int, int] = {}
-    for each in cell:
-        packed: Mapping[str, Any] = getattr(each, metric)
+    for second in cell:
+        packed: Mapping[str, Any] = getattr(second, metric)
         for bucket, count in packed.get("buckets", ()):
             whole[bucket] = whole.get(bucket, 0) + count
     return whole

@@ -12,9 +12,8 @@ from typing import Literal
 
 from loadtest.analysis.bootstrap import BLOCKS_MIN, FloatArray, Resamples, bootstrap_interval
 from loadtest.analysis.comparison import Comparison, Row, Trend
-from loadtest.measure.histogram import Histogram
 from loadtest.measure.quantile_ci import samples_needed
-from loadtest.measure.result import Outcome, Result, TimelineSecond
+from loadtest.measure.result import Outcome, Result, TimelineSecond, merged_histogram
 
 __all__ = ["Comparison", "compare"]
 
@@ -38,11 +37,11 @@ def compare(a: Result, b: Result, tolerance: float = TOLERANCE) -> Comparison:
 def _latencies(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Iterator[Row]:
     shares = [q for _, q in _QUANTILES]
     for name, metric in _METRICS:
-        before, after = _measured_histogram(a, metric), _measured_histogram(b, metric)
+        before, after = (merged_histogram(_measured_seconds(run), metric) for run in (a, b))
         fewest = min(before.count, after.count)
         drawn = zip(draws[0].quantiles(metric, shares), draws[1].quantiles(metric, shares), strict=True)
         for (label, q), (one, other) in zip(_QUANTILES, drawn, strict=True):
-            values: Pair = (_ms(before, q), _ms(after, q))
+            values: Pair = (before.quantile_ms(q), after.quantile_ms(q))
             if fewest < samples_needed(q):
                 why = f"from {fewest} values, {samples_needed(q)} are needed"
                 yield Row(f"{name} {label}", "ms", *values, Trend.UNKNOWN, why=why)
@@ -136,19 +135,6 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
 
 def _measured_seconds(run: Result) -> list[TimelineSecond]:
     return [each for each in run.timeline if each.stage == "measure"]
-
-
-def _measured_histogram(run: Result, metric: str) -> Histogram:
-    whole = Histogram()
-    for each in _measured_seconds(run):
-        if packed := getattr(each, metric):
-            whole.merge(Histogram.from_dict(packed))
-    return whole
-
-
-def _ms(counted: Histogram, q: float) -> float | None:
-    value = counted.quantile(q)
-    return None if value is None else value / 1000
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from math import isclose
 
 from loadtest.analysis.sweep_result import Step, SweepResult, autoscaler_targets
-from loadtest.analysis.verdict import Slo, judge
+from loadtest.analysis.verdict import judge
 from loadtest.formatting import format_number
 from loadtest.measure.result import Outcome, Result
+from loadtest.scenario.slo import Slo
 
 __all__ = ["SweepResult", "sweep"]
 

@@ -9,44 +9,15 @@ goodput, which is why the error rate has a limit of zero unless the scenario say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 from loadtest.formatting import format_ms, format_number, format_percent
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.quantile_ci import quantile_interval, samples_needed
 from loadtest.measure.result import Check, Generator, Integrity, LatencyStats, Outcome, Server, Summary, Verdict
+from loadtest.scenario.slo import Limit, Slo
 
-__all__ = ["Limit", "Slo", "judge"]
-
-
-class Limit(Protocol):
-    """One limit: `name` "ttft_p99_ms", `metric` "ttft_ms", `quantile` "p99", `limit` in milliseconds."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def quantile(self) -> str: ...
-    @property
-    def limit(self) -> float: ...
-
-
-class Slo(Protocol):
-    """What a scenario asks of the server."""
-
-    @property
-    def limits(self) -> Sequence[Limit]: ...
-    @property
-    def per_request(self) -> Mapping[str, float]:
-        """Limits in milliseconds within which a request is good."""
-
-    @property
-    def error_rate_max(self) -> float: ...
-    @property
-    def goodput_min(self) -> float | None:
-        """The share of requests that must be good."""
+__all__ = ["judge"]
 
 
 def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
@@ -79,14 +50,14 @@ def _integrity_reasons(integrity: Integrity) -> Iterator[str]:
 
 def _check_limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[str]]:
     """All checks, the sentences of those missed, and of those met."""
-    found = [_check_latency(summary, limit) for limit in slo.limits]
-    found.append(_check_error_rate(summary, slo.error_rate_max))
+    checked = [_check_latency(summary, limit) for limit in slo.limits]
+    checked.append(_check_error_rate(summary, slo.error_rate_max))
     if slo.goodput_min is not None:
-        found.append(_check_goodput(summary, slo.goodput_min))
+        checked.append(_check_goodput(summary, slo.goodput_min))
     return (
-        [check for check, _ in found],
-        [sentence for check, sentence in found if not check.met],
-        [sentence for check, sentence in found if check.met],
+        [check for check, _ in checked],
+        [sentence for check, sentence in checked if not check.met],
+        [sentence for check, sentence in checked if check.met],
     )
 
 
@@ -106,17 +77,17 @@ def _check_latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
     check = Check(name=limit.name, limit=limit.limit, value=value, met=met, low=low, high=high)
     # A miss by a hair must not read as "500 ms, limit 500 ms".
     shown = f"{value:,.3f} ms" if not met and format_ms(value) == format_ms(limit.limit) else format_ms(value)
-    said = f"{limit.name} is {shown}, limit {format_ms(limit.limit)}: {'met' if met else 'missed'}"
+    sentence = f"{limit.name} is {shown}, limit {format_ms(limit.limit)}: {'met' if met else 'missed'}"
     below = "no lower end" if low is None else format_ms(low)
     if high is None:
         return check, (
-            f"{said}; but this comes from {measured.count:,} of the {samples_needed(q):,} samples that "
+            f"{sentence}; but this comes from {measured.count:,} of the {samples_needed(q):,} samples that "
             f"{limit.quantile} needs: its 95 % interval is from {below} to no upper end"
         )
-    said = f"{said} (95 % interval {below} to {format_ms(high)}, {measured.count:,} samples)"
+    sentence = f"{sentence} (95 % interval {below} to {format_ms(high)}, {measured.count:,} samples)"
     if met and high > limit.limit:
-        said += "; the limit is inside the interval, so another run may miss it"
-    return check, said
+        sentence += "; the limit is inside the interval, so another run may miss it"
+    return check, sentence
 
 
 def _check_error_rate(summary: Summary, limit: float) -> tuple[Check, str]:
@@ -127,8 +98,8 @@ def _check_error_rate(summary: Summary, limit: float) -> tuple[Check, str]:
     kinds = ", ".join(
         f"{kind} {count:,}" for kind, count in sorted(summary.errors_by_kind.items(), key=lambda pair: -pair[1])
     )
-    said = f"{errors:,} of {asked:,} requests failed ({format_percent(rate)}), limit {format_percent(limit)}"
-    return check, f"{said}: {'met' if check.met else 'missed'}{'; ' if kinds else ''}{kinds}"
+    sentence = f"{errors:,} of {asked:,} requests failed ({format_percent(rate)}), limit {format_percent(limit)}"
+    return check, f"{sentence}: {'met' if check.met else 'missed'}{'; ' if kinds else ''}{kinds}"
 
 
 def _check_goodput(summary: Summary, limit: float) -> tuple[Check, str]:

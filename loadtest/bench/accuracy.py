@@ -119,10 +119,10 @@ def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: 
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if client_cpus is not None:
             os.sched_setaffinity(process.pid, client_cpus)
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         truth = mock.end()
     if not (out / "result.json").exists():
-        raise SystemExit(f"the generator ended with code {process.returncode}:\n{said[-3000:]}")
+        raise SystemExit(f"the generator ended with code {process.returncode}:\n{output[-3000:]}")
     result = Result.read(out / "result.json")
     found = match_requests(result, read_lines(out), truth)
     return CaseResult(
@@ -152,8 +152,10 @@ def report(found: CaseResult) -> None:
             f"{row.allowed:>9.2f}{mark}"
         )
     late = found.mock["start_lateness_ms"]
-    said = "on time" if found.mock["on_time"] else "late by its plan, which changes what is true and not what is known"
-    print(f"mock: {said}; p99 {late['p99']} ms, max {late['max']} ms")
+    output = (
+        "on time" if found.mock["on_time"] else "late by its plan, which changes what is true and not what is known"
+    )
+    print(f"mock: {output}; p99 {late['p99']} ms, max {late['max']} ms")
     print(
         f"generator: {generator.cpu_us_per_event} us CPU an event, lateness p99 {generator.lateness_ms.p99} ms, "
         f"loop lag p99 {generator.loop_lag_ms.p99} ms, CPU share {generator.cpu_share_max:.2f}"

@@ -71,13 +71,16 @@ def run_vllm_bench(url: str, chat: bool, seed: int, seconds: float, folder: Path
         "--save-result", "--result-dir", str(folder), "--result-filename", "others.json",
     ]  # fmt: skip
     _run(argv, cpus, {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    said = json.loads((folder / "others.json").read_text(encoding="utf-8"))
-    if said["completed"] != count:
-        raise SystemExit(f"vllm bench serve completed {said['completed']} of {count} requests")
+    output = json.loads((folder / "others.json").read_text(encoding="utf-8"))
+    if output["completed"] != count:
+        raise SystemExit(f"vllm bench serve completed {output['completed']} of {count} requests")
     found = {
-        f"{name} {what}": said[f"{what}_{name}_ms"] for name in ("ttft", "itl", "tpot") for what in ("mean", "p99")
+        f"{name} {what}": output[f"{what}_{name}_ms"] for name in ("ttft", "itl", "tpot") for what in ("mean", "p99")
     }
-    return found | {"tokens/s": said["total_output_tokens"] / seconds, "tokens/s to the end": said["output_throughput"]}
+    return found | {
+        "tokens/s": output["total_output_tokens"] / seconds,
+        "tokens/s to the end": output["output_throughput"],
+    }
 
 
 def run_sluice_load(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
@@ -120,9 +123,9 @@ def _run(argv: list[str], cpus: set[int], env: dict[str, str], allowed: tuple[in
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}
     )
     os.sched_setaffinity(process.pid, cpus)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode not in allowed:
-        raise SystemExit(f"{' '.join(argv[:5])} ended with code {process.returncode}:\n{said[-3000:]}")
+        raise SystemExit(f"{' '.join(argv[:5])} ended with code {process.returncode}:\n{output[-3000:]}")
 
 
 def median_figures(server: Server, count: int, seconds: float, cpus: set[int]) -> dict[str, tuple[float, float]]:
@@ -145,10 +148,10 @@ def report(server: Server, found: dict[str, tuple[float, float]]) -> bool:
     """One table; whether all agree."""
     print(f"\n{server.name}\n{'':<12}{'sluice-load':>13}{'vllm bench':>13}{'ratio':>8}")
     met = True
-    for number, (one, other) in found.items():
-        agrees = abs(one - other) <= TOLERANCE * other
+    for number, (ours, others_value) in found.items():
+        agrees = abs(ours - others_value) <= TOLERANCE * others_value
         met = met and agrees
-        print(f"{number:<12}{one:>13.2f}{other:>13.2f}{one / other:>8.3f}{'' if agrees else '  apart'}")
+        print(f"{number:<12}{ours:>13.2f}{others_value:>13.2f}{ours / others_value:>8.3f}{'' if agrees else '  apart'}")
     return met
 
 

@@ -35,18 +35,16 @@ class Target:
         return cls(parts.hostname or "127.0.0.1", parts.port or 80, model)
 
 
+def chat_body(model: str, max_tokens: int) -> bytes:
+    """The body of a streamed chat that runs to exactly `max_tokens`."""
+    document = {"model": model, "stream": True, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
+    document["messages"] = [{"role": "user", "content": "Tell me a story about a river."}]
+    return json.dumps(document).encode()
+
+
 async def open_stream(target: Target, max_tokens: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect and send a streamed chat that runs to exactly `max_tokens`."""
-    body = json.dumps(
-        {
-            "model": target.model,
-            "stream": True,
-            "max_tokens": max_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "messages": [{"role": "user", "content": "Tell me a story about a river."}],
-        }
-    ).encode()
+    body = chat_body(target.model, max_tokens)
     reader, writer = await asyncio.open_connection(target.host, target.port, limit=2**20)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: application/json\r\n"
     writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)

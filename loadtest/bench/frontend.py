@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.servers import CONTEXT, FrontEnd, start
+from loadtest.bench.servers import CONTEXT, FrontEnd, split_cpus, start
 
 STREAMS = (1, 32, 256, 1024)
 # About so many tokens a measurement, whatever the number of streams; between these a stream.
@@ -171,8 +171,7 @@ def main() -> None:
     names = options.only or (["sluice", "vllm"] + (["rust"] if options.vllm_rs else []))
     if options.real:
         names = [f"{name}-real" for name in names if name != "rust"]
-    cpus = sorted(os.sched_getaffinity(0))
-    front, others = ({cpus[0]}, set(cpus[1:2])) if len(cpus) > 1 else (set(cpus), set(cpus))
+    front, others = split_cpus()
     with tempfile.TemporaryDirectory() as folder:
         servers: list[FrontEnd] = []
         try:
@@ -194,7 +193,12 @@ def main() -> None:
     if options.json:
         options.json.write_text(
             json.dumps(
-                {"machine": platform.platform(), "cpus": len(cpus), "us_per_request": per_request, "results": results},
+                {
+                    "machine": platform.platform(),
+                    "cpus": os.cpu_count(),
+                    "us_per_request": per_request,
+                    "results": results,
+                },
                 indent=1,
             )
         )

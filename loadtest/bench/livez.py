@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from loadtest.bench.client import quantile
-from loadtest.bench.servers import FrontEnd, start
+from loadtest.bench.servers import FrontEnd, split_cpus, start
 
 ASK_EVERY_S = 0.02
 TOKENS = 400_000
@@ -48,27 +48,27 @@ async def lag_buckets(port: int) -> dict[float, float]:
 async def measure(server: FrontEnd, streams: int, tokens: int) -> dict[str, float]:
     """One run of the hammer. Raises SystemExit if a stream, or the server, does not do as it should."""
     before = await lag_buckets(server.port)
-    words = ["-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
-    client = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
+    argv = ["-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
+    client = await asyncio.create_subprocess_exec(sys.executable, *argv, stdout=asyncio.subprocess.PIPE)
     await asyncio.sleep(0.5)
-    took = []
+    durations_s = []
     while client.returncode is None:
-        asked = time.perf_counter()
+        sent_s = time.perf_counter()
         await get(server.port, "/livez")
-        took.append(time.perf_counter() - asked)
+        durations_s.append(time.perf_counter() - sent_s)
         await asyncio.sleep(ASK_EVERY_S)
-    said, _ = await client.communicate()
+    output, _ = await client.communicate()
     after = await lag_buckets(server.port)
     seen = {bound: after[bound] - before[bound] for bound in after}
     late = next(bound for bound, count in seen.items() if count >= 0.99 * max(seen.values()))
-    figures: dict[str, float] = json.loads(said)
+    figures: dict[str, float] = json.loads(output)
     return {
         "streams": streams,
         "tokens_per_s": round(figures["tokens_per_s"]),
-        "asked": len(took),
-        "livez_p50_ms": round(quantile(took, 0.5) * 1e3, 1),
-        "livez_p99_ms": round(quantile(took, 0.99) * 1e3, 1),
-        "livez_max_ms": round(max(took) * 1e3, 1),
+        "asked": len(durations_s),
+        "livez_p50_ms": round(quantile(durations_s, 0.5) * 1e3, 1),
+        "livez_p99_ms": round(quantile(durations_s, 0.99) * 1e3, 1),
+        "livez_max_ms": round(max(durations_s) * 1e3, 1),
         "loop_lag_p99_at_most_ms": late * 1e3,
     }
 
@@ -89,8 +89,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     gc.disable()
-    cpus = sorted(os.sched_getaffinity(0))
-    front, others = ({cpus[0]}, set(cpus[1:2])) if len(cpus) > 1 else (set(cpus), set(cpus))
+    front, others = split_cpus()
     os.sched_setaffinity(0, others)
     with tempfile.TemporaryDirectory() as folder:
         server = start("sluice", Path(folder))

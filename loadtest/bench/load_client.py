@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from loadtest.bench.client import quantile
+from loadtest.bench.client import chat_body, quantile
 from loadtest.bench.servers import MODEL
 
 DONE = b"data: [DONE]"
@@ -78,16 +78,7 @@ class Stream(asyncio.Protocol):
 
 async def run(port: int, streams: int, tokens: int, headers: list[str], lazy: bool) -> dict[str, float]:
     """All streams once. Raises SystemExit if one did not end with `[DONE]`."""
-    body = json.dumps(
-        {
-            "model": MODEL,
-            "stream": True,
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "messages": [{"role": "user", "content": "Tell me a story about a river."}],
-        }
-    ).encode()
+    body = chat_body(MODEL, tokens)
     lines = ["POST /v1/chat/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", *headers]
     # What the end of a lazy stream leaves below the mark is read when the server closes.
     lines.append("Connection: close")

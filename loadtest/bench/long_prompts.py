@@ -28,7 +28,7 @@ from typing import Any
 import uvloop
 
 from loadtest.bench.client import quantile
-from loadtest.bench.servers import MODEL, FrontEnd, start
+from loadtest.bench.servers import MODEL, FrontEnd, split_cpus, start
 
 CONTEXT = 131_072
 STREAMS = 32
@@ -239,8 +239,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write everything measured here")
     options = parser.parse_args()
     gc.disable()
-    cpus = sorted(os.sched_getaffinity(0))
-    front, others = ({cpus[0]}, set(cpus[1:2])) if len(cpus) > 1 else (set(cpus), set(cpus))
+    front, others = split_cpus()
     os.sched_setaffinity(0, others)
     results: list[dict[str, Any]] = []
     print("milliseconds, without and with long prompts; probe: /health beside them")

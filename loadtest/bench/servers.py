@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtest.local_server import free_port
+
 MODEL = "sluice-demo"
 CONTEXT = 32_768
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def split_cpus() -> tuple[set[int], set[int]]:
+    """A CPU for the front end, and another for engine and client; both sets are the same where there is only one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return ({cpus[0]}, {cpus[1]}) if len(cpus) > 1 else (set(cpus), set(cpus))
 
 
 @dataclass
@@ -200,4 +200,4 @@ def _process_tree(pid: int) -> list[int]:
     return found
 
 
-__all__ = ["MODEL", "FrontEnd", "cpu_s", "start"]
+__all__ = ["CONTEXT", "MODEL", "FrontEnd", "cpu_s", "split_cpus", "start"]

@@ -21,18 +21,12 @@ class EventTooLarge(Exception):
 class SseParser:
     """One stream's bytes in, events out."""
 
-    __slots__ = ("_at_start", "_rest", "_skip_lf", "comments")
+    __slots__ = ("_at_start", "_rest", "_skip_lf")
 
     def __init__(self) -> None:
         self._rest = b""
         self._at_start = True
         self._skip_lf = False
-        self.comments = 0
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether bytes of an event wait for its end."""
-        return bool(self._rest)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes. Raises EventTooLarge."""
@@ -62,9 +56,7 @@ class SseParser:
         number: bytes | None = None
         data: list[bytes] = []
         for line in part.split(b"\n"):
-            name, colon, value = line.partition(b":")
-            if not name and colon:
-                self.comments += 1
+            name, _, value = line.partition(b":")
             value = value.removeprefix(b" ")
             if name == b"data":
                 data.append(value)

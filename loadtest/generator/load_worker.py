@@ -138,11 +138,11 @@ class LoadWorker:
             timer.close()
 
     def _schedule(self) -> Iterator[Arrival]:
-        load, length_s = self._scenario.load, self._scenario.stages.arrivals_s
+        load, duration_s = self._scenario.load, self._scenario.stages.arrivals_s
         assert not isinstance(load, ClosedLoop)
         if isinstance(load, TraceReplay):
-            return traces.read_trace(load, self._scenario.seed, length_s)
-        return (Arrival(at_s) for at_s in load.arrival_times(self._scenario.seed, length_s))
+            return traces.read_trace(load, self._scenario.seed, duration_s)
+        return (Arrival(at_s) for at_s in load.arrival_times(self._scenario.seed, duration_s))
 
     # Closed loop.
 
@@ -159,7 +159,7 @@ class LoadWorker:
             assert request is not None
             self.aggregates.on_due(self._window, due_ns)
             self._run_conversation(conversation, request, due_ns)
-            gevent.sleep(load.think_s.sample(conversation.chance))
+            gevent.sleep(load.think_s.sample(conversation.rng))
 
     # Both.
 

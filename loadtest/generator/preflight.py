@@ -30,10 +30,10 @@ def probe(scenario: Scenario, url: str, key: str | None) -> ServerInfo:
     """What is served at `url`. Raises PreflightError."""
     trust = tls.make_ssl_context(scenario.tls_verify)
     models = _request_json(url, "/v1/models", key, trust)
-    listed = [one for one in models.get("data", []) if isinstance(one, dict) and "id" in one]
+    listed = [model for model in models.get("data", []) if isinstance(model, dict) and "id" in model]
     if not listed:
         raise PreflightError(f"{url}/v1/models names no model; is this an OpenAI-compatible server?")
-    names = [str(one["id"]) for one in listed]
+    names = [str(model["id"]) for model in listed]
     wanted = {share.name for workload in scenario.workloads for share in workload.models}
     wanted |= {scenario.model} if scenario.model is not None else set()
     if missing := sorted(wanted - set(names)):
@@ -61,10 +61,10 @@ def ping(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -
 def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
     """What the server calls itself; nothing where it does not tell."""
     try:
-        said = _request_json(url, "/version", key, trust)
+        document = _request_json(url, "/version", key, trust)
     except PreflightError:
         return ""
-    return ", ".join(f"{name} {number}" for name, number in said.items() if isinstance(number, str))
+    return ", ".join(f"{name} {number}" for name, number in document.items() if isinstance(number, str))
 
 
 def _tokens_per_word(url: str, model: str, key: str | None, trust: ssl.SSLContext) -> float:
@@ -85,13 +85,13 @@ def _request_json(
     request = urllib.request.Request(url.rstrip("/") + path, data, headers)  # noqa: S310 - the URL is checked before
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=trust) as answer:  # noqa: S310
-            said = json.loads(answer.read())
+            document = json.loads(answer.read())
     except urllib.error.HTTPError as error:
         hint = " Give --api-key, or tenants with keys." if error.code in {401, 403} else ""
         raise PreflightError(f"{url}{path} answers {error.code}.{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise PreflightError(f"{url}{path} does not answer: {reason}. Is the server up, and the URL right?") from None
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         raise PreflightError(f"{url}{path} does not answer with a JSON object.")
-    return said
+    return document

@@ -75,7 +75,7 @@ class _Mergeable:
     def to_dict(self) -> PlainValues:
         """As plain values; empty histograms are left out."""
         counts = {name: getattr(self, name) for name in self.COUNTS}
-        histograms = {name: one.to_dict() for name in self.HISTOGRAMS if (one := getattr(self, name)).count}
+        histograms = {name: stats.to_dict() for name in self.HISTOGRAMS if (stats := getattr(self, name)).count}
         return {**counts, **histograms, "errors": dict(self.errors)}
 
 
@@ -269,10 +269,10 @@ class Aggregates:
 
     def overall(self) -> GroupStats:
         """All groups together."""
-        made = GroupStats()
-        for one in self.groups.values():
-            made.merge(one.to_dict())
-        return made
+        overall = GroupStats()
+        for stats in self.groups.values():
+            overall.merge(stats.to_dict())
+        return overall
 
     def ordered_seconds(self) -> Iterator[tuple[int, SecondStats]]:
         """The seconds, none left out."""
@@ -284,8 +284,8 @@ class Aggregates:
     def take_delta(self) -> PlainValues:
         """All that was counted since the last call, as plain values."""
         packed = {
-            "groups": [[*key, one.to_dict()] for key, one in self.groups.items()],
-            "seconds": [[number, one.to_dict()] for number, one in self.seconds.items()],
+            "groups": [[*key, stats.to_dict()] for key, stats in self.groups.items()],
+            "seconds": [[number, stats.to_dict()] for number, stats in self.seconds.items()],
             "lateness": self.lateness.to_dict(),
             "asked": self.due_count,
             "begun": self.sent_count,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import ceil
 
-__all__ = ["Histogram"]
+__all__ = ["Histogram", "bucket_middle"]
 
 _BITS = 7
 _HALF = 1 << (_BITS - 1)
@@ -56,17 +56,13 @@ class Histogram:
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
             if seen >= rank:
-                return min(_middle(bucket), float(self.largest))
+                return min(bucket_middle(bucket), float(self.largest))
         return float(self.largest)
 
-    def above(self, value: int) -> int:
-        """How many values were larger than `value`, to the precision of a bucket."""
-        return sum(count for bucket, count in self.buckets.items() if _middle(bucket) > value)
-
-    @staticmethod
-    def bucket_middle(bucket: int) -> float:
-        """The middle of a bucket, in microseconds."""
-        return _middle(bucket)
+    def quantile_ms(self, q: float) -> float | None:
+        """`quantile` in milliseconds."""
+        value = self.quantile(q)
+        return None if value is None else value / 1000
 
     @property
     def mean(self) -> float | None:
@@ -80,16 +76,17 @@ class Histogram:
     @classmethod
     def from_dict(cls, document: Mapping[str, object]) -> Histogram:
         """What `packed` made. Raises KeyError, TypeError or ValueError if it was something else."""
-        made = cls()
+        histogram = cls()
         pairs: Iterable[tuple[int, int]] = document["buckets"]  # type: ignore[assignment]
-        made.buckets = {int(bucket): int(count) for bucket, count in pairs}
-        made.count = sum(made.buckets.values())
-        made.total = int(document["total"])  # type: ignore[call-overload]
-        made.largest = int(document["max"])  # type: ignore[call-overload]
-        return made
+        histogram.buckets = {int(bucket): int(count) for bucket, count in pairs}
+        histogram.count = sum(histogram.buckets.values())
+        histogram.total = int(document["total"])  # type: ignore[call-overload]
+        histogram.largest = int(document["max"])  # type: ignore[call-overload]
+        return histogram
 
 
-def _middle(bucket: int) -> float:
+def bucket_middle(bucket: int) -> float:
+    """In microseconds."""
     if bucket < 2 * _HALF:
         return float(bucket)
     shift = (bucket >> (_BITS - 1)) - 1

@@ -33,17 +33,17 @@ def order_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[i
     # Beyond ten standard deviations nothing adds up to a tail.
     reach = ceil(10 * sqrt(count * q * (1 - q))) + 10
     first, last = max(0, int(count * q) - reach), min(count, int(count * q) + reach)
-    chances = [_binomial(count, q, below) for below in range(first, last + 1)]
+    probabilities = [_binomial(count, q, below) for below in range(first, last + 1)]
 
     low, total = first, 0.0
-    for chance in chances:
-        total += chance
+    for probability in probabilities:
+        total += probability
         if total > tail:
             break
         low += 1
     high, total = last + 1, 0.0
-    for chance in reversed(chances):
-        total += chance
+    for probability in reversed(probabilities):
+        total += probability
         if total > tail:
             break
         high -= 1
@@ -51,15 +51,15 @@ def order_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[i
 
 
 def quantile_interval(
-    counted: Histogram, q: float, confidence: float = CONFIDENCE
+    histogram: Histogram, q: float, confidence: float = CONFIDENCE
 ) -> tuple[float | None, float | None]:
     """The ends of the quantile's interval in microseconds; None where the samples cannot tell."""
-    if not counted.count:
+    if not histogram.count:
         return None, None
-    low, high = order_ranks(counted.count, q, confidence)
+    low, high = order_ranks(histogram.count, q, confidence)
     return (
-        None if low is None else counted.quantile(low / counted.count),
-        None if high is None else counted.quantile(high / counted.count),
+        None if low is None else histogram.quantile(low / histogram.count),
+        None if high is None else histogram.quantile(high / histogram.count),
     )
 
 

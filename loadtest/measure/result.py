@@ -7,6 +7,7 @@ the time line and nowhere else).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ __all__ = [
     "Summary",
     "TimelineSecond",
     "Verdict",
+    "merged_histogram",
 ]
 
 
@@ -152,6 +154,15 @@ class TimelineSecond(_Part):
     itl: dict[str, Any] = Field(default_factory=dict, description="Histogram.packed()")
     tpot: dict[str, Any] = Field(default_factory=dict, description="Histogram.packed()")
     e2e: dict[str, Any] = Field(default_factory=dict, description="Histogram.packed()")
+
+
+def merged_histogram(seconds: Iterable[TimelineSecond], metric: str) -> Histogram:
+    """All values of `metric` ("ttft", "itl", "tpot", "e2e") in these seconds."""
+    merged = Histogram()
+    for second in seconds:
+        if document := getattr(second, metric):
+            merged.merge(Histogram.from_dict(document))
+    return merged
 
 
 class Generator(_Part):

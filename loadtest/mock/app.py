@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from time import perf_counter_ns
 
@@ -12,7 +13,6 @@ import orjson
 
 from loadtest.mock import request_body
 from loadtest.mock.connection import Connection
-from loadtest.mock.draw import Draw, sampler
 from loadtest.mock.engine import Engine
 from loadtest.mock.faults import Fault, FaultKind
 from loadtest.mock.ground_truth import Lateness, TrueRecord
@@ -24,6 +24,7 @@ from loadtest.mock.request_body import InvalidRequest, RequestBody
 from loadtest.mock.script import FOREVER_NS, StreamTiming, make_actions
 from loadtest.mock.slots import Slots
 from loadtest.mock.stream import Job, Stream
+from loadtest.scenario.distributions import Distribution
 
 __all__ = ["App"]
 
@@ -39,12 +40,12 @@ class App:
         self.records: list[TrueRecord] = []
         self.lateness = Lateness()
         self._plan = plan
-        chance = plan.make_rng("engine")
-        step_ns = _ns(plan.itl_ms, chance) if plan.steps else None
+        rng = plan.make_rng("engine")
+        step_ns = _ns(plan.itl_ms, rng) if plan.steps else None
         self._engine = Engine(loop, step_ns, self.lateness)
         self._metrics = MockMetrics(plan.model, plan.kv_tokens)
         self._slots = Slots(plan.max_running, self._on_slot)
-        self._accept_delay_s = sampler(plan.accept_delay_s, chance)
+        self._accept_delay_s = partial(plan.accept_delay_s.sample, rng)
         self._resumable: dict[str, Stream] = {}
         self._freezes_scheduled = False
 
@@ -122,11 +123,10 @@ class App:
         plan = self._plan
         chunks = ChunkBuilder(request, record.id, plan.model, int(time.time()))
         ttft_ns, itl_ns = _ns(plan.ttft_ms, rng)(), _ns(plan.itl_ms, rng)
-        per_event = sampler(plan.tokens_per_event, rng)
         timing = StreamTiming(
             ttft_ns=ttft_ns,
             itl_ns=(lambda: 0) if plan.steps and request.stream else itl_ns,
-            tokens_per_event=lambda: max(1, round(per_event())),
+            tokens_per_event=partial(plan.tokens_per_event.sample_count, rng),
             max_tokens=request.max_tokens or plan.output_tokens,
             sends_role=request.chat,
             sends_role_early=plan.role == "early",
@@ -208,9 +208,8 @@ class _FreezeEvent:
         self._engine.freeze(self._freeze.for_s)
 
 
-def _ns(draw: Draw, rng: Random) -> Callable[[], int]:
-    ms = sampler(draw, rng)
-    return lambda: round(ms() * 1e6)
+def _ns(times_ms: Distribution, rng: Random) -> Callable[[], int]:
+    return lambda: round(times_ms.sample(rng) * 1e6)
 
 
 def _send_error(connection: Connection, status: int, message: str, param: str | None = None) -> None:

@@ -32,10 +32,10 @@ class MockProcess:
         if cpus is not None:
             os.sched_setaffinity(self.process.pid, cpus)
         assert self.process.stdout is not None
-        said = self.process.stdout.readline().split()
-        if not said:
+        ready_line = self.process.stdout.readline().split()
+        if not ready_line:
             raise RuntimeError(f"the mock ended with code {self.process.wait()}")
-        self.url = said[-1]
+        self.url = ready_line[-1]
         self.port = int(self.url.rpartition(":")[2])
 
     def end(self) -> GroundTruth:

@@ -70,10 +70,6 @@ class GroundTruth:
     def is_on_time(self) -> bool:
         return bool(self.mock["on_time"])
 
-    def by_request(self) -> dict[str, TrueRecord]:
-        """The records by `X-Request-Id`, the client's or the mock's."""
-        return {record.request_id: record for record in self.records}
-
     @staticmethod
     def write(path: Path, records: Iterable[TrueRecord], mock: dict[str, Any]) -> None:
         with path.open("wb") as out:

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from loadtest.mock.draw import Constant, Draw
 from loadtest.mock.faults import Fault
+from loadtest.scenario.distributions import Constant, Distribution
 
 __all__ = ["FaultShare", "Freeze", "MockPlan", "PlanError"]
 
@@ -52,13 +52,13 @@ class MockPlan(_Part):
 
     seed: int = 1
     model: str = "mock"
-    ttft_ms: Draw = Constant(value=50)
+    ttft_ms: Distribution = Constant(value=50)
     """From the arrival of a request's last byte (or from its turn, with `max_running`) to its first token."""
-    itl_ms: Draw = Constant(value=20)
+    itl_ms: Distribution = Constant(value=20)
     """From event to event of a stream; with `steps`, from step to step of the engine."""
     steps: bool = False
     """Whether all running streams get their tokens in the same instant, like a real engine's."""
-    tokens_per_event: Draw = Constant(value=1)
+    tokens_per_event: Distribution = Constant(value=1)
     """Rounded, at least 1. More than one is what a server with merging or speculative decoding sends."""
     output_tokens: PositiveInt = 128
     """Of a request that asks for no number."""
@@ -68,7 +68,7 @@ class MockPlan(_Part):
     """More wait for their turn."""
     kv_tokens: PositiveInt = 1_000_000
     """How many tokens would be a KV usage of 1."""
-    accept_delay_s: Draw = Constant(value=0)
+    accept_delay_s: Distribution = Constant(value=0)
     """Between the connection and the first look at what it says."""
     freezes: list[Freeze] = []
     faults: list[FaultShare] = []

@@ -9,7 +9,7 @@ from math import ceil
 
 from loadtest.formatting import format_ms, format_number
 from loadtest.measure.histogram import Histogram
-from loadtest.measure.result import Check, LatencyStats, Result, Server, TimelineSecond
+from loadtest.measure.result import Check, LatencyStats, Result, Server, TimelineSecond, merged_histogram
 from loadtest.report.chart import Band, Chart, Line, ReferenceLine
 from loadtest.report.scale import Linear, PercentileTail, Time, latency_axis
 
@@ -38,13 +38,6 @@ class Span:
 
     def rate(self, of: Callable[[TimelineSecond], int]) -> float:
         return sum(map(of, self.slices)) / len(self.slices)
-
-    def histogram(self, metric: str) -> Histogram:
-        whole = Histogram()
-        for each in self.slices:
-            if packed := getattr(each, metric):
-                whole.merge(Histogram.from_dict(packed))
-        return whole
 
 
 def spans(timeline: Sequence[TimelineSecond]) -> list[Span]:
@@ -159,9 +152,9 @@ class _TimelineCharts:
         return _time_chart(title, text, unit, series, self._x, self._bands, note=self._every)
 
     def latency(self, metric: str, title: str, text: str) -> Chart:
-        whole = [(part.t_s, part.histogram(metric)) for part in self._parts]
+        whole = [(part.t_s, merged_histogram(part.slices, metric)) for part in self._parts]
         series = [
-            Line(name, [(t_s, _ms(counted, q)) for t_s, counted in whole], colour)
+            Line(name, [(t_s, counted.quantile_ms(q)) for t_s, counted in whole], colour)
             for colour, (name, q) in enumerate(_QUANTILES)
         ]
         known = [value for line in series for _, value in line.points if value is not None]
@@ -233,7 +226,7 @@ def _percentile_points(found: LatencyStats, x: PercentileTail) -> list[tuple[flo
     last = 1 - 0.5 / counted.count
     steps = [1 - 10 ** (-i / _PER_NINE) for i in range(int(x.last * _PER_NINE) + 1)]
     shares = sorted({q for q in (*steps, 0.5, 0.9, 0.99, 0.999, 0.9999) if q < last} | {last})
-    return [(q, _ms(counted, q)) for q in shares]
+    return [(q, counted.quantile_ms(q)) for q in shares]
 
 
 def _limit_lines(found: Sequence[tuple[str, float]], known: Sequence[float]) -> tuple[list[ReferenceLine], list[float]]:
@@ -250,11 +243,6 @@ def _rate_points(parts: Iterable[Span], of: Callable[[TimelineSecond], int]) -> 
 
 def _error_rate(part: Span, kinds: set[str]) -> float:
     return part.rate(lambda each: sum(count for kind, count in each.errors.items() if kind in kinds))
-
-
-def _ms(counted: Histogram, q: float) -> float | None:
-    value = counted.quantile(q)
-    return None if value is None else value / 1000
 
 
 def _thin_out(points: Sequence[Sequence[float]], factor: float, length_s: float) -> list[tuple[float, float | None]]:

@@ -63,22 +63,22 @@ def finish_run(session: Session, out: Path | None, command: str) -> Result:
 def to_text(result: Result) -> str:
     """The result in a few lines for a terminal."""
     summary, verdict = result.summary, result.verdict
-    asked = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} asked"
+    due_rate = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} asked"
     failed = sum(summary.errors_by_kind.values())
     lines = [
         "",
         f"{summary.requests} requests: {summary.ok} ok, {summary.cancelled_by_plan} left as planned, {failed} errors",
-        f"{summary.achieved_rps:.2f} requests/s{asked}, {summary.output_tokens_per_s:.0f} output tokens/s",
+        f"{summary.achieved_rps:.2f} requests/s{due_rate}, {summary.output_tokens_per_s:.0f} output tokens/s",
         *(f"  {count} x {kind}" for kind, count in summary.errors_by_kind.items()),
         f"{'ms':12}{'count':>9}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
     ]
     rows = {"TTFT": summary.ttft_ms, "ITL": summary.itl_ms, "TPOT": summary.tpot_ms, "E2E": summary.e2e_ms}
-    lines += [_row(name, one) for name, one in rows.items()]
-    made = result.generator
+    lines += [_row(name, stats) for name, stats in rows.items()]
+    generator = result.generator
     lines.append(
-        f"generator: {made.workers} workers, sent late p99 {_ms(made.lateness_ms.p99)} ms, loop lag p99 "
-        f"{_ms(made.loop_lag_ms.p99)} ms, CPU at most {made.cpu_share_max:.0%}, {made.events} events"
-        + (f", {made.cpu_us_per_event:.0f} us each" if made.cpu_us_per_event is not None else "")
+        f"generator: {generator.workers} workers, sent late p99 {_ms(generator.lateness_ms.p99)} ms, loop lag p99 "
+        f"{_ms(generator.loop_lag_ms.p99)} ms, CPU at most {generator.cpu_share_max:.0%}, {generator.events} events"
+        + (f", {generator.cpu_us_per_event:.0f} us each" if generator.cpu_us_per_event is not None else "")
     )
     lines.append(
         f"integrity: {result.integrity.checked_streams} streams checked, "
@@ -88,9 +88,9 @@ def to_text(result: Result) -> str:
     return "\n".join([*lines, f"verdict: {verdict.outcome}", *(f"  {reason}" for reason in verdict.reasons)])
 
 
-def _row(name: str, one: LatencyStats) -> str:
-    values = (one.mean, one.p50, one.p90, one.p99, one.max)
-    return f"{name:12}{one.count:>9}" + "".join(f"{_ms(value):>10}" for value in values)
+def _row(name: str, stats: LatencyStats) -> str:
+    values = (stats.mean, stats.p50, stats.p90, stats.p99, stats.max)
+    return f"{name:12}{stats.count:>9}" + "".join(f"{_ms(value):>10}" for value in values)
 
 
 def _ms(value: float | None) -> str:
@@ -99,7 +99,7 @@ def _ms(value: float | None) -> str:
 
 def _was_freed(session: Session, counted: CollectedRun) -> bool | None:
     """Whether the server let go of what cancelled requests held; None if none were to be cancelled."""
-    cancels = any(isinstance(one, Cancel) for workload in counted.scenario.workloads for one in workload.behaviours)
+    cancels = any(isinstance(stats, Cancel) for workload in counted.scenario.workloads for stats in workload.behaviours)
     if not cancels or session.scraper is None:
         return None
     return scraper.wait_until_freed(

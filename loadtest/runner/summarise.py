@@ -60,7 +60,7 @@ class CollectedRun:
             lag.merge(health.lag)
         events = sum(health.events for health in self.worker_healths)
         cpu_us = sum(health.cpu_us for health in self.worker_healths)
-        made = Generator(
+        generator = Generator(
             workers=self.workers,
             lateness_ms=LatencyStats.from_histogram(self.aggregates.lateness),
             loop_lag_ms=LatencyStats.from_histogram(lag),
@@ -70,7 +70,7 @@ class CollectedRun:
             cpu_us_per_event=round(cpu_us / events, 2) if events else None,
             invalid=[],
         )
-        return made.model_copy(update={"invalid": [*self.notes, *self._invalid_reasons(made)]})
+        return generator.model_copy(update={"invalid": [*self.notes, *self._invalid_reasons(generator)]})
 
     def integrity(self, freed: bool | None) -> Integrity:
         """What was found to be untrue."""
@@ -82,16 +82,16 @@ class CollectedRun:
             freed_after_cancels=freed,
         )
 
-    def _invalid_reasons(self, made: Generator) -> list[str]:
+    def _invalid_reasons(self, generator: Generator) -> list[str]:
         limits, reasons = self.scenario.generator, []
-        late, lag = made.lateness_ms.p99, made.loop_lag_ms.p99
+        late, lag = generator.lateness_ms.p99, generator.loop_lag_ms.p99
         if late is not None and late > limits.lateness_p99_ms:
             reasons.append(f"requests were sent late: p99 {late:.1f} ms, allowed are {limits.lateness_p99_ms:g} ms")
         if lag is not None and lag > limits.loop_lag_p99_ms:
             reasons.append(f"the generator's loop lagged: p99 {lag:.1f} ms, allowed are {limits.loop_lag_p99_ms:g} ms")
-        if made.cpu_share_max > limits.cpu_share_max:
+        if generator.cpu_share_max > limits.cpu_share_max:
             reasons.append(
-                f"a worker used {made.cpu_share_max:.0%} of a core, allowed are {limits.cpu_share_max:.0%}; "
+                f"a worker used {generator.cpu_share_max:.0%} of a core, allowed are {limits.cpu_share_max:.0%}; "
                 "give it more workers"
             )
         due, sent = self._rates()
@@ -100,9 +100,9 @@ class CollectedRun:
                 f"{sent:.2f} requests/s were sent where {due:.2f} were due: {sent / due:.1%}, "
                 f"at least {limits.achieved_share_min:.0%} is needed"
             )
-        if made.dropped_arrivals:
+        if generator.dropped_arrivals:
             reasons.append(
-                f"{made.dropped_arrivals} arrivals were dropped, because max_in_flight "
+                f"{generator.dropped_arrivals} arrivals were dropped, because max_in_flight "
                 f"({self.scenario.max_in_flight} per worker) was reached"
             )
         return reasons

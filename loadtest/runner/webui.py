@@ -94,15 +94,19 @@ def _latency_columns(counted: Histogram) -> Row:
 
 
 def _generator_rows(counted: CollectedRun) -> list[Row]:
-    made, limits = counted.generator(), counted.scenario.generator
+    generator, limits = counted.generator(), counted.scenario.generator
     summary = counted.summary()
     return [
-        {"what": "lateness p99, ms", "value": made.lateness_ms.p99, "allowed": limits.lateness_p99_ms},
-        {"what": "loop lag p99, ms (at the end)", "value": made.loop_lag_ms.p99, "allowed": limits.loop_lag_p99_ms},
-        {"what": "largest CPU share (at the end)", "value": made.cpu_share_max, "allowed": limits.cpu_share_max},
+        {"what": "lateness p99, ms", "value": generator.lateness_ms.p99, "allowed": limits.lateness_p99_ms},
+        {
+            "what": "loop lag p99, ms (at the end)",
+            "value": generator.loop_lag_ms.p99,
+            "allowed": limits.loop_lag_p99_ms,
+        },
+        {"what": "largest CPU share (at the end)", "value": generator.cpu_share_max, "allowed": limits.cpu_share_max},
         {"what": "asked, requests in the measured stage", "value": counted.aggregates.due_count, "allowed": None},
         {"what": "sent, requests in the measured stage", "value": counted.aggregates.sent_count, "allowed": None},
-        {"what": "dropped arrivals", "value": made.dropped_arrivals, "allowed": 0},
+        {"what": "dropped arrivals", "value": generator.dropped_arrivals, "allowed": 0},
         {"what": "output tokens per second", "value": summary.output_tokens_per_s, "allowed": None},
         {"what": "streams found to be untrue", "value": sum(counted.aggregates.violations.values()), "allowed": 0},
     ]

@@ -47,34 +47,34 @@ class _Load(BaseModel):
 class OpenLoop(_Load):
     """An open loop with a rate."""
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, duration_s: float) -> float:
         """How many arrivals are expected until `t_s`, in a run of `length_s`."""
         raise NotImplementedError
 
-    def next_gap(self, chance: Random) -> float:
+    def next_gap(self, rng: Random) -> float:
         """One gap of the process at a rate of one."""
         raise NotImplementedError
 
-    def arrival_times(self, seed: int, length_s: float) -> Iterator[float]:
+    def arrival_times(self, seed: int, duration_s: float) -> Iterator[float]:
         """All arrivals of a run of `length_s`, in order."""
         # Apart from the generators of the requests, which begin with the same seed.
-        chance = Random(f"{seed}/arrivals")
+        rng = Random(f"{seed}/arrivals")
         due, t_s = 0.0, 0.0
-        whole = self.expected_count(length_s, length_s)
-        while (due := due + self.next_gap(chance)) < whole:
-            t_s = self._time_of(due, t_s, length_s)
+        total = self.expected_count(duration_s, duration_s)
+        while (due := due + self.next_gap(rng)) < total:
+            t_s = self._time_of(due, t_s, duration_s)
             yield t_s
 
-    def mean_rate(self, length_s: float) -> float:
+    def mean_rate(self, duration_s: float) -> float:
         """Arrivals per second over the whole run."""
-        return self.expected_count(length_s, length_s) / length_s
+        return self.expected_count(duration_s, duration_s) / duration_s
 
     def _time_of(self, due: float, low: float, high: float) -> float:
-        length_s = high
+        duration_s = high
         # 1e-7 s is far below what a timer can keep.
         while high - low > 1e-7:
             middle = (low + high) / 2
-            if self.expected_count(middle, length_s) < due:
+            if self.expected_count(middle, duration_s) < due:
                 low = middle
             else:
                 high = middle
@@ -84,7 +84,7 @@ class OpenLoop(_Load):
 class _ConstantRate(OpenLoop):
     rate: float = Field(gt=0, le=1_000_000, description="Arrivals per second.")
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, duration_s: float) -> float:
         return self.rate * t_s
 
     def _time_of(self, due: float, low: float, high: float) -> float:
@@ -96,8 +96,8 @@ class Poisson(_ConstantRate):
 
     kind: Literal["poisson"]
 
-    def next_gap(self, chance: Random) -> float:
-        return chance.expovariate(1.0)
+    def next_gap(self, rng: Random) -> float:
+        return rng.expovariate(1.0)
 
 
 class ConstantRate(_ConstantRate):
@@ -105,7 +105,7 @@ class ConstantRate(_ConstantRate):
 
     kind: Literal["constant"]
 
-    def next_gap(self, chance: Random) -> float:
+    def next_gap(self, rng: Random) -> float:
         return 1.0
 
 
@@ -115,16 +115,16 @@ class Gamma(_ConstantRate):
     kind: Literal["gamma"]
     cv: float = Field(gt=0, le=10)
 
-    def next_gap(self, chance: Random) -> float:
+    def next_gap(self, rng: Random) -> float:
         shape = 1 / self.cv**2
-        return chance.gammavariate(shape, 1 / shape)
+        return rng.gammavariate(shape, 1 / shape)
 
 
 class _VaryingRate(OpenLoop):
     process: Process = "poisson"
 
-    def next_gap(self, chance: Random) -> float:
-        return chance.expovariate(1.0) if self.process == "poisson" else 1.0
+    def next_gap(self, rng: Random) -> float:
+        return rng.expovariate(1.0) if self.process == "poisson" else 1.0
 
 
 class Ramp(_VaryingRate):
@@ -140,8 +140,8 @@ class Ramp(_VaryingRate):
             raise ValueError("start and end are both 0; raise one of them")
         return self
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
-        return self.start * t_s + (self.end - self.start) * t_s * t_s / (2 * length_s)
+    def expected_count(self, t_s: float, duration_s: float) -> float:
+        return self.start * t_s + (self.end - self.start) * t_s * t_s / (2 * duration_s)
 
 
 class Step(_VaryingRate):
@@ -159,7 +159,7 @@ class Step(_VaryingRate):
             raise ValueError("rates are 0 or more, and one of them above 0")
         return self
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, duration_s: float) -> float:
         ends = [*(at_s for at_s, _ in self.steps[1:]), math.inf]
         return sum(
             rate * max(0.0, min(t_s, end_s) - at_s) for (at_s, rate), end_s in zip(self.steps, ends, strict=True)
@@ -175,7 +175,7 @@ class Spike(_VaryingRate):
     at_s: float = Field(ge=0)
     for_s: float = Field(gt=0)
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, duration_s: float) -> float:
         inside = max(0.0, min(t_s, self.at_s + self.for_s) - self.at_s)
         return self.base * t_s + (self.peak - self.base) * inside
 
@@ -196,7 +196,7 @@ class Sine(_VaryingRate):
             )
         return self
 
-    def expected_count(self, t_s: float, length_s: float) -> float:
+    def expected_count(self, t_s: float, duration_s: float) -> float:
         turn = 2 * math.pi / self.period_s
         return self.mean * t_s + self.amplitude / turn * (1 - math.cos(turn * t_s))
 

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import math
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Choice", "Constant", "Distribution", "Lognormal", "Normal", "Uniform"]
+__all__ = ["Choice", "Constant", "Distribution", "Exponential", "Lognormal", "Normal", "Uniform"]
 
 
 class _Distribution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def sample(self, chance: Random) -> float:
+    def sample(self, rng: Random) -> float:
         """One number."""
         raise NotImplementedError
 
-    def sample_count(self, chance: Random, minimum: int = 1) -> int:
+    def sample_count(self, rng: Random, minimum: int = 1) -> int:
         """One whole number, at least `least`."""
-        return max(minimum, round(self.sample(chance)))
+        return max(minimum, round(self.sample(rng)))
 
 
 class Constant(_Distribution):
@@ -32,7 +32,7 @@ class Constant(_Distribution):
     kind: Literal["constant"] = "constant"
     value: float = Field(ge=0)
 
-    def sample(self, chance: Random) -> float:
+    def sample(self, rng: Random) -> float:
         return self.value
 
 
@@ -40,8 +40,8 @@ class Uniform(_Distribution):
     """Anything from `min` to `max`, all equally likely."""
 
     kind: Literal["uniform"]
-    min: float = Field(ge=0)
-    max: float = Field(ge=0)
+    min: float = Field(ge=0, validation_alias=AliasChoices("min", "low"))
+    max: float = Field(ge=0, validation_alias=AliasChoices("max", "high"))
 
     @model_validator(mode="after")
     def _check_order(self) -> Uniform:
@@ -49,8 +49,8 @@ class Uniform(_Distribution):
             raise ValueError(f"min ({self.min:g}) is above max ({self.max:g}); swap them")
         return self
 
-    def sample(self, chance: Random) -> float:
-        return chance.uniform(self.min, self.max)
+    def sample(self, rng: Random) -> float:
+        return rng.uniform(self.min, self.max)
 
 
 class _Clamped(_Distribution):
@@ -68,8 +68,8 @@ class Normal(_Clamped):
     mean: float = Field(ge=0)
     sd: float = Field(ge=0)
 
-    def sample(self, chance: Random) -> float:
-        return self._clamp(chance.gauss(self.mean, self.sd))
+    def sample(self, rng: Random) -> float:
+        return self._clamp(rng.gauss(self.mean, self.sd))
 
 
 class Lognormal(_Clamped):
@@ -79,8 +79,30 @@ class Lognormal(_Clamped):
     median: float = Field(gt=0)
     sigma: float = Field(ge=0, le=5)
 
-    def sample(self, chance: Random) -> float:
-        return self._clamp(self.median * math.exp(chance.gauss(0.0, self.sigma)))
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mean(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "mean" not in given:
+            return given
+        rest = dict(given)
+        mean, cv = rest.pop("mean"), rest.pop("cv", None)
+        if not (isinstance(mean, (int, float)) and isinstance(cv, (int, float)) and mean > 0 and cv > 0):
+            raise ValueError("mean and cv must be numbers above 0")
+        variance = math.log1p(cv**2)
+        return {"median": mean * math.exp(-variance / 2), "sigma": math.sqrt(variance), **rest}
+
+    def sample(self, rng: Random) -> float:
+        return self._clamp(self.median * math.exp(rng.gauss(0.0, self.sigma)))
+
+
+class Exponential(_Distribution):
+    """Waits between independent events with the given `mean`."""
+
+    kind: Literal["exponential"]
+    mean: float = Field(gt=0)
+
+    def sample(self, rng: Random) -> float:
+        return rng.expovariate(1 / self.mean)
 
 
 class Choice(_Distribution):
@@ -98,8 +120,8 @@ class Choice(_Distribution):
             raise ValueError("values and weights are 0 or more")
         return self
 
-    def sample(self, chance: Random) -> float:
-        return chance.choices(self.values, self.weights)[0]
+    def sample(self, rng: Random) -> float:
+        return rng.choices(self.values, self.weights)[0]
 
 
 def _constant_from_number(given: object) -> object:
@@ -108,6 +130,6 @@ def _constant_from_number(given: object) -> object:
 
 
 Distribution = Annotated[
-    Annotated[Constant | Uniform | Normal | Lognormal | Choice, Field(discriminator="kind")],
+    Annotated[Constant | Uniform | Normal | Lognormal | Exponential | Choice, Field(discriminator="kind")],
     BeforeValidator(_constant_from_number),
 ]

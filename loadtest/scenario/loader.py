@@ -116,7 +116,9 @@ def _apply_overrides(loaded: LoadedScenario, overrides: Mapping[str, Any]) -> Lo
         document["load"] = _scale_to_rate(between, document["load"], rate)
     if (key := overrides.get("api_key")) is not None:
         tenants = document.get("tenants") or [{"name": "default"}]
-        document["tenants"] = [one if one.get("key") or one.get("key_env") else {**one, "key": key} for one in tenants]
+        document["tenants"] = [
+            model if model.get("key") or model.get("key_env") else {**model, "key": key} for model in tenants
+        ]
     return LoadedScenario(parse(document, "with overrides"), document)
 
 
@@ -135,7 +137,7 @@ def _scale_to_rate(scenario: Scenario, load: dict[str, Any], rate: float) -> dic
                 if key in load
             }
             if "steps" in load:
-                scaled["steps"] = [[at_s, one * factor] for at_s, one in load["steps"]]
+                scaled["steps"] = [[at_s, model * factor] for at_s, model in load["steps"]]
             return {**load, **scaled}
     raise AssertionError(scenario.load)
 
@@ -167,17 +169,20 @@ def _field_path(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
         if isinstance(part, int):
             path[-1] += f"[{part}]"
             continue
-        tagged = [one for one in models if _discriminator(one) == part]
-        if tagged and not any(part in one.model_fields for one in models):
+        tagged = [model for model in models if _discriminator(model) == part]
+        if tagged and not any(part in model.model_fields for model in models):
             models = tagged
             continue
         path.append(part)
         here = models
         models = [
-            found for one in here if part in one.model_fields for found in _models_in(one.model_fields[part].annotation)
+            found
+            for model in here
+            if part in model.model_fields
+            for found in _models_in(model.model_fields[part].annotation)
         ]
-        if not any(part in one.model_fields for one in here):
-            return path, [name for one in here for name in one.model_fields]
+        if not any(part in model.model_fields for model in here):
+            return path, [name for model in here for name in model.model_fields]
     return path, []
 
 

@@ -29,9 +29,9 @@ paper together got group often run
 WORDS = _COMMON.split()
 
 
-def make_text(chance: Random, tokens: int, tokens_per_word: float) -> str:
+def make_text(rng: Random, tokens: int, tokens_per_word: float) -> str:
     """Words that come to about `tokens` tokens."""
-    return " ".join(chance.choices(WORDS, k=max(1, round(tokens / tokens_per_word))))
+    return " ".join(rng.choices(WORDS, k=max(1, round(tokens / tokens_per_word))))
 
 
 def make_block(number: int, tokens_per_word: float) -> str:

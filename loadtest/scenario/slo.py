@@ -12,9 +12,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from loadtest.scenario.presets import PRESETS
+__all__ = ["PRESETS", "Limit", "Slo"]
 
-__all__ = ["Limit", "Slo"]
+# MLPerf Inference's limits (`inference_rules.adoc` in its policies), by model and by how interactive the use is: a
+# start for models of about that size. Name -> TTFT and TPOT in milliseconds at the 99th percentile.
+PRESETS: dict[str, tuple[float, float]] = {
+    "llama-3.1-8b/server": (2000, 100),
+    "llama-3.1-8b/interactive": (500, 30),
+    "llama-2-70b/server": (2000, 200),
+    "llama-2-70b/interactive": (450, 40),
+    "llama-3.1-405b/server": (6000, 175),
+    "llama-3.1-405b/interactive": (4500, 80),
+    "mixtral-8x7b/server": (2000, 200),
+    "deepseek-r1/server": (2000, 80),
+    "deepseek-r1/interactive": (1500, 15),
+    "gpt-oss-120b/server": (3000, 80),
+    "gpt-oss-120b/interactive": (2000, 20),
+}
 
 _NAME = re.compile(r"(ttft|itl|tpot|e2e)_(p50|p90|p95|p99|p999)_ms")
 _PER_REQUEST = ["ttft_ms", "tpot_ms", "e2e_ms"]

@@ -31,22 +31,22 @@ class Arrival:
     blocks: tuple[int, ...] = ()
 
 
-def read_trace(trace: TraceReplay, seed: int, length_s: float) -> Iterator[Arrival]:
+def read_trace(trace: TraceReplay, seed: int, duration_s: float) -> Iterator[Arrival]:
     """What was recorded in the first `length_s` seconds of the (sped up) trace, in order. Raises TraceError."""
-    chance = Random(f"{seed}/trace")
+    rng = Random(f"{seed}/trace")
     rows = _read_azure(Path(trace.file)) if trace.format == "azure" else _read_mooncake(Path(trace.file))
     first: float | None = None
     last = 0.0
-    for line, one in rows:
-        first = one.at_s if first is None else first
-        at_s = (one.at_s - first) / trace.speed
+    for line, arrival in rows:
+        first = arrival.at_s if first is None else first
+        at_s = (arrival.at_s - first) / trace.speed
         if at_s < last:
             raise TraceError(f"{trace.file}, line {line}: the time goes back; sort the file by time.")
         last = at_s
-        if at_s >= length_s:
+        if at_s >= duration_s:
             return
-        if trace.share == 1 or chance.random() < trace.share:
-            yield Arrival(at_s, one.prompt_tokens, one.output_tokens, one.blocks)
+        if trace.share == 1 or rng.random() < trace.share:
+            yield Arrival(at_s, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks)
 
 
 def _read_azure(file: Path) -> Iterator[tuple[int, Arrival]]:

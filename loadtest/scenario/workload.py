@@ -88,10 +88,10 @@ class _Weighted(Protocol):
 _W = TypeVar("_W", bound=_Weighted)
 
 
-def _weighted_choice(chance: Random, options: Sequence[_W]) -> _W:
+def _weighted_choice(rng: Random, options: Sequence[_W]) -> _W:
     if len(options) == 1:
         return options[0]
-    return chance.choices(options, [option.share for option in options])[0]
+    return rng.choices(options, [option.share for option in options])[0]
 
 
 class RequestFactory:
@@ -107,10 +107,10 @@ class RequestFactory:
 
     def conversation(self, arrival: Arrival, number: int) -> Conversation:
         """What arrival `number` begins."""
-        chance = Random(f"{self._scenario.seed}/{number}")
-        workload = _weighted_choice(chance, self._scenario.workloads)
-        tenant = _weighted_choice(chance, self._scenario.tenants)
-        return Conversation(self, arrival, number, chance, workload, tenant)
+        rng = Random(f"{self._scenario.seed}/{number}")
+        workload = _weighted_choice(rng, self._scenario.workloads)
+        tenant = _weighted_choice(rng, self._scenario.tenants)
+        return Conversation(self, arrival, number, rng, workload, tenant)
 
     def exceeds_context(self, used: int, more: int) -> bool:
         """Whether `more` tokens, with some room for chance, do not fit behind `used`."""
@@ -118,11 +118,11 @@ class RequestFactory:
 
     def prepare(self, conversation: Conversation, turn: int, *, last: bool) -> PreparedRequest:
         """The request of one turn."""
-        workload, chance = conversation.workload, conversation.chance
-        model = _weighted_choice(chance, workload.models).name if workload.models else self._server_info.model
-        plan = _choose_read_plan(chance, workload.behaviours)
+        workload, rng = conversation.workload, conversation.rng
+        model = _weighted_choice(rng, workload.models).name if workload.models else self._server_info.model
+        plan = _choose_read_plan(rng, workload.behaviours)
         recorded = conversation.arrival.output_tokens
-        max_tokens = recorded if recorded is not None else workload.output_tokens.sample_count(chance)
+        max_tokens = recorded if recorded is not None else workload.output_tokens.sample_count(rng)
         body: dict[str, Any] = {"model": model, "stream": workload.stream, "max_tokens": max_tokens}
         prompt_ids = self._add_prompt(body, conversation)
         synthetic = self._scenario.verify == "synthetic"
@@ -161,25 +161,25 @@ class RequestFactory:
         )
 
     def _add_prompt(self, body: dict[str, Any], conversation: Conversation) -> tuple[int, int] | None:
-        workload, chance, arrival = conversation.workload, conversation.chance, conversation.arrival
-        length = arrival.prompt_tokens or workload.prompt_tokens.sample_count(chance)
+        workload, rng, arrival = conversation.workload, conversation.rng, conversation.arrival
+        length = arrival.prompt_tokens or workload.prompt_tokens.sample_count(rng)
         if workload.prompt == "token_ids":
-            ids = chance.choices(range(_SMALLEST_TOKEN_ID, deterministic_tokens.LARGEST), k=length)
+            ids = rng.choices(range(_SMALLEST_TOKEN_ID, deterministic_tokens.LARGEST), k=length)
             body["prompt"] = ids
             return ids[0], length
         per_word = self._server_info.tokens_per_word
         if arrival.blocks:
             spelled = " ".join(self._block(block, per_word) for block in arrival.blocks).split(" ")
-            said = " ".join(spelled[: max(1, round(length / per_word))])
+            text = " ".join(spelled[: max(1, round(length / per_word))])
         else:
-            said = prompt_text.make_text(chance, length, per_word)
+            text = prompt_text.make_text(rng, length, per_word)
         prefix = self._prefix(conversation)
         if workload.endpoint == "completions":
-            body["prompt"] = f"{prefix} {said}" if prefix else said
+            body["prompt"] = f"{prefix} {text}" if prefix else text
             return None
         if not conversation.messages and prefix:
             conversation.messages.append({"role": "system", "content": prefix})
-        conversation.messages.append({"role": "user", "content": said})
+        conversation.messages.append({"role": "user", "content": text})
         body["messages"] = conversation.messages
         return None
 
@@ -189,9 +189,9 @@ class RequestFactory:
             return ""
         key = (conversation.workload.name, conversation.prefix_group)
         if key not in self._prefixes:
-            chance = Random(f"{self._scenario.seed}/prefix/{key}")
+            rng = Random(f"{self._scenario.seed}/prefix/{key}")
             self._prefixes[key] = prompt_text.make_text(
-                chance, wanted.tokens.sample_count(chance), self._server_info.tokens_per_word
+                rng, wanted.tokens.sample_count(rng), self._server_info.tokens_per_word
             )
         return self._prefixes[key]
 
@@ -203,7 +203,7 @@ class Conversation:
     _factory: RequestFactory
     arrival: Arrival
     number: int
-    chance: Random
+    rng: Random
     workload: Workload
     tenant: Tenant
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -213,9 +213,9 @@ class Conversation:
     _used: int = 0
 
     def __post_init__(self) -> None:
-        self.turns = self.workload.turns.sample_count(self.chance)
+        self.turns = self.workload.turns.sample_count(self.rng)
         if self.workload.prefix is not None:
-            self.prefix_group = self.chance.randrange(self.workload.prefix.groups)
+            self.prefix_group = self.rng.randrange(self.workload.prefix.groups)
 
     def next_request(self, answer: str | None = None, used: int = 0) -> PreparedRequest | None:
         """The next request; `answer` is what the last one brought, and `used` are its tokens with those of its prompt.
@@ -231,42 +231,40 @@ class Conversation:
 
     def think_s(self) -> float:
         """How long the user thinks before the next turn."""
-        return self.workload.think_s.sample(self.chance)
+        return self.workload.think_s.sample(self.rng)
 
 
-def _choose_read_plan(chance: Random, behaviours: Sequence[Behaviour]) -> ReadPlan:
-    left = chance.random()
-    for one in behaviours:
-        left -= one.share
+def _choose_read_plan(rng: Random, behaviours: Sequence[Behaviour]) -> ReadPlan:
+    left = rng.random()
+    for behaviour in behaviours:
+        left -= behaviour.share
         if left < 0:
-            return _sample_read_plan(chance, one)
+            return _sample_read_plan(rng, behaviour)
     return ReadPlan()
 
 
-def _sample_read_plan(chance: Random, behaviour: Behaviour) -> ReadPlan:
+def _sample_read_plan(rng: Random, behaviour: Behaviour) -> ReadPlan:
     match behaviour:
         case Cancel():
             seconds = behaviour.cancel_after_s
             return ReadPlan(
                 ReadMode.CANCEL,
-                abort_after_s=seconds.sample(chance) if seconds is not None else None,
-                after_events=behaviour.after_tokens.sample_count(chance)
-                if behaviour.after_tokens is not None
-                else None,
+                abort_after_s=seconds.sample(rng) if seconds is not None else None,
+                after_events=behaviour.after_tokens.sample_count(rng) if behaviour.after_tokens is not None else None,
             )
         case Slow():
             return ReadPlan(ReadMode.SLOW, bytes_per_s=behaviour.bytes_per_s)
         case Stall():
             return ReadPlan(
                 ReadMode.STALL,
-                after_events=behaviour.after_events.sample_count(chance),
-                pause_s=behaviour.pause_s.sample(chance),
+                after_events=behaviour.after_events.sample_count(rng),
+                pause_s=behaviour.pause_s.sample(rng),
             )
         case Resume():
             return ReadPlan(
                 ReadMode.RESUME,
-                after_events=behaviour.after_events.sample_count(chance),
+                after_events=behaviour.after_events.sample_count(rng),
                 times=behaviour.times,
-                away_s=behaviour.away_s.sample(chance),
+                away_s=behaviour.away_s.sample(rng),
                 grace_s=behaviour.grace_s,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from math import exp, sin
+from typing import Any
 
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import (
@@ -21,6 +22,7 @@ from loadtest.measure.result import (
     TimelineSecond,
     Verdict,
 )
+from loadtest.scenario.slo import Limit
 
 METRICS = ("ttft", "itl", "tpot", "e2e")
 
@@ -38,20 +40,8 @@ class Second:
     times: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in METRICS})
 
 
-@dataclass(frozen=True)
-class Limit:
-    name: str
-    metric: str
-    quantile: str
-    limit: float
-
-
-@dataclass(frozen=True)
-class Slo:
-    limits: tuple[Limit, ...] = ()
-    per_request: dict[str, float] = field(default_factory=dict)
-    error_rate_max: float = 0.0
-    goodput_min: float | None = None
+def limit(name: str, metric: Any, quantile: Any, limit_ms: float) -> Limit:
+    return Limit(name=name, metric=metric, quantile=quantile, limit=limit_ms)
 
 
 def distribution(values_ms: list[float]) -> LatencyStats:

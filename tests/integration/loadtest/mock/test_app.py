@@ -132,7 +132,7 @@ def test_more_than_max_running_wait_for_their_turn(tmp_path: Path) -> None:
         seen = gauges(mock)
         finish(first)
         finish(second)
-        truth = mock.end().by_request()
+        records = {record.request_id: record for record in mock.end().records}
 
     assert (seen["vllm:num_requests_running"], seen["vllm:num_requests_waiting"]) == (1, 1)
-    assert truth["2"].sent_ns[0] > truth["1"].sent_ns[-1]
+    assert records["2"].sent_ns[0] > records["1"].sent_ns[-1]

@@ -62,8 +62,8 @@ def test_what_is_drawn_depends_on_the_seed_and_on_the_order_alone(tmp_path: Path
     plan = {"ttft_ms": {"kind": "lognormal", "mean": 40, "cv": 0.5}, "itl_ms": 1}
 
     def drawn(seed: int, folder: str) -> dict[str, float]:
-        found = run(tmp_path / folder, {**plan, "seed": seed}, 12, max_tokens=1).by_request()
-        return {name: ttft_ms(record) for name, record in found.items()}
+        truth = run(tmp_path / folder, {**plan, "seed": seed}, 12, max_tokens=1)
+        return {record.request_id: ttft_ms(record) for record in truth.records}
 
     one, same, other = drawn(1, "a"), drawn(1, "b"), drawn(2, "c")
     apart = [abs(one[name] - same[name]) for name in one]
@@ -127,7 +127,7 @@ def test_a_freeze_answers_no_request_until_it_ends(tmp_path: Path) -> None:
         late = begin(mock.port, max_tokens=2, headers={"X-Request-Id": "late"})
         sent_ns = time.perf_counter_ns()
         finish(late)
-        record = mock.end().by_request()["late"]
+        (record,) = [one for one in mock.end().records if one.request_id == "late"]
 
     assert (record.arrived_ns - sent_ns) / 1e6 > 200, "read when the freeze was over"
 

@@ -13,11 +13,12 @@ import pytest
 from loadtest.analysis.sweep import SweepResult, sweep
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import LatencyStats, Outcome, Result, Server
-from tests.unit.loadtest.fake_results import Limit, Slo, generator, integrity, made, summary
+from loadtest.scenario.slo import Slo
+from tests.unit.loadtest.fake_results import generator, integrity, limit, made, summary
 
 SERVED = 20.0
 LIMIT_MS = 200.0
-SLO = Slo(limits=(Limit("ttft_p90_ms", "ttft_ms", "p90", LIMIT_MS),))
+SLO = Slo(limits=(limit("ttft_p90_ms", "ttft_ms", "p90", LIMIT_MS),))
 EMPTY = made(seconds=2, rate=0.0)
 
 

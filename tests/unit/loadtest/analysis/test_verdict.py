@@ -4,10 +4,11 @@ import pytest
 
 from loadtest.analysis.verdict import judge
 from loadtest.measure.result import Outcome, Server, Summary
-from tests.unit.loadtest.fake_results import EMPTY, Limit, Slo, distribution, generator, integrity, summary
+from loadtest.scenario.slo import Slo
+from tests.unit.loadtest.fake_results import EMPTY, distribution, generator, integrity, limit, summary
 
 QUIET = Server(scraped=False)
-P90 = Limit("ttft_p90_ms", "ttft_ms", "p90", 95)
+P90 = limit("ttft_p90_ms", "ttft_ms", "p90", 95)
 
 
 def test_met_limits_are_a_pass_and_say_so() -> None:
@@ -22,19 +23,19 @@ def test_met_limits_are_a_pass_and_say_so() -> None:
 
 def test_a_miss_by_a_hair_shows_its_digits() -> None:
     found = summary(ttft_ms=distribution([500.04] * 400))
-    verdict = judge(found, generator(), integrity(), QUIET, Slo(limits=(Limit("x", "ttft_ms", "p50", 500),)))
+    verdict = judge(found, generator(), integrity(), QUIET, Slo(limits=(limit("x", "ttft_ms", "p50", 500),)))
 
     assert verdict.reasons[0].startswith("x is 500.040 ms, limit 500 ms: missed")
 
 
 def test_a_clear_pass_has_no_warning() -> None:
-    verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(Limit("x", "ttft_ms", "p90", 500),)))
+    verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(limit("x", "ttft_ms", "p90", 500),)))
 
     assert "another run" not in verdict.reasons[0]
 
 
 def test_a_missed_limit_comes_first() -> None:
-    slo = Slo(limits=(P90, Limit("e2e_p50_ms", "e2e_ms", "p50", 40)))
+    slo = Slo(limits=(P90, limit("e2e_p50_ms", "e2e_ms", "p50", 40)))
     verdict = judge(summary(), generator(), integrity(), QUIET, slo)
 
     assert (verdict.outcome, verdict.exit_code) == (Outcome.MISSED, 1)
@@ -45,8 +46,8 @@ def test_a_missed_limit_comes_first() -> None:
 
 
 def test_too_few_samples_for_a_quantile_are_said() -> None:
-    limit = Limit("ttft_p99_ms", "ttft_ms", "p99", 500)
-    verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(limit,)))
+    p99 = limit("ttft_p99_ms", "ttft_ms", "p99", 500)
+    verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(p99,)))
     check = verdict.checks[0]
 
     assert check.met

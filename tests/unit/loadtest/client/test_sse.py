@@ -60,13 +60,6 @@ def test_an_event_comes_with_its_last_byte() -> None:
     assert splitter.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
 
 
-def test_comments_are_counted() -> None:
-    splitter = SseParser()
-    splitter.feed(b": keep-alive\n\n: keep-alive\n\n")
-
-    assert splitter.comments == 2
-
-
 def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_LIMIT_BYTES", 100)
     splitter = SseParser()

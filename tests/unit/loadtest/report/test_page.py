@@ -11,7 +11,8 @@ import pytest
 from loadtest.analysis.verdict import judge
 from loadtest.measure.result import Result, Server, Verdict
 from loadtest.report import markdown, page, tables, write
-from tests.unit.loadtest.fake_results import Slo, generator, integrity, made, run
+from loadtest.scenario.slo import Slo
+from tests.unit.loadtest.fake_results import generator, integrity, made, run
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`|&{{7*7}}[a](javascript:b)\n# c"
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -13,8 +13,7 @@ import yaml
 from loadtest.scenario import loader
 from loadtest.scenario.arrivals import ClosedLoop, Poisson, Ramp
 from loadtest.scenario.loader import ScenarioError
-from loadtest.scenario.presets import PRESETS
-from loadtest.scenario.slo import Slo
+from loadtest.scenario.slo import PRESETS, Slo
 
 BASE: dict[str, Any] = {
     "name": "base",
