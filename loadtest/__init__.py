@@ -1,41 +1,41 @@
 """Load tests and benchmarks for Sluice and other OpenAI-compatible servers.
 
-`sluice-load` (`cli`) and `locust -f loadtest/locustfile.py` run the same scenarios. From outside to inside:
+`sluice-load` (`cli`) and `locust -f loadtest/locustfile.py` run the same scenarios. Every package imports only packages
+above it in this list, and what its line names:
 
-- `cli`, `locustfile`: the two ways in; `run`: Locust as a master with worker processes, without its command line
-- `session`, `plan`: a run inside Locust: the master plans and adds up, workers do; `user`: what Locust sees of it
-- `webui`: the tabs of Locust's web UI
-- `scenario`: all that a run is told, with `arrivals` (when), `amounts` (how many), `behaviours` (how clients read),
-  `slo` and `presets` (what is good enough); `library`: scenarios by name or file; `traces`: recorded loads
-- `workload`, `prompts`: from a number and a seed to the requests of one conversation; `preflight`: what must be known
-  of the server for that
-- `host`: one worker's part: releases arrivals when they are due; `alarm`: wakes it on time
-- `asking`: one request; `pool`, `connection`, `tls`, `arrival` (the kernel's time stamps): its bytes; `sse`, `reading`,
-  `tokens`: what they say, and whether that is true; `record`: what became of it; `requestlog`: one line for each
-- `tally`, `histogram`: the numbers as they grow; `lag`: how the generator itself does
-- `results`, `outcome`, `result`: from tallies to the document of a run; `verdict`: whether it is good, with
-  `intervals`: how sure a percentile is
-- `scrape`, `exposition`: the server's own metrics beside it; `report`: pages for people
-- `compare`, `comparison`, `bootstrap`: two runs against each other; `sweep`, `swept`: the highest rate that is good
-- `words`: numbers and sentences that several of these write
-- `mock`: an upstream with known timing and faults, against which the generator itself is tested
-- `ownserver`: a run against a server that is started for it (`make load`)
-- `bench`: benchmarks, of which each compares in one run and prints figures
+- `formatting`: numbers as text; `timerfd`: the kernel's timers
+- `measure`: the numbers of a run: `record` of one request, `histogram`, `aggregates` (by workload, tenant and second),
+  `result` (the document of a run), `quantile_ci` (confidence intervals of quantiles)
+- `scenario`: the configuration of a run: `model` and `loader`, with `arrivals` (when), `distributions`, `behaviours` of
+  clients, `slo` (limits), `traces` (recorded loads); `workload` generates its requests, `prompt_text` their prompts
+- `client`: sends one request: `request_runner`, `pool`, `connection`, `tls`, `kernel_timestamps`; parses and checks the
+  response: `sse`, `response`, `token_check`
+- `generator`: one worker's part of a run: `load_worker` starts requests when they are due, `precise_timer` wakes it,
+  `health` measures it, `request_log` writes a line for each request; `preflight` reads the server's properties
+- `server_metrics`: the server's own metrics beside the client's numbers: `scraper`, `prometheus_text`
+- `report`: results as pages and summaries
+- `analysis`: `verdict` on a run; `compare`, `comparison`, `bootstrap`: two runs; `sweep`, `sweep_result`: the highest
+  rate within the SLO. Uses `report` for its pages
+- `runner`: a run inside Locust: `session` and `run_plan` (master and workers), `locust_users`, `summarise` and `finish`
+  (from aggregates to the result), `webui` (tabs of Locust's), `run` (Locust without its command line)
+- `mock`: an upstream with known timing and faults, against which the generator is tested. Uses `measure`, `scenario`
+- `cli`, `locustfile`, `local_server` (`make load`): the entry points
+- `bench`: benchmarks
 
-One request, from its due time to the report:
+`scenarios/` holds the scenarios that ship with the package. One request, from its due time to the report:
 
-    arrivals     it is due; all workers know the schedule, each takes every n-th of it
-      host       woken by the kernel's timer; the request was made ready before; a greenlet of its own takes it
-      asking     intended, started; a connection from the pool; sent
-      connection the loop says that there are bytes: time taken, HTTP parsed
-      sse        bytes to events, wherever they are cut
-      reading    first content, every gap, usage, finish reason, [DONE]; tokens held against the oracle if there is one
-      record     ended: how, and how many
-      tally      counted by workload and tenant, and by second; Locust is told once
-      session    the master merges what workers report, every three seconds
-      outcome    judged, written, drawn
+    arrivals        the request is due; all workers compute the schedule, each takes every n-th arrival
+    load_worker     the kernel's timer wakes it; the request was prepared before; a greenlet of its own runs it
+    request_runner  records intended and started; takes a connection from the pool; sends
+    connection      the loop reports bytes: reads them with their arrival time, parses HTTP
+    sse             from bytes to events, wherever the bytes are split
+    response        first content, every gap, usage, finish reason, [DONE]; compares tokens if the engine is synthetic
+    record          the end: outcome and counts
+    aggregates      counted by workload and tenant, and by second; reported to Locust once
+    session         the master merges the workers' reports, every three seconds
+    finish          verdict, files, report
 
-`workload`, `reading`, `arrivals`, `tally` and all that they import know no socket, no clock and no Locust. Importing
-Locust patches the process, so only `user`, `session`, `locustfile`, `run` and `webui` do it. Times are
-`perf_counter_ns`; between processes they travel as wall clock.
+`measure`, `scenario`, and `sse`, `response`, `token_check` of `client` know no socket, no clock and no Locust.
+Importing Locust patches the process, so only `runner` (except `run_plan` and `summarise`) and `locustfile` do it. Times
+are `perf_counter_ns`; between processes they are wall clock.
 """

@@ -1,7 +1,7 @@
-"""The command `sluice-load`: parse, run, answer with an exit code.
+"""The command `sluice-load`.
 
-0: good; 1: the SLO is missed, or a comparison found a regression; 2: wrong usage, or the run could not begin; 3: the
-generator was the bottleneck; 4: the server said something untrue.
+Exit codes: 0: good; 1: the SLO is missed, or a comparison found a regression; 2: wrong usage, or the run could not
+begin; 3: the generator was the bottleneck; 4: streams were incomplete or incorrect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loadtest.scenario.loader import LoadedScenario, ScenarioError
 __all__ = ["main", "make_parser"]
 
 _EXTRA = {"locust", "gevent", "jinja2", "numpy"}
-"""What the extra `loadtest` brings, by the names of the modules."""
+"""The modules of the extra `loadtest`."""
 
 _EPILOG = """\
 examples:
@@ -39,7 +39,7 @@ prove anything, 4 streams were not whole or not true
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names options that it does not know without what follows them, which may be a key."""
+    """Reports unknown options without the values that follow them, which may be a key."""
 
     def error(self, message: str) -> NoReturn:
         prefix, marker, unknown = message.partition("unrecognized arguments: ")
@@ -48,7 +48,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
     parser = _Parser(
         prog="sluice-load",
         description="Load tests of OpenAI-compatible streaming servers.",
@@ -58,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    # Written out: an abbreviated --api-key would not be hidden in the report.
+    # Without abbreviations: an abbreviated --api-key would not be masked in the report.
     run = commands.add_parser("run", help="run a scenario and judge it", allow_abbrev=False)
     _add_run(run)
     run.add_argument("--rate", type=_positive, metavar="R", help="arrivals per second on average (open loop)")
@@ -105,7 +104,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = make_parser().parse_args(arguments)
     args.arguments = arguments
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sluice-load: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        # The command comes with every installation of Sluice, what it drives only with the extra.
+        # The command comes with every installation of Sluice, the modules that it needs only with the extra.
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         print(f"sluice-load: {error.name} is missing. Install it all: pip install 'sluice[loadtest]'", file=sys.stderr)
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done."""
+    """The command cannot be executed; the message has the reason."""
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -139,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, loaded: LoadedScenario, out: Path) -> Result:
     url, command = _url(args.url), shlex.join(["sluice-load", *_hidden(args.arguments)])
-    # Locust patches the process when it is imported, and takes a second.
+    # Importing Locust patches the process and takes a second.
     from loadtest.generator.preflight import PreflightError
     from loadtest.runner import run
 
@@ -156,7 +155,7 @@ def _sweep(args: argparse.Namespace) -> int:
     slo, seeds = scenario.slo, count(scenario.seed)
 
     def measure(rate: float) -> Result:
-        # A repetition with the same questions at the same times would prove less.
+        # A repetition with the same requests at the same times would prove less.
         seed = next(seeds)
         return _measure(args, _loaded(args, rate=rate, seed=seed), args.out / f"rate-{rate:g}-seed-{seed}")
 
@@ -232,13 +231,13 @@ def _report(args: argparse.Namespace) -> int:
 
 def _scenarios(_: argparse.Namespace) -> int:
     for name in loader.builtin_names():
-        comment = (Path(X).read_text().partition("\n")[0]
+        comment = (loader.BUILTIN_FOLDER / f"{name}.yaml").read_text().partition("\n")[0]
         print(f"{name:8} {comment.removeprefix('# ')}")
     return 0
 
 
 def _hidden(arguments: Sequence[str]) -> list[str]:
-    """The command line without its key."""
+    """The command line with its API key masked."""
     hidden = list(arguments)
     for number, word in enumerate(arguments):
         if word == "--api-key" and number + 1 < len(arguments):

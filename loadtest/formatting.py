@@ -1,4 +1,4 @@
-"""Numbers as people read them: enough digits to tell two runs apart, and no more. Pure."""
+"""Formats numbers with enough digits to distinguish two runs, and no more. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DIGITS = 17
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """With so many significant digits, at least all before the point: 0.04213, 12.35, 1,234."""
+    """With that many significant digits, at least all before the point: 0.04213, 12.35, 1,234."""
     if value is None:
         return MISSING
     if value == 0:
@@ -30,12 +30,12 @@ def format_ms(value: float | None) -> str:
 
 
 def format_count(value: float | None) -> str:
-    """A whole number with its thousands parted."""
+    """A whole number with separators between thousands."""
     return MISSING if value is None else f"{value:,.0f}"
 
 
 def format_percent(value: float | None) -> str:
-    """A part of one, in percent; what is not quite all does not read as all."""
+    """A share in percent; a share slightly below one is not rounded to 100."""
     if value is None:
         return MISSING
     digits = 3
@@ -45,7 +45,7 @@ def format_percent(value: float | None) -> str:
 
 
 def format_signed(value: float | None, digits: int = 3) -> str:
-    """With its sign, because it is a difference."""
+    """A difference, with its sign."""
     if value is None:
         return MISSING
     return ("+" if value > 0 else "") + format_number(value, digits)

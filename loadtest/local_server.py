@@ -1,4 +1,4 @@
-"""`make load`: a scenario against a server that is started for it, on the engine without a model.
+"""`make load`: runs a scenario against a server on the engine without a model, started for the run.
 
 python -m loadtest.local_server [SCENARIO] [arguments of sluice-load run]
 """
@@ -22,7 +22,6 @@ _STOP_TIMEOUT_S = 60.0
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which no process listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -30,10 +29,10 @@ def free_port() -> int:
 
 @contextmanager
 def running_server() -> Iterator[str]:
-    """The URL of a server of our own, ready to be asked and gone afterwards. SystemExit if it does not start."""
+    """The URL of a server that is ready within the block, and stopped after it. SystemExit if it does not start."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    # A line for each request would bury what the run itself has to say.
+    # A log line for each request would bury the output of the run.
     ours = {"SYNTHETIC__ENABLED": "true", "SERVER__PORT": str(port), "LOG__LEVEL": "warning"}
     environment = {**os.environ, **{f"SLUICE_{name}": value for name, value in ours.items()}}
     print(f"starting a server without a model at {url}", file=sys.stderr, flush=True)
@@ -61,7 +60,7 @@ def _is_ready(url: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the scenario; the exit code of `sluice-load run`."""
+    """Run the scenario. Returns the exit code of `sluice-load run`."""
     named = bool(arguments) and not arguments[0].startswith("-")
     scenario, rest = (arguments[0], arguments[1:]) if named else ("smoke", arguments)
     from loadtest import cli

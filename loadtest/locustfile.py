@@ -1,8 +1,8 @@
 """For Locust itself: `locust -f loadtest/locustfile.py --host URL [--scenario NAME|FILE]`, with its web UI or without.
 
 Everything that Locust offers works: `--headless`, `--csv`, `--html`, `--processes`, `--master` and `--worker`. The
-scenario says how many requests there are and for how long; `--users` and `--run-time` override that, where given. With
-`--load-out` a run without web UI also writes what `sluice-load run` writes, and ends with its exit codes.
+scenario defines the load and its duration; `--users` and `--run-time` override it, where given. With `--load-out` a run
+without web UI also writes the files of `sluice-load run`, and ends with its exit codes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ stats.PERCENTILES_TO_STATISTICS = [0.9, 0.95, 0.99]
 
 
 def _round_to_three_digits(response_time: float) -> int:
-    """Locust counts times in buckets of two digits, which is 5 % off; three are 0.5 %."""
+    """Locust counts times in buckets of two digits, an error of 5 %; with three digits it is 0.5 %."""
     return int(round(response_time, min(0, 3 - len(str(int(response_time))))))
 
 
@@ -58,7 +58,7 @@ def _on_init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         Session(environment, lambda: _load_scenario(options), report_to_locust, None)
         return
-    # Locust would cut requests off at that time; a scenario has a drain.
+    # Locust would abort requests at that time; a scenario has a drain.
     options.duration, options.run_time = options.duration or options.run_time, None
     options.is_closed = options.num_users is not None
     session = Session(environment, lambda: _load_scenario(options), report_to_locust, out)
@@ -70,7 +70,7 @@ def _on_init(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     if load.kind == "closed":
         options.is_closed, options.num_users = True, load.users
     if isinstance(environment.shape_class, LoadShape):
-        # Fields for users and run time in the form make sense in a closed loop only.
+        # The form's fields for users and run time make sense in a closed loop only.
         type(environment.shape_class).use_common_options = options.is_closed
     if web_ui is not None:
         webui.add_tabs(web_ui, session)
@@ -87,7 +87,7 @@ def _finish(session: Session, environment: Environment, out: Path | None) -> Non
 
 def _load_scenario(options: Namespace) -> LoadedScenario:
     overrides = {
-        # In an open loop the number of users says nothing, and Locust always has one.
+        # In an open loop the number of users has no meaning, and Locust always has one.
         "users": options.num_users if getattr(options, "is_closed", False) else None,
         "rate": _number("rate", options.rate),
         "duration_s": _number("duration", options.duration),

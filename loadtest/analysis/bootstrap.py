@@ -1,13 +1,13 @@
-"""How far two runs' numbers may differ by chance: a block bootstrap over seconds. Pure and seeded.
+"""How far the numbers of two runs may differ by chance: a block bootstrap over seconds. Pure and seeded.
 
-Requests of neighbouring seconds share queues, batches and the machine's moods, so drawing single requests, or single
-seconds, would call noise a difference. Whole stretches of seconds are drawn instead, with replacement and around the
-end (the circular block bootstrap: Politis and Romano, 1992, after Künsch, 1989), their length growing with the cube
-root of the run's. Few stretches make intervals too narrow; they are widened as Hesterberg does ("What Teachers Should
-Know about the Bootstrap", 2015, section 4.4) with Student's t.
+Requests of neighbouring seconds share queues, batches and the load of the machine, so resampling single requests, or
+single seconds, would take noise for a difference. Whole blocks of seconds are resampled instead, with replacement and
+around the end (the circular block bootstrap: Politis and Romano, 1992, after Künsch, 1989); their length grows with the
+cube root of the run's. Few blocks make intervals too narrow; they are widened with Student's t, as Hesterberg does
+("What Teachers Should Know about the Bootstrap", 2015, section 4.4).
 
-What changes from one run to the next without showing within either is not covered: comparing a server with itself, some
-minutes apart, tells how much that is.
+Variation from one run to the next that does not show within either is not covered; a comparison of a server with
+itself, some minutes apart, measures it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from loadtest.measure.result import TimelineSecond
 __all__ = ["BLOCKS_MIN", "Resamples", "bootstrap_interval", "student_t_quantile"]
 
 CONFIDENCE = 0.95
-# Of so many draws the 2.5 % on either side are 50, and the widened tails of short runs still some.
+# Of this number the 2.5 % on either side are 50, and the widened tails of short runs are not empty either.
 _DRAWS = 2000
-# What happened in two stretches only is missing from a seventh of the draws: too little to tell how much it varies.
+# An event in two blocks only is missing from a seventh of the resamples: too few to estimate its variation.
 _DEFINED_SHARE = 0.9
-# With fewer independent stretches there is no telling how much they vary.
+# Fewer independent blocks do not allow an estimate of their variation.
 BLOCKS_MIN = 4
 _SHORTEST_S = 5
-# A longer run's seconds are first put together to so many cells: a quantile does not need more.
+# The seconds of longer runs are first merged into this many cells: a quantile does not need more.
 _CELLS = 600
 
 FloatArray = NDArray[np.float64]
@@ -42,17 +42,17 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Resamples:
-    """A run's measured seconds, drawn anew many times."""
+    """The measured seconds of a run, resampled many times."""
 
     weights: FloatArray
-    """How often each cell is in each draw."""
+    """How often each cell is in each resample."""
     cells: Sequence[Sequence[TimelineSecond]]
     blocks: float
-    """How many independent stretches the run has."""
+    """The number of independent blocks in the run."""
 
     @classmethod
     def from_timeline(cls, timeline: Sequence[TimelineSecond], seed: int) -> Resamples:
-        """From the measured stage of a time line."""
+        """From the measured stage of a timeline."""
         seconds = [second for second in timeline if second.stage == "measure"]
         size = max(1, ceil(len(seconds) / _CELLS))
         cells = [seconds[at : at + size] for at in range(0, len(seconds), size)]
@@ -61,7 +61,7 @@ class Resamples:
         return cls(_draw_weights(len(cells), length, seed), cells, len(seconds) / block_s)
 
     def quantiles(self, metric: str, shares: Sequence[float]) -> list[FloatArray]:
-        """Quantiles of a metric's histograms in each draw, in milliseconds; not a number where nothing was drawn."""
+        """Quantiles of a metric's histograms in each resample, in milliseconds; NaN for an empty one."""
         histograms = [_buckets(cell, metric) for cell in self.cells]
         buckets = sorted({bucket for second in histograms for bucket in second})
         if not buckets:
@@ -81,11 +81,11 @@ class Resamples:
         return found
 
     def per_second(self, values: Sequence[float]) -> FloatArray:
-        """The mean of a number of each second, in each draw."""
+        """The mean over the seconds, in each resample."""
         return self._sums(values) / self._sums([1.0] * len(values))
 
     def share(self, part: Sequence[float], whole: Sequence[float]) -> FloatArray:
-        """A quotient of two sums in each draw; zero where the whole is."""
+        """The quotient of two sums in each resample; zero where the divisor is."""
         top, bottom = self._sums(part), self._sums(whole)
         return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
@@ -96,7 +96,7 @@ class Resamples:
 
 
 def bootstrap_interval(drawn: FloatArray, blocks: float) -> tuple[float, float] | None:
-    """The 95 % interval of what was drawn, for so many independent blocks; None if they or the draws are too few."""
+    """The 95 % interval of resampled values from that many independent blocks; None if there are too few of either."""
     known = drawn[np.isfinite(drawn)]
     if blocks < BLOCKS_MIN or len(known) < _DEFINED_SHARE * _DRAWS:
         return None

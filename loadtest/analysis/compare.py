@@ -1,8 +1,8 @@
-"""Whether a run was worse than another one, and how sure that is. Pure.
+"""Whether a run is worse than another one, and with which confidence. Pure.
 
-For each number the ratio of the second run to the first, with a 95 % interval (`bootstrap` says where from). Only an
-interval that lies wholly on the bad side, by more than the tolerance, is a regression: a difference that chance
-explains is none, nor is one too small to matter. Error rates are subtracted instead, since most are zero.
+For each number the ratio of the second run to the first, with a 95 % interval (see `bootstrap`). Only an interval that
+lies wholly on the bad side, by more than the tolerance, is a regression: a difference that chance explains is none, nor
+is one too small to matter. Error rates are subtracted instead, since most are zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loadtest.measure.result import Outcome, Result, TimelineSecond, merged_hist
 
 __all__ = ["Comparison", "compare"]
 
-# Half of what would make one look for a cause; load tests on the same machine differ by a few percent anyway.
+# Half of the change that would deserve an investigation; load tests on the same machine differ by a few percent anyway.
 TOLERANCE = 0.05
 _SEEDS = (20_261_125, 20_261_126)
 _METRICS = (("TTFT", "ttft"), ("ITL", "itl"), ("TPOT", "tpot"), ("E2E", "e2e"))
@@ -27,8 +27,8 @@ Pair = tuple[float | None, float | None]
 
 
 def compare(a: Result, b: Result, tolerance: float = TOLERANCE) -> Comparison:
-    """Run b against run a. `tolerance`: which relative change is too small to matter."""
-    # Drawn independently: the runs are no pairs of seconds, even with the same seed.
+    """Run b against run a. `tolerance`: the largest relative change that does not matter."""
+    # Resampled independently: the seconds of two runs are not pairs, even with the same seed.
     draws = Resamples.from_timeline(a.timeline, _SEEDS[0]), Resamples.from_timeline(b.timeline, _SEEDS[1])
     rows = [*_latencies(a, b, draws, tolerance), _tokens(a, b, draws, tolerance), _errors(a, b, draws, tolerance)]
     return Comparison(a, b, rows, list(_warnings(a, b)), tolerance)
@@ -104,14 +104,14 @@ def _errors(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance:
 
 
 def _tendency(trend: Trend, above: bool, below: bool, more_is_better: bool) -> str:
-    """What can be said of an unclear change after all."""
+    """The side on which an unclear change mostly lies."""
     if trend != Trend.UNCLEAR or not (above or below):
         return ""
     return "better, perhaps by little" if above == more_is_better else "worse, perhaps by little"
 
 
 def _warnings(a: Result, b: Result) -> Iterator[str]:
-    """What makes the two runs hard to compare."""
+    """Differences that make the two runs hard to compare."""
     for name, run in (("a", a), ("b", b)):
         if run.verdict.outcome == Outcome.INVALID:
             yield f"the generator of run {name} did not keep up, so its numbers prove nothing"

@@ -1,4 +1,4 @@
-"""What comparing two runs found, and how it is said: for the terminal, for CI, as a page. Decides nothing."""
+"""The result of a comparison, as text for the terminal, as Markdown for CI, and as a page. Decides nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD = ("", "a", "b", "b / a", "95 % interval", "")
 
 
 class Trend(StrEnum):
-    """What became of a number."""
+    """How a number changed."""
 
     REGRESSED = "regressed"
     IMPROVED = "improved"
@@ -30,7 +30,7 @@ class Trend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One number of both runs. `change`, `low` and `high` are of the ratio b to a; of a share, of the difference."""
+    """One number of both runs. `change`, `low` and `high` are the ratio b to a; of a share, the difference."""
 
     name: str
     unit: Literal["ms", "/s", "%"]
@@ -41,15 +41,15 @@ class Row:
     low: float | None = None
     high: float | None = None
     why: str = ""
-    """Why the change is unknown, or what can be said of an unclear one."""
+    """Why the change is unknown, or on which side an unclear one mostly lies."""
 
     @property
     def is_difference(self) -> bool:
-        """Whether the change is a difference of shares, not a ratio."""
+        """Whether the change is a difference of shares instead of a ratio."""
         return self.unit == "%"
 
     def cells(self) -> tuple[str, str, str, str, str, str]:
-        """Name, a, b, change, interval, what became of it."""
+        """Name, a, b, change, interval, trend."""
         between = MISSING if self.low is None else f"{self._change(self.low)} to {self._change(self.high)}"
         became = f"{self.trend}: {self.why}" if self.why else str(self.trend)
         return self.name, self._value(self.a), self._value(self.b), self._change(self.change), between, became
@@ -81,12 +81,12 @@ class Comparison:
 
     @property
     def has_regressed(self) -> bool:
-        """Whether anything got worse beyond chance and tolerance."""
+        """Whether any number is worse beyond chance and tolerance."""
         return any(row.trend == Trend.REGRESSED for row in self.rows)
 
     @property
     def headline(self) -> str:
-        """The answer in a sentence."""
+        """The result in a sentence."""
         worse = [row.name for row in self.rows if row.trend == Trend.REGRESSED]
         if worse:
             return f"Regressed: {', '.join(worse)}"
@@ -97,7 +97,7 @@ class Comparison:
 
     @property
     def method(self) -> str:
-        """How the intervals were made, for those who read them."""
+        """How the intervals were computed."""
         return (
             "b to a, with 95 % intervals by a circular block bootstrap over the seconds of the measured stage. "
             f"Regressed: the whole interval is worse by more than {format_percent(self.tolerance)}; same: it is within "
@@ -119,7 +119,7 @@ class Comparison:
         return "\n".join(parts) + "\n"
 
     def markdown(self) -> str:
-        """The same for a CI job's page."""
+        """For the page of a CI job."""
         parts = [
             f"## {self.headline}",
             "\n".join(f"- warning: {escape(each)}" for each in self.warnings),
@@ -129,7 +129,7 @@ class Comparison:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def html(self) -> str:
-        """The same as a page of its own, with the intervals drawn."""
+        """A page with the intervals drawn."""
         return page.render(
             "compare.html",
             {
@@ -148,6 +148,6 @@ class Comparison:
         alike = [each for each in self.rows if each.is_difference == row.is_difference]
         span = max(abs(end - centre) for each in alike for end in (each.low, each.high) if end is not None)
         text = f"{row.name}: {row.cells()[3]}, 95 % interval {row.cells()[4]}"
-        # A single wild number must not press the others flat.
+        # A single outlier must not compress the others.
         span = max(min(span, 1.0), 2 * slack, 1e-9)
         return IntervalStrip(row.low, row.change, row.high, centre, slack, span, str(row.trend), text)

@@ -1,8 +1,8 @@
-"""The highest rate at which a server meets its SLO: exponential steps up, then bisection.
+"""Finds the highest rate at which a server meets its SLO: exponential steps up, then bisection.
 
-Runs are noisy and servers are not always monotonous, so no single run decides against a rate (a miss is measured once
-more), and none for it (the rate that was found is measured again, and given up if that misses twice). A generator that
-cannot keep up ends the search: what lies above cannot be known with it.
+Runs are noisy and servers not always monotonous. So no single run decides against a rate (a miss is measured once more)
+or for it (the rate found is measured again, and withdrawn if that misses twice). A generator that cannot keep up ends
+the search, since it cannot judge higher rates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loadtest.scenario.slo import Slo
 __all__ = ["SweepResult", "sweep"]
 
 _GROWTH = 2.0
-# So many times may a rate that was found turn out not to hold; each time costs several runs.
+# How often a rate that was found may be withdrawn; each time costs several runs.
 _MAX_WITHDRAWN = 3
 
 
@@ -36,8 +36,8 @@ def sweep(
 ) -> SweepResult:
     """Search between two rates (requests per second) until the limit is known to a part of `precision` (0.05: 5 %).
 
-    `measure` runs the load at a rate. `replicas`: how many servers share it, for the autoscaler's numbers. `tell` hears
-    of every step. Raises ValueError where the search cannot begin."""
+    `measure` runs the load at a rate. `replicas`: the number of servers that share it, for the autoscaler's targets.
+    `on_step` receives a sentence for every step. Raises ValueError where the search cannot begin."""
     if not 0 < low <= high:
         raise ValueError(f"sweep: low ({low:g}) must be above 0 and not above high ({high:g})")
     if not 0 < precision < 1:
@@ -85,12 +85,12 @@ class _Search:
 
     @property
     def best(self) -> float | None:
-        """The highest rate that passed and that no failed one lies below or at."""
+        """The highest rate that passed and is below every failed one."""
         floor = min(self.failed, default=float("inf"))
         return max((rate for rate, _ in self.passed if rate < floor), default=None)
 
     def run(self, low: float, high: float, precision: float) -> str:
-        """Search; how it ended."""
+        """Search. Returns how it ended."""
         rate = low
         while self.meets_slo(rate) and rate < high:
             rate = min(rate * _GROWTH, high)
@@ -114,7 +114,7 @@ class _Search:
                 withdrawn += 1
 
     def meets_slo(self, rate: float) -> bool:
-        """Whether a rate meets the SLO; a miss is measured once more. Raises _Invalid."""
+        """Whether a rate meets the SLO; a miss is measured once more. Raises _GeneratorTooSlow."""
         step = self.run_step(rate)
         if step.outcome != Outcome.PASS:
             step = self.run_step(rate)
@@ -129,7 +129,6 @@ class _Search:
         return sum(isclose(rate, each) for each, _ in self.passed) > 1 or self.meets_slo(rate)
 
     def run_step(self, rate: float) -> Step:
-        """One run."""
         result = self.measure(rate)
         verdict = judge(result.summary, result.generator, result.integrity, result.server, self.slo)
         step = Step.from_result(rate, result, verdict)
@@ -140,7 +139,7 @@ class _Search:
         return step
 
     def notes(self) -> list[str]:
-        """What to know about the limit."""
+        """Reservations about the limit."""
         found = []
         for rate in sorted({step.rate for step in self.steps}):
             outcomes = [step.outcome for step in self.steps if step.rate == rate]

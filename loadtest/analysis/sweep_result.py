@@ -1,4 +1,4 @@
-"""What a sweep found, and how it is said: for the terminal, as JSON, as a page."""
+"""The result of a sweep, as text for the terminal, as JSON, and as a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadtest.report.scale import Linear, latency_axis
 
 __all__ = ["AutoscalerTargets", "Step", "SweepResult", "autoscaler_targets"]
 
-# Replicas should run below their limit: what comes while another one starts must fit, too.
+# Replicas should run below their limit: the load that arrives while another one starts must fit, too.
 HEADROOM = 0.8
 _RUNNING = ("vllm:num_requests_running", "sluice_streams_active")
 _WAITING = ("vllm:num_requests_waiting", "sluice_requests_waiting")
@@ -40,7 +40,6 @@ class Step(_Part):
 
     @classmethod
     def from_result(cls, rate: float, result: Result, verdict: Verdict) -> Step:
-        """The step that a run was."""
         return cls(
             rate=rate,
             outcome=verdict.outcome,
@@ -52,12 +51,12 @@ class Step(_Part):
         )
 
     def sentence(self) -> str:
-        """For whoever waits."""
+        """For the progress output."""
         return f"{format_number(self.rate)}/s: {self.outcome}; {self.reason}"
 
 
 class AutoscalerTargets(_Part):
-    """What to tell an autoscaler, each per replica."""
+    """Targets for an autoscaler, each per replica."""
 
     running: int = Field(description="running requests to aim at: those at the limit, times the headroom")
     running_at_limit: float
@@ -66,8 +65,6 @@ class AutoscalerTargets(_Part):
 
 
 class SweepResult(_Part):
-    """Everything that a sweep found."""
-
     schema_: Literal["sluice-load-sweep/1"] = Field("sluice-load-sweep/1", alias="schema")
     low: float
     high: float
@@ -80,13 +77,13 @@ class SweepResult(_Part):
 
     @property
     def headline(self) -> str:
-        """The answer in a sentence."""
+        """The result in a sentence."""
         if self.limit is None:
             return f"No rate met the SLO: {self.ended}"
         return f"The SLO is met up to {format_number(self.limit)} requests per second"
 
     def autoscaler_advice(self) -> list[str]:
-        """What to put into the autoscaler."""
+        """Sentences for the configuration of an autoscaler."""
         if self.autoscaler is None:
             return []
         found = self.autoscaler
@@ -99,7 +96,7 @@ class SweepResult(_Part):
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The steps as a table, by rate: its head and its rows."""
+        """The head and the rows of a table of the steps, by rate."""
         names = list(dict.fromkeys(check.name for step in self.steps for check in step.checks))
         head = ["asked", "result", "achieved", "good", "tokens/s", *names]
         rows = []
@@ -126,7 +123,7 @@ class SweepResult(_Part):
         return "\n".join([*lines, "", self.headline, *self.details()]) + "\n"
 
     def details(self) -> list[str]:
-        """All that belongs to the headline."""
+        """The sentences that belong to the headline."""
         return [*([] if self.limit is None else [self.ended]), *self.notes, *self.autoscaler_advice()]
 
     def html(self) -> str:
@@ -143,7 +140,7 @@ class SweepResult(_Part):
         (out / "sweep.html").write_text(self.html(), encoding="utf-8")
 
     def charts(self) -> list[Chart]:
-        """Each limited latency against the rate, with its limit and the rate found; then what came out."""
+        """Each limited latency against the rate, with its limit and the rate found; then goodput and tokens."""
         limits: dict[str, float] = {
             check.name: check.limit for step in self.steps for check in step.checks if check.name.endswith("_ms")
         }
@@ -192,7 +189,7 @@ class SweepResult(_Part):
 
 
 def autoscaler_targets(results: Sequence[Result], replicas: int) -> AutoscalerTargets | None:
-    """From the runs at the limit; None if nothing ran that could be counted."""
+    """From the runs at the limit; None without any running requests to count."""
     running, source = _gauge(results, _RUNNING)
     if not running:
         running = [float(each.in_flight) for run in results for each in run.timeline if each.stage == "measure"]
@@ -201,7 +198,7 @@ def autoscaler_targets(results: Sequence[Result], replicas: int) -> AutoscalerTa
     if not any(running):
         return None
     at_limit = sum(running) / len(running) / replicas
-    # What a replica within its SLO shows nearly always is no sign that it is full.
+    # A number of waiting requests that a replica within its SLO nearly always has is no sign that it is full.
     usual = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
     return AutoscalerTargets(
         running=max(1, int(at_limit * HEADROOM)),
@@ -212,7 +209,7 @@ def autoscaler_targets(results: Sequence[Result], replicas: int) -> AutoscalerTa
 
 
 def _gauge(results: Sequence[Result], names: Sequence[str]) -> tuple[list[float], str]:
-    """The values of the first of these series, during the measured stages."""
+    """The values and the name of the first of these series that has any, during the measured stages."""
     for name in names:
         values = [
             value
@@ -220,7 +217,7 @@ def _gauge(results: Sequence[Result], names: Sequence[str]) -> tuple[list[float]
             for t_s, value in run.server.series.get(name, ())
             if run.run.warmup_s <= t_s <= run.run.warmup_s + run.run.duration_s
         ]
-        # A gauge that is there and never moves is one that this server does not keep.
+        # A gauge that is there and never moves is one that this server does not maintain.
         if any(values):
             return values, name
     return [], ""

@@ -1,10 +1,11 @@
-"""The one answer of a run. Pure.
+"""The verdict on a run. Pure.
 
-What the server said untruly outweighs everything, for no latency makes up for it; then a generator that did not do what
-it was asked, for its numbers prove nothing; then the limits. Every reason is a sentence with the numbers in it.
+Incomplete or incorrect streams take precedence over everything, since no latency makes up for them; then a generator
+that did not send as planned, since its numbers prove nothing; then the limits. Every reason is a sentence with the
+numbers in it.
 
 Latencies are those of requests that got so far: a failed request has none. It counts in the error rate and against the
-goodput, which is why the error rate has a limit of zero unless the scenario says otherwise.
+goodput, which is why the error rate has a limit of zero unless the scenario sets another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["judge"]
 
 
 def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
-    """The outcome, and the reasons for it: those that decided first."""
+    """The outcome and its reasons, the decisive ones first."""
     untrue = list(_integrity_reasons(integrity))
     unsound = list(generator.invalid)
     if not summary.requests:
@@ -75,7 +76,7 @@ def _check_latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
     )
     met = value <= limit.limit
     check = Check(name=limit.name, limit=limit.limit, value=value, met=met, low=low, high=high)
-    # A miss by a hair must not read as "500 ms, limit 500 ms".
+    # A narrow miss must not read as "500 ms, limit 500 ms".
     shown = f"{value:,.3f} ms" if not met and format_ms(value) == format_ms(limit.limit) else format_ms(value)
     sentence = f"{limit.name} is {shown}, limit {format_ms(limit.limit)}: {'met' if met else 'missed'}"
     below = "no lower end" if low is None else format_ms(low)
@@ -114,6 +115,6 @@ def _check_goodput(summary: Summary, limit: float) -> tuple[Check, str]:
 
 
 def _left_over_reasons(server: Server) -> Iterator[str]:
-    # Others may be using the server, so this alone decides nothing.
+    # Other clients may be using the server, so this alone decides nothing.
     for name, value in sorted(server.left_over.items()):
         yield f"when the run was over, {name} was still {format_number(value)}, more than before it"

@@ -1,1 +1,1 @@
-"""Benchmarks. They compare in one run and print figures; nothing here is a test."""
+"""Benchmarks. They compare within one run and print figures; none of them is a test."""

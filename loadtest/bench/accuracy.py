@@ -1,15 +1,15 @@
-"""The load generator against a truth that it does not know: `python -m loadtest.bench.accuracy`.
+"""Compares the load generator with a ground truth that it does not know: `python -m loadtest.bench.accuracy`.
 
-A mock upstream on one core, the generator on another, about 500 streams at a time. What the run reports is held against
-what the mock wrote down: TTFT, ITL and longest gaps within 2 % or 1 ms at p50, p90 and p99, and every stream, gap and
-token counted. The differences contain the way through the kernel and whatever the generator adds.
+A mock upstream on one core, the generator on another, about 500 streams at a time. The run's report is compared with
+the mock's record: TTFT, ITL and longest gaps within 2 % or 1 ms at p50, p90 and p99, and every stream, gap and token
+counted. The differences contain the way through the kernel and the delays of the generator.
 
 - steady: every gap alike; varied: lognormal gaps; bursts: all streams in the same instant, as an engine's steps are
 - merged: several tokens an event; stalls: one stream in twenty stops for 1.5 s
-- frozen: the mock stands still for 2 s; requests that are due meanwhile must count from when they were due
+- frozen: the mock blocks for 2 s; requests that are due meanwhile must count from when they were due
 
-What is true are the stamps, so a mock that was late by its plan (said below the table) only makes other times than were
-planned. A run that calls itself invalid is said, too: then the machine was too busy.
+The recorded times are the truth, so a mock that was late by its plan (noted below the table) only makes other times
+than were planned. A run that is invalid is noted, too: then the machine was too busy.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from loadtest.mock.plan import MockPlan
 
 __all__ = ["CASES", "Case", "CaseResult", "run_case", "scenario"]
 
-# At 80 ms, 500 streams are 6,250 events a second: what a Python client takes in at less than half of a core.
+# At 80 ms, 500 streams are 6,250 events a second, which a Python client reads with less than half of a core.
 ITL_MS, TOKENS, STREAMS = 80.0, 100, 500
 TTFT = {"kind": "lognormal", "mean": 200, "cv": 0.4}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the mock does, and at which rate it is asked."""
+    """The mock's plan, and the load."""
 
     name: str
     plan: dict[str, Any]
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def rate(self) -> float:
-        """So that about `streams` are open at a time."""
+        """The rate that keeps about `streams` open at a time."""
         return self.streams / (0.2 + self.tokens * self.itl_ms / 1000)
 
 
@@ -84,8 +84,6 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """One case's numbers."""
-
     case: Case
     result: Result
     rows: list[CheckedFigure]
@@ -99,7 +97,7 @@ class CaseResult:
 
 
 def scenario(case: Case, seed: int = 1) -> dict[str, Any]:
-    """What the generator is told."""
+    """The generator's scenario."""
     return {
         "name": case.name,
         "seed": seed,
@@ -110,7 +108,7 @@ def scenario(case: Case, seed: int = 1) -> dict[str, Any]:
 
 
 def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: set[int] | None) -> CaseResult:
-    """One run of the generator as a command of its own. Raises SystemExit with its last words if it wrote no result."""
+    """Run the generator as a command of its own. Raises SystemExit with its last output if it wrote no result."""
     with running_mock(folder, MockPlan.model_validate(case.plan), mock_cpus) as mock:
         scenario_file = folder / "scenario.yaml"
         scenario_file.write_text(json.dumps(scenario(case)), encoding="utf-8")
@@ -128,7 +126,7 @@ def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: 
     return CaseResult(
         case=case,
         result=result,
-        # What arrives while the mock stands still is read afterwards: its own clock knows nothing of the wait.
+        # Requests that arrive while the mock is frozen are read afterwards: its record does not have the wait.
         rows=[
             row
             for row in compare(result, found, truth)
@@ -141,7 +139,6 @@ def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: 
 
 
 def report(found: CaseResult) -> None:
-    """One table."""
     generator = found.result.generator
     print(f"\n{found.case.name}: {found.case.streams} streams, {found.events_per_s:.0f} events/s")
     print(f"{'':<24}{'':>8}{'reported':>11}{'true':>11}{'difference':>12}{'allowed':>9}")
@@ -167,7 +164,6 @@ def report(found: CaseResult) -> None:
 
 
 def as_json(found: CaseResult) -> dict[str, Any]:
-    """For the record."""
     generator = found.result.generator
     return {
         "case": found.case.name,

@@ -1,17 +1,17 @@
-"""The load generator beside an independent client, `vllm bench serve`: `python -m loadtest.bench.agreement`.
+"""Compares the load generator with an independent client, `vllm bench serve`: `python -m loadtest.bench.agreement`.
 
-Both ask the same servers (the mock, and Sluice on its engine without a model) at the same constant rate for answers of
-the same length, in turn, round by round, each round with its own seed. Medians over the rounds of TTFT, ITL and TPOT
+Both load the same servers (the mock, and Sluice on its engine without a model) at the same constant rate with answers
+of the same length, in turn, round by round, each round with its own seed. Medians over the rounds of TTFT, ITL and TPOT
 (mean and p99) and tokens/s should agree within 5 %.
 
-What has to be made alike first:
+Differences that are removed first:
 - Completions, not chats: a chat begins with a role chunk, which the other client takes for the first token. On servers
-  that send it at once its TTFT is then that of a greeting; `--role` shows that on the mock and leaves it out of the
+  that send it at once its TTFT is then that of the role; `--role` shows that on the mock and leaves it out of the
   verdict.
 - `return_token_ids`: tokens that complete no character come as events without text. The other client counts their gaps
-  and ours would not, as there is nothing to read; with ids in them both do.
+  and ours would not, as they have no content; with ids in them both do.
 - Tokens/s: the other client divides by the time to the last answer, ours by the time in which requests were due. Both
-  are taken over the latter.
+  are computed over the latter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from loadtest.mock.plan import MockPlan
 
 TOLERANCE = 0.05
 NUMBERS = ("ttft mean", "ttft p99", "itl mean", "itl p99", "tpot mean", "tpot p99", "tokens/s")
-# Both clients share a core, and what they measure must not be how busy they are.
+# Both clients share a core, and the measurement must not depend on their load.
 RATE, TOKENS, PROMPT, WARMUP = 10.0, 64, 32, 20
 PLAN = {
     "model": MODEL,
@@ -49,7 +49,7 @@ PLAN = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One of those that are asked. `open` gives its URL for one run."""
+    """A server under load. `open` gives its URL for one run."""
 
     name: str
     open: Callable[[], AbstractContextManager[str]]
@@ -57,7 +57,6 @@ class Server:
 
 
 def run_vllm_bench(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
-    """One run of `vllm bench serve`."""
     count = round(RATE * seconds)
     endpoint, backend = ("chat/completions", "openai-chat") if chat else ("completions", "openai")
     argv = [
@@ -84,7 +83,6 @@ def run_vllm_bench(url: str, chat: bool, seed: int, seconds: float, folder: Path
 
 
 def run_sluice_load(url: str, chat: bool, seed: int, seconds: float, folder: Path, cpus: set[int]) -> dict[str, float]:
-    """One run of the load generator."""
     scenario: dict[str, Any] = {
         "name": "agreement",
         "seed": seed,
@@ -107,7 +105,7 @@ def run_sluice_load(url: str, chat: bool, seed: int, seconds: float, folder: Pat
         [sys.executable, "-m", "loadtest.cli", "run", str(file), "--url", url, "--out", str(folder / "out")],
         cpus,
         {},
-        # An invalid run is still a number beside another.
+        # An invalid run is still a number to compare.
         allowed=(0, 1, 3),
     )
     summary = Result.read(folder / "out" / "result.json").summary
@@ -129,7 +127,7 @@ def _run(argv: list[str], cpus: set[int], env: dict[str, str], allowed: tuple[in
 
 
 def median_figures(server: Server, count: int, seconds: float, cpus: set[int]) -> dict[str, tuple[float, float]]:
-    """Medians of both, ours first."""
+    """Medians of both clients, ours first."""
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "others": []}
     clients = {"ours": run_sluice_load, "others": run_vllm_bench}
     for turn in range(count):
@@ -145,7 +143,7 @@ def median_figures(server: Server, count: int, seconds: float, cpus: set[int]) -
 
 
 def report(server: Server, found: dict[str, tuple[float, float]]) -> bool:
-    """One table; whether all agree."""
+    """Print one table. Returns whether all numbers agree."""
     print(f"\n{server.name}\n{'':<12}{'sluice-load':>13}{'vllm bench':>13}{'ratio':>8}")
     met = True
     for number, (ours, others_value) in found.items():
@@ -157,7 +155,7 @@ def report(server: Server, found: dict[str, tuple[float, float]]) -> bool:
 
 @contextmanager
 def mock_url(cpus: set[int], **change: str) -> Iterator[str]:
-    """A new one for every run, so that both clients' requests draw the same times."""
+    """A new mock for every run, so that both clients' requests draw the same times."""
     with tempfile.TemporaryDirectory() as folder:
         with running_mock(Path(folder), MockPlan.model_validate(PLAN | change), cpus) as child:
             yield child.url
@@ -165,7 +163,7 @@ def mock_url(cpus: set[int], **change: str) -> Iterator[str]:
 
 @contextmanager
 def sluice_url(cpus: set[int]) -> Iterator[str]:
-    """On its engine without a model, a token every 20 ms."""
+    """Sluice on its engine without a model, a token every 20 ms."""
     with tempfile.TemporaryDirectory() as folder:
         server = start("sluice", Path(folder))
         try:
@@ -178,7 +176,7 @@ def sluice_url(cpus: set[int]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run, print; exit code 1 if something is apart."""
+    """Exit code 1 if a number disagrees."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", nargs="+", choices=("mock", "sluice"), default=["mock", "sluice"])
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,9 +1,9 @@
 """Throughput and cancel latency of a running server: `python -m loadtest.bench.basics --url http://127.0.0.1:8000`.
 
 - tokens/s at 1, 16 and 64 streams (or `--streams`), with TTFT and ITL; one warm-up round, then medians of `--rounds`.
-- cancel latency with 50 live streams: one client closes its socket; the time until the engine reports one running
-  request less (`vllm:num_requests_running`, which each engine step writes) is the sample. The poll of /metrics is
-  part of it (one every 10 ms, each taking what is printed as poll_p50), so the figures are upper bounds.
+- cancel latency with 50 live streams: one client closes its socket; the sample is the time until the engine reports one
+  running request less (`vllm:num_requests_running`, which each engine step writes). The poll of /metrics is part of it
+  (one every 10 ms, each taking the printed poll_p50), so the figures are upper bounds.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ async def _discard(reader: asyncio.StreamReader) -> None:
 
 
 async def cancel_latency(target: Target, live: int, samples: int) -> dict[str, float]:
-    """Close one of `live` streams at a time and wait for the engine to have dropped it."""
+    """Close one of `live` streams at a time and wait until the engine has dropped it."""
     latencies, polls = [], []
     open_now = []
     async with RunningGauge(target) as metrics:
@@ -97,8 +97,8 @@ async def cancel_latency(target: Target, live: int, samples: int) -> dict[str, f
             began = time.monotonic()
             writer.close()
             while True:
-                # Rendering all metrics takes the server several milliseconds; asking without pause would slow down what
-                # is measured.
+                # Rendering all metrics takes the server several milliseconds; polling without pause would slow down the
+                # measured server.
                 await asyncio.sleep(POLL_EVERY_S)
                 asked = time.monotonic()
                 running = await metrics.running()

@@ -1,8 +1,9 @@
-"""A run's document held against the mock's truth: the same percentiles of the same requests, from the server's stamps.
+"""Compares a run's result with the mock's ground truth: the same percentiles of the same requests, from the server's
+times.
 
-The two processes have one clock, but the run's own lines count from its start. When that was follows from cause and
-effect: no request arrived before it was sent and no token was read before it left, so the start lies between two bounds
-some tens of microseconds apart. If the bounds cross, a stamp of the client is untrue.
+The two processes have one clock, but the lines of the run count from its start. That moment follows from causality: no
+request arrived before it was sent and no token was read before it left, so the start lies between two bounds some tens
+of microseconds apart. If the bounds cross, a time of the client is wrong.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ __all__ = [
 # Lines hold whole microseconds, rounded down.
 ROUNDED_US = 2.0
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-# What the issue promises.
+# The promised accuracy.
 TOLERANCE, TOLERANCE_MS = 0.02, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedFigure:
-    """One number of the report and what it should have been, in milliseconds."""
+    """One number of the report and its expected value, in milliseconds."""
 
     metric: str
     name: str
@@ -58,13 +59,13 @@ class CheckedFigure:
 
 @dataclass(frozen=True, slots=True)
 class MatchedRequest:
-    """A request as the client wrote it down, and as it was."""
+    """A request as the client recorded it, and as it was."""
 
     line: dict[str, Any]
     record: TrueRecord
 
     def true_ttft_ms(self, since: str, began_us: float) -> float:
-        """`what` by the server's stamps; what the client intended and when it sent are the client's own."""
+        """TTFT by the server's times; intended and sending times are the client's own."""
         first_us = self.record.sent_ns[0] / 1000
         match since:
             case "from_arrival":
@@ -110,7 +111,7 @@ def is_causality_violated(found: Sequence[MatchedRequest]) -> bool:
 
 
 def compare(result: Result, found: Sequence[MatchedRequest], truth: GroundTruth) -> list[CheckedFigure]:
-    """Counts first: a number that is right about other requests is not right."""
+    """Counts first: percentiles of other requests would be worthless."""
     began_us = sum(start_bounds_us(found)) / 2
     summary = result.summary
     gaps = [gap for pair in found for gap in pair.gaps_ms]
@@ -149,7 +150,7 @@ def _tolerance(true_ms: float) -> float:
 
 
 def _tokens(result: Result, truth: GroundTruth, began_us: float) -> CheckedFigure:
-    """Tokens count by the moment at which they came: those near an end of the stage may be on either side of it."""
+    """Tokens count when they arrive: those near an end of the stage may be on either side of it."""
     first_us = began_us + result.run.warmup_s * 1e6
     ends_us = (first_us, first_us + result.run.duration_s * 1e6)
     within, near = 0, 0

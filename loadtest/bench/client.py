@@ -1,4 +1,4 @@
-"""A small raw HTTP client for benchmarks: one connection a stream, no parsing beyond what is measured.
+"""A small raw HTTP client for benchmarks: one connection a stream, no parsing beyond the measurement.
 
 A full HTTP library would cost more per token than the server does, and the client must not be the bottleneck.
 """
@@ -23,8 +23,6 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to send, and as which model."""
-
     host: str
     port: int
     model: str
@@ -53,7 +51,7 @@ async def open_stream(target: Target, max_tokens: int) -> tuple[asyncio.StreamRe
 
 
 async def run_stream(target: Target, max_tokens: int) -> Sample:
-    """Read a stream to its end, noting when each event came."""
+    """Read a stream to its end and record when each event came."""
     sample = Sample(sent_s=time.monotonic())
     reader, writer = await open_stream(target, max_tokens)
     try:

@@ -1,14 +1,14 @@
-"""Front ends against each other on the same engine: `make bench`, or `python -m loadtest.bench.frontend`.
+"""Compares front ends on the same engine: `make bench`, or `python -m loadtest.bench.frontend`.
 
 Ours, vLLM's Python server, and vLLM's Rust front end where `--vllm-rs` names its binary. All run at the same time, each
 with an engine of its own (synthetic: real scheduler and transport, no model), and are measured in turn, round by round,
-so that what else happens on the machine hits all of them. The front end has a CPU of its own; engine and client share
-the other.
+so that other load on the machine affects all of them. The front end has a CPU of its own; engine and client share the
+other.
 
-- saturation: all streams as fast as they go, most of them read lazily (`hammer`). Tokens/s, CPU microseconds per token
+- saturation: all streams at full speed, most of them read lazily (`load_client`). Tokens/s, CPU microseconds per token
   of the front end (/proc), TTFT.
 - half load: the engine paced so that the slowest front end would be half busy; the same load for all, and every token
-  read at once. ITL, TTFT. Beside the CPU per token stands what is left of it without the requests' own.
+  read at once. ITL, TTFT. Beside the CPU per token stands the part of it that the requests themselves do not cause.
 - requests: two tokens each, CPU microseconds per request.
 
 To obtain the Rust binary: `pip download vllm==0.32.0 --no-deps -d w && unzip -j w/vllm-*.whl vllm/vllm-rs -d bin`.
@@ -30,7 +30,7 @@ from typing import Any
 from loadtest.bench.servers import CONTEXT, FrontEnd, split_cpus, start
 
 STREAMS = (1, 32, 256, 1024)
-# About so many tokens a measurement, whatever the number of streams; between these a stream.
+# The approximate number of tokens of a measurement, whatever the number of streams; and the bounds for one stream.
 TOKENS = 60_000
 FEWEST, MOST = 256, 4000
 PACED_S = 8.0
@@ -41,7 +41,7 @@ PROMPT_AT_MOST = 1024
 def measure(
     server: FrontEnd, streams: int, tokens: int, client_cpus: set[int], *, lazy: bool = False
 ) -> dict[str, float]:
-    """One run of the client process, with the CPU time that the front end used meanwhile."""
+    """Run the client process once, with the CPU time that the front end used meanwhile."""
     argv = [sys.executable, "-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
     if lazy:
         argv.append("--lazy")
@@ -74,7 +74,7 @@ def cpu_per_request(servers: list[FrontEnd], rounds: int, client_cpus: set[int])
 def compare(
     servers: list[FrontEnd], streams: int, rounds: int, client_cpus: set[int], per_request: dict[str, float]
 ) -> dict[str, Any]:
-    """Saturation, then half load, in interleaved rounds. `per_request` as from `requests`."""
+    """Saturation, then half load, in interleaved rounds. `per_request` as from `cpu_per_request`."""
     tokens = max(FEWEST, min(MOST, TOKENS // streams))
     saturated: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     for server in servers:
@@ -128,7 +128,7 @@ _HALF = (
 
 
 def report(result: dict[str, Any]) -> None:
-    """One table: medians, then ratios of ours to the others, pair by pair, as median and range."""
+    """Print one table: medians, then ratios of ours to the others, pair by pair, as median and range."""
     saturated, paced = result["saturated"], result["half_load"]
     step_ms = result["half_load_step_ms"]
     print(f"\n{result['streams']} streams (half load: one token per stream every {step_ms:.2f} ms)")
@@ -155,7 +155,6 @@ def report(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Start, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-rs", type=Path, help="vLLM's Rust front end")
     parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))

@@ -1,9 +1,9 @@
-"""Does a saturated server still say that it lives? `python -m loadtest.bench.livez`.
+"""Measures how fast a saturated server answers `/livez`: `python -m loadtest.bench.livez`.
 
-`hammer` reads streams as fast as they come from an engine that takes no time (synthetic, step_ms 0) while `/livez` is
-asked every 20 ms. Its answer comes from the event loop that serves the streams, so a kubelet sees the same delay.
-Printed per number of streams: how long the answers took, and what `sluice_loop_lag_seconds` says of the same time. The
-front end has a CPU of its own; engine and clients share the other.
+`load_client` reads streams at full speed from an engine that takes no time (synthetic, step_ms 0) while `/livez` is
+requested every 20 ms. Its answer comes from the event loop that serves the streams, so a kubelet sees the same delay.
+Printed per number of streams: the duration of the answers, and `sluice_loop_lag_seconds` of the same time. The front
+end has a CPU of its own; engine and clients share the other.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ async def get(port: int, path: str) -> bytes:
 
 
 async def lag_buckets(port: int) -> dict[float, float]:
-    """How many lags were no longer than so many seconds."""
+    """The cumulative counts of the loop lag's histogram, by upper bound in seconds."""
     return {float(bound): float(count) for bound, count in _LAG.findall((await get(port, "/metrics")).decode())}
 
 
 async def measure(server: FrontEnd, streams: int, tokens: int) -> dict[str, float]:
-    """One run of the hammer. Raises SystemExit if a stream, or the server, does not do as it should."""
+    """One run of the client. Raises SystemExit if a stream, or the server, fails."""
     before = await lag_buckets(server.port)
     argv = ["-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
     client = await asyncio.create_subprocess_exec(sys.executable, *argv, stdout=asyncio.subprocess.PIPE)
@@ -83,7 +83,6 @@ async def run(server: FrontEnd, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Start, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--rounds", type=int, default=3)

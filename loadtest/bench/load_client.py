@@ -1,13 +1,13 @@
-"""The client of `frontend`, a process of its own:
-`python -m loadtest.bench.load_client [--lazy] PORT STREAMS TOKENS [HEADER ...]`.
+"""The client of `frontend`, a process of its own: `python -m loadtest.bench.load_client [--lazy] PORT STREAMS TOKENS
+[HEADER ...]`.
 
-Opens STREAMS connections at once, asks each for TOKENS tokens, and prints one JSON object. It looks only for event
-boundaries, because a client that parses would cost more than the servers that it measures; that every stream ended as
-it should is checked. It says how busy it was itself (`client_busy`, a share of one CPU).
+Opens STREAMS connections at once, requests TOKENS tokens on each, and prints one JSON object. It looks only for event
+boundaries, because a client that parses would cost more than the servers that it measures; it checks that every stream
+ends with `[DONE]`. Its own load is printed as `client_busy`, a share of one CPU.
 
-Lazy, it leaves what follows the first token of 15 of 16 streams in the kernel until 8 KiB have come (SO_RCVLOWAT), as a
-machine of its own would take that work off the server's: where engine and client share a CPU, a client that wakes for
-every token is what is measured. Gaps are then those of the other streams.
+Lazy, it leaves the bytes after the first token of 15 of 16 streams in the kernel until 8 KiB have come (SO_RCVLOWAT),
+as a client on another machine would take that work off the server's: where engine and client share a CPU, a client that
+wakes for every token would dominate the measurement. Gaps are then those of the other streams.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def run(port: int, streams: int, tokens: int, headers: list[str], lazy: bo
     """All streams once. Raises SystemExit if one did not end with `[DONE]`."""
     body = chat_body(MODEL, tokens)
     lines = ["POST /v1/chat/completions HTTP/1.1", "Host: bench", "Content-Type: application/json", *headers]
-    # What the end of a lazy stream leaves below the mark is read when the server closes.
+    # The end of a lazy stream may stay below the mark; it is read when the server closes.
     lines.append("Connection: close")
     request = "\r\n".join([*lines, f"Content-Length: {len(body)}"]).encode() + b"\r\n\r\n" + body
     loop = asyncio.get_running_loop()
@@ -113,7 +113,6 @@ async def run(port: int, streams: int, tokens: int, headers: list[str], lazy: bo
 
 
 def main() -> None:
-    """Run and print."""
     gc.disable()
     words = [word for word in sys.argv[1:] if word != "--lazy"]
     port, streams, tokens = (int(word) for word in words[:3])

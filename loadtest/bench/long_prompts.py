@@ -1,13 +1,13 @@
-"""What long prompts do to the streams beside them: `python -m loadtest.bench.long_prompts`.
+"""Measures how long prompts delay the streams beside them: `python -m loadtest.bench.long_prompts`.
 
-32 streams run all the time, paced by the engine (synthetic: real scheduler and transport, no model). In phases that
-take turns, prompts of 100,000 tokens arrive, one every half second, or they do not. Four kinds of them: a chat of one
-long message (`chat`), one of a thousand messages (`turns`), a completion's text (`text`) and its token ids (`ids`); no
-two begin alike, so no prefix is cached. Printed per kind: the inter-token latency of the 32 streams without and with
+32 streams run all the time, paced by the engine (synthetic: real scheduler and transport, no model). In alternating
+phases, prompts of 100,000 tokens arrive, one every half second, or they do not. There are four kinds of them: a chat of
+one long message (`chat`), one of a thousand messages (`turns`), a completion's text (`text`) and its token ids (`ids`);
+no two begin alike, so no prefix is cached. Printed per kind: the inter-token latency of the 32 streams without and with
 them, and the ratios of the p99s, pair by pair, as median and range.
 
-What of it is the front end's is seen by `/health`, asked every 10 ms: its answer comes from the event loop, and the
-engine has no part in it. The front end has a CPU of its own; engine and client share the other.
+The front end's part of it shows in `/health`, requested every 10 ms: its answer comes from the event loop, without the
+engine. The front end has a CPU of its own; engine and client share the other.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Prompts:
         return tokens
 
     def make(self, kind: str) -> bytes:
-        """The request with the next prompt; two tokens are asked for."""
+        """The request with the next prompt, for two tokens."""
         self._made += 1
         usual = {"stream": True, "max_tokens": 2, "ignore_eos": True}
         text = f"{self._made} {self._text}"
@@ -84,7 +84,7 @@ class Prompts:
 
 
 class StreamClient(asyncio.Protocol):
-    """One request, read to its end. `heard` is told of every read that brought events."""
+    """One request, read to its end. `on_events` is called for every read that brought events."""
 
     def __init__(self, request: bytes, on_events: Callable[[StreamClient, float], None]) -> None:
         self._request = request
@@ -114,7 +114,7 @@ class StreamClient(asyncio.Protocol):
 
 
 class Phase:
-    """What was seen in one phase, in seconds."""
+    """The measurements of one phase, in seconds."""
 
     def __init__(self) -> None:
         self.gaps: list[float] = []
@@ -175,7 +175,7 @@ class LongPromptBench:
 
     async def _run_phase(self, kind: str | None, seconds: float) -> Phase:
         """One phase, with prompts of that kind or without."""
-        # Made before, so that this process has nothing to do but to send them.
+        # Prepared in advance, so that this process only has to send them.
         count = int(seconds / self._options.every)
         requests = [] if kind is None else [self._prompts.make(kind) for _ in range(count)]
         await asyncio.sleep(0.3)
@@ -208,7 +208,7 @@ class LongPromptBench:
 
 
 def print_kind(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, Any]:
-    """Print one line; medians over the pairs, and the ratios of the p99s."""
+    """Print one line: medians over the pairs, and the ratios of the p99s."""
     found = [(without.figures(), beside.figures()) for without, beside in pairs]
     middle = [{key: statistics.median(one[at][key] for one in found) for key in found[0][0]} for at in (0, 1)]
     line = f"  {name:<8}{kind:<7}"
@@ -225,7 +225,6 @@ def print_kind(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[s
 
 
 def main() -> None:
-    """Start, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["sluice"], help="front ends: sluice, vllm, rust")
     parser.add_argument("--vllm-rs", type=Path, help="vLLM's Rust front end")

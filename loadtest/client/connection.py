@@ -1,9 +1,9 @@
 """HTTP/1.1 on a socket that gevent's loop watches: exact times at a low price.
 
-Bytes are taken in a callback of the loop, not by a greenlet that waits in `recv`: no switch of greenlets and no failed
-`recv` for each event, and a reader that must be slow simply has its watcher stopped, so that the kernel's buffers fill
-and the server feels it. The time is the kernel's (`loadtest/client/kernel_timestamps.py`), whatever the loop does
-meanwhile; a slow reader's is that of reading. One greenlet waits for the end and keeps the timeouts; those cost nothing
+A callback of the loop reads the bytes, instead of a greenlet that waits in `recv`: this saves a switch of greenlets and
+a failed `recv` for each event. A slow reader stops its watcher, so that the kernel's buffers fill and the server's
+writes block. Times are the kernel's (`loadtest/client/kernel_timestamps.py`), independent of the loop's load; those of
+a slow reader are the times of reading. One greenlet waits for the end and enforces the timeouts, which cost nothing
 while bytes come.
 """
 
@@ -31,25 +31,24 @@ __all__ = ["Address", "Connection", "ConnectionFailed", "Deadlines", "ReadPace",
 
 _READ_BYTES = 32 * 2**10
 _READABLE = 1
-# Small enough that a reader who stops is felt by the server after some events, not after megabytes.
+# So small that the server notices a stopped reader after some events, not after megabytes.
 _SMALL_BUFFER_BYTES = 4 * 2**10
 
 
 class ResponseHandler(Protocol):
-    """Who takes what comes."""
+    """Receives a response."""
 
-    def on_first_byte(self, at_ns: int) -> None:
-        """The first byte is here."""
+    def on_first_byte(self, at_ns: int) -> None: ...
 
     def on_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Status and headers, names in lower case."""
+        """Names of headers are in lower case."""
 
     def on_body(self, at_ns: int, data: bytes) -> None:
-        """Part of the body. May call `leave` and `pause`."""
+        """Part of the body. May call `abort` and `pause` of the connection."""
 
 
 class ConnectionFailed(Exception):
-    """No connection; `end` says what failed."""
+    """No connection; `end` is the step that failed."""
 
     def __init__(self, end: TransportEnd, detail: str) -> None:
         super().__init__(detail)
@@ -58,7 +57,7 @@ class ConnectionFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the server is."""
+    """The address of the server."""
 
     host: str
     port: int
@@ -67,7 +66,7 @@ class Address:
 
     @classmethod
     def from_url(cls, url: str, ssl_context: ssl.SSLContext) -> Address:
-        """Raises ValueError that says what is wrong with the URL."""
+        """Raises ValueError with the fix if this is no URL of a server."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a server; write it like http://127.0.0.1:8000")
@@ -76,7 +75,6 @@ class Address:
         return cls(parts.hostname, port, ssl_context if is_tls else None, parts.path.rstrip("/"))
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-        """The bytes of a request."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [f"{method} {self.base}{path} HTTP/1.1", f"Host: {host}:{self.port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -87,7 +85,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Until when to wait for what; `perf_counter_ns` for the moments."""
+    """Limits for one response; moments are `perf_counter_ns`."""
 
     first_byte_s: float
     idle_s: float
@@ -97,8 +95,6 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class ReadPace:
-    """How a connection reads."""
-
     bytes_per_s: float | None = None
     small_buffer: bool = False
 
@@ -107,7 +103,7 @@ class Connection:
     """One socket, one request at a time."""
 
     def __init__(self, address: Address, pace: ReadPace, connect_s: float) -> None:
-        """Connect. Raises ConnectionFailed."""
+        """Raises ConnectionFailed."""
         self._pace = pace
         self._chunk = _READ_BYTES if pace.bytes_per_s is None else max(64, min(4096, int(pace.bytes_per_s / 8)))
         self._sock = _connect(address, pace.small_buffer, connect_s)
@@ -133,7 +129,7 @@ class Connection:
         self._write(self._tls.encrypt(payload) if self._tls is not None else payload, timeout_s)
 
     def receive(self, handler: ResponseHandler, deadlines: Deadlines) -> tuple[TransportEnd, str]:
-        """Hand the answer over until it ends; how it ended, and a detail."""
+        """Pass the response to `handler` until it ends. Returns how it ended, and a detail."""
         self._handler = handler
         self._parser: Any = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
@@ -160,11 +156,11 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the next request may use it."""
+        """Whether the next request may use the connection."""
         return self._keeps_alive and self._pace == ReadPace()
 
     def is_alive(self) -> bool:
-        """Whether the server has said nothing since the last answer, not even that it closes."""
+        """Whether the server has sent nothing, not even a FIN, since the last response."""
         try:
             self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -174,19 +170,18 @@ class Connection:
         return False
 
     def close(self) -> None:
-        """Give everything back."""
         self._stop()
         self._watcher.close()
         self._sock.close()
 
-    # For the answer, from within `body`.
+    # For the handler, from within `on_body`.
 
     def abort(self) -> None:
-        """Read nothing more: the client goes."""
+        """Read nothing more; `receive` returns."""
         self._finish(TransportEnd.ABORTED, "")
 
     def pause(self, seconds: float) -> None:
-        """Take nothing from the socket for so long."""
+        """Read nothing from the socket for that long."""
         if self._ended is None:
             self._watcher.stop()
             self._timer = self._loop.timer(seconds)
@@ -249,14 +244,14 @@ class Connection:
             self._handler.on_body(self._arrived_ns, data)
 
     def on_message_complete(self) -> None:
-        # The parser knows it only now.
+        # The parser knows this only at the end of the message.
         self._keeps_alive = self._ended is None and not self._body_until_close and self._parser.should_keep_alive()
         self._finish(TransportEnd.COMPLETE, "")
 
-    # Inside.
+    # Internals.
 
     def _next_timeout(self, deadlines: Deadlines) -> tuple[int, TransportEnd]:
-        """The nanoseconds to the next moment at which to give up, and what that would be."""
+        """Nanoseconds to the next timeout, and the end that it would be."""
         limits = [(deadlines.deadline_ns, TransportEnd.DEADLINE)]
         if deadlines.abort_ns is not None:
             limits.append((deadlines.abort_ns, TransportEnd.ABORTED))
@@ -265,7 +260,7 @@ class Connection:
         elif self._timer is None:
             limits.append((self._last_ns + int(deadlines.idle_s * 1e9), TransportEnd.TIMEOUT_IDLE))
         else:
-            # It is we who do not read; look again in a while.
+            # The client itself does not read; check again later.
             limits.append((perf_counter_ns() + int(deadlines.idle_s * 1e9), TransportEnd.TIMEOUT_IDLE))
         at_ns, end = min(limits, key=lambda limit: limit[0])
         return at_ns - perf_counter_ns(), end
@@ -305,7 +300,7 @@ class Connection:
 
 
 def _connect(address: Address, small_buffer: bool, timeout_s: float) -> socket.socket:
-    """A plain non-blocking socket, whatever the process has patched."""
+    """A plain non-blocking socket, even where gevent has patched the socket module."""
     problem = "no address"
     try:
         places = gevent.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

@@ -1,9 +1,9 @@
-"""When bytes arrived: by the kernel's account where it keeps one, so that a moment in which the generator is busy with
-other streams does not count as the server's.
+"""Arrival times of bytes from the kernel, where it records them. A delay because the generator is busy with other
+streams is then not counted as the server's.
 
-When an engine answers five hundred streams in one instant, they arrive within some milliseconds and are read one after
-the other for longer than that. Linux notes for each segment when it came (`SO_TIMESTAMPNS`); of what is read at once,
-the last one's time is given. Its clock is that of the day, so it is the age that counts.
+When an engine answers five hundred streams in one instant, their bytes arrive within some milliseconds, and reading
+them one after the other takes longer. Linux records the arrival of each segment (`SO_TIMESTAMPNS`); for bytes read at
+once, this is the arrival of the last one. Its clock is the wall clock, so the age is what is used.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["enable", "receive"]
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("qq")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
-# Older than this, somebody has set the clock.
+# A larger age means that the wall clock was set.
 _LARGEST_AGE_NS = 60_000_000_000
 _SAME_MOMENT_NS = 5_000
 
 
 def enable(sock: socket.socket) -> None:
-    """Ask the kernel to keep account of this socket."""
+    """Have the kernel record arrival times for this socket."""
     if sys.platform == "linux":
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def receive(sock: socket.socket, max_bytes: int) -> tuple[bytes, int]:
-    """Up to `most` bytes, and when the last of them arrived, as `perf_counter_ns` tells it. Raises as `recv` does."""
+    """At most `max_bytes`, and the arrival of the last of them in `perf_counter_ns`. Raises as `recv` does."""
     data, ancillary, _, _ = sock.recvmsg(max_bytes, _ANCILLARY_BYTES)
     for _, kind, payload in ancillary:
         if kind == _SO_TIMESTAMPNS and len(payload) == _TIMESPEC.size:
@@ -44,7 +44,7 @@ def receive(sock: socket.socket, max_bytes: int) -> tuple[bytes, int]:
 
 
 def _read_clocks() -> tuple[int, int]:
-    """Both clocks at one moment. Who is interrupted between looking at the one and the other looks again."""
+    """Both clocks at one moment; read again if the process was interrupted between the two."""
     while True:
         now_ns, today_ns = perf_counter_ns(), time_ns()
         if perf_counter_ns() - now_ns < _SAME_MOMENT_NS:

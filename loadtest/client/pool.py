@@ -1,4 +1,4 @@
-"""Connections that wait for their next request."""
+"""Keep-alive connections that wait for their next request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from loadtest.client.connection import Address, Connection, ReadPace
 
 __all__ = ["ConnectionPool"]
 
-# uvicorn and Node close after 5 s of silence; sending into a connection that is just being closed would look like an
-# error of the server.
+# uvicorn and Node close connections after 5 s of silence; sending into a connection that is just being closed would
+# look like an error of the server.
 _IDLE_NS = 3_000_000_000
 _UNLIMITED = ReadPace()
 
 
 class ConnectionPool:
-    """Of one worker. The one used last is used next, so that few stay warm."""
+    """For one worker. The connection used last is used next, so that few stay open."""
 
     def __init__(self, address: Address, connect_s: float) -> None:
         self.address = address
@@ -23,7 +23,7 @@ class ConnectionPool:
         self._idle: list[Connection] = []
 
     def acquire(self, pace: ReadPace = _UNLIMITED) -> Connection:
-        """A connection; a new one where none is left or it must be a special one. Raises ConnectionFailed."""
+        """An idle connection; a new one if there is none, or if `pace` is a special one. Raises ConnectionFailed."""
         if pace == _UNLIMITED:
             now_ns = perf_counter_ns()
             while self._idle:
@@ -34,7 +34,7 @@ class ConnectionPool:
         return Connection(self.address, pace, self._connect_s)
 
     def release(self, connection: Connection) -> None:
-        """After an answer: kept if it may be used again, else closed."""
+        """Keep the connection if it can be used again, else close it."""
         if connection.is_reusable:
             connection.idle_since_ns = perf_counter_ns()
             self._idle.append(connection)
@@ -42,6 +42,5 @@ class ConnectionPool:
             connection.close()
 
     def close(self) -> None:
-        """Close all that wait."""
         while self._idle:
             self._idle.pop().close()

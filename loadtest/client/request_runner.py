@@ -1,4 +1,4 @@
-"""One request from the first byte to the last: the connection, the reading, and the client's behaviour between them."""
+"""Runs one request: connects, sends, reads the response, and behaves as its read plan demands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RequestRunner"]
 
 
 class _PlannedHandler:
-    """Passes an answer on to its reading, and leaves or pauses when the plan says so."""
+    """Passes a response to its reader; aborts or pauses when the read plan demands it."""
 
     def __init__(self, request: PreparedRequest, reader: ResponseReader, runner: RequestRunner) -> None:
         self.stream_id = ""
@@ -64,7 +64,7 @@ class RequestRunner:
     """Sends requests, one greenlet each."""
 
     def __init__(self, pool: ConnectionPool, timeouts: Timeouts, end_ns: int) -> None:
-        """`end_ns`: when the run is over for every request."""
+        """`end_ns`: when every request of the run must have ended."""
         self.events = 0
         self._pool = pool
         self._timeouts = timeouts
@@ -73,7 +73,7 @@ class RequestRunner:
     def run(
         self, request: PreparedRequest, intended_ns: int, on_start: Callable[[Record], object]
     ) -> tuple[Record, str]:
-        """Send a request and read its answer; what became of it, and its text if it was to be kept."""
+        """Send a request and read the response. Returns its record, and its text if that was to be kept."""
         record = Record(
             request.number,
             request.turn,
@@ -126,7 +126,7 @@ class RequestRunner:
     def _resume(
         self, request: PreparedRequest, reader: ResponseReader, handler: _PlannedHandler, record: Record
     ) -> tuple[TransportEnd, str]:
-        """Come back for the rest."""
+        """Continue the stream on a new connection."""
         reader.on_reconnect()
         record.resumed += 1
         gevent.sleep(request.read_plan.away_s)

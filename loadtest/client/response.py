@@ -1,10 +1,10 @@
-"""One answer as it is read: its times, its tokens, and whether what it says is true and whole. Pure: bytes and times
-in, a `Record` out.
+"""Reads one response: its times, its tokens, and whether it is correct and complete. Pure: bytes and times in, a
+`Record` out.
 
-The first thing that is wrong names the error; reading goes on all the same, so that times stay complete. What is
-checked: every event is JSON with choices, of the same completion; ids of resumable streams have no gap; exactly one
-finish reason for each choice and no content after it; usage, once, equal to the tokens counted and within max_tokens;
-`[DONE]`, once and last; and, for the synthetic engine, every single token.
+The first violation names the error; reading goes on all the same, so that times stay complete. Checked are: every event
+is JSON with choices, of the same completion; ids of resumable streams have no gap; exactly one finish reason for each
+choice and no content after it; usage, once, equal to the tokens counted and within max_tokens; `[DONE]`, once and last;
+and, for the synthetic engine, every single token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DETAIL_LENGTH = 300
 
 
 class TransportEnd(Enum):
-    """How the connection's part of an answer ended."""
+    """How the connection's part of a response ended."""
 
     COMPLETE = auto()  # the HTTP message is complete
     CLOSED = auto()  # the server closed before that
@@ -37,7 +37,7 @@ class TransportEnd(Enum):
     TIMEOUT_FIRST = auto()
     TIMEOUT_IDLE = auto()
     DEADLINE = auto()
-    ABORTED = auto()  # the client went, as planned
+    ABORTED = auto()  # the client left, as planned
 
 
 _TRANSPORT_ERRORS = {
@@ -52,7 +52,7 @@ _TRANSPORT_ERRORS = {
 
 
 class ResponseReader:
-    """The answer to one `Ask`."""
+    """The response to one `PreparedRequest`."""
 
     def __init__(self, request: PreparedRequest, record: Record) -> None:
         self.record = record
@@ -69,7 +69,7 @@ class ResponseReader:
 
     @property
     def text(self) -> str:
-        """What was said, if it was to be kept."""
+        """The text of the answer, if it was to be kept."""
         return "".join(self._text_parts)
 
     @property
@@ -77,15 +77,14 @@ class ResponseReader:
         """Events with content so far."""
         return len(self.record.content_ns)
 
-    # What comes from the connection.
+    # From the connection.
 
     def on_first_byte(self, at_ns: int) -> None:
-        """The first byte of an answer; of a resumed one, too."""
+        """Of the response, or of its continuation after a resumption."""
         if not self.record.first_byte_ns:
             self.record.first_byte_ns = at_ns
 
     def on_head(self, status: int, content_type: str, request_id: str) -> None:
-        """The status line and headers."""
         self._status = self.record.status = status
         self.record.request_id = self.record.request_id or request_id
         self._is_events = content_type.startswith("text/event-stream")
@@ -93,7 +92,6 @@ class ResponseReader:
             self.fail(ErrorKind.BAD_EVENT, f"content-type {content_type!r} for a stream")
 
     def on_body(self, at_ns: int, data: bytes) -> None:
-        """Some bytes of the body."""
         if not (self._is_events and self._status == 200):
             self._body += data
             return
@@ -110,11 +108,11 @@ class ResponseReader:
                 self._on_event(at_ns, document)
 
     def on_reconnect(self) -> None:
-        """The connection is gone and a new one will go on: half an event is not continued."""
+        """A new connection continues the stream; the unfinished event of the old one is dropped."""
         self._parser = sse.SseParser()
 
     def finish(self, at_ns: int, end: TransportEnd, detail: str = "") -> Record:
-        """Nothing more will come."""
+        """The connection has ended."""
         record = self.record
         record.ended_ns = at_ns
         stalled = record.read_mode is ReadMode.STALL and bool(self.record.content_ns)
@@ -125,7 +123,7 @@ class ResponseReader:
         elif stalled and end in {TransportEnd.CLOSED, TransportEnd.RESET}:
             record.left_by_plan = record.error is None
         elif self.is_done and end in {TransportEnd.CLOSED, TransportEnd.RESET}:
-            # All was said; that the connection ends without the last chunk costs nobody anything.
+            # The stream was complete; a missing last HTTP chunk costs the client nothing.
             self._check_stream_end()
         else:
             self.fail(_TRANSPORT_ERRORS[end], detail)
@@ -141,7 +139,7 @@ class ResponseReader:
             self._on_json_response(at_ns)
 
     def fail(self, kind: ErrorKind, detail: str) -> None:
-        """Note an error; the first one counts."""
+        """Record an error; the first one counts."""
         if self.record.error is None:
             self.record.error = kind
             self.record.detail = detail[:_DETAIL_LENGTH]
@@ -267,7 +265,7 @@ class ResponseReader:
         )
 
     def _on_json_response(self, at_ns: int) -> None:
-        """An answer that was not streamed."""
+        """A response that is not streamed."""
         self.record.done_ns = at_ns
         try:
             document = orjson.loads(self._body)
@@ -300,7 +298,7 @@ class ResponseReader:
         )
 
     def _settle_token_counts(self) -> None:
-        """The number of tokens, and where they are counted: what only the end told goes to the last event."""
+        """Set the number of tokens; those that only the last usage counted are added to the last event."""
         tokens = self.record.content_tokens
         self.record.output_tokens = self._token_check.total or sum(tokens)
         if tokens and (rest := self.record.output_tokens - sum(tokens)) > 0:
@@ -308,5 +306,5 @@ class ResponseReader:
 
 
 def _has_other_content(delta: dict[str, Any]) -> bool:
-    """Whether a chat's chunk says something that is not its answer's text."""
+    """Whether a chat's chunk has content other than the answer's text."""
     return bool(delta.get("reasoning_content") or delta.get("reasoning") or delta.get("tool_calls"))

@@ -1,4 +1,4 @@
-"""Server-Sent Events out of bytes that come in any pieces. Pure.
+"""Parses Server-Sent Events from bytes in pieces of any size. Pure.
 
 Lines may end in LF, CRLF or CR. Comments (keep-alives) and fields other than `data` and `id` are skipped, as browsers
 do. The usual case, whole events of one `data:` line each, costs one split.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 __all__ = ["Event", "EventTooLarge", "SseParser"]
 
-# The id line's value and the data; either may be missing.
+# The value of the id line and the data; either may be missing.
 Event = tuple[bytes | None, bytes | None]
 # The first event of a stream can hold the ids of a whole prompt; this is far beyond any context.
 _LIMIT_BYTES = 32 * 2**20
 
 
 class EventTooLarge(Exception):
-    """What came has no end."""
+    """An event exceeds the limit."""
 
 
 class SseParser:
-    """One stream's bytes in, events out."""
-
     __slots__ = ("_at_start", "_rest", "_skip_lf")
 
     def __init__(self) -> None:
@@ -34,7 +32,7 @@ class SseParser:
             data = data.removeprefix(b"\n")
             self._skip_lf = False
         if b"\r" in data:
-            # A CR is an end of line at once; should a LF follow, in the next piece even, it belongs to it.
+            # A CR ends the line at once; a LF that follows, even in the next piece, belongs to it.
             self._skip_lf = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         whole = self._rest + data if self._rest else data

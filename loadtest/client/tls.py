@@ -1,4 +1,4 @@
-"""TLS as a filter between bytes and bytes, so that a connection decides by itself when it reads and writes."""
+"""TLS as a filter between bytes and bytes, so that a connection controls when it reads and writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["TlsFilter", "make_ssl_context"]
 
 
 def make_ssl_context(verify: bool) -> ssl.SSLContext:
-    """How to trust: the system's authorities, or anybody."""
+    """`verify`: accept only certificates of the system's authorities, instead of any."""
     made = ssl.create_default_context()
     if not verify:
         made.check_hostname = False
@@ -18,7 +18,7 @@ def make_ssl_context(verify: bool) -> ssl.SSLContext:
 
 
 class TlsFilter:
-    """One connection's encryption."""
+    """The TLS state of one connection."""
 
     def __init__(self, ssl_context: ssl.SSLContext, host: str) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -26,7 +26,7 @@ class TlsFilter:
         self._object = ssl_context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
     def handshake_step(self, received: bytes) -> tuple[bool, bytes]:
-        """One step of the handshake: whether it is done, and what must be sent. Raises ssl.SSLError."""
+        """Whether the handshake is complete, and the bytes to send. Raises ssl.SSLError."""
         self._incoming.write(received)
         try:
             self._object.do_handshake()
@@ -35,12 +35,11 @@ class TlsFilter:
         return True, self._outgoing.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """What must be sent so that the other side reads `data`."""
         self._object.write(data)
         return self._outgoing.read()
 
     def decrypt(self, received: bytes) -> tuple[bytes, bool]:
-        """What was said, and whether the other side has said that it ends. Raises ssl.SSLError."""
+        """The plain bytes, and whether the peer has closed its side. Raises ssl.SSLError."""
         self._incoming.write(received)
         parts = []
         try:

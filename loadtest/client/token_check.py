@@ -1,4 +1,4 @@
-"""The tokens of one answer: how many the server says there were, how many came, and whether they are the right ones."""
+"""Checks the tokens of one response: the server's count, the received count, and the tokens themselves."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["TokenCheck"]
 
 
 class TokenCheck:
-    """Of one answer. Whatever is wrong goes to `fail`."""
+    """For one response. Errors are passed to `fail`."""
 
     def __init__(self, request: PreparedRequest, record: Record, fail: Callable[[ErrorKind, str], object]) -> None:
-        # By the latest usage, and whether it was the one that ends an answer.
+        # The latest usage, and whether it was the one at the end of the answer.
         self.total = 0
         self._is_final = False
         self._request = request
         self._record = record
         self._fail = fail
-        # What the prompt began with, and its length; tokens so far by choice.
+        # The first id and the length of the prompt; tokens so far by choice.
         self._prompt_start = request.prompt_start
         self._counts: dict[int, int] = {}
 
     def add_usage(self, usage: dict[str, Any], *, final: bool) -> int:
-        """Take the counts of an event; how many tokens they are more than the last ones."""
+        """Record the usage of an event. Returns its increase in tokens."""
         total = int(usage["completion_tokens"])
         grown = total - self.total
         if grown < 0:
@@ -41,7 +41,7 @@ class TokenCheck:
         return max(0, grown)
 
     def find_prompt_ids(self, document: dict[str, Any], choices: Sequence[dict[str, Any]]) -> None:
-        """Look for the prompt's ids, if they are needed and not known; where they stand depends on the endpoint."""
+        """Find the prompt's ids, if they are needed and unknown; the endpoint determines where they are."""
         if not self._request.is_verified or self._prompt_start is not None:
             return
         for place in (document, *choices):
@@ -49,7 +49,7 @@ class TokenCheck:
                 self._prompt_start = (int(ids[0]), len(ids))
 
     def verify(self, index: int, ids: list[int]) -> None:
-        """Hold a choice's next tokens against what the synthetic engine must say."""
+        """Compare a choice's next tokens with the synthetic engine's."""
         if not self._request.is_verified:
             return
         if self._prompt_start is None:
@@ -64,7 +64,7 @@ class TokenCheck:
         self._counts[index] = self._counts.get(index, 0) + len(ids)
 
     def check_totals(self, counted: int | None, events: int) -> None:
-        """At the end: `counted` tokens came, if they could be counted, in `events` events."""
+        """At the end: `counted` tokens came (None if they cannot be counted) in `events` events."""
         most = self._request.max_tokens * self._request.choices
         if not self._is_final:
             self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")

@@ -1,0 +1,1 @@
+"""One worker's part of a run, and the generator's own health."""

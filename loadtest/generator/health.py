@@ -1,6 +1,6 @@
-"""How the generator itself does: how late its loop is, and what it costs.
+"""Measures the generator itself: the lag of its loop, and its CPU time.
 
-A greenlet asks to be woken every 10 ms and notes how late that was. CPU time is the kernel's count for this process,
+A greenlet sleeps for 10 ms at a time and records how late it wakes. CPU time is the kernel's count for this process,
 over five seconds: shorter windows show the work of one burst, longer ones hide it.
 """
 
@@ -32,12 +32,10 @@ class GeneratorHealth:
     events: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
         return {"lag": self.lag.to_dict(), "cpu": self.cpu_share_max, "cpu_us": self.cpu_us, "events": self.events}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> GeneratorHealth:
-        """What `packed` made."""
         return cls(Histogram.from_dict(document["lag"]), document["cpu"], document["cpu_us"], document["events"])
 
 
@@ -45,13 +43,12 @@ class HealthProbe:
     """Runs in a greenlet until the measured stage is over."""
 
     def __init__(self, window: Window, events: Callable[[], int]) -> None:
-        """`events`: how many events have been read so far."""
+        """`events`: returns the number of events read so far."""
         self.health = GeneratorHealth()
         self._window = window
         self._events = events
 
     def run(self) -> None:
-        """The greenlet."""
         timer = PreciseTimer()
         try:
             timer.sleep_until(self._window.measure_ns)

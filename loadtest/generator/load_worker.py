@@ -1,8 +1,8 @@
-"""One worker's part of a run: releases arrivals when they are due, or lets users ask in a closed loop.
+"""One worker's part of a run: starts requests when they are due, or runs the users of a closed loop.
 
-Open loop: one greenlet walks along the schedule and starts a greenlet for each arrival, whatever became of the others.
-What is late is sent at once, and counts from when it was due. The next request is made ready before its time comes.
-Knows nothing of Locust; what became of each request goes to `on_record`.
+Open loop: one greenlet follows the schedule and starts a greenlet for each arrival, whatever the state of the others. A
+late request is sent at once, and counts from when it was due. The next request is prepared before it is due. This
+module does not know Locust; the record of each request goes to `on_record`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from loadtest.scenario.workload import Conversation, PreparedRequest, RequestFac
 
 __all__ = ["LoadWorker", "WorkerShare"]
 
-# A fault of the generator repeats itself; some are enough to find it.
+# Failures of the generator repeat themselves; some are enough for a diagnosis.
 _FAILURES_KEPT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """Which part of the run is this worker's, and when the run begins on its clock."""
+    """The share of one worker, and when the run begins on its clock."""
 
     index: int
     count: int
@@ -46,7 +46,7 @@ class WorkerShare:
 
 
 class LoadWorker:
-    """Of one worker and one run."""
+    """One worker of one run."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class LoadWorker:
         log_file: Path | None,
         on_record: Callable[[Record], object],
     ) -> None:
-        """Raises ValueError if the URL is none."""
+        """Raises ValueError if the URL is invalid."""
         stages = scenario.stages
         self._scenario = scenario
         self._share = share
@@ -78,17 +78,17 @@ class LoadWorker:
         self._background = Greenlets()
         self._in_flight = 0
         self._next_number = share.index
-        # What went wrong in the generator itself; a run with any of these proves nothing.
+        # Failures of the generator itself; a run with any of these proves nothing.
         self.failures: list[str] = []
         self.aggregates = Aggregates(scenario.slo.per_request)
 
     @property
     def health(self) -> GeneratorHealth:
-        """How the generator did in the measured stage."""
+        """Measurements of the generator over the measured stage."""
         return self._probe.health
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the greenlets; returns at once."""
         self._probe_greenlet = self._background.spawn(self._probe.run)
         self._background.spawn(self._count_in_flight)
         if not isinstance(self._scenario.load, ClosedLoop):
@@ -97,14 +97,14 @@ class LoadWorker:
     def join(self) -> None:
         """Wait until every request of the run has ended, or the drain is over, and close everything."""
         gevent.sleep(max(0.0, (self._arrivals_end_ns - perf_counter_ns()) / 1e9))
-        # A second more than requests have: they end by themselves then, as errors.
+        # One second more than the requests have, so that they end by themselves, as errors.
         while (self._requests or self._in_flight) and perf_counter_ns() < self._end_ns + 1_000_000_000:
             gevent.sleep(0.05)
         self._probe_greenlet.join(1.0)
         self.stop()
 
     def stop(self) -> None:
-        """End all of it now. Requests still in flight are forgotten."""
+        """End everything now. Requests still in flight are not recorded."""
         self._requests.kill()
         self._background.kill()
         self._connections.close()
@@ -147,7 +147,7 @@ class LoadWorker:
     # Closed loop.
 
     def run_user(self) -> None:
-        """Be one user of a closed loop until no more requests may begin."""
+        """Run one user of a closed loop until the arrivals end."""
         load = self._scenario.load
         assert isinstance(load, ClosedLoop)
         if (early_ns := self._share.began_ns - perf_counter_ns()) > 0:
@@ -164,7 +164,7 @@ class LoadWorker:
     # Both.
 
     def _run_conversation(self, conversation: Conversation, request: PreparedRequest | None, due_ns: int) -> None:
-        """One turn after the other, as long as they end well and there is time to ask."""
+        """One turn after the other, as long as they end well and arrivals have not ended."""
         while request is not None:
             record, text = self._run_request(request, due_ns)
             request = (

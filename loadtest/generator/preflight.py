@@ -1,4 +1,4 @@
-"""What a run asks the server before it begins: is it there, what does it serve, how long are words for it."""
+"""Requests before a run begins: whether the server answers, which models it serves, how many tokens a word is."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SAMPLE_WORDS = 400
 
 
 class PreflightError(Exception):
-    """The run cannot begin; the message says why and what to do."""
+    """The run cannot begin; the message has the reason and the fix."""
 
 
 def probe(scenario: Scenario, url: str, key: str | None) -> ServerInfo:
-    """What is served at `url`. Raises PreflightError."""
+    """The properties of the server at `url`. Raises PreflightError."""
     trust = tls.make_ssl_context(scenario.tls_verify)
     models = _request_json(url, "/v1/models", key, trust)
     listed = [model for model in models.get("data", []) if isinstance(model, dict) and "id" in model]
@@ -51,7 +51,7 @@ def probe(scenario: Scenario, url: str, key: str | None) -> ServerInfo:
 
 
 def ping(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -> None:
-    """Ask for one token, whatever comes of it."""
+    """Request one token and ignore the result."""
     key = headers.get("Authorization", "").removeprefix("Bearer ") or None
     with suppress(PreflightError):
         body = {"model": model, "prompt": "a", "max_tokens": 1}
@@ -59,7 +59,7 @@ def ping(scenario: Scenario, url: str, model: str, headers: Mapping[str, str]) -
 
 
 def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
-    """What the server calls itself; nothing where it does not tell."""
+    """The version that the server reports, or an empty text."""
     try:
         document = _request_json(url, "/version", key, trust)
     except PreflightError:
@@ -68,7 +68,7 @@ def _version(url: str, key: str | None, trust: ssl.SSLContext) -> str:
 
 
 def _tokens_per_word(url: str, model: str, key: str | None, trust: ssl.SSLContext) -> float:
-    """By vLLM's /tokenize; other servers do not have it, and there a word counts as a token."""
+    """By vLLM's /tokenize; other servers lack it, and there a word counts as one token."""
     sample = prompt_text.make_text(Random(0), _SAMPLE_WORDS, 1.0)
     try:
         answer = _request_json(url, "/tokenize", key, trust, {"model": model, "prompt": sample})

@@ -1,4 +1,4 @@
-"""`requests.jsonl.gz`: one line for each request. Written by a thread of its own, so that no disk delays a token."""
+"""`requests.jsonl.gz`: one line for each request, written by a thread of its own, so that no disk delays a token."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _EVERY_S = 1.0
 
 
 class RequestLog:
-    """One worker's part of the file; parts are joined by putting one after the other, as gzip allows.
+    """One worker's part of the file; parts are concatenated, as gzip allows.
 
-    Each second's lines are a gzip member of their own, so that a worker that is killed leaves a whole part.
-    """
+    Each second's lines are a gzip member of their own, so that a worker that is killed leaves a valid part."""
 
     def __init__(self, file: Path, began_ns: int) -> None:
         self._began_ns = began_ns
@@ -31,11 +30,9 @@ class RequestLog:
         self._writer = gevent.spawn(self._run)
 
     def add(self, record: Record) -> None:
-        """Note a request that has ended."""
         self._lines.append(orjson.dumps(record.to_log_line(self._began_ns), option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> None:
-        """Write the rest."""
         self._writer.kill()
         self._flush()
         self._file.close()
@@ -52,5 +49,5 @@ class RequestLog:
             self._thread.spawn(self._write, b"".join(lines)).get()
 
     def _write(self, lines: bytes) -> None:
-        # Level 1: a worker has better things to do than to save a third of the bytes.
+        # Level 1: the worker's CPU time is worth more than a third of the bytes.
         self._file.write(gzip.compress(lines, compresslevel=1))

@@ -1,7 +1,7 @@
-"""The numbers of a run, as they grow: by workload and tenant for the measured stage, and by second for all of it.
+"""The numbers of a run as it goes on: by workload and tenant for the measured stage, and by second for all of it.
 
-Every part can be merged with its like and packed into plain values, so that workers send what has been added since
-their last report, and the sum is what one worker alone would have counted.
+Every part can be merged with others of its kind and converted into plain values. Workers send the increase since their
+last report; the sum equals the numbers that a single worker would have counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from loadtest.measure.result import INTEGRITY_ERRORS, ErrorKind
 __all__ = ["Aggregates", "GroupStats", "SecondStats", "Window"]
 
 _EXAMPLES = 20
-# Counting a thousand gaps takes about a millisecond, in which nothing else could be read.
+# Counting a thousand gaps takes about a millisecond, during which the loop reads nothing.
 _YIELD_EVERY = 256
-# What is due at the very end of the measured stage is begun after it; a generator that falls behind is later than this.
+# A request that is due at the very end of the measured stage starts after it; one that starts later than this does so
+# because the generator has fallen behind.
 _GRACE_NS = 100_000_000
 
 PlainValues = dict[str, Any]
@@ -29,7 +30,7 @@ PlainValues = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """When the run began and which part of it is measured, in `perf_counter_ns`."""
+    """The start of the run and its measured stage, in `perf_counter_ns`."""
 
     began_ns: int
     measure_ns: int
@@ -37,16 +38,15 @@ class Window:
 
     @classmethod
     def from_stages(cls, began_ns: int, warmup_s: float, measure_s: float) -> Window:
-        """The window of a run that began at `began_ns`."""
         measure_ns = began_ns + int(warmup_s * 1e9)
         return cls(began_ns, measure_ns, measure_ns + int(measure_s * 1e9))
 
     def contains(self, at_ns: int) -> bool:
-        """Whether something at this moment counts."""
+        """Whether this moment is in the measured stage."""
         return self.measure_ns <= at_ns < self.drain_ns
 
     def second_of(self, at_ns: int) -> int:
-        """The second of the run."""
+        """The second of the run, from 0."""
         return max(0, (at_ns - self.began_ns) // 1_000_000_000)
 
 
@@ -64,7 +64,7 @@ class _Mergeable:
         self.errors: Counter[str] = Counter()
 
     def merge(self, packed: Mapping[str, Any]) -> None:
-        """Add what another one packed."""
+        """Add numbers as from `to_dict`."""
         for name in self.COUNTS:
             setattr(self, name, getattr(self, name) + packed[name])
         for name in self.HISTOGRAMS:
@@ -80,7 +80,7 @@ class _Mergeable:
 
 
 class GroupStats(_Mergeable):
-    """What is counted of the requests that were due in the measured stage."""
+    """Numbers of the requests that were due in the measured stage."""
 
     COUNTS = ("requests", "ok", "cancelled", "good", "output_tokens", "input_tokens")
     HISTOGRAMS = ("ttft", "itl", "tpot", "e2e", "ttft_sent", "e2e_sent", "stall")
@@ -100,7 +100,7 @@ class GroupStats(_Mergeable):
 
 
 class SecondStats(_Mergeable):
-    """What happened in one second."""
+    """Numbers of one second, each in the second in which it happened."""
 
     COUNTS = ("due", "sent", "ended", "ok", "cancelled", "in_flight", "output_tokens")
     HISTOGRAMS = ("ttft", "itl", "tpot", "e2e")
@@ -118,8 +118,6 @@ class SecondStats(_Mergeable):
 
 
 class Aggregates:
-    """All of it."""
-
     def __init__(self, per_request: Mapping[str, float] | None = None) -> None:
         """`per_request`: the SLO's limits of a good request, in milliseconds."""
         self._limits = dict(per_request or {})
@@ -129,7 +127,8 @@ class Aggregates:
         self.groups: dict[tuple[str, str], GroupStats] = {}
         self.seconds: dict[int, SecondStats] = {}
         self.lateness = Histogram()
-        # Of the requests due in the measured stage: all, those begun in time to count as sent, those never begun.
+        # Of the requests due in the measured stage: all, those that started in time to count as sent, those never
+        # started.
         self.due_count = 0
         self.sent_count = 0
         self.dropped_count = 0
@@ -138,7 +137,7 @@ class Aggregates:
         self.violations: Counter[str] = Counter()
         self.examples: list[str] = []
 
-    # Facts.
+    # Recording.
 
     def on_due(self, window: Window, at_ns: int) -> None:
         """A request was due."""
@@ -156,14 +155,14 @@ class Aggregates:
             group.errors[kind] += 1
 
     def on_started(self, window: Window, record: Record) -> None:
-        """The generator has turned to a request. What comes then (connecting, too) is the server's time."""
+        """The generator begins a request. The time from here on, connecting included, is the server's."""
         self.second(window.second_of(record.started_ns)).sent += 1
         if window.contains(record.intended_ns):
             self.lateness.add((record.started_ns - record.intended_ns) // 1000)
             self.sent_count += record.started_ns < window.drain_ns + _GRACE_NS
 
     def on_ended(self, window: Window, record: Record, yield_loop: Callable[[], object] = lambda: None) -> None:
-        """A request has ended. `breathe` is called now and then where that takes long."""
+        """A request has ended. `yield_loop` is called now and then while this takes long."""
         group = self.group(record.workload, record.tenant)
         counts = window.contains(record.intended_ns)
         self._count_end(window, record, group if counts else None)
@@ -252,17 +251,15 @@ class Aggregates:
                 name = record.completion_id or record.request_id or f"arrival {record.number}"
                 self.examples.append(f"{record.error}: {name} ({record.workload}): {record.detail}")
 
-    # Parts.
+    # Access.
 
     def group(self, workload: str, tenant: str) -> GroupStats:
-        """The numbers of one workload for one tenant."""
         key = (workload, tenant)
         if key not in self.groups:
             self.groups[key] = GroupStats()
         return self.groups[key]
 
     def second(self, number: int) -> SecondStats:
-        """One second's."""
         if number not in self.seconds:
             self.seconds[number] = SecondStats()
         return self.seconds[number]
@@ -275,14 +272,14 @@ class Aggregates:
         return overall
 
     def ordered_seconds(self) -> Iterator[tuple[int, SecondStats]]:
-        """The seconds, none left out."""
+        """All seconds from the first to the last, empty ones included."""
         for number in range(max(self.seconds, default=-1) + 1):
             yield number, self.second(number)
 
     # Between processes.
 
     def take_delta(self) -> PlainValues:
-        """All that was counted since the last call, as plain values."""
+        """The increase since the last call, as plain values."""
         packed = {
             "groups": [[*key, stats.to_dict()] for key, stats in self.groups.items()],
             "seconds": [[number, stats.to_dict()] for number, stats in self.seconds.items()],
@@ -299,7 +296,7 @@ class Aggregates:
         return packed
 
     def merge(self, packed: Mapping[str, Any]) -> None:
-        """Add what another one took."""
+        """Add numbers as from `take_delta`."""
         for workload, tenant, numbers in packed["groups"]:
             self.group(workload, tenant).merge(numbers)
         for number, second in packed["seconds"]:

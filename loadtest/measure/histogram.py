@@ -1,8 +1,8 @@
-"""Times counted in log-linear buckets: at most 0.8 % from the truth at any quantile, whatever the length of the run.
+"""Log-linear histograms of times: an error of at most 0.8 % at any quantile, whatever the length of the run.
 
-A value is an integer of microseconds. Below 128 us every value has a bucket of its own; above, each power of two is cut
-into 64 (the idea of HdrHistogram, with seven significant bits). Merging is adding, so that workers, seconds and stages
-can be summed in any order without loss.
+A value is an integer of microseconds. Below 128 us every value has a bucket of its own; above, each power of two is
+divided into 64 buckets (the idea of HdrHistogram, with seven significant bits). Merging adds counts, so that workers,
+seconds and stages can be summed in any order without loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HALF = 1 << (_BITS - 1)
 
 
 class Histogram:
-    """Counts by bucket, with the exact sum and maximum beside them. All values in microseconds."""
+    """Counts by bucket, with the exact sum and maximum. All values in microseconds."""
 
     __slots__ = ("buckets", "count", "largest", "total")
 
@@ -28,7 +28,7 @@ class Histogram:
         self.largest = 0
 
     def add(self, value: int, times: int = 1) -> None:
-        """Count a value; a negative one (clocks of two threads) counts as 0."""
+        """A negative value (clocks of two threads) counts as 0."""
         value = max(value, 0)
         shift = value.bit_length() - _BITS
         bucket = value if shift <= 0 else (shift << (_BITS - 1)) + (value >> shift)
@@ -38,7 +38,6 @@ class Histogram:
         self.largest = max(self.largest, value)
 
     def merge(self, other: Histogram) -> None:
-        """Add all that another one has counted."""
         for bucket, count in other.buckets.items():
             self.buckets[bucket] = self.buckets.get(bucket, 0) + count
         self.count += other.count
@@ -48,7 +47,7 @@ class Histogram:
     def quantile(self, q: float) -> float | None:
         """The value, in microseconds, that a share `q` (0 to 1) of the values does not exceed.
 
-        It is the middle of a bucket, never above the largest value; None if nothing was counted."""
+        It is the middle of a bucket, never above the largest value; None without values."""
         if not self.count:
             return None
         rank = max(1, ceil(q * self.count - 1e-9))
@@ -66,7 +65,7 @@ class Histogram:
 
     @property
     def mean(self) -> float | None:
-        """The exact mean in microseconds, None if nothing was counted."""
+        """The exact mean in microseconds; None without values."""
         return self.total / self.count if self.count else None
 
     def to_dict(self) -> dict[str, object]:
@@ -75,7 +74,7 @@ class Histogram:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, object]) -> Histogram:
-        """What `packed` made. Raises KeyError, TypeError or ValueError if it was something else."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for another document."""
         histogram = cls()
         pairs: Iterable[tuple[int, int]] = document["buckets"]  # type: ignore[assignment]
         histogram.buckets = {int(bucket): int(count) for bucket, count in pairs}

@@ -1,12 +1,12 @@
-"""How well a quantile is known from so many samples. Pure.
+"""Confidence intervals of quantiles. Pure.
 
-The interval of a quantile by order statistics, which assumes nothing about the distribution: how many of n samples lie
-below the true q-quantile is binomial (n, q), so two ranks enclose it with a known probability (David and Nagaraja,
-"Order Statistics", section 7.1; Hahn and Meeker, "Statistical Intervals", chapter 5). Where the rank above would have
-to be n + 1, the samples cannot tell how large the quantile may be.
+The interval is by order statistics, which assume nothing about the distribution: the number of samples out of n that
+lie below the true q-quantile is binomial (n, q), so two ranks enclose the quantile with a known probability (David and
+Nagaraja, "Order Statistics", section 7.1; Hahn and Meeker, "Statistical Intervals", chapter 5). Where the upper rank
+would be n + 1, the samples give no upper bound.
 
-It takes the samples as independent. Gaps between tokens are not quite (streams share the engine's steps), so for them
-it is rather too narrow.
+Samples are taken as independent. Gaps between tokens are not quite independent (streams share the engine's steps), so
+their intervals are somewhat too narrow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 
 def samples_needed(q: float, confidence: float = CONFIDENCE) -> int:
-    """From how many samples on the upper end of the interval can be told: 368 for the 99th percentile at 95 %."""
+    """The smallest number of samples that gives an upper bound: 368 for the 99th percentile at 95 %."""
     return ceil(log((1 - confidence) / 2) / log(q))
 
 
@@ -30,7 +30,7 @@ def samples_needed(q: float, confidence: float = CONFIDENCE) -> int:
 def order_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
     """The ranks (from 1) between which the quantile lies; None where there is no such rank."""
     tail = (1 - confidence) / 2
-    # Beyond ten standard deviations nothing adds up to a tail.
+    # Beyond ten standard deviations probabilities do not add up to a tail.
     reach = ceil(10 * sqrt(count * q * (1 - q))) + 10
     first, last = max(0, int(count * q) - reach), min(count, int(count * q) + reach)
     probabilities = [_binomial(count, q, below) for below in range(first, last + 1)]
@@ -53,7 +53,7 @@ def order_ranks(count: int, q: float, confidence: float = CONFIDENCE) -> tuple[i
 def quantile_interval(
     histogram: Histogram, q: float, confidence: float = CONFIDENCE
 ) -> tuple[float | None, float | None]:
-    """The ends of the quantile's interval in microseconds; None where the samples cannot tell."""
+    """The bounds of the quantile in microseconds; None where the samples give none."""
     if not histogram.count:
         return None, None
     low, high = order_ranks(histogram.count, q, confidence)

@@ -1,4 +1,4 @@
-"""What became of one request: its times, its tokens and its end. Times are `perf_counter_ns`, 0 where it never came."""
+"""The record of one request: its times, tokens and end. Times are `perf_counter_ns`; 0 is a moment that never came."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ReadMode", "Record"]
 
 
 class ReadMode(StrEnum):
-    """How the client read. What a client does to its own times is not counted as the server's."""
+    """How the client reads. Times that the client itself distorts do not count as the server's."""
 
     PLAIN = "plain"
     CANCEL = "cancel"
@@ -24,7 +24,7 @@ class ReadMode(StrEnum):
 
 @dataclass(slots=True)
 class Record:
-    """One request. `content_ns` and `content_tokens` have one entry for each event that carried content."""
+    """`content_ns` and `content_tokens` have one entry for each event that carried content."""
 
     number: int
     turn: int
@@ -34,7 +34,7 @@ class Record:
     stream: bool
     read_mode: ReadMode
     intended_ns: int
-    # When the generator turned to it; then it connects, if it must, and sends.
+    # When the generator began the request; it then connects, if necessary, and sends.
     started_ns: int = 0
     sent_ns: int = 0
     first_byte_ns: int = 0
@@ -51,7 +51,7 @@ class Record:
     request_id: str = ""
     error: ErrorKind | None = None
     detail: str = ""
-    # Left by the client as the scenario said, or dropped by the server while a stalled client read nothing.
+    # Aborted by the client as the scenario planned, or dropped by the server while a stalled client read nothing.
     left_by_plan: bool = False
     resumed: int = 0
 
@@ -62,24 +62,24 @@ class Record:
 
     @property
     def counts_ttft(self) -> bool:
-        """Whether the time to its first token tells about the server."""
+        """Whether its time to the first token describes the server."""
         return self.stream and self.read_mode is not ReadMode.SLOW
 
     @property
     def counts_gaps(self) -> bool:
-        """Whether the time between its tokens does."""
+        """Whether the times between its tokens describe the server."""
         return self.stream and self.read_mode in {ReadMode.PLAIN, ReadMode.CANCEL}
 
     @property
     def counts_duration(self) -> bool:
-        """Whether its duration and its pace do."""
+        """Whether its duration and its time per token describe the server."""
         return self.is_ok and self.read_mode is ReadMode.PLAIN
 
     @property
     def first_token_ns(self) -> int:
-        """The moment of the first token; of giving up, if the client waited for it until a timeout; else 0.
+        """When the first token came; when the client gave up, if it waited for the first token until a timeout; else 0.
 
-        Without the latter, the slowest answers of all would be missing from the distribution."""
+        Without the timeouts, the slowest answers of all would be missing from the distribution."""
         if self.content_ns:
             return self.content_ns[0]
         gave_up = self.error in {ErrorKind.TIMEOUT_FIRST, ErrorKind.TIMEOUT_IDLE, ErrorKind.DEADLINE}

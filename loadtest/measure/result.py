@@ -1,8 +1,8 @@
-"""What a run found: the one document that the run writes (`result.json`) and that reports, verdicts, comparisons and
+"""The result of a run: the one document that a run writes (`result.json`) and that reports, verdicts, comparisons and
 sweeps read. Nothing here measures, draws or decides.
 
-Times are milliseconds, rates are per second, and every number is of the measured stage alone (warm-up and drain are in
-the time line and nowhere else).
+Times are milliseconds, rates are per second, and every number covers the measured stage alone; only the timeline has
+warm-up and drain.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class ErrorKind(StrEnum):
-    """Why a request did not end well. The first of them that holds is the one that counts."""
+    """Why a request did not end well. The first error of a request counts."""
 
     CONNECT = "connect"
     TLS = "tls"
@@ -60,7 +60,7 @@ class ErrorKind(StrEnum):
     DROPPED_ARRIVAL = "dropped_arrival"
 
 
-# A server that sheds load or refuses says so; one of these means that it said something untrue.
+# A server that sheds load or refuses says so; each of these means that a stream was incomplete or contradicted itself.
 INTEGRITY_ERRORS = frozenset(
     {
         ErrorKind.TRUNCATED, ErrorKind.NO_DONE, ErrorKind.NO_FINISH, ErrorKind.BAD_JSON, ErrorKind.BAD_EVENT,
@@ -74,7 +74,7 @@ class _Part(BaseModel):
 
 
 class LatencyStats(_Part):
-    """A measured time in milliseconds. With `count` 0 all others are None."""
+    """A latency in milliseconds. With `count` 0 all others are None."""
 
     count: int
     mean: float | None = None
@@ -88,7 +88,7 @@ class LatencyStats(_Part):
 
     @classmethod
     def from_histogram(cls, histogram: Histogram) -> LatencyStats:
-        """The numbers of a histogram of microseconds."""
+        """From a histogram of microseconds."""
         if not histogram.count:
             return cls(count=0, histogram=histogram.to_dict())
 
@@ -106,7 +106,7 @@ class LatencyStats(_Part):
 
 
 class Summary(_Part):
-    """The numbers of a set of requests. TTFT and E2E count from the intended start; `..._from_sent_ms` from the moment
+    """The numbers of a set of requests. TTFT and E2E count from the intended start, `..._from_sent_ms` from the moment
     the request was written. ITL is per gap between events that carried content, TPOT per stream."""
 
     ttft_ms: LatencyStats
@@ -130,7 +130,7 @@ class Summary(_Part):
 
 
 class Group(_Part):
-    """The part of the requests that one workload sent for one tenant."""
+    """The requests of one workload and one tenant."""
 
     workload: str
     tenant: str
@@ -138,7 +138,8 @@ class Group(_Part):
 
 
 class TimelineSecond(_Part):
-    """One second of the run, by the second in which a thing happened (TTFT: the first token; E2E and TPOT: the end)."""
+    """One second of the run. Events count in the second in which they happened (TTFT: the first token; E2E and TPOT:
+    the end)."""
 
     t_s: int = Field(description="seconds since the run began")
     stage: Literal["warmup", "measure", "drain"]
@@ -166,7 +167,7 @@ def merged_histogram(seconds: Iterable[TimelineSecond], metric: str) -> Histogra
 
 
 class Generator(_Part):
-    """How the load generator itself did."""
+    """Measurements of the load generator itself."""
 
     workers: int
     lateness_ms: LatencyStats = Field(description="sent minus intended start")
@@ -179,7 +180,7 @@ class Generator(_Part):
 
 
 class Server(_Part):
-    """What the server's own metrics said beside the client's numbers."""
+    """The server's own metrics beside the client's numbers."""
 
     scraped: bool
     series: dict[str, list[list[float]]] = Field(
@@ -198,7 +199,7 @@ class Server(_Part):
 
 
 class Integrity(_Part):
-    """Whether what the server said was true and whole."""
+    """Whether streams were complete and correct."""
 
     checked_streams: int
     verified_tokens: int = Field(description="compared one by one with what the synthetic engine must say")
@@ -208,7 +209,7 @@ class Integrity(_Part):
 
 
 class Check(_Part):
-    """One limit of the SLO and what was measured."""
+    """One limit of the SLO and the measured value."""
 
     name: str
     limit: float
@@ -232,7 +233,7 @@ class Outcome(StrEnum):
 
 
 class Verdict(_Part):
-    """The one answer, and every reason for it in a sentence."""
+    """The outcome, with every reason in a sentence."""
 
     outcome: Outcome
     exit_code: int
@@ -241,7 +242,7 @@ class Verdict(_Part):
 
 
 class Run(_Part):
-    """What was run, so that it can be run again."""
+    """The parameters of the run, so that it can be repeated."""
 
     scenario: str
     scenario_yaml: str = Field(description="as it was read, overrides applied")
@@ -257,8 +258,6 @@ class Run(_Part):
 
 
 class Result(_Part):
-    """Everything above."""
-
     schema_: Literal["sluice-load/1"] = Field("sluice-load/1", alias="schema")
     run: Run
     summary: Summary
@@ -270,10 +269,9 @@ class Result(_Part):
     verdict: Verdict
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
         path.write_text(self.model_dump_json(by_alias=True, indent=1), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What `write` wrote. Raises pydantic.ValidationError with the field's name, or OSError."""
+        """The inverse of `write`. Raises pydantic.ValidationError with the field's name, or OSError."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ from loadtest.mock.server import serve
 
 
 def main() -> None:
-    """Parse, run."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.mock", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000, help="0: one that is free; the first line of output names it")

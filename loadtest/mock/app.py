@@ -1,4 +1,4 @@
-"""The paths, and what joins the parts: from a request to its stream, and from the streams to the gauges."""
+"""Routes requests and connects the parts: from a request to its stream, and from the streams to the metrics."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ from loadtest.scenario.distributions import Distribution
 
 __all__ = ["App"]
 
-# So many finished resumable streams can still be joined.
+# The number of finished resumable streams that can still be joined.
 RESUMABLE_KEPT = 4096
 _STATUS = {FaultKind.HTTP_400: 400, FaultKind.HTTP_429: 429, FaultKind.HTTP_500: 500, FaultKind.HTTP_503: 503}
 
 
 class App:
-    """One mock."""
-
     def __init__(self, plan: MockPlan, loop: asyncio.AbstractEventLoop) -> None:
         self.records: list[TrueRecord] = []
         self.lateness = Lateness()
@@ -56,7 +54,7 @@ class App:
     def close(self) -> None:
         self._engine.close()
 
-    # What a connection says.
+    # Called by connections.
 
     def on_request(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         match method, path:
@@ -85,7 +83,7 @@ class App:
         else:
             job.end("left")
 
-    # A request for tokens.
+    # Requests for tokens.
 
     def _generate(self, connection: Connection, chat: bool, headers: dict[str, str], body: bytes) -> None:
         self._schedule_freezes(connection.arrived_ns)
@@ -154,7 +152,7 @@ class App:
         self._slots.submit(job)
 
     def _keep_resumable(self, stream: Stream) -> None:
-        """For readers who come back."""
+        """For clients that resume."""
         self._resumable[stream.record.id] = stream
         if len(self._resumable) > RESUMABLE_KEPT:
             del self._resumable[next(iter(self._resumable))]
@@ -171,10 +169,10 @@ class App:
             connection.begin(f"x-stream-id: {stream_id}\r\n".encode("latin-1"))
             stream.join(connection, int(after))
 
-    # What jobs say.
+    # Called by jobs.
 
     def _on_slot(self, job: Job) -> None:
-        """It is its turn: at once if that was free, so from its arrival."""
+        """The job has a slot. Without a limit of slots its times count from its arrival."""
         record = job.record
         from_ns = perf_counter_ns() if self._plan.max_running is not None else record.arrived_ns
         if job.first_wait_ns != FOREVER_NS:
@@ -198,8 +196,6 @@ class App:
 
 
 class _FreezeEvent:
-    """A freeze that is due."""
-
     def __init__(self, engine: Engine, freeze: Freeze) -> None:
         self._engine = engine
         self._freeze = freeze
@@ -217,7 +213,6 @@ def _send_error(connection: Connection, status: int, message: str, param: str | 
 
 
 def _send_planned_error(connection: Connection, status: int, fault: Fault) -> None:
-    """As the plan says."""
     headers = b"retry-after: %d\r\n" % fault.retry_after_s if status in {429, 503} else b""
     code = {429: "rate_limit_exceeded", 503: "overloaded"}.get(status)
     message = f"This is the plan's {status}."

@@ -1,4 +1,4 @@
-"""A mock in a process of its own, for tests and benchmarks."""
+"""The mock in a child process, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["MockProcess", "running_mock"]
 
 
 class MockProcess:
-    """A mock that runs. `cpus`: where it may."""
+    """A running mock. `cpus`: its CPU affinity."""
 
     def __init__(self, folder: Path, plan: MockPlan, cpus: set[int] | None = None) -> None:
-        """Starts it and waits until it listens. Raises RuntimeError if it does not."""
+        """Starts the process and waits until it listens. Raises RuntimeError if it does not."""
         folder.mkdir(parents=True, exist_ok=True)
         self._truth = folder / "truth.jsonl"
         plan_file = folder / "plan.yaml"
@@ -39,13 +39,13 @@ class MockProcess:
         self.port = int(self.url.rpartition(":")[2])
 
     def end(self) -> GroundTruth:
-        """End it, and read what happened."""
+        """Stop it, and read the ground truth."""
         self.process.terminate()
         self.process.communicate(timeout=30)
         return GroundTruth.read(self._truth)
 
     def close(self) -> None:
-        """End it if it has not ended. May be called again."""
+        """Kill it unless it has ended. May be called again."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -55,7 +55,7 @@ class MockProcess:
 
 @contextmanager
 def running_mock(folder: Path, plan: MockPlan, cpus: set[int] | None = None) -> Iterator[MockProcess]:
-    """A mock for as long as the block lasts; `end` it inside to get its truth."""
+    """A mock for the duration of the block; call `end` inside to get the ground truth."""
     child = MockProcess(folder, plan, cpus)
     try:
         yield child

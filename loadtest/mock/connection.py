@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one socket: requests in, one at a time, and answers out, written straight to the kernel.
+"""HTTP/1.1 on one socket: reads requests, one at a time, and writes answers straight to the kernel.
 
-A write through the event loop would leave at the end of its turn, after everything else that is due in it; the stamp of
-a token must be the moment at which it left.
+A write through the event loop would leave at the end of its turn, after everything else that is due in it; the recorded
+time of a token must be the moment at which it left.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ __all__ = ["Connection", "RequestHandler"]
 
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Too Large"}
 _REASONS |= {429: b"Too Many Requests", 500: b"Internal Server Error", 503: b"Service Unavailable"}
-# Nobody measures with prompts beyond some hundred thousand tokens.
+# No measurement has prompts beyond some hundred thousand tokens.
 LIMIT_BYTES = 16 * 2**20
 
 
 class RequestHandler(Protocol):
-    """Who answers."""
+    """Receives the requests."""
 
     def on_request(self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         """A whole request has arrived, at `connection.arrived_ns`."""
 
     def on_disconnect(self, connection: Connection) -> None:
-        """The connection is gone, or was told to go."""
+        """The connection is closed, by either side."""
 
 
 class Connection(asyncio.Protocol):
-    """One client's. Its handler keeps what it answers with in `job`."""
+    """One client's. Its handler keeps the job that answers in `job`."""
 
     def __init__(self, handler: RequestHandler, accept_delay_s: Callable[[], float]) -> None:
         self._handler = handler
@@ -47,15 +47,15 @@ class Connection(asyncio.Protocol):
         self._fd = -1
         self._is_answering = False
         self._keep_alive = True
-        # What came before the connection is accepted, if that takes a while.
+        # Bytes that came before a delayed accept.
         self._early: list[bytes] | None = None
         self.arrived_ns = 0
         self.job: Job | None = None
 
-    # What the event loop says.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is no subclass.
+        # uvloop's transport is no subclass.
         self._transport = cast("asyncio.Transport", transport)
         self._fd = transport.get_extra_info("socket").fileno()
         if delay_s := self._accept_delay_s():
@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_gone()
 
-    # What the parser says.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         self._url = b""
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         method = self._parser.get_method().decode()
         if self._size > LIMIT_BYTES or self._is_answering:
-            # A second request before the answer to the first: no client that is measured does that.
+            # A second request before the answer to the first: no measured client does that.
             self.answer(413 if self._size > LIMIT_BYTES else 400, b"{}")
             self.close()
             return
@@ -107,23 +107,23 @@ class Connection(asyncio.Protocol):
         path = self._url.partition(b"?")[0].decode("latin-1")
         self._handler.on_request(self, method, path, self._headers, b"".join(self._body))
 
-    # What the handler says.
+    # Called by the handler.
 
     def answer(self, status: int, body: bytes, headers: bytes = b"", kind: bytes = b"application/json") -> None:
-        """The whole answer at once."""
+        """Send the whole answer at once."""
         head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n"
         self.send(head % (status, _REASONS[status], kind, len(body), headers) + body)
         self.complete()
 
     def begin(self, headers: bytes) -> None:
-        """The head of a streamed answer."""
+        """Send the head of a streamed answer."""
         self.send(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
             b"transfer-encoding: chunked\r\n%b\r\n" % headers
         )
 
     def send(self, payload: bytes) -> int:
-        """Hand it to the kernel, or to the event loop if the kernel's buffer is full. Returns when that was."""
+        """Hand bytes to the kernel, or to the event loop if the kernel's buffer is full. Returns the time of that."""
         now_ns = perf_counter_ns()
         if self._fd < 0:
             return now_ns
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         except BlockingIOError:
             written = 0
         except OSError:
-            # The peer has gone; the event loop has yet to hear of it.
+            # The peer has gone; the event loop does not know it yet.
             self._transport.abort()
             self._on_gone()
             return now_ns
@@ -150,12 +150,12 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """Once everything is written."""
+        """Close once everything is written."""
         self._transport.close()
         self._on_gone()
 
     def abort(self, *, rst: bool) -> None:
-        """Now. An RST discards what the client has not read yet."""
+        """Close now. An RST discards bytes that the client has not read yet."""
         if rst:
             with suppress(OSError):
                 sock = self._transport.get_extra_info("socket")

@@ -1,6 +1,6 @@
-"""What is due, in order: each stream at its own times, or all that are ready together in the engine's next step.
+"""Fires events in order: each stream at its own times, or all that are ready together in the engine's next step.
 
-Times follow from what was due before, never from when it was done, so that lateness does not add up.
+Times follow from the previous due time, never from the actual one, so that lateness does not add up.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class TimedEvent(Protocol):
     """Something that is done at its time."""
 
     def fire(self) -> int | None:
-        """Do it. Returns after how many ns it is due again, None for never."""
+        """Returns after how many ns the event is due again, None for never."""
 
 
 class Engine:
-    """The mock's clock. Without `step_ns` everything has its own times."""
+    """The mock's clock. Without `step_ns` every event has its own times."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, step_ns: Callable[[], int] | None, lateness: Lateness) -> None:
         self._step_ns = step_ns
         self._lateness = lateness
         self._timer = Timer(loop, self._wake)
-        # With a number between, because things that are due together have no order of their own.
+        # With a number between, because events that are due together have no order of their own.
         self._heap: list[tuple[int, int, TimedEvent]] = []
         self._number = 0
         self._armed_ns = 0
@@ -40,12 +40,11 @@ class Engine:
         self._freeze_ended_ns = 0
 
     def schedule(self, at_ns: int, event: TimedEvent) -> None:
-        """`due` fires at that time."""
         self._push(at_ns, event)
         self._arm()
 
     def freeze(self, for_s: float) -> None:
-        """Stand still, the whole process. What was due meanwhile is due at the end."""
+        """Block the whole process. Events that were due meanwhile are due at the end."""
         time.sleep(for_s)
         self._freeze_ended_ns = perf_counter_ns()
 
@@ -81,7 +80,7 @@ class Engine:
         self._arm()
 
     def _ready(self, due_ns: int) -> list[tuple[int, int, TimedEvent]]:
-        """Those that take part in a step, in the order in which they became ready."""
+        """The events of a step, in the order in which they became ready."""
         ready = []
         while self._heap and self._heap[0][0] <= due_ns:
             ready.append(heapq.heappop(self._heap))

@@ -1,5 +1,5 @@
-"""What goes wrong with a stream on purpose, and how a request asks for it: the header `X-Mock-Fault` or the body's
-`user`, each holding a kind (`cut`) or JSON (`{"kind": "cut", "after": 3, "rst": true}`)."""
+"""Faults injected into streams, and how a request asks for one: the header `X-Mock-Fault` or the body's `user`, each
+holding a kind (`cut`) or JSON (`{"kind": "cut", "after": 3, "rst": true}`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Fault", "FaultKind", "parse_fault"]
 
 
 class FaultKind(StrEnum):
-    """The faults. Those of the second block end the stream; those of the third change what it says."""
+    """Those of the second block end the stream; those of the third change its content."""
 
     HTTP_400 = "http_400"
     HTTP_429 = "http_429"
@@ -35,26 +35,28 @@ class FaultKind(StrEnum):
     GARBAGE_JSON = "garbage_json"  # half a document as a whole event
     BAD_EVENT = "bad_event"  # JSON, but no chunk
     HALF_CHARACTER = "half_character"  # each half of a UTF-8 character in an event of its own
-    SPLIT_CHARACTER = "split_character"  # whole, but written in two halves with a pause between: no fault of the server
+    SPLIT_CHARACTER = (
+        "split_character"  # complete, but written in two halves with a pause between: no fault of the server
+    )
     LEAK = "leak"  # the client leaves and its work goes on
 
 
 class Fault(BaseModel):
-    """One fault; each kind reads only what concerns it."""
+    """Each kind uses only its own fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: FaultKind
     after: NonNegativeInt = 3
-    """So many events with tokens come first."""
+    """Events with tokens before the fault."""
     seconds: NonNegativeFloat | None = None
-    """How long a stall lasts; None: for ever."""
+    """Duration of a stall; None: for ever."""
     byte: NonNegativeInt = 40
-    """Where in its event a cut is."""
+    """Position of a cut in its event."""
     rst: bool = False
     """Whether a cut is an RST instead of a FIN."""
     retry_after_s: PositiveInt = 1
-    """What a 429 or 503 says."""
+    """Retry-After of a 429 or 503."""
 
 
 _FAULT = TypeAdapter(Fault)

@@ -1,6 +1,6 @@
-"""What happened, request by request, and how late the mock was: the document that clients' numbers are held against.
+"""The ground truth with which clients' numbers are compared: what happened to each request, and how late the mock was.
 
-One JSON object a line: a `Record` each, and a last line `{"mock": ...}` with the mock's own lateness.
+One JSON object a line: a `TrueRecord` each, and a last line `{"mock": ...}` with the mock's own lateness.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loadtest.measure.result import LatencyStats
 __all__ = ["ON_TIME_MS", "GroundTruth", "Lateness", "TrueRecord"]
 
 ON_TIME_MS = 1.0
-"""Half of the precision that load generators are held to, at the p99, would be better; a shared CPU gives no more."""
+"""Half of the precision demanded of load generators, at the p99, would be better; a shared CPU does not allow it."""
 
 
 @dataclass(slots=True)
@@ -35,22 +35,22 @@ class TrueRecord:
     sent_ns: list[int] = field(default_factory=list)
     """When each event that carried tokens was handed to the kernel."""
     tokens: list[int] = field(default_factory=list)
-    """How many tokens each of them carried."""
+    """The number of tokens in each of them."""
     ended_ns: int | None = None
     end: str = "running"
     """`complete`, `cut`, `left` (by its client) or `refused`; `running` if the mock ended first."""
 
 
 class Lateness:
-    """How late things were done after they were due. `starts` are those that a wake-up began with; behind them others
-    may have been due in the same instant, which one core can only do one after the other (`sends`)."""
+    """The delay between due and actual times. `starts` are those of the first event after each wake-up; behind it
+    others may have been due in the same instant, which one core can only fire one after the other (`sends`)."""
 
     def __init__(self) -> None:
         self.starts = Histogram()
         self.sends = Histogram()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with the answer to the question whether the mock was on time."""
+        """As JSON, with the verdict whether the mock was on time."""
         starts, sends = LatencyStats.from_histogram(self.starts), LatencyStats.from_histogram(self.sends)
         return {
             "on_time": starts.p99 is None or starts.p99 <= ON_TIME_MS,
@@ -61,8 +61,6 @@ class Lateness:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What was written."""
-
     records: list[TrueRecord]
     mock: dict[str, Any]
 
@@ -79,7 +77,7 @@ class GroundTruth:
 
     @classmethod
     def read(cls, path: Path) -> GroundTruth:
-        """What `write` wrote. Raises OSError, or ValueError if it is cut short."""
+        """The inverse of `write`. Raises OSError, or ValueError if the file is truncated."""
         *lines, last = [orjson.loads(line) for line in path.read_bytes().splitlines()] or [{}]
         if "mock" not in last:
             raise ValueError(f"{path}: the last line is not the mock's own; end the mock with SIGTERM before reading")

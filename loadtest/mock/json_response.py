@@ -1,4 +1,4 @@
-"""An answer that is not streamed: it comes when a stream's last token would have come."""
+"""An answer that is not streamed: it is sent when a stream's last token would be."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ __all__ = ["JsonResponse"]
 
 
 class AnsweringConnection(Connection, Protocol):
-    """A connection, as this sees it."""
-
     def answer(self, status: int, body: bytes, headers: bytes = b"") -> None:
-        """The whole answer at once."""
+        """Send the whole answer at once."""
 
 
 class JsonResponse(Job):
-    """Of the faults, a cut and a stall concern it."""
+    """Of the faults, a cut and a stall apply to it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`/metrics`, by vLLM's names: what scrapers, autoscalers and reconciliations read."""
+"""`/metrics`, by vLLM's names, for scrapers, autoscalers and the comparison of token counts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from loadtest.mock.slots import Slots
 
 __all__ = ["MockMetrics"]
 
-# vLLM's own, cut where the mock has nothing to tell apart.
+# vLLM's own, without those that the mock does not need.
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 _TTFT = "vllm:time_to_first_token_seconds"
 
 
 class MockMetrics:
-    """Counted where it happens, printed when asked."""
-
     def __init__(self, model: str, kv_tokens: int) -> None:
         self._labels = f'engine="0",model_name="{model}"'
         self._kv_limit = kv_tokens
@@ -25,7 +23,7 @@ class MockMetrics:
         self._ttft_sum_s = 0.0
 
     def observe_ttft(self, after_ns: int) -> None:
-        """A request got its first token so long after its arrival."""
+        """A request got its first token `after_ns` after its arrival."""
         seconds = after_ns / 1e9
         self._ttft_counts[bisect_left(_BUCKETS_S, seconds)] += 1
         self._ttft_sum_s += seconds

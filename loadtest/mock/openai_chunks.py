@@ -1,4 +1,4 @@
-"""The documents of one stream, as vLLM spells them. The constant parts are laid out once per stream."""
+"""The documents of one stream, in vLLM's format. The constant parts are prepared once per stream."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 class ChunkBuilder:
-    """From positions to documents. Tokens are those of the synthetic engine
-    (`gateway.engine.deterministic_tokens`), so that clients can check them one by one; their text is the position."""
+    """Builds documents by position. Tokens are those of the synthetic engine (`gateway.engine.deterministic_tokens`),
+    so that clients can check them one by one; their text is the position."""
 
     def __init__(self, request: RequestBody, stream_id: str, model: str, created: int) -> None:
         self.id = stream_id
@@ -38,28 +38,27 @@ class ChunkBuilder:
         self._close = b'"}' if request.chat else b'"'
 
     def role_chunk(self) -> bytes:
-        """What a chat begins with."""
+        """The first chunk of a chat."""
         delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         prompt = b"}"
         if self._request.token_ids:
-            # Of a chat's prompt nobody knows more than where it begins and how long it is.
+            # Of a chat's prompt only the first token and the length are known.
             prompt = b',"prompt_token_ids":%b}' % orjson.dumps(
                 [self._request.first_token] * self._request.prompt_tokens
             )
         return self._head + delta + prompt
 
     def content_chunk(self, start: int, count: int, finish: str | None = None, *, wrong: bool = False) -> bytes:
-        """Tokens `start` to `start + count`. `wrong`: other ids than those that are due."""
+        """Tokens `start` to `start + count`. `wrong`: other ids than the right ones."""
         return self.content_with_text(self.text(start, count), start, count, finish, wrong=wrong)
 
     def text(self, start: int, count: int) -> bytes:
-        """What so many tokens say."""
         return b"".join([b" %d" % position for position in range(start, start + count)])
 
     def content_with_text(
         self, text: bytes, start: int, count: int, finish: str | None = None, *, wrong: bool = False
     ) -> bytes:
-        """The document of a text that is JSON already."""
+        """The document of a text that is already escaped for JSON."""
         ids = b""
         if self._request.token_ids:
             numbers = self._tokens(start, count)
@@ -70,7 +69,7 @@ class ChunkBuilder:
         return b'%b%b%b%b,"logprobs":null,"finish_reason":%b%b}]%b}' % parts
 
     def finish_chunk(self, reason: str, tokens: int) -> bytes:
-        """A document that says nothing but that the stream is over."""
+        """A document without content that ends the stream."""
         return self.content_with_text(b"", tokens, 0, reason)
 
     def usage_chunk(self, tokens: int) -> bytes:

@@ -1,5 +1,5 @@
-"""What the mock is going to do: read from YAML, checked, seeded. A request's own times depend on the seed and on how
-many came before it, so two clients that send alike are answered alike."""
+"""The plan of the mock: read from YAML, checked, seeded. A request's times depend on the seed and on the number of
+requests before it, so that equal loads get equal answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["FaultShare", "Freeze", "MockPlan", "PlanError"]
 
 
 class PlanError(ValueError):
-    """The plan cannot be used; the message names the field and what is wrong with it."""
+    """The plan cannot be used; the message names the field and the problem."""
 
 
 class _Part(BaseModel):
@@ -34,13 +34,13 @@ class _Part(BaseModel):
 
 
 class FaultShare(Fault):
-    """A fault and the share of requests that get it."""
+    """A fault and its share of the requests."""
 
     share: float = Field(gt=0, le=1)
 
 
 class Freeze(_Part):
-    """The whole process stands still: it accepts, reads and says nothing."""
+    """The whole process blocks: it neither accepts, reads nor writes."""
 
     at_s: NonNegativeFloat
     """After the first request."""
@@ -48,28 +48,26 @@ class Freeze(_Part):
 
 
 class MockPlan(_Part):
-    """Everything that a run of the mock depends on."""
-
     seed: int = 1
     model: str = "mock"
     ttft_ms: Distribution = Constant(value=50)
-    """From the arrival of a request's last byte (or from its turn, with `max_running`) to its first token."""
+    """From the arrival of a request's last byte (or from its slot, with `max_running`) to its first token."""
     itl_ms: Distribution = Constant(value=20)
     """From event to event of a stream; with `steps`, from step to step of the engine."""
     steps: bool = False
     """Whether all running streams get their tokens in the same instant, like a real engine's."""
     tokens_per_event: Distribution = Constant(value=1)
-    """Rounded, at least 1. More than one is what a server with merging or speculative decoding sends."""
+    """Rounded, at least 1. Servers with merging or speculative decoding send more than one."""
     output_tokens: PositiveInt = 128
-    """Of a request that asks for no number."""
+    """For a request without max_tokens."""
     role: Literal["first_token", "early"] = "first_token"
     """When a chat's role chunk comes: with the first token (vLLM), or at once (some others)."""
     max_running: PositiveInt | None = None
-    """More wait for their turn."""
+    """Further requests wait for a slot."""
     kv_tokens: PositiveInt = 1_000_000
-    """How many tokens would be a KV usage of 1."""
+    """The number of tokens that is a KV cache usage of 1."""
     accept_delay_s: Distribution = Constant(value=0)
-    """Between the connection and the first look at what it says."""
+    """Between the connection and the first read."""
     freezes: list[Freeze] = []
     faults: list[FaultShare] = []
 
@@ -92,11 +90,11 @@ class MockPlan(_Part):
             raise PlanError(f"{path}: " + "; ".join(lines)) from error
 
     def make_rng(self, purpose: int | str) -> Random:
-        """The source of all that is drawn for the request of that number, or for another purpose."""
+        """The random generator for the request of that number, or for another purpose."""
         return Random(f"{self.seed}/{purpose}")
 
     def choose_fault(self, rng: Random) -> Fault | None:
-        """Which fault a request gets, if any."""
+        """The fault of a request, if any."""
         if not self.faults:
             return None
         place = rng.random()

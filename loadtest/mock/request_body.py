@@ -1,4 +1,4 @@
-"""A request for tokens, read from its body and headers and checked. No socket here."""
+"""Parses and checks a request for tokens. No socket here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.mock import faults
 
 __all__ = ["InvalidRequest", "RequestBody", "parse_request"]
 
-# Where a chat's own prompt begins: chats have no ids in their bodies, so all of them count as this one.
+# The first token of every chat's prompt: chats have no ids in their bodies.
 _CHAT_FIRST_TOKEN = 1
 
 
@@ -27,8 +27,6 @@ class InvalidRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestBody:
-    """What the mock needs to know of a request."""
-
     chat: bool
     stream: bool
     max_tokens: int | None
@@ -42,7 +40,7 @@ class RequestBody:
 
 
 def parse_request(chat: bool, headers: Mapping[str, str], body: bytes) -> RequestBody:
-    """Raises Refused."""
+    """Raises InvalidRequest."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -95,7 +93,7 @@ def _max_tokens(document: dict[str, Any]) -> int | None:
 
 
 def _fault(document: dict[str, Any], headers: Mapping[str, str]) -> faults.Fault | None:
-    """The header wins. A `user` that names no fault is a user."""
+    """The header takes precedence. A `user` that names no fault is a user."""
     try:
         if named := headers.get("x-mock-fault"):
             return faults.parse_fault(named)

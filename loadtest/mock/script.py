@@ -1,4 +1,4 @@
-"""What a stream says, and after which waits: acts, one by one, faults woven in. Nothing here knows time or sockets."""
+"""The script of a stream: its actions and the waits between them, with faults. Nothing here knows time or sockets."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ __all__ = ["FOREVER_NS", "Action", "StreamTiming", "make_actions"]
 FOREVER_NS = -1
 """A wait that never ends."""
 _CHARACTER = "é".encode()
-# The pause within a split character: long enough that no client finds both halves in one read.
+# The pause within a split character: so long that no client finds both halves in one read.
 _HALVES_PAUSE_NS = 5_000_000
 
 
 class Action(NamedTuple):
-    """What is done `wait_ns` after the act before it (the first one: after arrival)."""
+    """Done `wait_ns` after the previous action (the first one: after arrival)."""
 
     wait_ns: int
     documents: tuple[bytes, ...] = ()
     tokens: int = 0
-    """How many tokens the documents carry; 0 if they are no content."""
+    """The number of tokens in the documents; 0 if they are no content."""
     seq: int = 0
     """The number of the first document; the others follow."""
     start: int = 0
     """The position of the first token."""
     content_at: int = 0
-    """Which document carries the tokens."""
+    """The index of the document that carries the tokens."""
     is_last: bool = False
-    """Whether the answer is then complete."""
+    """Whether the answer is complete afterwards."""
     cut: Fault | None = None
     """The connection ends within the first document."""
     in_halves: bool = False
-    """Written in two halves, the cut within a character, with a pause between."""
+    """Written in two halves, split within a character, with a pause between."""
 
 
 class StreamTiming(NamedTuple):
-    """How one stream speaks: waits in ns, numbers of tokens, and what its client wants to be told."""
+    """Waits in ns, numbers of tokens, and the options of the request."""
 
     ttft_ns: int
     itl_ns: Callable[[], int]
@@ -53,7 +53,7 @@ class StreamTiming(NamedTuple):
 
 
 def make_actions(chunks: ChunkBuilder, timing: StreamTiming, fault: Fault | None) -> Iterator[Action]:
-    """All acts of a stream."""
+    """All actions of a stream."""
     actions = _faultless_actions(chunks, timing, fault)
     return actions if fault is None else _with_fault(actions, chunks, fault)
 
@@ -81,7 +81,7 @@ def _faultless_actions(chunks: ChunkBuilder, timing: StreamTiming, fault: Fault 
 def _final_documents(
     chunks: ChunkBuilder, timing: StreamTiming, kind: FaultKind | None, tokens: int
 ) -> tuple[bytes, ...]:
-    """What comes behind the last token."""
+    """The documents behind the last token."""
     documents: tuple[bytes, ...] = ()
     if kind is FaultKind.TWO_FINISHES:
         documents += (chunks.finish_chunk("stop", tokens),)
@@ -95,7 +95,7 @@ def _final_documents(
 
 
 def _with_fault(actions: Iterator[Action], chunks: ChunkBuilder, fault: Fault) -> Iterator[Action]:
-    """The acts, with the fault where `after` events with tokens have been said."""
+    """The actions, with the fault after `after` events with tokens."""
     sent = 0
     for act in actions:
         if not act.tokens or sent != fault.after:
@@ -109,7 +109,7 @@ def _with_fault(actions: Iterator[Action], chunks: ChunkBuilder, fault: Fault) -
 
 
 def _apply_fault(action: Action, actions: Iterator[Action], chunks: ChunkBuilder, fault: Fault) -> Iterator[Action]:
-    """In place of `act`; what it takes from `acts` it says."""
+    """Replaces `action`; actions taken from `actions` are replaced, too."""
 
     def with_text(text: bytes) -> bytes:
         return chunks.content_with_text(text, action.start, action.tokens, "length" if action.is_last else None)
@@ -124,7 +124,7 @@ def _apply_fault(action: Action, actions: Iterator[Action], chunks: ChunkBuilder
             pause_ns = FOREVER_NS if fault.seconds is None else action.wait_ns + round(fault.seconds * 1e9)
             yield action._replace(wait_ns=pause_ns)
         case FaultKind.OUT_OF_ORDER if (following := next(actions, None)) is not None:
-            # Their numbers change places, too, as if something on the way had exchanged them.
+            # Their numbers change places, too, as if exchanged on the way.
             yield following._replace(wait_ns=action.wait_ns, is_last=False)
             yield action._replace(wait_ns=following.wait_ns, is_last=following.is_last)
         case FaultKind.CROSS_TALK:
@@ -152,6 +152,6 @@ def _apply_fault(action: Action, actions: Iterator[Action], chunks: ChunkBuilder
 
 
 def _with_document(action: Action, document: bytes) -> Action:
-    """The act with another document for its tokens."""
+    """The action with another document for its tokens."""
     at = action.content_at
     return action._replace(documents=(*action.documents[:at], document, *action.documents[at + 1 :]))

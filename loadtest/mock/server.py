@@ -1,4 +1,4 @@
-"""The process: a socket, a loop, an end on SIGTERM or SIGINT, and then the truth."""
+"""The process of the mock: listens, ends on SIGTERM or SIGINT, and then writes the ground truth."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from loadtest.mock.plan import MockPlan
 
 __all__ = ["serve"]
 
-# A burst of a thousand clients in one instant, and what comes during a freeze, must find room.
+# Room for a burst of a thousand clients in one instant, and for the connections during a freeze.
 BACKLOG = 4096
 
 
 async def serve(plan: MockPlan, host: str, port: int, truth: Path | None) -> None:
-    """Serve until told to end; say where on stdout, and at the end how late it was. Raises OSError if it cannot
-    listen."""
+    """Serve until a signal; print the URL first, and the lateness at the end. Raises OSError if it cannot listen."""
     loop = asyncio.get_running_loop()
     app = App(plan, loop)
     server = await loop.create_server(app.make_connection, host, port, backlog=BACKLOG)
@@ -28,7 +27,7 @@ async def serve(plan: MockPlan, host: str, port: int, truth: Path | None) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     print(f"listening on http://{host}:{server.sockets[0].getsockname()[1]}", flush=True)
-    # A collection of the records of a long run would be seen in the times.
+    # A garbage collection over the records of a long run would be visible in the times.
     gc.collect()
     gc.disable()
     await stopping.wait()

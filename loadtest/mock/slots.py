@@ -1,4 +1,4 @@
-"""Who is at work and who waits for a turn, and how many tokens those at work hold in the KV cache."""
+"""Running jobs, jobs that wait for a slot, and the tokens that running jobs hold in the KV cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Slots"]
 
 
 class Slots:
-    """At most `limit` jobs at a time (None: as many as come), in order of arrival."""
+    """At most `limit` jobs at a time (None: no limit), in order of arrival."""
 
     def __init__(self, limit: int | None, start: Callable[[Job], object]) -> None:
         self._limit = limit
@@ -29,7 +29,7 @@ class Slots:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """It starts now or later."""
+        """Start the job now or when a slot is free."""
         if self._limit is None or len(self._running) < self._limit:
             self._begin(job)
         else:
@@ -40,7 +40,7 @@ class Slots:
         self.tokens += tokens
 
     def release(self, job: Job) -> None:
-        """It has ended, or was never started."""
+        """The job has ended, or was never started."""
         if job not in self._running:
             self._waiting.remove(job)
             return

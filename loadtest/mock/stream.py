@@ -1,4 +1,5 @@
-"""One streamed request on its way: takes the script's acts at their times, frames them, hands them to whoever reads."""
+"""One streamed request in progress: takes the script's actions at their times, frames them, and sends them to its
+readers."""
 
 from __future__ import annotations
 
@@ -15,21 +16,20 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Connection(Protocol):
-    """A connection, as a stream sees it."""
+    """A connection, as a job uses it."""
 
     def send(self, payload: bytes) -> int:
-        """Hand it to the kernel. Returns when that was."""
+        """Hand bytes to the kernel. Returns the time of that."""
 
     def complete(self) -> None:
-        """The answer is whole; the connection may be used again."""
+        """The answer is complete; the connection may be used again."""
 
-    def abort(self, *, rst: bool) -> None:
-        """End the connection."""
+    def abort(self, *, rst: bool) -> None: ...
 
 
 class Job:
-    """What is common to an answer that is streamed and one that is not. `on_tokens` hears of each event with tokens,
-    `on_end` once of the end."""
+    """The common part of streamed and other answers. `on_tokens` is called for each event with tokens, `on_end` once at
+    the end."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class Job:
         self._on_end = on_end
 
     def fire(self) -> int | None:
-        """As `engine.Due`."""
+        """As `engine.TimedEvent`."""
         raise NotImplementedError
 
     def on_reader_left(self, reader: Connection) -> bool:
-        """The reader has gone. Returns whether there is a reason to go on."""
+        """The reader has gone. Returns whether the job goes on."""
         raise NotImplementedError
 
     def end(self, how: str) -> None:
-        """Nothing is said any more."""
+        """Send nothing more."""
         if not self.is_over:
             self.is_over = True
             self.record.end = how
@@ -63,7 +63,7 @@ class Job:
             self._on_end(self)
 
     def abandon(self) -> None:
-        """Say nothing any more, and tell nobody."""
+        """Send nothing more, without calling `on_end`."""
         self.is_over = True
         self.record.end = "left"
 
@@ -74,7 +74,7 @@ class Job:
 
 
 class Stream(Job):
-    """A streamed answer. `numbered`: its events have ids, are kept, and it goes on without a reader."""
+    """A streamed answer. `is_resumable`: its events have ids, are kept, and it goes on without a reader."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class Stream(Job):
         super().__init__(record, prompt_tokens, self._action.wait_ns, on_tokens, on_end)
         self._is_resumable = is_resumable
         self._readers: list[Connection] = []
-        # What a numbered stream has said, and the numbers; readers who come later find it here.
+        # The frames of a resumable stream and their numbers, for readers who resume.
         self._frames: list[tuple[int, bytes]] = []
-        # The second half of what is written in two.
+        # The second half of a split write.
         self._second_half = b""
 
     def join(self, reader: Connection, after: int = 0) -> None:
-        """`reader` gets what has been said behind that number, and what follows."""
+        """`reader` gets the frames behind number `after`, and those that follow."""
         for seq, frame in self._frames:
             if seq > after:
                 reader.send(frame)
@@ -130,7 +130,7 @@ class Stream(Job):
         if self._second_half:
             payload, self._second_half = self._second_half + payload, b""
         if action.in_halves:
-            # Behind the first byte of the last character that has two.
+            # Behind the first byte of the last two-byte character.
             at = max(payload.rfind(byte) for byte in (b"\xc3", b"\xc4")) + 1
             payload, self._second_half = payload[:at], payload[at:]
         if action.cut is not None:

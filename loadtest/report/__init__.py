@@ -1,12 +1,12 @@
-"""A run as a page for people, and as a summary for CI.
+"""Renders results as HTML pages and as a summary for CI.
 
-- `scale`: axes: from values to places, with ticks that read well; `chart`: one chart as SVG.
-- `figures`: which charts a run has; `tables`: which rows.
+- `scale`: axes: from values to positions, with round ticks; `chart`: one chart as SVG; `strip`: an interval as SVG.
+- `figures`: the charts of a run; `tables`: its rows.
 - `page`: the HTML pages of a run, a sweep and a comparison; `markdown`: the summary.
 
-A page needs nothing but itself: charts are inline SVG that is complete without the script, which only adds what a
-pointer shows. All that comes from outside (scenarios, model names, servers' words) is escaped, and the page forbids the
-browser any other script.
+A page is self-contained: its charts are inline SVG, complete without the script, which only adds values under the
+pointer. All text from outside (scenarios, model names, servers' messages) is escaped, and the page forbids the browser
+any other script.
 """
 
 from __future__ import annotations

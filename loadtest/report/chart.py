@@ -1,8 +1,8 @@
-"""One chart as SVG. Pure: data in, text out.
+"""One chart as SVG. Pure.
 
-Lines differ by colour and by dash, so that neither is needed alone; colours are classes, which the page's style sheet
-turns into a palette for light, dark and paper. The values lie beside the picture as JSON, for the script that shows
-them under the pointer.
+Lines differ by colour and by dash, so that either suffices; colours are classes, which the page's style sheet maps to a
+palette for light, dark and paper. The values are beside the picture as JSON, for the script that shows them under the
+pointer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Band", "Chart", "Line", "ReferenceLine"]
 WIDTH, HEIGHT = 400, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
 PLOT_W, PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-# A label of eleven pixels needs about so much room beside the next.
+# A label of eleven pixels needs about this much space beside the next.
 _LABEL_GAP = 30
 _CHAR = 6.2
 
@@ -50,7 +50,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLine:
-    """A straight line with a label: a limit on the y axis, or a place on the x axis."""
+    """A straight line with a label: a limit on the y axis, or a position on the x axis."""
 
     at: float
     label: str
@@ -59,7 +59,7 @@ class ReferenceLine:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn. `description` says in words what the lines show, for those who do not see them."""
+    """`description` is the text alternative of the picture."""
 
     title: str
     description: str
@@ -72,20 +72,18 @@ class Chart:
     x_name: str = "t"
     note: str = ""
     x_labels: Sequence[str] = field(default_factory=tuple)
-    """What the pointer shows for each x of the first line, where the number alone would not do."""
+    """The pointer's label for each x of the first line, where the number alone would not do."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to draw."""
         return not any(value is not None for line in self.lines for _, value in line.points)
 
     @property
     def is_stacked(self) -> bool:
-        """Whether bars stand on each other."""
+        """Whether bars are stacked."""
         return bool(self.lines) and all(line.kind == "bars" for line in self.lines)
 
     def svg(self) -> str:
-        """The picture, complete in itself."""
         name = f"c{crc32(f'{self.title}/{self.description}'.encode()):x}"
         head = (
             f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}t {name}d" '
@@ -104,7 +102,7 @@ class Chart:
         return "".join(parts)
 
     def __html__(self) -> str:
-        """For templates: it has escaped all it holds."""
+        """For templates, which must not escape it: `svg` has done so."""
         return self.svg()
 
     def _x(self, value: float) -> float:
@@ -223,7 +221,7 @@ class Chart:
         return made
 
     def _hover_data(self) -> str:
-        """For the script: places and words, so that it need not know the axes."""
+        """Positions and texts for the script, which therefore needs no axes."""
         longest = max(self.lines, key=lambda line: len(line.points), default=Line("", ()))
         xs = [x for x, _ in longest.points]
         labels = list(self.x_labels) or [f"{self.x_name} {format_number(x)}" for x in xs]
@@ -243,7 +241,7 @@ class Chart:
 
 
 def _boxed_label(x: float, y: float, text: str, anchor: Literal["start", "end"]) -> list[str]:
-    """Words amid the lines, on a ground of their own."""
+    """A label amid the lines, on a background of its own."""
     width = len(text) * _CHAR
     left = x if anchor == "start" else x - width
     return [

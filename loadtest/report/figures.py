@@ -1,4 +1,4 @@
-"""Which charts a run has. Pure: the result in, charts out."""
+"""The charts of a run. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from loadtest.report.scale import Linear, PercentileTail, Time, latency_axis
 
 __all__ = ["percentile_charts", "server_charts", "slo_limits", "timeline_charts", "unmeasured_bands"]
 
-# More points than pixels show nothing more.
+# More points than pixels add nothing.
 _POINTS = 240
-# Kinds of errors drawn apart; a seventh colour could not be told from the others.
+# Kinds of errors drawn separately; a seventh colour could not be distinguished from the others.
 _KINDS = 5
 _QUANTILES = (("p50", 0.5), ("p99", 0.99))
 _NAMES = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2e": "E2E"}
 _CHECK = re.compile(r"(ttft|itl|tpot|e2e)_(p\d+)_ms")
-# How finely a percentile curve is drawn, in parts of each nine.
+# Resolution of a percentile curve: steps for each nine.
 _PER_NINE = 24
 
 
@@ -41,13 +41,13 @@ class Span:
 
 
 def spans(timeline: Sequence[TimelineSecond]) -> list[Span]:
-    """The run in at most so many pieces of equal length."""
+    """The run in at most `_POINTS` spans of equal length."""
     size = max(1, ceil(len(timeline) / _POINTS))
     return [Span(timeline[at : at + size]) for at in range(0, len(timeline), size)]
 
 
 def timeline_charts(result: Result) -> list[Chart]:
-    """What happened when: rates, requests in flight, tokens, latencies, errors."""
+    """Rates, requests in flight, tokens, latencies and errors over time."""
     parts = spans(result.timeline)
     x = Time.over(result.timeline[-1].t_s + 1 if result.timeline else 1)
     every = f"each point is {len(parts[0].slices)} s" if parts and len(parts[0].slices) > 1 else ""
@@ -104,7 +104,7 @@ _SERVER = (
 
 
 def server_charts(found: Server, length_s: float, bands: Sequence[Band]) -> list[Chart]:
-    """What the server's own metrics showed, a chart for each kind that it has."""
+    """The server's own metrics, a chart for each kind that it has."""
     x = Time.over(length_s)
     charts = []
     for title, unit, factor, names in _SERVER:
@@ -121,7 +121,7 @@ def server_charts(found: Server, length_s: float, bands: Sequence[Band]) -> list
 
 
 def unmeasured_bands(result: Result) -> list[Band]:
-    """The parts of the time line that are not measured."""
+    """The parts of the timeline that are not measured."""
     found = []
     for stage, label in (("warmup", "warm-up, not measured"), ("drain", "drain, not measured")):
         times = [each.t_s for each in result.timeline if each.stage == stage]
@@ -137,7 +137,7 @@ def slo_limits(checks: Iterable[Check], metric: str) -> list[tuple[str, float]]:
 
 
 class _TimelineCharts:
-    """What the charts of one time line have in common."""
+    """Shares data between the charts of one timeline."""
 
     def __init__(self, result: Result, parts: Sequence[Span], x: Time, every: str) -> None:
         self._result = result
@@ -221,7 +221,7 @@ def _percentile_chart(
 
 
 def _percentile_points(found: LatencyStats, x: PercentileTail) -> list[tuple[float, float | None]]:
-    """The curve, as far as there are values to tell it by; its end is the largest."""
+    """The curve, as far as there are values for it; it ends at the largest."""
     counted = Histogram.from_dict(found.histogram)
     last = 1 - 0.5 / counted.count
     steps = [1 - 10 ** (-i / _PER_NINE) for i in range(int(x.last * _PER_NINE) + 1)]
@@ -246,7 +246,7 @@ def _error_rate(part: Span, kinds: set[str]) -> float:
 
 
 def _thin_out(points: Sequence[Sequence[float]], factor: float, length_s: float) -> list[tuple[float, float | None]]:
-    """At most so many points, each the mean of its neighbours; none from before or after the run."""
+    """At most `_POINTS` points, each the mean of its neighbours; none from before or after the run."""
     inside = [(t_s, value * factor) for t_s, value in points if 0 <= t_s <= length_s]
     size = max(1, ceil(len(inside) / _POINTS))
     pieces = [inside[at : at + size] for at in range(0, len(inside), size)]

@@ -1,4 +1,4 @@
-"""The summary in Markdown: what a CI job shows under a change. Pure."""
+"""The summary in Markdown, which a CI job shows under a change. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from loadtest.report import tables
 
 __all__ = ["escape", "render_run", "table"]
 
-# Links, images, emphasis, HTML, headings and cells; and what makes a list at the beginning of a line.
+# Links, images, emphasis, HTML, headings and cells; and list markers at the beginning of a line.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&]|^[+-](?= )|(?<=^\d)[.)](?= ))")
 _LATENCY = ("ms", "count", "mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
 
 def render_run(result: Result) -> str:
-    """Verdict, reasons, numbers, and how to run it again."""
+    """Verdict, reasons, numbers, and the command to repeat the run."""
     run = result.run
     latencies = tables.latencies(result.summary)
     headline = tables.HEADLINES[Outcome(result.verdict.outcome)]
@@ -36,7 +36,7 @@ def render_run(result: Result) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are numbers."""
+    """The first column is text, the others are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     return "\n".join(
         "| " + " | ".join(cells) + " |"
@@ -45,7 +45,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
+    """Text that Markdown shows unchanged, in one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 

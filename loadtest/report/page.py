@@ -1,4 +1,4 @@
-"""The HTML pages: one file each, with everything in it."""
+"""The HTML pages: one self-contained file each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def render_run(result: Result) -> str:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A page of ours. What `values` hold is escaped, charts apart, which escape for themselves (`__html__`)."""
+    """A page from a template. `values` are escaped, except charts, which escape their own text (`__html__`)."""
     hashes = {"style_hash": _hash("style.css"), "script_hash": _hash("hover.js")}
     return _environment().get_template(template).render({**values, **hashes})
 
@@ -61,7 +61,6 @@ def _environment() -> Environment:
 
 
 def _hash(asset: str) -> str:
-    """Of what stands between the tags, as a content security policy wants it: the browser takes this text and no
-    other."""
+    """Of the text between the tags, for the content security policy: the browser accepts this text and no other."""
     text = _environment().get_template(asset).render()
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""Axes: where a value stands between 0 and 1, and which ticks say so. Pure."""
+"""Axes: the position of a value between 0 and 1, and the ticks. Pure."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from loadtest.formatting import format_number
 
 __all__ = ["Axis", "Linear", "Log", "PercentileTail", "Time", "latency_axis"]
 
-# Above so many times the smallest, a linear axis presses the small values flat.
+# Above this ratio of the largest to the smallest value, a linear axis compresses the small ones too much.
 _LOG_FROM = 20
 _PERCENTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
 class Axis:
-    """From a value to its place; subclasses say how."""
-
     title: str
 
     def position(self, value: float) -> float:
-        """Between 0 and 1 for what the axis covers."""
+        """Between 0 and 1 for values that the axis covers."""
         raise NotImplementedError
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and labels."""
+        """Positions and labels."""
         raise NotImplementedError
 
     def covers(self, value: float) -> bool:
-        """Whether the value lies on the axis."""
         return -1e-9 <= self.position(value) <= 1 + 1e-9
 
 
@@ -44,7 +41,7 @@ class Linear(Axis):
 
     @classmethod
     def over(cls, title: str, values: Iterable[float], *, low: float = 0.0, around: int = 5) -> Linear:
-        """Wide enough for all values, with about so many steps."""
+        """Wide enough for all values, with about `around` steps."""
         known = list(values)
         top = max([low, *known])
         bottom = min([low, *known])
@@ -87,14 +84,14 @@ class Log(Axis):
 
 @dataclass(frozen=True, slots=True)
 class PercentileTail(Axis):
-    """Percentiles, each nine as wide as the one before: where tails can be seen. Values are shares from 0 to 1."""
+    """Percentiles, each nine as wide as the one before, so that tails are visible. Values are shares from 0 to 1."""
 
     title: str
     last: float
 
     @classmethod
     def over(cls, title: str, count: int) -> PercentileTail:
-        """As far as so many samples reach."""
+        """As far as `count` samples reach."""
         return cls(title, min(max(log10(2 * max(count, 1)), 1.0), 5.0))
 
     def position(self, value: float) -> float:
@@ -108,7 +105,7 @@ class PercentileTail(Axis):
 
 @dataclass(frozen=True, slots=True)
 class Time(Axis):
-    """Seconds since the beginning, told in minutes or hours where there are many."""
+    """Seconds since the beginning, labelled in minutes or hours where there are many."""
 
     title: str
     high: float
@@ -117,7 +114,6 @@ class Time(Axis):
 
     @classmethod
     def over(cls, seconds: float) -> Time:
-        """From 0 to so many seconds."""
         unit_s, name = (1, "s") if seconds <= 180 else (60, "min") if seconds <= 3 * 3600 else (3600, "h")
         span = max(seconds, 1) / unit_s
         return cls(f"time ({name})", span, unit_s, _round_step(span / 6))
@@ -132,7 +128,7 @@ class Time(Axis):
 
 
 def latency_axis(title: str, values: Iterable[float]) -> Axis:
-    """Linear, unless the largest is so far from the smallest that a logarithm shows more."""
+    """Linear, unless the largest value is so far from the smallest that a logarithm shows more."""
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) > _LOG_FROM:
         return Log.over(f"{title}, log", known)
@@ -155,7 +151,7 @@ def _round_up(value: float) -> float:
 
 
 def _tick_label(value: float) -> str:
-    """A tick: 1,500,000 is 1.5M."""
+    """1,500,000 is 1.5M."""
     for size, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return format_number(value / (1e3 if name == "k" else size)) + name

@@ -1,4 +1,4 @@
-"""An interval in a table's cell, as SVG: where the change lies, and where "no change" does. Pure."""
+"""A confidence interval in a table's cell, as SVG, with the position of "no change". Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _EDGE = 6
 
 @dataclass(frozen=True, slots=True)
 class IntervalStrip:
-    """`low` to `high` around `value`, on an axis that reaches `span` to either side of `centre`; changes within
-    `slack` of it are too small to matter."""
+    """`low` to `high` around `value`, on an axis that reaches `span` to either side of `centre`; changes within `slack`
+    of it are too small to matter."""
 
     low: float
     value: float
@@ -26,7 +26,7 @@ class IntervalStrip:
     text: str
 
     def __html__(self) -> str:
-        """For templates: it has escaped all it holds."""
+        """For templates, which must not escape it: its texts are escaped here."""
         low, value, high = (self._x(each) for each in (self.low, self.value, self.high))
         left, right = self._x(self.centre - self.slack), self._x(self.centre + self.slack)
         middle = _HEIGHT / 2
@@ -40,6 +40,6 @@ class IntervalStrip:
         )
 
     def _x(self, value: float) -> float:
-        """What lies beyond the axis stands at its end."""
+        """A value beyond the axis is drawn at its end."""
         part = min(max((value - self.centre) / self.span, -1.0), 1.0)
         return _WIDTH / 2 + part * (_WIDTH / 2 - _EDGE)

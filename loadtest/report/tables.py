@@ -1,4 +1,4 @@
-"""Which rows a run has: numbers as words, for the page and for the summary alike. Pure."""
+"""The rows of a run's tables, formatted, for the page and for the summary alike. Pure."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """How evenly tenants are served: Jain's index, 1 when all are served alike, 1/n when one has everything (Jain,
-    Chiu and Hawe, 1984)."""
+    """How evenly tenants are served: Jain's index, 1 when all are served alike, 1/n when one has everything (Jain, Chiu
+    and Hawe, 1984)."""
 
     served: float | None
     """Of the shares of their requests that ended well."""
@@ -70,7 +70,7 @@ class Fairness:
 
 
 def cards(found: Summary) -> list[tuple[str, str, str]]:
-    """The handful of numbers on top: what, value, and what it is measured against."""
+    """The numbers at the top: name, value, and the number to compare it with."""
     errors = sum(found.errors_by_kind.values())
     asked = found.requests - found.cancelled_by_plan
     rate = "closed loop" if found.asked_rps is None else f"asked {format_number(found.asked_rps)}"
@@ -94,7 +94,7 @@ def cards(found: Summary) -> list[tuple[str, str, str]]:
 
 
 def latencies(found: Summary) -> list[Row]:
-    """One row for each time: name, count, mean, p50, p90, p95, p99, p99.9, max; in milliseconds. A percentile of too
+    """One row for each latency: name, count, mean, p50, p90, p95, p99, p99.9, max; in milliseconds. A percentile of too
     few values has a star."""
     rows: list[tuple[str, LatencyStats]] = [
         ("TTFT", found.ttft_ms),
@@ -141,7 +141,6 @@ def errors(found: Summary) -> list[Row]:
 
 
 def groups(found: Iterable[Group]) -> list[Row]:
-    """One row for each workload and tenant."""
     return [
         (
             group.workload, group.tenant, *map(format_count, (s.requests, s.ok, sum(s.errors_by_kind.values()))),
@@ -154,7 +153,7 @@ def groups(found: Iterable[Group]) -> list[Row]:
 
 
 def fairness(found: Iterable[Group]) -> Fairness | None:
-    """Between tenants, all workloads of each together; None if there are not two."""
+    """Between tenants, all workloads of each together; None if there are fewer than two."""
     parts: dict[str, list[Summary]] = {}
     for group in found:
         if group.summary.requests:
@@ -173,7 +172,7 @@ def fairness(found: Iterable[Group]) -> Fairness | None:
 
 
 def generator(result: Result) -> list[Row]:
-    """Name, value, what it means."""
+    """Name, value, meaning."""
     found = result.generator
     late, lag = found.lateness_ms, found.loop_lag_ms
     return [
@@ -192,7 +191,7 @@ def generator(result: Result) -> list[Row]:
 
 
 def server(result: Result) -> list[Row]:
-    """Name, value, what it means: the server's own word beside the client's."""
+    """Name, value, meaning."""
     found = result.server
     apart = ""
     if found.generated_tokens and found.client_tokens is not None:
@@ -209,7 +208,7 @@ def server(result: Result) -> list[Row]:
 
 
 def integrity(result: Result) -> list[Row]:
-    """Name, value, what it means."""
+    """Name, value, meaning."""
     found = result.integrity
     freed = {None: "not asked", True: "yes", False: "no"}[found.freed_after_cancels]
     return [

@@ -1,0 +1,1 @@
+"""A run inside Locust: master, workers, and the end of the run."""

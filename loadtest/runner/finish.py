@@ -1,4 +1,4 @@
-"""The end of a run: its document, the verdict, the files."""
+"""The end of a run: its result document, the verdict, the files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["finish_run", "to_text"]
 
 
 def finish_run(session: Session, out: Path | None, command: str) -> Result:
-    """The result of a run that has ended; written to `out` if there is one."""
+    """The result of a run that has ended, written to `out` if given."""
     loaded, counted, served = session.loaded, session.collected, session.server_info
     assert loaded is not None
     assert counted is not None
@@ -98,7 +98,7 @@ def _ms(value: float | None) -> str:
 
 
 def _was_freed(session: Session, counted: CollectedRun) -> bool | None:
-    """Whether the server let go of what cancelled requests held; None if none were to be cancelled."""
+    """Whether the server released the resources of cancelled requests; None if the scenario has no cancels."""
     cancels = any(isinstance(stats, Cancel) for workload in counted.scenario.workloads for stats in workload.behaviours)
     if not cancels or session.scraper is None:
         return None

@@ -1,8 +1,8 @@
-"""Locust's users, and the shape that says how many there are and when it is over.
+"""Locust's users, and the shape that defines their number and the end of the run.
 
-In an open loop requests do not come from users: each worker's host releases them, and one user per worker stands for
-it in Locust's counts. In a closed loop every Locust user is a user. Either way each request is told to Locust once, so
-that its own tables, CSV files and reports are right.
+In an open loop requests do not come from users: each `LoadWorker` starts them, and one user per worker represents it in
+Locust's counts. In a closed loop every Locust user is a user. Either way each request is reported to Locust once, so
+that Locust's own tables, CSV files and reports are correct.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SSEUser(User):
     tls_verify = True
 
     def on_start(self) -> None:
-        """Locust calls it before the first task; call it from your own."""
+        """Locust calls this before the first task; an override must call it."""
         self._connections = ConnectionPool(
             Address.from_url(self.host or "", tls.make_ssl_context(self.tls_verify)), self.timeouts.connect_s
         )
@@ -64,7 +64,8 @@ class SSEUser(User):
         path: str = "/v1/chat/completions",
         headers: Mapping[str, str] | None = None,
     ) -> Record:
-        """Ask for a stream and read it; Locust is told once, and the record has all times and tokens."""
+        """Send a streamed request and read the response. It is reported to Locust once; the record has all times and
+        tokens."""
         usage = {"stream_options": {"include_usage": True}}
         full_body = {**usage, **body, "stream": True}
         request = PreparedRequest(
@@ -95,7 +96,7 @@ class SSEUser(User):
 
 
 def report_to_locust(record: Record) -> None:
-    """One sample for one request; what was planned to end early is no failure."""
+    """Report one request; a planned early end is no failure."""
     failed = StreamError(str(record.error)) if record.error is not None else None
     first_ns = record.first_token_ns
     context = {
@@ -123,17 +124,17 @@ class LoadUser(User):
 
     @task
     def send_requests(self) -> None:
-        """Until the run is over."""
+        """Runs until the end of the run."""
         session = Session.of(self.environment)
         if session.worker is not None and session.is_closed_loop:
             session.worker.run_user()
         while True:
-            # Locust ends users when the shape is through; until then there is nothing to do for this one.
+            # Locust ends users when the shape ends the run; until then this user has nothing to do.
             gevent.sleep(1.0)
 
 
 class LoadShape(LoadTestShape):
-    """As many users as the scenario wants, until all workers have ended."""
+    """Keeps the scenario's number of users until all workers have ended."""
 
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None

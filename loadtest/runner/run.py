@@ -1,6 +1,7 @@
-"""`sluice-load run`: Locust without its command line, as a master here and workers in processes of their own.
+"""`sluice-load run`: Locust without its command line, with the master in this process and workers in processes of their
+own.
 
-Even one worker has its own process: what reads the server's metrics and draws the report must not delay a token.
+Even a single worker has its own process: scraping the server's metrics and drawing the report must not delay a token.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ OnProgress = Callable[[str], object]
 def run_scenario(
     loaded: LoadedScenario, url: str, out: Path, workers: int, command: str, on_progress: OnProgress
 ) -> Result:
-    """Run a scenario against a server and write what came of it to `out`.
+    """Run a scenario against a server and write the results to `out`.
 
     Raises PreflightError or ScenarioError if it cannot begin."""
     out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def run_scenario(
 
 @contextmanager
 def _worker_processes(count: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Worker processes, none of which is left behind."""
+    """Worker processes, all of which are ended on exit."""
     path = os.pathsep.join([str(_LOCUSTFILE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     words = ["-m", "locust", "-f", str(_LOCUSTFILE), "--worker", "--loglevel", "WARNING"]
     words += ["--master-host", "127.0.0.1", "--master-port", str(port)]
@@ -92,7 +93,7 @@ def _wait_for_workers(runner: MasterRunner, children: list[subprocess.Popen[byte
 
 
 def _report_progress(session: Session, on_progress: OnProgress) -> None:
-    """Until the run is over, say how it goes."""
+    """Report the progress until the run is over."""
     while not session.ended.wait(_PROGRESS_EVERY_S):
         counted = session.collected
         at_s = int(time.time() - session.began_s)

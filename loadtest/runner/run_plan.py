@@ -1,4 +1,4 @@
-"""What the master tells each worker about a run: everything, so that a worker needs no file of its own."""
+"""The plan of a run that the master sends to each worker: complete, so that a worker needs no file of its own."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ class WorkerPlan:
     server_info: ServerInfo
     url: str
     keys: Mapping[str, str]
-    # Wall clock, which machines share as well as they keep time; each worker carries it over to its own clock.
+    # Wall clock, which machines share as exactly as they are synchronised; each worker converts it to its own clock.
     began_s: float
     index: int
     count: int
     log_file: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkerPlan:
-        """What `packed` made."""
         return cls(**{**document, "server_info": ServerInfo(**document["server_info"])})
 
     def share(self) -> WorkerShare:
-        """On this process's clock."""
+        """With times on this process's clock."""
         return WorkerShare(self.index, self.count, to_perf_counter_ns(self.began_s))
 
 
@@ -50,7 +48,7 @@ def to_perf_counter_ns(began_s: float) -> int:
 
 
 def api_keys(loaded: LoadedScenario) -> dict[str, str]:
-    """The API keys by tenant. Raises ScenarioError if a variable is missing."""
+    """API keys by tenant. Raises ScenarioError if an environment variable is missing."""
     scenario: Scenario = loaded.scenario
     keys = {}
     for number, tenant in enumerate(scenario.tenants):

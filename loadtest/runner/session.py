@@ -1,8 +1,8 @@
-"""A run inside Locust: the master plans and adds up, workers (or Locust alone in one process) do it.
+"""A run inside Locust: the master plans and aggregates, workers (or a single Locust process) send the load.
 
-Four messages are all: the plan goes to each worker before Locust starts its users; what was counted comes back with
-Locust's own reports; each worker says when it has ended. The same code serves `sluice-load run`, `locust` with a web
-UI, `--headless`, `--processes` and master and workers on several machines.
+Four messages suffice: the plan goes to each worker before Locust starts its users; the increase of the aggregates comes
+back with Locust's own reports; each worker reports its end. The same code serves `sluice-load run`, `locust` with a web
+UI, `--headless`, `--processes`, and master and workers on several machines.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = ["Session"]
 _PLAN, _ENDED = "load_plan", "load_ended"
 # From the plan to the first arrival: time for the plan to reach every worker and for Locust to start its users.
 _LEAD_S = 1.5
-# How long after the drain a worker may take to say that it has ended.
+# How long after the drain a worker may take to report its end.
 _FINISH_GRACE_S = 15.0
 _log = logging.getLogger(__name__)
 
 
 class Session:
-    """What one Locust process knows of runs; one after the other, as the web UI may start several."""
+    """The runs of one Locust process; one after the other, as the web UI may start several."""
 
     _of: dict[int, Session] = {}  # noqa: RUF012 - by Locust environment, which has no place for it
 
@@ -60,8 +60,9 @@ class Session:
         on_record: Callable[[Record], object],
         out: Path | None,
     ) -> None:
-        """`choose`: the scenario of the next run, when it begins; raises ScenarioError. `tell`: what Locust is to be
-        told of each request. `out`: the folder of a run that will be concluded (`loadtest/runner/finish.py`)."""
+        """`load_scenario`: returns the scenario of the next run when it begins; raises ScenarioError. `on_record`:
+        receives each request's record, on a worker. `out`: the folder of a run that `loadtest/runner/finish.py` will
+        finish."""
         self._of[id(environment)] = self
         self._environment = environment
         self._load_scenario = load_scenario
@@ -83,10 +84,10 @@ class Session:
         self.ended = Event()
         self._register()
 
-    # The master's side, and that of a process alone.
+    # On the master, and in a single process.
 
     def tick(self) -> tuple[int, float] | None:
-        """How many users Locust should have, and how many it may start a second; None when the run is over."""
+        """The number of users Locust should have, and how many it may start a second; None when the run is over."""
         if not self._is_prepared and not self._prepare():
             return None
         assert self.loaded is not None
@@ -107,7 +108,7 @@ class Session:
             if not self._environment.host:
                 raise ScenarioError("No server to load: give its URL (--host).")
             if isinstance(loaded.scenario.load, TraceReplay):
-                # All of it, once: a line that cannot be read must not come up in the middle of a run.
+                # Read the whole trace once: an invalid line must not come up in the middle of a run.
                 deque(
                     traces.read_trace(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0
                 )
@@ -122,7 +123,7 @@ class Session:
         return True
 
     def collect(self) -> CollectedRun | None:
-        """What has been counted so far; in one process alone nobody reports, so it is fetched."""
+        """The numbers so far. In a single process Locust sends no reports, so the worker's are fetched here."""
         if self.collected is not None and self.worker is not None:
             self.collected.aggregates.merge(self.worker.aggregates.take_delta())
         return self.collected
@@ -131,10 +132,10 @@ class Session:
         return self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
 
     def _on_test_start(self, **_: Any) -> None:
-        """Locust starts: the plan goes out ahead of its users."""
+        """Locust starts: the plan is sent ahead of its users."""
         if isinstance(self._runner, WorkerRunner):
             return
-        # The shape has prepared it, unless somebody took the shape away (the web UI's class picker does).
+        # The shape has prepared the run, unless the shape was removed (the web UI's class picker does that).
         if not self._is_prepared and not self._prepare():
             return
         assert self.loaded is not None
@@ -163,25 +164,23 @@ class Session:
 
     @property
     def metrics_urls(self) -> list[str]:
-        """Where the server shows its metrics."""
         assert self.loaded is not None
         scenario = self.loaded.scenario
         return [scenario.metrics_url or self.url, *scenario.metrics_urls]
 
     @property
     def url(self) -> str:
-        """The server."""
         return self._environment.host or ""
 
     def ping(self) -> None:
-        """One small request, which has an engine take a step."""
+        """Send one small request, which causes an engine step."""
         assert self.loaded is not None
         assert self.server_info is not None
         ping(self.loaded.scenario, self.url, self.server_info.model, self.headers)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The key that the master itself uses."""
+        """With the API key that the master itself uses."""
         key = next(iter(self._keys.values()), None)
         return {} if key is None else {"Authorization": f"Bearer {key}"}
 
@@ -205,7 +204,7 @@ class Session:
         return True
 
     def _on_test_stop(self, **_: Any) -> None:
-        """Locust has stopped, at the end of a run or before it: the next one begins from the start."""
+        """Locust has stopped, at the end of a run or before it: the next run is prepared anew."""
         self._is_prepared = False
         if not self.ended.is_set():
             if self.collected is not None:
@@ -223,7 +222,7 @@ class Session:
         if self.collected is not None and "load" in data:
             self.collected.aggregates.merge(data["load"])
 
-    # The worker's side.
+    # On a worker.
 
     def _on_plan(self, msg: Any, **_: Any) -> None:
         self._stop_worker()
@@ -266,7 +265,7 @@ class Session:
             self.worker = None
 
     def _on_reset_stats(self, **_: Any) -> None:
-        """Somebody pressed "Reset Stats"."""
+        """ "Reset Stats" was pressed in the web UI."""
         if self.collected is not None and self.loaded is not None:
             self.collected.aggregates = Aggregates()
 

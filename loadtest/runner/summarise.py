@@ -1,4 +1,4 @@
-"""From tallies to the document of a run (`loadtest/measure/result.py`)."""
+"""From aggregates to the result document of a run (`loadtest/measure/result.py`)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ __all__ = ["CollectedRun"]
 
 @dataclass(slots=True)
 class CollectedRun:
-    """Everything that the workers reported."""
+    """All numbers that the workers reported."""
 
     scenario: Scenario
     aggregates: Aggregates
     workers: int
     worker_healths: list[GeneratorHealth] = field(default_factory=list)
-    # Why the run is not to be believed, beside what the numbers say.
+    # Reasons why the run is invalid, beside the measured ones.
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> Summary:
-        """Of all requests."""
         due, sent = self._rates()
         asked = None if self.scenario.is_closed_loop else due
         return _summary(self.aggregates.overall(), self.scenario.stages.measure_s, asked, sent)
@@ -50,11 +49,11 @@ class CollectedRun:
         ]
 
     def client_tokens(self) -> int:
-        """Of the whole run, warm-up and drain included."""
+        """Tokens of the whole run, warm-up and drain included."""
         return sum(second.output_tokens for second in self.aggregates.seconds.values())
 
     def generator(self) -> Generator:
-        """How the generator did, and whether the run can be believed."""
+        """Measurements of the generator, and whether they make the run invalid."""
         lag = Histogram()
         for health in self.worker_healths:
             lag.merge(health.lag)
@@ -73,7 +72,6 @@ class CollectedRun:
         return generator.model_copy(update={"invalid": [*self.notes, *self._invalid_reasons(generator)]})
 
     def integrity(self, freed: bool | None) -> Integrity:
-        """What was found to be untrue."""
         return Integrity(
             checked_streams=self.aggregates.checked_streams,
             verified_tokens=self.aggregates.verified_tokens,
@@ -108,7 +106,7 @@ class CollectedRun:
         return reasons
 
     def _rates(self) -> tuple[float, float]:
-        """Due and begun, per second of the measured stage."""
+        """Requests due and sent, per second of the measured stage."""
         seconds = self.scenario.stages.measure_s
         return self.aggregates.due_count / seconds, self.aggregates.sent_count / seconds
 

@@ -1,4 +1,4 @@
-"""Tabs of Locust's web UI: streams, errors by kind, and how the generator does. Tables only: charts are
+"""Tabs of Locust's web UI: streams, errors by kind, and measurements of the generator. Tables only: the charts are
 Locust's own."""
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The configuration of a run, and the requests that it generates. Pure."""

@@ -1,11 +1,11 @@
-"""When: the moments at which requests are due, in seconds from the start of the run. Pure and seeded.
+"""Arrival schedules: the moments at which requests are due, in seconds from the start of the run. Pure and seeded.
 
-A process says how regular arrivals are (Poisson, gamma, constant gaps), a rate how many there are at which time. The
-process is made at a rate of one, and its points are carried over to the time at which the wanted rate has added up to
-as much; for a Poisson process that is exactly the inhomogeneous one.
+A process defines how regular arrivals are (Poisson, gamma, constant gaps), a rate how many arrive at which time. The
+process is generated at a rate of one; each of its points is then moved to the time at which the integral of the wanted
+rate reaches it. For a Poisson process this gives exactly the inhomogeneous one.
 
-Workers share a schedule by dealing: of n workers, number i takes arrivals i, i + n, i + 2n, ... of the one schedule
-that all of them compute. What the server sees is that schedule, to the last arrival, however many workers there are.
+Of n workers, number i takes arrivals i, i + n, i + 2n, ... of the one schedule that all of them compute. The server
+sees that schedule, to the last arrival, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ class _Load(BaseModel):
 
 
 class OpenLoop(_Load):
-    """An open loop with a rate."""
-
     def expected_count(self, t_s: float, duration_s: float) -> float:
-        """How many arrivals are expected until `t_s`, in a run of `length_s`."""
+        """Expected number of arrivals until `t_s`, in a run of `duration_s`."""
         raise NotImplementedError
 
     def next_gap(self, rng: Random) -> float:
@@ -56,8 +54,8 @@ class OpenLoop(_Load):
         raise NotImplementedError
 
     def arrival_times(self, seed: int, duration_s: float) -> Iterator[float]:
-        """All arrivals of a run of `length_s`, in order."""
-        # Apart from the generators of the requests, which begin with the same seed.
+        """All arrivals of a run of `duration_s`, in order."""
+        # A generator apart from those of the requests, whose seeds begin with the same number.
         rng = Random(f"{seed}/arrivals")
         due, t_s = 0.0, 0.0
         total = self.expected_count(duration_s, duration_s)
@@ -71,7 +69,7 @@ class OpenLoop(_Load):
 
     def _time_of(self, due: float, low: float, high: float) -> float:
         duration_s = high
-        # 1e-7 s is far below what a timer can keep.
+        # 1e-7 s is far below the precision of a timer.
         while high - low > 1e-7:
             middle = (low + high) / 2
             if self.expected_count(middle, duration_s) < due:
@@ -92,7 +90,7 @@ class _ConstantRate(OpenLoop):
 
 
 class Poisson(_ConstantRate):
-    """Independent arrivals: what many users who do not know of each other are."""
+    """Independent arrivals, as of many users who act independently."""
 
     kind: Literal["poisson"]
 
@@ -128,7 +126,7 @@ class _VaryingRate(OpenLoop):
 
 
 class Ramp(_VaryingRate):
-    """From one rate to another, in a straight line over the whole run."""
+    """From one rate to another, linearly over the whole run."""
 
     kind: Literal["ramp"]
     start: float = Field(ge=0, le=1_000_000)
@@ -145,7 +143,7 @@ class Ramp(_VaryingRate):
 
 
 class Step(_VaryingRate):
-    """Rates that hold from a time on: `steps: [[0, 5], [60, 10]]` is 5/s for a minute, then 10/s."""
+    """Piecewise constant rates: `steps: [[0, 5], [60, 10]]` is 5/s for a minute, then 10/s."""
 
     kind: Literal["step"]
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
@@ -181,7 +179,7 @@ class Spike(_VaryingRate):
 
 
 class Sine(_VaryingRate):
-    """Days and nights: around `mean`, by `amplitude` up and down, once in `period_s`."""
+    """Days and nights: a sine of `amplitude` around `mean`, with the period `period_s`."""
 
     kind: Literal["sine"]
     mean: float = Field(gt=0, le=1_000_000)
@@ -202,7 +200,7 @@ class Sine(_VaryingRate):
 
 
 class TraceReplay(_Load):
-    """Arrivals and lengths as somebody recorded them (`loadtest/scenario/traces.py` reads the file)."""
+    """Recorded arrivals and lengths; `loadtest/scenario/traces.py` reads the file."""
 
     kind: Literal["trace"]
     file: str
@@ -212,7 +210,7 @@ class TraceReplay(_Load):
 
 
 class ClosedLoop(_Load):
-    """A closed loop: so many users, each of whom waits for the answer, thinks, and asks again."""
+    """A closed loop of `users`, each of whom waits for the answer, thinks, and sends the next request."""
 
     kind: Literal["closed"]
     users: int = Field(ge=1, le=100_000)
@@ -225,5 +223,5 @@ Load = Annotated[Open | TraceReplay | ClosedLoop, Field(discriminator="kind")]
 
 
 def worker_share(arrivals: Iterator[_T], index: int, count: int) -> Iterator[tuple[int, _T]]:
-    """The part of worker `index` of `count`, with the number of each in the whole."""
+    """The arrivals of worker `index` of `count`, each with its number in the whole schedule."""
     return islice(enumerate(arrivals), index, None, count)

@@ -1,7 +1,7 @@
-"""How clients behave that do not simply read to the end: they leave, read slowly, stop for a while, or come back.
+"""Clients that do not simply read to the end: they leave, read slowly, pause, or resume.
 
-Each has a share of all streams of its workload; the rest are plain readers. Whatever such a client does to its own
-times is left out of the distributions (`counts_*`), so that they tell about the server.
+Each behaviour has a share of all streams of its workload; the rest read plainly. Times that such a client itself
+distorts are left out of the distributions (`counts_*` of `Record`), so that these describe the server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Behaviour(BaseModel):
 
 
 class Cancel(_Behaviour):
-    """Closes the connection before the answer is complete. Exactly one of the three says when."""
+    """Closes the connection before the answer is complete. Exactly one of the three fields defines the moment."""
 
     kind: Literal["cancel"]
     before_first_token: bool = Field(False, description="Within 20 ms after sending.")
@@ -37,22 +37,22 @@ class Cancel(_Behaviour):
 
     @property
     def cancel_after_s(self) -> Distribution | None:
-        """Seconds after sending, if it goes by the clock."""
-        # Not at once: the server should see the request before the client is gone.
+        """Seconds after sending; None if events are counted instead."""
+        # Not at once: the server should receive the request before the client is gone.
         return Uniform(kind="uniform", min=0.0, max=0.02) if self.before_first_token else self.after_s
 
 
 class Slow(_Behaviour):
-    """Takes no more than so many bytes a second from the socket; the server feels the rest as back pressure."""
+    """Takes at most `bytes_per_s` from the socket; the rest reaches the server as back pressure."""
 
     kind: Literal["slow"]
     bytes_per_s: float = Field(ge=16)
 
 
 class Stall(_Behaviour):
-    """Reads `after_events` events, then nothing for `pause_s`, then the rest.
+    """Reads `after_events` events, nothing for `pause_s`, then the rest.
 
-    A server may end a stream that nobody reads: an ending after the pause is planned, not an error."""
+    A server may end a stream whose client does not read: an ending after the pause is planned, not an error."""
 
     kind: Literal["stall"]
     after_events: Distribution = Constant(value=5)
@@ -60,8 +60,8 @@ class Stall(_Behaviour):
 
 
 class Resume(_Behaviour):
-    """Asks for a resumable stream, drops the connection after every `after_events` events, `times` times, and comes
-    back by `GET /v1/streams/{id}` with `Last-Event-ID` (Sluice; other servers answer 404)."""
+    """Asks for a resumable stream, drops the connection after every `after_events` events, `times` times, and resumes
+    by `GET /v1/streams/{id}` with `Last-Event-ID` (Sluice; other servers answer 404)."""
 
     kind: Literal["resume"]
     after_events: Distribution = Constant(value=5)

@@ -1,6 +1,6 @@
-"""How many: numbers that a scenario leaves to chance (lengths in tokens, numbers of turns, seconds of thought).
+"""Random numbers of scenarios and mock plans: lengths in tokens, numbers of turns, think times, latencies.
 
-A plain number stands for itself. Every draw takes its caller's random generator, so that equal seeds ask equally.
+A plain number is a constant. Every sample is drawn from the caller's generator, so that equal seeds give equal loads.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ class _Distribution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def sample(self, rng: Random) -> float:
-        """One number."""
         raise NotImplementedError
 
     def sample_count(self, rng: Random, minimum: int = 1) -> int:
-        """One whole number, at least `least`."""
+        """A sample rounded to a whole number of at least `minimum`."""
         return max(minimum, round(self.sample(rng)))
 
 
 class Constant(_Distribution):
-    """Always the same."""
-
     kind: Literal["constant"] = "constant"
     value: float = Field(ge=0)
 
@@ -37,7 +34,7 @@ class Constant(_Distribution):
 
 
 class Uniform(_Distribution):
-    """Anything from `min` to `max`, all equally likely."""
+    """Evenly distributed from `min` to `max` (also called `low` and `high`)."""
 
     kind: Literal["uniform"]
     min: float = Field(ge=0, validation_alias=AliasChoices("min", "low"))
@@ -62,7 +59,7 @@ class _Clamped(_Distribution):
 
 
 class Normal(_Clamped):
-    """Around `mean` with the standard deviation `sd`; what falls outside `min` to `max` counts as the nearer one."""
+    """With the standard deviation `sd`; values outside `min` to `max` are set to the nearer bound."""
 
     kind: Literal["normal"]
     mean: float = Field(ge=0)
@@ -73,7 +70,8 @@ class Normal(_Clamped):
 
 
 class Lognormal(_Clamped):
-    """Half below `median`, with a long tail: what lengths of real prompts and answers look like."""
+    """Half of the values are below `median`, with a long tail, as lengths of real prompts and answers have. `mean` and
+    `cv` (standard deviation over mean) may be given instead."""
 
     kind: Literal["lognormal"]
     median: float = Field(gt=0)
@@ -96,7 +94,7 @@ class Lognormal(_Clamped):
 
 
 class Exponential(_Distribution):
-    """Waits between independent events with the given `mean`."""
+    """Waits between independent events."""
 
     kind: Literal["exponential"]
     mean: float = Field(gt=0)
@@ -106,7 +104,7 @@ class Exponential(_Distribution):
 
 
 class Choice(_Distribution):
-    """One of `values`, by `weights` if there are some."""
+    """One of `values`, equally likely unless there are `weights`."""
 
     kind: Literal["choice"]
     values: tuple[float, ...] = Field(min_length=1)

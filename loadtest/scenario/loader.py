@@ -1,4 +1,5 @@
-"""Scenarios by name or file: reading YAML, putting overrides on it, and saying what is wrong with it and where."""
+"""Scenarios by name or file: reads YAML, applies overrides, and turns validation errors into sentences with their
+place."""
 
 from __future__ import annotations
 
@@ -27,13 +28,13 @@ class ScenarioError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedScenario:
-    """A scenario and the document that it was made of, overrides applied."""
+    """A scenario and its document, overrides applied."""
 
     scenario: Scenario
     document: dict[str, Any]
 
     def masked_yaml(self) -> str:
-        """The document, with keys hidden."""
+        """The document, with API keys masked."""
         return yaml.safe_dump(_mask_keys(self.document), sort_keys=False, allow_unicode=True)
 
 
@@ -43,7 +44,7 @@ def builtin_names() -> list[str]:
 
 
 def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> LoadedScenario:
-    """Read a scenario and put `overrides` on it: users, rate, duration_s, warmup_s, model, seed, api_key, metrics_url.
+    """Read a scenario and apply `overrides`: users, rate, duration_s, warmup_s, model, seed, api_key, metrics_url.
 
     Raises ScenarioError."""
     file = _find(name_or_file)
@@ -68,7 +69,7 @@ def load(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Loade
 
 
 def parse(document: Mapping[str, Any], source: str) -> Scenario:
-    """The tree of a document that was read from `place`. Raises ScenarioError."""
+    """Validate a document that was read from `source`. Raises ScenarioError."""
     try:
         return Scenario.model_validate(document)
     except ValidationError as error:
@@ -160,9 +161,9 @@ def _error_sentence(error: ValidationError, place: str) -> str:
 
 
 def _field_path(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The path as it is in the file, and the keys that are right where it ends.
+    """The path as it is in the file, and the valid keys at its end.
 
-    pydantic puts the tags of unions into the path, where no file has them."""
+    pydantic puts the tags of unions into the path, which no file contains."""
     path: list[str] = []
     models: list[type[BaseModel]] = [Scenario]
     for part in loc:

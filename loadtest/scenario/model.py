@@ -1,7 +1,6 @@
-"""A scenario: everything that a run is told, as one frozen tree. `loadtest/scenario/loader.py` reads it from YAML.
+"""A scenario: the whole configuration of a run, as one frozen tree. `loadtest/scenario/loader.py` reads it from YAML.
 
-Nothing here draws, sends or measures. Every section says what it is for; the ready ones in `loadtest/scenarios/` show
-how it looks.
+Nothing here draws, sends or measures. Each section documents its fields; `loadtest/scenarios/` has examples.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class _Section(BaseModel):
 
 
 class Stages(_Section):
-    """How long what lasts. Only requests that are due in the measured stage count."""
+    """Only requests that are due in the measured stage count."""
 
     warmup_s: float = Field(5.0, ge=0)
     measure_s: float = Field(60.0, gt=0)
@@ -31,7 +30,7 @@ class Stages(_Section):
 
     @property
     def arrivals_s(self) -> float:
-        """How long requests arrive."""
+        """For how long requests arrive."""
         return self.warmup_s + self.measure_s
 
 
@@ -45,15 +44,13 @@ class Timeouts(_Section):
 
 
 class Prefix(_Section):
-    """The beginning that prompts have in common, as system prompts and documents do."""
+    """The beginning that prompts share, as system prompts and documents do."""
 
     tokens: Distribution
     groups: int = Field(1, ge=1, description="Different prefixes; each request takes one of them.")
 
 
 class ModelShare(_Section):
-    """A model and how often it is asked."""
-
     name: str = Field(min_length=1)
     share: float = Field(1.0, gt=0)
 
@@ -90,7 +87,7 @@ class Workload(_Section):
 
 
 class Tenant(_Section):
-    """Whose key is sent. `key_env` keeps it out of the file."""
+    """An API key and its share of the requests. `key_env` keeps the key out of the file."""
 
     name: str = Field(min_length=1)
     share: float = Field(1.0, gt=0)
@@ -105,9 +102,9 @@ class Tenant(_Section):
 
 
 class GeneratorLimits(_Section):
-    """Beyond these the generator was the bottleneck and the run proves nothing."""
+    """Limits beyond which the generator was the bottleneck, so that the run proves nothing."""
 
-    # 10 ms is half the time between two tokens at 50 tokens/s: later than that, an answer is about the client.
+    # 10 ms is half the time between two tokens at 50 tokens/s: beyond that, a result describes the client.
     lateness_p99_ms: float = Field(10.0, gt=0)
     loop_lag_p99_ms: float = Field(10.0, gt=0)
     # Above this, queues inside the generator grow faster than they drain.
@@ -116,8 +113,6 @@ class GeneratorLimits(_Section):
 
 
 class Scenario(_Section):
-    """All of it."""
-
     name: str = Field(min_length=1)
     seed: int = 1
     model: str | None = Field(None, description="None: the first that /v1/models names.")
@@ -156,5 +151,5 @@ class Scenario(_Section):
 
     @property
     def is_closed_loop(self) -> bool:
-        """Whether each user waits for the answer before asking again."""
+        """Whether each user waits for the answer before sending the next request."""
         return isinstance(self.load, ClosedLoop)

@@ -1,6 +1,6 @@
 """Prompts of a wanted length: common English words, most of which are one token for any tokenizer of a real model.
 
-`loadtest/generator/preflight.py` measures how many tokens a word is for the server at hand; callers pass that in.
+The caller passes the server's tokens per word, which `loadtest/generator/preflight.py` measures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from random import Random
 
 __all__ = ["BLOCK_TOKENS", "make_block", "make_text"]
 
-# Of Mooncake's traces: one hash id stands for so many tokens.
+# In Mooncake's traces one hash id stands for a block of this length.
 BLOCK_TOKENS = 512
 
 _COMMON = """
@@ -30,10 +30,10 @@ WORDS = _COMMON.split()
 
 
 def make_text(rng: Random, tokens: int, tokens_per_word: float) -> str:
-    """Words that come to about `tokens` tokens."""
+    """Words that amount to about `tokens` tokens."""
     return " ".join(rng.choices(WORDS, k=max(1, round(tokens / tokens_per_word))))
 
 
 def make_block(number: int, tokens_per_word: float) -> str:
-    """The block of a recorded prompt, always the same for the same number."""
+    """The text of a block of a recorded prompt, always the same for the same number."""
     return make_text(Random(f"block/{number}"), BLOCK_TOKENS, tokens_per_word)

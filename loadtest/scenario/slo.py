@@ -1,7 +1,7 @@
-"""What is good enough: the limits that a run is judged by.
+"""Service level objectives: the limits by which a run is judged.
 
-In a scenario they are written flat, with the quantile in the name: `{ttft_p99_ms: 2000, itl_p99_ms: 50,
-error_rate_max: 0.01, per_request: {ttft_ms: 2000, tpot_ms: 100}, goodput_min: 0.99, preset: llama-3.1-8b/server}`.
+A scenario has them flat, with the quantile in the name: `{ttft_p99_ms: 2000, itl_p99_ms: 50, error_rate_max: 0.01,
+per_request: {ttft_ms: 2000, tpot_ms: 100}, goodput_min: 0.99, preset: llama-3.1-8b/server}`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Metric = Literal["ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
 
 
 class Limit(BaseModel):
-    """One quantile of one measured time may not be above `limit` milliseconds."""
+    """One quantile of one latency must not exceed `limit` milliseconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +47,7 @@ class Limit(BaseModel):
 
 
 class Slo(BaseModel):
-    """All of them. Without any, a run passes if nothing failed."""
+    """Without any limit, a run passes if no request failed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,7 +92,7 @@ def _check_per_request(given: object) -> None:
 
 
 def did_you_mean(wrong: str, right: list[str]) -> str:
-    """` Did you mean ...?`, or nothing."""
+    """` Did you mean ...?`, or an empty text."""
     near = difflib.get_close_matches(wrong, right, n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
 

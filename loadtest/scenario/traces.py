@@ -22,17 +22,17 @@ class TraceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request that is due. Lengths and blocks only where they were recorded."""
+    """One request that is due. Lengths and blocks are present only where they were recorded."""
 
     at_s: float
     prompt_tokens: int | None = None
     output_tokens: int | None = None
-    # Mooncake: which blocks of 512 tokens the prompt is made of; equal ids are equal text.
+    # Mooncake: the blocks of 512 tokens of which the prompt consists; equal ids are equal text.
     blocks: tuple[int, ...] = ()
 
 
 def read_trace(trace: TraceReplay, seed: int, duration_s: float) -> Iterator[Arrival]:
-    """What was recorded in the first `length_s` seconds of the (sped up) trace, in order. Raises TraceError."""
+    """The arrivals of the first `duration_s` seconds of the trace, after its speed-up, in order. Raises TraceError."""
     rng = Random(f"{seed}/trace")
     rows = _read_azure(Path(trace.file)) if trace.format == "azure" else _read_mooncake(Path(trace.file))
     first: float | None = None
@@ -79,7 +79,7 @@ def _read_mooncake(file: Path) -> Iterator[tuple[int, Arrival]]:
 
 
 def _arrival(at_s: float, prompt: object, output: object, blocks: tuple[int, ...] = ()) -> Arrival:
-    # Some recorded requests have an empty answer, which no server can be asked for.
+    # Some recorded answers are empty; the shortest that can be requested is one token.
     return Arrival(at_s, max(1, int(str(prompt))), max(1, int(str(output))), blocks)
 
 

@@ -1,7 +1,7 @@
-"""What is asked: from a number and a seed to the requests of one conversation. Pure.
+"""Generates requests: from an arrival's number and a seed to the requests of one conversation. Pure.
 
-Everything about arrival `number` comes from a random generator of its own, so it is the same whichever worker sends it,
-and whatever other arrivals do. The history of a conversation is what the server really answered.
+Arrival `number` has a random generator of its own, so that its requests are the same on every worker and independent of
+other arrivals. The history of a conversation consists of the server's real answers.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from loadtest.scenario.traces import Arrival
 
 __all__ = ["Conversation", "PreparedRequest", "ReadPlan", "RequestFactory", "ServerInfo"]
 
-# Ids that are plain text for the demo model, and exist in any other.
+# Token ids that are plain text for the demo model, and exist in any other.
 _SMALLEST_TOKEN_ID = 300
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What must be known of the server before it can be asked."""
+    """The properties of the server on which requests depend."""
 
     model: str
-    # Fields that only vLLM's servers know are left out otherwise.
+    # Fields that only vLLM's servers know are left out for others.
     is_vllm: bool = False
     tokens_per_word: float = 1.0
-    # The longest prompt and answer together, if the server tells.
+    # The longest prompt and answer together; None if the server does not report it.
     context: int | None = None
     version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """How the client will behave, all chances drawn. `after_events` counts events with content for a cancel, and all
-    events for those that stop or come back."""
+    """The client's behaviour, all random values drawn. `after_events` counts events with content for a cancel, and all
+    events for a stall or a resumption."""
 
     read_mode: ReadMode = ReadMode.PLAIN
     abort_after_s: float | None = None
@@ -71,10 +71,11 @@ class PreparedRequest:
     choices: int
     max_tokens: int
     read_plan: ReadPlan
-    # How its tokens can be counted: by usage in every event, by their ids, or only by the usage at the end.
+    # How its tokens can be counted: by the usage in every event or by their ids; without either, by the usage at the
+    # end.
     counts_by_usage: bool
     counts_by_ids: bool
-    # Compare with the synthetic engine: what the prompt began with and its length, if the client knows them.
+    # Whether tokens are compared with the synthetic engine's; the first id and the length of the prompt, if known.
     is_verified: bool
     prompt_start: tuple[int, int] | None
     keeps_text: bool
@@ -95,10 +96,10 @@ def _weighted_choice(rng: Random, options: Sequence[_W]) -> _W:
 
 
 class RequestFactory:
-    """All that a scenario asks of one server."""
+    """The requests of one scenario for one server."""
 
     def __init__(self, scenario: Scenario, server_info: ServerInfo, keys: Mapping[str, str]) -> None:
-        """`keys`: by the tenant's name."""
+        """`keys`: API keys by the tenant's name."""
         self._scenario = scenario
         self._server_info = server_info
         self._keys = keys
@@ -106,14 +107,14 @@ class RequestFactory:
         self._prefixes: dict[tuple[str, int], str] = {}
 
     def conversation(self, arrival: Arrival, number: int) -> Conversation:
-        """What arrival `number` begins."""
+        """The conversation that arrival `number` begins."""
         rng = Random(f"{self._scenario.seed}/{number}")
         workload = _weighted_choice(rng, self._scenario.workloads)
         tenant = _weighted_choice(rng, self._scenario.tenants)
         return Conversation(self, arrival, number, rng, workload, tenant)
 
     def exceeds_context(self, used: int, more: int) -> bool:
-        """Whether `more` tokens, with some room for chance, do not fit behind `used`."""
+        """Whether `more` tokens, with a margin for variation, do not fit behind `used`."""
         return self._server_info.context is not None and used + 2 * more > self._server_info.context
 
     def prepare(self, conversation: Conversation, turn: int, *, last: bool) -> PreparedRequest:
@@ -218,19 +219,19 @@ class Conversation:
             self.prefix_group = self.rng.randrange(self.workload.prefix.groups)
 
     def next_request(self, answer: str | None = None, used: int = 0) -> PreparedRequest | None:
-        """The next request; `answer` is what the last one brought, and `used` are its tokens with those of its prompt.
-        None if all has been said, or if the context is so full that another turn like the last would not fit."""
+        """The next request. `answer` is the text of the last answer, `used` its tokens with those of its prompt. None
+        if this was the last turn, or if another turn like it would not fit into the context."""
         if self._turn >= self.turns or self._factory.exceeds_context(used, used - self._used):
             return None
         self._used = used
         if self._turn:
-            # Chat templates refuse two questions in a row; an answer may have been empty.
+            # Chat templates refuse two user messages in a row; an answer may have been empty.
             self.messages.append({"role": "assistant", "content": answer or "..."})
         self._turn += 1
         return self._factory.prepare(self, self._turn, last=self._turn == self.turns)
 
     def think_s(self) -> float:
-        """How long the user thinks before the next turn."""
+        """Think time before the next turn."""
         return self.workload.think_s.sample(self.rng)
 
 

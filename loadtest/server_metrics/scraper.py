@@ -1,7 +1,7 @@
-"""Reads the server's own metrics while a run goes on, and holds them against what the client has seen.
+"""Scrapes the server's own metrics during a run, and compares them with the client's numbers.
 
-It runs on a thread, which is a greenlet where gevent has patched the process, as Locust does. Nothing that goes wrong
-here ends a run: it becomes a note in the result.
+The scraper runs on a thread, which is a greenlet where gevent has patched the process, as Locust does. No error here
+ends a run: it becomes a note in the result.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from loadtest.server_metrics.prometheus_text import GAUGES, MetricsHistory, pars
 __all__ = ["Scraper", "wait_until_freed"]
 
 _TIMEOUT_S = 5.0
-# A page of vLLM with its gateway has some 100 KiB; this is a wrong address, not a page.
+# A page of vLLM with its gateway has some 100 KiB; a larger one comes from a wrong address.
 _LARGEST_BYTES = 16 * 2**20
 _POLL_S = 0.1
-# A cache's usage is a quotient, and one block of the smallest cache is more than this.
+# A cache usage is a quotient, and one block of the smallest cache is more than this.
 _CACHE_USAGE_TOLERANCE = 0.001
 _CACHE_USAGE = "vllm:kv_cache_usage_perc"
 _WORK_GAUGES = tuple(name for name in GAUGES if name not in (_CACHE_USAGE, "process_resident_memory_bytes"))
-# A server that counts fewer tokens than the client got, or so much more, deserves a note.
+# A server that counts fewer tokens than the client, or more by this share, gets a note.
 _TOKEN_TOLERANCE = 0.01
 
 
-class ScrapeFailed(Exception):
-    """A page could not be read."""
+class ScrapeFailed(Exception): ...
 
 
 class Scraper:
-    """Reads the metrics of one or several servers every so many seconds, from `start` to `stop`."""
+    """Scrapes one or several servers every `every_s`, from `start` to `stop`."""
 
     def __init__(self, base_url: str | Sequence[str], headers: Mapping[str, str], every_s: float = 1.0) -> None:
-        """`base_url`: of a server (an OpenAI base that ends with /v1 will do) or of its metrics page; several of them
-        for several servers. `headers` (an API key, for instance) go to each."""
+        """`base_url`: of a server (an OpenAI base that ends with /v1 is accepted) or of its metrics page; several for
+        several servers. `headers` (an API key, for instance) are sent to each."""
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         self._pages = [_MetricsPage(url, headers) for url in urls]
         self._every_s = every_s
@@ -50,12 +49,12 @@ class Scraper:
         self._thread = threading.Thread(target=self._run, name="scraper", daemon=True)
 
     def start(self) -> None:
-        """Read once, so that there is something to compare with, then go on in the background."""
+        """Read once, as the baseline, then continue in the background."""
         self._read_all()
         self._thread.start()
 
     def stop(self) -> None:
-        """Read for the last time."""
+        """Stop the thread and read a last time."""
         self._stopping.set()
         self._thread.join()
         self._read_all()
@@ -64,7 +63,7 @@ class Scraper:
 
     @property
     def baseline(self) -> dict[str, float] | None:
-        """The gauges as they were before the run, for `freed`; None if they could not be read."""
+        """The gauges before the run, for `wait_until_freed`; None if they could not be read."""
         return self._history.first_gauges
 
     def to_result(
@@ -74,11 +73,11 @@ class Scraper:
         client_ttft_mean_ms: float | None,
         measured_s: tuple[float, float] | None = None,
     ) -> Server:
-        """What was read, with times counted from `t0_perf` (`time.perf_counter()` when the run began).
+        """The readings, with times counted from `t0_perf` (`time.perf_counter()` when the run began).
 
-        `client_tokens`: that the client received in the whole run, warm-up and drain included, for the server's counter
-        does not tell them apart. `client_ttft_mean_ms`: from sending, over `measured_s`, the measured stage's begin and
-        end in seconds from `t0_perf` (None: the whole run)."""
+        `client_tokens`: tokens that the client received in the whole run, warm-up and drain included, as the server's
+        counter does not separate stages. `client_ttft_mean_ms`: from sending, over `measured_s`, the begin and end of
+        the measured stage in seconds from `t0_perf` (None: the whole run)."""
         ledger = self._history
         if ledger.first_gauges is None:
             return Server(scraped=False, client_tokens=client_tokens, notes=self._notes(None, client_tokens))
@@ -130,7 +129,7 @@ class Scraper:
     def _run(self) -> None:
         due_s = time.perf_counter()
         while True:
-            # After a slow page the readings missed are left out, not made up for.
+            # After a slow page the missed readings are skipped, not made up for.
             due_s = max(due_s + self._every_s, time.perf_counter())
             if self._stopping.wait(due_s - time.perf_counter()):
                 return
@@ -155,11 +154,11 @@ def wait_until_freed(
     baseline: Mapping[str, float] | None = None,
     ping: Callable[[], object] | None = None,
 ) -> bool | None:
-    """Whether the server's gauges (running, waiting, cache usage) are back at what they were, at the latest after
-    `within_s` seconds; None if it shows none. Without `before` (see `Scraper.before`) nothing may run or wait.
+    """Whether the server's gauges (running, waiting, cache usage) return to `baseline` within `within_s` seconds; None
+    if it exposes none of them. Without a baseline, nothing may run or wait.
 
-    vLLM alone writes its gauges in engine steps only, and after the last request was aborted there is none: `nudge`
-    (one small request) is called once, half-way, to have it take one. Sluice needs none."""
+    vLLM alone writes its gauges only in engine steps, and none follows the abort of the last request: `ping` (one small
+    request) is called once, half-way, to cause a step. Sluice does not need it."""
     sources = [_MetricsPage(each, headers) for each in ([url] if isinstance(url, str) else url)]
     begun_s = time.perf_counter()
     seen = False
@@ -183,7 +182,7 @@ def wait_until_freed(
 
 
 def _above_baseline(now: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
-    """The gauges that show more work than before. An unknown cache usage before is no work."""
+    """The gauges that show more work than the baseline. An unknown cache usage in the baseline is no work."""
     left = {name: now[name] for name in _WORK_GAUGES if now.get(name, 0.0) > baseline.get(name, 0.0)}
     if (
         _CACHE_USAGE in now
@@ -207,7 +206,7 @@ class _MetricsPage:
         self._connection: http.client.HTTPConnection | None = None
 
     def read(self) -> dict[str, float]:
-        """Its samples. Raises ScrapeFailed."""
+        """Raises ScrapeFailed."""
         kept = self._connection is not None
         try:
             return self._fetch()
@@ -219,7 +218,7 @@ class _MetricsPage:
             raise ScrapeFailed(f"{self._url.hostname}{self._path}: {str(error) or type(error).__name__}") from error
 
     def close(self) -> None:
-        """Leave the server alone; a later `read` connects again."""
+        """Close the connection; a later `read` connects again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
