@@ -63,7 +63,7 @@
   {{- fail (printf "%s.engine.%s: write vLLM's arguments with underscores, %s." $at $name (replace "-" "_" $name)) -}}
 {{- end -}}
 {{- if has $name (list "model" "served_model_name" "revision" "tokenizer_revision" "data_parallel_size_local" "data_parallel_address" "data_parallel_rpc_port" "data_parallel_start_rank" "data_parallel_rank" "nnodes" "node_rank" "master_addr" "master_port") -}}
-  {{- fail (printf "%s.engine.%s is the chart's own to set. Use source, servedNames and multiNode." $at $name) -}}
+  {{- fail (printf "%s.engine.%s is set by the chart. Use source, servedNames and multiNode." $at $name) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $m.multiNode.enabled (lt (int $m.multiNode.size) 2) -}}
@@ -75,10 +75,10 @@
 {{- end -}}
 {{- if $m.gpu.dra.enabled -}}
 {{- if lt $minor 34 -}}
-  {{- fail (printf "%s.gpu.dra.enabled needs Kubernetes 1.34, and this is %s. Set it to false to ask for %s." $at $root.Capabilities.KubeVersion.Version $m.gpu.resource) -}}
+  {{- fail (printf "%s.gpu.dra.enabled needs Kubernetes 1.34, and this is %s. Set it to false to request %s." $at $root.Capabilities.KubeVersion.Version $m.gpu.resource) -}}
 {{- end -}}
 {{- if eq $gpus 0 -}}
-  {{- fail (printf "%s.gpu.dra.enabled asks for GPUs, but %s.gpu.count is 0. Set one of them." $at $at) -}}
+  {{- fail (printf "%s.gpu.dra.enabled requests GPUs, but %s.gpu.count is 0. Set one of them." $at $at) -}}
 {{- end -}}
 {{- end -}}
 {{- $memory := include "sluice.bytes" $m.resources.limits.memory | int64 -}}
@@ -96,7 +96,7 @@
 {{- end -}}
 {{- $p := $m.probes -}}
 {{- if le (mul (int $p.liveness.periodSeconds) (int $p.liveness.failureThreshold)) (mul (int $p.readiness.periodSeconds) (int $p.readiness.failureThreshold)) -}}
-  {{- fail (printf "%s.probes.liveness gives up no later than probes.readiness, so a busy pod would be restarted before it is left alone. Raise liveness.failureThreshold." $at) -}}
+  {{- fail (printf "%s.probes.liveness fails no later than probes.readiness, so a busy pod would be restarted before it stops getting requests. Raise liveness.failureThreshold." $at) -}}
 {{- end -}}
 {{- if and $m.rollout.progressDeadlineSeconds (lt (int $m.rollout.progressDeadlineSeconds) (int $is.progressDeadline)) -}}
   {{- fail (printf "%s.rollout.progressDeadlineSeconds is %d, less than the %d that draining one pod and starting the next may take. Leave it out, or lower drain.timeoutSeconds or probes.startup.failureThreshold." $at (int $m.rollout.progressDeadlineSeconds) (int $is.progressDeadline)) -}}
@@ -112,7 +112,7 @@
   {{- fail (printf "%s.autoscaling.minReplicas is %d, above maxReplicas, %d. Lower it or raise maxReplicas." $at (int $a.minReplicas) (int $a.maxReplicas)) -}}
 {{- end -}}
 {{- if and (eq (int $a.minReplicas) 0) (not $a.allowZero) -}}
-  {{- fail (printf "%s.autoscaling.minReplicas is 0, and with no pod nobody accepts the request that would ask for one. Set it to 1, or autoscaling.allowZero if something in front holds requests." $at) -}}
+  {{- fail (printf "%s.autoscaling.minReplicas is 0, and without a pod no request is accepted that could cause a scale-up. Set it to 1, or autoscaling.allowZero if something in front holds requests." $at) -}}
 {{- end -}}
 {{- if and (eq (int $a.minReplicas) 0) (eq $a.type "hpa") (lt $minor 37) -}}
   {{- fail (printf "%s.autoscaling.minReplicas 0 with type hpa needs Kubernetes 1.37, and this is %s. Use type keda." $at $root.Capabilities.KubeVersion.Version) -}}
@@ -156,7 +156,7 @@
 {{- end -}}
 {{- $idle := include "sluice.balancerIdle" $m | int -}}
 {{- if ge $idle (int $m.settings.server.idle_timeout_s) -}}
-  {{- fail (printf "%s.settings.server.idle_timeout_s is %v, but the load balancer keeps idle connections for %d s and would now and then send a request into one that the server is just closing (502). Raise it above that, or lower idle_timeout.timeout_seconds." $at $m.settings.server.idle_timeout_s $idle) -}}
+  {{- fail (printf "%s.settings.server.idle_timeout_s is %v, but the load balancer keeps idle connections for %d s and would sometimes send a request into one that the server is closing (502). Raise it above that, or lower idle_timeout.timeout_seconds." $at $m.settings.server.idle_timeout_s $idle) -}}
 {{- end -}}
 {{- $picker := $m.inferencePool.endpointPicker -}}
 {{- if $m.inferencePool.enabled -}}
@@ -164,20 +164,20 @@
   {{- fail (printf "%s.inferencePool.endpointPicker.image is empty. Set it to a release of llm-d's endpoint picker, or create to false and serviceName to one that runs." $at) -}}
 {{- end -}}
 {{- if and $picker.create (not $m.route.enabled) -}}
-  {{- fail (printf "%s.inferencePool.enabled without route.enabled: nothing would ask the endpoint picker. Enable the route." $at) -}}
+  {{- fail (printf "%s.inferencePool.enabled without route.enabled: nothing would query the endpoint picker. Enable the route." $at) -}}
 {{- end -}}
 {{- if and (not $picker.create) (not $picker.serviceName) -}}
   {{- fail (printf "%s.inferencePool.endpointPicker.serviceName is empty. Set it, or create to true." $at) -}}
 {{- end -}}
 {{- if $m.settings.server.protect_metrics -}}
-  {{- fail (printf "%s.settings.server.protect_metrics keeps the endpoint picker from reading the metrics that it picks by. Set it to false, and use networkPolicy instead." $at) -}}
+  {{- fail (printf "%s.settings.server.protect_metrics prevents the endpoint picker from reading its metrics. Set it to false, and use networkPolicy instead." $at) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $m.settings.server.protect_metrics (not $m.apiKeys.existingSecret) -}}
   {{- fail (printf "%s.settings.server.protect_metrics needs API keys. Set apiKeys.existingSecret." $at) -}}
 {{- end -}}
 {{- if and $m.settings.server.protect_metrics $root.Values.metrics.podMonitor.enabled (not $root.Values.metrics.podMonitor.bearerToken.existingSecret) -}}
-  {{- fail (printf "%s.settings.server.protect_metrics keeps Prometheus out. Set metrics.podMonitor.bearerToken.existingSecret to a Secret with an API key." $at) -}}
+  {{- fail (printf "%s.settings.server.protect_metrics prevents Prometheus from scraping. Set metrics.podMonitor.bearerToken.existingSecret to a Secret with an API key." $at) -}}
 {{- end -}}
 {{- if and $m.apiKeys.existingSecret $root.Values.tests.enabled (not $root.Values.tests.apiKey.existingSecret) -}}
   {{- fail (printf "%s.apiKeys.existingSecret is set, so helm test needs a key, too. Set tests.apiKey.existingSecret, or tests.enabled to false." $at) -}}
@@ -192,12 +192,12 @@
 {{- end -}}
 {{- range $key := $enabled -}}
 {{- if hasPrefix "dashboard-" $key -}}
-  {{- fail (printf "models.%s: dashboards of the release are called so. Choose another name, such as %s." $key (trimPrefix "dashboard-" $key)) -}}
+  {{- fail (printf "models.%s: dashboards of the release have this name. Choose another name, such as %s." $key (trimPrefix "dashboard-" $key)) -}}
 {{- end -}}
 {{- range $suffix := list "picker" "workers" "download" "test" -}}
 {{- $taken := printf "%s-%s" $key $suffix -}}
 {{- if has $taken $enabled -}}
-  {{- fail (printf "models.%s: objects of models.%s may be called so. Choose another name for one of them." $taken $key) -}}
+  {{- fail (printf "models.%s: objects of models.%s may have this name. Choose another name for one of them." $taken $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -207,7 +207,7 @@
 {{- if and .Values.networkPolicy.enabled .Values.metrics.podMonitor.enabled (not .Values.networkPolicy.monitoring) -}}
   {{- fail "networkPolicy.monitoring is empty, so Prometheus could not scrape what metrics.podMonitor asks for. Name its namespace." -}}
 {{- end -}}
-{{- $doors := dict -}}
+{{- $addresss := dict -}}
 {{- range $key := $enabled -}}
 {{- $m := include "sluice.model" (dict "root" $ "key" $key) | fromYaml -}}
 {{- $found := list -}}
@@ -215,11 +215,11 @@
 {{- range $host := $m.route.hostnames | default (list "every host") }}{{ $found = append $found (printf "route %s %s %s" $host $m.route.pathPrefix (toJson $m.route.headers)) }}{{ end -}}
 {{- end -}}
 {{- if $m.ingress.enabled }}{{ $found = append $found (printf "ingress %s %s" $m.ingress.host $m.ingress.path) }}{{ end -}}
-{{- range $door := $found -}}
-{{- with get $doors $door -}}
-  {{- fail (printf "models.%s and models.%s would answer on the same %s. Set another host name, route.pathPrefix or route.headers for one of them." . $key $door) -}}
+{{- range $address := $found -}}
+{{- with get $addresss $address -}}
+  {{- fail (printf "models.%s and models.%s would answer on the same %s. Set another host name, route.pathPrefix or route.headers for one of them." . $key $address) -}}
 {{- end -}}
-{{- $_ := set $doors $door $key -}}
+{{- $_ := set $addresss $address $key -}}
 {{- end -}}
 {{- end -}}
 {{- if .Values.loadTest.enabled -}}
