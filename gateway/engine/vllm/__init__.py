@@ -1,25 +1,16 @@
 """vLLM's AsyncLLM as our engine: the only folder that imports vllm.
 
-- `launch`: settings to vLLM's arguments to a running AsyncLLM; `another`: another engine for it.
-- `client`: the `Engine` protocol over it.
-- `lanes`: which requests are plain enough for our own chunks.
-- `core`: vLLM's client of the engine process, made to outlive it; `continuation`: which requests go on, and how.
-- `pull`: how the engine's outputs are received; `steps`: the output step, from them to our sink; `statistics`: vLLM's
-  own metrics, written less often.
-- `prompts`: where the work on a prompt is done: of a long one aside, of a short one on the event loop.
-- `threads`: vLLM's threads, none of which holds the process at its exit.
-- `answers`: whole answers with log probabilities, made some tokens at a time.
-- `fallback`: vLLM's own HTTP app and the proxy it runs on.
-- `contract`: holds that app to our HTTP contract; `trust`: removes what it should not believe of clients.
-- `intake`: request bodies for that app, checked before it reads them; `invocations`: those of SageMaker's endpoint.
-- `documents`: bodies within the limits; `requests`: those of our two endpoints; `validation`: pydantic's models at a
-  bounded cost.
-- `stream_errors`: what it writes into streams that fail; `expected_errors`: what it need not log.
-- `grammars/`: the grammars that requests bring, checked in a process aside.
-- `optional_fields`: what a body says that means nothing; `endings`: a late reader's last output, in two.
-- `failures`: vLLM's errors as ours; `words`: why an engine could not start.
-- `sharing`: one engine with several clients; `cores`: its processes, for the parent; `tenant`: a worker's client.
-- `child`: what runs inside the engine process.
-- `synthetic`: an executor without a model; `pace`: how long its steps take, and which goes wrong.
-- `versions`: import shims between vLLM releases.
+- `engine`: the `Engine` protocol over AsyncLLM; `request_models`: bodies of our endpoints as requests of vLLM's models.
+- `startup/`: from settings to a running AsyncLLM: arguments, environment, engine processes, startup errors.
+- `core_client/`: vLLM's client of the engine process, which outlives that process: restart, replay, receive.
+- `output/`: the fast path from the engine's outputs to text, and statistics in batches.
+- `http_app/`: vLLM's own HTTP app on our engine: the proxy below it, bodies, errors.
+- `grammars/`: the grammars that requests bring, checked in a process of their own.
+- `synthetic/`: an executor without a model, its timing and its faults.
+- `compat/`: where vLLM keeps what is imported from it, per version, and everything of its internals that is used.
+- `engine_process`: the plug-in that runs inside the engine process.
+- `error_mapping`: vLLM's errors as ours; `exceptions`: errors of ours that pass through vLLM.
+- `bounded_validation`: vLLM's request models, validated at a bounded cost.
+- `prompt_offload`: long prompts are worked on beside the event loop; `media_connector`: images, audio and video.
+- `daemon_threads`: no thread of vLLM's keeps the process alive at its exit.
 """

@@ -29,7 +29,7 @@ WITH_STACK_TRACES = "debug"
 # An orphan holds the accelerator's memory, so it must be gone before a restarted gateway wants it.
 CHECK_EVERY_S = 0.5
 # A method of the engine's: clients call those by name.
-ABORT_CLIENT = "sluice_evict"
+ABORT_CLIENT = "sluice_abort_client"
 
 
 def install_plugin() -> None:

@@ -102,6 +102,45 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "client": set(),
 }
+# The same inside `engine/vllm`, where a module beside the packages counts as a package. Each may import only what
+# stands above it, so there is no circle.
+VLLM_ARROWS: dict[str, set[str]] = {
+    "compat": set(),
+    "exceptions": set(),
+    "daemon_threads": set(),
+    "bounded_validation": set(),
+    "synthetic": set(),
+    "media_connector": set(),
+    "error_mapping": {"compat", "exceptions", "bounded_validation"},
+    "prompt_offload": {"daemon_threads"},
+    "grammars": {"error_mapping"},
+    "engine_process": {"grammars"},
+    "core_client": {"compat", "exceptions", "engine_process"},
+    "output": {"compat", "error_mapping", "core_client"},
+    "http_app": {"compat", "exceptions", "bounded_validation", "error_mapping", "media_connector", "output"},
+    "request_models": {"bounded_validation", "error_mapping", "http_app"},
+    "engine": {
+        "compat",
+        "error_mapping",
+        "media_connector",
+        "prompt_offload",
+        "grammars",
+        "core_client",
+        "output",
+        "http_app",
+        "request_models",
+    },
+    "startup": {
+        "compat",
+        "daemon_threads",
+        "synthetic",
+        "media_connector",
+        "grammars",
+        "engine_process",
+        "core_client",
+        "engine",
+    },
+}
 PACKAGES_OF_A_PACKAGE = {"transports", "multiprocess"}
 PROCESSES = {"multiprocess.parent.process", "multiprocess.worker.process"}
 EXEMPT = {"app", "demo", "__init__", "transports"}
@@ -185,6 +224,25 @@ def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
         for module in ours(file)
         if not any(is_at(module, place) for place in allowed) or (room == "engine" and is_at(module, "engine.vllm"))
     }
+
+    assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
+
+
+def test_the_arrows_inside_vllms_folder_make_no_circle() -> None:
+    above: set[str] = set()
+    for package, allowed in VLLM_ARROWS.items():
+        assert allowed <= above, f"{package} may import {sorted(allowed - above)}, which stand below it"
+        above.add(package)
+
+
+@pytest.mark.parametrize("file", [file for file in OURS if name_of(file).startswith("engine.vllm.")], ids=label)
+def test_vllms_folder_keeps_its_own_arrows(file: Path) -> None:
+    package = name_of(file).split(".")[2]
+    assert package in VLLM_ARROWS, f"{package} has no arrows yet: add it to the design first"
+    used = {
+        parts[2] for module in ours(file) if len(parts := module.split(".")) > 2 and parts[:2] == ["engine", "vllm"]
+    }
+    wrong = used - VLLM_ARROWS[package] - {package}
 
     assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.engine.vllm.compat import check
 from gateway.engine.vllm.core_client import factory
 from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.arguments import vllm_parser
@@ -20,6 +21,9 @@ _GIB = 2**30
 
 def find_problems(plan: EnginePlan) -> list[str]:
     """A sentence for each problem. Imports vLLM and reads the model's configuration and tokenizer."""
+    if unfit := check.problems():
+        # Nothing else that vLLM would be asked for could be trusted.
+        return unfit
     found = launcher.find_early_problems(plan)
     words = launcher.prepare_process(plan)
     plan.on_stage("importing vLLM")
