@@ -4,8 +4,8 @@ The packages, and who may import whom:
 
 - `domain`, `errors`, `clock`, `bounded_text`: plain data, the error tree, time, texts of foreign length; everyone may.
 - `offload`: work in threads for which no exit waits; `engine` and `streams` may.
-- `settings`: one frozen tree; `app`, `server`, `preflight` and `cli` may. `settings_sections`: parts of it;
-  `settings_errors`: sentences about wrong ones.
+- `settings`: one frozen tree; `app`, `engine_plan`, `server`, `preflight` and `cli` may. `settings_sections`: parts of
+  it; `settings_errors`: sentences about wrong ones.
 - `protocols`: from the engine's output to documents, per kind of client; pure.
 - `transports`: `http` carries documents over HTTP connections; `common` is what every transport shares.
 - `streams`: the life of one stream; transports may. Uses `admission`, `streamlog.base`, `engine.base`.
@@ -15,8 +15,11 @@ The packages, and who may import whom:
   hung (`watchdog`, `os_processes`), which request engines die of (`suspicion`), and the tokens of an engine without a
   model; `engine/vllm` is the only folder that imports vllm, and uses those but the supervisor.
 - `metrics`: every metric; `logs`: every log line; `loop_lag`: how late the event loop is.
-- `multiprocess`: several worker processes on one engine, and their parent; unused where there is only one process.
-- `app`: the composition root. `server`: the process; `shutdown`: its end; `memory`: freed memory back to the system.
+- `app`: the composition root; it takes a `process_context`: what differs in a process that serves alone and in one of
+  several. `engine_plan`: from settings to the engine that they ask for.
+- `multiprocess`: several worker processes on one engine, and their parent, above `app`; unused in a server of one
+  process.
+- `server`: the process; `shutdown`: its end; `memory`: freed memory back to the system.
   `cli`: the command; `preflight`: the checks of `sluice check`.
 - `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.

@@ -1,39 +1,31 @@
-"""Wiring: the only place that knows every room. Builds them from settings and joins them."""
+"""Composition: builds every package's objects from the settings and connects them."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
-from gateway import demo
 from gateway.admission.gate import AdmissionControl, Gate, GateMetrics
 from gateway.clock import Clock, SystemClock
 from gateway.domain import AppOptions, Endpoint
 from gateway.engine.base import Engine, RecoveryReport, Route
-from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.launcher import EnginePlan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, add_queued_requests
-from gateway.multiprocess.parent.engine_host import EngineProcesses
-from gateway.multiprocess.worker.context import WorkerContext
-from gateway.multiprocess.worker.metrics_merge import MetricsPage
-from gateway.multiprocess.worker.peer_metrics import PeerApp, collect_metrics
-from gateway.multiprocess.worker.peer_proxy import PeerProxy
+from gateway.process_context import ProcessContext, SingleProcess
 from gateway.protocols import openai
-from gateway.settings import Settings, engine_source
+from gateway.settings import Settings
 from gateway.streamlog.memory import MemoryLog
 from gateway.streams.registry import Limits, Registry
-from gateway.transports.common.api_keys import ApiKeys, new_key
+from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
 from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
@@ -45,92 +37,36 @@ from gateway.transports.http.router import Router, make_management_app
 from gateway.transports.http.stream_tokens import StreamTokens
 
 
-def plan_engine(
-    settings: Settings, model: str | None, flags: Sequence[str], file: Path | None, say: Callable[[str], None]
-) -> EnginePlan:
-    """What the engine shall run: `model`, else `engine.model`, else the demo model."""
-    engine = dict(settings.engine)
-    if model is not None:
-        engine["model"] = model
-    small = "model" not in engine
-    if small:
-        engine = {
-            "model": str(demo.MODEL_PATH),
-            "served_model_name": demo.SERVED_NAME,
-            "enable_auto_tool_choice": True,
-            "tool_call_parser": "hermes",
-            **engine,
-        }
-    return EnginePlan(
-        engine=engine,
-        flags=flags,
-        is_demo=small,
-        synthetic=settings.synthetic.model_dump(mode="json", exclude={"enabled"})
-        if settings.synthetic.enabled
-        else None,
-        trust_client_fields=settings.server.trust_client_fields,
-        body_limits=BodyLimits(
-            max_values=settings.server.max_json_values,
-            max_numbers=settings.server.max_json_numbers,
-            max_items=settings.server.max_json_items,
-            max_depth=settings.server.max_json_depth,
-            max_stop_strings=settings.server.max_stop_strings,
-        ),
-        prepare_timeout_s=settings.server.prepare_timeout_s,
-        media=settings.media.model_dump(),
-        hang_timeout_s=settings.supervisor.hang_timeout_s,
-        long_step_timeout_s=settings.supervisor.long_step_timeout_s,
-        workers=settings.server.workers,
-        grammars=_grammar_limits(settings),
-        log_level=settings.log.level,
-        log_json=settings.log.as_json,
-        source=lambda name: engine_source(file, name),
-        on_stage=say,
-    )
-
-
-def _grammar_limits(settings: Settings) -> dict[str, Any]:
-    """What one process of ours may do about grammars: they share the processes, down to two for each."""
-    limits = settings.grammars.model_dump()
-    return {**limits, "processes": max(min(2, limits["processes"]), limits["processes"] // settings.server.workers)}
-
-
-def engine_processes(plan: EnginePlan) -> Callable[[], Awaitable[EngineProcesses]]:
-    """What starts the engine processes that several workers use, again and again."""
-    # Not above: who serves by himself has no use for it.
-    from gateway.engine.vllm.startup.engine_processes import EngineProcessLauncher
-
-    return EngineProcessLauncher(plan).launch
-
-
 class Sluice:
-    """All rooms of one process, joined. `asgi` is what the server serves."""
+    """The server of one process without its sockets. `asgi` is the app to serve; `management`, where there is one, is
+    the app for the management port."""
 
     @classmethod
     def build(
         cls,
         settings: Settings,
-        plan: EnginePlan,
+        plan: launcher.EnginePlan,
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],
-        seat: WorkerContext | None = None,
+        context: ProcessContext | None = None,
     ) -> Sluice:
-        """The real thing: vLLM, the machine's clock, the process's metrics."""
+        """With vLLM as the engine, the machine's clock and the process's metrics registry."""
         clock = SystemClock()
+        context = context or SingleProcess()
 
-        async def start() -> Engine:
-            engine: Engine = await launcher.start(plan, clock, None if seat is None else seat.engine_host)
+        async def launch() -> Engine:
+            engine: Engine = await launcher.start(plan, clock, context.engine_host)
             return engine
 
         sluice = cls(
             settings,
-            launch=start,
+            launch=launch,
             clock=clock,
             metrics=Metrics(versions()["sluice"]),
             on_ready=lambda: on_ready(sluice),
             on_failure=on_failure,
-            seat=seat,
+            context=context,
         )
         return sluice
 
@@ -143,33 +79,41 @@ class Sluice:
         metrics: Metrics,
         on_ready: Callable[[], None],
         on_failure: Callable[[SettingsError], None],
-        seat: WorkerContext | None = None,
+        context: ProcessContext | None = None,
     ) -> None:
-        """`on_failure` is told when the engine cannot start or has died; the process should then end. `seat`: this
-        process's place among others that serve together; None: it serves alone."""
+        """`on_failure` is called when the engine cannot start or has died for good; the process should then end."""
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self._seat = seat
-        self._met: Engine | None = None
-        self.inner: Any = None
-        """What the other workers may ask of this one."""
+        self._context = context = context or SingleProcess()
+        self._last_engine: Engine | None = None
         self.metrics = metrics
         self.supervisor: Supervisor[Engine] = Supervisor(
             launch,
-            max_restarts=settings.supervisor.max_restarts if seat is None else None,
+            max_restarts=context.max_restarts(settings.supervisor.max_restarts),
             window_s=settings.supervisor.window_s,
             clock=clock,
             on_lost=self._lost,
             on_regained=self._regained,
         )
         self._lag = LoopLag(clock, metrics)
-        gate: AdmissionControl = (
-            make_gate(settings, clock, metrics)
-            if seat is None
-            else seat.gate(max_concurrent=settings.admission.max_concurrent, clock=clock, instrumentation=metrics)
+        gate = make_gate(settings, clock, metrics, context.make_gate)
+        self.registry = self._make_registry(settings, gate, clock)
+        self._watch(settings, gate)
+        keys_file = settings.server.api_keys_file
+        self._keys = None if keys_file is None else ApiKeys(keys_file)
+        tokens = StreamTokens(clock)
+        served, self.management = self._guarded(self._make_dispatch(settings, tokens, clock), settings, tokens, clock)
+        wrapped = context.wrap(
+            with_cors(served, settings.server.cors_origins),
+            has_request=self.registry.holds,
+            render_metrics=metrics.render,
+            stall_timeout_s=settings.streams.stall_timeout_s,
         )
+        self.asgi: Any = RootPathStripper(wrapped, lambda: self._app_options().root_path)
+
+    def _make_registry(self, settings: Settings, gate: AdmissionControl, clock: Clock) -> Registry:
         streams = settings.streams
-        self.registry = Registry(
+        return Registry(
             engine=lambda: self.supervisor.engine,
             engine_soon=self.supervisor.wait_ready,
             gate=gate,
@@ -181,27 +125,35 @@ class Sluice:
                 max_grace_s=streams.max_grace_s,
                 retention_s=streams.retention_s,
                 max_bytes=streams.max_bytes,
-                max_total_bytes=streams.max_total_bytes if seat is None else seat.share(streams.max_total_bytes),
+                max_total_bytes=self._context.share_of(streams.max_total_bytes),
             ),
             clock=clock,
-            instrumentation=metrics,
-            **({} if seat is None else {"new_id": seat.new_id}),
+            instrumentation=self.metrics,
+            new_id=self._context.new_id,
         )
+
+    def _watch(self, settings: Settings, gate: AdmissionControl) -> None:
+        """Register the gauges that are read at each scrape."""
+        metrics = self.metrics
         metrics.add_gauge("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
         metrics.add_gauge(
             "seats", "Requests that the engine may work on at once.", lambda: settings.admission.max_concurrent
         )
         metrics.add_gauge("streams_active", "Requests that the engine works on.", lambda: gate.taken)
         metrics.add_gauge("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
-        metrics.set_tenant_requests(self.registry.owners)
         metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
+        metrics.set_tenant_requests(self.registry.owners)
+
+    def _make_dispatch(self, settings: Settings, tokens: StreamTokens, clock: Clock) -> Any:
+        """Every route, behind the operator's own middleware."""
+        streams = settings.streams
         small = make_management_app(
             registry=self.registry,
             health=health.make_router(
                 unready=self._unready,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
                 metrics=self._exposition,
-                metrics_type=metrics.content_type,
+                metrics_type=self.metrics.content_type,
                 version=versions(),
             ),
             engine_schema=self._engine_schema,
@@ -209,41 +161,29 @@ class Sluice:
             lifespan=self._lifespan,
             version=versions()["sluice"],
         )
-        tokens = StreamTokens(clock)
-        responder = Responder(
-            self.registry,
-            ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s),
-            clock,
-            metrics,
-            tokens,
-        )
+        timeouts = ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s)
+        responder = Responder(self.registry, timeouts, clock, self.metrics, tokens)
         completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
-        keys_file = settings.server.api_keys_file
-        self._keys = None if keys_file is None else ApiKeys(keys_file)
+        router = Router(completions, Resume(responder), small, self.registry, self._app_options)
+        return custom_middleware.wrap(router, custom_middleware.load(settings.server.middleware))
+
+    def _guarded(self, dispatch: Any, settings: Settings, tokens: StreamTokens, clock: Clock) -> tuple[Any, Any]:
+        """`dispatch` behind keys and limits: the app to serve, and the one for the management port, if there is one."""
         server = settings.server
-        admit = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
-        guarded = partial(
+        access = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
+        guard = partial(
             Middleware,
-            max_body_bytes=settings.server.max_body_bytes,
+            max_body_bytes=server.max_body_bytes,
             closing=lambda: self.registry.draining,
             clock=clock,
-            instrumentation=metrics,
+            instrumentation=self.metrics,
         )
-        dispatch: Any = custom_middleware.wrap(
-            Router(completions, Resume(responder), small, self.registry, self._app_options),
-            custom_middleware.load(server.middleware),
-        )
-        apart = server.management_port is not None
-        elsewhere = admit(server.management_host or server.host)
-        self.management: Any = guarded(OnlyManagement(dispatch), access=elsewhere) if apart else None
-        """What the server serves on the management port."""
-        # What comes through a file has come through a program, and browsers do not know that way.
-        here = admit(None if server.uds is not None else server.host)
-        served = guarded(WithoutManagement(dispatch) if apart else dispatch, access=here)
-        self.asgi = with_cors(served, server.cors_origins)
-        if seat is not None:
-            self._take_seat(seat, streams.stall_timeout_s)
-        self.asgi = RootPathStripper(self.asgi, lambda: self._app_options().root_path)
+        # Browsers cannot connect to a Unix socket: each of its clients is a program.
+        here = access(None if server.uds is not None else server.host)
+        if server.management_port is None:
+            return guard(dispatch, access=here), None
+        management = guard(OnlyManagement(dispatch), access=access(server.management_host or server.host))
+        return guard(WithoutManagement(dispatch), access=here), management
 
     @property
     def model(self) -> str:
@@ -251,45 +191,26 @@ class Sluice:
         return self.supervisor.engine.model
 
     @property
-    def chats(self) -> bool:
+    def has_chat(self) -> bool:
         """Whether the served model answers chats, once the engine is up."""
         return self.supervisor.engine.route("POST", Endpoint.CHAT) is Route.USES_ENGINE
 
     @property
-    def starting(self) -> bool:
+    def is_starting(self) -> bool:
         """Whether an engine is being built right now."""
         return self.supervisor.is_launching
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing new, let what runs finish for so long, then end the rest."""
+        """Admit nothing new, let running requests finish for `timeout_s`, then end the rest."""
         await self.registry.drain(timeout_s)
 
     def end_now(self) -> None:
-        """End whatever runs."""
+        """End every running request."""
         self.registry.end_all()
 
-    def _take_seat(self, seat: WorkerContext, stall_timeout_s: float) -> None:
-        """Be one of several: what concerns another worker's stream goes there, and theirs may come here."""
-        self.metrics.add_gauge("workers", "Processes that serve together.", lambda: 1)
-        self.inner = PeerApp(self.asgi, self._page, self.registry.holds)
-        self.asgi = PeerProxy(
-            self.asgi,
-            number=seat.number,
-            count=seat.count,
-            place=seat.socket_path,
-            holds=self.registry.holds,
-            stall_timeout_s=stall_timeout_s,
-        )
-
-    def _page(self) -> MetricsPage:
-        assert self._seat is not None
-        return self._seat.page(self.metrics.render())
-
     async def _exposition(self) -> bytes:
-        # Added where all are one page: of vLLM's gauges only one worker's are taken.
-        if self._seat is None:
-            return add_queued_requests(self.metrics.render())
-        return add_queued_requests(await collect_metrics(self._page, self._seat.peers()))
+        # The queue is added to the page of all processes, because of vLLM's gauges only one process's are in it.
+        return add_queued_requests(await self._context.collect_metrics(self.metrics.render))
 
     def _unready(self) -> SluiceError | None:
         if self.registry.draining:
@@ -297,7 +218,8 @@ class Sluice:
         return self.supervisor.readiness_error
 
     def _ready(self) -> None:
-        self._last_engine()
+        self._known_engine()
+        self._serving(RecoveryReport(0, {}))
         self._on_ready()
 
     def _lost(self) -> None:
@@ -309,22 +231,24 @@ class Sluice:
         self.metrics.recovered("continued", recovery.continued)
         self.metrics.recovered("failed", sum(recovery.failed.values()))
         self.metrics.recovered("expelled", recovery.expelled)
-        if self._seat is not None:
-            self._seat.send_ready(self.model, self.chats, recovery, self.supervisor.engine.take_explained_deaths())
+        self._serving(recovery)
+
+    def _serving(self, recovery: RecoveryReport) -> None:
+        self._context.on_serving(self.supervisor.engine, has_chat=self.has_chat, recovery=recovery)
 
     def _engine_schema(self) -> dict[str, Any]:
-        engine = self._last_engine()
+        engine = self._known_engine()
         return {} if engine is None else engine.schema()
 
     def _app_options(self) -> AppOptions:
-        engine = self._last_engine()
+        engine = self._known_engine()
         return AppOptions() if engine is None else engine.options
 
-    def _last_engine(self) -> Engine | None:
-        """The one that is there, or that another one is about to take the place of."""
+    def _known_engine(self) -> Engine | None:
+        """The running engine; while it is being restarted, the one before."""
         if self.supervisor.is_ready:
-            self._met = self.supervisor.engine
-        return self._met
+            self._last_engine = self.supervisor.engine
+        return self._last_engine
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -342,12 +266,18 @@ class Sluice:
             await self.supervisor.stop()
 
 
-def make_gate(settings: Settings, clock: Clock, instrumentation: GateMetrics) -> Gate:
-    """The gate of the settings."""
-    return Gate(
-        max_concurrent=settings.admission.max_concurrent,
-        max_waiting=settings.admission.max_waiting,
-        queue_timeout_s=settings.admission.queue_timeout_s,
+def make_gate(
+    settings: Settings,
+    clock: Clock,
+    instrumentation: GateMetrics,
+    make: Callable[..., AdmissionControl] = Gate,
+) -> AdmissionControl:
+    """The gate that the settings ask for, made by `make`, which takes the arguments of `Gate`."""
+    admission = settings.admission
+    return make(
+        max_concurrent=admission.max_concurrent,
+        max_waiting=admission.max_waiting,
+        queue_timeout_s=admission.queue_timeout_s,
         clock=clock,
         instrumentation=instrumentation,
     )
@@ -360,7 +290,7 @@ def make_access(
     owner_of: Callable[[str], str | None],
     host: str | None,
 ) -> Access:
-    """Who may ask where the server listens at that host, or at no address at all."""
+    """The access rules of the server that listens at `host`; None: it has no address."""
     server = settings.server
     is_local = host is not None and is_loopback(host)
     return Access(
@@ -374,11 +304,11 @@ def make_access(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether who listens there is heard on this machine only."""
+    """Whether only this machine can connect to `host`."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        # Nobody will listen there.
+        # The server cannot listen there either.
         return False
     return ip_address(found[0][4][0]).is_loopback
 
@@ -396,4 +326,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["EnginePlan", "Sluice", "engine_processes", "make_gate", "new_key", "plan_engine", "versions"]
+__all__ = ["Sluice", "make_gate", "versions"]

@@ -215,7 +215,7 @@ def _load(args: argparse.Namespace, flags: ResolvedFlags) -> Any:
 
 def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     settings = _load(args, flags)
-    from gateway import app, logs, server
+    from gateway import app, engine_plan, logs, server
 
     logs.configure(
         settings.log.level,
@@ -230,7 +230,7 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
         from gateway.multiprocess.parent import process
 
         return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), watch)
-    plan = app.plan_engine(settings, model, flags.flags, args.config, watch.begin)
+    plan = engine_plan.plan_engine(settings, model, flags.flags, args.config, watch.begin)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure)
@@ -240,13 +240,13 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
 
 def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     settings = _load(args, flags)
-    from gateway import app, logs, preflight
+    from gateway import engine_plan, logs, preflight
     from gateway.settings import show
 
     logs.configure(settings.log.level, settings.log.as_json)
     watch = logs.StartupLog()
     _log_warnings()
-    plan = app.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.begin)
+    plan = engine_plan.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.begin)
     problems = preflight.find_problems(settings, plan, watch.begin)
     model = args.model or flags.model
     print(show(settings, flags.shown if model is None else {"model": model, **flags.shown}), end="", flush=True)
@@ -262,7 +262,7 @@ def _log_warnings() -> None:
 
 
 def _new_key(name: str, operator: bool) -> int:
-    from gateway.app import new_key
+    from gateway.transports.common.api_keys import new_key
 
     key, line = new_key(name, operator=operator)
     print(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway import server
-from gateway.app import EnginePlan
+from gateway.engine_plan import EnginePlan
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.transports.common import tls

@@ -180,7 +180,7 @@ def serve(settings: Settings, build: Build, watch: StartupLog) -> int:
         url = log_addresses(settings.server, listeners, watch)
 
         def announce_it(ready: Sluice) -> None:
-            log_ready(watch, url, settings, ready.model, ready.chats)
+            log_ready(watch, url, settings, ready.model, ready.has_chat)
 
         server, failure = run(settings, build, announce_it, listeners.main[0], listeners.management, HttpServer)
     finally:
@@ -190,7 +190,7 @@ def serve(settings: Settings, build: Build, watch: StartupLog) -> int:
     shutdown.log_end(reason, code, server.sluice.metrics.endings, watch.elapsed_s)
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
-    return shutdown.exit_process(code, hurry=server.sluice.starting)
+    return shutdown.exit_process(code, hurry=server.sluice.is_starting)
 
 
 def run(
@@ -266,14 +266,14 @@ def log_addresses(server: Server, listeners: Listeners, watch: StartupLog) -> st
     return url
 
 
-def log_ready(watch: StartupLog, url: str, settings: Settings, model: str, chats: bool) -> None:
+def log_ready(watch: StartupLog, url: str, settings: Settings, model: str, has_chat: bool) -> None:
     """Say that the server is ready, and what to try."""
     docs = f" (docs at {url}/docs)" if settings.server.management_port is None and settings.server.uds is None else ""
     watch.finish(f"ready: {model} at {url}{docs}")
     if settings.server.uds is not None:
         url = f"--unix-socket {settings.server.uds} http{'s' if settings.server.tls else ''}://localhost"
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
-    if not chats:
+    if not has_chat:
         logger.info("try:\n\n  curl %s/v1/models%s\n", url, key)
         return
     ask = [{"role": "user", "content": "What is Sluice?"}]

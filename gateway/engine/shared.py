@@ -56,4 +56,24 @@ class EngineHost(Protocol):
         """This engine does not answer: the host ends it and starts another one."""
 
 
-__all__ = ["EngineHost", "SharedEngineClient"]
+class EngineProcesses(Protocol):
+    """The engine processes of one start, in the process that runs them."""
+
+    @property
+    def addresses(self) -> Sequence[Mapping[str, str]]:
+        """The socket addresses of each client, by its index."""
+
+    @property
+    def pids(self) -> Sequence[int]: ...
+
+    async def wait_dead(self) -> None:
+        """Return when any of the processes has died."""
+
+    def kill(self) -> None:
+        """Kill them, without time to finish anything."""
+
+    async def end(self) -> None:
+        """Terminate those that are left, and wait for their end."""
+
+
+__all__ = ["EngineHost", "EngineProcesses", "SharedEngineClient"]

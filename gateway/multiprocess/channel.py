@@ -1,4 +1,5 @@
-"""The line between the house and one worker: a pair of sockets. Its end is how either notices the other's death."""
+"""The connection between the parent process and one worker: a pair of sockets. Either process notices the other's death
+by the end of the stream."""
 
 from __future__ import annotations
 
@@ -10,24 +11,24 @@ from gateway.multiprocess.messages import Message, decode, encode
 
 
 class Channel:
-    """One end. Made in the loop that will use it."""
+    """One end."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def over(cls, sock: socket.socket) -> Channel:
-        """Use this end of a pair."""
+    async def open(cls, sock: socket.socket) -> Channel:
+        """Use this end of a pair, in the running event loop."""
         return cls(*await asyncio.open_unix_connection(sock=sock))
 
     def send(self, message: Message) -> None:
-        """Send and return at once. To an end that is gone nothing is sent; `messages` tells that it is."""
+        """Buffer the message and return at once. Where the other end is gone, nothing is sent; `messages` then ends."""
         if not self._writer.is_closing():
             self._writer.write(encode(message))
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What the other end says, until it is gone."""
+        """The messages of the other end, until it is gone."""
         try:
             while (line := await self._reader.readline()).endswith(b"\n"):
                 yield decode(line)
@@ -35,7 +36,7 @@ class Channel:
             return
 
     def close(self) -> None:
-        """Hang up."""
+        """Close this end."""
         self._writer.close()
 
 

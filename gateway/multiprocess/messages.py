@@ -1,18 +1,20 @@
-"""What the house and its workers say to each other: small JSON documents, one a line. Pure."""
+"""The messages between the parent process and its workers: small JSON documents, one per line. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import get_args
 
 import orjson
 
-# From the house to a worker.
+# From the parent process to a worker.
 
 
 @dataclass(frozen=True, slots=True)
 class EngineUp:
-    """An engine is ready; this is where this worker meets it. Generations count the engine's starts from 1."""
+    """An engine is ready: this worker's addresses of it, and its processes. Generations count the engine's starts
+    from 1."""
 
     generation: int
     addresses: Mapping[str, str]
@@ -28,21 +30,21 @@ class EngineLost:
 
 @dataclass(frozen=True, slots=True)
 class EngineAbandoned:
-    """There will be no other engine; the sentence says why."""
+    """No other engine will be started; `message` gives the reason in a sentence."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class PermitGranted:
-    """The seats that were asked for under that number."""
+    """Answers `AcquirePermit`."""
 
     permit_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class PermitRefused:
-    """No seats: the server is full (`reason` as in the metric)."""
+    """Answers `AcquirePermit`: the server is full. `reason` is the label in the metric."""
 
     permit_id: int
     message: str
@@ -52,39 +54,40 @@ class PermitRefused:
 
 @dataclass(frozen=True, slots=True)
 class AbortClient:
-    """Another worker has died: have the engine abort its requests."""
+    """Have the engine abort the requests of another worker, which has died."""
 
     client_index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Take nothing new; what runs may go on for so long."""
+    """Admit nothing new; running requests may go on for `timeout_s`."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """All have drained: go."""
+    """Exit: all workers have drained."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShutdownNow:
-    """End whatever runs, and go."""
+    """End every running request and exit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Say that you live."""
+    """A worker whose event loop turns answers with `Pong`."""
 
 
-# From a worker to the house.
+# From a worker to the parent process.
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """This worker serves on the engine of that generation: what is served, and what became of its requests."""
+    """This worker serves on the engine of that generation: its model, and the fates of the requests that were in flight
+    when the engine before it died, as in `RecoveryReport`."""
 
     generation: int
     model: str
@@ -93,19 +96,19 @@ class WorkerReady:
     failed: Mapping[str, int] = field(default_factory=dict)
     expelled: int = 0
     explained_deaths: int = 0
-    """Deaths of engines that are put down to requests of this worker, which have failed for them."""
+    """Engine deaths attributed to requests of this worker, which have failed for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineUnresponsive:
-    """The engine of that generation does not answer."""
+    """The engine of that generation does not answer this worker."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """This worker cannot serve; the sentence says why."""
+    """This worker cannot serve; `message` gives the reason in a sentence."""
 
     message: str
     exit_code: int
@@ -113,19 +116,19 @@ class WorkerFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDrained:
-    """Nothing runs here any more."""
+    """No request runs in this worker, and none will."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerClosed:
-    """This worker ends; how often its requests have ended in each way."""
+    """This worker exits; how many of its requests have ended by each cause."""
 
     endings: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class AcquirePermit:
-    """Seats, please; the answer carries the same number."""
+    """Ask for `slots` slots. `permit_id` is the worker's own number for the permit."""
 
     permit_id: int
     slots: int
@@ -133,102 +136,34 @@ class AcquirePermit:
 
 @dataclass(frozen=True, slots=True)
 class ReleasePermit:
-    """What was asked for under that number is not wanted any more, whether it has been granted or not."""
+    """The permit is not needed any more, whether it has been granted or not."""
 
     permit_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """I do."""
+    """Answers `Ping`."""
 
 
-ParentMessage = (
-    Ping
-    | EngineUp
-    | EngineLost
-    | EngineAbandoned
-    | PermitGranted
-    | PermitRefused
-    | AbortClient
-    | Drain
-    | Shutdown
-    | ShutdownNow
+ParentMessage = (Ping | EngineUp | EngineLost | EngineAbandoned | PermitGranted | PermitRefused | AbortClient) | (
+    Drain | Shutdown | ShutdownNow
 )
 WorkerMessage = (
-    Pong
-    | WorkerReady
-    | EngineUnresponsive
-    | WorkerFailed
-    | WorkerDrained
-    | WorkerClosed
-    | AcquirePermit
-    | ReleasePermit
-)
+    Pong | WorkerReady | EngineUnresponsive | WorkerFailed | WorkerDrained | WorkerClosed | AcquirePermit
+) | ReleasePermit
 Message = ParentMessage | WorkerMessage
 
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (
-        *(
-            Ping,
-            EngineUp,
-            EngineLost,
-            EngineAbandoned,
-            PermitGranted,
-            PermitRefused,
-            AbortClient,
-            Drain,
-            Shutdown,
-            ShutdownNow,
-        ),
-        *(
-            Pong,
-            WorkerReady,
-            EngineUnresponsive,
-            WorkerFailed,
-            WorkerDrained,
-            WorkerClosed,
-            AcquirePermit,
-            ReleasePermit,
-        ),
-    )
-}
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
+    """The message as one line."""
     return orjson.dumps([type(message).__name__, asdict(message)]) + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """The message in a line. Both ends run the same code, so anything else is a defect and raises what it raises."""
+    """The message in a line. Both processes run the same code, so a malformed line is a defect: the error of the JSON
+    or of the constructor is raised as it is."""
     kind, fields = orjson.loads(line)
     return _KINDS[kind](**fields)
-
-
-__all__ = [
-    "AbortClient",
-    "AcquirePermit",
-    "Drain",
-    "EngineAbandoned",
-    "EngineLost",
-    "EngineUnresponsive",
-    "EngineUp",
-    "Message",
-    "ParentMessage",
-    "PermitGranted",
-    "PermitRefused",
-    "Ping",
-    "Pong",
-    "ReleasePermit",
-    "Shutdown",
-    "ShutdownNow",
-    "WorkerClosed",
-    "WorkerDrained",
-    "WorkerFailed",
-    "WorkerMessage",
-    "WorkerReady",
-    "decode",
-    "encode",
-]

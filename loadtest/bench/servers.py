@@ -123,8 +123,8 @@ def _command_line(
             }
         return [sys.executable, "-m", "gateway", "serve", "--port", str(port)], env
     from gateway import demo
-    from gateway.app import plan_engine
     from gateway.engine.vllm.startup import launcher
+    from gateway.engine_plan import plan_engine
     from gateway.settings import Settings
 
     numbers: dict[str, Any] = {} if real else {"enabled": True, "step_ms": 0, "control_file": control}

@@ -97,6 +97,16 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     return runner
 
 
+def in_real_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Let an async test that uses real sockets run in an event loop of its own, for 20 s at most."""
+
+    @functools.wraps(test)
+    def runner(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 20))
+
+    return runner
+
+
 def clock() -> VirtualClock:
     """The clock of the running virtual loop."""
     loop = asyncio.get_running_loop()
@@ -109,4 +119,4 @@ async def settle() -> None:
     await asyncio.sleep(1e-6)
 
 
-__all__ = ["VirtualClock", "VirtualLoop", "clock", "in_virtual_time", "run", "settle"]
+__all__ = ["VirtualClock", "VirtualLoop", "clock", "in_real_time", "in_virtual_time", "run", "settle"]

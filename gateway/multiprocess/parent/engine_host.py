@@ -1,92 +1,72 @@
-"""The house's side of the engine: its processes, and what the workers are told of them.
-
-To the supervisor this is an engine like any other: it dies, is revived, and is back when every worker serves on it.
-"""
+"""The parent's side of the engine: its processes, and the messages about them to the workers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 from gateway.engine.base import RecoveryReport
+from gateway.engine.shared import EngineProcesses
 from gateway.errors import EngineFailed
 from gateway.multiprocess.messages import EngineAbandoned, EngineLost, EngineUp, ParentMessage, WorkerReady
 
 logger = logging.getLogger("sluice")
 
 
-class EngineProcesses(Protocol):
-    """The engine processes of one start."""
-
-    @property
-    def addresses(self) -> Sequence[Mapping[str, str]]:
-        """Where each worker meets them."""
-
-    @property
-    def pids(self) -> Sequence[int]:
-        """Which they are."""
-
-    async def wait_dead(self) -> None:
-        """Return when any of them has died."""
-
-    def kill(self) -> None:
-        """End them, whatever they do."""
-
-    async def end(self) -> None:
-        """End what is left of them, and wait for it."""
-
-
 class HostedEngine:
-    """The engine of all workers; a `Restartable`."""
+    """The engine of all workers, as a `Restartable` for the supervisor. It is up when every worker serves on it."""
 
     def __init__(
-        self, make: Callable[[], Awaitable[EngineProcesses]], tell: Callable[[int, ParentMessage], None], count: int
+        self,
+        start_processes: Callable[[], Awaitable[EngineProcesses]],
+        send: Callable[[int, ParentMessage], None],
+        workers: int,
     ) -> None:
-        """`make` starts engine processes for `count` workers; `tell` says something to the worker of that number."""
-        self._make = make
-        self._tell = tell
-        self._count = count
+        """`start_processes` starts engine processes for that many workers; `send` takes a worker's number."""
+        self._start_processes = start_processes
+        self._send = send
+        self._workers = workers
         self._generation = 0
-        self._cores: EngineProcesses | None = None
+        self._processes: EngineProcesses | None = None
         self._ready: dict[int, WorkerReady] = {}
         self._all_ready = asyncio.Event()
-        self._explained = 0
+        self._explained_deaths = 0
         self.unready_reason: str | None = None
-        """Each worker looks for itself."""
+        """Always None: each worker checks the engine through its own client."""
 
     async def launch(self) -> HostedEngine:
-        """Start the first. Raises if it cannot start, or dies before every worker serves on it."""
+        """Start the first engine. Raises if it cannot start, or dies before every worker serves on it."""
         await self._start()
         return self
 
     @property
     def ready_message(self) -> WorkerReady:
-        """What a worker has said of what it serves."""
+        """The last report of one of the workers; all serve the same model."""
         return self._ready[0]
 
     async def wait_dead(self) -> None:
-        assert self._cores is not None
-        await self._cores.wait_dead()
-        # One of several takes the others along. What is ended politely aborts what it has, and tells the workers so.
-        self._cores.kill()
-        self._send_lost()
+        assert self._processes is not None
+        await self._processes.wait_dead()
+        # The other engines of a data-parallel group cannot go on. One that is terminated would abort its requests and
+        # report them to the workers as ended; one that is killed leaves them to be sent again.
+        self._processes.kill()
+        self._send_all(EngineLost(self._generation))
 
     def take_explained_deaths(self) -> int:
-        explained, self._explained = self._explained, 0
+        explained, self._explained_deaths = self._explained_deaths, 0
         return explained
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
         await self.stop()
         await self._start()
-        failed: Counter[str] = Counter()
-        for report in self._ready.values():
-            failed.update(report.failed)
         reports = self._ready.values()
-        # Too late for the death that they explain, in time for the next.
-        self._explained += sum(report.explained_deaths for report in reports)
+        failed: Counter[str] = Counter()
+        for report in reports:
+            failed.update(report.failed)
+        # Workers report an explained death after the restart, so it counts at the next death.
+        self._explained_deaths += sum(report.explained_deaths for report in reports)
         return RecoveryReport(
             sum(report.continued for report in reports), dict(failed), sum(report.expelled for report in reports)
         )
@@ -95,51 +75,48 @@ class HostedEngine:
         self._send_all(EngineAbandoned("The engine failed."))
 
     async def stop(self) -> None:
-        cores, self._cores = self._cores, None
-        if cores is not None:
-            await cores.end()
+        processes, self._processes = self._processes, None
+        if processes is not None:
+            await processes.end()
 
-    # What workers report.
+    # Messages of workers.
 
     def on_worker_ready(self, number: int, message: WorkerReady) -> None:
         """That worker serves on the engine of that generation."""
         if message.generation == self._generation:
             self._ready[number] = message
-            if len(self._ready) == self._count:
+            if len(self._ready) == self._workers:
                 self._all_ready.set()
 
     def on_unresponsive(self, number: int, generation: int) -> None:
-        """To that worker the engine of that generation is dead. One that is not is made so."""
-        if generation == self._generation and self._cores is not None:
-            logger.debug("worker %d does not hear the engine", number)
-            self._cores.kill()
+        """The engine of that generation does not answer that worker: it is killed, unless it is gone already."""
+        if generation == self._generation and self._processes is not None:
+            logger.debug("the engine does not answer worker %d", number)
+            self._processes.kill()
 
     async def _start(self) -> None:
         self._ready.clear()
         self._all_ready.clear()
-        # Before anything is awaited: whatever is said of the last one is history.
+        # Before the first await: messages about the engine before this one are ignored from here on.
         self._generation += 1
-        cores = self._cores = await self._make()
-        for number, addresses in enumerate(cores.addresses):
-            self._tell(number, EngineUp(self._generation, addresses, list(cores.pids)))
-        death = asyncio.ensure_future(cores.wait_dead())
+        processes = self._processes = await self._start_processes()
+        for number, addresses in enumerate(processes.addresses):
+            self._send(number, EngineUp(self._generation, addresses, list(processes.pids)))
+        death = asyncio.ensure_future(processes.wait_dead())
         ready = asyncio.ensure_future(self._all_ready.wait())
         try:
             await asyncio.wait((death, ready), return_when=asyncio.FIRST_COMPLETED)
             if death.done():
-                self._send_lost()
-                raise EngineFailed("The engine died before it was of any use.")
+                self._send_all(EngineLost(self._generation))
+                raise EngineFailed("The engine died before every worker served on it.")
         finally:
             for one in (death, ready):
                 one.cancel()
             await asyncio.gather(death, ready, return_exceptions=True)
 
-    def _send_lost(self) -> None:
-        self._send_all(EngineLost(self._generation))
-
     def _send_all(self, message: ParentMessage) -> None:
-        for number in range(self._count):
-            self._tell(number, message)
+        for number in range(self._workers):
+            self._send(number, message)
 
 
-__all__ = ["EngineProcesses", "HostedEngine"]
+__all__ = ["HostedEngine"]

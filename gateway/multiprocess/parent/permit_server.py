@@ -1,50 +1,48 @@
-"""The house's side of admission: one gate for all workers. A worker's permits end with it."""
+"""The parent's side of admission: one gate for all workers. A worker's permits end with the worker."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from gateway.admission.gate import Gate, Permit
+from gateway.admission.gate import AdmissionControl, Permit
 from gateway.errors import Overloaded
 from gateway.multiprocess.messages import AcquirePermit, ParentMessage, PermitGranted, PermitRefused, ReleasePermit
 
 
 class NullGateMetrics:
-    """A `Witness` for the house's gate: of their requests the workers report themselves."""
+    """The `GateMetrics` of the parent's gate, which reports nothing: each worker reports its own requests."""
 
-    def waited(self, seconds: float) -> None:
-        """Nothing."""
+    def waited(self, seconds: float) -> None: ...
 
-    def rejected(self, reason: str) -> None:
-        """Nothing."""
+    def rejected(self, reason: str) -> None: ...
 
 
 class PermitServer:
-    """What one worker has asked for: each ask is a task that waits at the gate, then a permit."""
+    """The permits of one worker: each one is first a task that waits at the gate, then a permit that is held."""
 
-    def __init__(self, gate: Gate, send: Callable[[ParentMessage], None]) -> None:
+    def __init__(self, gate: AdmissionControl, send: Callable[[ParentMessage], None]) -> None:
         self._gate = gate
         self._send = send
         self._waiting: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, Permit] = {}
 
     def acquire(self, message: AcquirePermit) -> None:
-        """Queue for it; the answer is sent when it is known."""
-        # Tasks begin in the order in which they are made, so the gate sees the order of arrival.
+        """Queue at the gate; the answer is sent when the gate has decided."""
+        # Tasks start in the order in which they are created, so requests reach the gate in their order of arrival.
         task = asyncio.get_running_loop().create_task(self._enter(message))
         self._waiting[message.permit_id] = task
         task.add_done_callback(lambda _: self._waiting.pop(message.permit_id, None))
 
     def release(self, message: ReleasePermit) -> None:
-        """Free the seats, or the place in the queue."""
+        """Free the slots, or the place in the queue."""
         if (permit := self._held.pop(message.permit_id, None)) is not None:
             permit.release()
         elif (task := self._waiting.get(message.permit_id)) is not None:
             task.cancel()
 
     def release_all(self) -> None:
-        """The worker is gone, and with it everything it held or waited for."""
+        """Free everything that the worker held or waited for: it is gone."""
         for task in list(self._waiting.values()):
             task.cancel()
         held, self._held = self._held, {}

@@ -1,9 +1,9 @@
 """A worker process: the server of one process, whose gate and engine are the parent's.
 
 - `process`: the entry point.
-- `context`: a worker's side of everything that the parent owns.
-- `engine_host_client`: the address of the engine that runs now.
+- `context`: the app's `ProcessContext`, and the channel to the parent.
+- `engine_host_client`: the addresses and the death of the engine.
 - `gate`: asks the parent for slots.
-- `peer_client`: HTTP to another worker; `peer_proxy`: sends it the requests that are about its streams.
-- `peer_metrics`: metrics that workers ask each other for; `metrics_merge`: several workers' metrics as one page.
+- `peer_client`: HTTP to another worker; `peer_proxy`: forwards the requests about its streams to it.
+- `peer_metrics`: the app for other workers, and their metrics; `metrics_merge`: several workers' metrics as one page.
 """

@@ -1,7 +1,5 @@
-"""A worker's place in the house: what it has where a server of one process has the whole thing.
-
-Reads what the house says and hands it to whom it concerns; says what the house has to know.
-"""
+"""The `ProcessContext` of a worker: everything that a single process has to itself and workers share through the parent
+process or with each other."""
 
 from __future__ import annotations
 
@@ -9,169 +7,174 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from gateway.admission.gate import GateMetrics
 from gateway.clock import Clock
-from gateway.engine.base import RecoveryReport
-from gateway.multiprocess import stream_ids
+from gateway.engine.base import Engine, RecoveryReport
+from gateway.multiprocess import messages, stream_ids
 from gateway.multiprocess.channel import Channel
-from gateway.multiprocess.messages import (
-    AbortClient,
-    AcquirePermit,
-    Drain,
-    EngineAbandoned,
-    EngineLost,
-    EngineUnresponsive,
-    EngineUp,
-    Message,
-    PermitGranted,
-    PermitRefused,
-    Ping,
-    Pong,
-    ReleasePermit,
-    Shutdown,
-    ShutdownNow,
-    WorkerClosed,
-    WorkerDrained,
-    WorkerFailed,
-    WorkerMessage,
-    WorkerReady,
-)
+from gateway.multiprocess.messages import Drain, Message, Shutdown, ShutdownNow, WorkerMessage
 from gateway.multiprocess.worker.engine_host_client import EngineHostClient
 from gateway.multiprocess.worker.gate import RemoteGate
 from gateway.multiprocess.worker.metrics_merge import MetricsPage
+from gateway.multiprocess.worker.peer_metrics import PeerApp, collect_metrics
+from gateway.multiprocess.worker.peer_proxy import PeerProxy
 
 logger = logging.getLogger("sluice")
 
 
 class WorkerContext:
-    """The worker of that number among so many. `line` is its end of the channel, `folder` where workers meet."""
+    """Of worker `number` of `count`. `sock` is its end of the channel to the parent process; `folder` has the
+    sockets on which workers serve each other."""
 
-    def __init__(self, number: int, count: int, line: socket.socket, folder: Path) -> None:
+    def __init__(self, number: int, count: int, sock: socket.socket, folder: Path) -> None:
         self.number = number
         self.count = count
         self.folder = folder
-        self.on_shutdown: Callable[[Drain | Shutdown | ShutdownNow], None] = lambda _: None
-        """Told what the process shall do."""
         self.engine_host = EngineHostClient(number, count, self.send)
-        self.new_id = partial(stream_ids.new, number)
-        self._line = line
+        self.peer_app: Any = None
+        """The app for the other workers; set by `wrap`."""
+        self.on_shutdown: Callable[[Drain | Shutdown | ShutdownNow], None] = lambda _: None
+        self._sock = sock
         self._channel: Channel | None = None
         self._gate: RemoteGate | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def socket_path(self, number: int) -> Path:
-        """Where a worker listens for the others."""
+        """Where that worker listens for the others."""
         return self.folder / f"worker-{number}.sock"
 
-    def gate(self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics) -> RemoteGate:
-        """The gate of this worker; there is one."""
+    # For the app.
+
+    def max_restarts(self, configured: int) -> int | None:
+        return None
+
+    def make_gate(self, *, max_concurrent: int, clock: Clock, instrumentation: GateMetrics, **_: Any) -> RemoteGate:
+        """The parent's gate has the queue and its limits."""
         self._gate = RemoteGate(
             max_concurrent=max_concurrent, clock=clock, instrumentation=instrumentation, send=self.send
         )
         return self._gate
 
-    def peers(self) -> dict[int, Path]:
-        """Where the other workers listen, by number."""
-        return {number: self.socket_path(number) for number in range(self.count) if number != self.number}
+    def new_id(self) -> str:
+        return stream_ids.new(self.number)
 
-    def page(self, text: bytes) -> MetricsPage:
-        """This worker's metrics, with what the others need to make one of them all."""
-        client = self.engine_host.client
-        if client is None:
-            return MetricsPage(text.decode())
-        return MetricsPage(
-            text.decode(),
-            {str(engine): when_s for engine, when_s in client.stats_received_s.items()},
-            client.has_requests,
-        )
-
-    def share(self, total: int) -> int:
-        """This worker's part of what all of them may have together."""
+    def share_of(self, total: int) -> int:
         return total // self.count
 
-    async def open(self, gone: Callable[[], None]) -> None:
-        """Begin to listen to the house; `gone` is told when it is not there any more."""
-        self._channel = await Channel.over(self._line)
-        self._own(asyncio.get_running_loop().create_task(self._listen(self._channel, gone)))
+    def wrap(
+        self,
+        app: Any,
+        *,
+        has_request: Callable[[str], bool],
+        render_metrics: Callable[[], bytes],
+        stall_timeout_s: float,
+    ) -> Any:
+        """Requests about other workers' streams are forwarded to them."""
+        self.peer_app = PeerApp(app, lambda: self._page(render_metrics), has_request)
+        return PeerProxy(app, peers=self._peers(), has_request=has_request, stall_timeout_s=stall_timeout_s)
+
+    async def collect_metrics(self, render_metrics: Callable[[], bytes]) -> bytes:
+        return await collect_metrics(lambda: self._page(render_metrics), self._peers())
+
+    def on_serving(self, engine: Engine, *, has_chat: bool, recovery: RecoveryReport) -> None:
+        self.send(
+            messages.WorkerReady(
+                generation=self.engine_host.generation,
+                model=engine.model,
+                has_chat=has_chat,
+                continued=recovery.continued,
+                failed=recovery.failed,
+                expelled=recovery.expelled,
+                explained_deaths=engine.take_explained_deaths(),
+            )
+        )
+
+    def _peers(self) -> dict[int, Path]:
+        return {number: self.socket_path(number) for number in range(self.count) if number != self.number}
+
+    def _page(self, render_metrics: Callable[[], bytes]) -> MetricsPage:
+        text, client = render_metrics().decode(), self.engine_host.client
+        if client is None:
+            return MetricsPage(text)
+        received_s = {str(engine): at_s for engine, at_s in client.stats_received_s.items()}
+        return MetricsPage(text, received_s, client.has_requests)
+
+    # The channel.
+
+    async def open(self, on_parent_lost: Callable[[], None]) -> None:
+        """Open the channel and handle the parent's messages; `on_parent_lost` is called at its end."""
+        self._channel = await Channel.open(self._sock)
+        self._own(asyncio.get_running_loop().create_task(self._receive(self._channel, on_parent_lost)))
 
     def send(self, message: WorkerMessage) -> None:
-        """Say something to the house."""
         if self._channel is not None:
             self._channel.send(message)
 
-    def send_ready(self, model: str, chats: bool, recovery: RecoveryReport | None = None, explained: int = 0) -> None:
-        """This worker serves on the engine of the day; so many deaths of earlier ones are explained."""
-        found = recovery or RecoveryReport(0, {})
-        report = WorkerReady(
-            self.engine_host.generation, model, chats, found.continued, found.failed, found.expelled, explained
-        )
-        self.send(report)
-
     def send_failed(self, message: str, exit_code: int) -> None:
         """This worker cannot serve."""
-        self.send(WorkerFailed(message, exit_code))
+        self.send(messages.WorkerFailed(message, exit_code))
 
     def send_drained(self) -> None:
-        """Nothing runs here any more."""
-        self.send(WorkerDrained())
+        """No request runs in this worker, and none will."""
+        self.send(messages.WorkerDrained())
 
     def send_closed(self, endings: Mapping[str, int]) -> None:
-        """This worker ends; how often its requests have ended in each way."""
-        self.send(WorkerClosed(endings))
+        """This worker exits; how many of its requests have ended by each cause."""
+        self.send(messages.WorkerClosed(endings))
 
-    async def _listen(self, channel: Channel, gone: Callable[[], None]) -> None:
+    async def _receive(self, channel: Channel, on_parent_lost: Callable[[], None]) -> None:
         async for message in channel.messages():
             self._handle(message)
-        gone()
+        channel.close()
+        on_parent_lost()
 
     def _handle(self, message: Message) -> None:
-        gate = self._gate
+        gate, host = self._gate, self.engine_host
         match message:
-            case PermitGranted():
+            case messages.PermitGranted():
                 if gate is not None:
                     gate.on_granted(message)
-            case PermitRefused():
+            case messages.PermitRefused():
                 if gate is not None:
                     gate.on_refused(message)
-            case EngineUp():
-                self.engine_host.on_engine_up(message)
-            case EngineLost():
-                self.engine_host.on_engine_lost(message)
-            case EngineAbandoned():
-                self.engine_host.on_engine_abandoned(message)
-            case AbortClient(number):
-                self._own(asyncio.get_running_loop().create_task(self._abort_client(number)))
+            case messages.EngineUp():
+                host.on_engine_up(message)
+            case messages.EngineLost():
+                host.on_engine_lost(message)
+            case messages.EngineAbandoned():
+                host.on_engine_abandoned(message)
+            case messages.AbortClient(client_index):
+                self._own(asyncio.get_running_loop().create_task(self._abort_client(client_index)))
             case Drain() | Shutdown() | ShutdownNow():
                 self.on_shutdown(message)
-            case Ping():
-                self.send(Pong())
+            case messages.Ping():
+                self.send(messages.Pong())
             case (
-                Pong()
-                | WorkerReady()
-                | EngineUnresponsive()
-                | WorkerFailed()
-                | WorkerDrained()
-                | WorkerClosed()
-                | AcquirePermit()
-                | ReleasePermit()
+                messages.Pong()
+                | messages.WorkerReady()
+                | messages.EngineUnresponsive()
+                | messages.WorkerFailed()
+                | messages.WorkerDrained()
+                | messages.WorkerClosed()
+                | messages.AcquirePermit()
+                | messages.ReleasePermit()
             ):
-                raise AssertionError("workers say this, and do not hear it")
+                raise AssertionError(f"not a message for a worker: {message}")
             case _:
                 assert_never(message)
 
-    async def _abort_client(self, number: int) -> None:
+    async def _abort_client(self, client_index: int) -> None:
         client = self.engine_host.client
         if client is None:
             return
         try:
-            await client.abort_client(number)
+            await client.abort_client(client_index)
         except Exception:
-            # A dead engine has none of them either.
-            logger.debug("the requests of worker %d could not be ended", number, exc_info=True)
+            # An engine that has died has none of its requests either.
+            logger.debug("the requests of worker %d could not be aborted", client_index, exc_info=True)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

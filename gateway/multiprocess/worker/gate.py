@@ -1,7 +1,6 @@
-"""A worker's side of admission: the gate, as `admission.gate` is to those who ask, with the house behind it.
+"""A worker's side of admission: an `AdmissionControl` that asks the parent's gate.
 
-A request that asks takes one round trip over the channel. What the house grants is given back in the same way; a
-worker that dies gives everything back by that.
+Each request takes one round trip over the channel. When a worker dies, the parent releases all its permits.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from gateway.multiprocess.messages import AcquirePermit, PermitGranted, PermitRe
 
 
 class RemoteGate:
-    """Stands where `Gate` stands."""
+    """`max_concurrent` is the limit of all workers together."""
 
     def __init__(
         self,
@@ -31,68 +30,66 @@ class RemoteGate:
         self._clock = clock
         self._instrumentation = instrumentation
         self._send = send
-        self._numbers = count()
-        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._permit_ids = count()
+        self._unanswered: dict[int, asyncio.Future[None]] = {}
         self.taken = 0
-        """Seats in use by this worker."""
+        """Slots in use by this worker."""
 
     @property
     def waiting(self) -> int:
         """Requests of this worker that have no answer yet."""
-        return len(self._asked)
+        return len(self._unanswered)
 
     async def enter(self, slots: int = 1) -> Permit:
         """As `Gate.enter`."""
         if slots > self._max_concurrent:
             raise exceeds_capacity(slots, self._max_concurrent)
-        ask = next(self._numbers)
-        answer = self._asked[ask] = asyncio.get_running_loop().create_future()
+        permit_id = next(self._permit_ids)
+        answer = self._unanswered[permit_id] = asyncio.get_running_loop().create_future()
         began_s = self._clock.now()
-        self._send(AcquirePermit(ask, slots))
+        self._send(AcquirePermit(permit_id, slots))
         try:
             await answer
         except asyncio.CancelledError:
-            # Granted or not: the house knows what to do about either.
-            self._send(ReleasePermit(ask))
+            # The permit may have been granted or not: the parent handles either.
+            self._send(ReleasePermit(permit_id))
             raise
         finally:
-            self._asked.pop(ask, None)
+            self._unanswered.pop(permit_id, None)
         self._instrumentation.waited(self._clock.now() - began_s)
         self.taken += slots
-        return Permit(_Return(self, ask), slots, self._clock.now())
+        return Permit(_Issuer(self, permit_id), slots, self._clock.now())
 
     def on_granted(self, message: PermitGranted) -> None:
-        """The house has said yes."""
-        answer = self._asked.get(message.permit_id)
+        answer = self._unanswered.get(message.permit_id)
         if answer is not None and not answer.done():
             answer.set_result(None)
 
     def on_refused(self, message: PermitRefused) -> None:
-        """The house has said no."""
-        answer = self._asked.get(message.permit_id)
+        answer = self._unanswered.get(message.permit_id)
         if answer is not None and not answer.done():
             self._instrumentation.rejected(message.reason)
             answer.set_exception(
                 Overloaded(message.message, reason=message.reason, retry_after_s=message.retry_after_s)
             )
 
-    def release(self, ask: int, slots: int) -> None:
-        """Called by permits."""
+    def release(self, permit_id: int, slots: int) -> None:
+        """Called through permits."""
         self.taken -= slots
-        self._send(ReleasePermit(ask))
+        self._send(ReleasePermit(permit_id))
 
 
-class _Return:
-    """Where one permit's seats go back to."""
+class _Issuer:
+    """The `PermitIssuer` of one permit."""
 
-    __slots__ = ("_ask", "_gate")
+    __slots__ = ("_gate", "_permit_id")
 
-    def __init__(self, gate: RemoteGate, ask: int) -> None:
+    def __init__(self, gate: RemoteGate, permit_id: int) -> None:
         self._gate = gate
-        self._ask = ask
+        self._permit_id = permit_id
 
     def give_back(self, slots: int, granted_s: float) -> None:
-        self._gate.release(self._ask, slots)
+        self._gate.release(self._permit_id, slots)
 
 
 __all__ = ["RemoteGate"]

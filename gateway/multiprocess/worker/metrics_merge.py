@@ -1,7 +1,10 @@
-"""Several workers' metrics as one exposition: samples of the same name and labels become one. Pure.
+"""Several workers' metrics as one page: samples of the same name and labels become one. Pure.
 
-What counts adds up. What the engine says of itself does not: its scheduler's numbers go to one client at a time, so the
-newest are right and all others are old.
+Counts are added up. vLLM's gauges of the engine are not: its scheduler sends its statistics to one client at a time, so
+the worker that received them last has the right values, and all others have old ones.
+
+Not `prometheus_client.parser`, which takes 24 times as long: 275 ms against 11 ms for the pages of four workers with
+340 kB each.
 """
 
 from __future__ import annotations
@@ -12,17 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _ENGINE = re.compile(r'[{,]engine="([^"]*)"')
-# A fact about all workers, which each of them knows.
+# The same in all workers; one that is late has a smaller value.
 _SHARED = frozenset({"sluice_engine_restarts_total", "sluice_seats", "process_max_fds"})
 _OLDEST = frozenset({"process_start_time_seconds"})
-# What vLLM leaves as it was when the last request has been aborted, because there is no further step.
-_NOUGHT_WHEN_IDLE = ("vllm:num_requests_", "vllm:kv_cache_usage_perc")
+# vLLM sets these in each step, and after the last request has been aborted there is no further step.
+_ZERO_WHEN_IDLE = ("vllm:num_requests_", "vllm:kv_cache_usage_perc")
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
-    """One worker's exposition. `stats_s`: when each engine last told this worker its numbers, on a clock that all
-    workers share; `busy`: whether the engine has requests of this worker's."""
+    """One worker's metrics. `stats_received_s`: by engine, when its last statistics arrived in this worker, on a clock
+    that all workers share; `has_requests`: whether any request of this worker is in the engine."""
 
     text: str
     stats_received_s: Mapping[str, float] = field(default_factory=dict)
@@ -35,11 +38,11 @@ class _Family:
     kind: str
     comments: list[str]
     samples: dict[str, float] = field(default_factory=dict)
-    """By name and labels, as they are written: all workers write them alike."""
+    """Values by name and labels, as text: all workers write them in the same way."""
 
 
 def merge(pages: Sequence[MetricsPage]) -> str:
-    """One exposition of all; families and samples stand in the order in which they are first met."""
+    """One page of all; families and samples are in the order of their first appearance."""
     merged: dict[str, _Family] = {}
     newest = _newest(pages)
     idle = not any(page.has_requests for page in pages)
@@ -52,13 +55,13 @@ def merge(pages: Sequence[MetricsPage]) -> str:
                 _add_up(family, into)
     if idle:
         for family in merged.values():
-            if family.name.startswith(_NOUGHT_WHEN_IDLE):
+            if family.name.startswith(_ZERO_WHEN_IDLE):
                 family.samples = dict.fromkeys(family.samples, 0.0)
     return "".join(_lines(merged.values()))
 
 
 def _newest(pages: Sequence[MetricsPage]) -> dict[str, int]:
-    """By engine: whose numbers are the newest."""
+    """By engine: the index of the page with its newest statistics."""
     found: dict[str, int] = {}
     for number, page in enumerate(pages):
         for engine, when_s in page.stats_received_s.items():
@@ -88,7 +91,7 @@ def _add_up(family: _Family, into: _Family) -> None:
 
 
 def _families(text: str) -> Iterator[_Family]:
-    """The families of one exposition as `prometheus_client` writes it: HELP, TYPE, samples."""
+    """The families of one page as `prometheus_client` writes it: HELP, TYPE, samples."""
     family: _Family | None = None
     comments: list[str] = []
     for line in text.splitlines():
@@ -112,10 +115,10 @@ def _lines(families: Iterable[_Family]) -> Iterator[str]:
         for comment in family.comments:
             yield comment + "\n"
         for key, value in family.samples.items():
-            yield f"{key} {_written(value)}\n"
+            yield f"{key} {_formatted(value)}\n"
 
 
-def _written(value: float) -> str:
+def _formatted(value: float) -> str:
     if math.isfinite(value):
         return repr(value)
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway import demo
-from gateway.app import Sluice, plan_engine, versions
+from gateway.app import Sluice, versions
 from gateway.domain import AppOptions
-from gateway.engine.base import RecoveryReport, Route
+from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
-from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision, Synthetic
+from gateway.process_context import ProcessContext, SingleProcess
+from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
 from tests.support.harness import CHAT
@@ -23,11 +23,17 @@ from tests.support.time import clock, in_virtual_time, settle
 
 
 class Process:
-    """An app and the server around it, as far as its lifespan goes."""
+    """An app, and the lifespan part of the server around it."""
 
-    def __init__(self, launch: Callable[[], Awaitable[ScriptedEngine]], max_restarts: int = 3, **server: Any) -> None:
+    def __init__(
+        self,
+        launch: Callable[[], Awaitable[ScriptedEngine]],
+        max_restarts: int = 3,
+        context: ProcessContext | None = None,
+        **server: Any,
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.said: list[Any] = []
+        self.reports: list[Any] = []
         settings = Settings.model_construct(
             server=Server(**server),
             admission=Admission(max_concurrent=1, max_waiting=0),
@@ -41,15 +47,16 @@ class Process:
             launch=launch,
             clock=clock(),
             metrics=Metrics("0.1.0", self.registry),
-            on_ready=lambda: self.said.append("ready"),
-            on_failure=self.said.append,
+            on_ready=lambda: self.reports.append("ready"),
+            on_failure=self.reports.append,
+            context=context,
         )
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.told: list[str] = []
+        self.sent: list[str] = []
 
     async def start(self) -> None:
         async def send(message: Any) -> None:
-            self.told.append(message["type"])
+            self.sent.append(message["type"])
 
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
         self._life = asyncio.get_running_loop().create_task(self.sluice.asgi(scope, self._inbox.get, send))
@@ -78,15 +85,15 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
     process = Process(launch)
     await process.start()
 
-    assert process.told == ["lifespan.startup.complete"], "the socket does not wait for the engine"
+    assert process.sent == ["lifespan.startup.complete"], "the socket does not wait for the engine"
     assert (await process.client("GET", "/readyz").finish()).status == 503
     assert (await process.client("GET", "/livez").finish()).status == 200
     assert process.number("sluice_ready") == 0
-    assert process.sluice.starting
+    assert process.sluice.is_starting
 
     await asyncio.sleep(21)
 
-    assert process.said == ["ready"]
+    assert process.reports == ["ready"]
     assert process.number("sluice_ready") == 1
     assert process.number("sluice_seats") == 1
     assert (await process.client("GET", "/readyz").finish()).status == 200
@@ -109,7 +116,7 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
 
 
 @in_virtual_time
-async def test_an_engine_that_dies_once_too_often_is_told_to_the_process() -> None:
+async def test_an_engine_that_dies_once_too_often_is_reported_to_the_process() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
@@ -120,8 +127,8 @@ async def test_an_engine_that_dies_once_too_often_is_told_to_the_process() -> No
     engine.death.set()
     await settle()
 
-    assert [str(said).partition(",")[0] for said in process.said] == ["ready", "The engine died"]
-    assert process.said[1].exit_code == 1
+    assert [str(report).partition(",")[0] for report in process.reports] == ["ready", "The engine died"]
+    assert process.reports[1].exit_code == 1
     assert (await process.client("GET", "/livez").finish()).status == 503
 
     await process.stop()
@@ -146,7 +153,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
 
     assert (await process.client("GET", "/readyz").finish()).status == 503
     assert (await process.client("GET", "/livez").finish()).status == 200, "a restart is no reason to kill the process"
-    assert process.sluice.starting is True
+    assert process.sluice.is_starting is True
 
     await asyncio.sleep(26)
     engine.runs[0].end("gin")
@@ -159,13 +166,13 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
     assert process.number("sluice_streams_recovered_total", result="continued") == 1
     assert process.number("sluice_streams_recovered_total", result="failed") == 2
     assert process.number("sluice_ended_total", cause="completed") == 1
-    assert process.said == ["ready"]
+    assert process.reports == ["ready"]
 
     await process.stop()
 
 
 @in_virtual_time
-async def test_what_the_engine_has_told_of_its_app_holds_while_it_is_restarted() -> None:
+async def test_the_options_of_the_engines_app_hold_while_it_is_restarted() -> None:
     engine = ScriptedEngine(options=AppOptions(root_path="/llm"), revive_takes_s=20)
 
     async def launch() -> ScriptedEngine:
@@ -190,7 +197,7 @@ async def test_what_the_engine_has_told_of_its_app_holds_while_it_is_restarted()
 
 
 @in_virtual_time
-async def test_what_resumable_streams_keep_is_shown_and_bounded_by_the_settings() -> None:
+async def test_kept_events_of_resumable_streams_are_shown_and_bounded_by_the_settings() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
@@ -263,7 +270,7 @@ async def test_everything_can_be_ended_now() -> None:
 
 
 @in_virtual_time
-async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
+async def test_the_engine_decides_whether_the_model_answers_chats() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
@@ -272,11 +279,11 @@ async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
     process = Process(launch)
     await process.start()
 
-    assert not process.sluice.chats
+    assert not process.sluice.has_chat
 
     engine.routes = {("POST", CHAT): Route.USES_ENGINE}
 
-    assert process.sluice.chats
+    assert process.sluice.has_chat
 
     await process.stop()
 
@@ -286,14 +293,14 @@ async def test_what_the_model_can_do_is_asked_of_the_engine() -> None:
     [(SettingsError("No such model."), "No such model.", 2), (RuntimeError("why"), "The engine failed.", 1)],
 )
 @in_virtual_time
-async def test_an_engine_that_cannot_start_is_told_to_the_process(error: Exception, words: str, code: int) -> None:
+async def test_an_engine_that_cannot_start_is_reported_to_the_process(error: Exception, words: str, code: int) -> None:
     async def launch() -> ScriptedEngine:
         raise error
 
     process = Process(launch)
     await process.start()
 
-    assert [(str(said), said.exit_code) for said in process.said] == [(words, code)]
+    assert [(str(error), error.exit_code) for error in process.reports] == [(words, code)]
 
     await process.stop()
 
@@ -311,7 +318,7 @@ async def test_a_process_that_stops_while_its_engine_starts_stops_at_once() -> N
 
     assert clock().now() - began < 1
     assert process.sluice.supervisor.phase is Phase.STOPPED
-    assert process.said == []
+    assert process.reports == []
 
 
 @in_virtual_time
@@ -323,33 +330,68 @@ async def test_a_bad_keys_file_is_found_before_anything_starts(tmp_path: Path) -
         Process(launch, api_keys_file=tmp_path / "missing")
 
 
-def test_without_a_model_the_demo_is_served() -> None:
-    plan = plan_engine(Settings.model_construct(), None, [], None, lambda _: None)
+class Recording(SingleProcess):
+    """A process that restarts its engine without a limit, and has half of everything."""
 
-    assert plan.engine["model"] == str(demo.MODEL_PATH)
-    assert plan.is_demo
-    assert plan.synthetic is None
+    def __init__(self) -> None:
+        self.served: list[tuple[str, bool, int]] = []
+
+    def max_restarts(self, configured: int) -> int | None:
+        return None
+
+    def new_id(self) -> str:
+        return f"mine{super().new_id()}"
+
+    def share_of(self, total: int) -> int:
+        return total // 2
+
+    def wrap(self, app: Any, **_: Any) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            await app(
+                {**scope, "path": scope["path"].removeprefix("/wrapped")} if "path" in scope else scope, receive, send
+            )
+
+        return wrapped
+
+    async def collect_metrics(self, render_metrics: Callable[[], bytes]) -> bytes:
+        return b"# of all\n" + render_metrics()
+
+    def on_serving(self, engine: Engine, *, has_chat: bool, recovery: RecoveryReport) -> None:
+        self.served.append((engine.model, has_chat, recovery.continued))
 
 
-def test_without_the_model_itself_its_configuration_stays() -> None:
-    """The demo's, or that of the model which the user names."""
-    settings = Settings.model_construct(synthetic=Synthetic(enabled=True, step_ms=2, die_at_step=9))
-    plan = plan_engine(settings, None, [], None, lambda _: None)
+@in_virtual_time
+async def test_the_process_context_decides_what_differs_between_processes() -> None:
+    engine = ScriptedEngine()
+    engine.recovery = RecoveryReport(continued=1, failed={})
 
-    assert plan.engine["model"] == str(demo.MODEL_PATH)
-    assert plan.synthetic is not None
-    assert (plan.synthetic["step_ms"], plan.synthetic["die_at_step"]) == (2, 9)
-    assert "enabled" not in plan.synthetic
-    assert plan_engine(settings, "theirs", [], None, lambda _: None).engine["model"] == "theirs"
+    async def launch() -> ScriptedEngine:
+        return engine
 
+    context = Recording()
+    process = Process(launch, max_restarts=0, context=context)
+    await process.start()
 
-def test_the_command_lines_model_beats_the_settings() -> None:
-    settings = Settings.model_construct(engine={"model": "settings", "seed": 1})
-    plan = plan_engine(settings, "command line", [], None, lambda _: None)
+    assert context.served == [("scripted", False, 0)]
 
-    assert plan.engine == {"model": "command line", "seed": 1}
-    assert not plan.is_demo
-    assert plan_engine(settings, None, [], None, lambda _: None).engine["model"] == "settings"
+    stream = process.client("POST", CHAT, b'{"stream": true}')
+    await settle()
+    engine.death.set()
+    await settle()
+
+    assert context.served == [("scripted", False, 0), ("scripted", False, 1)]
+
+    engine.runs[0].end("hello")
+    await stream.finish()
+
+    assert stream.headers["x-stream-id"].startswith("chatcmpl-mine")
+
+    metrics = await process.client("GET", "/wrapped/metrics").finish()
+
+    assert metrics.body.startswith(b"# of all\n")
+    assert b"sluice_ready 1.0" in metrics.body
+
+    await process.stop()
 
 
 def test_both_versions_are_known() -> None:

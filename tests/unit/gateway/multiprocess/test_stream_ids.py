@@ -10,7 +10,7 @@ from gateway.multiprocess import stream_ids
 
 @pytest.mark.parametrize("endpoint", Endpoint)
 @pytest.mark.parametrize("number", [0, 1, 15, 16, stream_ids.MAX_WORKERS - 1])
-def test_an_id_tells_whose_it_is(endpoint: Endpoint, number: int) -> None:
+def test_an_id_names_its_worker(endpoint: Endpoint, number: int) -> None:
     assert stream_ids.worker_of(endpoint.id_prefix + stream_ids.new(number)) == number
 
 
@@ -35,5 +35,5 @@ def test_ids_cannot_be_guessed() -> None:
         "chatcmpl-w" + "0" * 29 + "g",
     ],
 )
-def test_other_ids_tell_nothing(name: str) -> None:
+def test_other_ids_name_no_worker(name: str) -> None:
     assert stream_ids.worker_of(name) is None

@@ -1,4 +1,4 @@
-"""A worker as the house sees it, and the worker's end of the same line."""
+"""A worker handle and the worker's context, at the two ends of one channel."""
 
 from __future__ import annotations
 
@@ -12,66 +12,57 @@ import pytest
 
 from gateway.admission.gate import Gate
 from gateway.clock import SystemClock
-from gateway.engine.base import RecoveryReport
 from gateway.errors import Overloaded
-from gateway.multiprocess.messages import (
-    AbortClient,
-    Drain,
-    EngineUp,
-    Message,
-    Shutdown,
-    ShutdownNow,
-    WorkerDrained,
-    WorkerFailed,
-    WorkerReady,
-)
-from gateway.multiprocess.parent import worker_handle
-from gateway.multiprocess.parent.worker_handle import WorkerHandle
+from gateway.multiprocess import messages
+from gateway.multiprocess.messages import Drain, EngineUp, Message, WorkerDrained
+from gateway.multiprocess.parent.worker_handle import MAX_UNANSWERED, WorkerHandle, spawn
 from gateway.multiprocess.worker.context import WorkerContext
 from tests.support.instrumentation import Recorder
-from tests.unit.gateway.multiprocess.worker.test_peer_proxy import in_real_time
+from tests.support.time import in_real_time
 
 
-class Process:
-    """A process that does not exist."""
+class ScriptedProcess:
+    """A process that lives until it is killed, or until its join if it is `obedient`."""
 
-    def __init__(self) -> None:
-        self.killed = 0
+    def __init__(self, *, obedient: bool = False) -> None:
+        self.kills = 0
+        self._obedient = obedient
 
     def kill(self) -> None:
-        self.killed += 1
+        self.kills += 1
+
+    def join(self, timeout_s: float | None = None) -> None: ...
+
+    def is_alive(self) -> bool:
+        return not self._obedient and self.kills == 0
+
+
+def make_gate() -> Gate:
+    return Gate(max_concurrent=1, max_waiting=0, queue_timeout_s=5, clock=SystemClock(), instrumentation=Recorder())
 
 
 class Pair:
-    """The house's side and the worker's, with a real line between."""
-
     def __init__(self) -> None:
-        ours, self.theirs = socket.socketpair()
-        self.process = Process()
-        self.gate = Gate(
-            max_concurrent=1, max_waiting=0, queue_timeout_s=5, clock=SystemClock(), instrumentation=Recorder()
-        )
-        self.member = WorkerHandle(1, cast("Any", self.process), ours, self.gate)
-        self.seat = WorkerContext(1, 2, self.theirs, Path("/nowhere"))
-        self.heard: list[Message] = []
+        self._ours, self._theirs = socket.socketpair()
+        self.process = ScriptedProcess()
+        self.gate = make_gate()
+        self.worker = WorkerHandle(1, cast("Any", self.process), self._ours, self.gate)
+        self.context = WorkerContext(1, 2, self._theirs, Path("/nowhere"))
+        self.received: list[Message] = []
         self.orders: list[Message] = []
-        self.seat.on_shutdown = self.orders.append
-        self.gone = asyncio.Event()
+        self.context.on_shutdown = self.orders.append
+        self.parent_lost = asyncio.Event()
 
-    async def open(self) -> asyncio.Task[None]:
-        await self.member.open()
-        await self.seat.open(self.gone.set)
-        return asyncio.create_task(self.member.receive(lambda _, message: self.heard.append(message)))
+    async def open(self) -> None:
+        await self.worker.open()
+        await self.context.open(self.parent_lost.set)
+        self.receiving = asyncio.create_task(self.worker.receive(lambda _, message: self.received.append(message)))
 
-    async def close(self, following: asyncio.Task[None]) -> None:
-        assert self.seat._channel is not None
-        assert self.member._channel is not None
-        self.seat._channel.close()
-        await following
-        self.member._channel.close()
-        for task in self.seat._tasks:
-            task.cancel()
-        await asyncio.sleep(0.01)
+    async def close(self) -> None:
+        """As the end of either process does."""
+        self._theirs.shutdown(socket.SHUT_RDWR)
+        await self.receiving
+        await self.parent_lost.wait()
 
 
 async def until(check: Callable[[], object]) -> None:
@@ -80,71 +71,104 @@ async def until(check: Callable[[], object]) -> None:
 
 
 @in_real_time
-async def test_what_a_worker_reports_is_heard_and_what_it_is_told_is_done() -> None:
+async def test_messages_reach_the_other_end() -> None:
     pair = Pair()
-    following = await pair.open()
-    pair.member.send(EngineUp(1, {"at": "x"}))
-    assert await pair.seat.engine_host.next_addresses() == {"at": "x"}
+    pair.worker.send(Drain(1.0))
+    await pair.open()
+    pair.worker.send(EngineUp(1, {"at": "x"}))
 
-    pair.seat.send_ready("m", True, RecoveryReport(3, {"grammar": 1}))
-    pair.seat.send_failed("No.", 2)
-    pair.seat.send_drained()
-    await until(lambda: len(pair.heard) == 3)
+    assert await pair.context.engine_host.next_addresses() == {"at": "x"}
 
-    assert pair.heard == [WorkerReady(1, "m", True, 3, {"grammar": 1}), WorkerFailed("No.", 2), WorkerDrained()]
+    pair.context.send_failed("No.", 2)
+    pair.context.send_drained()
+    pair.context.send_closed({"completed": 1})
+    await until(lambda: len(pair.received) == 3)
 
-    for order in (Drain(3.0), Shutdown(), ShutdownNow(), AbortClient(0)):
-        pair.member.send(order)
+    assert pair.received == [
+        messages.WorkerFailed("No.", 2),
+        messages.WorkerDrained(),
+        messages.WorkerClosed({"completed": 1}),
+    ]
+
+    for order in (Drain(3.0), messages.Shutdown(), messages.ShutdownNow(), messages.AbortClient(0)):
+        pair.worker.send(order)
     await until(lambda: len(pair.orders) == 3)
 
-    assert pair.orders == [Drain(3.0), Shutdown(), ShutdownNow()]
-    await pair.close(following)
+    assert pair.orders == [Drain(3.0), messages.Shutdown(), messages.ShutdownNow()]
+    await pair.close()
 
 
 @in_real_time
-async def test_a_seat_is_asked_for_over_the_line_and_freed_by_its_end() -> None:
+async def test_a_permit_is_acquired_over_the_channel_and_released_at_its_end() -> None:
     pair = Pair()
-    following = await pair.open()
-    gate = pair.seat.gate(max_concurrent=1, clock=SystemClock(), instrumentation=Recorder())
-    await gate.enter()
+    await pair.open()
+    gate = pair.context.make_gate(max_concurrent=1, clock=SystemClock(), instrumentation=Recorder())
+    permit = await gate.enter()
     with pytest.raises(Overloaded):
         await gate.enter()
 
     assert pair.gate.taken == 1
 
-    await pair.close(following)
+    permit.release()
+    await gate.enter()
 
-    assert pair.member.is_gone
+    assert not pair.worker.is_gone
+
+    await pair.close()
+
+    assert pair.worker.is_gone
     assert pair.gate.taken == 0
 
 
 @in_real_time
-async def test_either_notices_that_the_other_is_gone() -> None:
+async def test_a_worker_that_answers_is_left_alone_and_one_that_is_stuck_is_killed() -> None:
     pair = Pair()
-    following = await pair.open()
-    assert pair.member._channel is not None
-    pair.member._channel.close()
-    await pair.gone.wait()
-    await pair.close(following)
+    await pair.open()
+    pair.context.on_shutdown = lambda _: pair.context.send_drained()
+    for count in range(1, 3 * MAX_UNANSWERED):
+        pair.worker.check()
+        # The worker handles messages in their order, so it has answered the ping before this one.
+        pair.worker.send(Drain(1.0))
+        await until(lambda count=count: pair.received == [WorkerDrained()] * count)  # type: ignore[misc]
+
+    assert not pair.process.kills
+
+    for _ in range(MAX_UNANSWERED):
+        # The event loop does not turn meanwhile, so the worker cannot answer.
+        pair.worker.check()
+
+    assert not pair.process.kills
+
+    pair.worker.check()
+
+    assert pair.process.kills == 1
+    await pair.close()
 
 
+@pytest.mark.parametrize(("obedient", "kills"), [(True, 0), (False, 1)])
 @in_real_time
-async def test_a_worker_that_answers_is_left_alone_and_one_that_is_stuck_is_ended() -> None:
-    pair = Pair()
-    following = await pair.open()
-    for _ in range(3 * worker_handle.MAX_UNANSWERED):
-        pair.member.check()
-        await until(lambda: pair.member._unanswered == 0)
+async def test_a_process_that_does_not_end_in_time_is_killed(obedient: bool, kills: int) -> None:
+    process = ScriptedProcess(obedient=obedient)
+    ours, theirs = socket.socketpair()
+    await WorkerHandle(0, cast("Any", process), ours, make_gate()).join(0.01)
+    ours.close()
+    theirs.close()
 
-    assert not pair.process.killed
+    assert process.kills == kills
 
-    for _ in range(worker_handle.MAX_UNANSWERED):
-        # Nobody turns the worker's loop meanwhile.
-        pair.member.check()
 
-    assert not pair.process.killed
+def report_mask(to: socket.socket) -> None:
+    import signal
 
-    pair.member.check()
+    to.sendall(" ".join(sorted(one.name for one in signal.pthread_sigmask(signal.SIG_BLOCK, []))).encode())
 
-    assert pair.process.killed == 1
-    await pair.close(following)
+
+def test_a_spawned_process_has_the_terminals_signals_blocked() -> None:
+    ours, theirs = socket.socketpair()
+    process = spawn(report_mask, (theirs,), "masked")
+    theirs.close()
+
+    assert ours.recv(100) == b"SIGINT SIGTERM"
+
+    process.join()
+    ours.close()

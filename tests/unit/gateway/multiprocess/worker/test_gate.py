@@ -1,4 +1,4 @@
-"""Both ends of admission: a worker's gate, the house's permits, and the real gate behind them."""
+"""A worker's gate, the parent's permit server and the real gate behind it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ WIRE_S = 0.001
 
 
 class Worker:
-    """A worker and the house's side of it, with a wire between that takes its time."""
+    """A worker's gate and its permit server; a message takes `WIRE_S`."""
 
     def __init__(self, gate: Gate, slots: int) -> None:
         self.instrumentation = Recorder()
         self.permits = PermitServer(gate, self._to_worker)
         self.gate = RemoteGate(
-            max_concurrent=slots, clock=clock(), instrumentation=self.instrumentation, send=self._to_house
+            max_concurrent=slots, clock=clock(), instrumentation=self.instrumentation, send=self._to_parent
         )
 
     def enter(self, slots: int = 1) -> asyncio.Task[Permit]:
         return asyncio.get_running_loop().create_task(self.gate.enter(slots))
 
-    def _to_house(self, message: AcquirePermit | ReleasePermit) -> None:
-        hear = self.permits.acquire if isinstance(message, AcquirePermit) else self.permits.release
-        asyncio.get_running_loop().call_later(WIRE_S, hear, message)
+    def _to_parent(self, message: AcquirePermit | ReleasePermit) -> None:
+        handle = self.permits.acquire if isinstance(message, AcquirePermit) else self.permits.release
+        asyncio.get_running_loop().call_later(WIRE_S, handle, message)
 
     def _to_worker(self, message: ParentMessage) -> None:
         assert isinstance(message, PermitGranted | PermitRefused)
-        hear = self.gate.on_granted if isinstance(message, PermitGranted) else self.gate.on_refused
-        asyncio.get_running_loop().call_later(WIRE_S, hear, message)
+        handle = self.gate.on_granted if isinstance(message, PermitGranted) else self.gate.on_refused
+        asyncio.get_running_loop().call_later(WIRE_S, handle, message)
 
 
-class House:
+class Parent:
     """One gate, several workers."""
 
     def __init__(self, slots: int = 2, waiting: int = 8, timeout_s: float = 60.0, workers: int = 2) -> None:
@@ -60,33 +60,33 @@ class House:
 
 
 @in_virtual_time
-async def test_a_seat_costs_one_round_trip() -> None:
-    house = House()
+async def test_a_permit_takes_one_round_trip() -> None:
+    parent = Parent()
     began_s = clock().now()
-    permit = await house.workers[0].enter()
+    permit = await parent.workers[0].enter()
 
     assert clock().now() - began_s == pytest.approx(2 * WIRE_S)
-    assert house.workers[0].instrumentation.waits == [pytest.approx(2 * WIRE_S)]
-    assert (house.slots, house.workers[0].gate.taken) == ((1, 0), 1)
+    assert parent.workers[0].instrumentation.waits == [pytest.approx(2 * WIRE_S)]
+    assert (parent.slots, parent.workers[0].gate.taken) == ((1, 0), 1)
 
     permit.release()
     permit.release()
     await asyncio.sleep(1)
 
-    assert (house.slots, house.workers[0].gate.taken) == ((0, 0), 0)
+    assert (parent.slots, parent.workers[0].gate.taken) == ((0, 0), 0)
 
 
 @in_virtual_time
-async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
-    house = House(slots=2)
-    one, two = house.workers
+async def test_slots_are_shared_by_all_workers_in_order_of_arrival() -> None:
+    parent = Parent(slots=2)
+    one, two = parent.workers
     held = [await one.enter(), await two.enter()]
     waiting = []
     for worker in (two, one, two):
         waiting.append(worker.enter())
         await asyncio.sleep(0.1)
 
-    assert house.slots == (2, 3)
+    assert parent.slots == (2, 3)
     assert (one.gate.waiting, two.gate.waiting) == (1, 2)
 
     for index, permit in enumerate(held):
@@ -99,13 +99,13 @@ async def test_seats_are_shared_by_all_workers_in_order_of_arrival() -> None:
         (await task).release()
         await asyncio.sleep(0.1)
 
-    assert house.slots == (0, 0)
+    assert parent.slots == (0, 0)
 
 
 @in_virtual_time
-async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back() -> None:
-    house = House(slots=1, waiting=1)
-    one, two = house.workers
+async def test_a_full_queue_refuses_with_its_reason_and_when_to_retry() -> None:
+    parent = Parent(slots=1, waiting=1)
+    one, two = parent.workers
     permit, waiting = await one.enter(), one.enter()
     await asyncio.sleep(0.1)
     with pytest.raises(Overloaded) as caught:
@@ -122,35 +122,35 @@ async def test_a_full_waiting_room_refuses_with_its_reason_and_when_to_come_back
 
 @in_virtual_time
 async def test_a_wait_that_is_too_long_ends() -> None:
-    house = House(slots=1, timeout_s=5)
-    one, two = house.workers
+    parent = Parent(slots=1, timeout_s=5)
+    one, two = parent.workers
     permit = await one.enter()
     began_s = clock().now()
     with pytest.raises(Overloaded):
         await two.enter()
 
     assert clock().now() - began_s == pytest.approx(5, abs=0.01)
-    assert (two.instrumentation.rejections, two.gate.waiting, house.slots) == (["queue_timeout"], 0, (1, 0))
+    assert (two.instrumentation.rejections, two.gate.waiting, parent.slots) == (["queue_timeout"], 0, (1, 0))
 
     permit.release()
 
 
 @in_virtual_time
-async def test_what_could_never_fit_is_refused_without_asking() -> None:
-    house = House(slots=2)
+async def test_a_request_that_could_never_fit_is_refused_without_a_message() -> None:
+    parent = Parent(slots=2)
     with pytest.raises(ClientError) as caught:
-        await house.workers[0].gate.enter(3)
+        await parent.workers[0].gate.enter(3)
 
     assert caught.value.param == "n"
 
 
 @pytest.mark.parametrize("after_s", [0.0, WIRE_S / 2, WIRE_S * 1.5, WIRE_S * 2, 1.0])
 @in_virtual_time
-async def test_who_gives_up_leaves_no_trace_at_any_moment(after_s: float) -> None:
-    """Also while the question or the answer is on its way."""
+async def test_a_cancelled_wait_leaves_no_trace_at_any_moment(after_s: float) -> None:
+    """Also while a message is on its way."""
     for slots in (0, 1):
-        house = House(slots=1)
-        one, two = house.workers
+        parent = Parent(slots=1)
+        one, two = parent.workers
         held = await one.enter() if slots == 0 else None
         task = two.enter()
         await asyncio.sleep(after_s)
@@ -162,25 +162,25 @@ async def test_who_gives_up_leaves_no_trace_at_any_moment(after_s: float) -> Non
             held.release()
         await asyncio.sleep(1)
 
-        assert (house.slots, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
+        assert (parent.slots, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
 
 
 @in_virtual_time
-async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
-    house = House(slots=3)
-    dead, alive = house.workers
+async def test_a_dead_worker_releases_what_it_held_and_waited_for() -> None:
+    parent = Parent(slots=3)
+    dead, alive = parent.workers
     await dead.enter(2)
     other = await alive.enter()
     waiting, next_one = dead.enter(), alive.enter(2)
     await asyncio.sleep(0.1)
 
-    assert house.slots == (3, 2)
+    assert parent.slots == (3, 2)
 
     dead.permits.release_all()
     await asyncio.sleep(0.1)
 
     assert next_one.done()
-    assert house.slots == (3, 0)
+    assert parent.slots == (3, 0)
 
     waiting.cancel()
     for permit in (other, await next_one):
@@ -188,15 +188,15 @@ async def test_a_dead_worker_gives_back_what_it_held_and_waited_for() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     await asyncio.sleep(1)
 
-    assert house.slots == (0, 0)
+    assert parent.slots == (0, 0)
 
 
 @in_virtual_time
-async def test_an_answer_that_nobody_waits_for_is_nothing() -> None:
-    house = House()
-    house.workers[0].gate.on_granted(PermitGranted(99))
-    house.workers[0].gate.on_refused(PermitRefused(99, "No.", "queue_full", 1))
-    house.workers[0].permits.release(ReleasePermit(99))
+async def test_an_answer_without_a_waiting_request_is_ignored() -> None:
+    parent = Parent()
+    parent.workers[0].gate.on_granted(PermitGranted(99))
+    parent.workers[0].gate.on_refused(PermitRefused(99, "No.", "queue_full", 1))
+    parent.workers[0].permits.release(ReleasePermit(99))
     await settle()
 
-    assert house.slots == (0, 0)
+    assert parent.slots == (0, 0)

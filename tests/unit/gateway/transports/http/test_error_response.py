@@ -5,7 +5,15 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from gateway.errors import Cancelled, ClientError, InternalError, MethodNotAllowed, Overloaded, SluiceError, Unauthorized
+from gateway.errors import (
+    Cancelled,
+    ClientError,
+    InternalError,
+    MethodNotAllowed,
+    Overloaded,
+    SluiceError,
+    Unauthorized,
+)
 from gateway.transports.http.error_response import error_headers, error_response
 
 

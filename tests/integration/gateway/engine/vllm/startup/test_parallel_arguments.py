@@ -13,7 +13,7 @@ import pytest
 _SCRIPT = """
 import asyncio, json, sys, tempfile
 from pathlib import Path
-from gateway.app import plan_engine
+from gateway.engine_plan import plan_engine
 from gateway.clock import SystemClock
 from gateway.engine.vllm.startup import launcher
 from gateway.errors import SettingsError
