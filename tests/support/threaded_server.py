@@ -5,21 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import uvloop
 
-from gateway.server import HttpServer, configure
 from gateway.transports.common.tls import Certificates
-
-
-class _Unsignalled(HttpServer):
-    def capture_signals(self) -> Any:
-        # A thread cannot.
-        from contextlib import nullcontext
-
-        return nullcontext()
+from gateway.transports.http.uvicorn_server import UvicornServer, make_config
 
 
 class Live:
@@ -33,10 +24,9 @@ class Live:
         certificates: Certificates | None = None,
         management: tuple[Any, socket.socket] | None = None,
     ) -> None:
-        self.server = _Unsignalled(configure(app, lifespan="off"))
-        self.server.sluice = SimpleNamespace(management=management and management[0])  # type: ignore[assignment]
+        self.server = UvicornServer(make_config(app, lifespan="off"))
         self.server.certificates = certificates
-        self.server.management = management and management[1]
+        self.server.management = management
         self.address: Any = sock.getsockname()
         self._sock = sock
         self._began = threading.Event()

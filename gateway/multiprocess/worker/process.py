@@ -10,7 +10,6 @@ import signal
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from gateway.errors import SettingsError
 from gateway.multiprocess.messages import Drain, Shutdown, ShutdownNow
 from gateway.multiprocess.worker.context import WorkerContext
 from gateway.settings import Settings
-from gateway.transports.http.connection import HttpConnection
 
 logger = logging.getLogger("sluice")
 
@@ -37,7 +35,7 @@ class ServeOptions:
     file: Path | None
 
 
-class WorkerServer(server.HttpServer):
+class WorkerServer(server.ServerProcess):
     """Listens for the other workers, too."""
 
     context: WorkerContext
@@ -51,11 +49,7 @@ class WorkerServer(server.HttpServer):
         self.context.on_shutdown = self._handle
         await self.context.open(self._on_parent_lost)
         await super().startup(sockets)
-        config = server.configure(self.context.peer_app, lifespan="off")
-        config.load()
-        make = partial(HttpConnection, config, self.server_state, self.lifespan.state)
-        path = self.context.socket_path(self.context.number)
-        self.servers.append(await asyncio.get_running_loop().create_unix_server(make, path))
+        await self.add_listener(self.context.peer_app, self.context.socket_path(self.context.number))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -1,5 +1,6 @@
 """HTTP: the only package that imports FastAPI and ASGI.
 
+- `uvicorn_server`: the server with its listeners.
 - `connection`: one connection; `request_limits`: its bounds on requests; `lingering_close`: how it ends.
 - `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
 - `disconnect`: a scope that ends when the client disconnects.

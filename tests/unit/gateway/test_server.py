@@ -24,7 +24,7 @@ class House:
     def __init__(self, running_s: float = 5.0) -> None:
         self.running_s = running_s
         self.asked: list[Any] = []
-        self.server = server.HttpServer(
+        self.server = server.ServerProcess(
             uvicorn.Config(App(), http=HttpConnection, ws="none", lifespan="off", log_config=None)
         )
         self.server.sluice = self  # type: ignore[assignment]
