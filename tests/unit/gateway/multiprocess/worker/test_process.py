@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from gateway import server
 from gateway.domain import Cause
 from gateway.multiprocess import messages
 from gateway.multiprocess.channel import Channel
 from gateway.multiprocess.worker.context import WorkerContext
 from gateway.multiprocess.worker.peer_client import PeerRequest
 from gateway.multiprocess.worker.process import WorkerServer
+from gateway.transports.http.uvicorn_server import make_config
 from tests.support.scripted_peer import local_app
 from tests.support.time import in_real_time
 
@@ -63,7 +63,7 @@ async def worker() -> AsyncIterator[Worker]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         context = WorkerContext(0, 2, theirs, Path(folder))
         context.wrap(local_app, has_request=lambda _: False, render_metrics=bytes, stall_timeout_s=30)
-        config = server.configure(local_app, lifespan="off")
+        config = make_config(local_app, lifespan="off")
         config.load()
         process = WorkerServer(config)
         process.lifespan = config.lifespan_class(config)
