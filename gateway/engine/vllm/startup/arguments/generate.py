@@ -11,7 +11,7 @@ from gateway.engine.vllm.startup.arguments import catalog
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
-    """Every argument of a parser by name, hidden spellings too."""
+    """Every argument of a parser by name, with hidden spellings."""
     groups = {id(action): group.title for group in parser._action_groups for action in group._group_actions}
     spellings: dict[int, list[str]] = {}
     for option, action in parser._option_string_actions.items():
@@ -33,13 +33,13 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
 def _negative(action: argparse.Action, options: list[str]) -> list[str]:
     if not isinstance(action, argparse.BooleanOptionalAction):
         return []
-    # vLLM 0.33 pairs --enable-x with --disable-x, too.
+    # In vLLM 0.33 an action may also pair --enable-x with --disable-x.
     named = getattr(action, "negative_option_strings", None)
     return [option for option in options if (option.startswith("--no-") if named is None else option in named)]
 
 
 def installed_list() -> dict[str, Any]:
-    """What belongs into the list of the installed vLLM. Imports it."""
+    """The list of the installed vLLM, which this imports."""
     from vllm import envs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -53,7 +53,7 @@ def installed_list() -> dict[str, Any]:
 
 
 def text_of(document: dict[str, Any]) -> str:
-    """The list as a file: one flag a line."""
+    """The list as the text of a file, one flag on each line."""
     flags = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in document["flags"].items())
     variables = ",\n".join(json.dumps(name) for name in document["variables"])
     version = json.dumps(document["version"])

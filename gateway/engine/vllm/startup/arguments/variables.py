@@ -1,4 +1,4 @@
-"""`VLLM_*` variables that concern the server, not the engine: each works, stands for a setting, or is refused."""
+"""`VLLM_*` variables of the server, as opposed to the engine: each works, sets a setting, or is refused."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SETTINGS = {
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "server.idle_timeout_s",
     "VLLM_HTTP_MAX_REQUEST_BODY_SIZE": "server.max_body_bytes",
 }
-"""Variables that stand for a setting of ours, where it is set nowhere else."""
+"""Variables that set a setting of ours, unless it is set elsewhere."""
 
 REFUSED = {
-    "VLLM_API_KEY": "Sluice takes its keys from the file in server.api_keys_file (lines of NAME:SHA256-OF-THE-KEY; "
+    "VLLM_API_KEY": "Sluice reads its keys from the file in server.api_keys_file (lines of NAME:SHA256-OF-THE-KEY; "
     "`sluice key new NAME` makes one). Unset it.",
-    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "An engine that dies is restarted inside the running server, "
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "A dead engine is restarted inside the running server, at most "
     "supervisor.max_restarts times. Unset it.",
-    "VLLM_USE_RUST_FRONTEND": "Sluice is the front end itself, and does not start vLLM's. Unset it.",
-    "VLLM_CONFIGURE_LOGGING": "Sluice sets up the log of vLLM's processes, too: use log.level and log.json. Unset it.",
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "Sluice logs no answers; `--enable-log-requests --enable-log-outputs` does. "
+    "VLLM_USE_RUST_FRONTEND": "Sluice is the front end, and does not start vLLM's. Unset it.",
+    "VLLM_CONFIGURE_LOGGING": "Sluice configures the log of vLLM's processes: use log.level and log.json. Unset it.",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "Use `--enable-log-requests --enable-log-outputs`, which log answers. "
     "Unset it.",
 }
-"""Variables that would do nothing here, or not what they say."""
+"""Variables without effect here, or with another effect than in vLLM."""
 
 PASSED = frozenset(
     {
@@ -57,27 +57,27 @@ PASSED = frozenset(
         "VLLM_VIDEO_FETCH_TIMEOUT",
     }
 )
-"""Variables that the serving code reads and that work as they do under `vllm serve`."""
+"""Variables of vLLM's serving code that work as in `vllm serve`."""
 
 OTHER_COMMANDS = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
-"""Variables of vLLM's other commands, or without effect unless one that is refused is set."""
+"""Variables of vLLM's other commands, or without effect unless a refused variable is set."""
 
 WITHOUT_EFFECT = {
-    "VLLM_LOGGING_COLOR": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
-    "VLLM_LOGGING_PREFIX": "Sluice writes vLLM's log lines in its own form; log.json is the other one.",
+    "VLLM_LOGGING_COLOR": "Sluice formats vLLM's log lines itself; log.json selects the format.",
+    "VLLM_LOGGING_PREFIX": "Sluice formats vLLM's log lines itself; log.json selects the format.",
     "VLLM_LOGGING_STREAM": "Sluice's log and vLLM's go to stderr.",
 }
-"""Variables that do nothing here, which the log says at the start."""
+"""Variables without effect here, for each of which the log has a line at the start."""
 
 _ON = frozenset({"VLLM_CONFIGURE_LOGGING"})
-"""Of those that are refused, the ones that are on where they are not set."""
+"""Refused variables that are on by default: only a value that switches them off is refused."""
 
-# What Kubernetes puts into every pod of a namespace that has a Service named "vllm".
+# Kubernetes sets these in every pod of a namespace with a Service named "vllm".
 _SERVICE_LINK = re.compile(r"VLLM_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
 
 def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that is set and refused."""
+    """A sentence for each refused variable that is set."""
     return [
         f"The environment variable {name} is set. {sentence}"
         for name, sentence in REFUSED.items()
@@ -86,7 +86,7 @@ def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def settings(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str, str]]:
-    """What the variables ask of our settings, by section and key."""
+    """The settings that variables set, by section and key."""
     found: dict[str, dict[str, str]] = {}
     for name, setting in SETTINGS.items():
         if environment.get(name):
@@ -96,10 +96,10 @@ def settings(environment: Mapping[str, str] = os.environ) -> dict[str, dict[str,
 
 
 def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that no vLLM knows: a typing error must not pass in silence."""
+    """A sentence for each variable without effect, and for each that vLLM does not have, which may be misspelled."""
     known = catalog.installed_catalog()
     found = [
-        f"The environment variable {name} does nothing. {note}"
+        f"The environment variable {name} has no effect. {note}"
         for name, note in WITHOUT_EFFECT.items()
         if name in environment
     ]
@@ -109,18 +109,18 @@ def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
         if _SERVICE_LINK.fullmatch(name) and (name != "VLLM_PORT" or "://" in value):
             continue
         hint = did_you_mean(nearest(name, known.variables, cutoff=0.8))
-        found.append(f"The environment variable {name} is set, but vLLM has none of that name.{hint}")
+        found.append(f"The environment variable {name} is set, but vLLM has no variable of that name.{hint}")
     return found
 
 
 def documentation_rows() -> Iterator[tuple[str, str]]:
-    """The variables and what becomes of them, for documentation."""
+    """Each variable and its effect, for the documentation."""
     for name, setting in SETTINGS.items():
-        yield name, f"stands for `{setting}`, where that is set nowhere else"
+        yield name, f"sets `{setting}`, unless that is set elsewhere"
     for name, sentence in REFUSED.items():
         yield name, f"refused: {sentence}"
     for name, note in WITHOUT_EFFECT.items():
-        yield name, f"does nothing, which the log says: {note}"
+        yield name, f"no effect, as the log says at the start: {note}"
     for name in sorted(PASSED):
         yield name, "works"
 

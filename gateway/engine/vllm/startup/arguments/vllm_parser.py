@@ -1,4 +1,4 @@
-"""vLLM's own parser, for what the lists have let through. Importing vLLM takes its time; nothing here does before."""
+"""vLLM's own parser, for arguments that the lists have let pass. Only functions import vLLM, because that is slow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATHS = (
 
 
 def engine_key_problems(engine: Mapping[str, Any], source: Callable[[str], str]) -> list[str]:
-    """A sentence for each key of `engine:` that is not vLLM's, or not the engine's."""
+    """A sentence for each key of `engine:` that vLLM does not have, or that is not for the engine."""
     known = catalog.installed_catalog()
     found = []
     for key in engine:
@@ -42,14 +42,14 @@ def engine_key_problems(engine: Mapping[str, Any], source: Callable[[str], str])
 
 
 def to_argv(engine: Mapping[str, Any]) -> list[str]:
-    """vLLM's arguments by name, as the flags of `vllm serve`."""
+    """Arguments by vLLM's names, as flags of `vllm serve`."""
     argv: list[str] = []
     for name, value in engine.items():
         if value is None:
             continue
         base, dot, path = name.partition(".")
         option = "--" + base.replace("_", "-") + dot + path
-        # What comes from the environment is text.
+        # Values from the environment are text.
         if isinstance(value, bool) or str(value).lower() in ("true", "false"):
             argv.extend(_boolean_flag(option, base.replace("-", "_"), path, str(value).lower() == "true"))
         elif isinstance(value, (list, tuple)) and not path:
@@ -68,7 +68,7 @@ def _boolean_flag(option: str, name: str, path: str, on: bool) -> list[str]:
         return [option]
     if flag is None:
         return ["--no-" + option[2:]]
-    # A flag without a negative form is off by being left out.
+    # A flag without a negative form is off when it is absent.
     return list(flag.negative[:1])
 
 
@@ -77,21 +77,21 @@ def _text(value: Any) -> str:
 
 
 def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
-    """vLLM's namespace for that command line, and a sentence for each thing that is wrong in it. Raises SettingsError
-    where there is no namespace."""
+    """vLLM's namespace for that command line, and a sentence for each problem. Raises SettingsError without a
+    namespace."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc,unused-ignore]
         def error(self, message: str) -> Any:
             if message.startswith("unrecognized arguments: "):
-                # The rest may be values, and those may be secrets.
-                strange = [word for word in message.split()[2:] if word.startswith("-")]
+                # The other words may be values, and those may be secrets.
+                unknown = [word for word in message.split()[2:] if word.startswith("-")]
                 options = list(self._option_string_actions)
                 raise SettingsError(
-                    *(unknown_flag_problem(word, "", options) for word in strange or ["a word without a flag"])
+                    *(unknown_flag_problem(word, "", options) for word in unknown or ["a word without a flag"])
                 )
-            told = without_secrets(message, argv).rstrip(".")
-            raise SettingsError(f"vLLM does not accept these engine settings: {told}.")
+            reason = without_secrets(message, argv).rstrip(".")
+            raise SettingsError(f"vLLM does not accept these engine settings: {reason}.")
 
     parser = find("make_arg_parser")(Parser(prog="vllm serve", allow_abbrev=False))
     try:
@@ -99,8 +99,8 @@ def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
     except SettingsError:
         raise
     except Exception as error:
-        told = without_secrets(_sentence(error), argv)
-        raise SettingsError(f"vLLM does not accept these engine settings: {told}") from None
+        reason = without_secrets(_sentence(error), argv)
+        raise SettingsError(f"vLLM does not accept these engine settings: {reason}") from None
     if args.model_tag is not None:
         args.model = args.model_tag
     problems = [*_non_engine_problems(args, parser), *missing_file_problems(vars(args)), *_parser_problems(args)]
@@ -113,7 +113,7 @@ def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def without_secrets(message: str, argv: Sequence[str]) -> str:
-    """A message of vLLM's, which may repeat values, without those that may hold a secret."""
+    """vLLM's message, which may repeat values, without values that may be secrets."""
     for word in argv:
         value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
         if not value.startswith("-") and _SECRET.search(word):
@@ -122,14 +122,14 @@ def without_secrets(message: str, argv: Sequence[str]) -> str:
 
 
 def _non_engine_problems(args: Any, parser: Any) -> Iterable[str]:
-    """What was parsed and is not the engine's, however it was spelled."""
+    """A sentence for each argument that is set and is not for the engine, whatever its spelling was."""
     for name in (*flag_rules.SETTINGS, *flag_rules.REFUSED):
         if hasattr(args, name) and getattr(args, name) != parser.get_default(name):
             yield f"--{name.replace('_', '-')} is not for the engine. {flag_rules.engine_refusal(name)}"
 
 
 def missing_file_problems(arguments: Mapping[str, Any]) -> list[str]:
-    """A sentence for each argument that names a file or folder that is not there."""
+    """A sentence for each argument whose file or folder does not exist."""
     found = []
     for name in _PATHS:
         value = arguments.get(name)
@@ -143,13 +143,13 @@ def missing_file_problems(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def is_missing_path(value: str) -> bool:
-    """Whether the text is a path, and nothing is there. Templates may be given as their text."""
+    """Whether `value` is a path that does not exist. A template may also be given as its text."""
     is_path = value.startswith(("/", "./", "../", "~")) and not set(value) & set("{}\n")
     return is_path and not os.path.exists(os.path.expanduser(value))
 
 
 def _parser_problems(args: Any) -> Iterable[str]:
-    """Load the plug-ins of parsers, as vLLM's server does, and look for the parsers that are asked for by name."""
+    """Load plug-ins with parsers, as vLLM's server does. Returns a sentence for each parser that does not exist."""
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
@@ -173,7 +173,7 @@ def _parser_problems(args: Any) -> Iterable[str]:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of what went wrong, without vLLM's own "Error: "."""
+    """The first line of the message, without vLLM's "Error: "."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].removeprefix("Error: ").rstrip(".") + "."
 

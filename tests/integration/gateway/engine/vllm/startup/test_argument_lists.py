@@ -1,5 +1,5 @@
-"""The lists of vLLM's flags and variables against the installed vLLM, which another process imports: it takes long, and
-other tests want to see that nothing imports it."""
+"""The lists of vLLM's flags and variables against the installed vLLM. Another process imports it, because other tests
+assert that nothing does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.arguments import generate, vllm_parser
 from gateway.errors import SettingsError
 
-def tried(words):
+def try_parse(words):
     try:
         args, problems = vllm_parser.parse_argv(words)
     except SettingsError as error:
@@ -37,8 +37,8 @@ def tried(words):
         "mode": str(args["compilation_config"].mode), "prefix": args["enable_prefix_caching"],
     }
 
-wanted = json.load(sys.stdin)
-json.dump({"list": generate.installed_list(), "tried": [tried(words) for words in wanted]}, sys.stdout)
+commands = json.load(sys.stdin)
+json.dump({"list": generate.installed_list(), "tried": [try_parse(words) for words in commands]}, sys.stdout)
 """
 _TRIED: dict[str, list[str]] = {
     "spellings": [
@@ -73,19 +73,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_list_is_the_installed_vllms(installed: dict[str, Any]) -> None:
-    """A flag that is new has to be listed, and somebody has to decide what becomes of it (flag_rules.py). After that:
-    `python -m gateway.engine.vllm.startup.arguments.generate`."""
+    """For a new flag, run `python -m gateway.engine.vllm.startup.arguments.generate`. A flag of the server needs a rule
+    in flag_rules.py, too."""
     minor = catalog.installed_minor()
     assert minor in catalog.listed_versions(), f"vLLM {minor} has no list yet"
     listed = json.loads((catalog.LISTS / f"{minor}.json").read_text(encoding="utf-8"))
 
     new = sorted(set(installed["list"]["flags"]) - set(listed["flags"]))
-    assert new == [], f"flags of vLLM {minor} that nobody has listed: {new}"
+    assert new == [], f"flags of vLLM {minor} that are not listed: {new}"
     assert installed["list"] == listed
 
 
-def test_every_variable_that_vllms_server_reads_has_been_decided() -> None:
-    """A new one fails here with its name: see variables.py."""
+def test_every_variable_of_vllms_server_is_listed() -> None:
+    """Add a new one to a table of variables.py."""
     spec = find_spec("vllm")
     assert spec is not None
     assert spec.origin is not None
@@ -94,14 +94,14 @@ def test_every_variable_that_vllms_server_reads_has_been_decided() -> None:
         read |= set(re.findall(r"envs\.(VLLM_\w+)", file.read_text(encoding="utf-8")))
 
     assert len(read) > 20
-    decided = {*variables.SETTINGS, *variables.REFUSED, *variables.PASSED, *variables.OTHER_COMMANDS}
-    assert read - decided == set()
-    assert len(decided) == sum(
+    listed = {*variables.SETTINGS, *variables.REFUSED, *variables.PASSED, *variables.OTHER_COMMANDS}
+    assert read - listed == set()
+    assert len(listed) == sum(
         map(len, (variables.SETTINGS, variables.REFUSED, variables.PASSED, variables.OTHER_COMMANDS))
     )
 
 
-def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None:
+def test_vllms_parser_accepts_its_own_spellings(installed: dict[str, Any]) -> None:
     found = installed["tried"]["spellings"]
 
     assert (found["tensor_parallel_size"], str(found["optimization_level"]), found["seed"]) == (2, "3", -1)
@@ -111,7 +111,7 @@ def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "problems"),
     [
         ("abbreviated", ["--api-k is not a flag of `vllm serve` or `sluice serve`. Did you mean `--api-key`?"]),
         ("dest", [f"--api-key is not for the engine. {flag_rules.REFUSED['api_key']}"]),
@@ -128,11 +128,11 @@ def test_vllms_parser_takes_its_own_spellings(installed: dict[str, Any]) -> None
         ),
     ],
 )
-def test_what_was_parsed_is_judged_however_it_was_spelled(
-    installed: dict[str, Any], case: str, said: list[str]
+def test_parsed_arguments_are_checked_whatever_their_spelling(
+    installed: dict[str, Any], case: str, problems: list[str]
 ) -> None:
-    """The last line of defence, behind the lists: also where a list is of another version."""
-    assert installed["tried"][case]["problems"] == said
+    """The last check, after the lists: it also works with a list of another version."""
+    assert installed["tried"][case]["problems"] == problems
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_was_parsed_is_judged_however_it_was_spelled(
         ("needs", "requires --tool-call-parser"),
     ],
 )
-def test_vllms_own_complaints_are_sentences(installed: dict[str, Any], case: str, words: str) -> None:
+def test_vllms_own_errors_are_sentences(installed: dict[str, Any], case: str, words: str) -> None:
     (problem,) = installed["tried"][case]["problems"]
 
     assert words in problem
