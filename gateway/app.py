@@ -92,17 +92,19 @@ class Sluice:
             max_restarts=context.max_restarts(settings.supervisor.max_restarts),
             window_s=settings.supervisor.window_s,
             clock=clock,
-            on_lost=self._lost,
-            on_regained=self._regained,
+            on_lost=self._on_engine_lost,
+            on_regained=self._on_engine_recovered,
         )
         self._lag = LoopLag(clock, metrics)
         gate = make_gate(settings, clock, metrics, context.make_gate)
         self.registry = self._make_registry(settings, gate, clock)
-        self._watch(settings, gate)
+        self._add_gauges(settings, gate)
         keys_file = settings.server.api_keys_file
         self._keys = None if keys_file is None else ApiKeys(keys_file)
         tokens = StreamTokens(clock)
-        served, self.management = self._guarded(self._make_dispatch(settings, tokens, clock), settings, tokens, clock)
+        served, self.management = self._with_middleware(
+            self._make_router(settings, tokens, clock), settings, tokens, clock
+        )
         wrapped = context.wrap(
             with_cors(served, settings.server.cors_origins),
             has_request=self.registry.holds,
@@ -132,27 +134,25 @@ class Sluice:
             new_id=self._context.new_id,
         )
 
-    def _watch(self, settings: Settings, gate: AdmissionControl) -> None:
-        """Register the gauges that are read at each scrape."""
-        metrics = self.metrics
-        metrics.add_gauge("ready", "Whether a request sent now would be served.", lambda: int(self._unready() is None))
-        metrics.add_gauge(
-            "seats", "Requests that the engine may work on at once.", lambda: settings.admission.max_concurrent
-        )
+    def _add_gauges(self, settings: Settings, gate: AdmissionControl) -> None:
+        metrics, registry, most = self.metrics, self.registry, settings.admission.max_concurrent
+        is_ready = "Whether a request sent now would be served."
+        metrics.add_gauge("ready", is_ready, lambda: int(self._readiness_error() is None))
+        metrics.add_gauge("seats", "Requests that the engine may work on at once.", lambda: most)
         metrics.add_gauge("streams_active", "Requests that the engine works on.", lambda: gate.taken)
         metrics.add_gauge("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
-        metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: self.registry.kept_bytes)
-        metrics.set_tenant_requests(self.registry.owners)
+        metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: registry.kept_bytes)
+        metrics.set_tenant_requests(registry.owners)
 
-    def _make_dispatch(self, settings: Settings, tokens: StreamTokens, clock: Clock) -> Any:
-        """Every route, behind the operator's own middleware."""
+    def _make_router(self, settings: Settings, tokens: StreamTokens, clock: Clock) -> Any:
+        """Every route, inside the middleware that `server.middleware` names."""
         streams = settings.streams
-        small = make_management_app(
+        management = make_management_app(
             registry=self.registry,
             health=health.make_router(
-                unready=self._unready,
+                unready=self._readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
-                metrics=self._exposition,
+                metrics=self._render_metrics,
                 metrics_type=self.metrics.content_type,
                 version=versions(),
             ),
@@ -164,14 +164,14 @@ class Sluice:
         timeouts = ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s)
         responder = Responder(self.registry, timeouts, clock, self.metrics, tokens)
         completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
-        router = Router(completions, Resume(responder), small, self.registry, self._app_options)
+        router = Router(completions, Resume(responder), management, self.registry, self._app_options)
         return custom_middleware.wrap(router, custom_middleware.load(settings.server.middleware))
 
-    def _guarded(self, dispatch: Any, settings: Settings, tokens: StreamTokens, clock: Clock) -> tuple[Any, Any]:
-        """`dispatch` behind keys and limits: the app to serve, and the one for the management port, if there is one."""
+    def _with_middleware(self, router: Any, settings: Settings, tokens: StreamTokens, clock: Clock) -> tuple[Any, Any]:
+        """`router` behind keys and limits: the app to serve, and the one for the management port, if there is one."""
         server = settings.server
         access = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
-        guard = partial(
+        with_middleware = partial(
             Middleware,
             max_body_bytes=server.max_body_bytes,
             closing=lambda: self.registry.draining,
@@ -181,9 +181,9 @@ class Sluice:
         # Browsers cannot connect to a Unix socket: each of its clients is a program.
         here = access(None if server.uds is not None else server.host)
         if server.management_port is None:
-            return guard(dispatch, access=here), None
-        management = guard(OnlyManagement(dispatch), access=access(server.management_host or server.host))
-        return guard(WithoutManagement(dispatch), access=here), management
+            return with_middleware(router, access=here), None
+        management = with_middleware(OnlyManagement(router), access=access(server.management_host or server.host))
+        return with_middleware(WithoutManagement(router), access=here), management
 
     @property
     def model(self) -> str:
@@ -208,32 +208,32 @@ class Sluice:
         """End every running request."""
         self.registry.end_all()
 
-    async def _exposition(self) -> bytes:
+    async def _render_metrics(self) -> bytes:
         # The queue is added to the page of all processes, because of vLLM's gauges only one process's are in it.
         return add_queued_requests(await self._context.collect_metrics(self.metrics.render))
 
-    def _unready(self) -> SluiceError | None:
+    def _readiness_error(self) -> SluiceError | None:
         if self.registry.draining:
             return Draining("The server is stopping.", retry_after_s=1)
         return self.supervisor.readiness_error
 
-    def _ready(self) -> None:
+    def _on_engine_ready(self) -> None:
         self._known_engine()
-        self._serving(RecoveryReport(0, {}))
+        self._report_serving(RecoveryReport(0, {}))
         self._on_ready()
 
-    def _lost(self) -> None:
+    def _on_engine_lost(self) -> None:
         self.registry.on_engine_lost()
 
-    def _regained(self, recovery: RecoveryReport) -> None:
+    def _on_engine_recovered(self, recovery: RecoveryReport) -> None:
         self.registry.on_engine_recovered()
         self.metrics.restarted()
         self.metrics.recovered("continued", recovery.continued)
         self.metrics.recovered("failed", sum(recovery.failed.values()))
         self.metrics.recovered("expelled", recovery.expelled)
-        self._serving(recovery)
+        self._report_serving(recovery)
 
-    def _serving(self, recovery: RecoveryReport) -> None:
+    def _report_serving(self, recovery: RecoveryReport) -> None:
         self._context.on_serving(self.supervisor.engine, has_chat=self.has_chat, recovery=recovery)
 
     def _engine_schema(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Sluice:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         running = asyncio.get_running_loop().create_task(
-            self.supervisor.run_until_failure(self._ready, self._on_failure)
+            self.supervisor.run_until_failure(self._on_engine_ready, self._on_failure)
         )
         self._lag.start()
         try:

@@ -45,7 +45,7 @@ class WorkerServer(server.ServerProcess):
         return nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._draining: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
         self.context.on_shutdown = self._handle
         await self.context.open(self._on_parent_lost)
         await super().startup(sockets)
@@ -59,7 +59,7 @@ class WorkerServer(server.ServerProcess):
         match message:
             case Drain(timeout_s):
                 self.drain_timeout_s = timeout_s
-                self._draining = asyncio.get_running_loop().create_task(self._drain())
+                self._drain_task = asyncio.get_running_loop().create_task(self._drain())
             case Shutdown():
                 self.should_exit = True
             case ShutdownNow():
