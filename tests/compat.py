@@ -1,8 +1,8 @@
 """Run by `make compat`: the vLLM releases that Sluice knows, as they are built for GPUs, on a machine without one.
 
 For each Python and vLLM there is an environment of its own under `.compat/` (8 to 9 GB each, shared with uv's cache
-where the file system can). In it the unit tests run, then an engine without a model is served, and its chunks are
-compared with vLLM's own. Prints a line for each; exits with 1 if any has failed.
+where the file system can). In it the unit and the integration tests run, then an engine without a model is served, and
+its chunks are compared with vLLM's own. Prints a line for each; exits with 1 if any has failed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ PYTHONS = ("3.12", "3.13")
 # What tests need of what the locks name; vLLM brings the rest of the server's own dependencies.
 NEEDED = ("fastapi", "hypothesis", "httptools", "httpx", "openai", "orjson", "prometheus-client", "pydantic-settings")
 NEEDED += ("pytest", "pytest-timeout", "pyyaml", "setuptools>=77", "uvicorn", "uvloop")
-# These hold the chart, images, load generator and the demo model's files, which no vLLM has a part in.
+# The load generator and the demo model's files, which have nothing to do with vLLM.
 LEFT_OUT = ("unit/loadtest", "unit/gateway/demo")
 STAGES: dict[str, list[str]] = {
     "unit tests": ["tests/unit", *(f"--ignore=tests/{name}" for name in LEFT_OUT)],
+    "vLLM's own code": ["tests/integration/gateway"],
     "synthetic engine": ["tests/e2e/test_synthetic.py"],
     "chunks equal vLLM's": ["tests/e2e/test_equality.py"],
 }

@@ -17,7 +17,7 @@ import yaml
 
 from loadtest import cli
 from loadtest.measure.result import Result
-from tests.unit.loadtest.raw_server import GOOD, HEAD, LAST, Scripted, framed
+from tests.integration.loadtest.raw_server import GOOD, HEAD, LAST, Scripted, framed
 from tests.unit.loadtest.requests import chunk, event
 
 ROOT = Path(__file__).resolve().parents[3]

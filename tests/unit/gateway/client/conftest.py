@@ -1,16 +1,3 @@
-from __future__ import annotations
+from tests.support.http_callers import caller, waits
 
-import pytest
-
-from tests.unit.gateway.client.callers import AsyncCaller, Caller, SyncCaller, Waits
-
-
-@pytest.fixture(params=[SyncCaller, AsyncCaller], ids=["sync", "async"])
-def caller(request: pytest.FixtureRequest) -> Caller:
-    kind: Caller = request.param
-    return kind
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
+__all__ = ["caller", "waits"]

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.client import ResumingTransport
 from tests.support.cutting_server import KEEP_ALIVE, numbered
-from tests.unit.gateway.client.callers import STREAMING, Caller, Waits
+from tests.support.http_callers import STREAMING, Caller, Waits
 
 URL = "http://sluice/v1/chat/completions"
 EVENTS = numbered([b'{"t":1}', b'{"t":2}'])

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import httpx
 import pytest
 
-from gateway.transports.common.listeners import bind
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
-from tests.support.threaded_server import Live
 from tests.support.time import in_virtual_time
 from tests.unit.gateway.test_app import Process
 
@@ -74,21 +71,3 @@ async def test_without_a_management_port_everything_is_on_one() -> None:
         assert (await process.client("GET", path).finish()).status == 200
 
     await process.stop()
-
-
-def test_two_ports_have_two_apps() -> None:
-    async def says(text: bytes, send: object) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
-        await send({"type": "http.response.body", "body": text})  # type: ignore[operator]
-
-    async def main(scope: object, receive: object, send: object) -> None:
-        await says(b"main", send)
-
-    async def management(scope: object, receive: object, send: object) -> None:
-        await says(b"management", send)
-
-    apart = bind("127.0.0.1", 0)
-    port = apart.getsockname()[1]
-    with Live(main, bind("127.0.0.1", 0), management=(management, apart)) as live:
-        assert httpx.get(f"http://127.0.0.1:{live.address[1]}/").text == "main"
-        assert httpx.get(f"http://127.0.0.1:{port}/").text == "management"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Overloaded
-from tests.unit.gateway.engine.vllm.grammars.checker import HEAVY, a_checker, check, children, gone, until
+from tests.integration.gateway.engine.vllm.grammars.checker import HEAVY, a_checker, check, children, gone, until
 
 
 def test_a_hopeless_grammar_delays_no_other_and_is_killed_with_its_last_waiter_or_at_its_limit() -> None:

@@ -11,7 +11,7 @@ from vllm.v1.structured_output import backend_guidance, backend_xgrammar
 
 from gateway.engine.vllm.grammars import grammar_validation
 from gateway.engine.vllm.grammars.check_results import CheckResult
-from tests.unit.gateway.engine.vllm.grammars.requests import params
+from tests.integration.gateway.engine.vllm.grammars.requests import params
 
 pytestmark = pytest.mark.usefixtures("restore_validators")
 

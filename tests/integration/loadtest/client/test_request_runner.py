@@ -27,7 +27,7 @@ from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.model import Timeouts
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
-from tests.unit.loadtest.raw_server import GOOD, HEAD, LAST, Script, Scripted, framed
+from tests.integration.loadtest.raw_server import GOOD, HEAD, LAST, Script, Scripted, framed
 from tests.unit.loadtest.requests import ASK, chunk, ending, event
 
 Serve = Callable[..., Scripted]

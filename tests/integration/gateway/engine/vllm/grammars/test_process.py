@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 
-from tests.unit.gateway.engine.vllm.grammars.checker import a_checker, check, gone, until
+from tests.integration.gateway.engine.vllm.grammars.checker import a_checker, check, gone, until
 
 
 def test_a_process_that_is_killed_is_replaced() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from tests.unit.gateway.engine.vllm.grammars.checker import a_checker, check
+from tests.integration.gateway.engine.vllm.grammars.checker import a_checker, check
 
 AMBIGUOUS = 'root ::= a a a a a a\na ::= "" | a b | b a\nb ::= [a-z ]*'
 GOOD = {

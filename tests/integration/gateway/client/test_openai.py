@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.cutting_server import Cut, CuttingServer, How, Refuse, chat, with_comments
-from tests.unit.gateway.client.callers import Waits
+from tests.support.http_callers import Waits
 
 TEXTS = ["Gr", "üße", ", ", "世界", " 😀", "\n\n", "!"]
 TEXT = "".join(TEXTS)

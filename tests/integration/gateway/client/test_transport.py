@@ -11,7 +11,7 @@ import pytest
 
 from gateway.client import ResumingTransport
 from tests.support.cutting_server import STREAM_ID, Cut, CuttingServer, How, Refuse, numbered, with_comments
-from tests.unit.gateway.client.callers import STREAMING, AsyncCaller, Caller, SyncCaller, Waits
+from tests.support.http_callers import STREAMING, AsyncCaller, Caller, SyncCaller, Waits
 
 EVENTS = numbered([b'{"t":"\xc3\xa9"}', b'{"t":"\xf0\x9f\x98\x80"}'])
 EXACT = b"".join(EVENTS)

@@ -19,8 +19,8 @@ from gateway.engine.vllm.grammars.check_results import CheckResult
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.grammars.service import GrammarService
 from gateway.errors import ClientError, Overloaded
+from tests.integration.gateway.engine.vllm.grammars.requests import chat, params, tool
 from tests.support.time import clock, in_virtual_time
-from tests.unit.gateway.engine.vllm.grammars.requests import chat, params, tool
 
 pytestmark = pytest.mark.usefixtures("restore_validators")
 

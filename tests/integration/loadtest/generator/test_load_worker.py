@@ -19,7 +19,7 @@ from loadtest.generator.precise_timer import PreciseTimer
 from loadtest.measure.record import Record
 from loadtest.scenario.loader import parse
 from loadtest.scenario.workload import ServerInfo
-from tests.unit.loadtest.raw_server import GOOD, HEAD, Script, Scripted
+from tests.integration.loadtest.raw_server import GOOD, HEAD, Script, Scripted
 
 Run = Callable[..., tuple[LoadWorker, list[Record]]]
 

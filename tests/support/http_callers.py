@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 
 from gateway.client import ResumingTransport
 from tests.support.time import VirtualClock
@@ -131,4 +132,16 @@ class AsyncCaller:
 
 Caller = type[SyncCaller] | type[AsyncCaller]
 
-__all__ = ["STREAMING", "AsyncCaller", "Caller", "Heard", "SyncCaller", "Waits"]
+
+@pytest.fixture(params=[SyncCaller, AsyncCaller], ids=["sync", "async"])
+def caller(request: pytest.FixtureRequest) -> Caller:
+    kind: Caller = request.param
+    return kind
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
+
+
+__all__ = ["STREAMING", "AsyncCaller", "Caller", "Heard", "SyncCaller", "Waits", "caller", "waits"]

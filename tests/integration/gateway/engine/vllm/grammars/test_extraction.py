@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.vllm.grammars import extraction, grammar_validation
-from tests.unit.gateway.engine.vllm.grammars.requests import FORMAT, MESSAGES, SCHEMA, TEXT_FORMAT, chat, tool
+from tests.integration.gateway.engine.vllm.grammars.requests import FORMAT, MESSAGES, SCHEMA, TEXT_FORMAT, chat, tool
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,3 @@
+from tests.support.http_callers import caller, waits
+
+__all__ = ["caller", "waits"]
