@@ -65,4 +65,4 @@ async def test_the_reason_why_an_adapter_is_refused_reaches_the_client(
         await send({"type": "http.response.body", "body": body})
 
     with pytest.raises(kind, match=words):
-        await Client(error_normalizer.keep(app, lambda: None), "POST", path).finish()
+        await Client(error_normalizer.normalize_errors(app, lambda: None), "POST", path).finish()
