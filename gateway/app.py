@@ -28,12 +28,13 @@ from gateway.streams.registry import Limits, Registry
 from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
+from gateway.transports.http.management import make_management_app
 from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
 from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import RootPathStripper
 from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Router, make_management_app
+from gateway.transports.http.router import Router
 from gateway.transports.http.stream_tokens import StreamTokens
 
 

@@ -27,11 +27,12 @@ from gateway.streams.writer import StreamWriter
 from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import health
 from gateway.transports.http.access import Access
+from gateway.transports.http.management import make_management_app
 from gateway.transports.http.middleware import Middleware
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import RootPathStripper
 from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Router, make_management_app
+from gateway.transports.http.router import Router
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.engine import Run, ScriptedEngine, Switch

@@ -9,11 +9,11 @@
 - `access`: whether a request is allowed; `origins`: names of this server, and web pages that may call it.
 - `stream_tokens`: tokens with which a browser reads one stream.
 - `content_type`: the declared type of a request body.
-- `router`: our paths, and everything else to vLLM's app.
+- `router`: chooses the app by path; `request_messages`: messages for vLLM's app, read ahead.
+- `management`: streams by id, models and documents, health; `management_port`: filters for a port of its own.
 - `responses`: from a stream to the socket, watching for the client's disconnect.
 - `paths`: valid request paths, and advice for a path that does not exist.
 - `docs`: the page at /docs, from the files in `swagger_ui/`.
 - `custom_middleware`: the operator's own, around everything.
-- `management_port`: the endpoints of the management port.
 - `health`: livez, readyz, metrics, version.
 """
