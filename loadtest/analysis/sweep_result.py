@@ -7,10 +7,10 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from loadtest.formatting import MISSING, format_ms, format_number, format_percent
-from loadtest.measure.result import Check, Outcome, Result, Verdict
+from loadtest.measure.result import Check, Outcome, Result, ResultPart, Verdict
 from loadtest.report import page
 from loadtest.report.chart import Chart, Line, ReferenceLine
 from loadtest.report.scale import Linear, latency_axis
@@ -23,11 +23,7 @@ _RUNNING = ("vllm:num_requests_running", "sluice_streams_active")
 _WAITING = ("vllm:num_requests_waiting", "sluice_requests_waiting")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
-
-
-class Step(_Part):
+class Step(ResultPart):
     """One run of a sweep."""
 
     rate: float = Field(description="requests per second asked for")
@@ -55,7 +51,7 @@ class Step(_Part):
         return f"{format_number(self.rate)}/s: {self.outcome}; {self.reason}"
 
 
-class AutoscalerTargets(_Part):
+class AutoscalerTargets(ResultPart):
     """Targets for an autoscaler, each per replica."""
 
     running: int = Field(description="running requests to aim at: those at the limit, times the headroom")
@@ -64,7 +60,7 @@ class AutoscalerTargets(_Part):
     source: str = Field(description="where running requests were counted")
 
 
-class SweepResult(_Part):
+class SweepResult(ResultPart):
     schema_: Literal["sluice-load-sweep/1"] = Field("sluice-load-sweep/1", alias="schema")
     low: float
     high: float

@@ -10,7 +10,7 @@ and, for the synthetic engine, every single token.
 from __future__ import annotations
 
 from contextlib import suppress
-from enum import Enum, auto
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -29,26 +29,15 @@ _DETAIL_LENGTH = 300
 class TransportEnd(Enum):
     """How the connection's part of a response ended."""
 
-    COMPLETE = auto()  # the HTTP message is complete
-    CLOSED = auto()  # the server closed before that
-    RESET = auto()
-    CONNECT = auto()
-    TLS = auto()
-    TIMEOUT_FIRST = auto()
-    TIMEOUT_IDLE = auto()
-    DEADLINE = auto()
-    ABORTED = auto()  # the client left, as planned
-
-
-_TRANSPORT_ERRORS = {
-    TransportEnd.CLOSED: ErrorKind.TRUNCATED,
-    TransportEnd.RESET: ErrorKind.RESET,
-    TransportEnd.CONNECT: ErrorKind.CONNECT,
-    TransportEnd.TLS: ErrorKind.TLS,
-    TransportEnd.TIMEOUT_FIRST: ErrorKind.TIMEOUT_FIRST,
-    TransportEnd.TIMEOUT_IDLE: ErrorKind.TIMEOUT_IDLE,
-    TransportEnd.DEADLINE: ErrorKind.DEADLINE,
-}
+    COMPLETE = "complete"  # the HTTP message is complete
+    CLOSED = ErrorKind.TRUNCATED  # the server closed before that
+    RESET = ErrorKind.RESET
+    CONNECT = ErrorKind.CONNECT
+    TLS = ErrorKind.TLS
+    TIMEOUT_FIRST = ErrorKind.TIMEOUT_FIRST
+    TIMEOUT_IDLE = ErrorKind.TIMEOUT_IDLE
+    DEADLINE = ErrorKind.DEADLINE
+    ABORTED = "aborted"  # the client left, as planned
 
 
 class ResponseReader:
@@ -126,7 +115,7 @@ class ResponseReader:
             # The stream was complete; a missing last HTTP chunk costs the client nothing.
             self._check_stream_end()
         else:
-            self.fail(_TRANSPORT_ERRORS[end], detail)
+            self.fail(ErrorKind(end.value), detail)
         self._settle_token_counts()
         return record
 

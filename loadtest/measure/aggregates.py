@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.record import Record
@@ -26,6 +26,7 @@ _YIELD_EVERY = 256
 _GRACE_NS = 100_000_000
 
 PlainValues = dict[str, Any]
+_COUNTS = ("due_count", "sent_count", "dropped_count", "checked_streams", "verified_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,12 @@ class Window:
 class _Mergeable:
     """Counts, counters and histograms, by name."""
 
-    COUNTS: tuple[str, ...] = ()
-    HISTOGRAMS: tuple[str, ...] = ()
+    COUNTS: ClassVar[tuple[str, ...]]
+    HISTOGRAMS: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        cls.COUNTS = tuple(name for name, kind in cls.__annotations__.items() if kind == "int")
+        cls.HISTOGRAMS = tuple(name for name, kind in cls.__annotations__.items() if kind == "Histogram")
 
     def __init__(self) -> None:
         for name in self.COUNTS:
@@ -63,14 +68,14 @@ class _Mergeable:
             setattr(self, name, Histogram())
         self.errors: Counter[str] = Counter()
 
-    def merge(self, packed: Mapping[str, Any]) -> None:
+    def merge(self, document: Mapping[str, Any]) -> None:
         """Add numbers as from `to_dict`."""
         for name in self.COUNTS:
-            setattr(self, name, getattr(self, name) + packed[name])
+            setattr(self, name, getattr(self, name) + document[name])
         for name in self.HISTOGRAMS:
-            if name in packed:
-                getattr(self, name).merge(Histogram.from_dict(packed[name]))
-        self.errors.update(packed["errors"])
+            if name in document:
+                getattr(self, name).merge(Histogram.from_dict(document[name]))
+        self.errors.update(document["errors"])
 
     def to_dict(self) -> PlainValues:
         """As plain values; empty histograms are left out."""
@@ -82,8 +87,6 @@ class _Mergeable:
 class GroupStats(_Mergeable):
     """Numbers of the requests that were due in the measured stage."""
 
-    COUNTS = ("requests", "ok", "cancelled", "good", "output_tokens", "input_tokens")
-    HISTOGRAMS = ("ttft", "itl", "tpot", "e2e", "ttft_sent", "e2e_sent", "stall")
     requests: int
     ok: int
     cancelled: int
@@ -102,8 +105,6 @@ class GroupStats(_Mergeable):
 class SecondStats(_Mergeable):
     """Numbers of one second, each in the second in which it happened."""
 
-    COUNTS = ("due", "sent", "ended", "ok", "cancelled", "in_flight", "output_tokens")
-    HISTOGRAMS = ("ttft", "itl", "tpot", "e2e")
     due: int
     sent: int
     ended: int
@@ -280,32 +281,25 @@ class Aggregates:
 
     def take_delta(self) -> PlainValues:
         """The increase since the last call, as plain values."""
-        packed = {
+        document = {
             "groups": [[*key, stats.to_dict()] for key, stats in self.groups.items()],
             "seconds": [[number, stats.to_dict()] for number, stats in self.seconds.items()],
             "lateness": self.lateness.to_dict(),
-            "asked": self.due_count,
-            "begun": self.sent_count,
-            "dropped": self.dropped_count,
-            "checked_streams": self.checked_streams,
-            "verified_tokens": self.verified_tokens,
+            **{name: getattr(self, name) for name in _COUNTS},
             "violations": dict(self.violations),
             "examples": self.examples,
         }
         self._clear()
-        return packed
+        return document
 
-    def merge(self, packed: Mapping[str, Any]) -> None:
+    def merge(self, document: Mapping[str, Any]) -> None:
         """Add numbers as from `take_delta`."""
-        for workload, tenant, numbers in packed["groups"]:
+        for workload, tenant, numbers in document["groups"]:
             self.group(workload, tenant).merge(numbers)
-        for number, second in packed["seconds"]:
+        for number, second in document["seconds"]:
             self.second(number).merge(second)
-        self.lateness.merge(Histogram.from_dict(packed["lateness"]))
-        self.due_count += packed["asked"]
-        self.sent_count += packed["begun"]
-        self.dropped_count += packed["dropped"]
-        self.checked_streams += packed["checked_streams"]
-        self.verified_tokens += packed["verified_tokens"]
-        self.violations.update(packed["violations"])
-        self.examples = [*self.examples, *packed["examples"]][:_EXAMPLES]
+        self.lateness.merge(Histogram.from_dict(document["lateness"]))
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + document[name])
+        self.violations.update(document["violations"])
+        self.examples = [*self.examples, *document["examples"]][:_EXAMPLES]

@@ -25,6 +25,7 @@ __all__ = [
     "LatencyStats",
     "Outcome",
     "Result",
+    "ResultPart",
     "Run",
     "Server",
     "Summary",
@@ -69,11 +70,13 @@ INTEGRITY_ERRORS = frozenset(
 )  # fmt: skip
 
 
-class _Part(BaseModel):
+class ResultPart(BaseModel):
+    """The base of all parts of a result document."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
 
 
-class LatencyStats(_Part):
+class LatencyStats(ResultPart):
     """A latency in milliseconds. With `count` 0 all others are None."""
 
     count: int
@@ -105,7 +108,7 @@ class LatencyStats(_Part):
         )
 
 
-class Summary(_Part):
+class Summary(ResultPart):
     """The numbers of a set of requests. TTFT and E2E count from the intended start, `..._from_sent_ms` from the moment
     the request was written. ITL is per gap between events that carried content, TPOT per stream."""
 
@@ -129,7 +132,7 @@ class Summary(_Part):
     goodput_rps: float
 
 
-class Group(_Part):
+class Group(ResultPart):
     """The requests of one workload and one tenant."""
 
     workload: str
@@ -137,7 +140,7 @@ class Group(_Part):
     summary: Summary
 
 
-class TimelineSecond(_Part):
+class TimelineSecond(ResultPart):
     """One second of the run. Events count in the second in which they happened (TTFT: the first token; E2E and TPOT:
     the end)."""
 
@@ -166,7 +169,7 @@ def merged_histogram(seconds: Iterable[TimelineSecond], metric: str) -> Histogra
     return merged
 
 
-class Generator(_Part):
+class Generator(ResultPart):
     """Measurements of the load generator itself."""
 
     workers: int
@@ -179,7 +182,7 @@ class Generator(_Part):
     invalid: list[str] = Field(description="why the run proves nothing; empty if it is sound")
 
 
-class Server(_Part):
+class Server(ResultPart):
     """The server's own metrics beside the client's numbers."""
 
     scraped: bool
@@ -198,7 +201,7 @@ class Server(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class Integrity(_Part):
+class Integrity(ResultPart):
     """Whether streams were complete and correct."""
 
     checked_streams: int
@@ -208,7 +211,7 @@ class Integrity(_Part):
     freed_after_cancels: bool | None = Field(description="None: not asked for, or nothing to see it by")
 
 
-class Check(_Part):
+class Check(ResultPart):
     """One limit of the SLO and the measured value."""
 
     name: str
@@ -232,7 +235,7 @@ class Outcome(StrEnum):
         return {Outcome.PASS: 0, Outcome.MISSED: 1, Outcome.INVALID: 3, Outcome.INTEGRITY: 4}[self]
 
 
-class Verdict(_Part):
+class Verdict(ResultPart):
     """The outcome, with every reason in a sentence."""
 
     outcome: Outcome
@@ -241,7 +244,7 @@ class Verdict(_Part):
     checks: list[Check]
 
 
-class Run(_Part):
+class Run(ResultPart):
     """The parameters of the run, so that it can be repeated."""
 
     scenario: str
@@ -257,7 +260,7 @@ class Run(_Part):
     machine: str
 
 
-class Result(_Part):
+class Result(ResultPart):
     schema_: Literal["sluice-load/1"] = Field("sluice-load/1", alias="schema")
     run: Run
     summary: Summary

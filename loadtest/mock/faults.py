@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from loadtest.scenario.distributions import StrictModel
 
 __all__ = ["Fault", "FaultKind", "parse_fault"]
 
@@ -41,10 +43,8 @@ class FaultKind(StrEnum):
     LEAK = "leak"  # the client leaves and its work goes on
 
 
-class Fault(BaseModel):
+class Fault(StrictModel):
     """Each kind uses only its own fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: FaultKind
     after: NonNegativeInt = 3

@@ -8,19 +8,10 @@ from random import Random
 from typing import Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from loadtest.mock.faults import Fault
-from loadtest.scenario.distributions import Constant, Distribution
+from loadtest.scenario.distributions import Constant, Distribution, StrictModel
 
 __all__ = ["FaultShare", "Freeze", "MockPlan", "PlanError"]
 
@@ -29,17 +20,13 @@ class PlanError(ValueError):
     """The plan cannot be used; the message names the field and the problem."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class FaultShare(Fault):
     """A fault and its share of the requests."""
 
     share: float = Field(gt=0, le=1)
 
 
-class Freeze(_Part):
+class Freeze(StrictModel):
     """The whole process blocks: it neither accepts, reads nor writes."""
 
     at_s: NonNegativeFloat
@@ -47,7 +34,7 @@ class Freeze(_Part):
     for_s: PositiveFloat
 
 
-class MockPlan(_Part):
+class MockPlan(StrictModel):
     seed: int = 1
     model: str = "mock"
     ttft_ms: Distribution = Constant(value=50)
@@ -68,8 +55,8 @@ class MockPlan(_Part):
     """The number of tokens that is a KV cache usage of 1."""
     accept_delay_s: Distribution = Constant(value=0)
     """Between the connection and the first read."""
-    freezes: list[Freeze] = []
-    faults: list[FaultShare] = []
+    freezes: tuple[Freeze, ...] = ()
+    faults: tuple[FaultShare, ...] = ()
 
     @model_validator(mode="after")
     def _check_shares(self) -> MockPlan:

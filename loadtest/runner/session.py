@@ -176,7 +176,7 @@ class Session:
         """Send one small request, which causes an engine step."""
         assert self.loaded is not None
         assert self.server_info is not None
-        ping(self.loaded.scenario, self.url, self.server_info.model, self.headers)
+        ping(self.loaded.scenario, self.url, self.server_info.model, next(iter(self._keys.values()), None))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -198,7 +198,7 @@ class Session:
             if time() < self.began_s + stages.arrivals_s + stages.drain_s + _FINISH_GRACE_S:
                 return False
             self.collected.notes.append(
-                f"{len(self._unfinished)} of {self.collected.workers} workers never said that they had ended"
+                f"{len(self._unfinished)} of {self.collected.workers} workers did not report their end"
             )
         self.ended.set()
         return True
@@ -208,12 +208,12 @@ class Session:
         self._is_prepared = False
         if not self.ended.is_set():
             if self.collected is not None:
-                self.collected.notes.append("it was stopped before its end, or lost its workers")
+                self.collected.notes.append("the run was stopped before its end, or lost its workers")
             self.ended.set()
 
     def _on_ended(self, msg: Any, **_: Any) -> None:
         assert self.collected is not None
-        self.collected.aggregates.merge(msg.data["tally"])
+        self.collected.aggregates.merge(msg.data["aggregates"])
         self.collected.worker_healths.append(GeneratorHealth.from_dict(msg.data["health"]))
         self.collected.notes += msg.data["failures"]
         self._unfinished.discard(msg.data["index"])
@@ -244,7 +244,7 @@ class Session:
     def _finish_worker(self, worker: LoadWorker, index: int) -> None:
         worker.join()
         ended = {
-            "tally": worker.aggregates.take_delta(),
+            "aggregates": worker.aggregates.take_delta(),
             "health": worker.health.to_dict(),
             "failures": worker.failures,
             "index": index,
@@ -265,7 +265,7 @@ class Session:
             self.worker = None
 
     def _on_reset_stats(self, **_: Any) -> None:
-        """ "Reset Stats" was pressed in the web UI."""
+        """The button "Reset Stats" of the web UI was pressed."""
         if self.collected is not None and self.loaded is not None:
             self.collected.aggregates = Aggregates()
 

@@ -16,10 +16,10 @@ from itertools import islice, pairwise
 from random import Random
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from loadtest.scenario.distributions import Constant as ConstantAmount
-from loadtest.scenario.distributions import Distribution
+from loadtest.scenario.distributions import Distribution, StrictModel
 
 __all__ = [
     "ClosedLoop",
@@ -40,11 +40,7 @@ Process = Literal["poisson", "constant"]
 _T = TypeVar("_T")
 
 
-class _Load(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OpenLoop(_Load):
+class OpenLoop(StrictModel):
     def expected_count(self, t_s: float, duration_s: float) -> float:
         """Expected number of arrivals until `t_s`, in a run of `duration_s`."""
         raise NotImplementedError
@@ -199,7 +195,7 @@ class Sine(_VaryingRate):
         return self.mean * t_s + self.amplitude / turn * (1 - math.cos(turn * t_s))
 
 
-class TraceReplay(_Load):
+class TraceReplay(StrictModel):
     """Recorded arrivals and lengths; `loadtest/scenario/traces.py` reads the file."""
 
     kind: Literal["trace"]
@@ -209,7 +205,7 @@ class TraceReplay(_Load):
     share: float = Field(1.0, gt=0, le=1, description="Share of the recorded requests, chosen by the seed.")
 
 
-class ClosedLoop(_Load):
+class ClosedLoop(StrictModel):
     """A closed loop of `users`, each of whom waits for the answer, thinks, and sends the next request."""
 
     kind: Literal["closed"]

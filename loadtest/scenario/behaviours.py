@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from loadtest.scenario.distributions import Constant, Distribution, Uniform
+from loadtest.scenario.distributions import Constant, Distribution, StrictModel, Uniform
 
 __all__ = ["Behaviour", "Cancel", "Resume", "Slow", "Stall"]
 
 
-class _Behaviour(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Behaviour(StrictModel):
     share: float = Field(gt=0, le=1, description="Of the streams of the workload.")
 
 

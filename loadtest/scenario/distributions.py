@@ -11,12 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Choice", "Constant", "Distribution", "Exponential", "Lognormal", "Normal", "Uniform"]
+__all__ = ["Choice", "Constant", "Distribution", "Exponential", "Lognormal", "Normal", "StrictModel", "Uniform"]
 
 
-class _Distribution(BaseModel):
+class StrictModel(BaseModel):
+    """The base of all sections of scenarios and mock plans."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class _Distribution(StrictModel):
     def sample(self, rng: Random) -> float:
         raise NotImplementedError
 

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from loadtest.scenario.arrivals import ClosedLoop, Load, TraceReplay
 from loadtest.scenario.behaviours import Behaviour
-from loadtest.scenario.distributions import Constant, Distribution
+from loadtest.scenario.distributions import Constant, Distribution, StrictModel
 from loadtest.scenario.slo import Limit, Slo
 
 __all__ = ["GeneratorLimits", "Limit", "Prefix", "Scenario", "Slo", "Stages", "Tenant", "Timeouts", "Workload"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Stages(_Section):
+class Stages(StrictModel):
     """Only requests that are due in the measured stage count."""
 
     warmup_s: float = Field(5.0, ge=0)
@@ -34,7 +30,7 @@ class Stages(_Section):
         return self.warmup_s + self.measure_s
 
 
-class Timeouts(_Section):
+class Timeouts(StrictModel):
     """When a client gives up."""
 
     connect_s: float = Field(5.0, gt=0)
@@ -43,19 +39,19 @@ class Timeouts(_Section):
     deadline_s: float = Field(600.0, gt=0, description="From sending to the end.")
 
 
-class Prefix(_Section):
+class Prefix(StrictModel):
     """The beginning that prompts share, as system prompts and documents do."""
 
     tokens: Distribution
     groups: int = Field(1, ge=1, description="Different prefixes; each request takes one of them.")
 
 
-class ModelShare(_Section):
+class ModelShare(StrictModel):
     name: str = Field(min_length=1)
     share: float = Field(1.0, gt=0)
 
 
-class Workload(_Section):
+class Workload(StrictModel):
     """One kind of request."""
 
     name: str = Field(min_length=1)
@@ -86,7 +82,7 @@ class Workload(_Section):
         return self
 
 
-class Tenant(_Section):
+class Tenant(StrictModel):
     """An API key and its share of the requests. `key_env` keeps the key out of the file."""
 
     name: str = Field(min_length=1)
@@ -101,7 +97,7 @@ class Tenant(_Section):
         return self
 
 
-class GeneratorLimits(_Section):
+class GeneratorLimits(StrictModel):
     """Limits beyond which the generator was the bottleneck, so that the run proves nothing."""
 
     # 10 ms is half the time between two tokens at 50 tokens/s: beyond that, a result describes the client.
@@ -112,7 +108,7 @@ class GeneratorLimits(_Section):
     achieved_share_min: float = Field(0.99, ge=0, le=1)
 
 
-class Scenario(_Section):
+class Scenario(StrictModel):
     name: str = Field(min_length=1)
     seed: int = 1
     model: str | None = Field(None, description="None: the first that /v1/models names.")

@@ -10,7 +10,9 @@ import difflib
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from loadtest.scenario.distributions import StrictModel
 
 __all__ = ["PRESETS", "Limit", "Slo"]
 
@@ -35,10 +37,8 @@ _PER_REQUEST = ["ttft_ms", "tpot_ms", "e2e_ms"]
 Metric = Literal["ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
 
 
-class Limit(BaseModel):
+class Limit(StrictModel):
     """One quantile of one latency must not exceed `limit` milliseconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     metric: Metric
@@ -46,10 +46,8 @@ class Limit(BaseModel):
     limit: float = Field(gt=0)
 
 
-class Slo(BaseModel):
+class Slo(StrictModel):
     """Without any limit, a run passes if no request failed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     limits: tuple[Limit, ...] = ()
     per_request: dict[str, float] = Field(
