@@ -34,7 +34,7 @@ examples:
   sluice-load compare runs/monday runs/tuesday
 
 exit codes: 0 good, 1 SLO missed or regression, 2 wrong usage or no server, 3 the generator was too slow for the run to
-prove anything, 4 streams were not whole or not true
+prove anything, 4 streams were incomplete or incorrect
 """
 
 
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a scenario and judge it", allow_abbrev=False)
     _add_run(run)
     run.add_argument("--rate", type=_positive, metavar="R", help="arrivals per second on average (open loop)")
-    run.add_argument("--users", type=int, metavar="N", help="users that ask one after the other (closed loop)")
+    run.add_argument("--users", type=int, metavar="N", help="users, each with one request at a time (closed loop)")
     run.set_defaults(do=_run)
 
     sweep = commands.add_parser("sweep", help="find the highest rate that meets the SLO", allow_abbrev=False)
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--low", type=_positive, default=1.0, metavar="R", help="first rate (default 1)")
     sweep.add_argument("--high", type=_positive, default=1024.0, metavar="R", help="highest rate tried (default 1024)")
     sweep.add_argument(
-        "--precision", type=_positive, default=0.05, metavar="P", help="how near the limit must be (default 0.05: 5 %%)"
+        "--precision", type=_positive, default=0.05, metavar="P", help="precision of the limit (default 0.05: 5 %%)"
     )
     sweep.add_argument("--replicas", type=_count, default=1, metavar="N", help="servers behind the URL (default 1)")
     sweep.set_defaults(do=_sweep)
@@ -80,12 +80,12 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder for compare.html and compare.md")
     compare.set_defaults(do=_compare)
 
-    report = commands.add_parser("report", help="draw the report of a run anew")
+    report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run", type=Path, help="folder or result.json")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: beside the result")
     report.set_defaults(do=_report)
 
-    scenarios = commands.add_parser("scenarios", help="list the ready scenarios")
+    scenarios = commands.add_parser("scenarios", help="list the scenarios of the package")
     scenarios.set_defaults(do=_scenarios)
     return parser
 
@@ -95,12 +95,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", required=True, help="the server, without /v1: http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=Path("load-out"), metavar="DIR", help="default: load-out")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the measured stage")
-    parser.add_argument("--warmup", type=float, metavar="S", help="seconds before it")
-    parser.add_argument("--model", metavar="NAME", help="default: the first that the server names")
-    parser.add_argument("--seed", type=int, metavar="N", help="another one asks other questions at other times")
+    parser.add_argument("--warmup", type=float, metavar="S", help="seconds of the warm-up")
+    parser.add_argument("--model", metavar="NAME", help="default: the first model in /v1/models")
+    parser.add_argument("--seed", type=int, metavar="N", help="another seed gives other prompts and arrival times")
     parser.add_argument("--api-key", metavar="KEY", help="for tenants without a key of their own")
-    parser.add_argument("--metrics-url", metavar="URL", help="where the server shows its metrics, if not at --url")
-    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that send (default 1)")
+    parser.add_argument("--metrics-url", metavar="URL", help="the server's metrics, if not at --url")
+    parser.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="processes that send requests (default 1)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command comes with every installation of Sluice, the modules that it needs only with the extra.
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        print(f"sluice-load: {error.name} is missing. Install it all: pip install 'sluice[loadtest]'", file=sys.stderr)
+        print(
+            f"sluice-load: {error.name} is missing. Install the extra: pip install 'sluice[loadtest]'", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -203,7 +207,7 @@ def _loaded(args: argparse.Namespace, **more: Any) -> LoadedScenario:
 def _url(given: str) -> str:
     url = given.rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--url: {given!r} is no URL; write it like http://127.0.0.1:8000")
+        raise UsageError(f"--url: {given!r} is not a URL; write it like http://127.0.0.1:8000")
     return url
 
 
@@ -216,7 +220,7 @@ def _read(place: Path) -> Result:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise UsageError(f"{file} is no result of a run: {where}: {problem['msg']}.") from None
+        raise UsageError(f"{file} is not a result of a run: {where}: {problem['msg']}.") from None
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def running_server() -> Iterator[str]:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while not _is_ready(url):
             if server.poll() is not None or time.monotonic() > deadline_s:
-                raise SystemExit("the server did not start; what it said is above")
+                raise SystemExit("the server did not start; its output is above")
             time.sleep(0.2)
         yield url
     finally:

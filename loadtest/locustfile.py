@@ -42,10 +42,10 @@ def _add_options(parser: Any, **_: Any) -> None:
     )
     parser.add_argument("--rate", type=float, default=None, help="arrivals per second, on average")
     parser.add_argument("--duration", type=float, default=None, help="seconds of the measured stage")
-    parser.add_argument("--model", default=None, help="default: the first that the server names")
-    parser.add_argument("--seed", type=int, default=None, help="another one asks other questions at other times")
+    parser.add_argument("--model", default=None, help="default: the first model in /v1/models")
+    parser.add_argument("--seed", type=int, default=None, help="another seed gives other prompts and arrival times")
     parser.add_argument("--api-key", default=None, is_secret=True, help="for tenants without a key of their own")
-    parser.add_argument("--metrics-url", default=None, help="where the server shows its metrics, if not at the host")
+    parser.add_argument("--metrics-url", default=None, help="the server's metrics, if not at the host")
     parser.add_argument(
         "--load-out", default=None, include_in_web_ui=False, help="folder for result.json and the report (headless)"
     )

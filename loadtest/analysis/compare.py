@@ -107,7 +107,7 @@ def _tendency(trend: Trend, above: bool, below: bool, more_is_better: bool) -> s
     """The side on which an unclear change mostly lies."""
     if trend != Trend.UNCLEAR or not (above or below):
         return ""
-    return "better, perhaps by little" if above == more_is_better else "worse, perhaps by little"
+    return "better, perhaps only slightly" if above == more_is_better else "worse, perhaps only slightly"
 
 
 def _warnings(a: Result, b: Result) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
         if run.verdict.outcome == Outcome.INVALID:
             yield f"the generator of run {name} did not keep up, so its numbers prove nothing"
         if run.verdict.outcome == Outcome.INTEGRITY:
-            yield f"what the server said in run {name} was not true or not whole"
+            yield f"streams of run {name} were incomplete or incorrect"
     if a.run.scenario_yaml != b.run.scenario_yaml:
         yield "the scenarios differ, so more than the server may have changed"
     for what, one, other in (
@@ -147,5 +147,5 @@ def _blocks(draws: tuple[Resamples, Resamples]) -> float:
 
 def _too_few_reason(draws: tuple[Resamples, Resamples]) -> str:
     if _blocks(draws) < BLOCKS_MIN:
-        return f"the shorter run has fewer than {BLOCKS_MIN} independent stretches of seconds"
-    return "too little happened in most stretches of seconds"
+        return f"the shorter run has fewer than {BLOCKS_MIN} independent blocks of seconds"
+    return "too few events in most blocks of seconds"

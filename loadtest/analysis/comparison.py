@@ -93,7 +93,7 @@ class Comparison:
         if all(row.trend == Trend.UNKNOWN for row in self.rows):
             return "Nothing could be compared"
         unclear = sum(row.trend == Trend.UNCLEAR for row in self.rows)
-        return f"No regression found{f'; too much chance to tell of {unclear} numbers' if unclear else ''}"
+        return f"No regression found{f'; {unclear} numbers vary too much for a conclusion' if unclear else ''}"
 
     @property
     def method(self) -> str:
@@ -101,7 +101,7 @@ class Comparison:
         return (
             "b to a, with 95 % intervals by a circular block bootstrap over the seconds of the measured stage. "
             f"Regressed: the whole interval is worse by more than {format_percent(self.tolerance)}; same: it is within "
-            "that; unclear: it reaches beyond. What differs from run to run but not within one is not covered."
+            "that; unclear: it reaches beyond. Variation from run to run that does not show within one is not covered."
         )
 
     def text(self) -> str:

@@ -152,6 +152,6 @@ class _Search:
         if untrue:
             rates = ", ".join(f"{format_number(rate)}/s" for rate in untrue)
             found.append(
-                f"at {rates} streams were not true or not whole, which is worse than slow: look at those first"
+                f"at {rates} streams were incomplete or incorrect, which is worse than slow: examine those first"
             )
         return found

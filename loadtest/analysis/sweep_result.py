@@ -54,9 +54,9 @@ class Step(ResultPart):
 class AutoscalerTargets(ResultPart):
     """Targets for an autoscaler, each per replica."""
 
-    running: int = Field(description="running requests to aim at: those at the limit, times the headroom")
+    running: int = Field(description="target of running requests: those at the limit, times the headroom")
     running_at_limit: float
-    waiting: int = Field(description="more waiting requests than this mean that a replica is full")
+    waiting: int = Field(description="more waiting requests than this show that a replica is full")
     source: str = Field(description="where running requests were counted")
 
 
@@ -85,10 +85,10 @@ class SweepResult(ResultPart):
         found = self.autoscaler
         return [
             (
-                f"running requests per replica to aim at: {found.running} ({found.source} at the limit: "
+                f"target of running requests per replica: {found.running} ({found.source} at the limit: "
                 f"{format_number(found.running_at_limit)}, times {HEADROOM:g})"
             ),
-            f"waiting requests per replica that mean it is full: more than {found.waiting}",
+            f"waiting requests per replica that show it is full: more than {found.waiting}",
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:

@@ -26,7 +26,7 @@ def judge(summary: Summary, generator: Generator, integrity: Integrity, server: 
     untrue = list(_integrity_reasons(integrity))
     unsound = list(generator.invalid)
     if not summary.requests:
-        unsound.append("not a single request was due in the measured stage, so there is nothing to judge")
+        unsound.append("no request was due in the measured stage, so there is nothing to judge")
     checks, missed, met = _check_limits(summary, slo)
 
     if untrue:
@@ -44,9 +44,9 @@ def judge(summary: Summary, generator: Generator, integrity: Integrity, server: 
 
 def _integrity_reasons(integrity: Integrity) -> Iterator[str]:
     for kind, count in sorted(integrity.violations.items(), key=lambda pair: (-pair[1], pair[0])):
-        yield f"{count:,} of {integrity.checked_streams:,} streams were not what they should be: {kind}"
+        yield f"{count:,} of {integrity.checked_streams:,} streams were incomplete or incorrect: {kind}"
     if integrity.freed_after_cancels is False:
-        yield "after clients had cancelled, the server's own gauges did not go back to what they were before the run"
+        yield "after cancelled requests the server's gauges did not return to their values before the run"
 
 
 def _check_limits(summary: Summary, slo: Slo) -> tuple[list[Check], list[str], list[str]]:
@@ -67,7 +67,7 @@ def _check_latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
     value: float | None = getattr(measured, limit.quantile)
     if value is None:
         check = Check(name=limit.name, limit=limit.limit, value=None, met=False)
-        return check, f"{limit.name} cannot be told: nothing was measured (limit {format_ms(limit.limit)})"
+        return check, f"{limit.name} cannot be judged: nothing was measured (limit {format_ms(limit.limit)})"
 
     q = float(f"0.{limit.quantile.removeprefix('p')}")
     low, high = (

@@ -150,7 +150,7 @@ def report(found: CaseResult) -> None:
         )
     late = found.mock["start_lateness_ms"]
     output = (
-        "on time" if found.mock["on_time"] else "late by its plan, which changes what is true and not what is known"
+        "on time" if found.mock["on_time"] else "late by its plan, which changes the truth but not the record of it"
     )
     print(f"mock: {output}; p99 {late['p99']} ms, max {late['max']} ms")
     print(
@@ -160,7 +160,7 @@ def report(found: CaseResult) -> None:
     for reason in generator.invalid:
         print(f"generator invalid: {reason}")
     if found.is_causality_violated:
-        print("a stamp of the client is untrue: cause and effect have changed places")
+        print("a time of the client is wrong: an effect comes before its cause")
 
 
 def as_json(found: CaseResult) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
     parser.add_argument("--case", nargs="+", choices=names, default=names)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:

@@ -181,8 +181,8 @@ def main() -> None:
     parser.add_argument("--server", nargs="+", choices=("mock", "sluice"), default=["mock", "sluice"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--role", action="store_true", help="also a chat on a mock that sends the role at once")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--role", action="store_true", help="also measure a chat on a mock that sends the role at once")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
@@ -201,7 +201,7 @@ def main() -> None:
         with sluice_url(at) as url:
             met = measure(Server("sluice, synthetic engine", lambda: nullcontext(url))) and met
     if options.role:
-        name = "mock, chat whose role comes at once (not in the verdict)"
+        name = "mock, chat with an early role chunk (not in the verdict)"
         measure(Server(name, partial(mock_url, at, role="early"), chat=True))
     if options.json is not None:
         options.json.write_text(json.dumps(documents, indent=1), encoding="utf-8")

@@ -162,10 +162,10 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        help="front ends, the first is compared with the others; sluice-resumable is ours with resumable streams",
+        help="front ends, the first is compared with the others; sluice-resumable is sluice with resumable streams",
     )
     parser.add_argument("--real", action="store_true", help="the demo model on the CPU instead of the synthetic engine")
-    parser.add_argument("--json", type=Path, help="write everything measured here")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     names = options.only or (["sluice", "vllm"] + (["rust"] if options.vllm_rs else []))
     if options.real:

@@ -69,7 +69,7 @@ class Address:
         """Raises ValueError with the fix if this is no URL of a server."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL of a server; write it like http://127.0.0.1:8000")
+            raise ValueError(f"{url!r} is not a URL of a server; write it like http://127.0.0.1:8000")
         is_tls = parts.scheme == "https"
         port = parts.port or (443 if is_tls else 80)
         return cls(parts.hostname, port, ssl_context if is_tls else None, parts.path.rstrip("/"))

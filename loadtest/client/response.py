@@ -139,7 +139,7 @@ class ResponseReader:
         try:
             expected = int(self.last_id or 0) + 1
             if int(event_id) != expected:
-                self.fail(ErrorKind.OUT_OF_ORDER, f"event id {int(event_id)} where {expected} was due")
+                self.fail(ErrorKind.OUT_OF_ORDER, f"event id {int(event_id)} instead of {expected}")
         except ValueError:
             self.fail(ErrorKind.OUT_OF_ORDER, f"event id {event_id[:40]!r} is not a number")
             return
@@ -216,7 +216,7 @@ class ResponseReader:
         if index in self._finished_choices:
             self.fail(ErrorKind.BAD_EVENT, f"a second finish reason ({reason!r}) of choice {index}")
         elif reason == "abort":
-            self.fail(ErrorKind.BAD_EVENT, "finish reason 'abort': an error that does not say so")
+            self.fail(ErrorKind.BAD_EVENT, "finish reason 'abort', which hides an error")
         self._finished_choices.add(index)
 
     def _on_error_event(self, error: object) -> None:

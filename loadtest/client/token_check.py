@@ -34,7 +34,9 @@ class TokenCheck:
         if grown < 0:
             self._fail(ErrorKind.USAGE_MISMATCH, f"usage went from {self.total} to {total} tokens")
         elif grown and final and self.total:
-            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens up to the last event, {total} in all")
+            self._fail(
+                ErrorKind.USAGE_MISMATCH, f"{self.total} tokens in the last event's usage, {total} in the final usage"
+            )
         self.total = total
         self._is_final = self._is_final or final or not self._request.counts_by_usage
         self._record.prompt_tokens = int(usage["prompt_tokens"])
@@ -58,7 +60,7 @@ class TokenCheck:
         first, start = self._prompt_start
         at = start + self._counts.get(index, 0)
         if ids != (due := deterministic_tokens.tokens(first, at, len(ids))):
-            self._fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at}, where {due[:8]} were due")
+            self._fail(ErrorKind.WRONG_TOKEN, f"tokens {ids[:8]} at position {at} instead of {due[:8]}")
         else:
             self._record.verified_tokens += len(ids)
         self._counts[index] = self._counts.get(index, 0) + len(ids)
@@ -69,8 +71,8 @@ class TokenCheck:
         if not self._is_final:
             self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
         elif self.total > most:
-            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens, where {most} were allowed")
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens instead of at most {most}")
         elif counted is not None and counted != self.total:
-            self._fail(ErrorKind.USAGE_MISMATCH, f"usage says {self.total} tokens, {counted} came")
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{counted} tokens received, usage is {self.total}")
         elif events > self.total:
-            self._fail(ErrorKind.USAGE_MISMATCH, f"usage says {self.total} tokens, {events} events came")
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{events} events with tokens received, usage is {self.total}")

@@ -121,7 +121,7 @@ class Summary(ResultPart):
     max_stall_ms: LatencyStats = Field(description="the longest gap of each stream")
     requests: int = Field(description="all that were due, dropped arrivals included")
     ok: int
-    cancelled_by_plan: int = Field(description="left by the client as the scenario said; neither ok nor an error")
+    cancelled_by_plan: int = Field(description="aborted by the client as planned; neither ok nor an error")
     errors_by_kind: dict[str, int]
     good: int = Field(description="ok and within every per-request limit of the SLO")
     output_tokens: int
@@ -174,12 +174,12 @@ class Generator(ResultPart):
 
     workers: int
     lateness_ms: LatencyStats = Field(description="sent minus intended start")
-    loop_lag_ms: LatencyStats = Field(description="how late a greenlet wakes that asked for 10 ms")
+    loop_lag_ms: LatencyStats = Field(description="how late a greenlet wakes from a sleep of 10 ms")
     cpu_share_max: float = Field(description="largest share of a core, over five seconds, of any worker")
     dropped_arrivals: int
     events: int
     cpu_us_per_event: float | None
-    invalid: list[str] = Field(description="why the run proves nothing; empty if it is sound")
+    invalid: list[str] = Field(description="reasons why the run proves nothing; empty if it is valid")
 
 
 class Server(ResultPart):
@@ -196,7 +196,7 @@ class Server(ResultPart):
     gateway_overhead_ms: float | None = Field(None, description="mean of sluice_overhead_seconds, where there is one")
     left_over: dict[str, float] = Field(
         default_factory=dict,
-        description="gauges that should have gone back to what they were before the run, and did not",
+        description="gauges above their values before the run",
     )
     notes: list[str] = Field(default_factory=list)
 
@@ -205,10 +205,10 @@ class Integrity(ResultPart):
     """Whether streams were complete and correct."""
 
     checked_streams: int
-    verified_tokens: int = Field(description="compared one by one with what the synthetic engine must say")
+    verified_tokens: int = Field(description="compared one by one with the synthetic engine's")
     violations: dict[str, int] = Field(description="by kind; empty if clean")
     examples: list[str] = Field(description="a few of them, with request ids")
-    freed_after_cancels: bool | None = Field(description="None: not asked for, or nothing to see it by")
+    freed_after_cancels: bool | None = Field(description="None: no cancels, or no gauges")
 
 
 class Check(ResultPart):
@@ -218,8 +218,8 @@ class Check(ResultPart):
     limit: float
     value: float | None
     met: bool
-    low: float | None = Field(None, description="where the quantile's 95 % interval begins; None: cannot be told")
-    high: float | None = Field(None, description="where it ends")
+    low: float | None = Field(None, description="lower bound of the quantile's 95 % interval; None: unknown")
+    high: float | None = Field(None, description="upper bound")
 
 
 class Outcome(StrEnum):

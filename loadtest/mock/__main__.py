@@ -14,9 +14,9 @@ from loadtest.mock.server import serve
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.mock", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=9000, help="0: one that is free; the first line of output names it")
-    parser.add_argument("--plan", type=Path, help="YAML, see loadtest/mock/plan.py; without it a steady 20 ms a token")
-    parser.add_argument("--truth", type=Path, help="where to write what happened, as JSON lines, at the end")
+    parser.add_argument("--port", type=int, default=9000, help="0: a free one; the first line of output names it")
+    parser.add_argument("--plan", type=Path, help="YAML, see loadtest/mock/plan.py; default: a steady 20 ms a token")
+    parser.add_argument("--truth", type=Path, help="file for the ground truth, as JSON lines, written at the end")
     options = parser.parse_args()
     try:
         plan = MockPlan() if options.plan is None else MockPlan.read(options.plan)

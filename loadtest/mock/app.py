@@ -215,5 +215,5 @@ def _send_error(connection: Connection, status: int, message: str, param: str | 
 def _send_planned_error(connection: Connection, status: int, fault: Fault) -> None:
     headers = b"retry-after: %d\r\n" % fault.retry_after_s if status in {429, 503} else b""
     code = {429: "rate_limit_exceeded", 503: "overloaded"}.get(status)
-    message = f"This is the plan's {status}."
+    message = f"The plan answers {status}."
     connection.answer(status, orjson.dumps(error_body(status, message, code=code)), headers)

@@ -73,4 +73,4 @@ def parse_fault(text: str) -> Fault:
         place = ".".join(map(str, first["loc"])) or "fault"
         raise ValueError(f"{place}: {first['msg']}") from error
     except ValueError as error:
-        raise ValueError(f"{text!r} is no fault; one of {', '.join(FaultKind)}") from error
+        raise ValueError(f"{text!r} is not a fault; one of {', '.join(FaultKind)}") from error

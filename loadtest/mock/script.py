@@ -118,7 +118,7 @@ def _apply_fault(action: Action, actions: Iterator[Action], chunks: ChunkBuilder
         case FaultKind.CUT:
             yield action._replace(documents=action.documents[action.content_at :], tokens=0, cut=fault)
         case FaultKind.ERROR_EVENT:
-            error = orjson.dumps(error_body(500, "The engine died, as the plan says.", code="engine_failed"))
+            error = orjson.dumps(error_body(500, "The engine died, as planned.", code="engine_failed"))
             yield Action(action.wait_ns, (error, DONE), 0, action.seq, is_last=True)
         case FaultKind.STALL:
             pause_ns = FOREVER_NS if fault.seconds is None else action.wait_ns + round(fault.seconds * 1e9)

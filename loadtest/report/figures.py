@@ -111,11 +111,11 @@ def server_charts(found: Server, length_s: float, bands: Sequence[Band]) -> list
         series = [
             (label, _thin_out(found.series[name], factor, length_s)) for name, label in names if found.series.get(name)
         ]
-        charts.append(_time_chart(title, f"{title}, as the server's metrics said, in {unit}", unit, series, x, bands))
+        charts.append(_time_chart(title, f"{title}, by the server's metrics, in {unit}", unit, series, x, bands))
     refused = [(name.partition('reason="')[2].rstrip('"}') or "any", _thin_out(points, 1.0, length_s))
                for name, points in found.series.items() if name.startswith("sluice_rejections_total")]  # fmt: skip
     charts.append(
-        _time_chart("Rejections", "requests turned away at the gate, by reason", "per second", refused[:6], x, bands)
+        _time_chart("Rejections", "requests rejected by the gateway, by reason", "per second", refused[:6], x, bands)
     )
     return [chart for chart in charts if not chart.is_empty]
 
@@ -214,7 +214,7 @@ def _percentile_chart(
     rules, drawn = _limit_lines(slo_limits(checks, metric), known)
     longest = max((line.points for line in lines), key=len, default=())
     return Chart(
-        title, f"{_NAMES[metric]} at each percentile; the axis gives every further nine the same room", x,
+        title, f"{_NAMES[metric]} at each percentile; every further nine has the same width", x,
         latency_axis(f"{_NAMES[metric]} (ms)", [*known, *drawn]), lines, " ms", (), rules,
         note=f"number of values: {max(counts):,}", x_labels=[f"p{format_number(q * 100, 5)}" for q, _ in longest],
     )  # fmt: skip

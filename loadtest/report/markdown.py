@@ -28,7 +28,7 @@ def render_run(result: Result) -> str:
         table(_LATENCY, latencies),
     ]
     if tables.has_few_samples(latencies):
-        parts.append(escape("* too few values to tell how large this percentile may be"))
+        parts.append(escape("* too few values for an upper bound of this percentile"))
     if errors := tables.errors(result.summary):
         parts.append(table(("error", "requests", "share", "meaning"), errors))
     parts.append(f"Again: {_code(run.command)} (seed {run.seed})")

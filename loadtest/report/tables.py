@@ -42,17 +42,17 @@ _MEANINGS = {
     ErrorKind.HTTP_429: "refused: too many requests of this client",
     ErrorKind.HTTP_503_SHED: "refused with 503: the server was full",
     ErrorKind.HTTP_5XX: "the server failed before the first token",
-    ErrorKind.SSE_ERROR: "an error event amid the stream",
-    ErrorKind.TRUNCATED: "the connection ended amid the stream",
+    ErrorKind.SSE_ERROR: "an error event within the stream",
+    ErrorKind.TRUNCATED: "the connection ended within the stream",
     ErrorKind.NO_DONE: "the stream ended without [DONE]",
     ErrorKind.NO_FINISH: "the stream ended without a finish reason",
-    ErrorKind.BAD_JSON: "an event was no JSON",
-    ErrorKind.BAD_EVENT: "an event was not of the protocol",
-    ErrorKind.USAGE_MISMATCH: "the usage is not what was received",
+    ErrorKind.BAD_JSON: "an event was not JSON",
+    ErrorKind.BAD_EVENT: "an event violated the protocol",
+    ErrorKind.USAGE_MISMATCH: "the usage differs from the tokens received",
     ErrorKind.OUT_OF_ORDER: "events were missing, repeated or out of order",
     ErrorKind.CROSS_TALK: "events of another stream",
-    ErrorKind.WRONG_TOKEN: "a token that the engine did not say",
-    ErrorKind.DROPPED_ARRIVAL: "never sent: the generator had no room for it",
+    ErrorKind.WRONG_TOKEN: "a token that the engine did not generate",
+    ErrorKind.DROPPED_ARRIVAL: "never sent: too many requests were in flight",
 }
 
 Row = tuple[str, ...]
@@ -203,7 +203,7 @@ def server(result: Result) -> list[Row]:
         ("TTFT apart", "-" if found.ttft_gap_ms is None else f"{format_signed(found.ttft_gap_ms)} ms",
          "client's mean from sending, minus the server's own mean: network, and waiting before the server's clock"),
         ("gateway overhead", format_ms(found.gateway_overhead_ms), "mean time from arrival to engine, without queue"),
-        *((name, format_number(value), "left over after the run") for name, value in sorted(found.left_over.items())),
+        *((name, format_number(value), "more than before the run") for name, value in sorted(found.left_over.items())),
     ]  # fmt: skip
 
 
@@ -217,9 +217,9 @@ def integrity(result: Result) -> list[Row]:
             format_count(found.checked_streams),
             "for [DONE], finish reason, usage, order and identity",
         ),
-        ("tokens verified", format_count(found.verified_tokens), "one by one, against what the engine must say"),
+        ("tokens verified", format_count(found.verified_tokens), "one by one, against the synthetic engine's tokens"),
         ("violations", format_count(sum(found.violations.values())), ", ".join(sorted(found.violations))),
-        ("freed after cancels", freed, "the server's gauges went back to what they were"),
+        ("freed after cancels", freed, "whether the server's gauges returned to their values before the run"),
     ]
 
 

@@ -67,7 +67,7 @@ def to_text(result: Result) -> str:
     failed = sum(summary.errors_by_kind.values())
     lines = [
         "",
-        f"{summary.requests} requests: {summary.ok} ok, {summary.cancelled_by_plan} left as planned, {failed} errors",
+        f"{summary.requests} requests: {summary.ok} ok, {summary.cancelled_by_plan} cancelled by plan, {failed} errors",
         f"{summary.achieved_rps:.2f} requests/s{due_rate}, {summary.output_tokens_per_s:.0f} output tokens/s",
         *(f"  {count} x {kind}" for kind, count in summary.errors_by_kind.items()),
         f"{'ms':12}{'count':>9}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}",
@@ -82,7 +82,7 @@ def to_text(result: Result) -> str:
     )
     lines.append(
         f"integrity: {result.integrity.checked_streams} streams checked, "
-        f"{sum(result.integrity.violations.values())} untrue"
+        f"{sum(result.integrity.violations.values())} incomplete or incorrect"
         + (f", {verified} tokens verified" if (verified := result.integrity.verified_tokens) else "")
     )
     return "\n".join([*lines, f"verdict: {verdict.outcome}", *(f"  {reason}" for reason in verdict.reasons)])
@@ -110,7 +110,7 @@ def _was_freed(session: Session, counted: CollectedRun) -> bool | None:
 def _server_metrics(session: Session, counted: CollectedRun, ttft: LatencyStats) -> Server:
     tokens = counted.client_tokens()
     if session.scraper is None:
-        return Server(scraped=False, client_tokens=tokens, notes=["not scraped: the generator had one process only"])
+        return Server(scraped=False, client_tokens=tokens, notes=["not scraped: the generator had a single process"])
     session.scraper.stop()
     stages = counted.scenario.stages
     began = to_perf_counter_ns(session.began_s) / 1e9

@@ -86,7 +86,7 @@ def _wait_for_workers(runner: MasterRunner, children: list[subprocess.Popen[byte
     while len(runner.clients.ready) < count:
         gone = next((child for child in children if child.poll() is not None), None)
         if gone is not None:
-            raise PreflightError(f"A worker process ended at once, with exit code {gone.returncode}.")
+            raise PreflightError(f"A worker process ended during its start, with exit code {gone.returncode}.")
         if time.monotonic() > deadline:
             raise PreflightError(f"The {count} worker processes did not start within {_WORKERS_WITHIN_S:g} s.")
         gevent.sleep(0.05)

@@ -104,11 +104,11 @@ def _generator_rows(counted: CollectedRun) -> list[Row]:
             "allowed": limits.loop_lag_p99_ms,
         },
         {"what": "largest CPU share (at the end)", "value": generator.cpu_share_max, "allowed": limits.cpu_share_max},
-        {"what": "asked, requests in the measured stage", "value": counted.aggregates.due_count, "allowed": None},
-        {"what": "sent, requests in the measured stage", "value": counted.aggregates.sent_count, "allowed": None},
+        {"what": "due requests in the measured stage", "value": counted.aggregates.due_count, "allowed": None},
+        {"what": "sent requests in the measured stage", "value": counted.aggregates.sent_count, "allowed": None},
         {"what": "dropped arrivals", "value": generator.dropped_arrivals, "allowed": 0},
         {"what": "output tokens per second", "value": summary.output_tokens_per_s, "allowed": None},
-        {"what": "streams found to be untrue", "value": sum(counted.aggregates.violations.values()), "allowed": 0},
+        {"what": "incomplete or incorrect streams", "value": sum(counted.aggregates.violations.values()), "allowed": 0},
     ]
 
 

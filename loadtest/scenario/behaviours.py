@@ -24,8 +24,8 @@ class Cancel(_Behaviour):
 
     kind: Literal["cancel"]
     before_first_token: bool = Field(False, description="Within 20 ms after sending.")
-    after_tokens: Distribution | None = Field(None, description="After so many events with content.")
-    after_s: Distribution | None = Field(None, description="So long after sending.")
+    after_tokens: Distribution | None = Field(None, description="Number of events with content.")
+    after_s: Distribution | None = Field(None, description="Seconds after sending.")
 
     @model_validator(mode="after")
     def _check_when(self) -> Cancel:
@@ -65,7 +65,7 @@ class Resume(_Behaviour):
     after_events: Distribution = Constant(value=5)
     times: int = Field(1, ge=1, le=100)
     away_s: Distribution = Constant(value=0)
-    grace_s: float = Field(30.0, gt=0, description="What X-Stream-Resumable asks for.")
+    grace_s: float = Field(30.0, gt=0, description="The value of X-Stream-Resumable.")
 
 
 Behaviour = Annotated[Cancel | Slow | Stall | Resume, Field(discriminator="kind")]

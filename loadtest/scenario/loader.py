@@ -81,13 +81,13 @@ def _find(name_or_file: str) -> Path:
     if file.suffix in {".yaml", ".yml"} or "/" in name_or_file:
         if not file.is_file():
             raise ScenarioError(
-                f"The scenario file {file} does not exist. Ready ones, by name: {', '.join(builtin_names())}."
+                f"The scenario file {file} does not exist. Built-in ones, by name: {', '.join(builtin_names())}."
             )
         return file
     if name_or_file not in builtin_names():
         raise ScenarioError(
             f"There is no scenario named {name_or_file!r}.{did_you_mean(name_or_file, builtin_names())} "
-            f"Ready ones: {', '.join(builtin_names())}; or give a .yaml file."
+            f"Built-in ones: {', '.join(builtin_names())}; or give a .yaml file."
         )
     return BUILTIN_FOLDER / f"{name_or_file}.yaml"
 
@@ -112,7 +112,7 @@ def _apply_overrides(loaded: LoadedScenario, overrides: Mapping[str, Any]) -> Lo
         }
     if (rate := overrides.get("rate")) is not None:
         if not 0 < rate < math.inf:
-            raise ScenarioError(f"--rate: {rate:g} arrivals per second cannot be; give a number above 0.")
+            raise ScenarioError(f"--rate: {rate:g} arrivals per second is impossible; give a number above 0.")
         between = parse(document, "with overrides")
         document["load"] = _scale_to_rate(between, document["load"], rate)
     if (key := overrides.get("api_key")) is not None:

@@ -60,8 +60,8 @@ class Workload(StrictModel):
     stream: bool = True
     prompt: Literal["words", "token_ids"] = Field("words", description="token_ids: for completions only.")
     prompt_tokens: Distribution = Constant(value=128)
-    output_tokens: Distribution = Field(Constant(value=128), description="What max_tokens says.")
-    fixed_length: bool = Field(True, description="Ask vLLM's servers to ignore the end of the sequence.")
+    output_tokens: Distribution = Field(Constant(value=128), description="The value of max_tokens.")
+    fixed_length: bool = Field(True, description="Have vLLM's servers ignore the end of the sequence.")
     prefix: Prefix | None = None
     turns: Distribution = Field(Constant(value=1), description="Questions of one conversation; the history grows.")
     think_s: Distribution = Field(Constant(value=0), description="Between the turns of a conversation.")
@@ -111,7 +111,7 @@ class GeneratorLimits(StrictModel):
 class Scenario(StrictModel):
     name: str = Field(min_length=1)
     seed: int = 1
-    model: str | None = Field(None, description="None: the first that /v1/models names.")
+    model: str | None = Field(None, description="None: the first model in /v1/models.")
     stages: Stages = Stages()
     load: Load
     workloads: tuple[Workload, ...] = Field(min_length=1)
@@ -120,12 +120,14 @@ class Scenario(StrictModel):
     max_in_flight: int = Field(10_000, ge=1, description="Of each worker; an arrival beyond it is dropped and counted.")
     tls_verify: bool = True
     verify: Literal["usage", "synthetic"] = Field(
-        "usage", description="synthetic: compare every token with what Sluice's engine without a model must say."
+        "usage", description="synthetic: compare every token with those of Sluice's engine without a model."
     )
-    per_token_usage: bool = Field(True, description="Ask vLLM's servers for usage in every event, to count tokens.")
+    per_token_usage: bool = Field(
+        True, description="Request usage in every event from vLLM's servers, to count tokens."
+    )
     freed_within_s: float = Field(5.0, gt=0, description="How soon the server must be idle after the run.")
     metrics_url: str | None = Field(
-        None, description="Where the server shows its metrics, if not under its own URL: its management port."
+        None, description="URL of the server's metrics, if not under its own URL: its management port."
     )
     metrics_urls: tuple[str, ...] = Field((), description="More places to scrape, beside the server's metrics.")
     generator: GeneratorLimits = GeneratorLimits()

@@ -54,10 +54,10 @@ class Slo(StrictModel):
         default_factory=dict, description="A request that ended well and is within all of these is good."
     )
     error_rate_max: float = Field(
-        0.0, ge=0, le=1, description="Share of the requests that were due and that the client did not leave by plan."
+        0.0, ge=0, le=1, description="Share of the requests that were due and not aborted by plan."
     )
     goodput_min: float | None = Field(None, ge=0, le=1, description="Share of the same requests that must be good.")
-    preset: str | None = Field(None, description="Start from these limits; what is written beside it wins.")
+    preset: str | None = Field(None, description="Limits to start from; limits beside it take precedence.")
 
     @model_validator(mode="before")
     @classmethod

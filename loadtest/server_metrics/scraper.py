@@ -111,18 +111,18 @@ class Scraper:
             kinds = "; ".join(list(dict.fromkeys(self._failures))[:3])
             notes.append(f"{len(self._failures)} of {self._readings} readings of the metrics failed: {kinds}")
         if self._history.restarts:
-            notes.append(f"a server was restarted: counters began anew ({self._history.restarts} x)")
+            notes.append(f"a server was restarted, which reset its counters ({self._history.restarts} x)")
         if generated is None:
-            notes.append("no vllm:generation_tokens_total was found, so tokens cannot be reconciled")
+            notes.append("no vllm:generation_tokens_total was found, so token counts cannot be compared")
         elif generated < client_tokens * (1 - _TOKEN_TOLERANCE):
             notes.append(
-                f"the server counted {generated:,.0f} tokens, fewer than the {client_tokens:,} that the client got: "
-                "part of the servers was not read, or the client counts wrongly"
+                f"the server counted {generated:,.0f} tokens, fewer than the client's {client_tokens:,}: "
+                "some servers were not scraped, or the client counts wrongly"
             )
         elif generated > client_tokens * (1 + _TOKEN_TOLERANCE):
             notes.append(
-                f"the server counted {generated:,.0f} tokens, the client got {client_tokens:,}: the rest was generated "
-                "for clients who had left, was stopped on its way, or was for others"
+                f"the server counted {generated:,.0f} tokens, the client received {client_tokens:,}: the rest was "
+                "generated for clients that had left or for others, or was stopped on its way"
             )
         return notes
 
@@ -199,7 +199,7 @@ class _MetricsPage:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._url: SplitResult = urlsplit(url)
         if self._url.scheme not in ("http", "https") or not self._url.hostname:
-            raise ValueError(f"{url!r} is no address of a server; write http://HOST:PORT")
+            raise ValueError(f"{url!r} is not an address of a server; write http://HOST:PORT")
         path = self._url.path.rstrip("/")
         self._path = path if path.endswith("/metrics") else path.removesuffix("/v1") + "/metrics"
         self._headers = {**headers, "Accept": "text/plain; version=0.0.4"}

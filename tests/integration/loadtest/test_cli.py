@@ -19,7 +19,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(missing: s
 
     assert done.returncode == 2
     assert done.stderr.startswith(f"sluice-load: {missing}")
-    assert done.stderr.endswith(" is missing. Install it all: pip install 'sluice[loadtest]'\n")
+    assert done.stderr.endswith(" is missing. Install the extra: pip install 'sluice[loadtest]'\n")
 
 
 def test_scenarios_are_listed_without_the_extra() -> None:

@@ -173,7 +173,7 @@ def test_nobody_there(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["run", "smok", "--url", "http://x"], "Did you mean `smoke`?"),
-        (["run", "smoke", "--url", "x"], "--url: 'x' is no URL"),
+        (["run", "smoke", "--url", "x"], "--url: 'x' is not a URL"),
         (["report", "/nowhere"], "cannot be read"),
         (["compare", "/nowhere", "/nowhere"], "cannot be read"),
     ],

@@ -108,7 +108,7 @@ def test_what_is_still_there_is_left_over(pages: Pages) -> None:
     assert found.left_over == {"vllm:num_requests_running": 3, "vllm:kv_cache_usage_perc": 0.5}
     assert found.ttft_gap_ms is None
     assert len(found.notes) == 1
-    assert found.notes[0].startswith("the server counted 50 tokens, the client got 40: the rest was generated for")
+    assert found.notes[0].startswith("the server counted 50 tokens, the client received 40: the rest was generated for")
 
 
 def test_fewer_tokens_than_the_client_got_are_noted(pages: Pages) -> None:
@@ -118,7 +118,7 @@ def test_fewer_tokens_than_the_client_got_are_noted(pages: Pages) -> None:
     pages.page = lambda: page(tokens=100)
     scraper.stop()
 
-    assert "fewer than the 100 that the client got" in scraper.to_result(0, 100, None).notes[0]
+    assert "fewer than the client's 100" in scraper.to_result(0, 100, None).notes[0]
 
 
 @pytest.mark.parametrize(("answer", "why"), [(404, "HTTP 404"), ("vllm:num_requests_running", "without a value")])
@@ -179,7 +179,7 @@ def test_a_restarted_server_is_a_note(pages: Pages) -> None:
     scraper.stop()
     found = scraper.to_result(0, 20, None)
 
-    assert (found.generated_tokens, found.notes) == (20, ["a server was restarted: counters began anew (1 x)"])
+    assert (found.generated_tokens, found.notes) == (20, ["a server was restarted, which reset its counters (1 x)"])
 
 
 def test_a_page_without_end_is_a_note(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_errors_that_neither_had_are_the_same() -> None:
 def test_what_is_clearly_worse_but_maybe_by_little_says_so() -> None:
     found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
 
-    assert row(found, "ITL p50").cells()[5] == "unclear: worse, perhaps by little"
+    assert row(found, "ITL p50").cells()[5] == "unclear: worse, perhaps only slightly"
 
 
 def test_too_few_values_for_a_quantile_are_said() -> None:
@@ -155,7 +155,7 @@ def test_a_run_whose_streams_were_not_whole_is_a_warning() -> None:
     a = changed(1)
     b = a.model_copy(update={"verdict": a.verdict.model_copy(update={"outcome": Outcome.INTEGRITY})})
 
-    assert list(compare(b, a).warnings) == ["what the server said in run a was not true or not whole"]
+    assert list(compare(b, a).warnings) == ["streams of run a were incomplete or incorrect"]
 
 
 def test_what_happened_in_one_second_only_has_no_interval() -> None:
@@ -164,7 +164,7 @@ def test_what_happened_in_one_second_only_has_no_interval() -> None:
     bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
     found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")
 
-    assert found.cells()[5] == "unknown: too little happened in most stretches of seconds"
+    assert found.cells()[5] == "unknown: too few events in most blocks of seconds"
 
 
 def test_it_is_said_alike_in_the_terminal_in_markdown_and_on_the_page() -> None:

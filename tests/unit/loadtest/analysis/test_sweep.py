@@ -186,7 +186,7 @@ def test_streams_that_are_not_true_are_no_pass_and_are_named() -> None:
 
     assert found.limit is not None
     assert found.limit <= 3
-    assert "look at those first" in found.notes[0]
+    assert "examine those first" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_autoscaler_is_told_four_fifths_of_what_ran_at_the_limit() -> None:
     assert found.autoscaler.running == 12
     assert found.autoscaler.waiting == 2
     assert (
-        "running requests per replica to aim at: 12 (vllm:num_requests_running at the limit: 16, times 0.8)"
+        "target of running requests per replica: 12 (vllm:num_requests_running at the limit: 16, times 0.8)"
         in found.text()
     )
 

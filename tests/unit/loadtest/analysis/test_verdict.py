@@ -61,7 +61,7 @@ def test_a_limit_on_what_was_not_measured_is_missed() -> None:
     verdict = judge(summary(ttft_ms=EMPTY), generator(), integrity(), QUIET, Slo(limits=(P90,)))
 
     assert verdict.outcome == Outcome.MISSED
-    assert verdict.reasons[0] == "ttft_p90_ms cannot be told: nothing was measured (limit 95 ms)"
+    assert verdict.reasons[0] == "ttft_p90_ms cannot be judged: nothing was measured (limit 95 ms)"
 
 
 def test_one_sample_has_an_interval_without_ends() -> None:
@@ -111,7 +111,7 @@ def test_an_untruth_outweighs_all() -> None:
     verdict = judge(summary(errors_by_kind={"no_done": 3}), late, untrue, QUIET, Slo())
 
     assert (verdict.outcome, verdict.exit_code) == (Outcome.INTEGRITY, 4)
-    assert verdict.reasons[0] == "3 of 100 streams were not what they should be: no_done"
+    assert verdict.reasons[0] == "3 of 100 streams were incomplete or incorrect: no_done"
 
 
 @pytest.mark.parametrize(("freed", "code"), [(True, 0), (None, 0), (False, 4)])
