@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import Any
 
-from gateway.admission.gate import AdmissionControl, Gate, GateMetrics
+from gateway.admission.gate import AdmissionControl
 from gateway.clock import Clock, SystemClock
 from gateway.domain import AppOptions, Endpoint
 from gateway.engine.base import Engine, RecoveryReport, Route
@@ -97,7 +97,7 @@ class Sluice:
             on_regained=self._on_engine_recovered,
         )
         self._lag = LoopLag(clock, metrics)
-        gate = make_gate(settings, clock, metrics, context.make_gate)
+        gate = context.make_gate(**dict(settings.admission), clock=clock, instrumentation=metrics)
         self.registry = self._make_registry(settings, gate, clock)
         self._add_gauges(settings, gate)
         keys_file = settings.server.api_keys_file
@@ -267,23 +267,6 @@ class Sluice:
             await self.supervisor.stop()
 
 
-def make_gate(
-    settings: Settings,
-    clock: Clock,
-    instrumentation: GateMetrics,
-    make: Callable[..., AdmissionControl] = Gate,
-) -> AdmissionControl:
-    """The gate that the settings ask for, made by `make`, which takes the arguments of `Gate`."""
-    admission = settings.admission
-    return make(
-        max_concurrent=admission.max_concurrent,
-        max_waiting=admission.max_waiting,
-        queue_timeout_s=admission.queue_timeout_s,
-        clock=clock,
-        instrumentation=instrumentation,
-    )
-
-
 def make_access(
     settings: Settings,
     keys: ApiKeys | None,
@@ -327,4 +310,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Sluice", "make_gate", "versions"]
+__all__ = ["Sluice", "versions"]

@@ -6,8 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gateway.admission.gate import AdmissionControl, Gate, GateMetrics
-from gateway.clock import Clock
+from gateway.admission.gate import AdmissionControl, Gate
 from gateway.engine.base import Engine, RecoveryReport
 from gateway.engine.shared import EngineHost
 
@@ -25,16 +24,9 @@ class ProcessContext(Protocol):
     def max_restarts(self, configured: int) -> int | None:
         """How many engine restarts within the window this process allows; None: the engine host counts them."""
 
-    def make_gate(
-        self,
-        *,
-        max_concurrent: int,
-        max_waiting: int,
-        queue_timeout_s: float,
-        clock: Clock,
-        instrumentation: GateMetrics,
-    ) -> AdmissionControl:
-        """The gate of this process's requests; called once."""
+    @property
+    def make_gate(self) -> Callable[..., AdmissionControl]:
+        """Makes the gate of this process's requests from the arguments of `Gate`; called once."""
 
     def new_id(self) -> str:
         """A fresh stream id that cannot be guessed, without the endpoint's prefix."""
@@ -50,7 +42,7 @@ class ProcessContext(Protocol):
         render_metrics: Callable[[], bytes],
         stall_timeout_s: float,
     ) -> Any:
-        """The ASGI app to serve in place of `app`; called once. `has_request`: whether a request of that id is in this
+        """The ASGI app to serve instead of `app`; called once. `has_request`: whether a request of that id is in this
         process; `render_metrics`: the metrics of this process."""
 
     async def collect_metrics(self, render_metrics: Callable[[], bytes]) -> bytes:

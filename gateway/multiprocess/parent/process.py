@@ -19,7 +19,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gateway import app, server, shutdown
+from gateway import server, shutdown
+from gateway.admission.gate import Gate
 from gateway.clock import Clock, SystemClock
 from gateway.domain import Cause
 from gateway.engine.shared import EngineProcesses
@@ -98,7 +99,7 @@ class ParentProcess:
             on_lost=lambda: None,
             on_regained=lambda _: None,
         )
-        self._gate = app.make_gate(settings, self._clock, NullGateMetrics())
+        self._gate = Gate(**dict(settings.admission), clock=clock, instrumentation=NullGateMetrics())
         self._workers: list[WorkerHandle] = []
         self.failure: SettingsError | None = None
         self._deadline_s: float | None = None

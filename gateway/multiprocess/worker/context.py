@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -113,18 +113,6 @@ class WorkerContext:
         if self._channel is not None:
             self._channel.send(message)
 
-    def send_failed(self, message: str, exit_code: int) -> None:
-        """This worker cannot serve."""
-        self.send(messages.WorkerFailed(message, exit_code))
-
-    def send_drained(self) -> None:
-        """No request runs in this worker, and none will."""
-        self.send(messages.WorkerDrained())
-
-    def send_closed(self, endings: Mapping[str, int]) -> None:
-        """This worker exits; how many of its requests have ended by each cause."""
-        self.send(messages.WorkerClosed(endings))
-
     async def _receive(self, channel: Channel, on_parent_lost: Callable[[], None]) -> None:
         async for message in channel.messages():
             self._handle(message)
@@ -132,6 +120,8 @@ class WorkerContext:
         on_parent_lost()
 
     def _handle(self, message: Message) -> None:
+        if isinstance(message, WorkerMessage):
+            raise AssertionError(f"not a message for a worker: {message}")
         gate, host = self._gate, self.engine_host
         match message:
             case messages.PermitGranted():
@@ -152,17 +142,6 @@ class WorkerContext:
                 self.on_shutdown(message)
             case messages.Ping():
                 self.send(messages.Pong())
-            case (
-                messages.Pong()
-                | messages.WorkerReady()
-                | messages.EngineUnresponsive()
-                | messages.WorkerFailed()
-                | messages.WorkerDrained()
-                | messages.WorkerClosed()
-                | messages.AcquirePermit()
-                | messages.ReleasePermit()
-            ):
-                raise AssertionError(f"not a message for a worker: {message}")
             case _:
                 assert_never(message)
 

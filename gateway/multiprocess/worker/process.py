@@ -16,7 +16,7 @@ from typing import Any
 from gateway import app, logs, server, shutdown
 from gateway.engine_plan import plan_engine
 from gateway.errors import SettingsError
-from gateway.multiprocess.messages import Drain, Shutdown, ShutdownNow
+from gateway.multiprocess.messages import Drain, Shutdown, ShutdownNow, WorkerClosed, WorkerDrained, WorkerFailed
 from gateway.multiprocess.worker.context import WorkerContext
 from gateway.settings import Settings
 
@@ -53,7 +53,8 @@ class WorkerServer(server.ServerProcess):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self.context.send_closed({cause.value: count for cause, count in self.sluice.metrics.endings.items()})
+        endings = {cause.value: count for cause, count in self.sluice.metrics.endings.items()}
+        self.context.send(WorkerClosed(endings))
 
     def _handle(self, message: Drain | Shutdown | ShutdownNow) -> None:
         match message:
@@ -68,7 +69,7 @@ class WorkerServer(server.ServerProcess):
     async def _drain(self) -> None:
         # This process stays until all workers have drained, because they forward requests about its streams.
         await self.sluice.drain(self.drain_timeout_s)
-        self.context.send_drained()
+        self.context.send(WorkerDrained())
 
     def _on_parent_lost(self) -> None:
         # The parent process would have removed it.
@@ -97,7 +98,7 @@ def main(
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         def fail(error: SettingsError) -> None:
-            context.send_failed(str(error), error.exit_code)
+            context.send(WorkerFailed(str(error), error.exit_code))
             on_failure(error)
 
         sluice = app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=fail, context=context)

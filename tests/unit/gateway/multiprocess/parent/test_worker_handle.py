@@ -79,16 +79,12 @@ async def test_messages_reach_the_other_end() -> None:
 
     assert await pair.context.engine_host.next_addresses() == {"at": "x"}
 
-    pair.context.send_failed("No.", 2)
-    pair.context.send_drained()
-    pair.context.send_closed({"completed": 1})
+    reports = [messages.WorkerFailed("No.", 2), WorkerDrained(), messages.WorkerClosed({"completed": 1})]
+    for report in reports:
+        pair.context.send(report)
     await until(lambda: len(pair.received) == 3)
 
-    assert pair.received == [
-        messages.WorkerFailed("No.", 2),
-        messages.WorkerDrained(),
-        messages.WorkerClosed({"completed": 1}),
-    ]
+    assert pair.received == reports
 
     for order in (Drain(3.0), messages.Shutdown(), messages.ShutdownNow(), messages.AbortClient(0)):
         pair.worker.send(order)
@@ -124,7 +120,7 @@ async def test_a_permit_is_acquired_over_the_channel_and_released_at_its_end() -
 async def test_a_worker_that_answers_is_left_alone_and_one_that_is_stuck_is_killed() -> None:
     pair = Pair()
     await pair.open()
-    pair.context.on_shutdown = lambda _: pair.context.send_drained()
+    pair.context.on_shutdown = lambda _: pair.context.send(WorkerDrained())
     for count in range(1, 3 * MAX_UNANSWERED):
         pair.worker.check()
         # The worker handles messages in their order, so it has answered the ping before this one.
