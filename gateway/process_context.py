@@ -10,7 +10,7 @@ from gateway.admission.gate import AdmissionControl, Gate
 from gateway.engine.base import Engine, RecoveryReport
 from gateway.engine.shared import EngineHost
 
-# A client needs only the id to read or cancel a stream, so an id must not be guessable.
+# A client needs only the id to read or cancel a stream, so an id must not be guessable: 128 random bits.
 _ID_BYTES = 16
 
 

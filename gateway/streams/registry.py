@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -47,16 +46,10 @@ logger = logging.getLogger(__name__)
 _SMALLEST_SHARE = 1 / 4
 # When the engine has aborted what it did for it, a request that vLLM's app answers ends by itself within milliseconds.
 _UNWINDS_WITHIN_S = 1.0
-# An id is what a client needs to read or cancel a stream, so it must not be guessable: 128 random bits.
-_ID_BYTES = 16
 
 
 class NoRoute(NotFound):
     """vLLM's own app has nothing at that path."""
-
-
-def _random() -> str:
-    return secrets.token_hex(_ID_BYTES)
 
 
 class Registry:
@@ -73,7 +66,7 @@ class Registry:
         limits: Limits,
         clock: Clock,
         instrumentation: Instrumentation,
-        new_id: Callable[[], str] = _random,
+        new_id: Callable[[], str],
     ) -> None:
         """`engine` gives the running engine or raises why there is none; `engine_soon` waits where one is on its way.
         `log` makes a fresh log that keeps so many bytes, or nothing; `new_id` an id that nobody can guess."""

@@ -18,6 +18,7 @@ from gateway.domain import Chunk, ChunkTemplate, Delta, Endpoint, OutputPart, Re
 from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.errors import SluiceError
+from gateway.process_context import SingleProcess
 from gateway.protocols import openai
 from gateway.streamlog.base import Ended, StreamLog
 from gateway.streamlog.memory import MemoryLog
@@ -159,6 +160,7 @@ class StreamHarness:
             limits=limits,
             clock=self.clock,
             instrumentation=self.instrumentation,
+            new_id=SingleProcess().new_id,
         )
 
     def _current_engine(self) -> ScriptedEngine:
