@@ -17,6 +17,7 @@ from gateway.domain import AppOptions, Endpoint
 from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm.startup import launcher
+from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, add_queued_requests
@@ -46,7 +47,7 @@ class Sluice:
     def build(
         cls,
         settings: Settings,
-        plan: launcher.EnginePlan,
+        plan: EnginePlan,
         *,
         on_ready: Callable[[Sluice], None],
         on_failure: Callable[[SettingsError], None],

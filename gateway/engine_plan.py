@@ -9,7 +9,7 @@ from typing import Any
 from gateway import demo
 from gateway.engine.bounded_json import BodyLimits
 from gateway.engine.shared import EngineProcesses
-from gateway.engine.vllm.startup.launcher import EnginePlan
+from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.settings import Settings, engine_source
 
 

@@ -123,7 +123,7 @@ def _command_line(
             }
         return [sys.executable, "-m", "gateway", "serve", "--port", str(port)], env
     from gateway import demo
-    from gateway.engine.vllm.startup import launcher
+    from gateway.engine.vllm.startup.engine_arguments import vllm_command_line
     from gateway.engine_plan import plan_engine
     from gateway.settings import Settings
 
@@ -131,7 +131,7 @@ def _command_line(
     engine = {} if real else {"max_model_len": context}
     settings = Settings.model_validate({"synthetic": numbers, "engine": engine})
     plan = plan_engine(settings, None, (), None, lambda _: None)
-    argv = launcher.vllm_command_line(plan)
+    argv = vllm_command_line(plan)
     # The model is positional in `vllm serve`.
     at = argv.index("--model")
     del argv[at : at + 2]

@@ -24,6 +24,8 @@ from gateway.engine.vllm.core_client.watch import HangTimeouts
 from gateway.engine.vllm.engine import VllmEngine
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.startup import launcher
+from gateway.engine.vllm.startup.engine_arguments import parse_args
+from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.metrics import Metrics
 from gateway.settings import Settings, Synthetic
 
@@ -64,7 +66,7 @@ KEPT: list[asyncio.Task[None]] = []
 
 
 async def main() -> None:
-    plan = launcher.EnginePlan(
+    plan = EnginePlan(
         engine={"model": str(demo.MODEL_PATH), "served_model_name": demo.SERVED_NAME, "enable_prefix_caching": False},
         is_demo=True,
         # A vLLM that was built for GPUs serves where there is none, but no model.
@@ -73,7 +75,7 @@ async def main() -> None:
     clock = SystemClock()
     first = await launcher.start(plan, clock)
     llm = first._llm
-    args = launcher.parse_args(plan)
+    args = parse_args(plan)
     tasks = await llm.get_supported_tasks()
     ports: dict[str, dict[str, int]] = {}
     for name, parsers in PARSERS.items():

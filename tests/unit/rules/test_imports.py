@@ -138,7 +138,7 @@ VLLM_ARROWS: dict[str, set[str]] = {
     "prompt_offload": {"daemon_threads"},
     "grammars": {"error_mapping"},
     "engine_process": {"grammars"},
-    "core_client": {"compat", "exceptions", "engine_process"},
+    "core_client": {"compat", "exceptions", "daemon_threads", "engine_process"},
     "output": {"compat", "error_mapping", "core_client"},
     "http_app": {"compat", "exceptions", "bounded_validation", "error_mapping", "media_connector", "output"},
     "request_models": {"bounded_validation", "error_mapping", "http_app"},

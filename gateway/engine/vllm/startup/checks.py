@@ -9,9 +9,10 @@ from typing import Any
 
 from gateway.engine.vllm.compat import check
 from gateway.engine.vllm.core_client import factory
-from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.arguments import vllm_parser
-from gateway.engine.vllm.startup.launcher import EnginePlan
+from gateway.engine.vllm.startup.engine_arguments import early_problems, parse_collecting
+from gateway.engine.vllm.startup.environment import prepare_process
+from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.engine.vllm.startup.startup_errors import explain
 from gateway.errors import SettingsError
 
@@ -22,13 +23,13 @@ _GIB = 2**30
 def find_problems(plan: EnginePlan) -> list[str]:
     """A sentence for each problem. Imports vLLM and reads the model's configuration and tokenizer."""
     if unfit := check.problems():
-        # Nothing else that vLLM would be asked for could be trusted.
+        # Every other answer of this vLLM could be wrong, too.
         return unfit
-    found = launcher.find_early_problems(plan)
-    words = launcher.prepare_process(plan)
+    found = early_problems(plan)
+    error_log = prepare_process(plan)
     plan.on_stage("importing vLLM")
     try:
-        args, more = launcher.parse_collecting(plan)
+        args, more = parse_collecting(plan)
     except SettingsError as error:
         return [*found, *error.problems]
     found += more
@@ -38,12 +39,12 @@ def find_problems(plan: EnginePlan) -> list[str]:
     try:
         config = factory.make_config(args)
     except Exception as error:
-        return [*found, explain(error, words, str(args.model))]
-    found += [*_tokenizer(config, words), *_weights(plan, config)]
-    return found or list(_memory(plan, config))
+        return [*found, explain(error, error_log, str(args.model))]
+    found += [*_tokenizer_problems(config, error_log), *_weight_problems(plan, config)]
+    return found or list(_memory_problems(plan, config))
 
 
-def _tokenizer(config: Any, words: Path) -> list[str]:
+def _tokenizer_problems(config: Any, error_log: Path) -> list[str]:
     from vllm.tokenizers import cached_tokenizer_from_config
 
     if config.model_config.skip_tokenizer_init:
@@ -51,11 +52,11 @@ def _tokenizer(config: Any, words: Path) -> list[str]:
     try:
         cached_tokenizer_from_config(config.model_config)
     except Exception as error:
-        return [explain(error, words, str(config.model_config.tokenizer))]
+        return [explain(error, error_log, str(config.model_config.tokenizer))]
     return []
 
 
-def _weights(plan: EnginePlan, config: Any) -> list[str]:
+def _weight_problems(plan: EnginePlan, config: Any) -> list[str]:
     """Whether a folder has weights. What the hub has is not asked for."""
     folder = Path(str(config.model_config.model)).expanduser()
     synthetic = plan.synthetic is not None or config.load_config.load_format in ("dummy", "runai_streamer")
@@ -64,7 +65,7 @@ def _weights(plan: EnginePlan, config: Any) -> list[str]:
     return [f"The model folder {folder} has no weights (no file like {' or '.join(_WEIGHTS)})."]
 
 
-def _memory(plan: EnginePlan, config: Any) -> Iterator[str]:
+def _memory_problems(plan: EnginePlan, config: Any) -> Iterator[str]:
     """Whether weights and KV cache fit into what is free now."""
     if plan.synthetic is not None:
         return

@@ -1,5 +1,5 @@
-"""The engine processes, for a parent that serves nobody itself: started as vLLM's own server starts them for several
-front ends, watched, ended. vLLM's monitor would be in the process of the one client there usually is.
+"""The engine processes, for a parent that serves no requests itself: started as vLLM's own server starts them for
+several front ends, watched, ended. vLLM's monitor would run in the process of the only client that it usually has.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gateway.engine.vllm import engine_process
 from gateway.engine.vllm.core_client.factory import make_config
+from gateway.engine.vllm.daemon_threads import run_in_daemon_thread
 from gateway.engine.vllm.startup import launcher
-from gateway.engine.vllm.startup.launcher import EnginePlan
-from gateway.engine.vllm.startup.startup_errors import explain
-from gateway.errors import SettingsError
+from gateway.engine.vllm.startup.engine_arguments import parse_args
+from gateway.engine.vllm.startup.plan import EnginePlan
+from gateway.engine.vllm.startup.startup_errors import StartupErrors
 
 # The engine process gets this long to clean up its shared memory before it is killed.
 _STOP_WITHIN_S = 5.0
@@ -26,7 +26,7 @@ _GONE_WITHIN_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EngineProcesses:
-    """The processes of one start. `addresses` holds, for each client, where it meets them."""
+    """The processes of one start. `addresses` holds, for each client, the sockets over which it reaches them."""
 
     addresses: tuple[Mapping[str, str], ...]
     manager: Any
@@ -34,32 +34,31 @@ class EngineProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """Which they are."""
         return [process.pid for process in self._processes() if process.pid is not None]
 
     async def wait_dead(self) -> None:
         """Return when any of them has died: one dead engine of several takes the others along."""
         loop = asyncio.get_running_loop()
-        died: asyncio.Future[None] = loop.create_future()
-        # Ours to close: vLLM closes its own while nobody looks.
+        died = asyncio.Event()
+        # Duplicates, because vLLM may close its own descriptors while they are watched.
         watched = [os.dup(process.sentinel) for process in self._processes()]
         try:
             for descriptor in watched:
-                loop.add_reader(descriptor, _set_done, died)
-            await died
+                loop.add_reader(descriptor, died.set)
+            await died.wait()
         finally:
             for descriptor in watched:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
 
     def kill(self) -> None:
-        """End processes that are stuck; they get no chance to object."""
+        """End processes that are stuck, with SIGKILL."""
         for process in self._processes():
             process.kill()
 
     async def end(self, within_s: float = _STOP_WITHIN_S) -> None:
-        """End whatever is left of them, and wait until it is gone: the next engine needs its memory."""
-        await launcher.run_in_daemon_thread(lambda: self.end_blocking(within_s))
+        """End those that are left, and wait until they are gone: the next engine needs their memory."""
+        await run_in_daemon_thread(lambda: self.end_blocking(within_s))
 
     def end_blocking(self, within_s: float) -> None:
         """As `end`, in this thread."""
@@ -73,35 +72,23 @@ class EngineProcesses:
         return [*self.manager.processes, *([] if self.coordinator is None else [self.coordinator.proc])]
 
 
-def _set_done(died: asyncio.Future[None]) -> None:
-    if not died.done():
-        died.set_result(None)
-
-
 class EngineProcessLauncher:
-    """Starts the engine processes of `plan`, again and again."""
+    """Starts the engine processes of `plan`, any number of times."""
 
     def __init__(self, plan: EnginePlan) -> None:
         self._plan = plan
-        self._words: Path | None = None
+        self._errors: StartupErrors | None = None
 
     async def launch(self) -> EngineProcesses:
         """Start them and wait until they are ready. Raises SettingsError, in one sentence, if they cannot start."""
         plan = self._plan
-        if self._words is None:
-            if wrong := launcher.find_early_problems(plan):
-                raise SettingsError(*wrong)
-            self._words = launcher.prepare_process(plan)
+        if self._errors is None:
+            self._errors = launcher.prepare(plan)
         else:
-            # Stages are told once.
+            # Stages are reported once.
             plan = replace(plan, on_stage=lambda _: None)
-        try:
-            return await launcher.run_in_daemon_thread(lambda: _launch(plan))
-        except SettingsError:
-            raise
-        except Exception as error:
-            launcher.logger.debug("the engine could not start", exc_info=True)
-            raise SettingsError(explain(error, self._words, str(plan.engine.get("model", ""))), exit_code=1) from error
+        with self._errors.explained():
+            return await run_in_daemon_thread(lambda: _launch(plan))
 
 
 def _launch(plan: EnginePlan) -> EngineProcesses:
@@ -112,18 +99,18 @@ def _launch(plan: EnginePlan) -> EngineProcesses:
 
     engine_process.replace_coordinator(DPCoordinatorProc)
 
-    def mark(engine_args: Any) -> None:
+    def set_process_count(engine_args: Any) -> None:
         # The front end is several processes, and this is none of them.
         engine_args._api_process_count = plan.workers
         engine_args._api_process_rank = -1
 
-    args = launcher.parse_args(plan)
+    args = parse_args(plan)
     plan.on_stage("reading the model's configuration")
-    config = make_config(args, mark)
+    config = make_config(args, set_process_count)
     plan.report_starting()
-    # Sockets of this machine, so the clients may bind theirs when they come: until then the engine tries again.
-    places = get_engine_zmq_bind_addresses(config, plan.workers)
-    addresses = EngineZmqAddresses(places.inputs, places.outputs)
+    # Sockets of this machine, so the clients may bind theirs later: until then the engine tries again.
+    sockets = get_engine_zmq_bind_addresses(config, plan.workers)
+    addresses = EngineZmqAddresses(sockets.inputs, sockets.outputs)
     launched = None
     try:
         with launch_core_engines(config, Executor.get_class(config), not args.disable_log_stats, addresses) as launched:
@@ -136,11 +123,9 @@ def _launch(plan: EnginePlan) -> EngineProcesses:
     if launched.coordinator is not None:
         stats["stats_update_address"] = launched.coordinator.get_stats_publish_address()
     plan.on_stage("building the API")
+    pairs = zip(sockets.inputs, sockets.outputs, strict=True)
     return EngineProcesses(
-        tuple(
-            {"input_address": entrance, "output_address": outlet, **stats}
-            for entrance, outlet in zip(places.inputs, places.outputs, strict=True)
-        ),
+        tuple({"input_address": inputs, "output_address": outputs, **stats} for inputs, outputs in pairs),
         launched.engine_manager,
         launched.coordinator,
     )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-# Sentences of vLLM's that only say that another process has failed.
+from gateway.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+# Messages of vLLM that only report the failure of another process.
 _ELSEWHERE = re.compile(
     "see (the )?(stack trace|root cause|error|traceback)|initialization failed|EngineCore encountered|EngineDeadError"
     "|Worker proc .* died|cancelled|background process",
@@ -77,12 +85,31 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def explain(error: Exception, words: Path, model: str) -> str:
-    """One sentence for a failed start: the engine process's own last error where it left one."""
+@dataclass(frozen=True, slots=True)
+class StartupErrors:
+    """`error_log`: the file to which the engine process logs its errors. `model`: the model's name in sentences."""
+
+    error_log: Path
+    model: str
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise SettingsError with one sentence in the place of any other error."""
+        try:
+            yield
+        except SettingsError:
+            raise
+        except Exception as error:
+            logger.debug("the engine could not start", exc_info=True)
+            raise SettingsError(explain(error, self.error_log, self.model), exit_code=1) from error
+
+
+def explain(error: Exception, error_log: Path, model: str) -> str:
+    """One sentence for a failed start: the newest error that the engine process has logged, else `error`."""
     own = _first_line(error)
-    named = [text for text in [*_logged_errors(words), own] if not _ELSEWHERE.search(text)]
-    # What a process left behind is nearer to the cause than what its parent says about it.
-    text = named[0] if named else _explain_exit_codes(own)
+    # An error in the log of a process is nearer to the cause than the one that its parent raises.
+    causes = [text for text in [*_logged_errors(error_log), own] if not _ELSEWHERE.search(text)]
+    text = causes[0] if causes else _explain_exit_codes(own)
     text = _short(text.partition(" To allow overriding this maximum")[0])
     for patterns, sentence in _CAUSES:
         if re.search("|".join(patterns), text, re.IGNORECASE):
@@ -92,7 +119,7 @@ def explain(error: Exception, words: Path, model: str) -> str:
 
 
 def _short(text: str) -> str:
-    """One sentence of vLLM's, and as many more as fit."""
+    """The first sentence, and as many more as fit."""
     text = text.strip()
     if len(text) > _LONGEST:
         cut = text[:_LONGEST]
@@ -102,7 +129,7 @@ def _short(text: str) -> str:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        # Its own first line only counts.
+        # Its first line only counts the errors.
         first = error.errors()[0]
         text = first["msg"].removeprefix("Value error, ")
         where = ".".join(str(part) for part in first["loc"])
@@ -111,17 +138,17 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _logged_errors(words: Path) -> list[str]:
-    """Errors that processes have logged, the last first."""
-    if not words.exists():
+def _logged_errors(error_log: Path) -> list[str]:
+    """The errors in the log, the newest first."""
+    if not error_log.exists():
         return []
-    lines = [line for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in error_log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if ": " in line and line.split(":", 1)[0].endswith(("Error", "Exception"))]
     return [line.split(": ", 1)[1] for line in reversed(named)]
 
 
 def _explain_exit_codes(own: str) -> str:
-    """A sentence where nobody has said why: the exit codes tell something."""
+    """A sentence from the exit codes in vLLM's message, where no process has logged an error."""
     found = _FAILED.search(own)
     silent = "a process of the engine ended and left no reason; log.level=debug shows vLLM's own log."
     if found is None:
@@ -134,4 +161,4 @@ def _explain_exit_codes(own: str) -> str:
     return f"{silent} Exit codes: {found[1]}."
 
 
-__all__ = ["explain"]
+__all__ = ["StartupErrors", "explain"]

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.timeout(300)
 
 _SCRIPT = """
 import json, sys
-from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.arguments import generate, vllm_parser
 from gateway.errors import SettingsError
 

@@ -15,7 +15,7 @@ import asyncio, json, sys, tempfile
 from pathlib import Path
 from gateway.engine_plan import plan_engine
 from gateway.clock import SystemClock
-from gateway.engine.vllm.startup import launcher
+from gateway.engine.vllm.startup import engine_arguments, environment, launcher
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -27,10 +27,10 @@ def one(engine, flags, synthetic):
             asyncio.run(launcher.start(plan, SystemClock()))
         except SettingsError as error:
             return str(error)
-    launcher._set_environment(plan, Path(tempfile.mkdtemp()) / "words")
+    environment.set_environment(plan, Path(tempfile.mkdtemp()) / "words")
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
-    args = AsyncEngineArgs.from_cli_args(launcher.parse_args(plan))
+    args = AsyncEngineArgs.from_cli_args(engine_arguments.parse_args(plan))
     config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER).parallel_config
     names = ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
              "data_parallel_rpc_port", "data_parallel_hybrid_lb", "world_size", "distributed_executor_backend"]

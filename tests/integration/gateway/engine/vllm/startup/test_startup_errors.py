@@ -7,8 +7,9 @@ import sys
 
 _START = """
 import json, logging.config, os
-from gateway.engine.vllm.startup import launcher, startup_errors
-left = launcher.prepare_process(launcher.EnginePlan(engine={"model": "m"}))
+from gateway.engine.vllm.startup import environment, startup_errors
+from gateway.engine.vllm.startup.plan import EnginePlan
+left = environment.prepare_process(EnginePlan(engine={"model": "m"}))
 with open(os.environ["VLLM_LOGGING_CONFIG_PATH"]) as file:
     logging.config.dictConfig(json.load(file))
 try:

@@ -1,81 +1,83 @@
-"""What does not go with several workers is refused with a sentence that names it and the way out."""
+"""A worker attaches to engine processes of a parent, over a host that the test plays."""
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.core_client.attachment import _ENVIRONMENT, refuse_for_workers
-from gateway.engine.vllm.engine_process import _abort_client
-from gateway.errors import SettingsError
+from gateway.engine.vllm.core_client.attachment import EngineAttachment
+from gateway.errors import EngineFailed
+from tests.support.time import in_virtual_time
 
 
-def args(**given: Any) -> SimpleNamespace:
-    usual = {
-        "data_parallel_size": 1,
-        "data_parallel_size_local": None,
-        "data_parallel_rank": None,
-        "data_parallel_backend": "mp",
-        "data_parallel_external_lb": False,
-        "data_parallel_hybrid_lb": False,
-    }
-    return SimpleNamespace(**(usual | given))
+class Host:
+    client_index, client_count = 1, 3
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.complaints = 0
+
+    async def next_addresses(self) -> dict[str, str]:
+        await asyncio.sleep(5)
+        return {"input_address": "ipc://a"}
+
+    async def wait_lost(self) -> None:
+        await self.lost.wait()
+
+    def report_unresponsive(self) -> None:
+        self.complaints += 1
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
+def attachment(host: Host) -> EngineAttachment:
+    return EngineAttachment(host)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"data_parallel_size": 2},
-        {"data_parallel_size": 2, "data_parallel_size_local": 2},
-        {"mm_tensor_ipc": "direct"},
-    ],
-)
-def test_engines_of_this_machine_are_fine(given: dict[str, Any]) -> None:
-    refuse_for_workers(args(**given))
+@in_virtual_time
+async def test_the_client_is_made_of_the_next_engines_addresses() -> None:
+    async def make(arguments: dict[str, Any]) -> Any:
+        return arguments
+
+    made = await attachment(Host()).attach(make)
+
+    assert made == {"client_addresses": {"input_address": "ipc://a"}, "client_count": 3, "client_index": 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("data_parallel_backend", "ray"),
-        ("data_parallel_size_local", 0),
-        ("data_parallel_rank", 0),
-        ("data_parallel_external_lb", True),
-        ("data_parallel_hybrid_lb", True),
-        ("enable_elastic_ep", True),
-        ("mm_tensor_ipc", "torch_shm"),
-        ("enable_server_load_tracking", True),
-    ],
-)
-def test_what_does_not_hold_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(SettingsError, match=rf"engine\.{name}.*server\.workers to 1"):
-        refuse_for_workers(args(**{name: value}))
+@in_virtual_time
+async def test_an_engine_that_dies_meanwhile_is_not_waited_for() -> None:
+    host = Host()
+    making = asyncio.Event()
+
+    async def make(_: dict[str, Any]) -> None:
+        making.set()
+        await asyncio.Event().wait()
+
+    attaching = asyncio.get_running_loop().create_task(attachment(host).attach(make))
+    await making.wait()
+    host.lost.set()
+
+    with pytest.raises(EngineFailed):
+        await attaching
+    assert host.complaints == 0
 
 
-@pytest.mark.parametrize("name", sorted(_ENVIRONMENT))
-def test_vllms_variables_that_keep_something_in_one_process_are_refused(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, "0")
-    refuse_for_workers(args())
-    monkeypatch.setenv(name, "1")
-    with pytest.raises(SettingsError, match=rf"{name}.*server\.workers"):
-        refuse_for_workers(args())
+@in_virtual_time
+async def test_an_engine_that_this_client_cannot_use_is_reported() -> None:
+    host = Host()
+
+    async def make(_: dict[str, Any]) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await attachment(host).attach(make)
+    assert host.complaints == 1
 
 
-def test_the_requests_of_a_dead_client_are_aborted_and_no_others() -> None:
-    aborted: list[str] = []
-    requests = {f"r{number}": SimpleNamespace(client_index=number % 3) for number in range(7)}
-    engine = SimpleNamespace(scheduler=SimpleNamespace(requests=requests), abort_requests=aborted.extend)
+@in_virtual_time
+async def test_vllm_is_told_how_many_processes_its_front_end_has() -> None:
+    arguments = SimpleNamespace()
+    attachment(Host()).set_process_count(arguments)
 
-    assert _abort_client(engine, 1) == 2
-    assert aborted == ["r1", "r4"]
+    assert (arguments._api_process_count, arguments._api_process_rank) == (3, 1)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.engine.vllm.startup.launcher import _SYNTHETIC, _use_synthetic_executor
+from gateway.engine.vllm.startup.engine_arguments import _SYNTHETIC, _use_synthetic_executor
 from gateway.engine.vllm.synthetic.timing import SETTINGS_KEY
 from gateway.errors import SettingsError
 
