@@ -1,10 +1,9 @@
-"""From the bytes of a request body to its document, at a bounded cost whatever the bytes are.
+"""Parses the bytes of a request body at a bounded cost, whatever the bytes are.
 
-`orjson.loads` keeps the interpreter to itself for as long as it takes: 16 MiB of `[[],[],...` are two seconds. So
-bodies are measured first, by counting bytes, which takes microseconds; only where that upper bound is past the limits
-is the body scanned exactly, in Python, which lets the event loop go on. Long lists of numbers, such as prompts of token
-ids, are parsed piece by piece and count as one value. The scan knows what stands inside strings, so a prompt may be any
-text.
+`orjson.loads` holds the interpreter's lock while it runs: two seconds for 16 MiB of `[[],[],...`. So an upper bound on
+the number of values is computed first, by counting bytes, which takes microseconds. Only if that exceeds the limits is
+the body scanned exactly, in Python, so that the event loop can run meanwhile. Long lists of numbers, such as prompts of
+token ids, are parsed in pieces and count as one value. The scan skips strings, so a prompt may be any text.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ import orjson
 from gateway.errors import ClientError
 from gateway.offload import checkpoint
 
-# A body with no more than this is parsed and validated where it arrives, which takes the event loop a millisecond; a
-# thread costs 0.1 ms.
+# A body of at most this size is parsed and validated on the event loop, which takes a millisecond; a thread costs
+# 0.1 ms.
 _LIGHT_BYTES = 64 * 2**10
-# Lists of numbers from so many bytes on are parsed apart, in pieces of so many bytes: a millisecond each.
+# Lists of numbers from this size on are parsed separately, in pieces that take a millisecond each.
 _LONG_LIST_BYTES = 256
 _PIECE_BYTES = 128 * 2**10
 _DIGITS = b"0123456789"
 _NUMBERS = _DIGITS + b"+-.eE, \t\r\n"
-# What is looked at in one go: 0.1 to 1 ms.
+# Bytes that are counted or matched in one call: 0.1 to 1 ms.
 _WINDOW_BYTES = 256 * 2**10
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.S)
 _COLON = re.compile(rb"\s*:")
@@ -37,9 +36,9 @@ _MARK = secrets.token_hex(16)
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Bounds on a JSON document: how many values it has in all (members of objects and items of lists; a list of
-    numbers is one), how many numbers such lists have together, how many one list or object has that holds anything but
-    numbers, how deep they nest, and how many stop strings or bad words a request has."""
+    """Limits on a JSON document. `max_values`: members of objects and items of lists, where a list of numbers is one
+    value; `max_numbers`: numbers in such lists together; `max_items`: items of one list or object that has other values
+    than numbers; `max_depth`: levels; `max_stop_strings`: stop strings or bad words of a request."""
 
     max_values: int = 100_000
     max_numbers: int = 2_000_000
@@ -48,22 +47,23 @@ class BodyLimits:
     max_stop_strings: int = 256
 
 
-def is_cheap_to_parse(body: bytes, containers: int) -> bool:
-    """Whether a body costs so little that it can be dealt with on the event loop: it is short, and has no more than so
-    many lists and objects. Numbers and strings cost a tenth of them."""
-    return len(body) <= _LIGHT_BYTES and body.count(b"[") + body.count(b"{") <= containers
+def is_cheap_to_parse(body: bytes, max_containers: int) -> bool:
+    """Whether a body may be parsed on the event loop: it is short, and has at most `max_containers` lists and objects.
+    Numbers and strings cost a tenth of those."""
+    return len(body) <= _LIGHT_BYTES and body.count(b"[") + body.count(b"{") <= max_containers
 
 
 def read_document(body: bytes, limits: BodyLimits) -> Any:
-    """The document in a request body: UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises ClientError
-    that says where it is broken, or which limit it passes. Long ones belong in a thread."""
+    """The document in a request body, in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises ClientError
+    with the position of a syntax error or the exceeded limit. To be called in a thread for a body that is not cheap to
+    parse."""
     body = _as_utf8(body)
-    bound, containers, digits = 0, 0, False
+    bound, containers, has_digit_run = 0, 0, False
     for at in range(0, len(body), _WINDOW_BYTES):
         bound += _bound(body, at, at + _WINDOW_BYTES)
         containers += body.count(b"[", at, at + _WINDOW_BYTES) + body.count(b"{", at, at + _WINDOW_BYTES)
-        digits = digits or _is_of_digits(body, at)
-    if bound <= limits.max_values and not digits:
+        has_digit_run = has_digit_run or _is_digit_run(body, at)
+    if bound <= limits.max_values and not has_digit_run:
         document = _loads(body)
         if bound > limits.max_items or containers > limits.max_depth:
             document = _checked(document, limits, [])
@@ -74,12 +74,13 @@ def read_document(body: bytes, limits: BodyLimits) -> Any:
 
 
 def _bound(body: bytes, start: int, end: int) -> int:
-    """No stretch of JSON has more values than this: each follows a comma or an opening bracket, or is the only one."""
+    """An upper bound on the values in a part of JSON: each value follows a comma or an opening bracket, or is the only
+    one."""
     return body.count(b",", start, end) + body.count(b"[", start, end) + body.count(b"{", start, end)
 
 
-def _is_of_digits(body: bytes, at: int) -> bool:
-    """Whether a whole window is. A number so long is none, but takes the parser a tenth of a second to find out."""
+def _is_digit_run(body: bytes, at: int) -> bool:
+    """Whether a whole window consists of digits. No number has that length, but the parser needs 0.1 s to refuse it."""
     window = body[at : at + _WINDOW_BYTES]
     return len(window) == _WINDOW_BYTES and not window.strip(_DIGITS)
 
@@ -92,7 +93,7 @@ def _loads(body: bytes) -> Any:
 
 
 def _as_utf8(body: bytes) -> bytes:
-    """The same text in UTF-8. JSON begins with an ASCII character, so zeros among the first bytes tell the encoding."""
+    """The same text in UTF-8. JSON begins with an ASCII character, so zeros among the first bytes show the encoding."""
     if body.startswith(b"\xef\xbb\xbf"):
         return body[3:]
     if b"\0" not in body[:4] and not body.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -105,8 +106,8 @@ def _as_utf8(body: bytes) -> bytes:
 
 
 class _Scan:
-    """Counts the values of a body exactly, and takes the long lists of numbers out of it: `parts` is the body with a
-    mark in the place of each, `lists` what they were."""
+    """Counts the values of a body exactly, and extracts long lists of numbers: `parts` is the body with a mark in place
+    of each list, `lists` are the lists."""
 
     def __init__(self, body: bytes, limits: BodyLimits) -> None:
         self._body = body
@@ -134,7 +135,7 @@ class _Scan:
                 self._field = body[quote + 1 : min(at - 1, quote + 65)].decode(errors="replace")
                 self._values_before = self._values
             strings += 1
-            # Strings that no comma parts are no JSON; nothing else would bound how many there are.
+            # Strings without commas between them are not JSON, and only this bounds their number.
             if strings > 2 * self._max + 2:
                 raise self._too_many()
             if not strings % 1024:
@@ -153,12 +154,12 @@ class _Scan:
             if at < end and body[at] == 0x22:
                 return at + 1
             checkpoint()
-            # The window ended, maybe behind a backslash.
+            # The window ended, possibly after a backslash.
             if at < end:
                 at += 2
 
     def _between(self, start: int, end: int) -> None:
-        """The stretch between two strings."""
+        """Count the part between two strings."""
         body = self._body
         at, close = start, -1
         while True:
@@ -174,7 +175,7 @@ class _Scan:
             if inner >= 0:
                 at = opening + 1
             elif close - opening >= _LONG_LIST_BYTES and self._is_of_numbers(opening + 1, close):
-                self._take_out(opening, close + 1)
+                self._extract(opening, close + 1)
                 at = close
             else:
                 at = opening + 1
@@ -183,7 +184,7 @@ class _Scan:
     def _count(self, start: int, end: int) -> None:
         body = self._body
         for at in range(start, end - _WINDOW_BYTES, _WINDOW_BYTES):
-            if _is_of_digits(body, at):
+            if _is_digit_run(body, at):
                 raise _too_many_digits(at)
         self._values += _bound(body, start, end)
         if self._values > self._max:
@@ -197,7 +198,7 @@ class _Scan:
                 return False
         return True
 
-    def _take_out(self, start: int, end: int) -> None:
+    def _extract(self, start: int, end: int) -> None:
         body = self._body
         self._numbers_seen += body.count(b",", start, end) + 1
         if self._numbers_seen > self._max_numbers:
@@ -227,12 +228,12 @@ class _Scan:
             at = start + error.pos - 1
             raise ClientError(f"The request body is not valid JSON: {error.msg} (at byte {at}).") from None
         if not numbers:
-            # Nothing between two commas.
+            # There is nothing between two commas.
             raise ClientError(f"The request body is not valid JSON: a number is missing (at byte {start}).")
         return numbers
 
     def _too_many(self) -> ClientError:
-        # It may be that no field has more than its share.
+        # Only a field with more than half of all values is named.
         field = self._field if self._values - self._values_before > self._max // 2 else ""
         return ClientError(
             f"{f'{field}: ' if field else ''}The request body holds more than {self._max} JSON values "
@@ -246,9 +247,9 @@ def _too_many_digits(at: int) -> ClientError:
 
 
 def _checked(document: Any, limits: BodyLimits, lists: list[list[Any]]) -> Any:
-    """The document, with the lists that were taken out of it, if it keeps within the limits."""
+    """The document, with the extracted lists in place. Raises ClientError if it exceeds a limit."""
     root = [document]
-    # A container, its depth, and where it stands: its key in its parent, and the parent's own entry here.
+    # A container and its place: its key in its parent, and the place of that.
     level: list[tuple[Any, Any]] = [(root, None)]
     depth = 0
     while level:
@@ -294,7 +295,7 @@ def _too_long(path: str, count: int, limits: BodyLimits) -> ClientError:
 
 
 def _path(place: Any) -> str:
-    """The path to a container as a client would write it; the first key is the root's own."""
+    """The path to a container in a client's notation, without the first key, which is the root's."""
     keys = []
     while place is not None:
         key, place = place

@@ -112,7 +112,7 @@ def test_what_is_not_to_be_fetched_is_refused_with_a_sentence(
         f"http://localhost:{inside}/": "not public",
         f"http://127.0.0.1:{inside}/": "does not fetch media from that domain",
         f"http://2130706433:{inside}/": "does not fetch media from that domain",
-        f"http://localhost:{inside}@example.com/": "no URL that can be fetched",
+        f"http://localhost:{inside}@example.com/": "not a URL that can be fetched",
         f"file://{tmp_path}/secret.png": "--allowed-local-media-path",
         "ftp://localhost/": "begins with",
         broken: "could not be decoded",

@@ -1,9 +1,9 @@
-"""vLLM's request models, validated at a bounded cost.
+"""Validates vLLM's request models at a bounded cost.
 
-Pydantic validates a list in one call, which keeps the interpreter to itself, and goes on to the end of it however many
-items are wrong: 12,000 wrong items of a `/v1/responses` request are 2.8 million errors. Here the same core schema is
-built once more with two changes: every list and object is validated some items at a time, in a Python function that
-lets other threads go on, and ends with its first wrong item.
+Pydantic validates a list in one call, which holds the interpreter's lock, and continues to its end whatever the number
+of wrong items: 12,000 wrong items of a `/v1/responses` request are 2.8 million errors. Here the same core schema is
+built again with two changes: every list and object is validated in slices, by a Python function between whose slices
+other threads run, and validation ends with the first wrong item.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from gateway.offload import checkpoint
 
 _now = SystemClock().now
 
-# So many items to begin with, and so many numbers or strings; then as many as take a few milliseconds.
+# The first slice has this many items, or this many numbers or strings; later slices take a few milliseconds.
 _FEW, _SIMPLE, _MANY = 16, 2048, 16_384
 _QUICK_S, _SLOW_S = 0.001, 0.004
-# One wrong item has an error for each branch of a union; only the first few are ever shown.
+# One wrong item has an error for each branch of a union; a client gets only the first few.
 _ERRORS = 32
-# How pydantic asks for an object of one of vLLM's classes.
+# Pydantic's words for an object of one of vLLM's classes.
 _NAMED_TYPE = re.compile(r"a (?:valid )?dictionary or (?:an )?(?:instance of \w+|object to extract fields from)")
-# Pydantic repeats one mistake once per branch of a union; the first few say it all.
+# Pydantic repeats one mistake for each branch of a union; the first few are enough.
 _SHOWN = 3
 _LOOKED_AT = 64
 _LONGEST_PROBLEM = 600
-# What in a core schema is no schema: values, functions, and what only serializers read.
+# Keys of a core schema that contain no schema: values, functions, and data of serializers.
 _OPAQUE = frozenset(
     {"metadata", "serialization", "default", "expected", "function", "cls", "json_schema_input_schema", "members"}
 )
 
 
 class BoundedValidator:
-    """Validates what one type accepts, with the same outcome as pydantic's own validator; of the errors, the first."""
+    """Validates documents of one type with the result of pydantic's own validator; of its errors, the first ones."""
 
     def __init__(self, kind: Any) -> None:
         self.kind = kind
-        # Else pydantic would put the classes' own validators in place of what has been changed.
+        # Otherwise pydantic would use the classes' prebuilt validators, without the changes.
         self._validator = SchemaValidator(_bounded(TypeAdapter(kind).core_schema), _use_prebuilt=False)
 
     def __call__(self, document: Any) -> Any:
-        """The validated object. Raises pydantic's ValidationError, and what validators of vLLM's raise."""
+        """The validated object. Raises ValidationError, and the exceptions of vLLM's own validators."""
         return self._validator.validate_python(document)
 
 
@@ -72,7 +72,7 @@ def _bounded(schema: Any) -> Any:
             }
             if "ref" in copy:
                 sliced["ref"] = copy.pop("ref")
-            # Of how many items there may be, only the whole list knows.
+            # A bound on the number of items needs the whole list.
             return copy if "min_length" in copy or "max_length" in copy else sliced
     return copy
 
@@ -96,7 +96,7 @@ def _validate_in_slices(value: Any, validate: Any) -> Any:
             done = validate(part)
         except ValidationError as error:
             if not at or items is not None:
-                # It says what it should, and a union may have other branches to try.
+                # The error needs no shift, and a union may have other branches.
                 raise
             raise _shift_error(error, at) from None
         took_s = _now() - began_s
@@ -113,21 +113,21 @@ def _validate_in_slices(value: Any, validate: Any) -> Any:
 
 
 def _shift_error(error: ValidationError, by: int) -> ValidationError:
-    """The same error in terms of the whole list, of which a slice began at `by`."""
+    """The error of a slice that began at index `by`, with the indices of the whole list."""
     lines = []
     for problem in error.errors(include_url=False)[:_ERRORS]:
         place = problem["loc"]
         if place and isinstance(place[0], int):
             place = (place[0] + by, *place[1:])
-        words = {**problem.get("ctx", {}), "words": problem["msg"]}
-        kind = PydanticCustomError(problem["type"], "{words}", words)
+        context = {**problem.get("ctx", {}), "text": problem["msg"]}
+        kind = PydanticCustomError(problem["type"], "{text}", context)
         lines.append(InitErrorDetails(type=kind, loc=place, input=problem["input"]))
     return ValidationError.from_exception_data(error.title, lines)
 
 
 def to_client_error(error: ValidationError, *, inside: str = "") -> ClientError:
-    """A body that vLLM's request model refuses: names the first field and says what is wrong with it. `inside`: the
-    field whose value was validated, if it was not the body."""
+    """The error for a body that vLLM's request model refuses, with the first wrong field. `inside` is the field whose
+    value was validated, if that was not the whole body."""
     problems: dict[str, None] = {}
     param: str | None = None
     for problem in error.errors(include_url=False)[:_LOOKED_AT]:
@@ -143,8 +143,8 @@ def to_client_error(error: ValidationError, *, inside: str = "") -> ClientError:
 
 
 def _problem_text(problem: Any) -> str:
-    """Pydantic's own sentence, unless it speaks of something that the client did not write: a whole number past 64 bits
-    is a float to the parser of its JSON."""
+    """Pydantic's own sentence, unless it misses the mistake: the JSON parser turns a whole number past 64 bits into a
+    float."""
     value = problem["input"]
     if type(value) is float and value.is_integer() and abs(value) >= 2**63 and problem["type"].startswith("int"):
         return "Input should be a whole number of at most 64 bits"
@@ -152,7 +152,7 @@ def _problem_text(problem: Any) -> str:
 
 
 def field_path(loc: tuple[int | str, ...]) -> str:
-    """The path to a field as a client would write it; pydantic's names of types and validators are left out."""
+    """The path to a field in a client's notation, without pydantic's names of types and validators."""
     parts: list[str] = []
     for part in loc:
         if isinstance(part, int):
@@ -166,7 +166,7 @@ _TYPES = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tup
 
 
 def _exception_text(error: BaseException) -> str:
-    """The words of a validation error without the parameter and the value that vLLM appends in brackets."""
+    """The message of an exception, without the parameter and the value that vLLM appends in brackets."""
     if error.args and isinstance(error.args[0], str):
         return error.args[0]
     return str(error)

@@ -1,10 +1,9 @@
-"""How images, audio and video come into this process: vLLM's media connector with the limits that a server needs whose
-clients are strangers.
+"""Replaces vLLM's media connector, because a server with unknown clients needs limits on images, audio and video.
 
-A URL in a request makes this machine fetch what the client names, so fetching is off until `--allowed-media-domains`
-says from where. Then the name must be one of these, at each hop, and what the name means is looked at where the
-connection is made, so that neither a redirect nor a name that changes its meaning leads to an address that only this
-machine can reach. Whatever fails is the client's to mend: 400, in our words.
+A URL in a request makes this machine fetch an address of the client's choice, so fetching is off until
+`--allowed-media-domains` lists domains. Then the host must be in that list, at each redirect, and its address is
+checked where the connection is made, so that neither a redirect nor a change of the DNS record leads to an address that
+only this machine can reach. All failures are a 400 with a message of ours.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ from yarl import URL
 logger = logging.getLogger(__name__)
 
 CONNECTOR_NAME = "sluice"
-"""Under which `VLLM_MEDIA_CONNECTOR` finds it."""
+"""The value of `VLLM_MEDIA_CONNECTOR` that selects this connector."""
 
 _MAX_REDIRECTS = 3
 _PIECE_BYTES = 64 * 2**10
-# Addresses that carry another one inside, to which a gateway may lead.
+# Networks whose addresses contain an IPv4 address to which a gateway may lead.
 _EMBEDDING_NETWORKS = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
 
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """As the settings of `media`."""
+    """The settings of `media`."""
 
     max_bytes: int = 32 * 2**20
     max_decoded_bytes: int = 2**30
@@ -60,22 +59,22 @@ class MediaLimits:
 
 
 class MediaRejected(VLLMValidationError):  # type: ignore[misc,unused-ignore]
-    """Media that are not taken; the message is for the client."""
+    """Media that are refused. The message is for the client."""
 
     def __str__(self) -> str:
-        # vLLM's own appends the field, which is named anyway.
+        # vLLM's own method appends the field, which the message already names.
         return str(self.args[0])
 
 
 class DecodeBudget:
-    """What the media of one request may still take once decoded."""
+    """The decoded bytes that the media of one request may still take."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = self._left_bytes = limit_bytes
         self._lock = threading.Lock()
 
     def charge(self, size_bytes: int, field: str) -> None:
-        """Take it. Raises Refused if there is not as much left."""
+        """Subtract `size_bytes`. Raises MediaRejected if less is left."""
         with self._lock:
             self._left_bytes -= size_bytes
             exceeded = self._left_bytes < 0
@@ -91,18 +90,18 @@ BUDGET: ContextVar[DecodeBudget | None] = ContextVar("sluice_media_budget", defa
 
 
 def install_media_connector(limits: MediaLimits) -> None:
-    """Have vLLM take media through this, in this process from now on, unless its user names another connector."""
+    """Register the connector with vLLM in this process; a user can still select another one."""
     LimitedMediaConnector.limits = limits
     MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR_NAME)(LimitedMediaConnector)
 
 
 def start_budget() -> None:
-    """A request begins in the running task: its media share one budget."""
+    """Set the budget that all media of the current task's request share."""
     BUDGET.set(DecodeBudget(LimitedMediaConnector.limits.max_decoded_bytes))
 
 
 def is_public(address: str) -> bool:
-    """Whether the address is one of the internet, and stands for no other."""
+    """Whether the address is reachable from the internet and contains no other address."""
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
         if found.ipv4_mapped is not None:
@@ -117,19 +116,19 @@ def _is_global(address: IPv4Address | IPv6Address) -> bool:
 
 
 class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
-    """vLLM makes one for each message that has media."""
+    """Replaces vLLM's MediaConnector because that has no such limits. vLLM creates one for each message with media."""
 
     limits = MediaLimits()
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        """For vLLM's code that runs in a thread."""
+        """The same from a thread of vLLM's."""
         context = contextvars.copy_context()
         loading = self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(context.run, asyncio.run, loading).result()
 
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        """The image, audio or video at a URL. Raises Refused."""
+        """The image, audio or video at a URL. Raises MediaRejected."""
         field = _field(media_io)
         try:
             async with asyncio.timeout(self.limits.timeout_s):
@@ -175,10 +174,10 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         except VLLMValidationError as error:
             raise MediaRejected(f"{field}: {error.args[0]}", parameter=field) from None
         except Exception:
-            # Decoders raise what they like for what is not theirs to decode, and speak of their own insides.
+            # Decoders raise any exception for data in another format, with messages about their internals.
             logger.debug("media could not be decoded", exc_info=True)
             raise MediaRejected(
-                f"{field}: the media could not be decoded; they are broken, or of a kind that is not known here.",
+                f"{field}: the media could not be decoded; they are broken or in an unsupported format.",
                 parameter=field,
             ) from None
 
@@ -187,7 +186,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         if not comma or kind.rpartition(";")[2].strip().lower() != "base64":
             raise MediaRejected(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
         if isinstance(media_io, VideoMediaIO) and kind.partition(";")[0].strip().lower() == "video/jpeg":
-            # A list of frames, each a picture.
+            # A list of frames, each an image.
             media_io.image_io = _FrameDecoder(self, media_io.image_io, field)
             return media_io.load_base64("video/jpeg", text)
         return self._decode(pybase64.b64decode(text, validate=True), media_io, field)
@@ -196,7 +195,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         folder: Path | None = self.allowed_local_media_path
         if folder is None:
             raise MediaRejected(
-                f"{field}: files of this server are not read; its operator can name a folder for them "
+                f"{field}: this server reads no files; its operator can permit a folder "
                 "(`--allowed-local-media-path`).",
                 parameter=field,
             )
@@ -204,13 +203,13 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         path = Path(unquote(parts.netloc + parts.path)).resolve()
         if folder not in path.parents:
             raise MediaRejected(
-                f"{field}: the file is not below the folder that this server reads media from.", parameter=field
+                f"{field}: the file is not in the folder from which this server reads media.", parameter=field
             )
-        # A pipe would hold the thread until somebody writes into it.
+        # Without O_NONBLOCK, opening a pipe would block the thread until its other end is opened.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise MediaRejected(f"{field}: the file is no regular file.", parameter=field)
+                raise MediaRejected(f"{field}: the file is not a regular file.", parameter=field)
             if found.st_size > self.limits.max_bytes:
                 raise self._too_large(field)
             return self._decode(opened.read(self.limits.max_bytes), media_io, field)
@@ -220,7 +219,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         if len(data) > min(self.limits.max_bytes, limit or self.limits.max_bytes):
             raise self._too_large(field)
         if isinstance(media_io, ImageMediaIO):
-            # Before its pixels are made: a few kilobytes can say that they are gigabytes.
+            # Before the pixels are decoded: a file of a few kilobytes can declare gigabytes of them.
             width, height = open_image(BytesIO(data)).size
             self._budget().charge(width * height * 4, field)
             return media_io.load_bytes(data)
@@ -235,7 +234,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
     def _budget(self) -> DecodeBudget:
         found = BUDGET.get()
         if found is None:
-            # Code of vLLM's that no request of ours is behind.
+            # Code of vLLM's outside a request.
             found = self._own_budget = getattr(self, "_own_budget", None) or DecodeBudget(self.limits.max_decoded_bytes)
         return found
 
@@ -247,21 +246,21 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
     # Fetching.
 
     def _check_url(self, url: str, field: str) -> URL:
-        """What a URL leads to, if that is allowed. Raises Refused."""
+        """The parsed URL, if it is allowed. Raises MediaRejected."""
         if not self.allowed_media_domains:
             raise MediaRejected(
-                f"{field}: this server fetches no media; send them as a data URL. Its operator can name domains to "
-                "fetch from (`--allowed-media-domains`).",
+                f"{field}: this server fetches no media; send them as a data URL. Its operator can permit domains "
+                "(`--allowed-media-domains`).",
                 parameter=field,
             )
         try:
-            # Parsed once, by those who connect: two parsers can see two hosts in one text.
+            # Parsed once, with the library that connects: two parsers can find different hosts in one URL.
             target = URL(url)
             host = (target.host or "").lower()
         except ValueError:
             host = ""
         if not host or target.user is not None or target.password is not None:
-            raise MediaRejected(f"{field}: this is no URL that can be fetched.", parameter=field)
+            raise MediaRejected(f"{field}: this is not a URL that can be fetched.", parameter=field)
         known = {str(one).lower() for one in self.allowed_media_domains}
         if target.scheme not in ("http", "https") or (host not in known and (target.raw_host or "") not in known):
             raise MediaRejected(f"{field}: this server does not fetch media from that domain.", parameter=field)
@@ -281,7 +280,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         timeout = aiohttp.ClientTimeout(total=fetch_timeout)
         made = aiohttp.TCPConnector(socket_factory=connect, use_dns_cache=False, force_close=True)
         try:
-            # Without the environment's proxies, which would resolve names for themselves.
+            # Without the proxies of the environment, which would resolve the name themselves.
             async with aiohttp.ClientSession(connector=made, timeout=timeout, trust_env=False) as session:
                 return await self._follow(session, target, media_io, field)
         except TimeoutError:
@@ -289,8 +288,8 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
                 f"{field}: the URL could not be fetched within {fetch_timeout} s.", parameter=field
             ) from None
         except (aiohttp.ClientError, OSError, ValueError):
-            why = "leads to an address that is not public" if blocked else "could not be fetched"
-            raise MediaRejected(f"{field}: the URL {why}.", parameter=field) from None
+            reason = "leads to an address that is not public" if blocked else "could not be fetched"
+            raise MediaRejected(f"{field}: the URL {reason}.", parameter=field) from None
 
     async def _follow(self, session: aiohttp.ClientSession, target: URL, media_io: Any, field: str) -> bytes:
         headers = {"User-Agent": "sluice"}
@@ -302,7 +301,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
                 if response.status != 200:
                     redirects = ", and redirects are not followed" if 300 <= response.status < 400 else ""
                     raise MediaRejected(
-                        f"{field}: the URL was answered with status {response.status}{redirects}.", parameter=field
+                        f"{field}: the URL returned status {response.status}{redirects}.", parameter=field
                     )
                 return await self._read(response, media_io, field)
         raise MediaRejected(f"{field}: the URL redirects too often.", parameter=field)
@@ -318,7 +317,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
 
 
 class _FrameDecoder:
-    """What a list of frames is decoded with: each as a picture of its own."""
+    """Replaces the image decoder of a list of frames because each frame has to pass the limits of an image."""
 
     def __init__(self, connector: LimitedMediaConnector, image_io: Any, field: str) -> None:
         self._connector = connector
@@ -330,26 +329,25 @@ class _FrameDecoder:
 
 
 def _video_bytes(data: bytes, media_io: Any) -> int:
-    """What the frames of a video will take, by what it says of itself and what the request asks for; 0 if that cannot
-    be told before."""
+    """The decoded size of the frames that the request selects from a video, by the video's metadata; 0 if unknown."""
     try:
         cv2: Any = importlib.import_module("cv2")
     except ImportError:
         return 0
-    # Not released by its method, which lets go of the stream without Python's lock; it goes when nobody has it.
+    # Not released by `capture.release`, which frees the stream without Python's lock; the garbage collector frees it.
     stream = BytesIO(data)
     capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
     width, height, count = (
-        int(capture.get(what))
-        for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
+        int(capture.get(name))
+        for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
     )
-    asked = media_io.num_frames
-    every = asked <= 0 or "fps" in media_io.kwargs
-    return max(0, width) * max(0, height) * 3 * max(0, count if every else min(asked, count))
+    selected = media_io.num_frames
+    every = selected <= 0 or "fps" in media_io.kwargs
+    return max(0, width) * max(0, height) * 3 * max(0, count if every else min(selected, count))
 
 
 def _field(media_io: Any) -> str:
-    """What the client calls it."""
+    """The client's name of the field."""
     if isinstance(media_io, ImageMediaIO):
         return "image_url"
     return "audio_url" if isinstance(media_io, AudioMediaIO) else "video_url"

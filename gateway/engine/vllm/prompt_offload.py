@@ -1,8 +1,8 @@
-"""Where the work on a prompt is done: of a long one aside, of a short one on the event loop.
+"""Replaces where vLLM processes prompts: long prompts in a thread, short ones on the event loop.
 
-One loop serves every stream, so 100,000 tokens of one request must not hold up the others. vLLM tokenizes and applies
-templates in a thread; three other things it does not, and each takes milliseconds (figures: 100,000 tokens, or a
-thousand messages, on a 2.5 GHz Xeon). For a short prompt a thread costs more than it saves.
+One loop serves every stream, so a request with 100,000 tokens must not delay the others. vLLM tokenizes and applies
+templates in a thread, but runs three other steps on the loop, each of which takes milliseconds (figures: 100,000
+tokens, or a thousand messages, on a 2.5 GHz Xeon). For a short prompt a thread costs more than it saves.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.daemon_threads import RENDER_THREADS
 from gateway.offload import Offload
 
-# Decoding so many tokens takes 0.1 ms.
+# Decoding this many tokens takes 0.1 ms.
 SHORT_TO_DECODE = 512
-# Characters take up to four tokens, and what ends a chat template has a few that say nothing.
+# A character takes up to four tokens, and the end of a chat template has a few tokens without text.
 TAIL = 64
-# Looking at so many takes 0.2 ms, twice what a thread costs.
+# Checking this many token ids takes 0.2 ms, twice the cost of a thread.
 SHORT_TO_CHECK = 8192
-# So many characters take 0.1 ms, about what a thread costs.
+# This many characters take 0.1 ms, about the cost of a thread.
 SHORT_TO_TOKENIZE = 2048
-# So many messages take 0.3 ms.
+# This many messages take 0.3 ms.
 SHORT_TO_RENDER = 32
-# As many short texts as these are tokenized in one turn of the loop; a request may bring thousands.
+# Characters of short texts that are tokenized in one iteration of the loop; a request may have thousands of texts.
 SHORT_TOGETHER = 4 * SHORT_TO_TOKENIZE
-# Tokenizing so many characters takes 50 ms, and short prompts should not wait for that.
+# Tokenizing this many characters takes 50 ms, for which short prompts should not wait.
 LONG_TO_TOKENIZE = 2**17
-# Turning tokens into text keeps the interpreter to itself: 20 ms for so many.
+# Decoding tokens holds the interpreter's lock: 20 ms for this many.
 LONGEST_TO_DECODE = 2**17
-# Any model's tokenizer may be asked about so many characters.
+# This many characters may be tokenized whatever the model's context is.
 LONGEST_TO_COUNT = 2**20
-# Log probabilities of a prompt that vLLM writes into each choice: 0.1 s for so many.
+# Log probabilities of a prompt, which vLLM writes into each choice: 0.1 s for this many.
 MOST_PROMPT_LOGPROBS = 100_000
-# What rendering a message costs, in characters to tokenize.
+# The cost of rendering a message, in characters to tokenize.
 _CHARS_PER_MESSAGE = 200
 
 Run = Callable[[Callable[[], Any], int], Awaitable[Any]]
-"""Runs work aside that costs as much as so many characters."""
+"""Runs work in a thread, given its cost in characters to tokenize."""
 
 
 def install_prompt_offload(llm: Any, *, foreign_templates: bool, timeout_s: float) -> None:
-    """Do it for every request of this AsyncLLM from now on, ours or of vLLM's own app. `foreign_templates`: whether
-    clients may bring chat templates of their own; `timeout_s`: how long rendering one prompt may take."""
+    """Replace the steps for all requests of this AsyncLLM, also those of vLLM's own app. `foreign_templates`: whether
+    clients may send chat templates; `timeout_s`: the limit for rendering one prompt."""
     run = make_runner(timeout_s)
     replace_decoder_priming(llm.output_processor)
     replace_message_rendering(llm.renderer, run, foreign_templates=foreign_templates)
@@ -59,7 +59,7 @@ def install_prompt_offload(llm: Any, *, foreign_templates: bool, timeout_s: floa
 
 
 def make_runner(timeout_s: float) -> Run:
-    """Threads for prompts: whoever brings a long one does not hold up short ones, and nobody waits for ever."""
+    """Threads for prompts, where a long one does not delay short ones, and each wait is bounded."""
     offload = Offload("sluice-render", RENDER_THREADS, LONG_TO_TOKENIZE)
 
     async def run(work: Callable[[], Any], size: int) -> Any:
@@ -77,18 +77,17 @@ def make_runner(timeout_s: float) -> Run:
 
 
 def replace_decoder_priming(output_processor: Any) -> None:
-    """Prime the decoders of long prompts with their last tokens.
+    """Replaces `OutputProcessor.add_request`, to prime the decoders of long prompts with their last tokens only.
 
-    vLLM primes with the whole prompt: it takes 0.7 ms to hand it over, and all of it is turned into text with the
-    request's first token, 20 ms in one call that keeps the interpreter to itself, so that a thread would not help. All
-    that the decoder wants of it is where the new text begins; from the second piece on it remembers no more than the
-    tokens of the last one.
+    vLLM primes with the whole prompt: that takes 0.7 ms to pass, and is decoded with the request's first token, 20 ms
+    in one call that holds the interpreter's lock, so that a thread would not help. The decoder needs the prompt only to
+    find where the new text begins; from the second piece on it keeps only the tokens of the last one.
     """
     add, states = output_processor.add_request, output_processor.request_states
 
     def add_request(request: Any, *args: Any, **kwargs: Any) -> None:
         prompt = request.prompt_token_ids
-        # A request whose input goes on has a decoder that is in use already.
+        # A request whose input continues has a decoder in use already.
         if prompt is None or len(prompt) <= SHORT_TO_DECODE or request.request_id in states:
             add(request, *args, **kwargs)
             return
@@ -104,35 +103,36 @@ def replace_decoder_priming(output_processor: Any) -> None:
 
 
 def _is_primed(detokenizer: Any, tail: list[int]) -> bool:
-    """Whether a decoder goes on behind `tail` as it would behind the whole prompt."""
+    """Whether a decoder continues after `tail` as it would after the whole prompt."""
     if not isinstance(detokenizer, BaseIncrementalDetokenizer):
-        # It has no text to make.
+        # This decoder makes no text.
         return True
     if type(detokenizer) is not FastIncrementalDetokenizer:
         return False
     text = detokenizer.tokenizer.decode(tail, skip_special_tokens=detokenizer.skip_special_tokens)
-    # Where a text begins some decoders drop a space, and half a character at its end is a case of its own.
+    # Some decoders drop a space at the start of a text, and a tail may end within a character.
     return bool(text) and not text.endswith("\N{REPLACEMENT CHARACTER}")
 
 
 def replace_tokenization(renderer: Any, run: Run) -> None:
-    """Tokenize short texts on the loop, some in a turn: a thread takes as long to be woken, and waits for the
-    interpreter besides. Refuse those that no context could hold, also where nothing is to be generated."""
+    """Replaces `_tokenize_prompt_async`, to tokenize short texts on the loop, a few in each iteration: waking a thread
+    takes as long, and the thread waits for the interpreter's lock. Refuses texts longer than any context, also where
+    nothing is generated."""
     left = SHORT_TOGETHER
-    resting = False
+    is_reset_due = False
 
-    def rest() -> None:
-        nonlocal left, resting
-        left, resting = SHORT_TOGETHER, False
+    def reset() -> None:
+        nonlocal left, is_reset_due
+        left, is_reset_due = SHORT_TOGETHER, False
 
     async def tokenize(prompt: Any, params: Any) -> Any:
-        nonlocal left, resting
+        nonlocal left, is_reset_due
         text = prompt["prompt"]
         if len(text) <= min(SHORT_TO_TOKENIZE, left):
             left -= len(text)
-            if not resting:
-                resting = True
-                asyncio.get_running_loop().call_soon(rest)
+            if not is_reset_due:
+                is_reset_due = True
+                asyncio.get_running_loop().call_soon(reset)
             return renderer._tokenize_prompt(prompt, params)
         if params.max_input_tokens is None:
             longest = max(LONGEST_TO_COUNT, renderer.model_config.max_model_len * _chars_per_token(renderer.tokenizer))
@@ -151,13 +151,13 @@ def _chars_per_token(tokenizer: Any) -> int:
 
 
 def replace_detokenization(renderer: Any, run: Run) -> None:
-    """Turn token ids into text in a thread of ours, and not more of them than a context has."""
+    """Replaces `_async_tokenizer_decode`, to decode in a thread of ours, and no more tokens than a context has."""
 
     async def decode(token_ids: Any, *args: Any, **kwargs: Any) -> Any:
         longest = max(LONGEST_TO_DECODE, renderer.model_config.max_model_len)
         if len(token_ids) > longest:
             raise VLLMValidationError(
-                f"There are {len(token_ids)} tokens; at most {longest} are turned into text at once.",
+                f"There are {len(token_ids)} tokens; at most {longest} can be decoded at once.",
                 parameter="tokens",
             )
         return await run(partial(renderer._decode, token_ids, *args, **kwargs), len(token_ids))
@@ -166,19 +166,19 @@ def replace_detokenization(renderer: Any, run: Run) -> None:
 
 
 def replace_message_rendering(renderer: Any, run: Run, *, foreign_templates: bool) -> None:
-    """Go through the messages of long chats in a thread of ours, which applies the template, too: 10 ms. And
-    render short ones on the loop, unless the template is somebody else's, who may take his time."""
+    """Replaces `render_messages_async`, to parse the messages of long chats in the thread that applies the template,
+    which takes 10 ms, and to render short chats on the loop, unless the template is a client's and may be slow."""
     if not hasattr(renderer, "_render_with_timeout"):
-        # One for tokenizers that are not Hugging Face's; it has ways of its own.
+        # Renderers for tokenizers that are not Hugging Face's work differently.
         return
-    at_once = renderer.render_messages_async
+    original = renderer.render_messages_async
 
     async def render_messages_async(messages: list[Any], params: Any) -> Any:
         if not all(map(_is_text, messages)):
-            return await at_once(messages, params)
+            return await original(messages, params)
         if len(messages) <= SHORT_TO_RENDER:
             if foreign_templates or params.chat_template_kwargs.get("tools") or not _is_short(messages):
-                return await at_once(messages, params)
+                return await original(messages, params)
             return renderer.render_messages(messages, params)
         work = run(partial(renderer.render_messages, messages, params), _CHARS_PER_MESSAGE * len(messages))
         return await renderer._render_with_timeout(work)
@@ -187,7 +187,7 @@ def replace_message_rendering(renderer: Any, run: Run, *, foreign_templates: boo
 
 
 def _is_short(messages: list[Any]) -> bool:
-    """Whether these messages of text have nothing else, and not much of it."""
+    """Whether these messages have nothing but text, and little of it."""
     left = SHORT_TO_TOKENIZE
     for message in messages:
         if not isinstance(message, dict) or message.keys() - {"role", "content", "name"}:
@@ -195,14 +195,14 @@ def _is_short(messages: list[Any]) -> bool:
         content = message.get("content") or ""
         for text in [content] if isinstance(content, str) else [part.get("text") for part in content]:
             if not isinstance(text, str):
-                # vLLM knows how to refuse it.
+                # vLLM refuses this content.
                 return False
             left -= len(text)
     return left >= 0
 
 
 def _is_text(message: Any) -> bool:
-    """Whether a message brings nothing that would have to be fetched. An iterator could, and can be read only once."""
+    """Whether a message has nothing to fetch. An iterator may have, and can be read only once."""
     content = message.get("content") if isinstance(message, dict) else message
     if isinstance(content, list):
         return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
@@ -210,8 +210,8 @@ def _is_text(message: Any) -> bool:
 
 
 def replace_token_id_check(llm: Any) -> None:
-    """Look for token ids that are out of the vocabulary in a thread, 2 ms, and some at a time: one look at all of them
-    would keep the interpreter to itself."""
+    """Replaces `add_request` and `validate_token_ids`, to check that token ids are in the vocabulary in a thread, which
+    takes 2 ms, and in parts: one check of all ids would hold the interpreter's lock."""
     add, renderer = llm.add_request, llm.renderer
     validate = renderer.validate_token_ids
     checked: list[list[int]] = []
@@ -241,13 +241,14 @@ def replace_token_id_check(llm: Any) -> None:
     renderer.validate_token_ids = validate_token_ids
 
 
-def check_prompt_logprobs(tokens: int, wanted: int, model_config: Any) -> None:
-    """Refuse what vLLM would validate and write in one turn of the loop, in every choice anew."""
-    each = model_config.get_vocab_size() if wanted < 0 else wanted + 1
+def check_prompt_logprobs(tokens: int, requested: int, model_config: Any) -> None:
+    """Refuse more log probabilities than the loop has time for: vLLM validates and writes them in one iteration, for
+    every choice again."""
+    each = model_config.get_vocab_size() if requested < 0 else requested + 1
     if tokens * each > MOST_PROMPT_LOGPROBS:
         raise VLLMValidationError(
-            f"prompt_logprobs: {tokens} prompt tokens with {each} values each are more than {MOST_PROMPT_LOGPROBS}, "
-            "the most that are given at once; ask for fewer, or send the prompt in parts.",
+            f"prompt_logprobs: {tokens} prompt tokens with {each} values each exceed the limit of "
+            f"{MOST_PROMPT_LOGPROBS} values; request fewer, or send the prompt in parts.",
             parameter="prompt_logprobs",
         )
 

@@ -330,7 +330,7 @@ def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
 def test_a_pipe_among_the_files_delays_no_request(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
-    assert "no regular file" in refusal(connector(folder=tmp_path), f"file://{tmp_path}/pipe.png")
+    assert "not a regular file" in refusal(connector(folder=tmp_path), f"file://{tmp_path}/pipe.png")
 
 
 def test_other_media_are_held_to_the_same(web: Web) -> None:
