@@ -13,7 +13,7 @@ _WITHOUT = "import sys; sys.modules[sys.argv[1]] = None; from loadtest.cli impor
 
 
 @pytest.mark.parametrize("missing", ["gevent", "locust"])
-def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(missing: str) -> None:
+def test_a_missing_module_is_named_with_its_extra(missing: str) -> None:
     words = [sys.executable, "-c", _WITHOUT, missing, "run", "smoke", "--url", "http://127.0.0.1:9"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
 
@@ -31,7 +31,7 @@ def test_scenarios_are_listed_without_the_extra() -> None:
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
 @pytest.mark.parametrize("word", ["--api-k", "--api"])
-def test_options_are_written_out(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_cannot_be_abbreviated(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An abbreviated key would be taken, and not be hidden in the report."""
     with pytest.raises(SystemExit) as left:
         make_parser().parse_args([command, "smoke", "--url", "http://x", word, "hush"])

@@ -133,7 +133,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_called_by_its_name(spoiled: tuple[int, Result], name: str) -> None:
+def test_each_fault_has_its_error_kind(spoiled: tuple[int, Result], name: str) -> None:
     _, result = spoiled
     (summary,) = [group.summary for group in result.groups if group.workload == name]
     kind = FAULTS[name][1]
@@ -143,7 +143,7 @@ def test_each_fault_is_called_by_its_name(spoiled: tuple[int, Result], name: str
     assert summary.ok == (summary.requests if kind is None else 0)
 
 
-def test_untrue_streams_outweigh_everything_else(spoiled: tuple[int, Result]) -> None:
+def test_integrity_errors_take_precedence(spoiled: tuple[int, Result]) -> None:
     code, result = spoiled
 
     assert code == 4

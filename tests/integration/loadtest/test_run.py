@@ -100,7 +100,7 @@ def test_a_generator_that_drops_arrivals(server: Callable[[bytes], Scripted], tm
     assert "arrivals were dropped" in done.stdout
 
 
-def test_a_server_that_is_not_true(server: Callable[[bytes], Scripted], tmp_path: Path) -> None:
+def test_a_server_with_incomplete_streams(server: Callable[[bytes], Scripted], tmp_path: Path) -> None:
     untrue = HEAD + framed(event(chunk("a")), event(chunk(finish="stop"))) + LAST
     done = run(tmp_path, server(untrue).url)
 
@@ -123,7 +123,7 @@ class Visitor(SSEUser):
 
 
 @pytest.mark.parametrize(("answer", "failed"), [(GOOD, False), (HEAD + framed(event(chunk("a"))) + LAST, True)])
-def test_users_of_ones_own(server: Callable[[bytes], Scripted], tmp_path: Path, answer: bytes, failed: bool) -> None:
+def test_custom_locust_users(server: Callable[[bytes], Scripted], tmp_path: Path, answer: bytes, failed: bool) -> None:
     """Locust's own tables have one sample for each stream, and its kind of error."""
     (tmp_path / "mine.py").write_text(VISITOR)
     words = [
@@ -159,7 +159,7 @@ def test_users_of_ones_own(server: Callable[[bytes], Scripted], tmp_path: Path, 
         assert "no_done" in (tmp_path / "c_failures.csv").read_text()
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_server_listens(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     done = run(tmp_path, url)
@@ -185,13 +185,13 @@ def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("words", [["run", "smoke"], ["run", "smoke", "--url", "http://x", "--workers", "0"], []])
-def test_wrong_words(words: list[str]) -> None:
+def test_wrong_arguments(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
 
     assert ended.value.code == 2
 
 
-def test_the_ready_scenarios_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_builtin_scenarios_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scenarios"]) == 0
     assert "smoke    Half a minute of everything" in capsys.readouterr().out

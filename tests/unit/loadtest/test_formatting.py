@@ -14,7 +14,7 @@ def test_numbers(value: float | None, said: str) -> None:
     assert format_number(value) == said
 
 
-def test_with_units() -> None:
+def test_units() -> None:
     assert [format_ms(412.34), format_ms(9_999), format_ms(12_345), format_ms(None)] == [
         "412.3 ms",
         "9,999 ms",

@@ -18,7 +18,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
                 yield server, client
 
 
-def test_bytes_arrive_when_they_come_not_when_they_are_read(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_arrival_times_are_independent_of_the_time_of_reading(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
     kernel_timestamps.enable(client)
     lags_ms, late_ms = [], []
@@ -36,7 +36,7 @@ def test_bytes_arrive_when_they_come_not_when_they_are_read(pair: tuple[socket.s
     assert min(lags_ms) > -0.1, "no effect before its cause"
 
 
-def test_a_socket_that_was_not_asked_for_counts_from_the_read(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_without_kernel_timestamps_the_time_of_reading_counts(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
     server.sendall(b"x")
     time.sleep(0.01)
@@ -47,7 +47,7 @@ def test_a_socket_that_was_not_asked_for_counts_from_the_read(pair: tuple[socket
     assert began_ns <= at_ns <= time.perf_counter_ns()
 
 
-def test_the_end_and_an_empty_socket_are_as_with_recv(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_end_of_stream_and_empty_socket_behave_as_with_recv(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
     kernel_timestamps.enable(client)
     client.setblocking(False)

@@ -68,7 +68,7 @@ def good(sock: socket.socket, _: bytes) -> None:
     sock.sendall(GOOD)
 
 
-def test_a_request_and_its_answer(serve: Serve) -> None:
+def test_a_request_and_its_response(serve: Serve) -> None:
     server = serve(good)
     record = ask(server.url)
 
@@ -80,7 +80,7 @@ def test_a_request_and_its_answer(serve: Serve) -> None:
     assert b"accept: text/event-stream" in head
 
 
-def test_a_connection_is_used_again(serve: Serve) -> None:
+def test_a_connection_is_reused(serve: Serve) -> None:
     server = serve(good)
     pool = pool_of(server.url)
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_connection_is_used_again(serve: Serve) -> None:
     assert server.connections == 1
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_not(serve: Serve) -> None:
+def test_a_connection_that_the_server_closed_is_not_reused(serve: Serve) -> None:
     def once(sock: socket.socket, request: bytes) -> None:
         good(sock, request)
         sock.shutdown(socket.SHUT_RDWR)
@@ -105,7 +105,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not(serve: Serve) -> N
     assert server.connections == 2
 
 
-def test_gaps_are_the_servers(serve: Serve) -> None:
+def test_gaps_are_those_of_the_server(serve: Serve) -> None:
     """Accuracy, not speed: what it waited is what is measured, to 15 ms on a machine that does other things, too."""
 
     def slowly(sock: socket.socket, _: bytes) -> None:
@@ -156,11 +156,11 @@ ENDS: list[tuple[str, Script, ErrorKind]] = [
 
 
 @pytest.mark.parametrize(("script", "kind"), [end[1:] for end in ENDS], ids=[end[0] for end in ENDS])
-def test_how_answers_can_end(serve: Serve, script: Script, kind: ErrorKind) -> None:
+def test_each_end_of_a_response_has_its_error_kind(serve: Serve, script: Script, kind: ErrorKind) -> None:
     assert ask(serve(script).url, timeouts=SHORT).error is kind
 
 
-def test_a_deadline_ends_what_never_ends(serve: Serve) -> None:
+def test_a_deadline_ends_an_endless_stream(serve: Serve) -> None:
     def forever(sock: socket.socket, _: bytes) -> None:
         sock.sendall(HEAD)
         while True:
@@ -173,14 +173,14 @@ def test_a_deadline_ends_what_never_ends(serve: Serve) -> None:
     assert (record.ended_ns - record.sent_ns) / 1e9 == pytest.approx(1, abs=0.2)
 
 
-def test_nobody_there() -> None:
+def test_no_server_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
     assert ask(f"http://127.0.0.1:{port}").error is ErrorKind.CONNECT
 
 
-def test_no_tls_there(serve: Serve) -> None:
+def test_a_server_without_tls(serve: Serve) -> None:
     server = serve(says(b"what?", then=close))
 
     assert ask(server.url.replace("http", "https")).error is ErrorKind.TLS
@@ -202,7 +202,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return context
 
 
-def test_tls_and_a_connection_that_is_used_again(serve: Serve, certified: ssl.SSLContext) -> None:
+def test_a_tls_connection_is_reused(serve: Serve, certified: ssl.SSLContext) -> None:
     server = serve(trickle(30, 0.001), certified)
     pool = pool_of(server.url, verify=False)
     records = [ask(server.url, pool=pool) for _ in range(3)]
@@ -212,7 +212,7 @@ def test_tls_and_a_connection_that_is_used_again(serve: Serve, certified: ssl.SS
     assert server.connections == 1
 
 
-def test_a_certificate_that_nobody_signed(serve: Serve, certified: ssl.SSLContext) -> None:
+def test_an_unsigned_certificate_is_rejected(serve: Serve, certified: ssl.SSLContext) -> None:
     record = ask(serve(good, certified).url)
 
     assert record.error is ErrorKind.TLS
@@ -239,7 +239,7 @@ def trickle(count: int, every_s: float = 0.01) -> Script:
     return script
 
 
-def test_a_client_leaves_after_so_many_tokens(serve: Serve) -> None:
+def test_a_client_aborts_after_a_number_of_tokens(serve: Serve) -> None:
     server = serve(trickle(50))
     record = ask(server.url, ReadPlan(ReadMode.CANCEL, after_events=3))
 
@@ -248,14 +248,14 @@ def test_a_client_leaves_after_so_many_tokens(serve: Serve) -> None:
     assert len(record.content_ns) == 3
 
 
-def test_a_client_leaves_after_so_long(serve: Serve) -> None:
+def test_a_client_aborts_after_a_time(serve: Serve) -> None:
     record = ask(serve(trickle(50)).url, ReadPlan(ReadMode.CANCEL, abort_after_s=0.1))
 
     assert record.left_by_plan
     assert (record.ended_ns - record.sent_ns) / 1e6 == pytest.approx(100, abs=30)
 
 
-def test_a_client_who_has_left_does_not_use_the_connection_again(serve: Serve) -> None:
+def test_an_aborted_connection_is_not_reused(serve: Serve) -> None:
     server = serve(trickle(50))
     pool = pool_of(server.url)
     for _ in range(2):
@@ -265,7 +265,7 @@ def test_a_client_who_has_left_does_not_use_the_connection_again(serve: Serve) -
     assert server.connections == 2
 
 
-def test_a_stalled_reader_stops_and_then_reads_all_the_rest(serve: Serve) -> None:
+def test_a_stalled_reader_pauses_and_then_reads_the_rest(serve: Serve) -> None:
     plan = ReadPlan(ReadMode.STALL, after_events=3, pause_s=0.5)
     # Its pause is longer than the server may be silent; that is not the server's silence.
     record = ask(serve(trickle(20)).url, plan, replace_idle(0.3))
@@ -279,7 +279,7 @@ def replace_idle(seconds: float) -> Timeouts:
     return LONG.model_copy(update={"idle_s": seconds})
 
 
-def test_a_slow_reader_is_felt_by_the_server(serve: Serve) -> None:
+def test_a_slow_reader_blocks_the_servers_writes(serve: Serve) -> None:
     """150 KB at 100 KB/s: the server can send no faster than that, beyond what the kernel holds."""
     took: list[float] = []
 
@@ -300,7 +300,7 @@ def numbered(first: int, texts: str) -> bytes:
     return b"".join(event(chunk(text), number) for number, text in enumerate(texts, first))
 
 
-def test_a_client_comes_back_for_the_rest(serve: Serve) -> None:
+def test_a_client_resumes_a_stream(serve: Serve) -> None:
     def script(sock: socket.socket, request: bytes) -> None:
         if request.startswith(b"POST"):
             sock.sendall(
@@ -323,7 +323,7 @@ def test_a_client_comes_back_for_the_rest(serve: Serve) -> None:
 USAGE = {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
 
 
-def test_a_server_that_knows_no_resumption_is_an_error(serve: Serve) -> None:
+def test_a_server_without_resumption_is_an_error(serve: Serve) -> None:
     def script(sock: socket.socket, request: bytes) -> None:
         if request.startswith(b"POST"):
             sock.sendall(HALF)

@@ -70,7 +70,7 @@ def never(sock: socket.socket, _: bytes) -> None:
     sock.recv(1)
 
 
-def test_every_arrival_is_sent_once_and_told_once(run: Run, tmp_path: Path) -> None:
+def test_every_arrival_is_sent_and_recorded_once(run: Run, tmp_path: Path) -> None:
     host, records = run(good)
 
     # Every 50 ms for 1.2 s, the last at the very end of it; those of the first 0.2 s are warm-up.
@@ -85,7 +85,7 @@ def test_every_arrival_is_sent_once_and_told_once(run: Run, tmp_path: Path) -> N
     assert host.health.events == pytest.approx(20 * 5, abs=10)
 
 
-def test_an_open_loop_waits_for_nobody(run: Run) -> None:
+def test_an_open_loop_does_not_wait_for_responses(run: Run) -> None:
     """Nothing is ever answered, and arrivals go on; at the end of the drain all of them have failed."""
     host, records = run(never)
 
@@ -115,7 +115,7 @@ def test_a_closed_loop_waits_for_the_answer_and_thinks(run: Run) -> None:
     assert len({record.number for record in records}) == len(records)
 
 
-def test_a_conversation_goes_on_by_itself(run: Run) -> None:
+def test_a_conversation_sends_all_its_turns(run: Run) -> None:
     workload = {"name": "w", "turns": 3, "prompt_tokens": 5, "output_tokens": 5}
     _, records = run(good, load={"kind": "constant", "rate": 5}, workloads=[workload])
 
@@ -123,7 +123,7 @@ def test_a_conversation_goes_on_by_itself(run: Run) -> None:
     assert turns == [1, 2, 3]
 
 
-def test_an_alarm_rings_at_its_time() -> None:
+def test_a_precise_timer_wakes_on_time() -> None:
     alarm = PreciseTimer()
     due = [perf_counter_ns() + number * 7_300_000 for number in range(20)]
     rang = []

@@ -22,7 +22,7 @@ def gauges(mock: MockProcess) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_stream_is_whole(mock: MockProcess, path: str) -> None:
+def test_a_stream_is_complete(mock: MockProcess, path: str) -> None:
     answer = ask(mock.port, path, {"X-Request-Id": "my-own"})
 
     assert answer.complete
@@ -35,7 +35,7 @@ def test_a_stream_is_whole(mock: MockProcess, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_an_answer_that_is_not_streamed_comes_when_the_last_token_would_have(mock: MockProcess, path: str) -> None:
+def test_an_unstreamed_answer_comes_at_the_time_of_the_last_token(mock: MockProcess, path: str) -> None:
     began = time.perf_counter()
     answer = ask(mock.port, path, stream=False)
 
@@ -45,14 +45,14 @@ def test_an_answer_that_is_not_streamed_comes_when_the_last_token_would_have(moc
     assert json.loads(answer.body)["usage"]["completion_tokens"] == 8
 
 
-def test_token_ids_are_the_synthetic_engines(mock: MockProcess) -> None:
+def test_token_ids_are_those_of_the_synthetic_engine(mock: MockProcess) -> None:
     answer = ask(mock.port, return_token_ids=True)
     choices = [choice for document in answer.documents for choice in document["choices"]]
 
     assert [token for choice in choices for token in choice["token_ids"]] == deterministic_tokens.tokens(300, 3, 8)
 
 
-def test_a_chat_that_asks_for_ids_learns_its_prompts(mock: MockProcess) -> None:
+def test_a_chat_with_token_ids_gets_those_of_its_prompt(mock: MockProcess) -> None:
     answer = ask(mock.port, CHAT, return_token_ids=True)
 
     (first, *_), *_ = [one["prompt_token_ids"] for one in answer.documents if "prompt_token_ids" in one]
@@ -67,7 +67,7 @@ def test_running_usage_is_sent_when_asked_for(mock: MockProcess) -> None:
     assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8]
 
 
-def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mock: MockProcess) -> None:
+def test_a_resumable_stream_continues_without_a_reader_and_can_be_joined(mock: MockProcess) -> None:
     raw = begin(mock.port, headers={"X-Stream-Resumable": "30"}, max_tokens=20)
     raw.read_until(b"id: 2\n")
     raw.close()
@@ -81,7 +81,7 @@ def test_a_resumable_stream_goes_on_without_its_reader_and_is_joined_anywhere(mo
     assert answer.complete
 
 
-def test_the_gauges_follow_and_a_client_that_leaves_is_forgotten(mock: MockProcess) -> None:
+def test_gauges_follow_running_requests_and_disconnects(mock: MockProcess) -> None:
     before = gauges(mock)
     leaving = begin(mock.port, max_tokens=100_000)
     leaving.read_until(b'" 3"')
@@ -97,7 +97,7 @@ def test_the_gauges_follow_and_a_client_that_leaves_is_forgotten(mock: MockProce
     assert after["vllm:time_to_first_token_seconds_count"] == before["vllm:time_to_first_token_seconds_count"] + 1
 
 
-def test_a_connection_serves_one_request_after_the_other(mock: MockProcess) -> None:
+def test_a_connection_serves_several_requests(mock: MockProcess) -> None:
     with httpx.Client(base_url=mock.url) as client:
         for _ in range(3):
             said = client.post(TEXT, json={"prompt": "a b", "stream": True, "max_tokens": 2})
@@ -114,7 +114,7 @@ def test_a_connection_serves_one_request_after_the_other(mock: MockProcess) -> N
         ({"user": '{"kind": "cut", "byte": -1}'}, "user"),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_its_field(
+def test_invalid_input_is_rejected_with_the_name_of_its_field(
     mock: MockProcess, change: dict[str, object], param: str
 ) -> None:
     answer = ask(mock.port, **change)
@@ -124,7 +124,7 @@ def test_bad_input_is_refused_by_the_name_of_its_field(
     assert param in json.loads(answer.body)["error"]["message"]
 
 
-def test_more_than_max_running_wait_for_their_turn(tmp_path: Path) -> None:
+def test_requests_beyond_max_running_wait_for_a_slot(tmp_path: Path) -> None:
     plan = MockPlan.model_validate({"ttft_ms": 20, "itl_ms": 20, "max_running": 1})
     with running_mock(tmp_path, plan) as mock:
         first, second = begin(mock.port, headers={"X-Request-Id": "1"}), begin(mock.port, headers={"X-Request-Id": "2"})

@@ -48,7 +48,7 @@ def test_a_cut_within_an_event(mock: MockProcess, kind: str, path: str, rst: boo
 
 
 @fault("cut")
-def test_an_answer_that_is_not_streamed_is_cut_too(mock: MockProcess, kind: str) -> None:
+def test_an_unstreamed_answer_is_cut_too(mock: MockProcess, kind: str) -> None:
     answer = ask(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "byte": 5})}, stream=False)
 
     assert int(re.findall(r"content-length: (\d+)", answer.head)[0]) > 5
@@ -145,7 +145,7 @@ def test_one_event_of_another_stream(mock: MockProcess, kind: str) -> None:
 
 
 @fault("wrong_token")
-def test_other_ids_than_those_that_are_due(mock: MockProcess, kind: str) -> None:
+def test_one_wrong_token_id(mock: MockProcess, kind: str) -> None:
     right = ask(mock.port, return_token_ids=True).documents
     wrong = ask(mock.port, headers={"X-Mock-Fault": kind}, return_token_ids=True).documents
 
@@ -165,7 +165,7 @@ def test_half_a_document(mock: MockProcess, kind: str) -> None:
 
 
 @fault("bad_event")
-def test_json_that_is_no_chunk(mock: MockProcess, kind: str) -> None:
+def test_json_that_is_not_a_chunk(mock: MockProcess, kind: str) -> None:
     assert json.loads(spoiled(mock.port, kind).events[3]) == {"choices": "none"}
 
 
@@ -199,12 +199,12 @@ def test_work_that_goes_on_without_its_client(mock: MockProcess, kind: str) -> N
     assert gauges(mock)["vllm:num_requests_running"] == before + 1
 
 
-def test_the_body_may_name_a_fault_too_and_other_users_are_users(mock: MockProcess) -> None:
+def test_the_body_can_name_a_fault_in_its_user(mock: MockProcess) -> None:
     assert ask(mock.port, user="http_429").status == 429
     assert ask(mock.port, user="anna").complete
 
 
-def test_an_unknown_fault_is_refused_with_those_there_are(mock: MockProcess) -> None:
+def test_an_unknown_fault_is_rejected_with_a_list_of_faults(mock: MockProcess) -> None:
     answer = ask(mock.port, headers={"X-Mock-Fault": "cot"})
 
     assert answer.status == 400

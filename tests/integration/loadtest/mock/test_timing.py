@@ -37,7 +37,7 @@ def ttft_ms(record: TrueRecord) -> float:
     return (record.sent_ns[0] - record.arrived_ns) / 1e6
 
 
-def test_tokens_leave_when_the_plan_says(tmp_path: Path) -> None:
+def test_tokens_are_sent_at_the_planned_times(tmp_path: Path) -> None:
     truth = run(tmp_path, {"ttft_ms": 60, "itl_ms": 7.5}, 20, max_tokens=40)
 
     assert statistics.median(map(ttft_ms, truth.records)) == pytest.approx(60, abs=TOLERANCE_MS)
@@ -49,7 +49,7 @@ def test_tokens_leave_when_the_plan_says(tmp_path: Path) -> None:
     assert statistics.median(whole) == pytest.approx(39 * 7.5, abs=2 * TOLERANCE_MS)
 
 
-def test_it_knows_how_late_it_was(tmp_path: Path) -> None:
+def test_lateness_is_recorded(tmp_path: Path) -> None:
     truth = run(tmp_path, {"ttft_ms": 30, "itl_ms": 10}, 4, max_tokens=30)
 
     assert truth.mock["send_lateness_ms"]["count"] == 4 * 30
@@ -58,7 +58,7 @@ def test_it_knows_how_late_it_was(tmp_path: Path) -> None:
     assert truth.is_on_time == (truth.mock["start_lateness_ms"]["p99"] <= 1)
 
 
-def test_what_is_drawn_depends_on_the_seed_and_on_the_order_alone(tmp_path: Path) -> None:
+def test_random_times_depend_only_on_seed_and_order(tmp_path: Path) -> None:
     plan = {"ttft_ms": {"kind": "lognormal", "mean": 40, "cv": 0.5}, "itl_ms": 1}
 
     def drawn(seed: int, folder: str) -> dict[str, float]:
@@ -102,7 +102,7 @@ def test_several_tokens_leave_in_one_event(tmp_path: Path) -> None:
         ({"accept_delay_s": 0.3}, 0),
     ],
 )
-def test_a_freeze_is_a_hole_in_every_stream_and_a_slow_accept_in_none(
+def test_a_freeze_is_a_gap_in_every_stream_and_a_slow_accept_in_none(
     tmp_path: Path, plan: dict[str, Any], expected_ms: float
 ) -> None:
     truth = run(tmp_path, {"ttft_ms": 10, "itl_ms": 10, **plan}, 5, max_tokens=30)
@@ -160,7 +160,7 @@ def test_a_client_that_does_not_read_does_not_stop_the_others(tmp_path: Path) ->
         slow.close()
 
 
-def test_a_truth_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_ground_truth_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "truth.jsonl").write_text("")
 
     with pytest.raises(ValueError, match="SIGTERM"):

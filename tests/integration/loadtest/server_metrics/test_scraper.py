@@ -72,7 +72,7 @@ def page(*, tokens: float, running: float = 0, ttft: tuple[float, float] = (0, 0
     )
 
 
-def test_a_run_is_reconciled_with_the_servers_own_numbers(pages: Pages) -> None:
+def test_a_run_is_compared_with_the_servers_own_metrics(pages: Pages) -> None:
     pages.page = lambda: page(tokens=1000, ttft=(5, 5))
     scraper = Scraper(pages.url + "/v1", KEY, every_s=0.02)
     t0 = time.perf_counter()
@@ -97,7 +97,7 @@ def test_a_run_is_reconciled_with_the_servers_own_numbers(pages: Pages) -> None:
     assert set(scraper.baseline.values()) == {0}
 
 
-def test_what_is_still_there_is_left_over(pages: Pages) -> None:
+def test_gauges_above_the_baseline_are_left_over(pages: Pages) -> None:
     pages.page = lambda: page(tokens=0, usage=0.25, running=1)
     scraper = Scraper(pages.url, KEY)
     scraper.start()
@@ -111,7 +111,7 @@ def test_what_is_still_there_is_left_over(pages: Pages) -> None:
     assert found.notes[0].startswith("the server counted 50 tokens, the client received 40: the rest was generated for")
 
 
-def test_fewer_tokens_than_the_client_got_are_noted(pages: Pages) -> None:
+def test_a_server_that_counts_fewer_tokens_gets_a_note(pages: Pages) -> None:
     pages.page = lambda: page(tokens=50)
     scraper = Scraper(pages.url, KEY)
     scraper.start()
@@ -135,7 +135,7 @@ def test_a_server_without_metrics_is_a_note(pages: Pages, answer: str | int, why
     assert scraper.baseline is None
 
 
-def test_nobody_listening_is_a_note() -> None:
+def test_a_closed_port_is_a_note() -> None:
     gone = Pages()
     gone.close()
     scraper = Scraper(gone.url, KEY)
@@ -146,7 +146,7 @@ def test_nobody_listening_is_a_note() -> None:
     assert wait_until_freed(gone.url, KEY, 0.2) is None
 
 
-def test_a_failed_reading_amid_others_costs_that_one(pages: Pages) -> None:
+def test_a_failed_reading_does_not_affect_others(pages: Pages) -> None:
     answers: list[str | int] = [page(tokens=0), 500, page(tokens=10)]
     pages.page = lambda: answers.pop(0) if len(answers) > 1 else answers[0]
     scraper = Scraper(pages.url, KEY, every_s=0.02)
@@ -160,7 +160,7 @@ def test_a_failed_reading_amid_others_costs_that_one(pages: Pages) -> None:
     assert found.notes == [f"1 of {len(pages.asked)} readings of the metrics failed: 127.0.0.1/metrics: HTTP 500"]
 
 
-def test_a_server_that_closes_idle_connections_is_asked_again(pages: Pages) -> None:
+def test_a_closed_idle_connection_is_reopened(pages: Pages) -> None:
     pages.page = lambda: page(tokens=1)
     pages.hangs_up = True
     scraper = Scraper(pages.url, KEY)
@@ -192,7 +192,7 @@ def test_a_page_without_end_is_a_note(pages: Pages, monkeypatch: pytest.MonkeyPa
     assert "more than 100 bytes" in watched.to_result(0, 0, None).notes[0]
 
 
-def test_several_servers_are_added_up(pages: Pages) -> None:
+def test_several_servers_are_summed(pages: Pages) -> None:
     other = Pages()
     try:
         pages.page = other.page = lambda: page(tokens=5, running=2)
@@ -208,7 +208,7 @@ def test_several_servers_are_added_up(pages: Pages) -> None:
     assert [value for _, value in found.series["vllm:num_requests_running"]] == [4, 4]
 
 
-def test_an_address_that_is_none_says_what_to_write() -> None:
+def test_an_invalid_address_has_the_fix_in_its_error() -> None:
     with pytest.raises(ValueError, match="write http://HOST:PORT"):
         Scraper("localhost:8000", {})
 
@@ -233,13 +233,13 @@ def test_a_cache_must_be_as_empty_as_before_where_that_is_known(pages: Pages) ->
     assert wait_until_freed(pages.url, KEY, 0.3, {"vllm:kv_cache_usage_perc": 0.4}) is True
 
 
-def test_a_server_that_shows_no_work_cannot_prove_it(pages: Pages) -> None:
+def test_without_gauges_the_release_is_unknown(pages: Pages) -> None:
     pages.page = lambda: "process_cpu_seconds_total 3\n"
 
     assert wait_until_freed(pages.url, KEY, 0.2) is None
 
 
-def test_a_server_whose_gauges_only_move_with_work_is_nudged_once(pages: Pages) -> None:
+def test_a_server_whose_gauges_need_engine_steps_is_pinged_once(pages: Pages) -> None:
     running = [1.0]
     nudges: list[float] = []
 

@@ -13,7 +13,7 @@ from tests.unit.loadtest.fake_results import made
     ("q", "degrees", "value"),
     [(0.975, 3, 3.182), (0.975, 5, 2.571), (0.975, 10, 2.228), (0.975, 30, 2.042), (0.95, 8, 1.860)],
 )
-def test_students_t_is_that_of_the_tables(q: float, degrees: float, value: float) -> None:
+def test_student_t_quantiles_equal_published_tables(q: float, degrees: float, value: float) -> None:
     assert student_t_quantile(q, degrees) == pytest.approx(value, rel=0.01)
 
 
@@ -27,7 +27,7 @@ def seconds(*values: float, stage: str = "measure") -> list[TimelineSecond]:
     return made_
 
 
-def test_every_draw_is_as_long_as_the_run_and_has_every_second_as_often() -> None:
+def test_resamples_have_the_length_of_the_run_and_no_preferred_second() -> None:
     draws = Resamples.from_timeline(seconds(*range(1, 101)), 1)
 
     assert draws.weights.sum(axis=1) == pytest.approx(100, abs=10)
@@ -35,7 +35,7 @@ def test_every_draw_is_as_long_as_the_run_and_has_every_second_as_often() -> Non
     assert draws.blocks == 10
 
 
-def test_stretches_are_drawn_and_not_single_seconds() -> None:
+def test_whole_blocks_are_resampled() -> None:
     """Whatever second was drawn, its neighbour was, too, nine times of ten."""
     weights = Resamples.from_timeline(seconds(*range(1, 101)), 1).weights
     together = np.minimum(weights, np.roll(weights, 1, axis=1)).sum() / weights.sum()
@@ -43,7 +43,7 @@ def test_stretches_are_drawn_and_not_single_seconds() -> None:
     assert together > 0.88
 
 
-def test_a_draws_quantile_is_that_of_the_seconds_drawn() -> None:
+def test_the_quantile_of_a_resample_is_that_of_its_seconds() -> None:
     values = [float(2**at) for at in range(8)]
     draws = Resamples.from_timeline(seconds(*values), 1)
     for weights, found in zip(draws.weights[:50], draws.quantiles("ttft", [0.9])[0][:50], strict=True):
@@ -54,7 +54,7 @@ def test_a_draws_quantile_is_that_of_the_seconds_drawn() -> None:
         assert found * 1000 == pytest.approx(counted.quantile(0.9), rel=0.01)
 
 
-def test_sums_follow_the_seconds_drawn() -> None:
+def test_sums_are_over_the_resampled_seconds() -> None:
     draws = Resamples.from_timeline(seconds(1, 2, 3, 4, 5, 6), 1)
     ones = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
@@ -69,7 +69,7 @@ def test_only_the_measured_stage_counts() -> None:
     assert Resamples.from_timeline(both, 1).quantiles("ttft", [1.0])[0] == pytest.approx(5, rel=0.01)
 
 
-def test_hours_become_cells_and_lose_nothing() -> None:
+def test_long_runs_are_merged_into_cells_without_loss() -> None:
     run = made(seconds=1500, rate=2.0, gaps=1)
     draws = Resamples.from_timeline(run.timeline, 1)
     tokens = [float(each.output_tokens) for each in run.timeline if each.stage == "measure"]
@@ -79,7 +79,7 @@ def test_hours_become_cells_and_lose_nothing() -> None:
     assert draws.blocks == pytest.approx(1500 / 23)
 
 
-def test_a_short_or_silent_run_has_no_interval() -> None:
+def test_a_short_or_empty_run_has_no_interval() -> None:
     assert bootstrap_interval(np.arange(2000.0), BLOCKS_MIN - 0.1) is None
     assert bootstrap_interval(np.full(2000, np.nan), 10) is None
     assert bootstrap_interval(Resamples.from_timeline([], 1).quantiles("ttft", [0.5])[0], 10) is None
@@ -95,7 +95,7 @@ def test_few_blocks_widen_the_interval() -> None:
     assert few[0] < many[0] < many[1] < few[1]
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_equal_seeds_give_equal_resamples() -> None:
     one, two, other = (Resamples.from_timeline(seconds(*range(1, 31)), seed).weights for seed in (1, 1, 2))
 
     assert (one == two).all()

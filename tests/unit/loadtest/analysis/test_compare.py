@@ -34,7 +34,7 @@ def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> 
 @pytest.mark.parametrize(
     "name", ["TTFT p50", "TTFT p90", "ITL p50", "ITL p99", "TPOT p50", "E2E p90", "output tokens", "error rate"]
 )
-def test_intervals_hold_the_truth_about_as_often_as_they_say(alike: list[Comparison], name: str) -> None:
+def test_intervals_cover_the_truth_about_as_often_as_promised(alike: list[Comparison], name: str) -> None:
     """The truth is a ratio of 1 and a difference of 0. Forty seconds in stretches of seven are few: 95 % is the aim,
     and 90 % is what such short runs must reach."""
     held = 0
@@ -47,7 +47,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(alike: list[Compari
     assert held / PAIRS >= 0.90
 
 
-def test_a_server_that_became_slower_is_found_out() -> None:
+def test_a_slower_server_is_a_regression() -> None:
     found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5))
 
     assert found.has_regressed
@@ -56,7 +56,7 @@ def test_a_server_that_became_slower_is_found_out() -> None:
     assert row(found, "ITL p50").change == pytest.approx(1.5, rel=0.1)
 
 
-def test_a_server_that_became_faster_is_no_regression() -> None:
+def test_a_faster_server_is_no_regression() -> None:
     found = compare(made(1, seconds=240, gaps=2, slow=1.5), made(2, seconds=240, gaps=2))
 
     assert not found.has_regressed
@@ -93,22 +93,22 @@ def test_errors_are_subtracted() -> None:
     assert became(better)["error rate"] == Trend.IMPROVED
 
 
-def test_errors_that_neither_had_are_the_same() -> None:
+def test_equal_error_rates_of_zero_are_the_same() -> None:
     assert became(compare(made(1, seconds=60, gaps=1), made(2, seconds=60, gaps=1)))["error rate"] == Trend.SAME
 
 
-def test_what_is_clearly_worse_but_maybe_by_little_says_so() -> None:
+def test_an_unclear_change_names_the_likely_side() -> None:
     found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
 
     assert row(found, "ITL p50").cells()[5] == "unclear: worse, perhaps only slightly"
 
 
-def test_too_few_values_for_a_quantile_are_said() -> None:
+def test_too_few_values_for_a_quantile_are_reported() -> None:
     assert row(compare(made(1, seconds=40), made(2, seconds=40)), "TTFT p99").cells()[5].endswith("368 are needed")
 
 
 @pytest.mark.parametrize("seconds", [1, 10])
-def test_runs_too_short_to_compare_say_so_and_are_no_regression(seconds: int) -> None:
+def test_runs_too_short_to_compare_are_no_regression(seconds: int) -> None:
     found = compare(made(1, seconds=seconds), made(2, seconds=seconds, slow=9))
 
     assert set(became(found).values()) == {"unknown"}
@@ -116,14 +116,14 @@ def test_runs_too_short_to_compare_say_so_and_are_no_regression(seconds: int) ->
     assert found.headline == "Nothing could be compared"
 
 
-def test_a_run_without_a_time_line_cannot_be_compared() -> None:
+def test_a_run_without_a_timeline_cannot_be_compared() -> None:
     one = made(1, seconds=60, gaps=1)
     found = compare(one, one.model_copy(update={"timeline": []}))
 
     assert {each.cells()[5] for each in found.rows if each.unit != "ms"} == {"unknown: nothing to compare"}
 
 
-def test_runs_in_which_nothing_ended_well_can_be_compared_in_errors_alone() -> None:
+def test_runs_without_a_success_are_compared_by_errors_alone() -> None:
     found = compare(made(1, seconds=60, errors={"connect": 1.0}), made(2, seconds=60, errors={"connect": 1.0}))
 
     assert became(found)["error rate"] == Trend.SAME
@@ -134,7 +134,7 @@ def changed(seed: int, **changes: object) -> Result:
     return made(1, seconds=40, gaps=1).model_copy(update={"run": run(seed=seed, **changes)})
 
 
-def test_what_makes_runs_hard_to_compare_is_a_warning() -> None:
+def test_differences_of_configuration_are_warnings() -> None:
     a = changed(1)
     b = changed(2, scenario_yaml="other", machine="another", model="m", versions={"python": "3.12", "locust": "2.47.0"})
     b = b.model_copy(update={"verdict": b.verdict.model_copy(update={"outcome": Outcome.INVALID})})
@@ -151,14 +151,14 @@ def test_what_makes_runs_hard_to_compare_is_a_warning() -> None:
     ]
 
 
-def test_a_run_whose_streams_were_not_whole_is_a_warning() -> None:
+def test_integrity_errors_are_a_warning() -> None:
     a = changed(1)
     b = a.model_copy(update={"verdict": a.verdict.model_copy(update={"outcome": Outcome.INTEGRITY})})
 
     assert list(compare(b, a).warnings) == ["streams of run a were incomplete or incorrect"]
 
 
-def test_what_happened_in_one_second_only_has_no_interval() -> None:
+def test_events_of_a_single_second_have_no_interval() -> None:
     """Most draws lack that second, so there is no telling how much it may vary."""
     whole = made(1, seconds=120, gaps=20)
     bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
@@ -167,7 +167,7 @@ def test_what_happened_in_one_second_only_has_no_interval() -> None:
     assert found.cells()[5] == "unknown: too few events in most blocks of seconds"
 
 
-def test_it_is_said_alike_in_the_terminal_in_markdown_and_on_the_page() -> None:
+def test_terminal_markdown_and_page_have_the_same_numbers() -> None:
     hostile = "<script>|`"
     found = compare(changed(1), changed(1, machine=hostile))
     cells = row(found, "TTFT p50").cells()

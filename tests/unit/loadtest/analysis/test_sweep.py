@@ -112,7 +112,7 @@ def test_a_miss_is_measured_once_more() -> None:
     assert found.notes == ["at 4/s 1 of 2 runs met the SLO: the limit is not sharp"]
 
 
-def test_a_rate_that_passed_by_luck_is_given_up() -> None:
+def test_a_rate_that_passed_by_chance_is_withdrawn() -> None:
     """The rate that is found is measured again; here it passed once, and never after."""
     seen: dict[float, int] = {}
 
@@ -127,7 +127,7 @@ def test_a_rate_that_passed_by_luck_is_given_up() -> None:
     assert any(note.endswith("runs met the SLO: the limit is not sharp") for note in found.notes)
 
 
-def test_a_server_that_never_holds_what_it_showed_ends_the_search() -> None:
+def test_too_many_withdrawn_rates_end_the_search() -> None:
     """Every rate passes once and misses ever after."""
     seen: set[float] = set()
 
@@ -159,7 +159,7 @@ def test_the_lowest_rate_must_pass() -> None:
     assert found.headline == "No rate met the SLO: even 30/s missed the SLO"
 
 
-def test_a_server_better_than_the_search_is_said_to_be() -> None:
+def test_a_limit_above_the_search_is_reported() -> None:
     found = sweep(exact, SLO, 1, 6, 0.05)
 
     assert found.limit == 6
@@ -178,7 +178,7 @@ def test_a_generator_that_cannot_keep_up_ends_the_search() -> None:
     assert found.ended.startswith("the generator could not keep up at 8/s")
 
 
-def test_streams_that_are_not_true_are_no_pass_and_are_named() -> None:
+def test_integrity_errors_are_no_pass_and_are_noted() -> None:
     untrue = integrity(violations={"cross_talk": 1})
     found = sweep(
         lambda rate: exact(rate).model_copy(update={"integrity": untrue} if rate > 3 else {}), SLO, 1, 100, 0.3
@@ -194,7 +194,7 @@ def test_streams_that_are_not_true_are_no_pass_and_are_named() -> None:
     [({"low": 0}, "low (0) must be above 0"), ({"low": 9, "high": 8}, "not above high (8)"),
      ({"precision": 5}, "precision (5) is a part of the rate"), ({"replicas": 0}, "replicas (0) must be at least 1")],
 )  # fmt: skip
-def test_a_search_that_cannot_begin_says_why(changes: dict[str, float], words: str) -> None:
+def test_invalid_arguments_are_explained(changes: dict[str, float], words: str) -> None:
     asked = {"low": 1, "high": 8, "precision": 0.05, "replicas": 1, **changes}
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared below
         sweep(exact, SLO, asked["low"], asked["high"], asked["precision"], replicas=int(asked["replicas"]))
@@ -216,7 +216,7 @@ def scraped(rate: float, **series: float) -> Result:
     return exact(rate).model_copy(update={"server": Server(scraped=True, series=found), "run": made(seconds=60).run})
 
 
-def test_the_autoscaler_is_told_four_fifths_of_what_ran_at_the_limit() -> None:
+def test_the_autoscalers_target_is_four_fifths_of_the_limit() -> None:
     found = sweep(lambda rate: scraped(rate, running=rate * 4, active=1, waiting=2.4), SLO, 1, 8, 0.05, replicas=2)
 
     assert found.autoscaler is not None
@@ -230,7 +230,7 @@ def test_the_autoscaler_is_told_four_fifths_of_what_ran_at_the_limit() -> None:
     )
 
 
-def test_without_vllms_gauges_sluices_own_will_do_and_else_the_clients() -> None:
+def test_without_vllms_gauges_those_of_sluice_or_the_client_are_used() -> None:
     ours = sweep(lambda rate: scraped(rate, active=20), SLO, 1, 1, 0.05).autoscaler
     client = sweep(lambda _: made(seconds=30, rate=4.0, scraped=False), Slo(), 1, 1, 0.05).autoscaler
 
@@ -241,13 +241,13 @@ def test_without_vllms_gauges_sluices_own_will_do_and_else_the_clients() -> None
     assert client.running == int(client.running_at_limit * 0.8) > 1
 
 
-def test_where_nothing_was_seen_to_run_there_is_no_advice() -> None:
+def test_without_running_requests_there_is_no_target() -> None:
     found = sweep(exact, SLO, 1, 1, 0.05)
 
     assert (found.autoscaler, found.autoscaler_advice()) == (None, [])
 
 
-def test_every_step_is_told() -> None:
+def test_every_step_is_reported() -> None:
     told: list[str] = []
     sweep(exact, SLO, 1, 2, 0.5, on_step=told.append)
 
@@ -255,7 +255,7 @@ def test_every_step_is_told() -> None:
     assert told[0].startswith("1/s: pass; ttft_p90_ms is ")
 
 
-def test_what_was_found_is_written_and_reads_back(tmp_path: Path) -> None:
+def test_a_written_result_can_be_read_again(tmp_path: Path) -> None:
     found = sweep(exact, SLO, 1, 100, 0.05)
     found.write(tmp_path / "out")
     page = (tmp_path / "out/sweep.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ QUIET = Server(scraped=False)
 P90 = limit("ttft_p90_ms", "ttft_ms", "p90", 95)
 
 
-def test_met_limits_are_a_pass_and_say_so() -> None:
+def test_met_limits_are_a_pass() -> None:
     verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(P90,)))
 
     assert (verdict.outcome, verdict.exit_code) == (Outcome.PASS, 0)
@@ -21,7 +21,7 @@ def test_met_limits_are_a_pass_and_say_so() -> None:
     assert verdict.reasons[1] == "0 of 100 requests failed (0 %), limit 0 %: met"
 
 
-def test_a_miss_by_a_hair_shows_its_digits() -> None:
+def test_a_narrow_miss_shows_its_digits() -> None:
     found = summary(ttft_ms=distribution([500.04] * 400))
     verdict = judge(found, generator(), integrity(), QUIET, Slo(limits=(limit("x", "ttft_ms", "p50", 500),)))
 
@@ -45,7 +45,7 @@ def test_a_missed_limit_comes_first() -> None:
     assert [check.met for check in verdict.checks] == [True, False, True]
 
 
-def test_too_few_samples_for_a_quantile_are_said() -> None:
+def test_too_few_samples_for_a_quantile_are_reported() -> None:
     p99 = limit("ttft_p99_ms", "ttft_ms", "p99", 500)
     verdict = judge(summary(), generator(), integrity(), QUIET, Slo(limits=(p99,)))
     check = verdict.checks[0]
@@ -57,7 +57,7 @@ def test_too_few_samples_for_a_quantile_are_said() -> None:
     assert "to no upper end" in verdict.reasons[0]
 
 
-def test_a_limit_on_what_was_not_measured_is_missed() -> None:
+def test_a_limit_without_measurements_is_missed() -> None:
     verdict = judge(summary(ttft_ms=EMPTY), generator(), integrity(), QUIET, Slo(limits=(P90,)))
 
     assert verdict.outcome == Outcome.MISSED
@@ -70,7 +70,7 @@ def test_one_sample_has_an_interval_without_ends() -> None:
     assert "from no lower end to no upper end" in verdict.reasons[0]
 
 
-def test_cancels_by_plan_are_neither_errors_nor_asked_for() -> None:
+def test_planned_cancels_count_neither_as_errors_nor_as_requests() -> None:
     found = summary(ok=70, cancelled_by_plan=25, errors_by_kind={"reset": 4, "http_429": 1}, good=70)
     verdict = judge(found, generator(), integrity(), QUIET, Slo(error_rate_max=0.05, goodput_min=0.9))
 
@@ -86,7 +86,7 @@ def test_too_little_goodput_is_missed() -> None:
     assert verdict.exit_code == 1
 
 
-def test_a_generator_that_was_late_outweighs_missed_limits() -> None:
+def test_a_late_generator_takes_precedence_over_missed_limits() -> None:
     late = generator(invalid=["lateness p99 was 25 ms, limit 10 ms"])
     verdict = judge(summary(errors_by_kind={"reset": 5}), late, integrity(), QUIET, Slo())
 
@@ -105,7 +105,7 @@ def test_a_run_without_a_request_proves_nothing() -> None:
     assert verdict.outcome == Outcome.INVALID
 
 
-def test_an_untruth_outweighs_all() -> None:
+def test_integrity_errors_take_precedence_over_all() -> None:
     late = generator(invalid=["a dropped arrival"])
     untrue = integrity(violations={"cross_talk": 1, "no_done": 3})
     verdict = judge(summary(errors_by_kind={"no_done": 3}), late, untrue, QUIET, Slo())
@@ -115,11 +115,11 @@ def test_an_untruth_outweighs_all() -> None:
 
 
 @pytest.mark.parametrize(("freed", "code"), [(True, 0), (None, 0), (False, 4)])
-def test_work_not_freed_after_cancels_is_an_untruth(freed: bool | None, code: int) -> None:
+def test_work_not_freed_after_cancels_is_an_integrity_error(freed: bool | None, code: int) -> None:
     assert judge(summary(), generator(), integrity(freed_after_cancels=freed), QUIET, Slo()).exit_code == code
 
 
-def test_what_is_left_over_is_said_and_decides_nothing() -> None:
+def test_left_over_work_is_reported_and_decides_nothing() -> None:
     server = Server(scraped=True, left_over={"vllm:num_requests_running": 2.0})
     verdict = judge(summary(), generator(), integrity(), server, Slo())
 

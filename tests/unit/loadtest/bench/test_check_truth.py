@@ -88,14 +88,14 @@ def test_a_wrong_number_is_found(changes: dict[str, object], missed: set[str]) -
     assert check([line(record) for record in told.records], told, **changes) == missed
 
 
-def test_a_stamp_before_its_cause_is_found() -> None:
+def test_an_effect_before_its_cause_is_found() -> None:
     told = truth()
     lines = [line(record, late_us=-100 if record.id == "id-77" else 0) for record in told.records]
 
     assert is_causality_violated([MatchedRequest(one, record) for one, record in zip(lines, told.records, strict=True)])
 
 
-def test_a_stream_that_nobody_sent_is_found() -> None:
+def test_a_stream_that_was_never_sent_is_found() -> None:
     told = truth()
     lines = [line(record) | {"id": "another"} for record in told.records]
 

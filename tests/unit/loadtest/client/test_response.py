@@ -52,7 +52,7 @@ def test_several_tokens_in_one_event_are_counted_apart() -> None:
     assert list(record.content_tokens) == [1, 3]
 
 
-def test_tokens_that_only_the_end_tells_go_to_the_last_event() -> None:
+def test_tokens_counted_only_at_the_end_go_to_the_last_event() -> None:
     record = read(TWO, ending(5))
 
     assert list(record.content_tokens) == [1, 4]
@@ -99,7 +99,7 @@ BROKEN: list[tuple[ErrorKind, bytes, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("kind", "body", "changes"), BROKEN, ids=lambda value: str(value)[:30])
-def test_what_a_server_must_not_say(kind: ErrorKind, body: bytes, changes: dict[str, object]) -> None:
+def test_each_violation_has_its_error_kind(kind: ErrorKind, body: bytes, changes: dict[str, object]) -> None:
     record = read(body, **changes)
 
     assert record.error is kind, record.detail
@@ -118,7 +118,7 @@ def test_what_a_server_must_not_say(kind: ErrorKind, body: bytes, changes: dict[
         (TransportEnd.DEADLINE, ErrorKind.DEADLINE),
     ],
 )
-def test_how_a_connection_can_end(end: TransportEnd, kind: ErrorKind) -> None:
+def test_each_end_of_a_connection_has_its_error_kind(end: TransportEnd, kind: ErrorKind) -> None:
     assert read(TWO, end=end).error is kind
 
 
@@ -132,7 +132,7 @@ def test_how_a_connection_can_end(end: TransportEnd, kind: ErrorKind) -> None:
         (500, ErrorKind.HTTP_5XX),
     ],
 )
-def test_a_refusal_has_its_kind_and_says_why(status: int, kind: ErrorKind) -> None:
+def test_a_refusal_has_its_error_kind_and_message(status: int, kind: ErrorKind) -> None:
     one = reading()
     one.on_head(status, "application/json", "r-1")
     one.on_body(10, orjson.dumps({"error": {"message": "because"}}))
@@ -142,7 +142,7 @@ def test_a_refusal_has_its_kind_and_says_why(status: int, kind: ErrorKind) -> No
     assert record.detail == f"{status}: because"
 
 
-def test_a_stream_must_be_one() -> None:
+def test_a_stream_needs_the_content_type_of_events() -> None:
     one = reading()
     one.on_head(200, "application/json", "r-1")
     one.on_body(10, b"{}")
@@ -150,7 +150,7 @@ def test_a_stream_must_be_one() -> None:
     assert one.finish(20, TransportEnd.COMPLETE).error is ErrorKind.BAD_EVENT
 
 
-def test_a_connection_that_ends_after_done_costs_nobody_anything() -> None:
+def test_a_connection_that_ends_after_done_is_no_error() -> None:
     assert read(TWO + ending(2), end=TransportEnd.CLOSED).error is None
 
 
@@ -170,7 +170,7 @@ def said(*ids: int, prompt: list[int] | None = None) -> bytes:
     return event(chunk("x", choice={"token_ids": list(ids)}, **more))
 
 
-def test_every_token_is_held_against_the_oracle() -> None:
+def test_every_token_is_compared_with_the_synthetic_engines() -> None:
     due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
     record = read(said(*due[:1], prompt=PROMPT), said(*due[1:]), ending(4), counts_by_ids=True, is_verified=True)
 
@@ -199,7 +199,7 @@ def test_a_lost_token_is_a_wrong_one() -> None:
 # Clients that do not read to the end.
 
 
-def test_leaving_as_planned_is_neither_good_nor_an_error() -> None:
+def test_a_planned_abort_is_neither_a_success_nor_an_error() -> None:
     record = read(TWO, end=TransportEnd.ABORTED, read_plan=ReadPlan(ReadMode.CANCEL))
 
     assert record.error is None
@@ -208,7 +208,7 @@ def test_leaving_as_planned_is_neither_good_nor_an_error() -> None:
     assert record.output_tokens == 2
 
 
-def test_what_was_untrue_before_leaving_stays_an_error() -> None:
+def test_an_error_before_a_planned_abort_counts() -> None:
     record = read(TWO + event(b"{"), end=TransportEnd.ABORTED, read_plan=ReadPlan(ReadMode.CANCEL))
 
     assert record.error is ErrorKind.BAD_JSON
@@ -216,14 +216,14 @@ def test_what_was_untrue_before_leaving_stays_an_error() -> None:
 
 
 @pytest.mark.parametrize("end", [TransportEnd.CLOSED, TransportEnd.RESET])
-def test_a_server_may_drop_a_client_who_does_not_read(end: TransportEnd) -> None:
+def test_a_server_may_drop_a_client_that_does_not_read(end: TransportEnd) -> None:
     record = read(TWO, end=end, read_plan=ReadPlan(ReadMode.STALL))
 
     assert record.error is None
     assert record.left_by_plan
 
 
-def test_a_server_may_tell_a_stalled_client_so_and_no_other() -> None:
+def test_client_stalled_is_no_error_for_a_stalled_client() -> None:
     told = event({"error": {"code": "client_stalled", "message": "x"}}) + event(b"[DONE]")
 
     assert read(TWO + told, read_plan=ReadPlan(ReadMode.STALL)).left_by_plan
@@ -250,7 +250,7 @@ def whole(**changes: object) -> bytes:
     return orjson.dumps({"id": ID, "choices": [choice], "usage": usage(1), **changes})
 
 
-def test_a_whole_answer() -> None:
+def test_a_json_response() -> None:
     record = read(whole()[:20], whole()[20:], stream=False)
 
     assert record.error is None, record.detail
@@ -268,7 +268,7 @@ def test_a_whole_answer() -> None:
         (whole(usage=usage(1000)), ErrorKind.USAGE_MISMATCH),
     ],
 )
-def test_a_whole_answer_that_is_none(body: bytes, kind: ErrorKind) -> None:
+def test_each_broken_json_response_has_its_error_kind(body: bytes, kind: ErrorKind) -> None:
     assert read(body, stream=False).error is kind
 
 

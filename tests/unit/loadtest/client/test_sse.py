@@ -36,7 +36,7 @@ def split(parts: list[bytes]) -> list[Event]:
 
 
 @pytest.mark.parametrize("end_of_line", [b"\n", b"\r\n", b"\r"])
-def test_whole_and_byte_by_byte_are_the_same(end_of_line: bytes) -> None:
+def test_parsing_at_once_and_byte_by_byte_is_the_same(end_of_line: bytes) -> None:
     stream = STREAM.replace(b"\n", end_of_line)
 
     assert split([stream]) == EVENTS
@@ -44,7 +44,7 @@ def test_whole_and_byte_by_byte_are_the_same(end_of_line: bytes) -> None:
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]))
-def test_cuts_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> None:
+def test_splits_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> None:
     stream = STREAM.replace(b"\n", end_of_line)
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     parts = [stream[a:b] for a, b in pairwise(places)]
@@ -60,7 +60,7 @@ def test_an_event_comes_with_its_last_byte() -> None:
     assert splitter.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
 
 
-def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_event_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_LIMIT_BYTES", 100)
     splitter = SseParser()
     splitter.feed(b"data: " + b"x" * 90)

@@ -14,7 +14,7 @@ def a_record(number: int) -> Record:
     return Record(number, 1, "chat", "anna", "m", True, ReadMode.PLAIN, intended_ns=1, started_ns=2)
 
 
-def test_a_worker_that_was_killed_leaves_a_part_that_others_can_stand_behind(tmp_path: Path) -> None:
+def test_the_part_of_a_killed_worker_can_be_concatenated(tmp_path: Path) -> None:
     killed, closed = (RequestLog(tmp_path / name, 0) for name in ("killed", "closed"))
     killed.add(a_record(1))
     gevent.sleep(1.2)
@@ -30,7 +30,7 @@ def test_a_worker_that_was_killed_leaves_a_part_that_others_can_stand_behind(tmp
     killed.close()
 
 
-def test_nobody_asked_nothing_written(tmp_path: Path) -> None:
+def test_without_requests_the_log_is_empty(tmp_path: Path) -> None:
     log = RequestLog(tmp_path / "part", 0)
     log.close()
 

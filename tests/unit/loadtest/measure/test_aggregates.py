@@ -44,7 +44,7 @@ def tally(*records: Record, **limits: float) -> Aggregates:
     return made
 
 
-def test_times_count_from_when_a_request_was_due_and_from_when_it_was_sent() -> None:
+def test_times_count_from_due_and_from_sent() -> None:
     found = tally(record()).overall()
 
     assert found.ttft.mean == 102_000
@@ -54,7 +54,7 @@ def test_times_count_from_when_a_request_was_due_and_from_when_it_was_sent() -> 
     assert found.tpot.mean == 15_000
 
 
-def test_things_are_in_the_second_in_which_they_happened() -> None:
+def test_events_count_in_the_second_in_which_they_happened() -> None:
     found = tally(record(gaps_ms=(300, 800)))
 
     assert {number: one.output_tokens for number, one in found.seconds.items() if one.output_tokens} == {2: 2, 3: 1}
@@ -63,7 +63,7 @@ def test_things_are_in_the_second_in_which_they_happened() -> None:
 
 
 @pytest.mark.parametrize("due_ns", [101 * SECOND, 112 * SECOND])
-def test_warm_up_and_drain_are_in_the_seconds_alone(due_ns: int) -> None:
+def test_warm_up_and_drain_count_in_the_seconds_alone(due_ns: int) -> None:
     found = tally(record(due_ns))
 
     assert found.overall().requests == 0
@@ -79,7 +79,7 @@ def test_tokens_count_when_they_come() -> None:
     assert found.overall().itl.count == 0
 
 
-def test_what_was_left_or_failed_is_not_in_the_times_of_whole_answers() -> None:
+def test_aborted_and_failed_requests_have_no_duration() -> None:
     left = record(left_by_plan=True, read_mode=ReadMode.CANCEL)
     cut = record(error=ErrorKind.TRUNCATED)
     found = tally(left, cut, ttft_ms=1000.0)
@@ -103,14 +103,14 @@ def test_what_was_left_or_failed_is_not_in_the_times_of_whole_answers() -> None:
         (ReadMode.PLAIN, 1, 2),
     ],
 )
-def test_what_a_client_does_to_its_own_times_is_not_the_servers(read_mode: ReadMode, ttft: int, gaps: int) -> None:
+def test_times_that_a_client_distorts_do_not_count(read_mode: ReadMode, ttft: int, gaps: int) -> None:
     found = tally(record(read_mode=read_mode)).overall()
 
     assert (found.ttft.count, found.itl.count) == (ttft, gaps)
     assert found.ok == 1
 
 
-def test_who_gave_up_waiting_has_waited_so_long() -> None:
+def test_a_timeout_counts_as_time_to_first_token() -> None:
     one = record(error=ErrorKind.TIMEOUT_FIRST, ended_ns=DUE + 60 * SECOND, done_ns=0)
     del one.content_ns[:], one.content_tokens[:]
 
@@ -142,20 +142,20 @@ def test_a_dropped_arrival_is_due_and_an_error() -> None:
     assert found.second(2).errors == {"dropped_arrival": 1}
 
 
-def test_a_generator_that_falls_behind_has_not_sent_what_was_asked() -> None:
+def test_a_request_started_too_late_does_not_count_as_sent() -> None:
     late = record(started_ns=WINDOW.drain_ns + SECOND)
 
     assert (tally(late).due_count, tally(late).sent_count) == (1, 0)
 
 
-def test_long_streams_let_others_breathe() -> None:
+def test_counting_a_long_stream_yields_to_the_loop() -> None:
     breaths: list[int] = []
     Aggregates().on_ended(WINDOW, record(gaps_ms=(1.0,) * 1000), lambda: breaths.append(1))
 
     assert len(breaths) == 3
 
 
-def test_workers_together_are_as_one() -> None:
+def test_merged_workers_equal_a_single_one() -> None:
     """In pieces, too: workers report what is new every three seconds."""
     chance = Random(1)
     records = [

@@ -9,25 +9,25 @@ from loadtest.measure.quantile_ci import order_ranks, quantile_interval, samples
 
 
 @pytest.mark.parametrize(("q", "count"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368), (0.999, 3688)])
-def test_the_upper_end_can_be_told_from_so_many_samples_on(q: float, count: int) -> None:
+def test_the_smallest_number_of_samples_with_an_upper_bound(q: float, count: int) -> None:
     assert samples_needed(q) == count
     assert order_ranks(count, q)[1] == count
     assert order_ranks(count - 1, q)[1] is None
 
 
-def test_the_ranks_are_those_of_the_tables() -> None:
+def test_ranks_equal_published_tables() -> None:
     """Hahn and Meeker print, for the median of ten, the second and the ninth: 97.9 % in all."""
     assert order_ranks(10, 0.5) == (2, 9)
     assert order_ranks(100, 0.5) == (40, 61)
 
 
-def test_too_few_for_the_lower_end() -> None:
+def test_too_few_samples_for_the_lower_bound() -> None:
     assert order_ranks(3, 0.5) == (None, None)
     assert quantile_interval(Histogram(), 0.5) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "q"), [(1_000, 0.99), (400, 0.9), (50, 0.5)])
-def test_the_interval_holds_the_true_quantile_as_often_as_it_says(count: int, q: float) -> None:
+def test_the_interval_covers_the_true_quantile_as_often_as_promised(count: int, q: float) -> None:
     """Of uniform numbers the q-quantile is q. At least 95 %; the steps of the binomial make it a little more."""
     dice = random.Random(7)
     held, tries = 0, 400

@@ -24,7 +24,7 @@ from loadtest.mock.plan import MockPlan, PlanError
         ("a: b: c", "not YAML"),
     ],
 )
-def test_a_bad_plan_is_refused_by_the_name_of_its_field(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_plan_is_rejected_with_the_name_of_its_field(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(text)
 
@@ -32,7 +32,7 @@ def test_a_bad_plan_is_refused_by_the_name_of_its_field(tmp_path: Path, text: st
         MockPlan.read(file)
 
 
-def test_the_command_says_what_is_wrong_with_its_plan(tmp_path: Path) -> None:
+def test_the_command_reports_an_invalid_plan(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("ttft: 3")
     done = subprocess.run(

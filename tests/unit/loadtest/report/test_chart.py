@@ -25,7 +25,7 @@ def paths(svg: ET.Element, kind: str) -> list[str]:
     return [each.get("d", "") for each in svg.iter(f"{SVG}path") if (each.get("class") or "").split()[0] == kind]
 
 
-def test_it_says_in_words_what_it_shows() -> None:
+def test_a_chart_has_a_text_alternative() -> None:
     svg = drawn(Line("one", [(0, 1), (1, 2)]))
     title, desc = svg.find(f"{SVG}title"), svg.find(f"{SVG}desc")
 
@@ -39,14 +39,14 @@ def test_lines_go_from_corner_to_corner_of_the_plot() -> None:
     assert paths(drawn(Line("one", [(0, 0), (10, 10)])), "line") == ["M52.0 190.0L388.0 10.0"]
 
 
-def test_a_gap_is_not_bridged_and_a_lone_point_is_seen() -> None:
+def test_a_gap_is_not_bridged_and_a_single_point_is_visible() -> None:
     svg = drawn(Line("one", [(0, 0), (1, 0), (2, None), (3, 5), (4, None)]))
 
     assert paths(svg, "line")[0].count("M") == 2
     assert [each.get("class") for each in svg.iter(f"{SVG}circle")] == ["dot c0"]
 
 
-def test_bars_stand_on_each_other() -> None:
+def test_bars_are_stacked() -> None:
     svg = drawn(Line("a", [(0, 2), (1, None)], 0, "bars"), Line("b", [(0, 3), (1, 4)], 1, "bars"))
     bars = [each for each in svg.iter(f"{SVG}rect") if (each.get("class") or "").startswith("bar ")]
     spans = [(float(each.get("y", 0)), float(each.get("height", 0))) for each in bars]
@@ -78,7 +78,7 @@ def test_labels_stay_inside_the_picture_and_apart() -> None:
     assert all(one[1] < other[0] for one, other in itertools.pairwise(ends))
 
 
-def test_what_is_hostile_is_text() -> None:
+def test_hostile_text_is_escaped() -> None:
     svg = drawn(
         Line(HOSTILE, [(0, 1)]), title=HOSTILE, description=HOSTILE, unit=HOSTILE,
         reference_lines=(ReferenceLine(5, HOSTILE),), bands=(Band(0, 1, HOSTILE),),
@@ -90,7 +90,7 @@ def test_what_is_hostile_is_text() -> None:
     assert json.loads(svg.get("data-chart", ""))["l"] == [HOSTILE]
 
 
-def test_the_pointers_words_are_beside_the_picture() -> None:
+def test_hover_data_is_beside_the_picture() -> None:
     svg = drawn(Line("one", [(0, 1), (5, None), (10, 3.14159)]), Line("two", [(5, 2)], 1), unit=" ms")
     said = json.loads(svg.get("data-chart", ""))
 
@@ -100,7 +100,7 @@ def test_the_pointers_words_are_beside_the_picture() -> None:
 
 
 @pytest.mark.parametrize("lines", [(), (Line("one", []),), (Line("one", [(0, None)]),)])
-def test_nothing_to_draw_is_known(lines: tuple[Line, ...]) -> None:
+def test_a_chart_without_values_is_empty(lines: tuple[Line, ...]) -> None:
     assert Chart("t", "d", Time.over(1), Linear.over("y", []), lines).is_empty
 
 

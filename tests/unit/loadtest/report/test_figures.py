@@ -24,7 +24,7 @@ def test_a_run_has_its_charts_and_none_is_empty() -> None:
     assert not any(chart.is_empty for chart in charts)
 
 
-def test_a_closed_loop_has_no_asked_rate() -> None:
+def test_a_closed_loop_has_no_due_rate() -> None:
     opened, closed = (named(figures.timeline_charts(made(closed=each)))["Requests"] for each in (False, True))
 
     assert [line.name for line in opened.lines] == ["due", "sent", "ended well"]
@@ -45,7 +45,7 @@ def test_many_kinds_of_errors_become_a_few_and_none_is_lost() -> None:
     assert drawn == pytest.approx(sum(sum(each.errors.values()) for each in result.timeline))
 
 
-def test_hours_become_as_many_points_as_can_be_seen_and_none_is_lost() -> None:
+def test_long_runs_are_merged_into_spans_without_loss() -> None:
     result = made(seconds=3000, rate=1.0, gaps=1)
     chart = named(figures.timeline_charts(result))["Requests"]
     due = chart.lines[0].points
@@ -72,7 +72,7 @@ def test_latencies_of_a_second_are_those_of_its_histogram() -> None:
     assert p50 <= p99
 
 
-def test_limits_are_drawn_where_they_are_near() -> None:
+def test_limits_near_the_values_are_drawn() -> None:
     charts = named(figures.percentile_charts(made()))
 
     assert [rule.label for rule in charts["Between tokens (ITL)"].reference_lines] == ["p99 limit 40 ms"]
@@ -88,7 +88,7 @@ def test_a_percentile_curve_rises_to_the_largest() -> None:
     assert curve[-1] == pytest.approx(result.summary.ttft_ms.max, rel=0.01)
 
 
-def test_the_servers_series_are_drawn_in_units_that_people_read() -> None:
+def test_the_servers_series_are_drawn_in_readable_units() -> None:
     charts = named(figures.server_charts(made().server, 68, ()))
 
     assert [line.name for line in charts["Requests in the server"].lines] == [

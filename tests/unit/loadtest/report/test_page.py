@@ -81,7 +81,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_page_is_whole_and_needs_nothing_but_itself(name: str) -> None:
+def test_a_page_is_valid_and_self_contained(name: str) -> None:
     text = page.render_run(RUNS[name]())
     elements = Reader(text).elements
     named = [tag for tag, _ in elements]
@@ -98,14 +98,14 @@ def test_a_page_is_whole_and_needs_nothing_but_itself(name: str) -> None:
     assert all("scope" in attrs for tag, attrs in elements if tag == "th")
 
 
-def test_what_comes_from_outside_is_shown_as_it_is() -> None:
+def test_text_from_outside_is_shown_unchanged() -> None:
     reader = Reader(page.render_run(hostile()))
 
     assert "".join(reader.text).count(HOSTILE) >= 12
     assert "49" not in {part.strip() for part in reader.text}
 
 
-def test_the_browser_is_told_to_run_our_script_and_no_other() -> None:
+def test_the_content_security_policy_allows_only_our_script() -> None:
     text = page.render_run(made(seconds=5))
     policy = next(attrs["content"] for tag, attrs in Reader(text).elements if "http-equiv" in attrs)
     assert policy is not None
@@ -135,7 +135,7 @@ def test_two_files_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "new/summary.md").read_text(encoding="utf-8").startswith("## chat: Pass (exit code 0)")
 
 
-def test_the_summary_keeps_its_tables_whole_whatever_is_in_them() -> None:
+def test_hostile_text_does_not_break_the_summarys_tables() -> None:
     text = markdown.render_run(hostile())
     rows = [line for line in text.splitlines() if line.startswith("| ")]
 
@@ -154,7 +154,7 @@ def test_a_percentile_of_too_few_values_is_marked() -> None:
     assert "too few values" not in markdown.render_run(many)
 
 
-def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> None:
+def test_jains_index_is_one_for_equal_shares_and_1_by_n_for_one_tenant_alone() -> None:
     alike = made(seconds=30, tenants=("a", "b"))
     starved = [
         group.model_copy(update={"summary": group.summary.model_copy(update={"ok": 0} if group.tenant == "a" else {})})
@@ -175,5 +175,5 @@ def test_jains_index_is_one_if_all_are_alike_and_one_by_n_if_one_has_all() -> No
     [("a_b*c", r"a\_b\*c"), ("- a", r"\- a"), ("+5 pp", "+5 pp"), ("1. a", r"1\. a"), ("[a](b)", r"\[a\](b)"),
      ("a\n# b", r"a \# b"), ("x (5 %)", "x (5 %)")],
 )  # fmt: skip
-def test_text_stays_text_in_markdown(text: str, said: str) -> None:
+def test_markdown_is_escaped(text: str, said: str) -> None:
     assert markdown.escape(text) == said

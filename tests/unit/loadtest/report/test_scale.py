@@ -28,7 +28,7 @@ def test_a_linear_axis_begins_at_zero_and_covers_its_values(values: list[float])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
-def test_negative_values_move_the_beginning(values: list[float]) -> None:
+def test_negative_values_extend_the_axis_below_zero(values: list[float]) -> None:
     assert all(Linear.over("x", values).covers(value) for value in values)
 
 
@@ -37,12 +37,12 @@ def test_a_logarithmic_axis_covers_its_values(values: list[float]) -> None:
     check(Log.over("x", values), values)
 
 
-def test_zero_stands_at_the_foot_of_a_logarithmic_axis() -> None:
+def test_zero_is_at_the_start_of_a_logarithmic_axis() -> None:
     assert Log.over("x", [1, 100]).position(0) == 0
 
 
 @given(st.floats(1, 3e5))
-def test_time_is_told_in_units_that_fit(seconds: float) -> None:
+def test_time_is_labelled_in_suitable_units(seconds: float) -> None:
     check(Time.over(seconds), [0, seconds])
 
 
@@ -56,13 +56,13 @@ def test_units_of_time(seconds: float, title: str, last: str) -> None:
 
 
 @given(st.integers(0, 10**8))
-def test_percentiles_reach_as_far_as_the_values_tell(count: int) -> None:
+def test_percentiles_reach_as_far_as_the_samples(count: int) -> None:
     axis = PercentileTail.over("percentile", count)
 
     check(axis, [0.0, 0.5])
 
 
-def test_every_nine_has_the_same_room() -> None:
+def test_every_nine_has_the_same_width() -> None:
     axis = PercentileTail.over("percentile", 10**6)
     ticks = {label: place for place, label in axis.ticks()}
 

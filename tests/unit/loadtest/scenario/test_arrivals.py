@@ -39,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_schedule_is_in_order_seeded_and_as_large_as_its_rate_adds_up_to(shape: dict[str, Any]) -> None:
+def test_a_schedule_is_ordered_seeded_and_of_the_expected_size(shape: dict[str, Any]) -> None:
     found = times(**shape)
     expected = made(**shape).expected_count(LENGTH_S, LENGTH_S)
 
@@ -53,7 +53,7 @@ def test_a_schedule_is_in_order_seeded_and_as_large_as_its_rate_adds_up_to(shape
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_arrivals_are_where_the_rate_says(shape: dict[str, Any]) -> None:
+def test_arrivals_follow_the_rate(shape: dict[str, Any]) -> None:
     """Quarter by quarter of the run."""
     found, load = times(**shape), made(**shape)
     for quarter in range(4):
@@ -66,7 +66,7 @@ def test_arrivals_are_where_the_rate_says(shape: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "cv"), [("poisson", {}, 1.0), ("constant", {}, 0.0), ("gamma", {"cv": 2}, 2.0)]
 )
-def test_gaps_vary_as_much_as_the_process_says(kind: str, more: dict[str, Any], cv: float) -> None:
+def test_gaps_have_the_variation_of_their_process(kind: str, more: dict[str, Any], cv: float) -> None:
     gaps = [b - a for a, b in pairwise(times(kind=kind, rate=20, **more))]
 
     assert pstdev(gaps) / mean(gaps) == pytest.approx(cv, abs=0.12)
@@ -102,7 +102,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("given", WRONG, ids=str)
-def test_a_load_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
+def test_an_impossible_load_is_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Load).validate_python(given)
 
@@ -165,12 +165,12 @@ def test_a_share_of_a_trace(tmp_path: Path) -> None:
         (MOONCAKE + "{\n", "mooncake", "line 5"),
     ],
 )
-def test_a_file_that_is_no_trace_names_the_line(tmp_path: Path, text: str, form: str, place: str) -> None:
+def test_an_invalid_trace_is_rejected_with_its_line(tmp_path: Path, text: str, form: str, place: str) -> None:
     with pytest.raises(TraceError, match=place):
         list(traces.read_trace(trace(tmp_path, text, form), 1, 1e6))
 
 
-def test_a_trace_that_is_not_there() -> None:
+def test_a_missing_trace() -> None:
     with pytest.raises(TraceError, match="cannot be read"):
         list(traces.read_trace(TraceReplay(kind="trace", file="/nowhere", format="azure"), 1, 1.0))
 

@@ -20,7 +20,7 @@ from loadtest.scenario.distributions import Distribution
         ({"kind": "choice", "values": [1, 5], "weights": [3, 1]}, 2, 3**0.5),
     ],
 )
-def test_a_distribution_has_the_mean_and_the_spread_that_it_names(given: Any, mean: float, spread: float) -> None:
+def test_a_distribution_has_its_mean_and_standard_deviation(given: Any, mean: float, spread: float) -> None:
     distribution, rng = TypeAdapter[Any](Distribution).validate_python(given), Random(1)
     values = [distribution.sample(rng) for _ in range(20_000)]
 

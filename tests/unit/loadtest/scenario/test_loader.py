@@ -31,14 +31,14 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.mark.parametrize("name", loader.builtin_names())
-def test_ready_scenarios_are_right(name: str) -> None:
+def test_builtin_scenarios_are_valid(name: str) -> None:
     loaded = loader.load(name)
 
     assert loaded.scenario.name == name
     assert loaded.scenario.slo.limits
 
 
-def test_there_are_the_four_that_are_promised() -> None:
+def test_the_four_documented_scenarios_exist() -> None:
     assert set(loader.builtin_names()) == {"agent", "chat", "rag", "smoke"}
 
 
@@ -69,7 +69,7 @@ WRONG: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "said"), WRONG, ids=[said[:40] for _, said in WRONG])
-def test_what_is_wrong_is_named_with_its_place_and_the_fix(change: Change, said: str) -> None:
+def test_an_error_names_the_field_the_place_and_the_fix(change: Change, said: str) -> None:
     document = copy.deepcopy(BASE)
     change(document)
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_named_with_its_place_and_the_fix(change: Change, said:
     assert said in str(caught.value)
 
 
-def test_limits_are_written_flat_and_read_as_a_list() -> None:
+def test_flat_limits_become_a_list() -> None:
     slo = Slo.model_validate(
         {"ttft_p99_ms": 2000, "itl_p50_ms": 30, "per_request": {"tpot_ms": 50}, "goodput_min": 0.9}
     )
@@ -91,7 +91,7 @@ def test_limits_are_written_flat_and_read_as_a_list() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_a_start_and_what_is_written_wins(preset: str) -> None:
+def test_explicit_limits_override_a_preset(preset: str) -> None:
     ttft, tpot = PRESETS[preset]
     slo = Slo.model_validate({"preset": preset, "tpot_p99_ms": 7})
 
@@ -125,13 +125,13 @@ def test_a_rate_scales_a_shape(tmp_path: Path) -> None:
     assert (load.start, load.end) == (2, 6)
 
 
-def test_a_rate_opens_a_closed_loop(tmp_path: Path) -> None:
+def test_a_rate_turns_a_closed_loop_into_an_open_one(tmp_path: Path) -> None:
     file = scenario_file(tmp_path, load={"kind": "closed", "users": 3})
 
     assert isinstance(loader.load(file, {"rate": 4}).scenario.load, Poisson)
 
 
-def test_a_trace_keeps_its_own_arrivals_and_lies_beside_its_scenario(tmp_path: Path) -> None:
+def test_a_trace_is_found_beside_its_scenario_and_takes_no_rate(tmp_path: Path) -> None:
     file = scenario_file(tmp_path, load={"kind": "trace", "file": "t.csv", "format": "azure"})
 
     assert loader.load(file).document["load"]["file"] == str(tmp_path / "t.csv")
@@ -139,7 +139,7 @@ def test_a_trace_keeps_its_own_arrivals_and_lies_beside_its_scenario(tmp_path: P
         loader.load(file, {"rate": 4})
 
 
-def test_keys_are_not_shown(tmp_path: Path) -> None:
+def test_keys_are_masked(tmp_path: Path) -> None:
     loaded = loader.load(scenario_file(tmp_path), {"api_key": "sk-secret"})
 
     assert loaded.scenario.tenants[0].key == "sk-secret"
@@ -153,7 +153,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
         ("nowhere/x.yaml", "The scenario file nowhere/x.yaml does not exist."),
     ],
 )
-def test_a_scenario_that_is_not_there(name: str, said: str) -> None:
+def test_a_missing_scenario(name: str, said: str) -> None:
     with pytest.raises(ScenarioError, match=said.replace("?", r"\?")):
         loader.load(name)
 
@@ -161,7 +161,7 @@ def test_a_scenario_that_is_not_there(name: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"), [("a: [", "is not valid YAML (line"), ("[]", "must hold keys such as `load:`")]
 )
-def test_a_file_that_is_no_scenario(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_not_a_scenario(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
 
     with pytest.raises(ScenarioError) as caught:
@@ -170,6 +170,6 @@ def test_a_file_that_is_no_scenario(tmp_path: Path, text: str, said: str) -> Non
 
 
 @pytest.mark.parametrize("url", [None, "http://m:8001"])
-def test_the_servers_metrics_may_be_elsewhere(url: str | None, tmp_path: Path) -> None:
+def test_the_servers_metrics_may_have_another_url(url: str | None, tmp_path: Path) -> None:
     """On a management port, to which the server's own URL does not lead."""
     assert loader.load(scenario_file(tmp_path), {"metrics_url": url}).scenario.metrics_url == url

@@ -41,7 +41,7 @@ def words(ask: PreparedRequest) -> int:
     return len(body(ask)["messages"][-1]["content"].split())
 
 
-def test_a_number_asks_the_same_whoever_asks_and_whatever_was_asked_before() -> None:
+def test_an_arrival_number_gives_the_same_request_in_any_order() -> None:
     long = {"prompt_tokens": {"kind": "lognormal", "median": 50, "sigma": 1}}
     once, again = asks(work(workload=long), 20), work(workload=long)
 
@@ -99,7 +99,7 @@ def test_prefixes_are_shared_within_their_group_and_differ_between_groups() -> N
     assert min(prefixes.values()) > 20
 
 
-def test_a_conversation_grows_by_what_was_really_answered() -> None:
+def test_a_conversation_grows_by_the_real_answers() -> None:
     talk = work(workload={"turns": 3, "prefix": {"tokens": 5}}).conversation(NOW, 0)
     first, second, third = talk.next_request(), talk.next_request("One."), talk.next_request("")
     assert first is not None
@@ -121,7 +121,7 @@ def test_a_conversation_ends_before_the_context_does() -> None:
     assert talk.next_request("x", 600) is None, "300 more, and as many for chance, would not fit"
 
 
-def test_only_vllm_is_asked_for_what_only_vllm_knows() -> None:
+def test_vllms_own_fields_are_sent_to_vllm_only() -> None:
     plain, ours = body(asks(work(), 1)[0]), body(asks(work(ServerInfo("m", is_vllm=True)), 1)[0])
 
     assert plain["stream_options"] == {"include_usage": True}
@@ -130,7 +130,7 @@ def test_only_vllm_is_asked_for_what_only_vllm_knows() -> None:
     assert ours["ignore_eos"] is True
 
 
-def test_fields_of_the_scenario_win() -> None:
+def test_body_fields_of_the_scenario_take_precedence() -> None:
     assert body(asks(work(workload={"body": {"temperature": 0.5, "max_tokens": 3}}), 1)[0])["max_tokens"] == 3
 
 
@@ -170,7 +170,7 @@ def test_behaviours_by_share() -> None:
     assert (resuming.read_plan.times, resuming.headers["X-Stream-Resumable"]) == (2, "20")
 
 
-def test_recorded_lengths_and_blocks_win() -> None:
+def test_recorded_lengths_and_blocks_take_precedence() -> None:
     one = work(workload={"prompt_tokens": 5, "output_tokens": 5})
     long, short = (asks(one, 1, Arrival(0.0, tokens, 7, (3, 4)))[0] for tokens in (1024, 600))
     other = asks(one, 1, Arrival(0.0, 1024, 7, (3, 5)))[0]

@@ -11,7 +11,7 @@ RUNNING = 'vllm:num_requests_running{engine="0"}'
 TOKENS = 'vllm:generation_tokens_total{engine="0"}'
 
 
-def test_it_reads_what_the_librarys_own_parser_reads() -> None:
+def test_samples_equal_those_of_prometheus_clients_parser() -> None:
     registry = CollectorRegistry()
     metrics = Metrics("0", registry)
     metrics.rejected("queue is full")
@@ -39,17 +39,17 @@ def test_it_reads_what_the_librarys_own_parser_reads() -> None:
     )
 
 
-def test_a_timestamp_behind_a_value_is_passed_over() -> None:
+def test_a_timestamp_behind_a_value_is_ignored() -> None:
     assert parse_samples("sluice_streams_active 3 1700000000000\n") == {"sluice_streams_active": 3}
 
 
 @pytest.mark.parametrize("text", ["sluice_streams_active\n", "sluice_streams_active three\n"])
-def test_what_is_no_exposition_is_refused(text: str) -> None:
+def test_an_invalid_line_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"three|without a value"):
         parse_samples(text)
 
 
-def test_gauges_add_up_and_a_cache_is_as_full_as_the_fullest() -> None:
+def test_gauges_are_summed_and_the_largest_cache_usage_counts() -> None:
     one = {RUNNING: 3.0, 'vllm:kv_cache_usage_perc{engine="0"}': 0.2, 'vllm:kv_cache_usage_perc{engine="1"}': 0.6}
     two = {RUNNING: 4.0, 'vllm:kv_cache_usage_perc{engine="0"}': 0.5, TOKENS: 9.0}
 
@@ -63,7 +63,7 @@ def ledger(*readings: tuple[float, list[dict[str, float] | None]]) -> MetricsHis
     return made
 
 
-def test_what_was_counted_before_the_run_is_not_the_runs() -> None:
+def test_counts_from_before_the_run_do_not_count() -> None:
     book = ledger((0, [{TOKENS: 1000.0}]), (1, [{TOKENS: 1040.0}]), (3, [{TOKENS: 1100.0}]))
 
     assert book.increase("vllm:generation_tokens_total") == 100
@@ -78,21 +78,21 @@ def test_labels_that_appear_during_the_run_count_from_zero() -> None:
     assert book.restarts == 0
 
 
-def test_a_counter_that_falls_began_anew() -> None:
+def test_a_counter_that_falls_was_reset() -> None:
     book = ledger((0, [{TOKENS: 100.0}]), (1, [{TOKENS: 150.0}]), (2, [{TOKENS: 30.0}]), (3, [{TOKENS: 50.0}]))
 
     assert book.increase("vllm:generation_tokens_total") == 100
     assert book.restarts == 1
 
 
-def test_one_of_two_servers_restarted_is_not_hidden_by_the_sum() -> None:
+def test_the_restart_of_one_of_two_servers_is_found() -> None:
     book = ledger((0, [{TOKENS: 100.0}, {TOKENS: 0.0}]), (1, [{TOKENS: 10.0}, {TOKENS: 500.0}]))
 
     assert book.increase("vllm:generation_tokens_total") == 510
     assert book.restarts == 1
 
 
-def test_a_restart_is_seen_by_the_start_time_where_the_counter_has_overtaken() -> None:
+def test_a_restart_is_found_by_the_start_time() -> None:
     book = ledger(
         (0, [{TOKENS: 10.0, "process_start_time_seconds": 1.0}]),
         (5, [{TOKENS: 60.0, "process_start_time_seconds": 9.0}]),
@@ -102,7 +102,7 @@ def test_a_restart_is_seen_by_the_start_time_where_the_counter_has_overtaken() -
     assert book.restarts == 1
 
 
-def test_a_missed_page_leaves_a_gap_and_no_peak() -> None:
+def test_a_missed_reading_leaves_a_gap_and_no_peak() -> None:
     page = {TOKENS: 0.0, RUNNING: 2.0}
     book = ledger((0, [page]), (1, [None]), (2, [{TOKENS: 100.0, RUNNING: 4.0}]))
 
@@ -111,13 +111,13 @@ def test_a_missed_page_leaves_a_gap_and_no_peak() -> None:
     assert (book.first_gauges, book.last_gauges) == ({"vllm:num_requests_running": 2}, {"vllm:num_requests_running": 4})
 
 
-def test_part_of_a_sum_is_not_drawn() -> None:
+def test_a_partial_sum_is_left_out() -> None:
     book = ledger((0, [{RUNNING: 2.0}, {RUNNING: 3.0}]), (1, [{RUNNING: 2.0}, None]))
 
     assert book.series["vllm:num_requests_running"] == [(0, 5)]
 
 
-def test_a_mean_between_two_times_takes_the_readings_around_them() -> None:
+def test_a_mean_between_two_times_uses_the_readings_around_them() -> None:
     def page(count: float, total: float) -> list[dict[str, float] | None]:
         return [{"sluice_overhead_seconds_count": count, "sluice_overhead_seconds_sum": total}]
 
@@ -129,7 +129,7 @@ def test_a_mean_between_two_times_takes_the_readings_around_them() -> None:
     assert book.mean("vllm:time_to_first_token_seconds") is None
 
 
-def test_the_lag_of_the_loop_is_a_mean_of_each_reading() -> None:
+def test_the_loop_lag_is_the_mean_since_the_last_reading() -> None:
     def page(count: float, total: float) -> list[dict[str, float] | None]:
         return [{"sluice_loop_lag_seconds_count": count, "sluice_loop_lag_seconds_sum": total}]
 
