@@ -2,6 +2,7 @@
 
 - `uvicorn_server`: the server with its listeners.
 - `connection`: one connection; `request_limits`: its bounds on requests; `lingering_close`: how it ends.
+- `write_coalescer`: flushes the direct writes of many connections together.
 - `body_budget`: bytes of request bodies in memory; `socket_options`: options of a client's socket.
 - `disconnect`: a scope that ends when the client disconnects.
 - `middleware`: the first and last code of every request: id, access, body size, errors, the log line.

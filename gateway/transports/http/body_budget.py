@@ -1,4 +1,4 @@
-"""Request bodies: how many bytes of them one process holds at once, and how slowly one may arrive. Pure."""
+"""Limits for request bodies: their memory in one process, and the time and rate of their arrival. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Protocol
 
 from gateway.errors import BodyTooSlow
 
-# Over this time a body's rate is measured, so it is also how long one may take to begin.
+# A body's rate is measured over this time, which is also the time that it has to begin.
 WINDOW_S = 10.0
-# Bodies up to this size are not counted: whoever fills the memory must not keep others from asking short questions.
+# Bodies up to this size are not counted: a client that fills the memory must not block small requests of others.
 UNCOUNTED_BYTES = 64 * 2**10
 
 
@@ -17,28 +17,28 @@ class BodyReceiver(Protocol):
 
     @property
     def is_arriving(self) -> bool:
-        """Whether more of the body is to come."""
+        """Whether the body is incomplete and still wanted."""
 
     def refuse_over_budget(self) -> None:
-        """End the request; what has come of its body is needed no more."""
+        """End the request and drop its body."""
 
 
 class BodyBudget:
-    """Counts what the bodies of requests weigh until they are answered, and makes room when it is too much.
+    """Counts the bytes of request bodies until their responses start, and refuses bodies when they exceed the limit.
 
-    The body that has been arriving for the longest goes first. A client that fills the memory with many slow ones so
-    loses them, and not one who sends a body meanwhile.
+    The body that has been arriving for the longest is refused first: a client that fills the memory with many slow
+    bodies loses them, and other clients do not.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self.peak_bytes = 0
-        """The most that was held since `reset_peak`."""
+        """The maximum of `used_bytes` since `reset_peak`."""
         self._held: dict[BodyReceiver, int] = {}
 
     def add(self, one: BodyReceiver, count: int) -> None:
-        """So many bytes more are held for `one`; it may be among those that are refused for it."""
+        """Count `count` more bytes of `one`, which may itself be refused for them."""
         self._held[one] = self._held.get(one, 0) + count
         self.used_bytes += count
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
@@ -50,16 +50,15 @@ class BodyBudget:
             oldest.refuse_over_budget()
 
     def release(self, one: BodyReceiver) -> None:
-        """Its body is held no more."""
+        """Count the body of `one` no longer."""
         self.used_bytes -= self._held.pop(one, 0)
 
     def reset_peak(self) -> None:
-        """Begin to look for the most anew."""
         self.peak_bytes = self.used_bytes
 
 
 class BodyDeadline:
-    """When the body of one request has to be there, and how fast it must come until then."""
+    """The time limit and the minimum rate of one request's body."""
 
     def __init__(self, now_s: float, *, timeout_s: float, min_bytes_per_s: int) -> None:
         self._timeout_s = timeout_s
@@ -70,12 +69,12 @@ class BodyDeadline:
 
     @property
     def next_check_s(self) -> float:
-        """When to look again."""
+        """The time of the next `check`."""
         return min(self._window_s + WINDOW_S, self._ends_s)
 
     def check(self, now_s: float, seen_bytes: int, *, paused: bool) -> BodyTooSlow | None:
-        """Why the body is too slow, None if it is not. `paused`: it is we who do not read, so the client's time stands
-        still."""
+        """The error of a body that is too slow, otherwise None. `paused`: this process does not read, so the client's
+        time stands still."""
         passed_s = now_s - self._window_s
         if paused:
             self._ends_s += passed_s

@@ -1,4 +1,4 @@
-"""How a connection ends: an answer reaches a client that is still sending, and nobody sends for ever."""
+"""The end of a connection: a response reaches a client that is still sending, and no client can send for ever."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gateway.errors import HeadersTooSlow, SluiceError
 from gateway.transports.http.error_response import error_response
 
-# An answer that came before the end of its request is followed by so much reading and no more. Closing at once would
-# make the kernel send a reset, with which the answer is lost for a client that is still sending.
+# After a response that came before the end of its request, this much input is read and dropped. Closing at once would
+# make the kernel send a reset, and a client that is still sending would lose the response.
 LINGER_S = 10.0
 LINGER_BYTES = 32 * 2**20
-# A timer that is so late tells of a process that stood still, and not of a client that did.
+# A timer that is this late shows that this process was blocked, not that the client was slow.
 LATE_S = 1.0
 
 
 class LingeringConnection(HttpToolsProtocol):
-    """uvicorn's HTTP protocol that refuses, lingers and closes."""
+    """uvicorn's HTTP protocol with refusals before a request is complete, and a lingering close."""
 
     header_timeout_s = 10.0
 
@@ -29,12 +29,12 @@ class LingeringConnection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._held_bytes = bytearray()
-        """What came behind a request that is being answered."""
+        """Input behind a request that is being answered."""
         self._reading_stopped = False
         self._active_cycle: Any = None
-        """The cycle whose application runs; `cycle` is that of the newest request."""
+        """The request cycle whose application runs; `cycle` is that of the newest request."""
         self.body_error: SluiceError | None = None
-        """Why the rest of the present request's body will not be read."""
+        """The reason why the rest of the current request's body is dropped."""
         self._lingering = False
         self._linger_bytes = LINGER_BYTES
         self._timer: asyncio.TimerHandle | None = None
@@ -51,11 +51,11 @@ class LingeringConnection(HttpToolsProtocol):
         if running is not None and running is not self.cycle and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
-        # What refers to itself is freed only by a garbage collection, which is rare here.
+        # Reference cycles are freed only by a garbage collection, which is rare here.
         self._response_transport.connection = self.scope = self.headers = self.cycle = self._active_cycle = None  # type: ignore[assignment]
 
     def _forget_body(self) -> None:
-        """The present request's body is needed no more."""
+        """Release the memory and timer of the current request's body."""
 
     def _discard(self, count: int) -> None:
         self._linger_bytes -= count
@@ -66,15 +66,15 @@ class LingeringConnection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _is_rejecting_body(self) -> bool:
-        """Whether the rest of a body is only dropped."""
+        """Whether the rest of the current body is dropped."""
         return self.body_error is not None and not self._in_head
 
     def _is_ending(self) -> bool:
-        """Whether no more requests will be taken from this connection."""
+        """Whether the connection takes no more requests."""
         return self._lingering or self.transport.is_closing()
 
     def close_after_answer(self) -> None:
-        """Close when an answer is the last; whoever is still sending gets the time to read it."""
+        """Close after the last response. A client that is still sending gets time to read it."""
         cycle = self._active_cycle
         if (
             cycle is None
@@ -86,7 +86,7 @@ class LingeringConnection(HttpToolsProtocol):
             self._linger()
 
     def _linger(self) -> None:
-        """Send nothing more, drop what comes, and close when the client does, or soon."""
+        """Send nothing more, drop all input, and close when the client does or after `LINGER_S`."""
         if self._is_ending():
             return
         self._lingering = True
@@ -106,7 +106,7 @@ class LingeringConnection(HttpToolsProtocol):
     def _start_header_timer(self) -> None:
         self._stop_timer()
         if self._is_answering():
-            # A client may send ahead while it is being answered, and take its time.
+            # A client that sends ahead during a response has no time limit yet.
             return
         self._due_s = self.loop.time() + self.header_timeout_s
         self._timer = self.loop.call_at(self._due_s, self._on_header_timeout)
@@ -123,13 +123,13 @@ class LingeringConnection(HttpToolsProtocol):
             self._start_header_timer()
             return
         if self._head_bytes == 0 or not self.url:
-            # Silence, or a stray line break after the last request.
+            # No input, or a stray line break after the last request.
             self.transport.close()
         else:
             self._refuse(HeadersTooSlow(f"The request's headers were not complete after {self.header_timeout_s:g} s."))
 
     def _refuse(self, error: SluiceError) -> None:
-        """Answer before there is a request, then close. In the middle of an answer, which this would become a part of,
+        """Respond to an incomplete request, then close. During another response, which this one would become a part of,
         only close."""
         self._stop_timer()
         if self._is_answering():
@@ -143,7 +143,7 @@ class LingeringConnection(HttpToolsProtocol):
 
 
 class _ResponseTransport:
-    """The transport as an answer sees it: to close it is not to cut the answer off."""
+    """The transport for responses: `close` does not cut a response off."""
 
     def __init__(self, connection: LingeringConnection, transport: asyncio.Transport) -> None:
         self.connection: LingeringConnection | None = connection
@@ -151,7 +151,6 @@ class _ResponseTransport:
         self.is_closing = transport.is_closing
 
     def close(self) -> None:
-        """The answer is over, and the last."""
         if self.connection is not None:
             self.connection.close_after_answer()
 

@@ -1,6 +1,6 @@
-"""What comes in on a connection: limits on its size and its time, so that none costs more than one request.
+"""Limits on the size and time of a connection's input, so that no connection costs more than one request.
 
-The parser gets no byte of a request while the one before it is being answered, so nothing piles up behind an answer.
+The parser gets no byte of a request while the previous one is being answered, so no requests queue up behind it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from gateway.errors import ClientError, HeadersTooLarge, Overloaded, SluiceError
 from gateway.transports.http.body_budget import UNCOUNTED_BYTES, BodyBudget, BodyDeadline
 from gateway.transports.http.lingering_close import LATE_S, LINGER_BYTES, LingeringConnection
 
-# A client may send so much ahead of the answers; beyond it the socket is not read until they have caught up.
+# A client may send this much ahead of the responses; beyond it the socket is not read until they have caught up.
 MAX_HELD_BYTES = 64 * 2**10
-# A chunked body is parsed in pieces of this size, since only the parser knows where it ends: so many bytes behind it
-# may be taken for requests before the first is answered.
+# A chunked body is parsed in pieces of this size, since only the parser finds its end: at most this many bytes behind
+# it are parsed as requests before the first is answered.
 _CHUNKED_PIECE_BYTES = 1024
-# An application that has been told that its request's body will not come gets so long to answer.
+# After a body was refused, its application has this long to respond.
 _ANSWER_WITHIN_S = 5.0
 
-# The parser takes the body of a request that offers another protocol for the beginning of that protocol, and Java's
-# client offers one with its first request, whatever that is. Nothing is upgraded here, so it does not get to know.
+# The parser takes the body of a request that offers another protocol for the start of that protocol, and Java's client
+# offers one with each first request. Nothing is upgraded here, so the header is renamed before it is parsed.
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _NO_UPGRADE = b"upgrade-refused"
 
 _budgets: WeakKeyDictionary[Any, BodyBudget] = WeakKeyDictionary()
-"""By server."""
+"""By the `server_state` of a server."""
 
 
 class LimitedConnection(LingeringConnection):
-    """uvicorn's HTTP protocol with bounds on what a client may send, and how slowly."""
+    """Limits how much a client may send, and how slowly."""
 
     max_header_bytes = 32 * 2**10
     max_headers = 256
@@ -49,11 +49,11 @@ class LimitedConnection(LingeringConnection):
         self._head_began_s = 0.0
         self._keep_alive = True
         self._body_left = 0
-        """Bytes of the body that are to come; -1: chunks."""
+        """Bytes of the body that have not arrived; -1: unknown, the body is chunked."""
         self._body_bytes = 0
         self._counted_bytes = 0
         self._unframed_bytes = 0
-        """Bytes since the last that belonged to a body."""
+        """Bytes since the last byte that was part of a body."""
         self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -61,14 +61,14 @@ class LimitedConnection(LingeringConnection):
         self._budget = body_budget(self.server_state) or _budgets.setdefault(
             self.server_state, BodyBudget(self.max_total_body_bytes)
         )
-        # A connection that says nothing at all is held to the same deadline.
+        # The same time limit holds for a connection that sends nothing.
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._release_body()
         super().connection_lost(exc)
 
-    # Bytes.
+    # Input.
 
     def data_received(self, data: bytes) -> None:
         if self._lingering or self._is_rejecting_body():
@@ -93,8 +93,7 @@ class LimitedConnection(LingeringConnection):
             self._start_body_timer()
 
     def _next_boundary(self, data: bytes | bytearray, fed: int = 0) -> int:
-        """Where in `data`, of which the parser has been fed so much, it must stop, because the request may be complete
-        there."""
+        """The index in `data`, behind the `fed` bytes, at which the request may be complete and parsing must pause."""
         if self._in_head:
             end = data.find(b"\r\n\r\n", fed)
             return len(data) if end < 0 else end + 4
@@ -108,12 +107,12 @@ class LimitedConnection(LingeringConnection):
                 self._start_header_timer()
                 if b"\r\nupgrade:" in data.lower() and data.endswith(b"\r\n\r\n"):
                     data = _UPGRADE.sub(b"\r\n" + _NO_UPGRADE + b":", data)
-            # Counted raw as well as by header: a header line that never ends is never reported as one.
+            # Raw bytes are counted, too: the parser never reports a header line that does not end.
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing is upgraded here: what follows is the next request.
+            # Nothing is upgraded here: the bytes behind it are the next request.
             rest = data[upgrade.args[0] :]
             if rest:
                 self._hold_back(rest)
@@ -131,7 +130,7 @@ class LimitedConnection(LingeringConnection):
             self._count_framing(len(data), body_bytes)
 
     def _count_framing(self, count: int, body_bytes: int) -> None:
-        """Trailers, extensions and sizes of chunks have no end of their own."""
+        """Limit trailers, chunk extensions and chunk sizes, which have no limit of their own."""
         self._unframed_bytes = count if self._body_bytes > body_bytes else self._unframed_bytes + count
         if self._unframed_bytes > self.max_header_bytes:
             limit = self.max_header_bytes
@@ -140,12 +139,12 @@ class LimitedConnection(LingeringConnection):
     def _hold_back(self, data: bytes) -> None:
         self._held_bytes += data
         if len(self._held_bytes) > MAX_HELD_BYTES:
-            # Also where it is so already: an application that reads its body has the socket read again.
+            # Also if reading is paused already: an application that reads its body resumes it.
             self._reading_stopped = True
             self.transport.pause_reading()
 
     def _parse_held(self) -> None:
-        """Parse what has been held back, up to the next request."""
+        """Parse the held bytes up to the next request."""
         held = self._held_bytes
         while held and not self._is_ending() and not (self._in_head and self._is_answering()):
             self._unset_keepalive_if_required()
@@ -159,7 +158,7 @@ class LimitedConnection(LingeringConnection):
             self._reading_stopped = False
             self.transport.resume_reading()
 
-    # The parser.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -193,8 +192,8 @@ class LimitedConnection(LingeringConnection):
             self._refuse(_too_large(self.max_header_bytes))
             raise ValueError("headers too large")
         if b"#" in self.url:
-            # A fragment is the client's own business, and a proxy that takes it for part of the path has other rules
-            # for what is left of it here.
+            # A fragment is not meant for servers. A proxy that takes it for a part of the path would apply rules for
+            # another path than this server.
             self._refuse(ClientError("The request's target has a fragment."))
             raise ValueError("fragment in the target")
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
@@ -208,21 +207,21 @@ class LimitedConnection(LingeringConnection):
         self.body_error = None
         self._body_left = self._content_length
         self._keep_alive = cycle.keep_alive and not self._is_last()
-        # An answer that comes before the end of the body says that it is the last: the rest would otherwise have to
-        # be read, or be taken for the next request.
+        # A response that starts before the end of the body closes the connection: the rest of the body would otherwise
+        # have to be read, or be taken for the next request.
         cycle.keep_alive = self._keep_alive and not self._body_left
 
     def _is_last(self) -> bool:
-        """Whether the connection should be used for no further request."""
+        """Whether the connection should take no further request."""
         return False
 
     def on_body(self, body: bytes) -> None:
-        # Once per chunk, and chunks can have one byte each; what else there is to do is done once per piece parsed.
+        # Called once per chunk, and chunks may have one byte each; all other work is done once per parsed piece.
         self._body_bytes += len(body)
         self.cycle.body += body
 
     def _count_body(self) -> None:
-        """Look at what has come of a body since the last time."""
+        """Account for the part of the body that has arrived since the last call."""
         count = self._body_bytes - self._counted_bytes
         if not count:
             return
@@ -265,7 +264,7 @@ class LimitedConnection(LingeringConnection):
         if self._held_bytes and not self._is_answering():
             self._parse_held()
         if self._in_head and self._head_bytes and not self._is_answering() and self._timer is None:
-            # Part of the next request came while the last one was being answered; its time runs from now.
+            # A part of the next request came during the last response; its time starts now.
             self._start_header_timer()
 
     def send_400_response(self, msg: str) -> None:
@@ -281,20 +280,20 @@ class LimitedConnection(LingeringConnection):
         self._keep_alive = False
         super().shutdown()
 
-    # A body's time.
+    # Time and memory of a body.
 
     @property
     def is_arriving(self) -> bool:
-        """Whether more of the present request's body is to come."""
+        """Whether the current request's body is incomplete and still wanted."""
         return not self._in_head and self.body_error is None
 
     def refuse_over_budget(self) -> None:
-        """End the request whose body is arriving, because all of them are too many bytes."""
+        """Refuse the arriving body, because the bodies of all connections together are too large."""
         message = "The bodies of the requests that are arriving are too large together (server.max_total_body_bytes)."
         self.refuse_body(Overloaded(message, retry_after_s=1, reason="bodies"))
 
     def refuse_body(self, error: SluiceError) -> None:
-        """Have the request whose body is arriving answered with `error`; no more of it is read."""
+        """Have the request whose body is arriving answered with `error`. The rest of its body is dropped."""
         cycle = self.cycle
         if cycle.response_complete:
             self._linger()
@@ -305,12 +304,12 @@ class LimitedConnection(LingeringConnection):
         if self._body_timer is not None:
             self._body_timer.cancel()
         self._body_timer = self.loop.call_later(_ANSWER_WITHIN_S, self._abort_unanswered)
-        # Wakes who waits for the body, and lets the rest come, to be dropped.
+        # Wakes the application that waits for the body. The rest of the body is read and dropped.
         cycle.message_event.set()
         self.flow.resume_reading()
 
     def _start_body_timer(self) -> None:
-        """The rest of a body has to come in time."""
+        """Start to check that the rest of the body arrives in time."""
         now_s = self.loop.time()
         self._body_deadline = BodyDeadline(
             now_s, timeout_s=self.body_timeout_s, min_bytes_per_s=self.min_body_bytes_per_s
@@ -321,7 +320,7 @@ class LimitedConnection(LingeringConnection):
         self._body_timer = None
         if self._in_head or self._is_ending() or self.cycle.response_complete:
             return
-        # A timer may be a fraction of a millisecond early. If it is late, it is we who have not looked at what came.
+        # A timer may be a fraction of a millisecond early. If it is late, this process has not read the input in time.
         now_s = max(self.loop.time(), self._body_deadline.next_check_s)
         paused = self.flow.read_paused or now_s - self._body_deadline.next_check_s > LATE_S
         error = self._body_deadline.check(now_s, self._body_bytes, paused=paused)
@@ -343,7 +342,7 @@ class LimitedConnection(LingeringConnection):
 
 
 def body_budget(server_state: Any) -> BodyBudget | None:
-    """What all connections of a server hold of bodies; None before the first."""
+    """The budget that all connections of a server share; None before the first connection."""
     return _budgets.get(server_state)
 
 

@@ -1,5 +1,5 @@
-"""What a client's socket is told, and what it tells: bounds on what a reader who stops can cost, and whether a peer is
-still there. Linux; elsewhere the kernel's own defaults stay.
+"""Options and state of a client's socket: limits on the memory for a client that stops reading, and whether the peer is
+still there. For Linux; elsewhere the kernel's defaults stay.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import socket
 import struct
 from typing import Any
 
-# The kernel takes no more than this of what it cannot send yet. Left to itself it swallows megabytes for a reader that
-# has stopped, and nobody notices; what is on its way to a reader who reads is not limited by it.
+# The kernel buffers at most this much that it cannot send yet. By default it takes megabytes for a reader that has
+# stopped, which hides the stall. Bytes in flight to a live reader are not limited by it.
 UNSENT_BYTES = 16 * 2**10
-# Beyond this our own buffer makes the writer wait.
+# Above this size of the transport's own buffer, the writer waits.
 HIGH_WATER_BYTES = 16 * 2**10
-# A peer that vanished without a word (power, cable, NAT) is found after 10 + 2 * 5 s where nothing is on its way to it.
-# Where something is, see `unacked_s`: TCP_USER_TIMEOUT would do it, but it also ends a live peer with a full window.
+# A peer that vanished without a FIN or RST (power, cable, NAT) is found after 10 + 2 * 5 s if no bytes are in flight.
+# Otherwise `unacked_s` finds it: TCP_USER_TIMEOUT would, too, but it also ends a live peer with a full window.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 
 # struct tcp_info of linux/tcp.h begins with eight bytes; the third counts retransmissions since the last progress, the
@@ -34,15 +34,15 @@ def set_options(sock: Any) -> None:
 
 
 def set_reset_on_close(sock: Any) -> None:
-    """Make the socket's close a reset. Otherwise the kernel keeps what is unsent for minutes, for a client that does
-    not read."""
+    """Make the socket's close a reset. Otherwise the kernel keeps unsent bytes for minutes if the client does not
+    read."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def unacked_s(sock: Any) -> float:
-    """For how long the peer has acknowledged nothing, if it has been asked again; 0 if it owes no acknowledgement.
+    """Seconds since the peer's last acknowledgement while retransmissions or probes are unanswered; otherwise 0.
 
-    One that has only just been asked counts, too: ask twice, a second apart.
+    A retransmission of this moment counts, too, so that one value proves nothing: compare two, a second apart.
     """
     option = getattr(socket, "TCP_INFO", None)
     if option is None:
@@ -55,7 +55,7 @@ def unacked_s(sock: Any) -> float:
 
 
 def has_peer_closed(sock: Any) -> bool:
-    """Whether the peer has closed its end, seen without reading what it has sent before."""
+    """Whether the peer has closed its end. Does not read from the socket."""
     asked = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
     poll = select.poll()
     try:

@@ -13,9 +13,9 @@ import uvicorn
 from gateway import server, shutdown
 from gateway.settings import Settings
 from gateway.transports.http.connection import HttpConnection
+from tests.support.connection_apps import GET, App
 from tests.support.time import in_virtual_time, settle
 from tests.support.transport import Connection
-from tests.unit.gateway.transports.http.test_connection import GET, App
 
 
 class House:

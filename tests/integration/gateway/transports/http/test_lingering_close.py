@@ -13,9 +13,9 @@ import pytest
 from gateway.transports.common.listeners import bind, bind_unix
 from gateway.transports.common.tls import CertificateFiles, Certificates
 from tests.support.certificates import Authority
+from tests.support.connection_apps import Early
 from tests.support.server import poll
 from tests.support.threaded_server import Live
-from tests.unit.gateway.transports.http.test_request_limits import Early
 
 BODY_BYTES = 8 * 2**20
 

@@ -1,3 +1,5 @@
+"""One HTTP connection: heads, time limits, age, and the options of its socket."""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,49 +11,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uvicorn.server import ServerState
 
 from gateway.transports.http import connection as connection_module
 from gateway.transports.http import middleware, responses
 from gateway.transports.http.connection import HttpConnection
-from gateway.transports.http.responses import read_body
+from tests.support.connection_apps import GET, App, halfway
 from tests.support.time import clock, in_virtual_time, run, settle
 from tests.support.transport import Connection
-
-GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "uvicorn")
-
-
-class App:
-    """Answers `ok`, or stays in the middle of its answer until it is told to go on."""
-
-    def __init__(self, *, slow: bool = False) -> None:
-        self.scopes: list[Any] = []
-        self.bodies: list[bytes] = []
-        self.go_on = asyncio.Event()
-        if not slow:
-            self.go_on.set()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.scopes.append(scope)
-        self.bodies.append(await read_body(receive))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
-        await self.go_on.wait()
-        await send({"type": "http.response.body", "body": b"end"})
-
-
-async def halfway(**limits: Any) -> tuple[App, Connection]:
-    """An app in the middle of its answer, and the connection to it."""
-    app = App(slow=True)
-    connection = Connection(app, **limits)
-    connection.say(GET)
-    await settle()
-    return app, connection
 
 
 @in_virtual_time
@@ -435,99 +406,6 @@ async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
     assert not connection.heard.endswith(b"0\r\n\r\n")
 
 
-async def look(connection: Connection, seconds: int) -> int:
-    """Look after a silent peer every second; after how many it was found gone."""
-    one = connection.transport.socket
-    one.silent_ms = 0
-    for second in range(1, seconds + 1):
-        connection.protocol.check_peer()
-        if connection.transport.aborted:
-            return second - 1
-        await asyncio.sleep(1)
-        one.silent_ms += 1000
-    return seconds
-
-
-@pytest.mark.parametrize("sign", ["retransmits", "probes"])
-@in_virtual_time
-async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> None:
-    app, connection = await halfway()
-
-    assert await look(connection, 60) == 60, "a peer that owes nothing may be as silent as it likes"
-
-    setattr(connection.transport.socket, sign, 1)
-
-    assert await look(connection, 60) == connection_module.UNACKED_LIMIT_S + 1 == 19
-    assert connection.transport.aborted
-
-    app.go_on.set()
-    await settle()
-
-
-@in_virtual_time
-async def test_an_answer_in_between_pays_the_debt() -> None:
-    app, connection = await halfway()
-    connection.transport.socket.retransmits = 3
-    for _ in range(5):
-        assert await look(connection, 18) == 18
-
-    assert not connection.transport.aborted
-
-    app.go_on.set()
-    await settle()
-    connection.hang_up()
-
-
-@in_virtual_time
-async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer() -> None:
-    app, connection = await halfway()
-    for _ in range(5):
-        connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
-        connection.protocol.check_peer()
-        connection.transport.socket.probes = 0
-        connection.protocol.check_peer()
-
-    assert not connection.transport.aborted
-
-    app.go_on.set()
-    await settle()
-    connection.hang_up()
-
-
-@in_virtual_time
-async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
-    connection = Connection(App())
-    connection.transport.socket.retransmits = 1
-
-    assert await look(connection, 60) == 60
-
-    connection.hang_up()
-
-
-@in_virtual_time
-async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_for_ever() -> None:
-    app = App()
-    connection = Connection(app)
-    connection.say(GET)
-    await settle()
-    connection.transport.unsent_bytes = 100
-    await look(connection, connection_module.UNREAD_LIMIT_S - 1)
-
-    assert not connection.transport.aborted
-
-    connection.transport.unsent_bytes = 0
-    await look(connection, 1)
-    connection.transport.unsent_bytes = 100
-    await look(connection, connection_module.UNREAD_LIMIT_S - 1)
-
-    assert not connection.transport.aborted, "it has read on meanwhile"
-
-    await look(connection, 2)
-
-    assert connection.transport.aborted
-    connection.hang_up()
-
-
 def test_limits_are_those_of_the_design() -> None:
     limits = (
         HttpConnection.max_header_bytes,
@@ -537,95 +415,3 @@ def test_limits_are_those_of_the_design() -> None:
     )
 
     assert limits == (32 * 2**10, 10.0, 75.0, 300.0)
-
-
-# Past ASGI.
-
-
-class Open:
-    """An app in the middle of its answer; `line` is what it finds in the scope."""
-
-    def __init__(self) -> None:
-        self.go_on = asyncio.Event()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.line = scope[connection_module.DIRECT_SINK]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"begin", "more_body": True})
-        await self.go_on.wait()
-        self.line.flush()
-        await send({"type": "http.response.body", "body": b"end"})
-
-
-async def answering(count: int) -> tuple[list[Open], list[Connection]]:
-    """Connections to one server, all in the middle of an answer."""
-    apps = [Open() for _ in range(count)]
-    state = ServerState()
-    connections = [Connection(app, state=state) for app in apps]
-    for connection in connections:
-        connection.say(GET)
-    await settle()
-    return apps, connections
-
-
-@in_virtual_time
-async def test_pieces_of_many_connections_leave_together_within_the_turn() -> None:
-    apps, connections = await answering(3)
-    for app in apps:
-        assert app.line.is_writable()
-        app.line.write(b"one")
-    apps[0].line.write(b"more")
-
-    assert not any(b"one" in connection.heard for connection in connections)
-    assert [connection.protocol.unsent_bytes for connection in connections] == [17, 8, 8]
-
-    await asyncio.sleep(0)
-
-    assert connections[0].heard.endswith(b"3\r\none\r\n4\r\nmore\r\n")
-    assert all(connection.heard.endswith(b"3\r\none\r\n") for connection in connections[1:])
-    assert not any(connection.protocol.unsent_bytes for connection in connections)
-
-    apps[1].line.write(b"last")
-    for app in apps:
-        app.go_on.set()
-    await settle()
-
-    assert connections[1].heard.endswith(b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"), "in order"
-    assert not apps[1].line.is_writable()
-
-    for connection in connections:
-        connection.hang_up()
-
-
-@in_virtual_time
-async def test_of_very_many_the_first_do_not_wait_for_all_the_others() -> None:
-    apps, connections = await answering(connection_module.TOGETHER + 1)
-    for app in apps:
-        app.line.write(b"one")
-
-    assert [b"one" in connection.heard for connection in connections] == [True] * connection_module.TOGETHER + [False]
-
-    await asyncio.sleep(0)
-
-    assert b"one" in connections[-1].heard
-
-    for app, connection in zip(apps, connections, strict=True):
-        app.go_on.set()
-        connection.hang_up()
-    await settle()
-
-
-@in_virtual_time
-async def test_a_piece_for_a_connection_that_ends_in_the_same_turn_is_dropped() -> None:
-    apps, connections = await answering(2)
-    for app in apps:
-        app.line.write(b"one")
-    apps[0].line.abort()
-    connections[1].hang_up()
-    await settle()
-
-    assert not any(b"one" in connection.heard for connection in connections)
-
-    for app in apps:
-        app.go_on.set()
-    await settle()
