@@ -9,7 +9,7 @@ class Body:
     """A connection with a body, or one that has all of it."""
 
     def __init__(self, budget: BodyBudget, *, arriving: bool = True) -> None:
-        self.arriving = arriving
+        self.is_arriving = arriving
         self.refused = False
         self._budget = budget
 
@@ -17,9 +17,9 @@ class Body:
         self._budget.add(self, count)
         return self
 
-    def refuse_for_room(self) -> None:
+    def refuse_over_budget(self) -> None:
         self.refused = True
-        self.arriving = False
+        self.is_arriving = False
 
 
 def test_the_body_that_has_been_arriving_for_the_longest_makes_room() -> None:

@@ -1,4 +1,4 @@
-"""Responses that start before the end of their request, and refusals: clients can read them, then the connection ends."""
+"""Responses that start before the end of their request, and refusals: the client can read them, then it ends."""
 
 from __future__ import annotations
 
