@@ -12,8 +12,8 @@ The packages, and who may import whom:
 - `streamlog`: where events get their numbers and wait to be read.
 - `admission`: which request may start.
 - `engine`: the engine contract and its supervisor, an engine that several processes use (`shared`), when one counts as
-  hung (`watchdog`, `os_processes`), which request engines die of (`suspicion`), and the tokens of an engine without a
-  model; `engine/vllm` is the only folder that imports vllm, and uses those but the supervisor.
+  hung (`watchdog`, `os_processes`), which request engines die of (`poison_detector`), and the tokens of an engine
+  without a model; `engine/vllm` is the only folder that imports vllm, and uses those but the supervisor.
 - `metrics`: every metric; `logs`: every log line; `loop_lag`: how late the event loop is.
 - `app`: the composition root; it takes a `process_context`: what differs in a process that serves alone and in one of
   several. `engine_plan`: from settings to the engine that they ask for.
