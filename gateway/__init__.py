@@ -2,7 +2,8 @@
 
 The packages, and who may import whom:
 
-- `domain`, `errors`, `clock`, `bounded_text`: plain data, the error tree, time, texts of foreign length; everyone may.
+- `domain`, `errors`, `clock`, `bounded_text`, `asgi`: plain data, the error tree, time, texts of foreign length, the
+  messages of an ASGI request; everyone may.
 - `offload`: work in threads for which no exit waits; `engine` and `streams` may.
 - `settings`: one frozen tree; `app`, `engine_plan`, `server`, `preflight` and `cli` may. `settings_sections`: parts of
   it; `settings_errors`: sentences about wrong ones.

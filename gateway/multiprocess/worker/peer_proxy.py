@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from gateway.asgi import wait_disconnect
 from gateway.domain import DIRECT_SINK
 from gateway.errors import Draining
 from gateway.multiprocess import stream_ids
@@ -82,7 +83,7 @@ class PeerProxy:
             await _send_gone(send)
             return
         copying = asyncio.ensure_future(self._copy_response(request, scope, send))
-        leaving = asyncio.ensure_future(_wait_disconnect(receive))
+        leaving = asyncio.ensure_future(wait_disconnect(receive))
         try:
             await asyncio.wait((copying, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -131,11 +132,6 @@ async def _peer_has(peer: Path, stream_id: str) -> bool:
     except (PeerError, TimeoutError):
         return False
     return status == 200
-
-
-async def _wait_disconnect(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_gone(send: Any) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
+from gateway import asgi
 from gateway.clock import Clock
 from gateway.domain import DIRECT_SINK, Caller, Cause, Endpoint, Instrumentation
 from gateway.errors import DeadlineExceeded, InternalError, NotFound, SluiceError
@@ -339,15 +340,11 @@ async def _read_in_time(receive: Any, timeout_s: float | None, caller: Caller, c
 
 
 async def read_body(receive: Any) -> bytes:
-    """The whole request body. Raises Left if the client leaves before it is complete."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    """The whole request body. Raises ClientDisconnected if the client disconnects before its end."""
+    body = await asgi.read_body(receive)
+    if body is None:
+        raise ClientDisconnected
+    return body
 
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
+from gateway.asgi import read_body, wait_disconnect
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.bounded_json import is_cheap_to_parse
 from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
@@ -71,7 +72,7 @@ class BodyIntake:
         if scope["method"] in ("GET", "HEAD") or not _is_json(headers):
             await self._app({**scope, "headers": headers}, receive, send)
             return
-        body = await _read(receive)
+        body = await read_body(receive)
         if body is None:
             return
         validated = None
@@ -131,7 +132,7 @@ class _ClientDisconnected(Exception):
 async def _until_disconnect(work: Coroutine[Any, Any, T], receive: Any) -> T:
     """The result of `work`, which is cancelled if the client disconnects first. The body must have been read."""
     loop = asyncio.get_running_loop()
-    working, watching = loop.create_task(work), loop.create_task(_wait_disconnect(receive))
+    working, watching = loop.create_task(work), loop.create_task(wait_disconnect(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -140,11 +141,6 @@ async def _until_disconnect(work: Coroutine[Any, Any, T], receive: Any) -> T:
     finally:
         working.cancel()
         watching.cancel()
-
-
-async def _wait_disconnect(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _replace_field_validation(field: Any) -> None:
@@ -168,18 +164,6 @@ def _matches(route: Any, scope: MutableMapping[str, Any]) -> bool:
 
 def _is_json(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"content-type" and b"json" in value.lower() for name, value in headers)
-
-
-async def _read(receive: Any) -> bytes | None:
-    """The whole body, whose size is bounded where it enters the process. None if the client has disconnected."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Any) -> Any:
