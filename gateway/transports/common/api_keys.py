@@ -1,12 +1,11 @@
 """Static API keys: a file of `name:sha256` lines, read again when it changes.
 
-Only hashes are stored. Keys have 256 random bits, so a plain SHA-256 is enough: there is nothing to guess that a
-slow hash would protect. A key is looked up by its digest in a dictionary, so that a request costs one hash however many
-keys there are. How long the look-up takes tells nothing: it depends on the digest of what was sent, and nobody can
-choose a digest, let alone go from one to a key.
+Only hashes are stored. Keys have 256 random bits, so a plain SHA-256 is enough: a slow hash protects only secrets that
+can be guessed. A key is looked up by its digest in a dictionary, so that a request costs one hash for any number of
+keys. The duration of the look-up reveals nothing: it depends on the digest of the sent key, which cannot be chosen.
 
-The file is read in a thread of its own. Whatever stands in its place (a pipe, a device, a network that hangs, 300,000
-keys), the event loop never waits for it.
+The file is read in a thread of its own, so that the event loop never waits for it, even if it is a pipe, a device, on a
+network that hangs, or has 300,000 keys.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Stamp = tuple[int, ...]
 
 
 def new_key(name: str, *, operator: bool = False) -> tuple[str, str]:
-    """Make a key: what the client gets, and the line for the file. Raises SettingsError for a bad name."""
+    """Create a key: the key itself, and its line for the file. Raises SettingsError for an invalid name."""
     key = "sk-sluice-" + secrets.token_urlsafe(32)
     line = f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" + (":operator" if operator else "")
     if not _LINE.fullmatch(line.encode()):
@@ -46,7 +45,7 @@ def new_key(name: str, *, operator: bool = False) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """What a file holds: names by the digests of their keys, and which of them are operators'."""
+    """The content of a file: names by the digests of their keys, and the names of operators."""
 
     names: Mapping[bytes, str]
     operators: frozenset[str]
@@ -57,29 +56,27 @@ class ApiKeys:
     """The keys of one file."""
 
     def __init__(self, file: Path) -> None:
-        """Raises SettingsError if the file cannot be read now; later failures keep the last good keys."""
+        """Raises SettingsError if the file cannot be read now. Later failures keep the last valid keys."""
         self._file = file
         self._stamp, self._keys = _read(file)
         self._checked_stamp = self._stamp
-        """Of the file that was looked at last, so that a bad one is read once."""
+        """The stamp at the last check, so that an invalid file is read once."""
         self._failure = ""
         self._stop = threading.Event()
 
     def owner(self, key: bytes) -> str | None:
-        """The name of that key, None if it is not one of ours."""
+        """The name of that key, None if it is unknown."""
         return self._keys.names.get(hashlib.sha256(key).digest())
 
     def is_operator(self, name: str) -> bool:
-        """Whether the key of that name may use operator endpoints."""
         return name in self._keys.operators
 
     def has_name(self, name: str) -> bool:
-        """Whether there is a key of that name."""
         return name in self._keys.all_names
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Look once a second whether the file has changed, in a thread that does not keep the process alive."""
+        """Check once a second whether the file has changed, in a daemon thread."""
         threading.Thread(target=self._watch, name="sluice-keys", daemon=True).start()
         try:
             yield
@@ -91,8 +88,8 @@ class ApiKeys:
             self.refresh()
 
     def refresh(self) -> None:
-        """Read the file if it has changed. The last good keys stay where that fails, also where the file is gone: a
-        mistake must neither open the server nor lock everybody out. Each failure is logged once."""
+        """Read the file if it has changed. If that fails, also because the file is gone, the last valid keys stay: a
+        mistake must neither open the server nor lock all clients out. Each failure is logged once."""
         try:
             stamp = _stamp(os.stat(self._file))
             if stamp == self._checked_stamp:
@@ -106,8 +103,8 @@ class ApiKeys:
         except SettingsError as error:
             self._fail(str(error))
         except Exception:
-            # This thread has no other end, and without it no key would ever be revoked.
-            logger.exception("the API keys file could not be looked at")
+            # Without this thread no key would ever be revoked.
+            logger.exception("the API keys file could not be checked")
         else:
             self._failure = ""
             logger.info("API keys read again: %d", len(self._keys.names))
@@ -115,7 +112,7 @@ class ApiKeys:
     def _fail(self, message: str) -> None:
         if message != self._failure:
             self._failure = message
-            logger.error("the API keys file cannot be read, the last good keys stay: %s", message)
+            logger.error("the API keys file cannot be read, the last valid keys stay: %s", message)
 
 
 def _stamp(found: os.stat_result) -> Stamp:
@@ -123,14 +120,14 @@ def _stamp(found: os.stat_result) -> Stamp:
 
 
 def _read(file: Path) -> tuple[Stamp, KeySet]:
-    """The file's stamp and its keys. Raises SettingsError that names what is wrong."""
+    """The file's stamp and keys. Raises SettingsError that names the mistake."""
     try:
-        # Opening a pipe waits for whoever writes into it, and opening a device may do anything.
+        # Opening a pipe waits for its writer, and opening a device may have any effect.
         _check(file, os.stat(file))
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
             found = os.fstat(opened.fileno())
             _check(file, found)
-            # A file that grows meanwhile has another stamp at the next look, and is read again.
+            # A file that grows meanwhile has another stamp at the next check, and is read again.
             known = _parse(file, opened)
     except OSError as error:
         raise SettingsError(f"server.api_keys_file: {file} cannot be read ({error.strerror}).") from None
@@ -145,7 +142,7 @@ def _check(file: Path, found: os.stat_result) -> None:
 
 
 def _parse(file: Path, lines: Iterable[bytes]) -> KeySet:
-    # Line by line, not in one call: no call here holds the interpreter for long, so the event loop gets it in between.
+    # Line by line, because one call for all would hold the interpreter for too long, and with it the event loop.
     names: dict[bytes, str] = {}
     taken: set[str] = set()
     operators: set[str] = set()
@@ -165,7 +162,7 @@ def _parse(file: Path, lines: Iterable[bytes]) -> KeySet:
             )
         name, digest = match[1].decode(), bytes.fromhex(match[2].decode())
         if name in taken:
-            raise SettingsError(f"{where}: {name} is there twice.")
+            raise SettingsError(f"{where}: {name} is listed twice.")
         if digest in names and (names[digest] in operators) is not bool(match[3]):
             raise SettingsError(f"{where}: {name} has the same key as {names[digest]}, and other rights.")
         names[digest] = name
@@ -173,7 +170,7 @@ def _parse(file: Path, lines: Iterable[bytes]) -> KeySet:
         if match[3]:
             operators.add(name)
     if not names:
-        raise SettingsError(f"server.api_keys_file: {file} holds no key, so nobody could call this server.")
+        raise SettingsError(f"server.api_keys_file: {file} holds no key, so no client could call this server.")
     return KeySet(names, frozenset(operators), frozenset(taken))
 
 

@@ -1,4 +1,4 @@
-"""The listening sockets: bound before anything slow happens, with a sentence where that is not possible."""
+"""The listening sockets. They are bound before anything slow starts, and failures become sentences."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SocketAccess = Literal["owner", "group", "everyone"]
 
 @dataclass(slots=True)
 class Listeners:
-    """What a server listens on. `main` holds one socket for each worker."""
+    """The sockets of a server. `main` holds one for each worker."""
 
     main: list[socket.socket]
     management: socket.socket | None = None
     file: UnixFile | None = None
 
     def close(self) -> None:
-        """Close what nobody has taken over, and remove the Unix socket's file."""
+        """Close the sockets and remove the Unix socket's file."""
         for sock in (*self.main, *([self.management] if self.management else [])):
             sock.close()
         if self.file is not None:
@@ -37,13 +37,13 @@ class Listeners:
 
 @dataclass(frozen=True, slots=True)
 class UnixFile:
-    """The file of a Unix socket that this process has made."""
+    """The file of a Unix socket that this process has created."""
 
     path: Path
     identity: tuple[int, int, int]
 
     def remove(self) -> None:
-        """Remove it, unless another program has put its own there meanwhile."""
+        """Remove the file, unless another program has replaced it."""
         with contextlib.suppress(OSError):
             found = self.path.lstat()
             if _identity(found) == self.identity:
@@ -51,13 +51,13 @@ class UnixFile:
 
 
 def bind(host: str, port: int, setting: str = "server") -> socket.socket:
-    """The listening socket. Raises SettingsError if the address is taken; `setting` names the section of the settings
-    and the prefix of the two keys."""
+    """The listening socket. Raises SettingsError if the address cannot be used; `setting` is the prefix of the keys for
+    host and port in its message."""
     return bind_many(host, port, 1, setting)[0]
 
 
 def bind_many(host: str, port: int, count: int, setting: str = "server") -> list[socket.socket]:
-    """So many listening sockets at one address, among which the kernel shares out the connections. Raises as `bind`."""
+    """`count` sockets that listen on one address; the kernel distributes the connections. Raises as `bind`."""
     socks: list[socket.socket] = []
     prefix = "server." if setting == "server" else setting + "_"
     try:
@@ -72,7 +72,7 @@ def bind_many(host: str, port: int, count: int, setting: str = "server") -> list
             sock.bind(address)
             address = sock.getsockname()
             if count > 1:
-                # The first is bound without it, so that another program that would share the address is noticed.
+                # The first is bound without it, so that another program on the same address is detected.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         for sock in socks:
             sock.listen(_BACKLOG)
@@ -90,8 +90,7 @@ def bind_many(host: str, port: int, count: int, setting: str = "server") -> list
 
 
 def bind_unix(path: Path, access: SocketAccess) -> tuple[socket.socket, UnixFile]:
-    """The listening Unix socket at `path`, and its file. A file that a dead server has left behind is replaced.
-    Raises SettingsError."""
+    """The listening Unix socket at `path`, and its file. Replaces the file of a dead server. Raises SettingsError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale_file(path)
@@ -110,12 +109,12 @@ def bind_unix(path: Path, access: SocketAccess) -> tuple[socket.socket, UnixFile
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    # A file system may use the number of a removed file at once again.
+    # With the time, because a file system may reuse an inode number at once.
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _remove_stale_file(path: Path) -> None:
-    """Remove the file of a server that does not live any more; nothing else is ever removed."""
+    """Remove the socket file of a dead server. Raises SettingsError for any other file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -132,14 +131,14 @@ def _remove_stale_file(path: Path) -> None:
         except FileNotFoundError:
             return
         except TimeoutError:
-            # Its queue is full: somebody listens.
+            # Its queue is full, so a server listens.
             pass
     raise SettingsError(f"server.uds: another program listens on {path}.", exit_code=1)
 
 
 @contextlib.contextmanager
 def _file_mode(mode: int) -> Iterator[None]:
-    # From the first moment on: between `bind` and a `chmod` others could connect.
+    # Set before the file exists: between `bind` and a `chmod` other users could connect.
     before = os.umask(0o777 & ~mode)
     try:
         yield
@@ -148,7 +147,7 @@ def _file_mode(mode: int) -> Iterator[None]:
 
 
 def url_of(host: str, sock: socket.socket, *, tls: bool = False) -> str:
-    """What to type to reach a listening socket."""
+    """The URL at which a listening socket can be reached."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound

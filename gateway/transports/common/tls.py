@@ -1,6 +1,6 @@
 """TLS for the listening port: certificates from files, read again when the files change.
 
-What is read again holds for the connections that come after; those that are open stay as they are.
+New certificates are used for new connections; open ones stay as they are.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-# A chain of certificates has some ten kilobytes; whatever is larger is another file.
+# A chain of certificates has some ten kilobytes; a larger file is something else.
 _LARGEST_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """What TLS is made of. `key_file` None: the key is in `cert_file`. `client_certificates` None: required where there
-    is a `client_ca_file`."""
+    """The TLS settings. `key_file` None: the key is in `cert_file`. `client_certificates` None: required if there is a
+    `client_ca_file`."""
 
     cert_file: Path
     key_file: Path | None = None
@@ -40,7 +40,7 @@ class CertificateFiles:
 
     @property
     def paths(self) -> list[tuple[str, Path]]:
-        """Setting and file of each."""
+        """Pairs of setting and file."""
         named = (
             ("cert_file", self.cert_file),
             ("key_file", self.key_file),
@@ -50,7 +50,7 @@ class CertificateFiles:
 
 
 class ReloadableContext(ssl.SSLContext):
-    """The context that a listener is opened with; each new connection gets the newest certificates."""
+    """The context of a listener. Each new connection gets the newest certificates."""
 
     newest: ssl.SSLContext
 
@@ -58,28 +58,28 @@ class ReloadableContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        """What the event loop begins each connection with."""
+        """Called by the event loop for each connection."""
         return self.newest.wrap_bio(*args, **kwargs)
 
 
 class Certificates:
-    """The certificates of a listener, and what they were read from."""
+    """The certificates of a listener, read from files."""
 
     def __init__(self, files: CertificateFiles) -> None:
-        """Raises SettingsError if the files do not make a server."""
+        """Raises SettingsError if the files cannot be used."""
         self._files = files
         self._stamp = _stamp(files)
         self.context = ReloadableContext()
         self.context.newest = load(files)
 
     def refresh(self) -> None:
-        """Read files that have changed again; what cannot be used leaves the certificates as they are. Reads from the
-        disk, so it is for a thread."""
+        """Read changed files again. If they cannot be used, the certificates stay as they were. To be called in a
+        thread, because it reads from the disk."""
         try:
             stamp = _stamp(self._files)
             if stamp == self._stamp:
                 return
-            # Also of files that are wrong: the log need not have the same line every second.
+            # Set for invalid files, too, so that they are logged once and not every second.
             self._stamp = stamp
             self.context.newest = load(self._files)
         except SettingsError as error:
@@ -89,7 +89,7 @@ class Certificates:
 
 
 def load(files: CertificateFiles) -> ssl.SSLContext:
-    """A context of these files. Raises SettingsError that names the setting."""
+    """A context with these files. Raises SettingsError that names the setting."""
     for setting, file in files.paths:
         text = _read(setting, file)
         if setting.endswith("key_file") or (files.key_file is None and setting.endswith("cert_file")):
@@ -148,7 +148,7 @@ def _check_key(setting: str, file: Path, text: bytes) -> None:
         hint = " Set server.tls.key_file." if setting.endswith("cert_file") else ""
         raise SettingsError(f"{setting}: {file} holds no private key (PEM).{hint}")
     if b"ENCRYPTED" in text:
-        raise SettingsError(f"{setting}: the key in {file} has a passphrase, and nobody is there to type it in.")
+        raise SettingsError(f"{setting}: the key in {file} has a passphrase, which the server cannot ask for.")
 
 
 def _read(setting: str, file: Path) -> bytes:
@@ -175,7 +175,7 @@ def _stamp(files: CertificateFiles) -> _Stamp:
 
 
 def _no_password() -> str:
-    # Without this OpenSSL would ask for it on the terminal.
+    # Without this, OpenSSL would ask for the passphrase on the terminal.
     return ""
 
 

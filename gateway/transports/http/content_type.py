@@ -1,7 +1,7 @@
-"""What a request says that its body is. Pure.
+"""Checks the declared type of a request body. Pure.
 
-As `vllm serve`, bodies must be called JSON where JSON is meant. That is not pedantry: a page of any site may have a
-browser send `text/plain` to anybody, but must ask first before it sends `application/json`.
+As with `vllm serve`, a JSON body must be declared as JSON. That is a protection: a page of any site can make a browser
+send `text/plain` to any server, but `application/json` only after a CORS preflight.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 def check_json(headers: Headers) -> None:
-    """Raises ClientError if the body is not called JSON. 400 and not 415, as `vllm serve` answers."""
+    """Raises ClientError (400, as `vllm serve`, not 415) if the body is not declared as JSON."""
     if _type(headers) != b"application/json":
         raise ClientError(
-            "The request body must be JSON and be called so: send the header `Content-Type: application/json`.",
+            "The request body must be JSON and declared as such: send the header `Content-Type: application/json`.",
             param="Content-Type",
         )
 
 
 def check_declared(headers: Headers) -> None:
-    """Raises ClientError if there is a body that is called nothing, or plain text: some of vLLM's endpoints take
-    either for JSON."""
+    """Raises ClientError for a body without a type or of plain text: some of vLLM's endpoints parse both as JSON."""
     headers = list(headers)
     has_body = any(
         name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0") != b"")
@@ -35,7 +34,7 @@ def check_declared(headers: Headers) -> None:
 
 
 def _type(headers: Headers) -> bytes:
-    """The media type, in lower case and without parameters; empty if there is none, or more than one."""
+    """The media type in lower case without parameters; empty if there is none or more than one."""
     found = [value for name, value in headers if name == b"content-type"]
     return found[0].partition(b";")[0].strip().lower() if len(found) == 1 else b""
 

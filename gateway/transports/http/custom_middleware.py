@@ -1,4 +1,4 @@
-"""ASGI middleware of the operator's, around everything that is served."""
+"""The operator's own ASGI middleware, around the whole app."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.transports.http.responses import DIRECT_SINK
 
 
 def load(paths: Sequence[str]) -> list[Any]:
-    """The classes and functions at those import paths. Raises SettingsError that names one that cannot be used."""
+    """Import the classes and functions at those paths. Raises SettingsError for one that cannot be used."""
     found = []
     for path in paths:
         module, _, name = path.rpartition(".")
@@ -33,18 +33,18 @@ def load(paths: Sequence[str]) -> list[Any]:
 
 
 def wrap(app: Any, middleware: Sequence[Any]) -> Any:
-    """`app` inside of them; the last is the outermost, as under `vllm serve`."""
+    """Wrap `app` in them; the last is the outermost, as under `vllm serve`."""
     if not middleware:
         return app
     for one in middleware:
-        # A function pays for Starlette's task and queue for each request, which is what vLLM gives it, too.
+        # A function costs Starlette's task and queue for each request, as in vLLM.
         make: Any = one if inspect.isclass(one) else partial(BaseHTTPMiddleware, dispatch=one)
         app = make(app)
     return _WithoutDirectWrites(app)
 
 
 class _WithoutDirectWrites:
-    """Takes the connection out of the scope: what is written to it directly would pass the middleware by."""
+    """Removes the connection from the scope, because direct writes to it would bypass the middleware."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

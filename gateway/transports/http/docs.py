@@ -1,4 +1,4 @@
-"""The page at /docs: Swagger UI from files of this package, so that it works without internet."""
+"""The page at /docs: Swagger UI from this package's files, so that it works without internet access."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _TYPES = {
     "swagger-ui.css": "text/css; charset=utf-8",
     "favicon-32x32.png": "image/png",
 }
-# Names of files stay the same when Swagger UI is replaced.
+# Limited, because the file names stay the same when Swagger UI is updated.
 _CACHE = {"Cache-Control": "public, max-age=3600"}
 
 
 def check_enabled(options: AppOptions) -> None:
-    """Raises NotFound where the API shall not be described."""
+    """Raises NotFound if the documents are turned off."""
     if not options.has_docs:
         raise NotFound("This server does not describe its API (--disable-fastapi-docs).")
 
 
 def add(app: FastAPI, options: Callable[[], AppOptions]) -> None:
-    """Serve the page and its files."""
+    """Add the page and its files to `app`."""
 
     def page() -> HTMLResponse:
         check_enabled(options())
@@ -41,7 +41,7 @@ def add(app: FastAPI, options: Callable[[], AppOptions]) -> None:
             swagger_js_url=root + "/docs/swagger-ui-bundle.js",
             swagger_css_url=root + "/docs/swagger-ui.css",
             swagger_favicon_url=root + "/docs/favicon-32x32.png",
-            # Its default would have the document checked by a service on the internet.
+            # By default a service on the internet would validate the document.
             swagger_ui_parameters={"validatorUrl": None},
         )
 

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it can serve, and its numbers. Answered past admission and authentication."""
+"""Liveness, readiness, metrics and version. They bypass admission and authentication."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def make_router(
     metrics_type: str,
     version: dict[str, Any],
 ) -> APIRouter:
-    """The routes. `unready` gives why a request sent now would not be served, None if it would."""
+    """The routes. `unready` returns the error of a request sent now, None if it would be served."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", summary="200 while the process is worth keeping")
+    @router.get("/livez", summary="200 while the process need not be restarted")
     async def livez() -> Response:
         return JSONResponse({"status": "alive" if alive() else "failed"}, status_code=200 if alive() else 503)
 
@@ -41,7 +41,7 @@ def make_router(
 
     @router.get("/version", summary="Versions of Sluice and its engine")
     async def show_version() -> Response:
-        # vLLM's own key, too, for who expects its server here.
+        # With vLLM's own key, too, for clients of its server.
         return JSONResponse({**version, "version": version["vllm"]})
 
     return router

@@ -1,4 +1,4 @@
-"""A port of its own for what operators read, so that no route to the other port can show it to clients."""
+"""Metrics and documents on a port of their own, so that no route to the main port can expose them to clients."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from gateway.errors import NotFound
 from gateway.transports.http.access import PROBES
 
-# By what stands first in the path, however it is written: routers let a trailing slash or line break pass, and vLLM's
-# own app has documents of its own below these.
+# Matched by the start of the path and with any white space: routers accept a trailing slash or line break, and vLLM's
+# own app serves documents below these paths, too.
 _PATH = re.compile(r"[/\s\x00-\x20]*(metrics|docs|redoc|openapi\.json)([/\s\x00-\x20].*)?", re.DOTALL)
 
 
 class WithoutManagement:
-    """The app of the port for clients: `app` without metrics and documents."""
+    """The app of the main port: `app` without metrics and documents."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -27,7 +27,7 @@ class WithoutManagement:
 
 
 class OnlyManagement:
-    """The app of the management port: of `app` only metrics, documents and health."""
+    """The app of the management port: only the metrics, documents, health and version of `app`."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -1,9 +1,9 @@
-"""Which names this server answers under, and which web pages may call it. Pure.
+"""The host names of this server, and the web pages that may call it. Pure.
 
-A browser sends requests wherever a page tells it to, to this machine's own addresses too, so that a server which asks
-for no key is open to every page that its user visits. What a browser cannot be made to lie about tells such requests
-apart: `Origin` and `Sec-Fetch-Site` name the page, and `Host` the name under which it has found this address (DNS
-rebinding: a page's own name that suddenly means 127.0.0.1).
+A page can make its visitor's browser send requests to any address, including this machine's, so that a server without
+keys is open to every page that its user visits. Headers that a page cannot forge identify such requests: `Origin` and
+`Sec-Fetch-Site` name the page, and `Host` the name that was resolved to this address (DNS rebinding: the page's own
+name is made to resolve to 127.0.0.1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True, slots=True)
 class RequestOrigin:
-    """What a request's headers tell about where it comes from, as they came; empty where they are silent."""
+    """The headers of a request that identify its origin, unchanged; empty if absent."""
 
     hosts: tuple[str, ...] = ()
     origin: str = ""
@@ -33,8 +33,8 @@ class RequestOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """`hosts`: the names in `Host`, without ports, that are answered beside those of this machine; None: any.
-    `addresses`: whether any IP address is one, too. `origins`: the pages that may call; `*` for all."""
+    """`hosts`: the names accepted in `Host`, without ports, beside those of this machine; None: any. `addresses`:
+    whether every IP address is accepted. `origins`: the origins of pages that may call; `*` for all."""
 
     hosts: tuple[str, ...] | None
     addresses: bool
@@ -42,15 +42,15 @@ class Sites:
 
     @classmethod
     def of(cls, listens_on: str, is_loopback: bool, allowed_hosts: Sequence[str], origins: Sequence[str]) -> Sites:
-        """The rule of a server that listens at that address. Of an address that others can reach too, only its
-        operator knows the names, so there they are checked where he has named some."""
+        """The rules of a server that listens on that address. Only the operator knows the names of an address that
+        other machines can reach, so there the names are checked only if the settings list some."""
         known = tuple(name.lower().rstrip(".") for name in allowed_hosts)
         if "*" in known or not (is_loopback or known):
             return cls(None, True, tuple(origins))
         return cls((*known, listens_on.lower()), not is_loopback, tuple(origins))
 
     def refusal(self, method: str, sender: RequestOrigin) -> Forbidden | None:
-        """Why a request is not answered, None if it is."""
+        """The error of a request that is refused, otherwise None."""
         if self.hosts is not None and not all(_is_own(one, self.hosts, self.addresses) for one in sender.hosts):
             return Forbidden(
                 "This server is not called by the name in this request's Host header; its operator can add the name to "
@@ -64,26 +64,26 @@ class Sites:
         return None
 
     def _is_foreign(self, method: str, sender: RequestOrigin) -> bool:
-        """Whether a page of another site has made its visitor's browser send this."""
+        """Whether a page of another site caused this request."""
         if sender.site in ("same-origin", "none") or "*" in self.origins:
             return False
         if not sender.origin:
-            # Links and images have none; what changes something has one, unless the browser is odd.
+            # Links and images have no origin. Requests that change state have one in all but unusual browsers.
             return method not in _SAFE_METHODS and sender.site in ("cross-site", "same-site")
         if sender.origin in self.origins:
             return False
         scheme, _, place = sender.origin.lower().partition("://")
-        # A page cannot set X-Forwarded-Host without a preflight, which has been refused; a proxy that has put its own
-        # name into Host tells there how it is called itself.
+        # A page cannot set X-Forwarded-Host without a preflight, which has been refused. A proxy that replaces Host by
+        # another name puts the original one there.
         called = [*sender.hosts, sender.forwarded_host.partition(",")[0].strip()]
         port = _DEFAULT_PORTS.get(scheme, "")
         return not place or place.removesuffix(port) not in {one.lower().removesuffix(port) for one in called}
 
 
-# Clients have few names for a server, and parsing an address takes as long as a small request's whole way here.
+# Clients use few names for a server, and parsing an address takes as long as all other code for a small request.
 @lru_cache(1024)
 def _is_own(host: str, hosts: tuple[str, ...], addresses: bool) -> bool:
-    """Whether that `Host` is a name of this machine, or one of `hosts`."""
+    """Whether that `Host` is a name of this machine or one of `hosts`."""
     match = _HOST.fullmatch(host)
     if match is None:
         return False
@@ -91,8 +91,8 @@ def _is_own(host: str, hosts: tuple[str, ...], addresses: bool) -> bool:
     try:
         address = ip_address(name)
     except ValueError:
-        # A name without a dot is one of this machine or of its network: the public DNS has none, so no page of the web
-        # can be one. Neither can those below `localhost`, nor the one by which containers call their host.
+        # A name without a dot belongs to this machine or its network: the public DNS has none, so no web page can have
+        # such a name. The same holds for names below `localhost`, and for the name that containers have for their host.
         own = "." not in name or name.endswith(".localhost") or name == "host.docker.internal"
         return own or name in hosts or any(name.endswith(one[1:]) for one in hosts if one[:2] == "*.")
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

@@ -1,7 +1,7 @@
-"""What a request's path may look like, and what to say about one that leads nowhere.
+"""Checks request paths, and explains a path that does not exist.
 
-Routers and proxies do not agree on how to read unusual paths, and whoever finds a way to write one that a proxy lets
-through and we take for another passes the proxy's rules. So a path means what it says or nothing.
+Routers and proxies interpret unusual paths differently: a path that a proxy lets through and this server takes for
+another one would evade the proxy's rules. So every path is taken literally or refused.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from gateway.errors import NotFound, is_anthropic
 
-# The only parts of paths that are not our own words: ids, behind these. Model names have slashes, and official clients
-# encode them.
+# The only parts of paths that clients choose: ids behind these prefixes, and whether they have slashes. Model names
+# have, and official clients encode them.
 _IDS = ((b"/v1/models/", True), (b"/v1/streams/", False), (b"/v1/responses/", False))
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 _OLLAMA = re.compile(r"/api/(tags|chat|generate|show|ps|version|embed|embeddings|pull)")
@@ -22,7 +22,7 @@ _MOST_SEGMENTS = 6
 
 
 def check(scope: MutableMapping[str, Any]) -> None:
-    """Refuse a path that could be read in two ways. Raises NotFound."""
+    """Raises NotFound for a path that could be interpreted in two ways."""
     path: str = scope["path"]
     raw: bytes = scope.get("raw_path") or b""
     if not path.isprintable():
@@ -36,7 +36,7 @@ def check(scope: MutableMapping[str, Any]) -> None:
 
 
 def _encoded_id(raw: bytes) -> bool:
-    """Whether only an id is percent-encoded, and stays one segment of the path where ids have no slashes."""
+    """Whether only an id is percent-encoded, and, unless its kind has slashes, decodes to one segment."""
     for prefix, has_slashes in _IDS:
         if raw.startswith(prefix):
             rest = raw[len(prefix) :]
@@ -48,12 +48,12 @@ def _encoded_id(raw: bytes) -> bool:
 
 
 def shortened_path(path: str) -> str:
-    """A path as a message repeats it."""
+    """A path for use in a message."""
     return path if len(path) <= _LONGEST_SHOWN else path[:_LONGEST_SHOWN] + "..."
 
 
 def base_url(scope: MutableMapping[str, Any], headers: Mapping[str, str], root_path: str) -> str:
-    """Where this server is, as far as the request tells."""
+    """The URL of this server, as far as the request shows it."""
     host = headers.get("host", "")
     if not _HOST.fullmatch(host):
         return "http://<this server>" + root_path
@@ -62,8 +62,8 @@ def base_url(scope: MutableMapping[str, Any], headers: Mapping[str, str], root_p
 
 
 def not_found_message(path: str, base: str, is_known: Callable[[str], bool]) -> str:
-    """The message for a path that leads nowhere. The usual mistake is a wrong base URL, so it says which is right, if
-    `is_known` tells of the path that was meant."""
+    """The message for a path that does not exist. The usual mistake is a wrong base URL, so the message gives the right
+    one if `is_known` is true for a path that was probably meant."""
     nothing = f"There is nothing at {shortened_path(path)}."
     segments = [segment for segment in path.split("/") if segment]
     if segments in ([], ["v1"]):
@@ -91,7 +91,7 @@ def _meant(segments: list[str]) -> Iterator[str]:
 
 
 def slashless_location(scope: MutableMapping[str, Any]) -> bytes:
-    """The same place without its trailing slash, relative to itself: whatever proxies have put before it stays."""
+    """A relative location of the path without its trailing slash, so that prefixes added by proxies are kept."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
     return b"../" + raw.rstrip(b"/").rpartition(b"/")[2] + (b"?" + query if query else b"")
@@ -109,7 +109,7 @@ class RootPathStripper:
         if root and scope["path"].startswith(root + "/"):
             scope = {**scope, "path": scope["path"][len(root) :]}
             raw: bytes = scope.get("raw_path") or b""
-            # Encoded, it is no prefix, and the path will be refused.
+            # A percent-encoded prefix is not removed, and the path will be refused.
             scope["raw_path"] = raw.removeprefix(root.encode())
         await self._app(scope, receive, send)
 

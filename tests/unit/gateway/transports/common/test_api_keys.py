@@ -57,7 +57,7 @@ def test_the_hash_in_the_file_is_not_a_key(file: Path) -> None:
         (key_line("ann", "a", ":admin"), "line 1"),
         (key_line("ann", "a", ":operator:"), "line 1"),
         ("ann:abc\n", "line 1"),
-        (key_line("ann", "a") + key_line("ann", "b"), "line 2: ann is there twice"),
+        (key_line("ann", "a") + key_line("ann", "b"), "line 2: ann is listed twice"),
         ("# nobody yet\n", "holds no key"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(
 
     assert keys.owner(b"sk-a") == "ann"
     assert [record.levelno for record in caplog.records] == [logging.ERROR], "once"
-    assert "the last good keys stay: server.api_keys_file" in caplog.text
+    assert "the last valid keys stay: server.api_keys_file" in caplog.text
 
     if damage == "folder":
         file.rmdir()

@@ -173,8 +173,8 @@ async def test_where_a_key_is_looked_for(keys_file: Path, lines: list[tuple[str,
     [
         ([], "send it as `Authorization: Bearer <key>` or `x-api-key: <key>`"),
         ([("authorization", "sk-x")], "must be `Bearer <key>`"),
-        ([("authorization", "Bearer sk-x")], "not known here"),
-        ([("x-api-key", "sk-x")], "not known here"),
+        ([("authorization", "Bearer sk-x")], "not known to this server"),
+        ([("x-api-key", "sk-x")], "not known to this server"),
         ([("x-api-key", "sk-x"), ("x-api-key", "sk-x")], "more than one `x-api-key` header"),
     ],
 )

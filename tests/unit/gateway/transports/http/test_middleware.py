@@ -143,7 +143,7 @@ async def test_an_unknown_key_is_called_unknown(keys_file: Path) -> None:
 
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.error()["message"] == "This API key is not known here."
+    assert answer.error()["message"] == "This API key is not known to this server."
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {SECRET}"}, {"X-Api-Key": SECRET}])
@@ -164,7 +164,7 @@ async def test_an_unknown_key_in_the_other_header_is_called_unknown_too(keys_fil
     answer = await Door(keys_file=keys_file).get(headers={"X-Api-Key": "sk-wrong"})
 
     assert answer.status == 401
-    assert answer.error()["message"] == "This API key is not known here."
+    assert answer.error()["message"] == "This API key is not known to this server."
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
