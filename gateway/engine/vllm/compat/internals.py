@@ -53,10 +53,10 @@ vLLM's finalizer runs again at the interpreter's exit, on modules that are gone
   startup.launcher
     overrides vllm.v1.engine.async_llm:AsyncLLM __del__
 outputs are consumed where they arrive, without a second task
-  core_client.restartable
+  core_client.receiver
     replaces vllm.v1.engine.core_client:AsyncMPClient outputs_queue; _ensure_output_queue_task
 vLLM's task receives through a reader without pyzmq's asyncio layer
-  core_client.restartable
+  core_client.receiver
     replaces vllm.v1.engine.core_client:BackgroundResources output_socket; output_queue_task
 calls to a dead engine are failed at once, and its processes are ended
   core_client.restartable
@@ -108,7 +108,7 @@ outputs of plain requests are consumed before, and a failing output fails its ow
     replaces vllm.v1.engine.output_processor:OutputProcessor process_outputs(engine_core_outputs,
         engine_core_timestamp, iteration_stats, weight_version)
 text goes from vLLM's request states straight to our sinks; requests of a dead engine are found there
-  output.fast_path, core_client.restartable, core_client.shared, engine
+  output.fast_path, core_client.in_flight, core_client.shared, engine
     reads vllm.v1.engine.output_processor:OutputProcessor request_states; abort_requests(request_ids, internal);
         update_scheduler_stats; has_unfinished_requests
 local variables of vLLM's loop name the output at which it failed
@@ -119,7 +119,7 @@ a request whose outputs cannot be processed is aborted in the engine, too
   output.isolation
     sets vllm.v1.engine.output_processor:OutputProcessorOutput reqs_to_abort
 a sink takes the place of the queue between vLLM's output processor and its generator
-  output.fast_path, core_client.restartable
+  output.fast_path, core_client.in_flight
     sets vllm.v1.engine.output_processor:RequestState queue; detokenizer; stats; is_prefilling; stream_interval;
         streaming_input; output_kind; logprobs_processor; parent_req; track_weight_version
 tokens of plain requests are decoded without vLLM's step for stop strings

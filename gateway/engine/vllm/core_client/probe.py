@@ -1,5 +1,5 @@
-"""Asks the engine the same small question again and again, on the way that requests take: through the client's socket
-to the engine's busy loop, and back with its outputs."""
+"""Sends the engine a small question about once a second, on the way that requests take: through the client's socket to
+the engine's busy loop, and back with its outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _EVERY_S = 1.0
 
 
 class Probe:
-    """One question at a time."""
+    """At most one question is unanswered at a time."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], now_s: float) -> None:
-        """`ask` sends the question and gives the answer: whether the engine has been paused by an operator."""
+        """`ask` sends the question and returns the answer: whether an operator has paused the engine."""
         self._ask = ask
         self._sent_s = now_s - _EVERY_S
         self._task: asyncio.Task[bool] | None = None
@@ -23,11 +23,11 @@ class Probe:
         """The newest answer."""
 
     def step(self, now_s: float) -> float | None:
-        """Take an answer that has come, ask if it is time to; when the question was sent that waits for its answer,
-        None if there is none."""
+        """Take an answer that has come, and send the question if it is time to. Returns when the unanswered question
+        was sent, None if there is none."""
         if self._task is not None and self._task.done():
             task, self._task = self._task, None
-            # An error is told to others; a dead engine's question is asked again.
+            # Errors are reported elsewhere; the question to a dead engine is sent again.
             with suppress(Exception, asyncio.CancelledError):
                 self.is_paused = task.result()
         if self._task is None and now_s - self._sent_s >= _EVERY_S:
@@ -36,7 +36,7 @@ class Probe:
         return None if self._task is None else self._sent_s
 
     def close(self) -> None:
-        """Wait for no answer any more."""
+        """Stop waiting for an answer."""
         if self._task is not None:
             self._task.cancel()
 

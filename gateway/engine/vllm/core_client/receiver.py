@@ -1,4 +1,4 @@
-"""How the engine's outputs come in: without pyzmq's asyncio layer, and past vLLM's queue where they can.
+"""Receives the engine's outputs without pyzmq's asyncio layer, and past vLLM's queue where that is possible.
 
 That layer makes two futures and reads several options for every message, and vLLM's task that receives only wakes
 another one that processes: for a few streams, both cost more than their tokens.
@@ -17,34 +17,47 @@ import zmq
 _READABLE = int(zmq.POLLIN)
 
 
+def install_receiver(core: Any, consume: Callable[[Any], bool]) -> ZmqReceiver | None:
+    """Replace the socket and the queue of vLLM's client, unless its own task already receives; then None."""
+    resources = core.resources
+    if resources.output_queue_task is not None:
+        return None
+    socket = resources.output_socket
+    receiver = resources.output_socket = ZmqReceiver(socket)
+    core.outputs_queue = InlineOutputQueue(consume)
+    core._ensure_output_queue_task()
+    # vLLM's task has taken the receiver; its shutdown closes the socket.
+    resources.output_socket = socket
+    return receiver
+
+
 class ZmqReceiver:
-    """Stands where vLLM's task receives from its `zmq.asyncio.Socket`."""
+    """Replaces the `zmq.asyncio.Socket` from which vLLM's task receives, because that costs more than a token."""
 
     def __init__(self, sock: Any) -> None:
-        """`sock` must not have been received from, and stays its owner's to close. To be made in the loop that will
-        receive."""
+        """`sock` must not have been received from, and stays its owner's to close. To be made in the loop that
+        receives."""
         self._sock: Any = zmq.Socket.shadow(sock.underlying)
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        # A descriptor of our own: ZeroMQ closes its, and the number may be somebody else's by the time that we hear.
+        # A duplicate: ZeroMQ closes its own descriptor, whose number may be another file's before the loop notices.
         self._fd: int | None = os.dup(self._sock.FD)
         self._loop.add_reader(self._fd, self._wake)
 
     @property
     def has_message(self) -> bool:
-        """Whether there is a message."""
         if self._fd is None or not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
             return False
-        # Who asks is told once: the descriptor will not speak of this message any more.
+        # Reading the option resets the descriptor, which does not become readable for this message again.
         self._wake()
         return True
 
     async def recv_multipart(self, *, copy: bool) -> Any:
-        """The next message. Gives other tasks a turn, also where there is one already."""
+        """The next message. Gives other tasks a turn, also where one has arrived already."""
         try:
             waited = False
             # The descriptor only says that something has happened since the socket was last found empty
-            # (zmq_getsockopt(3), ZMQ_FD), so it is asked first and waited for then.
+            # (zmq_getsockopt(3), ZMQ_FD), so the option is read first.
             while not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
                 self._waiter = self._loop.create_future()
                 await self._waiter
@@ -58,7 +71,7 @@ class ZmqReceiver:
         return frames
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching the socket."""
         fd, self._fd = self._fd, None
         if fd is not None:
             self._loop.remove_reader(fd)
@@ -70,16 +83,14 @@ class ZmqReceiver:
 
 
 class InlineOutputQueue(asyncio.Queue[Any]):
-    """Stands where vLLM keeps a step of the engine between its task that receives and its task that processes.
+    """Replaces vLLM's queue between the task that receives a step of the engine and the one that processes it, because
+    a step that `consume` can process needs no second task. Order is kept: no step passes one that waits or is being
+    processed."""
 
-    What `take` can do within the call need not wait for the other task. Nothing passes what waits already, or is being
-    processed.
-    """
-
-    def __init__(self, take: Callable[[Any], bool]) -> None:
-        """`take` does what it can of a step and tells whether that was all of it."""
+    def __init__(self, consume: Callable[[Any], bool]) -> None:
+        """`consume` processes as much of a step as it can, and returns whether that was all of it."""
         super().__init__()
-        self._consume = take
+        self._consume = consume
         self._is_awaited = False
 
     async def get(self) -> Any:
@@ -96,10 +107,10 @@ class InlineOutputQueue(asyncio.Queue[Any]):
 
 
 class DiscardingQueue:
-    """Stands where vLLM puts the outputs of a request, for one that has had its ending."""
+    """Replaces the queue of outputs of a request that has ended already."""
 
     def put(self, output: Any) -> None:
-        """Forget it."""
+        """Discard it."""
 
 
-__all__ = ["DiscardingQueue", "InlineOutputQueue", "ZmqReceiver"]
+__all__ = ["DiscardingQueue", "InlineOutputQueue", "ZmqReceiver", "install_receiver"]

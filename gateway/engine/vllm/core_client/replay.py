@@ -1,9 +1,9 @@
-"""Which requests can go on with another engine where the first one died, and as what. Pure.
+"""Which requests can go on with another engine after the death of the first one, and in which form. Pure.
 
-A dead engine takes its KV cache with it, not the tokens that we have received: prompt and tokens together are a prompt
-whose continuation is what the dead engine would have said next, as long as nothing about the rest depends on where the
-output began or on a state that only the engine had. The text side needs no care: vLLM's detokenizer lives in our
-process and keeps its state, also in the middle of a UTF-8 character or of a stop string.
+A dead engine takes its KV cache along, not the tokens that we have received. Prompt and tokens together are a prompt
+whose continuation is the one that the dead engine would have generated, unless the rest depends on where the output
+began, or on a state that only the engine had. The text needs no care: vLLM's detokenizer lives in our process and keeps
+its state, also in the middle of a UTF-8 character or of a stop string.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 def replay_obstacle(request: Any, tokens: int) -> str | None:
     """Why this EngineCoreRequest, of which `tokens` tokens have been received, cannot go on faithfully; None if it can.
 
-    Before its first token a request can always be sent again as it was, if we still have all of it.
+    Before its first token a request can be sent again as it was, if all of it is still here.
     """
     if request.mm_features:
         return "its images or audio were held by the dead engine"
@@ -25,7 +25,7 @@ def replay_obstacle(request: Any, tokens: int) -> str | None:
         return "its prompt is not made of tokens alone"
     params = request.sampling_params
     if params is None or not tokens:
-        # Pooling answers in one piece.
+        # A pooling request is answered in one piece.
         return None
     if (params.extra_args or {}).get("kv_transfer_params"):
         return "its KV cache comes from another engine"
@@ -37,7 +37,7 @@ def replay_obstacle(request: Any, tokens: int) -> str | None:
     return None
 
 
-# Sampling parameters that look at the output alone, or keep a state in the engine.
+# Sampling parameters that depend on the output alone, or have a state in the engine.
 _OBSTACLES = {
     "presence_penalty": "presence_penalty counts output tokens only",
     "frequency_penalty": "frequency_penalty counts output tokens only",
@@ -50,7 +50,7 @@ _OBSTACLES = {
 
 
 def continuation(request: Any, tokens: list[int]) -> Any:
-    """The EngineCoreRequest that goes on behind `tokens`; the original is not changed."""
+    """A copy of the EngineCoreRequest that goes on behind `tokens`."""
     again = copy.copy(request)
     if not tokens:
         return again
@@ -66,8 +66,8 @@ def continuation(request: Any, tokens: list[int]) -> Any:
 
 
 def without_queueing(events: list[Any]) -> list[Any]:
-    """vLLM keeps the last time of queueing and the first of scheduling: of a request that had been scheduled by an
-    earlier engine, the difference would be a negative time in the queue."""
+    """The events without those of queueing. vLLM uses the last time of queueing and the first of scheduling: for a
+    request that an earlier engine has scheduled, the difference would be a negative time in the queue."""
     return [event for event in events if event.type.name != "QUEUED"]
 
 

@@ -1,7 +1,7 @@
-"""vLLM's client of engine processes that belong to a parent, made to outlive them as `core` does.
+"""vLLM's client of engine processes that belong to a parent, which outlives them as `restartable` does.
 
-vLLM watches engine processes only in the process that has started them, so the engine host reports
-their death to this client, and this client reports to the host when they do not answer.
+vLLM watches engine processes only in the process that has started them. So the host reports their death to this client,
+and the client reports engines that do not answer to the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.engine.vllm import engine_process
 from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
 from gateway.engine.vllm.core_client.trial_replay import Lock
 
-# Another one's trial takes as long; longer, and somebody has to go first.
+# The trial of another client takes as long; after that this one goes on without the lock.
 _LOCK_WITHIN_S = 15.0
 _LOCK_EVERY_S = 0.02
 
@@ -37,19 +37,19 @@ class SharedCoreClient(RestartableCoreClient):
     def has_requests(self) -> bool:
         return bool(self._output_processor.has_unfinished_requests())
 
-    def _hear(self, outputs: Any) -> None:
+    def _mark_heard(self, outputs: Any) -> None:
         super()._mark_heard(outputs)
         if outputs.scheduler_stats is not None:
             self.stats_received_s[outputs.engine_index] = self._clock.now()
 
     def mark_lost(self) -> None:
         if not self.lost.is_set():
-            # Either the host has reported the death already, or it gets this report and ends the processes.
+            # The host may have reported the death already; otherwise it now ends the processes, whatever they do.
             self._engine_host.report_unresponsive()
         super().mark_lost()
 
-    def _falls(self) -> bool:
-        # The processes are not ours to look at.
+    def _is_dying(self) -> bool:
+        # The processes belong to the host, which watches them.
         return self.lost.is_set()
 
     @property
@@ -57,20 +57,20 @@ class SharedCoreClient(RestartableCoreClient):
         return list(self._engine_host.pids)
 
     def kill(self) -> None:
-        """`mark_lost` follows, which tells whose processes they are."""
+        """Does nothing: `mark_lost` follows, and has the host end its processes."""
 
     async def _lock(self, *, exclusive: bool) -> Lock:
-        """All clients lose their engine together, and each has its own requests to try: one after the other, and when
-        all have sent what goes on at once."""
+        """All clients lose their engine together, and each has its own requests to try. They try them one client after
+        the other, when all have sent again the requests that are under no suspicion."""
         path = self._engine_host.trial_lock
         if path is None:
             return nullcontext()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         waited_s = 0.0
         while waited_s < _LOCK_WITHIN_S:
             try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 waited_s += _LOCK_EVERY_S

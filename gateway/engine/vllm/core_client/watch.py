@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.clock import Clock
 from gateway.engine.os_processes import usage
@@ -21,7 +21,7 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class HangTimeouts:
-    """For how long a question may be unanswered: by an engine that does not compute, and by one that does."""
+    """How long an engine may leave a probe unanswered while it does not compute, and while it does."""
 
     hang_timeout_s: float
     long_step_timeout_s: float
@@ -30,7 +30,7 @@ class HangTimeouts:
 async def wait_dead(
     core: RestartableCoreClient, clock: Clock, timeouts: HangTimeouts, report: Callable[[str | None], None]
 ) -> None:
-    """Return when there is no engine any more; one that is hung is ended. `report` is told about twice a second why a
+    """Return when the engine has died; one that hangs is ended. `report` gets about twice a second the reason why a
     request sent now would not be served soon, None if it would."""
     watchdog = Watchdog(
         hang_timeout_s=timeouts.hang_timeout_s,
@@ -39,7 +39,7 @@ async def wait_dead(
         now_s=clock.now(),
     )
     probe = Probe(core.is_paused, clock.now())
-    was_well = True
+    was_ready = True
     try:
         while not core.lost.is_set():
             # vLLM's output handler notices most deaths at once; this notices those between two requests.
@@ -50,17 +50,15 @@ async def wait_dead(
             unanswered_since_s = probe.step(clock.now())
             seen = Observation(unanswered_since_s, core.last_output_s, core.has_backlog())
             assessment = watchdog.assess(clock.now(), seen)
-            if assessment.unready_reason and core.engine_count > 1:
-                assessment = replace(
-                    assessment,
-                    unready_reason=f"{assessment.unready_reason} (data-parallel engine {core.silent_engine})",
-                )
-            reason = assessment.unready_reason or ("the engine is paused" if probe.is_paused else None)
-            if was_well != (reason is None):
-                was_well = reason is None
-                logger.warning("ready again: the engine answers" if was_well else f"not ready: {reason}")
+            hang = assessment.unready_reason
+            if hang and core.engine_count > 1:
+                hang += f" (data-parallel engine {core.silent_engine})"
+            reason = hang or ("the engine is paused" if probe.is_paused else None)
+            if was_ready != (reason is None):
+                was_ready = reason is None
+                logger.warning("ready again: the engine answers" if was_ready else f"not ready: {reason}")
             if assessment.is_dead and not core.lost.is_set():
-                logger.error("%s; it is ended", assessment.unready_reason)
+                logger.error("%s; it is ended", hang)
                 core.kill()
                 core.mark_lost()
             report(reason)

@@ -63,8 +63,7 @@ _PARENT = """
 import multiprocessing, os, time
 
 def child(connection):
-    import gateway
-from gateway.engine.vllm import engine_process
+    from gateway.engine.vllm import engine_process
     engine_process.install_plugin()
     connection.send((os.getpid(), os.getpgrp()))
     time.sleep(60)

@@ -6,35 +6,22 @@ from __future__ import annotations
 import asyncio
 import enum
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.time import clock, in_virtual_time, settle
+from tests.unit.gateway.engine.vllm.core_client.stub_vllm import Died, beside_stub
 from tests.unit.gateway.engine.vllm.core_client.test_replay import a_request
-
-_CORE = "gateway.engine.vllm.core_client.restartable"
-
-
-class Died(Exception):
-    """Stands for vLLM's EngineDeadError."""
 
 
 @pytest.fixture(autouse=True)
 def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module under test, imported beside a vLLM that has nothing but that error."""
-    names = ["vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.exceptions"]
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[-1]].EngineDeadError = Died  # type: ignore[attr-defined]
-    monkeypatch.delitem(sys.modules, _CORE, raising=False)
-    module = importlib.import_module(_CORE)
-    yield module
-    sys.modules.pop(_CORE, None)
+    with beside_stub(monkeypatch, "restartable") as module:
+        yield module
 
 
 class Happening(enum.IntEnum):
@@ -727,15 +714,14 @@ async def test_a_trial_that_fails_holds_nobody_back_for_ever(core: Any) -> None:
 
 @in_virtual_time
 async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, tmp_path: Path) -> None:
-    sys.modules.pop("gateway.engine.vllm.core_client.shared", None)
-    tenant = importlib.import_module("gateway.engine.vllm.core_client.shared")
+    shared = importlib.import_module("gateway.engine.vllm.core_client.shared")
     engine_host = SimpleNamespace(
         trial_lock=tmp_path / "trial.lock", pids=[1], attach=lambda _: None, report_unresponsive=lambda: None
     )
     clients = []
     for _ in range(2):
         bench = Dying(core)
-        bench.core = tenant.SharedCoreClient(bench.first, bench.processor, clock(), engine_host)
+        bench.core = shared.SharedCoreClient(bench.first, bench.processor, clock(), engine_host)
         for name in ("old", "new"):
             await bench.add(name, [])
         await bench.say("old")
@@ -764,4 +750,3 @@ async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, t
 
     await second.say("new")
     await asyncio.sleep(0.5)
-    sys.modules.pop("gateway.engine.vllm.core_client.shared", None)

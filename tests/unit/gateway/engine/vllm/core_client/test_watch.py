@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from gateway.engine.os_processes import Usage
 from tests.support.time import clock, in_virtual_time
-
-_MODULES = ("gateway.engine.vllm.core_client.restartable", "gateway.engine.vllm.core_client.watch")
+from tests.unit.gateway.engine.vllm.core_client.stub_vllm import beside_stub
 
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module, imported beside a vLLM that has nothing but an error."""
-    names = ["vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.exceptions"]
-    for name in names:
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[-1]].EngineDeadError = RuntimeError  # type: ignore[attr-defined]
-    for name in _MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(_MODULES[-1])
-    for name in _MODULES:
-        sys.modules.pop(name, None)
+    with beside_stub(monkeypatch, "watch") as module:
+        yield module
 
 
 class Core:
