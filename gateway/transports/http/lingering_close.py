@@ -54,7 +54,7 @@ class LingeringConnection(HttpToolsProtocol):
         # Reference cycles are freed only by a garbage collection, which is rare here.
         self._response_transport.connection = self.scope = self.headers = self.cycle = self._active_cycle = None  # type: ignore[assignment]
 
-    def _forget_body(self) -> None:
+    def _release_body(self) -> None:
         """Release the memory and timer of the current request's body."""
 
     def _discard(self, count: int) -> None:
@@ -91,7 +91,7 @@ class LingeringConnection(HttpToolsProtocol):
             return
         self._lingering = True
         self._stop_timer()
-        self._forget_body()
+        self._release_body()
         self._unset_keepalive_if_required()
         self._held_bytes.clear()
         self._linger_bytes = LINGER_BYTES
