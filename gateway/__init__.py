@@ -25,10 +25,12 @@ The packages, and who may import whom:
 - `client`: for applications, not the server: an httpx transport that resumes streams. The only one to import httpx.
 - `demo`: the model that ships with the package.
 
-One request: `server` notes its first byte, `transports.http.middleware` gives it an id and checks its key,
-`transports.http.responses` reads the body and opens a stream in `streams.registry`, which has the engine parse it,
-waits at the `admission` gate, has it rendered and submits it. The engine's output handler calls `streams.writer`,
-which wakes the `streams.reader` in `transports.http.responses`; that takes all that is new, encoded by
-`protocols` and numbered by the `streamlog`, and sends once. When the engine dies, `engine.supervisor` has it
-replaced, and `engine.vllm.core_client.restartable` sends the new one what was in flight.
+One request: `server` notes its first byte, `transports.http.middleware` gives it an id and checks its key, and
+`transports.http.router` finds the protocol of its path. `transports.http.stream_endpoints` reads the body and calls
+`streams.starter`, which has the engine parse it, waits for slots at the `admission` gate, has the engine render it and
+submits it. The engine's output handler calls the `streams.writer`, which has `protocols` make documents, appends them to
+the `streamlog` for their numbers, and wakes the `streams.reader`; `transports.common.delivery` takes all that is new and
+sends it at once, or the reader writes directly to a connection that keeps up. `transports.common.accounting` reports the
+end. When the engine dies, `engine.supervisor` restarts it, and `engine.vllm.core_client.restartable` sends the new one
+the requests that were in flight.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.admission.gate import AdmissionControl
 from gateway.clock import Clock, SystemClock
-from gateway.domain import AppOptions, Endpoint
+from gateway.domain import AppOptions
 from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.engine.vllm.startup import launcher
@@ -22,20 +22,24 @@ from gateway.errors import Draining, SettingsError, SluiceError
 from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics, add_queued_requests
 from gateway.process_context import ProcessContext, SingleProcess
-from gateway.protocols import openai
 from gateway.settings import Settings
-from gateway.streamlog.memory import MemoryLog
-from gateway.streams.registry import Limits, Registry
+from gateway.streamlog.memory import open_log
+from gateway.streams.engine_app import EngineAppAdmission
+from gateway.streams.limits import Limits
+from gateway.streams.registry import Registry
+from gateway.streams.starter import StreamStarter
 from gateway.transports.common.api_keys import ApiKeys
+from gateway.transports.common.delivery import ConnectionTimeouts, DeliveryTimers
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
+from gateway.transports.http.engine_app import EngineApp
 from gateway.transports.http.management import make_management_app
 from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
 from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import RootPathStripper
-from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Router
+from gateway.transports.http.router import STREAM_PROTOCOLS, Router
+from gateway.transports.http.stream_endpoints import ResumeEndpoint, StreamEndpoint, StreamResponder
 from gateway.transports.http.stream_tokens import StreamTokens
 
 
@@ -99,40 +103,41 @@ class Sluice:
         )
         self._lag = LoopLag(clock, metrics)
         gate = context.make_gate(**dict(settings.admission), clock=clock, instrumentation=metrics)
-        self.registry = self._make_registry(settings, gate, clock)
+        starter = self._make_streams(settings, gate, clock)
         self._add_gauges(settings, gate)
         keys_file = settings.server.api_keys_file
         self._keys = None if keys_file is None else ApiKeys(keys_file)
         tokens = StreamTokens(clock)
         served, self.management = self._with_middleware(
-            self._make_router(settings, tokens, clock), settings, tokens, clock
+            self._make_router(settings, starter, tokens, clock), settings, tokens, clock
         )
         wrapped = context.wrap(
             with_cors(served, settings.server.cors_origins),
-            has_request=self.registry.holds,
+            has_request=self._engine_app.has_request,
             render_metrics=metrics.render,
             stall_timeout_s=settings.streams.stall_timeout_s,
         )
         self.asgi: Any = RootPathStripper(wrapped, lambda: self._app_options().root_path)
 
-    def _make_registry(self, settings: Settings, gate: AdmissionControl, clock: Clock) -> Registry:
+    def _make_streams(self, settings: Settings, gate: AdmissionControl, clock: Clock) -> StreamStarter:
         streams = settings.streams
-        return Registry(
-            engine=lambda: self.supervisor.engine,
-            engine_soon=self.supervisor.wait_ready,
-            gate=gate,
-            log=MemoryLog,
-            wire=openai,
-            limits=Limits(
-                max_timeout_s=streams.max_timeout_s,
-                prepare_timeout_s=settings.server.prepare_timeout_s,
-                max_grace_s=streams.max_grace_s,
-                retention_s=streams.retention_s,
-                max_bytes=streams.max_bytes,
-                max_total_bytes=self._context.share_of(streams.max_total_bytes),
-            ),
+        limits = Limits(
+            max_timeout_s=streams.max_timeout_s,
+            prepare_timeout_s=settings.server.prepare_timeout_s,
+            max_grace_s=streams.max_grace_s,
+            retention_s=streams.retention_s,
+            max_bytes=streams.max_bytes,
+            max_total_bytes=self._context.share_of(streams.max_total_bytes),
+        )
+        self.registry = Registry(self.supervisor, limits, clock)
+        self._engine_app = EngineAppAdmission(self.supervisor, gate, self.registry, limits, clock)
+        return StreamStarter(
+            self.supervisor,
+            gate,
+            self.registry,
+            open_log=open_log,
+            limits=limits,
             clock=clock,
-            instrumentation=self.metrics,
             new_id=self._context.new_id,
         )
 
@@ -146,11 +151,12 @@ class Sluice:
         metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: registry.kept_bytes)
         metrics.set_tenant_requests(registry.owners)
 
-    def _make_router(self, settings: Settings, tokens: StreamTokens, clock: Clock) -> Any:
+    def _make_router(self, settings: Settings, starter: StreamStarter, tokens: StreamTokens, clock: Clock) -> Any:
         """Every route, inside the middleware that `server.middleware` names."""
         streams = settings.streams
         management = make_management_app(
             registry=self.registry,
+            engines=self.supervisor,
             health=health.make_router(
                 unready=self._readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
@@ -164,9 +170,13 @@ class Sluice:
             version=versions()["sluice"],
         )
         timeouts = ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s)
-        responder = Responder(self.registry, timeouts, clock, self.metrics, tokens)
-        completions = {endpoint: Completions(endpoint, responder) for endpoint in Endpoint}
-        router = Router(completions, Resume(responder), management, self.registry, self._app_options)
+        engine_app = self._engine_app
+        responder = StreamResponder(self.registry, DeliveryTimers(timeouts, clock), tokens, engine_app.load_report)
+        endpoints = {
+            path: StreamEndpoint(path, protocol, starter, responder, clock)
+            for path, protocol in STREAM_PROTOCOLS.items()
+        }
+        router = Router(endpoints, ResumeEndpoint(responder), management, EngineApp(engine_app), self._app_options)
         return custom_middleware.wrap(router, custom_middleware.load(settings.server.middleware))
 
     def _with_middleware(self, router: Any, settings: Settings, tokens: StreamTokens, clock: Clock) -> tuple[Any, Any]:
@@ -195,7 +205,7 @@ class Sluice:
     @property
     def has_chat(self) -> bool:
         """Whether the served model answers chats, once the engine is up."""
-        return self.supervisor.engine.route("POST", Endpoint.CHAT) is Route.USES_ENGINE
+        return self.supervisor.engine.route("POST", "/v1/chat/completions") is Route.USES_ENGINE
 
     @property
     def is_starting(self) -> bool:

@@ -1,13 +1,25 @@
-"""Reading the messages of an ASGI request."""
+"""ASGI, where more than one package speaks it: the type of an app, our keys in a scope, and a request's body."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-async def read_body(receive: Any) -> bytes | None:
-    """The whole request body, whose size is bounded where it enters the process. None if the client has disconnected
-    before its end."""
+ARRIVAL = "sluice.arrival_s"
+"""Scope key: when a request's first byte came, in monotonic seconds."""
+DIRECT_SINK = "sluice.direct_sink"
+"""Scope key: the connection itself; see `gateway.streams.reader.DirectSink`. Its `body_error` is the SluiceError for
+which no more of the request's body will come, or None."""
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole request body; None if the client disconnects before it is complete. Its size is bounded where it enters
+    the process."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -18,10 +30,10 @@ async def read_body(receive: Any) -> bytes | None:
             return b"".join(parts)
 
 
-async def wait_disconnect(receive: Any) -> None:
+async def wait_disconnect(receive: Receive) -> None:
     """Return when the client has disconnected. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-__all__ = ["read_body", "wait_disconnect"]
+__all__ = ["ARRIVAL", "DIRECT_SINK", "ASGIApp", "Message", "Receive", "Send", "read_body", "wait_disconnect"]

@@ -9,25 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NewType, Protocol
-
-StreamId = NewType("StreamId", str)
-
-ARRIVAL = "sluice.arrival_s"
-"""Scope key: when a request's first byte came, in monotonic seconds."""
-DIRECT_SINK = "sluice.direct_sink"
-"""Scope key: the connection itself; see `gateway.streams.reader.DirectSink`."""
+from typing import NamedTuple, Protocol
 
 
 class Endpoint(StrEnum):
-    """The two endpoints whose streams are ours; the value is the path."""
+    """An endpoint whose streams are ours. Its path belongs to the router of a transport."""
 
-    CHAT = "/v1/chat/completions"
-    COMPLETION = "/v1/completions"
+    CHAT = "chat"
+    COMPLETION = "completion"
 
     @property
     def id_prefix(self) -> str:
-        """What the ids of its answers begin with."""
+        """The beginning of its answers' ids."""
         return "chatcmpl-" if self is Endpoint.CHAT else "cmpl-"
 
 
@@ -81,7 +74,6 @@ class ChunkTemplate:
     chunks with, and that are null in a plain stream; a chat's choices have theirs only where they finish.
     """
 
-    endpoint: Endpoint
     id: str
     created: int
     model: str
@@ -110,6 +102,10 @@ class Caller:
     arrival_wall_s: float
     headers: Mapping[str, str] = field(default_factory=dict)
     operator: bool = False
+
+    def left_s(self, timeout_s: float, now_s: float) -> float:
+        """Seconds from `now_s` to a deadline that is `timeout_s` after the arrival."""
+        return max(0.0, timeout_s - (now_s - self.arrival_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +229,6 @@ class RequestStats:
 
 
 __all__ = [
-    "ARRIVAL",
-    "DIRECT_SINK",
     "AppOptions",
     "Caller",
     "Cause",
@@ -246,5 +240,4 @@ __all__ = [
     "OutputPart",
     "RequestOptions",
     "RequestStats",
-    "StreamId",
 ]

@@ -7,23 +7,15 @@ engine works on runs for a request that has to wait. All of them raise only erro
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
+from gateway.asgi import ASGIApp
 from gateway.domain import AppOptions, ChunkTemplate, Endpoint, OutputPart, RequestStats
 from gateway.errors import SluiceError
-
-ASGIApp = Callable[
-    [
-        MutableMapping[str, Any],
-        Callable[[], Awaitable[MutableMapping[str, Any]]],
-        Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ],
-    Awaitable[None],
-]
 
 CURRENT_STATS: ContextVar[RequestStats | None] = ContextVar("sluice_tally", default=None)
 """The request on whose behalf the running task uses the engine. Set around code of vLLM's that calls the engine by
@@ -190,11 +182,23 @@ class Engine(Restartable, Protocol):
         """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 
 
+class EngineSource(Protocol):
+    """The engine of the moment."""
+
+    @property
+    def engine(self) -> Engine:
+        """The running engine. Raises why there is none."""
+
+    async def wait_ready(self) -> Engine:
+        """The running engine; waits while one is being restarted. Raises as `engine`."""
+
+
 __all__ = [
     "CURRENT_STATS",
     "ASGIApp",
     "Call",
     "Engine",
+    "EngineSource",
     "Handle",
     "Prepared",
     "RecoveryReport",

@@ -20,8 +20,8 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 
 
-def events(documents: list[bytes]) -> bytes:
-    """Frame documents as events without ids."""
+def events(documents: list[bytes], first: int = 0) -> bytes:
+    """Frame documents as events without ids; `first` is unused."""
     return b"data: " + b"\n\ndata: ".join(documents) + b"\n\n" if documents else b""
 
 

@@ -7,6 +7,7 @@ that any number of readers can come back to any of them, up to a limit in bytes;
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
@@ -18,8 +19,9 @@ _WINDOW_BITS, _MEMORY_LEVEL = 12, 5
 
 
 class MemoryLog:
-    """A log that keeps nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
+    """A log that retains nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
 
+    epoch = 1
     __slots__ = ("_documents", "_ended", "_keep_bytes", "_packed", "_packed_documents", "_size_bytes", "_start")
 
     def __init__(self, keep_bytes: int | None = None) -> None:
@@ -39,6 +41,14 @@ class MemoryLog:
     @property
     def last(self) -> int:
         return self._start + self._packed_documents + len(self._documents) - 1
+
+    @property
+    def committed(self) -> int:
+        return self.last
+
+    @property
+    def ended(self) -> Ended | None:
+        return self._ended
 
     @property
     def size_bytes(self) -> int:
@@ -125,4 +135,9 @@ class MemoryLog:
         self._start += dropped
 
 
-__all__ = ["MemoryLog"]
+def open_log(stream_id: str, keep_bytes: int | None, on_commit: Callable[[], None]) -> MemoryLog:
+    """An `OpenLog`. Nothing is committed later than it is appended, so `on_commit` is never called."""
+    return MemoryLog(keep_bytes)
+
+
+__all__ = ["MemoryLog", "open_log"]

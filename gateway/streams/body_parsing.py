@@ -14,7 +14,7 @@ from gateway.engine.base import Call
 from gateway.engine.bounded_json import is_cheap_to_parse
 from gateway.errors import DeadlineExceeded
 from gateway.offload import Offload
-from gateway.streams.stream import overdue
+from gateway.streams.stream import deadline_error
 from gateway.streams.tick_limiter import TickLimiter
 
 # So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
@@ -57,7 +57,7 @@ class Parser:
                 return await self._offload.run(work, size=size, tenant=tenant)
         except TimeoutError:
             if left_s <= self._timeout_s:
-                raise overdue(timeout_s, True, 0) from None
+                raise deadline_error(timeout_s, 0, is_queued=True) from None
             raise DeadlineExceeded(
                 f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
             ) from None

@@ -1,26 +1,30 @@
-"""Where finished resumable streams stay readable, for a time and up to a number of bytes; the oldest go first."""
+"""Events of resumable streams in memory, of live and for a time of finished ones, within one number of bytes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from gateway.clock import Clock
+from gateway.streams.limits import Limits
 from gateway.streams.stream import Stream
 
-# So many ids of streams that are gone are remembered, so that their readers hear "expired" instead of "unknown".
+# This number of ids of dropped streams is remembered, so that their readers get "expired" instead of "unknown".
 _REMEMBERED = 10_000
+# Where resumable streams crowd, each keeps its share of the total, but no less than this part of its own limit.
+_SMALLEST_SHARE = 1 / 4
 
 
 class FinishedStreams:
-    """Streams in the order of their ends."""
+    """Streams in the order of their ends; the oldest are dropped first."""
 
     def __init__(self, *, retention_s: float, max_bytes: int, clock: Clock) -> None:
         self._retention_s = retention_s
         self._max_bytes = max_bytes
         self._clock = clock
         self._streams: OrderedDict[str, tuple[float, Stream]] = OrderedDict()
-        self._gone: OrderedDict[str, str | None] = OrderedDict()
+        self._dropped: OrderedDict[str, str | None] = OrderedDict()
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -29,41 +33,41 @@ class FinishedStreams:
 
     @property
     def size_bytes(self) -> int:
-        """What all of them weigh."""
+        """The size of their events."""
         return self._size_bytes
 
     def put(self, stream: Stream, live_bytes: int) -> None:
-        """Keep a stream that has just ended. `live_bytes` is what streams weigh that have not."""
+        """Keep a stream that has just ended. `live_bytes` is the size of the live streams' events."""
         self._streams[stream.id] = (self._clock.now(), stream)
-        self._size_bytes += stream.writer.log.size_bytes
+        self._size_bytes += stream.log_bytes
         self.shrink(live_bytes)
         self._arm()
 
     def get(self, stream_id: str) -> Stream | None:
-        """The stream of that id, if it is here."""
+        """The stream of that id, if it is kept."""
         entry = self._streams.get(stream_id)
         return None if entry is None else entry[1]
 
-    def was_here(self, stream_id: str, owner: str | None) -> bool:
-        """Whether that owner's stream was here once."""
-        return stream_id in self._gone and self._gone[stream_id] == owner
+    def was_dropped(self, stream_id: str, owner: str | None) -> bool:
+        """Whether that owner's stream was kept once."""
+        return stream_id in self._dropped and self._dropped[stream_id] == owner
 
-    def owner_of_gone(self, stream_id: str) -> str | None:
-        """Whose stream was here once; None if nobody's."""
-        return self._gone.get(stream_id)
+    def owner_of_dropped(self, stream_id: str) -> str | None:
+        """The owner of a stream that was kept once."""
+        return self._dropped.get(stream_id)
 
     def shrink(self, live_bytes: int) -> bool:
-        """Let the oldest go until everything fits with `live_bytes`; whether it does."""
+        """Drop the oldest until the rest fits beside `live_bytes`. Returns whether it fits."""
         while self._streams and self._size_bytes + live_bytes > self._max_bytes:
             self._drop_oldest()
         return live_bytes <= self._max_bytes
 
     def _drop_oldest(self) -> None:
         stream_id, (_, stream) = self._streams.popitem(last=False)
-        self._size_bytes -= stream.writer.log.size_bytes
-        self._gone[stream_id] = stream.writer.stats.caller.owner
-        while len(self._gone) > _REMEMBERED:
-            self._gone.popitem(last=False)
+        self._size_bytes -= stream.log_bytes
+        self._dropped[stream_id] = stream.owner
+        while len(self._dropped) > _REMEMBERED:
+            self._dropped.popitem(last=False)
 
     def _arm(self) -> None:
         """One timer for all: the oldest expires first."""
@@ -80,4 +84,47 @@ class FinishedStreams:
         self._arm()
 
 
-__all__ = ["FinishedStreams"]
+class Retention:
+    """The events of all resumable streams. `live` are the streams that have not ended, by id."""
+
+    def __init__(self, limits: Limits, clock: Clock, live: Mapping[str, Stream]) -> None:
+        self.finished = FinishedStreams(retention_s=limits.retention_s, max_bytes=limits.max_total_bytes, clock=clock)
+        self._limits = limits
+        self._live = live
+        self._share = limits.max_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the events of finished and live streams."""
+        return self.finished.size_bytes + self._live_bytes()
+
+    def has_room(self) -> bool:
+        """Whether another resumable stream fits: now, and when all have grown."""
+        limits = self._limits
+        fits = (len(self._resumable()) + 1) * limits.max_bytes * _SMALLEST_SHARE <= limits.max_total_bytes
+        return self.finished.shrink(self._live_bytes() + limits.max_bytes) and fits
+
+    def rebalance(self) -> None:
+        """A resumable stream has begun or ended. Streams grow after they were admitted: where they could pass the limit
+        together, each keeps its share."""
+        streams, most = self._resumable(), self._limits.max_bytes
+        share = min(most, self._limits.max_total_bytes // max(1, len(streams)))
+        if share == self._share == most:
+            return
+        self._share = share
+        for stream in streams:
+            stream.set_log_limit(share)
+
+    def finish(self, stream: Stream) -> None:
+        """Keep a resumable stream that has ended."""
+        self.rebalance()
+        self.finished.put(stream, self._live_bytes())
+
+    def _resumable(self) -> list[Stream]:
+        return [stream for stream in self._live.values() if stream.is_resumable]
+
+    def _live_bytes(self) -> int:
+        return sum([stream.log_bytes for stream in self._live.values()])
+
+
+__all__ = ["FinishedStreams", "Retention"]

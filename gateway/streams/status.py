@@ -1,4 +1,4 @@
-"""What clients are told about a request."""
+"""The public state of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.streams.stream import Stream
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What `DELETE` and `GET` tell about a request. `events` is the number of the newest event."""
+    """The answer to a status or cancel request. `events` is the number of the newest event."""
 
     id: str
     status: str
@@ -21,9 +21,15 @@ class Status:
 
 def status_of(stream: Stream) -> Status:
     """The status of a stream."""
-    stats = stream.writer.stats
-    events = stream.writer.log.last
-    return Status(stream.id, stream.status, stream.is_resumable, events, stats.prompt_tokens, stats.completion_tokens)
+    stats = stream.stats
+    return Status(
+        id=stream.id,
+        status=stream.status,
+        resumable=stream.is_resumable,
+        events=stream.last_event,
+        prompt_tokens=stats.prompt_tokens,
+        completion_tokens=stats.completion_tokens,
+    )
 
 
 __all__ = ["Status", "status_of"]

@@ -1,4 +1,4 @@
-"""One request of ours on its way: its producer, its readers, and the timers that may end it."""
+"""One request on its way: its writer, its readers, and the timers that may end it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.domain import Cause
-from gateway.errors import Cancelled, ClientError, DeadlineExceeded
+from gateway.domain import Cause, RequestStats
+from gateway.errors import Cancelled, ClientError, DeadlineExceeded, SluiceError
+from gateway.protocols.base import StreamProtocol
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.streams.lifecycle import State
 from gateway.streams.reader import StreamReader
 from gateway.streams.writer import StreamWriter
 
 
-class Stream:
-    """`streaming`: whether the client wants events or a whole answer. `grace_s`: how long it goes on without a reader;
-    None: not at all."""
+class NoSuchEvent(ClientError):
+    """A cursor behind the newest event. The transport names the parameter that held it."""
 
-    def __init__(self, writer: StreamWriter, *, streaming: bool, grace_s: float | None) -> None:
+
+class Stream:
+    """`is_streaming`: whether the client wants events or a whole answer. `grace_s`: how long it goes on without a
+    reader; None: not at all."""
+
+    def __init__(
+        self, writer: StreamWriter, protocol: StreamProtocol, *, is_streaming: bool, grace_s: float | None
+    ) -> None:
         self.writer = writer
-        self.streaming = streaming
+        self.protocol = protocol
+        self.is_streaming = is_streaming
         self.grace_s = grace_s
         self.start_task: asyncio.Task[None] | None = None
         """The task that takes the request from the gate to the engine."""
@@ -31,15 +39,30 @@ class Stream:
         self._deadline: asyncio.TimerHandle | None = None
 
     @property
+    def stats(self) -> RequestStats:
+        """The count of its request."""
+        return self.writer.stats
+
+    @property
     def id(self) -> str:
         """The id that its client sees."""
-        assert self.writer.stats.id is not None
-        return self.writer.stats.id
+        assert self.stats.id is not None
+        return self.stats.id
+
+    @property
+    def owner(self) -> str | None:
+        """The API key of its client, by name."""
+        return self.stats.caller.owner
 
     @property
     def is_resumable(self) -> bool:
-        """Whether it outlives its readers, and its events their reading."""
+        """Whether the stream goes on without readers, and its events stay after they have been read."""
         return self.grace_s is not None
+
+    @property
+    def has_output(self) -> bool:
+        """As in `StreamWriter`."""
+        return self.writer.has_output
 
     @property
     def status(self) -> str:
@@ -47,62 +70,75 @@ class Stream:
         ended = self.writer.ended
         return self.writer.state.name.lower() if ended is None else ended.cause.value
 
+    @property
+    def last_event(self) -> int:
+        """The number of the newest event that readers can see."""
+        return self.writer.log.committed
+
+    @property
+    def log_bytes(self) -> int:
+        """The size of its retained events."""
+        return self.writer.log.size_bytes
+
+    def set_log_limit(self, keep_bytes: int) -> None:
+        """Retain that many bytes of events from now on."""
+        self.writer.log.set_limit(keep_bytes)
+
     def expire_in(self, left_s: float, timeout_s: float) -> None:
-        """End with DeadlineExceeded in `left_s` seconds; `timeout_s` is what the client asked for."""
+        """End with DeadlineExceeded in `left_s` seconds; `timeout_s` is the deadline that the client was given."""
         self._deadline = asyncio.get_running_loop().call_later(left_s, self._expire, timeout_s)
         self.ends_by_s = self._deadline.when()
 
+    def cancel(self, error: SluiceError) -> None:
+        """End the stream and free its sequence in the engine."""
+        self.writer.cancel(error)
+
     @contextmanager
     def read(self, cursor: int = 0) -> Iterator[StreamReader]:
-        """Follow the events after number `cursor`. When the last reader leaves, a plain stream ends, and a resumable
-        one has its grace.
+        """Follow the events after number `cursor`. When the last reader leaves, a plain stream ends, and the grace of a
+        resumable one begins.
 
-        Raises ClientError if there is no such event yet, Expired if the next one is kept no longer.
+        Raises NoSuchEvent if there is no such event yet, Expired if the next one is kept no longer.
         """
-        writer = self.writer
-        self._check(cursor)
-        reader = StreamReader(writer, cursor)
+        self._check_exists(cursor)
+        reader = self.writer.add_reader(cursor)
         self._readers += 1
         self._stop_grace()
         cause = Cause.DISCONNECTED
         try:
             yield reader
-        except ClientDisconnected as left:
-            cause = left.cause
+        except ClientDisconnected as disconnected:
+            cause = disconnected.cause
             raise
         finally:
-            reader.close()
+            self.writer.remove_reader(reader)
             self._readers -= 1
-            if self._readers == 0 and writer.state is not State.ENDED:
+            if self._readers == 0 and self.writer.state is not State.ENDED:
                 if self.grace_s is None:
-                    writer.cancel(Cancelled("The client left."), cause)
+                    self.writer.cancel(Cancelled("The client left."), cause)
                 else:
                     self._grace = asyncio.get_running_loop().call_later(self.grace_s, self._abandon)
 
     def check_cursor(self, cursor: int) -> None:
-        """Raise what `read` would, and leave it at that; only for streams whose log keeps."""
-        self._check(cursor)
+        """Raise the errors of `read`, without a read; only for streams whose log retains events."""
+        self._check_exists(cursor)
         self.writer.log.read(cursor)
 
-    def _check(self, cursor: int) -> None:
-        # A cursor is what some reader has seen, and readers have seen only what is sealed.
-        if cursor > self.writer.log.last:
-            raise ClientError(
-                f"There is no event {cursor} yet; the newest has number {self.writer.log.last}.",
-                param="Last-Event-ID",
-            )
+    def _check_exists(self, cursor: int) -> None:
+        # A cursor comes from a reader, and readers see only events of the log: pending output has no number yet.
+        if cursor > self.last_event:
+            raise NoSuchEvent(f"There is no event {cursor} yet; the newest has number {self.last_event}.")
 
     def is_fully_read(self, cursor: int) -> bool:
-        """Whether a reader who has seen event number `cursor` has seen everything there will ever be."""
-        return self.writer.ended is not None and cursor == self.writer.log.last
+        """Whether no event will follow number `cursor`."""
+        return self.writer.ended is not None and cursor == self.last_event
 
     def on_ended(self) -> None:
-        """It has ended: nothing is to be waited for any more."""
+        """The writer has ended: stop the timers, and the start of a request that failed before it was submitted."""
         self._stop_grace()
         if self._deadline is not None:
             self._deadline.cancel()
-        task = self.start_task
-        ended = self.writer.ended
+        task, ended = self.start_task, self.writer.ended
         if task is not None and task is not asyncio.current_task() and ended is not None and ended.error is not None:
             task.cancel()
 
@@ -115,14 +151,15 @@ class Stream:
         self.writer.cancel(Cancelled("Nobody came back for this stream within its grace."))
 
     def _expire(self, timeout_s: float) -> None:
-        writer = self.writer
-        writer.cancel(overdue(timeout_s, writer.state is State.QUEUED, writer.stats.completion_tokens))
+        self.writer.cancel(
+            deadline_error(timeout_s, self.stats.completion_tokens, is_queued=self.writer.state is State.QUEUED)
+        )
 
 
-def overdue(timeout_s: float, queued: bool, tokens: int) -> DeadlineExceeded:
-    """The error of a request that passed its deadline of `timeout_s`, and what had been spent on it."""
-    spent = "while it waited; nothing was generated" if queued else f"after {tokens} completion tokens"
+def deadline_error(timeout_s: float, tokens: int, *, is_queued: bool) -> DeadlineExceeded:
+    """The error of a request that passed its deadline of `timeout_s`, with the tokens that it has cost."""
+    spent = "while it waited; nothing was generated" if is_queued else f"after {tokens} completion tokens"
     return DeadlineExceeded(f"The request passed its deadline of {timeout_s:g} s {spent}.")
 
 
-__all__ = ["Stream", "overdue"]
+__all__ = ["NoSuchEvent", "Stream", "deadline_error"]

@@ -13,7 +13,17 @@ from urllib.parse import unquote
 
 import orjson
 
-from gateway.transports.http.responses import DIRECT_SINK
+from gateway import asgi
+from gateway.asgi import DIRECT_SINK
+from gateway.streams.cancel_scope import ClientDisconnected
+
+
+async def read_body(receive: Any) -> bytes:
+    """The whole request body. Raises ClientDisconnected, for the middleware around it."""
+    body = await asgi.read_body(receive)
+    if body is None:
+        raise ClientDisconnected
+    return body
 
 
 class Client:
@@ -180,4 +190,4 @@ def read_events(body: bytes) -> list[tuple[int | None, Any]]:
     return events
 
 
-__all__ = ["Client", "read_events"]
+__all__ = ["Client", "read_body", "read_events"]

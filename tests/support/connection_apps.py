@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.domain import DIRECT_SINK
-from gateway.transports.http.responses import read_body
+from gateway.asgi import DIRECT_SINK
+from tests.support.asgi import read_body
 from tests.support.time import settle
 from tests.support.transport import Connection
 

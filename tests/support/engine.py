@@ -239,6 +239,7 @@ class Switch:
         self._back.set()
         self._back = None
 
+    @property
     def engine(self) -> ScriptedEngine:
         if self.error is not None or self._back is not None:
             raise self.error or EngineFailed("The engine has died and is being restarted.", retry_after_s=9)
@@ -247,14 +248,13 @@ class Switch:
     async def wait_ready(self) -> ScriptedEngine:
         while self._back is not None:
             await self._back.wait()
-        return self.engine()
+        return self.engine
 
 
 def chunk_template(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate:
     """What the chunks of a plain stream share."""
     chat = endpoint is Endpoint.CHAT
     usual: dict[str, Any] = {
-        "endpoint": endpoint,
         "id": "chatcmpl-1" if chat else "cmpl-1",
         "created": 1700000000,
         "model": "scripted",

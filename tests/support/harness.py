@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,36 @@ from gateway.engine.base import RecoveryReport
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.errors import SluiceError
 from gateway.process_context import SingleProcess
-from gateway.protocols import openai
-from gateway.streamlog.base import Ended, StreamLog
-from gateway.streamlog.memory import MemoryLog
-from gateway.streams.registry import Limits, Registry
+from gateway.protocols import sse
+from gateway.protocols.base import Framing
+from gateway.streamlog.base import Ended, OpenLog
+from gateway.streamlog.memory import open_log
+from gateway.streams.engine_app import EngineAppAdmission
+from gateway.streams.limits import Limits
+from gateway.streams.registry import Registry
+from gateway.streams.starter import StreamStarter
 from gateway.streams.stream import Stream
 from gateway.streams.writer import StreamWriter
 from gateway.transports.common.api_keys import ApiKeys
+from gateway.transports.common.delivery import ConnectionTimeouts, DeliveryTimers
 from gateway.transports.http import health
 from gateway.transports.http.access import Access
+from gateway.transports.http.engine_app import EngineApp
 from gateway.transports.http.management import make_management_app
 from gateway.transports.http.middleware import Middleware
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import RootPathStripper
-from gateway.transports.http.responses import Completions, ConnectionTimeouts, Responder, Resume
-from gateway.transports.http.router import Router
+from gateway.transports.http.router import STREAM_PROTOCOLS, Router
+from gateway.transports.http.stream_endpoints import ResumeEndpoint, StreamEndpoint, StreamResponder
 from gateway.transports.http.stream_tokens import StreamTokens
 from tests.support.asgi import Client
 from tests.support.engine import Run, ScriptedEngine, Switch
 from tests.support.instrumentation import Recorder, some_stats
 from tests.support.time import VirtualClock, clock
 
-CHAT = Endpoint.CHAT.value
-COMPLETION = Endpoint.COMPLETION.value
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+PROTOCOLS = {protocol.endpoint: protocol for protocol in STREAM_PROTOCOLS.values()}
 ANY_SITE = Sites.of("0.0.0.0", False, (), ())
 STREAM_LIMITS = Limits(
     max_timeout_s=1000,
@@ -54,27 +61,36 @@ STREAM_LIMITS = Limits(
 HTTP_LIMITS = Limits(max_timeout_s=3600, max_grace_s=600, retention_s=120, max_bytes=2**20, max_total_bytes=2**24)
 
 
-class PlainWire:
+class PlainProtocol:
     """A protocol with one document a part: the text of a delta, the payload of a chunk; an empty text has none.
 
     Texts that are encoded with a template stand in angle brackets, so that a test can see that it was used.
     """
 
+    endpoint = Endpoint.CHAT
+    ping = None
+
     def __init__(self, template: ChunkTemplate | None = None) -> None:
         self._template = template
 
-    def encoder(self, template: ChunkTemplate | None) -> PlainWire:
-        return PlainWire(template)
+    def encoder(self, template: ChunkTemplate | None) -> PlainProtocol:
+        return PlainProtocol(template)
 
-    def encode(self, pieces: list[OutputPart]) -> list[bytes]:
-        texts = [piece.payload if isinstance(piece, Chunk) else piece.text.encode() for piece in pieces]
+    def encode(self, parts: Iterable[OutputPart]) -> list[bytes]:
+        texts = [part.payload if isinstance(part, Chunk) else part.text.encode() for part in parts]
         return [text if self._template is None else b"<%b>" % text for text in texts if text]
 
     def encode_text(self, text: str, tokens: int) -> bytes | None:
         return next(iter(self.encode([Delta(text, tokens)])), None)
 
-    def end_documents(self, error: SluiceError | None) -> list[bytes]:
-        return [b"end" if error is None else orjson.dumps(error.code)]
+    def error(self, error: SluiceError) -> bytes:
+        return orjson.dumps(error.code)
+
+    def end(self, error: SluiceError | None) -> list[bytes]:
+        return [b"end" if error is None else self.error(error)]
+
+    def framing(self, *, is_numbered: bool) -> Framing:
+        return sse.numbered if is_numbered else sse.events
 
 
 class Handle:
@@ -107,11 +123,11 @@ class WriterHarness:
         stats.is_resumable = is_resumable
         return StreamWriter(
             stats=stats,
-            log=MemoryLog(keep_bytes),
-            wire=PlainWire(),
-            streaming=streaming,
+            open_log=open_log,
+            keep_bytes=keep_bytes,
+            protocol=PlainProtocol(),
+            is_streaming=streaming,
             clock=self.clock,
-            on_merged=self.instrumentation.merged,
             on_end=self._count_end,
         )
 
@@ -138,7 +154,7 @@ class StreamHarness:
         max_waiting: int = 4,
         queue_timeout_s: float = 60,
         limits: Limits = STREAM_LIMITS,
-        log: Callable[[int | None], StreamLog] = MemoryLog,
+        open_log: OpenLog = open_log,
     ) -> None:
         self.clock = clock()
         self.instrumentation = Recorder()
@@ -151,23 +167,21 @@ class StreamHarness:
             clock=self.clock,
             instrumentation=self.instrumentation,
         )
-        self.registry = Registry(
-            engine=self._current_engine,
-            engine_soon=self._next_engine,
-            gate=self.gate,
-            log=log,
-            wire=openai,
+        engines = self._engines()
+        self.registry = Registry(engines, limits, self.clock)
+        self.starter = StreamStarter(
+            engines,
+            self.gate,
+            self.registry,
+            open_log=open_log,
             limits=limits,
             clock=self.clock,
-            instrumentation=self.instrumentation,
             new_id=SingleProcess().new_id,
         )
+        self.engine_app = EngineAppAdmission(engines, self.gate, self.registry, limits, self.clock)
 
-    def _current_engine(self) -> ScriptedEngine:
-        return self.switch.engine()
-
-    async def _next_engine(self) -> ScriptedEngine:
-        return await self.switch.wait_ready()
+    def _engines(self) -> Any:
+        return self.switch
 
     def open(
         self,
@@ -180,8 +194,8 @@ class StreamHarness:
     ) -> Stream:
         """Open a stream past HTTP; `fields` go into the body."""
         stats = some_stats(self.instrumentation, owner, arrival_s=self.clock.now())
-        return self.registry.open(
-            endpoint,
+        return self.starter.begin(
+            PROTOCOLS[endpoint],
             orjson.dumps({"stream": True, **fields}),
             stats,
             RequestOptions(timeout_s=timeout_s, grace_s=grace_s),
@@ -218,22 +232,15 @@ class HttpHarness(StreamHarness):
         stall_timeout_s: float = 30.0,
         metrics: Callable[[], bytes] = lambda: b"sluice_numbers 1\n",
     ) -> None:
+        self._is_ready = ready
         super().__init__(
             max_concurrent=max_concurrent, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, limits=limits
         )
-        self.supervisor = Supervisor(
-            self._launch,
-            max_restarts=3,
-            window_s=600,
-            clock=self.clock,
-            on_lost=self._lost,
-            on_regained=self._regained,
-        )
-        if ready:
-            self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
         self.tokens = StreamTokens(self.clock)
         pace = ConnectionTimeouts(keepalive_s, stall_timeout_s)
-        self.responder = Responder(self.registry, pace, self.clock, self.instrumentation, self.tokens)
+        self.responder = StreamResponder(
+            self.registry, DeliveryTimers(pace, self.clock), self.tokens, self.engine_app.load_report
+        )
         self.keys = None if keys_file is None else ApiKeys(keys_file)
         self.guard = Middleware(
             self._dispatch(metrics),
@@ -255,6 +262,7 @@ class HttpHarness(StreamHarness):
     def _dispatch(self, metrics: Callable[[], bytes]) -> Router:
         small = make_management_app(
             registry=self.registry,
+            engines=self.supervisor,
             health=health.make_router(
                 unready=lambda: self.supervisor.readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
@@ -267,14 +275,25 @@ class HttpHarness(StreamHarness):
             lifespan=None,
             version="0.1.0",
         )
-        completions = {endpoint: Completions(endpoint, self.responder) for endpoint in Endpoint}
-        return Router(completions, Resume(self.responder), small, self.registry, lambda: self.engine.options)
+        streams = {
+            path: StreamEndpoint(path, protocol, self.starter, self.responder, self.clock)
+            for path, protocol in STREAM_PROTOCOLS.items()
+        }
+        engine_app = EngineApp(self.engine_app)
+        return Router(streams, ResumeEndpoint(self.responder), small, engine_app, lambda: self.engine.options)
 
-    def _current_engine(self) -> Any:
-        return self.supervisor.engine
-
-    async def _next_engine(self) -> Any:
-        return await self.supervisor.wait_ready()
+    def _engines(self) -> Any:
+        self.supervisor = Supervisor(
+            self._launch,
+            max_restarts=3,
+            window_s=600,
+            clock=self.clock,
+            on_lost=self._lost,
+            on_regained=self._regained,
+        )
+        if self._is_ready:
+            self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine
+        return self.supervisor
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine
@@ -351,7 +370,7 @@ __all__ = [
     "STREAM_LIMITS",
     "Handle",
     "HttpHarness",
-    "PlainWire",
+    "PlainProtocol",
     "StreamHarness",
     "WriterHarness",
     "documents",

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from gateway.asgi import wait_disconnect
-from gateway.domain import DIRECT_SINK
+from gateway.asgi import DIRECT_SINK, wait_disconnect
 from gateway.errors import Draining
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest

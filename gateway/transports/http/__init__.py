@@ -12,7 +12,9 @@
 - `content_type`: the declared type of a request body.
 - `router`: chooses the app by path; `request_messages`: messages for vLLM's app, read ahead.
 - `management`: streams by id, models and documents, health; `management_port`: filters for a port of its own.
-- `responses`: from a stream to the socket, watching for the client's disconnect.
+- `stream_endpoints`: requests that start a stream, or resume one.
+- `sse_response`: a stream as events; `json_response`: a stream as one document.
+- `engine_app`: vLLM's own app, behind admission.
 - `paths`: valid request paths, and advice for a path that does not exist.
 - `docs`: the page at /docs, from the files in `swagger_ui/`.
 - `custom_middleware`: the operator's own, around everything.

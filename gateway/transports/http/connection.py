@@ -10,7 +10,7 @@ import socket
 from math import inf
 from typing import Any
 
-from gateway.domain import ARRIVAL, DIRECT_SINK
+from gateway.asgi import ARRIVAL, DIRECT_SINK
 from gateway.transports.http import socket_options
 from gateway.transports.http.request_limits import LimitedConnection
 from gateway.transports.http.write_coalescer import WriteCoalescer

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from gateway.asgi import DIRECT_SINK
 from gateway.errors import SettingsError
-from gateway.transports.http.responses import DIRECT_SINK
 
 
 def load(paths: Sequence[str]) -> list[Any]:

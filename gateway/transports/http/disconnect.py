@@ -5,54 +5,54 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from gateway.asgi import Receive, wait_disconnect
 from gateway.domain import Cause
 from gateway.errors import SluiceError
 from gateway.streams.cancel_scope import CancelScope, ClientDisconnected
 
 
 class DisconnectWatcher(AbstractAsyncContextManager["DisconnectWatcher"]):
-    """A scope that is left with Left as soon as the client has gone, or when it is dropped.
+    """A scope that is left with ClientDisconnected when the client disconnects, or by `disconnect`.
 
-    The request's body must have been read before. `excuse` ends the watch: after the last byte of a response, a
-    client may leave as it likes.
+    `receive` gives the messages after the request's body. After `disarm` the client may leave: a response is complete
+    with its last byte.
     """
 
-    def __init__(self, receive: Any) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._excused = False
-        self._cancel_scope = CancelScope()
+        self._is_disarmed = False
+        self._scope = CancelScope()
 
     async def __aenter__(self) -> Self:
-        self._cancel_scope.__enter__()
-        self._watch = asyncio.get_running_loop().create_task(self._listen())
+        self._scope.__enter__()
+        self._watch = asyncio.get_running_loop().create_task(self._wait())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._watch.cancel()
-        self._cancel_scope.__exit__(kind, error, stack)
+        self._scope.__exit__(kind, error, stack)
 
     def disarm(self) -> None:
-        """The last byte is on its way: nothing more will be sent that the client could miss."""
-        self._excused = True
+        """The last byte is about to be sent: a client that leaves misses nothing."""
+        self._is_disarmed = True
 
     def disconnect(self, cause: Cause) -> None:
-        """Let go of a client that is still there."""
-        self._cancel_scope.end(ClientDisconnected(cause))
+        """Give up a client that is still connected."""
+        self._scope.end(ClientDisconnected(cause))
 
-    async def _listen(self) -> None:
+    async def _wait(self) -> None:
         try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
+            await wait_disconnect(self._receive)
         except SluiceError as error:
-            # Of a body that comes meanwhile and is too large.
-            self._cancel_scope.end(error)
+            # Of a body that arrives meanwhile and is too large.
+            self._scope.end(error)
             return
-        if not self._excused:
-            self._cancel_scope.end(ClientDisconnected())
+        if not self._is_disarmed:
+            self._scope.end(ClientDisconnected())
 
 
 __all__ = ["DisconnectWatcher"]

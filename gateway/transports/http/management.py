@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from gateway.domain import AppOptions
-from gateway.errors import ClientError, InternalError, SluiceError
+from gateway.engine.base import EngineSource
+from gateway.errors import ClientError, InternalError, NotFound, SluiceError
 from gateway.streams.registry import Registry
 from gateway.transports.http import docs, paths
 from gateway.transports.http.error_response import error_headers
@@ -24,6 +25,7 @@ STREAMS = "/v1/streams"
 def make_management_app(
     *,
     registry: Registry,
+    engines: EngineSource,
     health: APIRouter,
     engine_schema: Callable[[], dict[str, Any]],
     options: Callable[[], AppOptions],
@@ -34,7 +36,7 @@ def make_management_app(
     app = FastAPI(title="Sluice", version=version, lifespan=lifespan, redirect_slashes=False, openapi_url=None)
     app.include_router(health)
     app.include_router(_streams(registry))
-    app.include_router(_models(registry, options, version))
+    app.include_router(_models(registry, engines, options, version))
     app.add_exception_handler(SluiceError, _sluice_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)
@@ -49,12 +51,15 @@ def make_management_app(
     return app
 
 
-def _models(registry: Registry, options: Callable[[], AppOptions], version: str) -> APIRouter:
+def _models(registry: Registry, engines: EngineSource, options: Callable[[], AppOptions], version: str) -> APIRouter:
     router = APIRouter()
 
     async def model(model_id: str) -> JSONResponse:
         """One of the models of `/v1/models`, by its name."""
-        return JSONResponse(await registry.model_card(model_id))
+        card = await engines.engine.model_card(model_id)
+        if card is None:
+            raise NotFound(f"The model {model_id!r} does not exist.", param="model")
+        return JSONResponse(card)
 
     async def load() -> JSONResponse:
         """Requests in work or waiting; 0 without vLLM's `--enable-server-load-tracking`."""

@@ -16,9 +16,10 @@ from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.asgi import ARRIVAL, DIRECT_SINK
 from gateway.bounded_text import log_defect
 from gateway.clock import Clock
-from gateway.domain import ARRIVAL, DIRECT_SINK, Caller, Cause, Instrumentation, RequestStats
+from gateway.domain import Caller, Cause, Instrumentation, RequestStats
 from gateway.errors import (
     BodyTooLarge,
     InternalError,

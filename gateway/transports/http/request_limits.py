@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from gateway.domain import ARRIVAL, DIRECT_SINK
+from gateway.asgi import ARRIVAL, DIRECT_SINK
 from gateway.errors import ClientError, HeadersTooLarge, Overloaded, SluiceError
 from gateway.transports.http.body_budget import UNCOUNTED_BYTES, BodyBudget, BodyDeadline
 from gateway.transports.http.lingering_close import LATE_S, LINGER_BYTES, LingeringConnection

@@ -6,41 +6,43 @@ its socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from functools import partial
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import Match
 
-from gateway.domain import AppOptions, Endpoint
+from gateway.domain import AppOptions
 from gateway.errors import MethodNotAllowed, NotFound
-from gateway.streams.registry import NoRoute, Registry
-from gateway.transports.common import request_options
+from gateway.protocols import chat, completions
+from gateway.protocols.base import StreamProtocol
 from gateway.transports.http import content_type, paths
-from gateway.transports.http.disconnect import DisconnectWatcher
+from gateway.transports.http.engine_app import EngineApp, NoRoute
 from gateway.transports.http.management import STREAMS
 from gateway.transports.http.middleware import EXCHANGE
-from gateway.transports.http.request_messages import BodyArrival, RequestMessages
-from gateway.transports.http.responses import Resume
+from gateway.transports.http.stream_endpoints import ResumeEndpoint
 
-# The first version of ASGI in which Starlette leaves the disconnect watch to the server.
-_NO_TASK_GROUP = "2.4"
+STREAM_PROTOCOLS: Mapping[str, StreamProtocol] = {
+    "/v1/chat/completions": chat.CHAT,
+    "/v1/completions": completions.COMPLETIONS,
+}
+"""The endpoints whose streams are ours, by path."""
 
 
 class Router:
     def __init__(
         self,
-        completions: dict[Endpoint, Any],
-        resume: Resume,
+        streams: Mapping[str, Any],
+        resume: ResumeEndpoint,
         management: FastAPI,
-        registry: Registry,
+        engine_app: EngineApp,
         options: Callable[[], AppOptions],
     ) -> None:
-        self._completions: dict[str, Any] = {endpoint.value: app for endpoint, app in completions.items()}
+        """`streams` are the apps of the paths in `STREAM_PROTOCOLS`."""
+        self._streams = streams
         self._resume = resume
         self._management_app = management
-        self._registry = registry
+        self._engine_app = engine_app
         self._options = options
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -61,7 +63,7 @@ class Router:
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         path = scope["path"]
-        if (app := self._completions.get(path)) is not None:
+        if (app := self._streams.get(path)) is not None:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}.", allowed={"POST"})
             content_type.check_json(scope["headers"])
@@ -81,7 +83,7 @@ class Router:
         """Redirect a path with a trailing slash to the path without it, as vLLM does, if that exists. It is not served
         directly, because the rules of proxies name the path without the slash."""
         path = scope["path"][:-1]
-        if path.endswith("/") or not (self._is_ours(path) or self._registry.is_known(path)):
+        if path.endswith("/") or not (self._is_ours(path) or self._engine_app.has_path(path)):
             await self._serve_engine_app(scope, receive, send)
             return
         headers = [(b"location", paths.slashless_location(scope)), (b"content-length", b"0")]
@@ -104,46 +106,17 @@ class Router:
     def _is_ours(self, path: str) -> bool:
         scope = {"type": "http", "method": "GET", "path": path}
         routes = self._management_app.routes
-        return path in self._completions or any(route.matches(scope)[0] is not Match.NONE for route in routes)
+        return path in self._streams or any(route.matches(scope)[0] is not Match.NONE for route in routes)
 
     def _is_known(self, path: str) -> bool:
-        return self._is_ours(path) or self._registry.is_known(path)
+        return self._is_ours(path) or self._engine_app.has_path(path)
 
     async def _serve_engine_app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Call vLLM's own app behind admission: a request that makes the engine work needs a permit first."""
-        content_type.check_declared(scope["headers"])
-        stats = scope[EXCHANGE].stats
-        options = request_options.read(stats.caller.headers)
-        messages = RequestMessages(receive)
-        arrival = BodyArrival(messages)
-        # Other bodies contain no grammars.
-        read = messages.body if _is_json(scope) else None
         try:
-            async with self._registry.mounted(scope["method"], scope["path"], stats, options, arrival, read) as engine:
-                # The watcher ends the handler by `Task.cancel`. Starlette would watch in a task group, whose
-                # cancellation skips every task that is about to run: while tokens arrive faster than they are
-                # formatted, each stream is such a task at each try, and would continue without its client.
-                scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": _NO_TASK_GROUP}}
-                async with DisconnectWatcher(partial(messages.wait_disconnect, scope[EXCHANGE])) as watcher:
-                    await engine.http(scope, messages, partial(_send, messages, watcher, send))
+            await self._engine_app(scope, receive, send)
         except NoRoute:
-            base = paths.base_url(scope, stats.caller.headers, self._options().root_path)
+            base = paths.base_url(scope, scope[EXCHANGE].caller.headers, self._options().root_path)
             raise NotFound(paths.not_found_message(scope["path"], base, self._is_known)) from None
-
-
-async def _send(
-    messages: RequestMessages, watcher: DisconnectWatcher, send: Any, message: MutableMapping[str, Any]
-) -> None:
-    """Send one message. From the last one on, a disconnect of the client is no error."""
-    if message["type"] == "http.response.start":
-        messages.stop_reading()
-    elif not message.get("more_body", False):
-        watcher.disarm()
-    await send(message)
-
-
-def _is_json(scope: MutableMapping[str, Any]) -> bool:
-    return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 
 
 def _wants_json(scope: MutableMapping[str, Any]) -> bool:
@@ -152,4 +125,4 @@ def _wants_json(scope: MutableMapping[str, Any]) -> bool:
     return b"application/json" in accept and b"text/event-stream" not in accept
 
 
-__all__ = ["Router"]
+__all__ = ["STREAM_PROTOCOLS", "Router"]

@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from gateway.clock import Clock
-from gateway.domain import Cause, Endpoint, RequestStats
+from gateway.domain import Cause, RequestStats
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.error_mapping import Aborted
@@ -29,7 +29,7 @@ _BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERV
 
 _ENDS_ABORTED = frozenset({"/inference/v1/generate"})
 """Endpoints where an aborted request ends with that finish reason, by contract. Elsewhere it would hide an abort."""
-_ENDS_IN_A_CHUNK = frozenset(Endpoint)
+_ENDS_IN_A_CHUNK = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Endpoints whose streams end a choice with a chunk that can contain text, too."""
 
 

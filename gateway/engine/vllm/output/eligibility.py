@@ -147,7 +147,6 @@ def _template(
 ) -> ChunkTemplate:
     include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
     return ChunkTemplate(
-        endpoint=endpoint,
         id=request_id,
         created=created or int(time.time()),
         model=model,

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 
 from gateway.domain import Chunk, Delta, Endpoint, OutputPart
 from gateway.errors import EngineFailed
+from gateway.protocols.chat import CHAT
+from gateway.protocols.completions import COMPLETIONS
 from gateway.protocols.json_text import escaped
-from gateway.protocols.openai import DONE, Encoder, encoder, end_documents
+from gateway.protocols.openai import DONE
 from tests.support.engine import chunk_template
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+PROTOCOLS = {protocol.endpoint: protocol for protocol in (CHAT, COMPLETIONS)}
 BOTH = pytest.mark.parametrize("endpoint", list(Endpoint))
 
 
 def documents(pieces: list[OutputPart], endpoint: Endpoint = Endpoint.CHAT, **template: Any) -> list[dict[str, Any]]:
     """The stream of `pieces`, each taken by itself."""
-    encoder = Encoder(chunk_template(endpoint, **template))
+    encoder = PROTOCOLS[endpoint].encoder(chunk_template(endpoint, **template))
     return [orjson.loads(document) for piece in pieces for document in encoder.encode([piece])]
 
 
@@ -123,7 +126,7 @@ def test_the_stop_reason_is_told_in_its_own_type(stop: int | str | None) -> None
 
 
 def test_ready_made_documents_pass_untouched() -> None:
-    assert Encoder(chunk_template()).encode([Chunk(b'{"any": "thing"}')]) == [b'{"any": "thing"}']
+    assert CHAT.encoder(chunk_template()).encode([Chunk(b'{"any": "thing"}')]) == [b'{"any": "thing"}']
 
 
 @given(endpoint=st.sampled_from(list(Endpoint)), texts=st.lists(TEXT, max_size=8), drop=st.booleans())
@@ -139,36 +142,34 @@ def test_what_a_client_concatenates_is_what_was_said_however_it_was_split(
 
 @given(texts=st.lists(TEXT, min_size=1, max_size=8))
 def test_no_document_holds_a_raw_line_break(texts: list[str]) -> None:
-    encoder = Encoder(chunk_template())
+    encoder = CHAT.encoder(chunk_template())
 
     assert not any(b"\n" in document or b"\r" in document for document in encoder.encode([Delta(t, 1) for t in texts]))
 
 
 def test_an_encoder_without_a_frame_hands_ready_made_documents_on() -> None:
     """There is no text without a template, so a delta there is nobody's: it is not made up into a chunk."""
-    encode = encoder(None).encode
+    encode = CHAT.encoder(None).encode
 
-    assert encoder(None).encode_text("lost", 1) is None
+    assert CHAT.encoder(None).encode_text("lost", 1) is None
     assert encode([Chunk(b"1"), Delta("lost", 1), Chunk(b"2")]) == [b"1", b"2"]
     assert encode([]) == []
 
 
 def test_an_encoder_with_a_frame_is_that_streams_own() -> None:
-    encode = encoder(chunk_template(Endpoint.COMPLETION, continuous_usage=True, include_usage=True)).encode
+    encode = COMPLETIONS.encoder(chunk_template(Endpoint.COMPLETION, continuous_usage=True, include_usage=True)).encode
     counts = [orjson.loads(encode([Delta("a", 2)])[0])["usage"]["completion_tokens"] for _ in range(2)]
 
     assert counts == [2, 4], "it remembers"
-    assert (
-        orjson.loads(encoder(chunk_template(Endpoint.COMPLETION)).encode([Delta("a", 1)])[0])["choices"][0]["text"]
-        == "a"
-    )
+    (first,) = COMPLETIONS.encoder(chunk_template(Endpoint.COMPLETION)).encode([Delta("a", 1)])
+    assert orjson.loads(first)["choices"][0]["text"] == "a"
 
 
 def test_a_stream_ends_with_done_and_a_failed_one_says_why_first() -> None:
     error = EngineFailed("Down.")
 
-    assert end_documents(None) == [b"[DONE]"]
-    assert [orjson.loads(end_documents(error)[0]), *end_documents(error)[1:]] == [error.body(), DONE]
+    assert CHAT.end(None) == [b"[DONE]"]
+    assert [orjson.loads(CHAT.end(error)[0]), *CHAT.end(error)[1:]] == [error.body(), DONE]
 
 
 SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
@@ -179,11 +180,13 @@ SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
 def test_line_separators_of_unicode_leave_escaped(endpoint: Endpoint, continuous: bool) -> None:
     """Clients that split lines with `str.splitlines` would break an event in two."""
     template = chunk_template(endpoint, model=SEPARATORS, continuous_usage=continuous)
-    made = Encoder(template).encode([Delta(SEPARATORS, 1), Delta(SEPARATORS, 1, "stop", SEPARATORS)])
+    made = (
+        PROTOCOLS[endpoint].encoder(template).encode([Delta(SEPARATORS, 1), Delta(SEPARATORS, 1, "stop", SEPARATORS)])
+    )
     chunk = orjson.dumps({"x": SEPARATORS})
-    ready = [*Encoder(template).encode([Chunk(chunk)]), *encoder(None).encode([Chunk(chunk)])]
-    said = Encoder(template).encode_text(SEPARATORS, 1)
-    failed = end_documents(EngineFailed(SEPARATORS))[0]
+    ready = [*PROTOCOLS[endpoint].encoder(template).encode([Chunk(chunk)]), *CHAT.encoder(None).encode([Chunk(chunk)])]
+    said = PROTOCOLS[endpoint].encoder(template).encode_text(SEPARATORS, 1)
+    failed = CHAT.end(EngineFailed(SEPARATORS))[0]
 
     assert said is not None
     for document in (*made, *ready, said, failed):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain import Chunk, Delta, Endpoint, OutputPart
-from gateway.protocols.openai import Encoder
+from gateway.protocols.chat import ChatEncoder
 from gateway.streams.coalesce import LONGEST_TEXT, merge
 from tests.support.engine import chunk_template
 
@@ -77,7 +77,7 @@ def test_no_line_of_a_merged_text_is_too_long_for_gos_scanner(character: str, le
     """It takes 64 KiB; the longest way to write a character takes six bytes."""
     pieces: list[OutputPart] = [Delta(character, 1)] * (length - 1)
     merged = merge([*pieces, Delta(character, 1, reason)])
-    encoder = Encoder(chunk_template(Endpoint.CHAT, continuous_usage=True, model="m" * 300))
+    encoder = ChatEncoder(chunk_template(Endpoint.CHAT, continuous_usage=True, model="m" * 300))
     lines = encoder.encode(merged)
 
     assert spelled(merged) == [character * length]

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import orjson
@@ -169,8 +168,10 @@ class Machine(RuleBasedStateMachine):
         self.drained_by_s = 0.0
 
         async def make() -> StreamHarness:
-            log = partial(RecordingLog, order=self.order)
-            return StreamHarness(max_concurrent=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S, log=log)
+            def open_log(stream_id: str, keep_bytes: int | None, on_commit: object) -> RecordingLog:
+                return RecordingLog(keep_bytes, order=self.order)
+
+            return StreamHarness(max_concurrent=3, limits=LIMITS, queue_timeout_s=QUEUE_TIMEOUT_S, open_log=open_log)
 
         self.harness = self.do(make())
 
@@ -561,7 +562,7 @@ class Machine(RuleBasedStateMachine):
         assert spelled([*map(read, said), *unsealed]) == spelled(record.said)
         if writer.ended is not None:
             assert not unsealed
-            if record.stream.streaming:
+            if record.stream.is_streaming:
                 *error, done = log.history[len(said) :]
                 assert done == b"[DONE]"
                 codes = [orjson.loads(one)["error"]["code"] for one in error]
@@ -609,7 +610,7 @@ class Machine(RuleBasedStateMachine):
         assert sum(instrumentation.spared) == merged, "I6: merged deltas"
 
     def _check_retention(self, now_s: float) -> None:
-        retention = self.harness.registry._retention
+        retention = self.harness.registry.retention.finished
         ended = [log for log in self.order if log.is_retaining]
         kept = [stream.writer.log for _, stream in retention._streams.values()]
         assert kept == ended[len(ended) - len(kept) :], "the oldest go first"

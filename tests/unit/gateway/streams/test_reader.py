@@ -8,6 +8,7 @@ from gateway.domain import Cause, Delta
 from gateway.errors import Expired
 from gateway.streamlog.base import Batch, Ended
 from gateway.streams.reader import StreamReader
+from gateway.streams.writer import StreamWriter
 from tests.support.harness import WriterHarness
 from tests.support.time import clock, in_virtual_time, settle
 
@@ -17,7 +18,7 @@ DONE = Ended(Cause.COMPLETED)
 @in_virtual_time
 async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     writer.put(Delta("a", 1))
     writer.flush()
     writer.put(Delta("b", 1))
@@ -34,7 +35,7 @@ async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -
 @in_virtual_time
 async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_turn() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
@@ -47,7 +48,7 @@ async def test_a_waiting_reader_wakes_once_and_takes_all_that_came_in_the_same_t
 @in_virtual_time
 async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     for _ in range(2):
         reading = asyncio.get_running_loop().create_task(reader.next_batch())
         await settle()
@@ -61,7 +62,7 @@ async def test_a_nudge_makes_a_wait_return_with_nothing() -> None:
 @in_virtual_time
 async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     reader.request_keepalive()
@@ -81,7 +82,7 @@ async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
 @in_virtual_time
 async def test_nobody_waits_nobody_is_nudged() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reader.request_keepalive()
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
@@ -96,7 +97,7 @@ async def test_nobody_waits_nobody_is_nudged() -> None:
 async def test_a_token_that_adds_no_text_is_no_news() -> None:
     """Otherwise a reader would be sent a keep-alive for every piece of a character."""
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     for _ in range(3):
         writer.put(Delta("", 1))
@@ -114,7 +115,7 @@ async def test_a_token_that_adds_no_text_is_no_news() -> None:
 @in_virtual_time
 async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own_cursor() -> None:
     writer = await WriterHarness().running(2**20)
-    slow, fast = StreamReader(writer, 0), StreamReader(writer, 0)
+    slow, fast = writer.add_reader(0), writer.add_reader(0)
     writer.put(Delta("a", 1))
 
     assert await fast.next_batch() == Batch(1, [b"a"], None)
@@ -134,7 +135,7 @@ async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own
 @in_virtual_time
 async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_place() -> None:
     writer = await WriterHarness().running(keep_bytes=300)
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     for _ in range(20):
         writer.put(Delta("x" * 50, 1))
         writer.flush()
@@ -144,7 +145,7 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
 
     assert reader.cursor == 0
 
-    fresh = StreamReader(writer, 19)
+    fresh = writer.add_reader(19)
 
     assert await fresh.next_batch() == Batch(20, [b"x" * 50], None)
 
@@ -154,7 +155,7 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
 @in_virtual_time
 async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
     writer = await WriterHarness().running(keep_bytes=300)
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     for _ in range(20):
@@ -168,7 +169,7 @@ async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes(
 @in_virtual_time
 async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
+    reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
@@ -178,15 +179,15 @@ async def test_a_reader_that_gives_up_its_wait_loses_nothing() -> None:
 
     assert await reader.next_batch() == Batch(1, [b"a"], None)
 
-    reader.close()
+    writer.remove_reader(reader)
     writer.finish()
 
 
 @in_virtual_time
 async def test_a_closed_follower_is_left_alone() -> None:
     writer = await WriterHarness().running()
-    reader = StreamReader(writer, 0)
-    reader.close()
+    reader = writer.add_reader(0)
+    writer.remove_reader(reader)
 
     assert writer._readers == []
 
@@ -194,48 +195,62 @@ async def test_a_closed_follower_is_left_alone() -> None:
 
 
 class FakeSink:
-    """An outlet that can be shut, and that can break."""
+    """A direct sink that can be full, and that can break."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
-        self.shut = False
-        self.broken = False
+        self.is_full = False
+        self.is_broken = False
 
     def is_writable(self) -> bool:
-        return not self.shut
+        return not self.is_full
 
-    def write(self, first: int, documents: list[bytes]) -> None:
-        if self.broken:
+    def write(self, data: bytes) -> None:
+        if self.is_broken:
             raise OSError("broken")
-        self.batches.append(Batch(first, documents, None))
+        first, _, documents = data.partition(b":")
+        self.batches.append(Batch(int(first), documents.split(b","), None))
+
+    def flush(self) -> None:
+        raise AssertionError
+
+    def abort(self) -> None:
+        raise AssertionError
+
+
+def direct(writer: StreamWriter) -> tuple[StreamReader, FakeSink]:
+    """A reader whose events go to a sink."""
+    reader, sink = writer.add_reader(0), FakeSink()
+    reader.deliver_to(sink, lambda documents, first: b"%d:%b" % (first, b",".join(documents)))
+    return reader, sink
 
 
 @in_virtual_time
-async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> None:
+async def test_while_the_sink_is_open_news_go_there_and_the_end_does_not() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
 
-    assert outlet.batches == [], "more may come in this turn"
+    assert sink.batches == [], "more may come in this turn"
 
     await settle()
     writer.put_text("b", 1, clock().now())
     writer.put_text("", 1, clock().now())
     writer.put_text("c", 1, clock().now())
 
-    assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)], "within the call"
+    assert sink.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)], "within the call"
 
     writer.put(Delta("d", 1))
     # What comes behind something that waits waits, too.
     writer.put_text("e", 1, clock().now())
 
-    assert len(outlet.batches) == 3
+    assert len(sink.batches) == 3
 
     await settle()
 
-    assert outlet.batches[3:] == [Batch(4, [b"de"], None)]
+    assert sink.batches[3:] == [Batch(4, [b"de"], None)]
     assert reader.cursor == 4
 
     writer.finish()
@@ -246,19 +261,19 @@ async def test_while_the_outlet_is_open_news_go_there_and_the_end_does_not() -> 
 @in_virtual_time
 async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
     writer = await WriterHarness().running(keep_bytes=1000)
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
     await settle()
-    late = StreamReader(writer, 0)
+    late = writer.add_reader(0)
     writer.put_text("b", 1, clock().now())
     await settle()
-    late.close()
+    writer.remove_reader(late)
     writer.put_text("c", 1, clock().now())
 
-    assert outlet.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)]
-    assert StreamReader(writer, 0)._read() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
+    assert sink.batches == [Batch(1, [b"a"], None), Batch(2, [b"b"], None), Batch(3, [b"c"], None)]
+    assert await writer.add_reader(0).next_batch() == Batch(1, [b"a", b"b", b"c"], None), "what has passed is kept"
 
     writer.finish()
     await reading
@@ -270,44 +285,44 @@ async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
     writer = await WriterHarness().running(keep_bytes=1000)
     writer.put(Delta("a", 1))
     writer.flush()
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     writer.put_text("b", 1, clock().now())
 
-    assert outlet.batches == []
+    assert sink.batches == []
     assert await reading == Batch(1, [b"a", b"b"], None)
 
     writer.finish()
 
 
 @in_virtual_time
-async def test_a_shut_outlet_wakes_whoever_waits() -> None:
+async def test_a_shut_sink_wakes_whoever_waits() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
     # Between the news and the turn in which they would have gone.
-    outlet.shut = True
+    sink.is_full = True
 
     assert await reading == Batch(1, [b"a"], None)
 
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put_text("b", 1, clock().now())
 
     assert await reading == Batch(2, [b"b"], None)
-    assert outlet.batches == []
+    assert sink.batches == []
 
     writer.finish()
 
 
 @in_virtual_time
-async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> None:
+async def test_a_broken_sink_concerns_whoever_waits_and_not_the_producer() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    outlet.broken = True
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    sink.is_broken = True
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
 
@@ -316,7 +331,7 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
 
     assert writer.ended is None
 
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put_text("b", 1, clock().now())
 
@@ -325,15 +340,15 @@ async def test_a_broken_outlet_concerns_whoever_waits_and_not_the_producer() -> 
 
     assert writer.ended is None
 
-    reader.close()
+    writer.remove_reader(reader)
     writer.finish()
 
 
 @in_virtual_time
-async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> None:
+async def test_nothing_goes_to_the_sink_of_a_reader_that_has_given_up() -> None:
     writer = await WriterHarness().running()
-    reader, outlet = StreamReader(writer, 0), FakeSink()
-    reading = asyncio.get_running_loop().create_task(reader.next_batch(outlet))
+    reader, sink = direct(writer)
+    reading = asyncio.get_running_loop().create_task(reader.next_batch())
     await settle()
     writer.put(Delta("a", 1))
     reading.cancel()
@@ -341,8 +356,8 @@ async def test_nothing_goes_to_the_outlet_of_a_reader_that_has_given_up() -> Non
     writer.put_text("b", 1, clock().now())
     await settle()
 
-    assert outlet.batches == []
+    assert sink.batches == []
     assert await reader.next_batch() == Batch(1, [b"ab"], None)
 
-    reader.close()
+    writer.remove_reader(reader)
     writer.finish()

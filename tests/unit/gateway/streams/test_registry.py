@@ -3,14 +3,15 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import orjson
 import pytest
 
 from gateway.domain import Cause, Endpoint, RequestOptions, RequestStats
-from gateway.engine.base import CURRENT_STATS, Route
+from gateway.engine.base import CURRENT_STATS, Engine, Route
 from gateway.errors import (
     Cancelled,
     ClientError,
@@ -18,13 +19,14 @@ from gateway.errors import (
     Draining,
     EngineFailed,
     Expired,
-    MethodNotAllowed,
     NotFound,
     NotReady,
     Overloaded,
     SluiceError,
 )
-from gateway.streams.registry import Status
+from gateway.protocols.chat import CHAT
+from gateway.protocols.completions import COMPLETIONS
+from gateway.streams.status import Status
 from gateway.streams.stream import Stream
 from tests.support.harness import STREAM_LIMITS, StreamHarness, read_all, start_reading
 from tests.support.instrumentation import a_caller, some_stats
@@ -84,7 +86,7 @@ async def test_leaving_before_the_end_is_a_disconnect_and_aborts() -> None:
 async def test_a_bad_body_never_reaches_the_gate() -> None:
     harness = StreamHarness()
     with pytest.raises(ClientError):
-        harness.registry.open(Endpoint.CHAT, b"{", some_stats(harness.instrumentation), RequestOptions())
+        harness.starter.begin(CHAT, b"{", some_stats(harness.instrumentation), RequestOptions())
     await settle()
 
     assert harness.instrumentation.waits == []
@@ -105,9 +107,7 @@ async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
     harness.engine.parse = parse_somewhere  # type: ignore[method-assign, assignment]
     for size in (10, 2**17):
         body = orjson.dumps({"stream": True, "prompt": "x" * size})
-        stream = await harness.registry.open_any(
-            Endpoint.COMPLETION, body, some_stats(harness.instrumentation), RequestOptions()
-        )
+        stream = await harness.starter.start(COMPLETIONS, body, some_stats(harness.instrumentation), RequestOptions())
         stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
@@ -119,9 +119,7 @@ async def test_a_long_body_is_parsed_beside_the_event_loop() -> None:
 async def test_a_long_body_that_is_wrong_is_the_clients_error() -> None:
     harness = StreamHarness()
     with pytest.raises(ClientError):
-        await harness.registry.open_any(
-            Endpoint.CHAT, b"{" * 2**17, some_stats(harness.instrumentation), RequestOptions()
-        )
+        await harness.starter.start(CHAT, b"{" * 2**17, some_stats(harness.instrumentation), RequestOptions())
 
     assert harness.at_rest
 
@@ -132,7 +130,7 @@ async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> N
     harness = StreamHarness()
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     opening = asyncio.ensure_future(
-        harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+        harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
     )
     await asyncio.sleep(0)
     await harness.registry.drain(1)
@@ -156,7 +154,7 @@ async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
     harness.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded):
-        await harness.registry.open_any(Endpoint.CHAT, body, stats, RequestOptions(timeout_s=5))
+        await harness.starter.start(CHAT, body, stats, RequestOptions(timeout_s=5))
 
     assert harness.at_rest
 
@@ -175,9 +173,9 @@ async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others
     harness.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
     body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded, match="prepare_timeout_s"):
-        await harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+        await harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
     harness.engine.parse = parse  # type: ignore[method-assign]
-    stream = await harness.registry.open_any(Endpoint.CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+    stream = await harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
     stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
@@ -376,9 +374,9 @@ async def test_a_deadline_counts_over_everything_and_is_capped(
 async def test_a_deadline_counts_from_the_first_byte_of_the_request() -> None:
     harness = StreamHarness()
     stats = some_stats(harness.instrumentation, arrival_s=clock().now() - 4)
-    stream = harness.registry.open(Endpoint.CHAT, b'{"stream":true}', stats, RequestOptions(timeout_s=5))
-    late = harness.registry.open(
-        Endpoint.CHAT,
+    stream = harness.starter.begin(CHAT, b'{"stream":true}', stats, RequestOptions(timeout_s=5))
+    late = harness.starter.begin(
+        CHAT,
         b'{"stream":true}',
         some_stats(harness.instrumentation, arrival_s=clock().now() - 9),
         RequestOptions(timeout_s=5),
@@ -701,9 +699,23 @@ def with_mounted_app(max_concurrent: int = 2) -> StreamHarness:
     return harness
 
 
+@asynccontextmanager
+async def admit(
+    harness: StreamHarness, method: str, path: str, stats: RequestStats, options: RequestOptions
+) -> AsyncIterator[Engine]:
+    """Admission as a transport asks for it."""
+    stats.endpoint = path
+    stats.uses_engine = harness.engine.route(method, path) is Route.USES_ENGINE
+    if method == "GET":
+        yield harness.engine_app.admit_light()
+        return
+    async with harness.engine_app.admit(stats, options) as engine:
+        yield engine
+
+
 async def work(harness: StreamHarness, stats: RequestStats, timeout_s: float | None = None) -> None:
     """An endless embedding."""
-    async with harness.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
+    async with admit(harness, "POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
         await asyncio.Event().wait()
 
 
@@ -715,10 +727,10 @@ def working(harness: StreamHarness, stats: RequestStats, timeout_s: float | None
 async def test_a_mounted_path_that_works_the_engine_holds_a_seat_and_a_light_one_does_not() -> None:
     harness = with_mounted_app()
     stats = some_stats(harness.instrumentation)
-    async with harness.registry.mounted("GET", "/v1/models", stats, RequestOptions()) as engine:
+    async with admit(harness, "GET", "/v1/models", stats, RequestOptions()) as engine:
         assert (harness.gate.taken, harness.registry.active, engine) == (0, 0, harness.engine)
         assert (stats.uses_engine, stats.endpoint) == (False, "/v1/models")
-    async with harness.registry.mounted("POST", "/v1/embeddings", stats, RequestOptions()) as engine:
+    async with admit(harness, "POST", "/v1/embeddings", stats, RequestOptions()) as engine:
         assert (harness.gate.taken, harness.registry.active, engine) == (1, 1, harness.engine)
         assert CURRENT_STATS.get() is stats
         assert (stats.uses_engine, stats.queued_s) == (True, 0)
@@ -747,7 +759,7 @@ async def test_what_each_key_has_in_flight_is_known_wherever_it_runs_or_waits() 
 async def test_a_mounted_path_that_fails_gives_its_seat_back() -> None:
     harness = with_mounted_app()
     with pytest.raises(RuntimeError):
-        async with harness.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
+        async with admit(harness, "POST", "/v1/embeddings", some_stats(), RequestOptions()):
             raise RuntimeError("a defect")
 
     assert harness.at_rest
@@ -827,8 +839,8 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
     harness = with_mounted_app()
 
     async def answer() -> None:
-        async with harness.registry.mounted(
-            "POST", "/v1/embeddings", some_stats(harness.instrumentation), RequestOptions(timeout_s=5)
+        async with admit(
+            harness, "POST", "/v1/embeddings", some_stats(harness.instrumentation), RequestOptions(timeout_s=5)
         ):
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
@@ -837,17 +849,6 @@ async def test_a_mounted_path_that_answers_its_deadline_by_itself_is_over_it_all
         await answer()
 
     assert harness.at_rest
-
-
-@in_virtual_time
-async def test_unknown_paths_and_wrong_methods_are_named() -> None:
-    harness = with_mounted_app()
-    with pytest.raises(NotFound, match="/nothing"):
-        async with harness.registry.mounted("GET", "/nothing", some_stats(), RequestOptions()):
-            raise AssertionError
-    with pytest.raises(MethodNotAllowed, match="GET"):
-        async with harness.registry.mounted("GET", "/v1/embeddings", some_stats(), RequestOptions()):
-            raise AssertionError
 
 
 # Drain.
@@ -864,7 +865,7 @@ async def test_an_empty_house_drains_at_once_and_takes_nothing_new() -> None:
         harness.open()
     assert caught.value.retry_after_s == 1
     with pytest.raises(Draining):
-        async with harness.registry.mounted("GET", "/v1/models", some_stats(), RequestOptions()):
+        async with admit(harness, "GET", "/v1/models", some_stats(), RequestOptions()):
             raise AssertionError
     assert harness.at_rest
 
@@ -889,7 +890,7 @@ async def test_a_drain_waits_for_what_runs_and_waits_and_is_over_with_the_last()
 @in_virtual_time
 async def test_a_drain_waits_for_mounted_requests_too() -> None:
     harness = with_mounted_app()
-    async with harness.registry.mounted("POST", "/v1/embeddings", some_stats(), RequestOptions()):
+    async with admit(harness, "POST", "/v1/embeddings", some_stats(), RequestOptions()):
         task = asyncio.get_running_loop().create_task(harness.registry.drain(30))
         await asyncio.sleep(5)
 
@@ -970,9 +971,9 @@ async def test_whoever_asks_can_learn_whether_vllms_app_runs_something_here() ->
     harness = StreamHarness()
     harness.engine.mounted["resp-1", "ann"] = some_stats()
 
-    assert harness.registry.holds("resp-1")
-    assert not harness.registry.holds("resp-2")
+    assert harness.engine_app.has_request("resp-1")
+    assert not harness.engine_app.has_request("resp-2")
 
     harness.switch.lose()
 
-    assert not harness.registry.holds("resp-1")
+    assert not harness.engine_app.has_request("resp-1")

@@ -8,7 +8,7 @@ from gateway.domain import Delta
 from gateway.streams import retention as room
 from gateway.streams.retention import FinishedStreams
 from gateway.streams.stream import Stream
-from tests.support.harness import WriterHarness
+from tests.support.harness import PlainProtocol, WriterHarness
 from tests.support.instrumentation import a_caller
 from tests.support.time import clock, in_virtual_time
 
@@ -27,7 +27,7 @@ def ended(stream_id: str, text_bytes: int = 100, owner: str | None = None) -> St
     writer.stats.caller = a_caller(owner)
     writer.start(None)
     writer.put(Delta("x" * text_bytes, 1, "stop"))
-    return Stream(writer, streaming=True, grace_s=1.0)
+    return Stream(writer, PlainProtocol(), is_streaming=True, grace_s=1.0)
 
 
 @in_virtual_time
@@ -37,12 +37,12 @@ async def test_a_stream_stays_for_its_retention_and_is_remembered_as_gone() -> N
     retention.put(stream, 0)
     await asyncio.sleep(99.9)
 
-    assert (retention.get("a"), len(retention), retention.was_here("a", "ann")) == (stream, 1, False)
+    assert (retention.get("a"), len(retention), retention.was_dropped("a", "ann")) == (stream, 1, False)
 
     await asyncio.sleep(0.2)
 
     assert (retention.get("a"), len(retention), retention.size_bytes) == (None, 0, 0)
-    assert retention.was_here("a", "ann")
+    assert retention.was_dropped("a", "ann")
 
 
 @in_virtual_time
@@ -100,7 +100,7 @@ async def test_beyond_the_limit_the_oldest_goes_first() -> None:
     retention.put(ended("d", 100), 0)
 
     assert [retention.get(name) is not None for name in "abcd"] == [False, True, True, True]
-    assert retention.was_here("a", None)
+    assert retention.was_dropped("a", None)
 
     retention.put(ended("e", 200), 0)
 
@@ -140,16 +140,16 @@ async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
     retention = a_shelf(max_bytes=100)
     retention.put(ended("a", 400), 0)
 
-    assert (retention.get("a"), retention.size_bytes, retention.was_here("a", None)) == (None, 0, True)
+    assert (retention.get("a"), retention.size_bytes, retention.was_dropped("a", None)) == (None, 0, True)
 
 
 @in_virtual_time
-async def test_only_the_owner_hears_that_a_stream_was_here() -> None:
+async def test_only_the_owner_hears_that_a_stream_was_dropped() -> None:
     retention = a_shelf(max_bytes=100)
     retention.put(ended("a", owner="ann"), 0)
 
-    assert [retention.was_here("a", owner) for owner in ("ann", "bob", None)] == [True, False, False]
-    assert not retention.was_here("b", "ann")
+    assert [retention.was_dropped("a", owner) for owner in ("ann", "bob", None)] == [True, False, False]
+    assert not retention.was_dropped("b", "ann")
 
 
 @in_virtual_time
@@ -159,7 +159,7 @@ async def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyP
     for name in "abcde":
         retention.put(ended(name), 0)
 
-    assert [retention.was_here(name, None) for name in "abcde"] == [False, False, True, True, True]
+    assert [retention.was_dropped(name, None) for name in "abcde"] == [False, False, True, True, True]
 
 
 @in_virtual_time

@@ -8,18 +8,22 @@ from gateway.domain import Cause, Delta
 from gateway.errors import ClientError, EngineFailed
 from gateway.streamlog.base import Batch, Ended
 from gateway.streams.cancel_scope import ClientDisconnected
-from gateway.streams.stream import Stream, overdue
+from gateway.streams.stream import NoSuchEvent, Stream, deadline_error
 from gateway.streams.writer import StreamWriter
-from tests.support.harness import WriterHarness
+from tests.support.harness import PlainProtocol, WriterHarness
 from tests.support.time import clock, in_virtual_time, settle
+
+PROTOCOL = PlainProtocol()
 
 
 async def plain(harness: WriterHarness | None = None) -> Stream:
-    return Stream(await (harness or WriterHarness(clock())).running(), streaming=True, grace_s=None)
+    return Stream(await (harness or WriterHarness(clock())).running(), PROTOCOL, is_streaming=True, grace_s=None)
 
 
 async def resumable(grace_s: float = 10.0, harness: WriterHarness | None = None) -> Stream:
-    return Stream(await (harness or WriterHarness(clock())).running(2**20), streaming=True, grace_s=grace_s)
+    return Stream(
+        await (harness or WriterHarness(clock())).running(2**20), PROTOCOL, is_streaming=True, grace_s=grace_s
+    )
 
 
 def cause(writer: StreamWriter) -> Cause | None:
@@ -29,7 +33,7 @@ def cause(writer: StreamWriter) -> Cause | None:
 @in_virtual_time
 async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
     harness = WriterHarness(clock())
-    stream = Stream(harness.queued(), streaming=True, grace_s=None)
+    stream = Stream(harness.queued(), PROTOCOL, is_streaming=True, grace_s=None)
     told = [stream.status]
     stream.writer.start(None)
     stream.writer.stats.submitted = True
@@ -176,7 +180,7 @@ async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing()
             with stream.read(cursor):
                 raise AssertionError
 
-        assert (caught.value.status, caught.value.param) == (400, "Last-Event-ID")
+        assert (caught.value.status, type(caught.value)) == (400, NoSuchEvent)
 
     with stream.read() as reader:
         await reader.next_batch()
@@ -217,7 +221,7 @@ async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ende
 async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tokens: int, words: str) -> None:
     harness = WriterHarness(clock())
     writer = harness.queued()
-    stream = Stream(writer, streaming=True, grace_s=None)
+    stream = Stream(writer, PROTOCOL, is_streaming=True, grace_s=None)
     stream.expire_in(2.0, 2.5)
     if start:
         writer.start(None)
@@ -233,8 +237,8 @@ async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tok
 
 
 def test_the_error_of_a_deadline_must_not_be_retried() -> None:
-    assert overdue(30, True, 0).status == 408
-    assert not overdue(30, True, 0).retryable
+    assert deadline_error(30, 0, is_queued=True).status == 408
+    assert not deadline_error(30, 0, is_queued=True).retryable
 
 
 @in_virtual_time

@@ -12,12 +12,13 @@ import httpx
 import pytest
 
 from gateway import preflight
+from gateway.asgi import DIRECT_SINK
 from gateway.errors import SettingsError
 from gateway.settings import Server, Settings, Tls
 from gateway.transports.common.listeners import bind, bind_unix
 from gateway.transports.common.tls import CertificateFiles, Certificates, load
 from gateway.transports.http.connection import HttpConnection
-from gateway.transports.http.responses import DIRECT_SINK, read_body
+from tests.support.asgi import read_body
 from tests.support.certificates import Authority, serial
 from tests.support.server import poll
 from tests.support.threaded_server import Live

@@ -10,7 +10,7 @@ import pytest
 from uvicorn.server import ServerState
 
 from gateway.transports.http.lingering_close import LINGER_S
-from gateway.transports.http.responses import read_body
+from tests.support.asgi import read_body
 from tests.support.connection_apps import CHUNKED, App, Refusing, post
 from tests.support.time import clock, in_virtual_time, settle
 from tests.support.transport import Connection

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway import asgi
 from gateway.transports.http import connection as connection_module
-from gateway.transports.http import middleware, responses
+from gateway.transports.http import middleware
 from gateway.transports.http.connection import HttpConnection
 from tests.support.connection_apps import GET, App, halfway
 from tests.support.time import clock, in_virtual_time, run, settle
@@ -397,7 +398,7 @@ async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
 @in_virtual_time
 async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
     app, connection = await halfway()
-    app.scopes[0][responses.DIRECT_SINK].abort()
+    app.scopes[0][asgi.DIRECT_SINK].abort()
     app.go_on.set()
     await settle()
 

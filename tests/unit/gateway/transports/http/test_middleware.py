@@ -29,9 +29,8 @@ from gateway.transports.common.accounting import DETACHED
 from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http.access import Access
 from gateway.transports.http.middleware import ARRIVAL, EXCHANGE, Middleware
-from gateway.transports.http.responses import read_body
 from gateway.transports.http.stream_tokens import StreamTokens
-from tests.support.asgi import Client
+from tests.support.asgi import Client, read_body
 from tests.support.harness import ANY_SITE, key_line
 from tests.support.instrumentation import Recorder
 from tests.support.time import clock, in_virtual_time

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway import asgi
 from gateway.domain import Cause, Delta
 from gateway.engine.base import Route
 from gateway.engine.supervisor import Phase
 from gateway.errors import EngineFailed, Overloaded
 from gateway.transports.common import accounting
-from gateway.transports.http import connection, responses
+from gateway.transports.http import connection
 from tests.support.asgi import Client, read_events
 from tests.support.engine import Run
 from tests.support.harness import CHAT, HTTP_LIMITS, HttpHarness, key_line
@@ -260,7 +261,7 @@ async def test_a_resumable_stream_drops_its_stalled_client_and_goes_on() -> None
 
 
 def test_the_server_and_the_edge_agree_on_where_the_connection_is_found() -> None:
-    assert connection.DIRECT_SINK == responses.DIRECT_SINK
+    assert connection.DIRECT_SINK == asgi.DIRECT_SINK
 
 
 # Past ASGI.

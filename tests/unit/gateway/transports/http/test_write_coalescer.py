@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
-from gateway.domain import DIRECT_SINK
+from gateway.asgi import DIRECT_SINK
 from gateway.transports.http.write_coalescer import MAX_COALESCED
 from tests.support.connection_apps import GET
 from tests.support.time import in_virtual_time, settle

@@ -1,0 +1,105 @@
+"""Requests that the engine's own HTTP app answers: they pass the same gate, deadline, cancellation and drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+
+from gateway.admission.gate import AdmissionControl
+from gateway.clock import Clock
+from gateway.domain import RequestOptions, RequestStats
+from gateway.engine.base import CURRENT_STATS, Engine, EngineSource
+from gateway.errors import SluiceError
+from gateway.streams.cancel_scope import CancelScope
+from gateway.streams.limits import Limits
+from gateway.streams.registry import Registry
+from gateway.streams.stream import deadline_error
+
+
+class EngineAppAdmission:
+    """Admits requests for the engine's app."""
+
+    def __init__(
+        self, engines: EngineSource, gate: AdmissionControl, registry: Registry, limits: Limits, clock: Clock
+    ) -> None:
+        self._engines = engines
+        self._gate = gate
+        self._registry = registry
+        self._limits = limits
+        self._clock = clock
+
+    @property
+    def engine(self) -> Engine:
+        """The running engine. Raises why there is none."""
+        return self._engines.engine
+
+    def has_request(self, request_id: str) -> bool:
+        """Whether the engine's app runs a request under that id here, of any owner."""
+        try:
+            return self.engine.has_request(request_id)
+        except SluiceError:
+            return False
+
+    def load_report(self, kind: str) -> str | None:
+        """The engine's load, with the requests in the queue, as the value of an ORCA header of that kind."""
+        return self.engine.load_report(kind, self._gate.waiting)
+
+    def admit_light(self) -> Engine:
+        """The engine, for a request that has no engine work and is answered at once."""
+        self._registry.check_draining()
+        return self.engine
+
+    @asynccontextmanager
+    async def admit(
+        self,
+        stats: RequestStats,
+        options: RequestOptions,
+        waiting: AbstractAsyncContextManager[object] | None = None,
+        check: Callable[[Engine], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Engine]:
+        """Admit a request; its tokens are counted in `stats`. Where `stats.uses_engine`, it waits for a slot: `waiting`
+        is a scope around that wait that may end it, and in it `check` looks at the body."""
+        engine = self.admit_light()
+        timeout_s = self._limits.timeout_s(options)
+        with CancelScope() as scope:
+            timer = asyncio.get_running_loop().call_later(
+                stats.caller.left_s(timeout_s, self._clock.now()),
+                lambda: scope.end(deadline_error(timeout_s, stats.completion_tokens, is_queued=stats.queued_s is None)),
+            )
+            try:
+                if not stats.uses_engine:
+                    yield engine
+                    return
+                with self._registry.app_request(scope, stats):
+                    async with self._slot(engine, stats, waiting, check) as engine:
+                        yield engine
+            finally:
+                timer.cancel()
+
+    @asynccontextmanager
+    async def _slot(
+        self,
+        engine: Engine,
+        stats: RequestStats,
+        waiting: AbstractAsyncContextManager[object] | None,
+        check: Callable[[Engine], Awaitable[None]] | None,
+    ) -> AsyncIterator[Engine]:
+        permit = None
+        token = CURRENT_STATS.set(stats)
+        try:
+            async with waiting or nullcontext():
+                if check is not None:
+                    await check(engine)
+                began_s = self._clock.now()
+                permit = await self._gate.enter()
+                engine = await self._engines.wait_ready()
+            stats.queued_s = self._clock.now() - began_s
+            yield engine
+        finally:
+            CURRENT_STATS.reset(token)
+            if permit is not None:
+                permit.release()
+
+
+__all__ = ["EngineAppAdmission"]

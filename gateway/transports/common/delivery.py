@@ -1,0 +1,121 @@
+"""Sends one stream over one connection of any transport: keep-alives, stalled clients, the time of the first token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.clock import Clock
+from gateway.protocols.base import Framing
+from gateway.streamlog.base import Batch
+from gateway.streams.reader import DirectSink, StreamReader
+from gateway.streams.stream import Stream
+from gateway.transports.common.timers import DeadlineTimer
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTimeouts:
+    """Seconds of silence after which a keep-alive is sent, and seconds that one send may take."""
+
+    keepalive_s: float
+    stall_timeout_s: float
+
+
+class DeliveryTimers:
+    """The clock, limits and timer that all deliveries share."""
+
+    def __init__(self, timeouts: ConnectionTimeouts, clock: Clock) -> None:
+        self.timeouts = timeouts
+        self.clock = clock
+        self.timer = DeadlineTimer(clock)
+
+
+class Connection(Protocol):
+    """One connection, for a delivery."""
+
+    async def write_events(self, batch: Batch) -> None:
+        """Send a batch; `batch.ended` is set on the last one."""
+
+    async def write_keepalive(self) -> None:
+        """Send a sign of life."""
+
+
+class Delivery:
+    """Takes batches from a reader and sends them; while the connection keeps up, events pass it by through `sink`."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        reader: StreamReader,
+        timers: DeliveryTimers,
+        *,
+        is_first: bool,
+        sink: DirectSink,
+        frame: Framing,
+        on_stalled: Callable[[], object],
+    ) -> None:
+        """`is_first`: whether this is the connection of the request itself. `on_stalled` is called when one send has
+        taken longer than the limit."""
+        self._stream = stream
+        self._reader = reader
+        self._timers = timers
+        self._is_first = is_first
+        self._sink = sink
+        self._frame = frame
+        self._on_stalled = on_stalled
+        self._silent_since_s = timers.clock.now()
+        self._sending_since_s: float | None = None
+
+    async def run(self, connection: Connection) -> None:
+        """Send everything up to the end of the stream."""
+        timer, clock = self._timers.timer, self._timers.clock
+        timeouts = self._timers.timeouts
+        first_s = self._silent_since_s + min(timeouts.keepalive_s, timeouts.stall_timeout_s)
+        number = timer.add(self._check, first_s)
+        try:
+            ended = None
+            while ended is None:
+                batch = await self._reader.next_batch()
+                self._sending_since_s = clock.now()
+                if batch is None:
+                    await connection.write_keepalive()
+                else:
+                    await connection.write_events(batch)
+                    ended = batch.ended
+                self._sending_since_s, self._silent_since_s = None, clock.now()
+                self._on_sent()
+        finally:
+            timer.remove(number)
+
+    def _on_sent(self) -> None:
+        stats = self._stream.stats
+        if stats.first_token_s is None:
+            return
+        # The head of the response and the first token are out; only more of the same is to be sent.
+        self._reader.deliver_to(self._sink, self._frame)
+        if self._is_first and not stats.first_token_sent:
+            stats.first_token_sent = True
+            stats.instrumentation.first_token(self._silent_since_s - stats.caller.arrival_s)
+
+    def _check(self, now_s: float) -> float:
+        """Send a keep-alive if one is due, or give up a stalled client. Returns when to check again."""
+        keepalive_s, stall_timeout_s = self._timers.timeouts.keepalive_s, self._timers.timeouts.stall_timeout_s
+        if self._sending_since_s is not None:
+            stalled_s = self._sending_since_s + stall_timeout_s
+            if now_s < stalled_s:
+                return stalled_s
+            self._on_stalled()
+            return math.inf
+        # Compared as the sum that is returned below: a difference can be rounded to the other side of the limit, and
+        # the timer would check again at the same moment, for ever.
+        due_s = max(self._silent_since_s, self._reader.delivered_s) + keepalive_s
+        if now_s >= due_s:
+            self._reader.request_keepalive()
+            return now_s + min(keepalive_s, stall_timeout_s)
+        # A send that begins right now must be found when its time is up.
+        return min(due_s, now_s + stall_timeout_s)
+
+
+__all__ = ["Connection", "ConnectionTimeouts", "Delivery", "DeliveryTimers"]
