@@ -28,9 +28,9 @@ The packages, and who may import whom:
 One request: `server` notes its first byte, `transports.http.middleware` gives it an id and checks its key, and
 `transports.http.router` finds the protocol of its path. `transports.http.stream_endpoints` reads the body and calls
 `streams.starter`, which has the engine parse it, waits for slots at the `admission` gate, has the engine render it and
-submits it. The engine's output handler calls the `streams.writer`, which has `protocols` make documents, appends them to
-the `streamlog` for their numbers, and wakes the `streams.reader`; `transports.common.delivery` takes all that is new and
-sends it at once, or the reader writes directly to a connection that keeps up. `transports.common.accounting` reports the
-end. When the engine dies, `engine.supervisor` restarts it, and `engine.vllm.core_client.restartable` sends the new one
-the requests that were in flight.
+submits it. The engine's output handler calls the `streams.writer`, which has `protocols` make documents, appends them
+to the `streamlog` for their numbers, and wakes the `streams.reader`; `transports.common.delivery` takes all that is
+new and sends it at once, or the reader writes directly to a connection that keeps up. `transports.common.accounting`
+reports the end. When the engine dies, `engine.supervisor` restarts it, and `engine.vllm.core_client.restartable` sends
+the new one the requests that were in flight.
 """
