@@ -15,7 +15,7 @@ from tests.charts.chart import CHART, Object, find, pods, render
 DEMO: dict[str, Any] = {"models.a.source.type": "demo", "models.a.gpu.count": 0}
 
 
-def _scenario(name: str) -> list[Object]:
+def scenario(name: str) -> list[Object]:
     return render(CHART / "ci" / f"{name}-values.yaml")
 
 
@@ -24,7 +24,7 @@ def _pod(objects: list[Object], name: str) -> Object:
     return spec
 
 
-def _env(container: Object) -> dict[str, Any]:
+def env_of(container: Object) -> dict[str, Any]:
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", ())}
 
 
@@ -39,19 +39,19 @@ def _env(container: Object) -> dict[str, Any]:
     ],
 )
 def test_where_weights_come_from(name: str, argument: str, offline: bool) -> None:
-    pod = _pod(_scenario("sources"), name)
+    pod = _pod(scenario("sources"), name)
     server = pod["containers"][0]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
 
     assert server["args"][1] == argument
-    assert ("HF_HUB_OFFLINE" in _env(server)) is offline
+    assert ("HF_HUB_OFFLINE" in env_of(server)) is offline
     assert ("/models" in mounts) is offline
     assert not offline or mounts["/models"]["readOnly"] is True
 
 
 def test_the_hub_is_requested_with_token_and_revision() -> None:
-    objects = _scenario("keda")
-    env = _env(_pod(objects, "rel-qwen")["containers"][0])
+    objects = scenario("keda")
+    env = env_of(_pod(objects, "rel-qwen")["containers"][0])
     settings = find(objects, "ConfigMap", "rel-qwen")["data"]["sluice.yaml"]
 
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
@@ -62,8 +62,8 @@ def test_the_hub_is_requested_with_token_and_revision() -> None:
 
 
 def test_streaming_from_a_bucket() -> None:
-    objects = _scenario("sources")
-    env = _env(_pod(objects, "rel-bucket")["containers"][0])
+    objects = scenario("sources")
+    env = env_of(_pod(objects, "rel-bucket")["containers"][0])
 
     assert "load_format: runai_streamer" in find(objects, "ConfigMap", "rel-bucket")["data"]["sluice.yaml"]
     assert env["AWS_ENDPOINT_URL"] == "http://minio.storage:9000"
@@ -72,7 +72,7 @@ def test_streaming_from_a_bucket() -> None:
 
 def test_pods_wait_for_the_download(tmp_path: Path) -> None:
     """Both programs, as the shell runs them: the Job's download is replaced by one that takes a moment."""
-    objects = _scenario("sources")
+    objects = scenario("sources")
     job = next(one for one in objects if one["kind"] == "Job" and one["metadata"]["name"].startswith("rel-fetched-get"))
     claim = job["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
     get = job["spec"]["template"]["spec"]["containers"][0]
@@ -82,7 +82,7 @@ def test_pods_wait_for_the_download(tmp_path: Path) -> None:
 
     assert find(objects, "PersistentVolumeClaim")["metadata"]["name"] == claim
     assert weights["persistentVolumeClaim"]["claimName"] == claim
-    assert _env(get)["MODEL"] == _env(wait)["MODEL"] == pod["containers"][0]["args"][1]
+    assert env_of(get)["MODEL"] == env_of(wait)["MODEL"] == pod["containers"][0]["args"][1]
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "hf").write_text('#!/bin/sh\nsleep 0.5\nprintf "%s " "$@" > "$MODEL/asked"\n', encoding="utf-8")
@@ -110,7 +110,7 @@ def test_pods_wait_for_the_download(tmp_path: Path) -> None:
 
 
 def test_a_broken_download_leaves_no_mark(tmp_path: Path) -> None:
-    job = next(one for one in _scenario("sources") if one["kind"] == "Job")
+    job = next(one for one in scenario("sources") if one["kind"] == "Job")
     (tmp_path / "hf").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     (tmp_path / "hf").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MODEL": str(tmp_path / "m"), "REPOSITORY": "x", "REVISION": "main"}
@@ -121,7 +121,7 @@ def test_a_broken_download_leaves_no_mark(tmp_path: Path) -> None:
 
 
 def test_keys_are_a_file_that_can_change() -> None:
-    objects = _scenario("keda")
+    objects = scenario("keda")
     pod = _pod(objects, "rel-qwen")
     volume = next(volume for volume in pod["volumes"] if volume["name"] == "api-keys")
     mount = next(mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "api-keys")
@@ -172,11 +172,11 @@ def test_keys_are_a_file_that_can_change() -> None:
     ],
 )
 def test_ingress_annotations_let_streams_through(name: str, wanted: dict[str, str] | None) -> None:
-    assert find(_scenario("ingress"), "Ingress", f"rel-{name}")["metadata"].get("annotations") == wanted
+    assert find(scenario("ingress"), "Ingress", f"rel-{name}")["metadata"].get("annotations") == wanted
 
 
 def test_dra_requests_as_many_gpus() -> None:
-    objects = _scenario("dra")
+    objects = scenario("dra")
     request = find(objects, "ResourceClaimTemplate")["spec"]["spec"]["devices"]["requests"][0]
     pod = _pod(objects, "rel-qwen")
 
@@ -258,27 +258,6 @@ def test_quantities_are_understood(quantity: str, fits: bool) -> None:
             render(values=values)
 
 
-def test_the_load_test_is_given_its_key() -> None:
-    container = find(_scenario("loadtest"), "Job")["spec"]["template"]["spec"]["containers"][0]
-
-    assert container["command"] == ["sluice-load", "run", "chat", "--url", "http://rel-demo.serving.svc:8000", "--out", "/results"]  # fmt: skip # noqa: E501
-    (metrics,) = (
-        one["metadata"]["name"] for one in _scenario("loadtest") if one["metadata"]["name"].endswith("-metrics")
-    )
-    metrics_url = f"http://{metrics}.serving.svc:8001"
-    assert container["args"] == ["--api-key", "$(API_KEY)", "--metrics-url", metrics_url, "--rate", "5"]
-    assert _env(container)["API_KEY"] == {"secretKeyRef": {"name": "load", "key": "token"}}
-
-
-def test_a_load_test_waits_for_the_server_unless_it_is_elsewhere() -> None:
-    waits = find(_scenario("loadtest"), "Job")["spec"]["template"]["spec"]["initContainers"]
-    # As long as one pod may drain and the next load.
-    assert waits[0]["command"][3:] == ["http://rel-demo.serving.svc:8000", "2430"]
-
-    values = DEMO | {"loadTest.enabled": True, "loadTest.url": "https://models.example.com"}
-    assert "initContainers" not in find(render(values=values), "Job")["spec"]["template"]["spec"]
-
-
 @pytest.mark.parametrize("preset", ["alb", "nginx"])
 def test_the_server_keeps_connections_longer_than_the_load_balancer(preset: str) -> None:
     """The other way round, requests are now and then sent into a connection that is being closed."""
@@ -291,21 +270,6 @@ def test_the_server_keeps_connections_longer_than_the_load_balancer(preset: str)
 
     assert kept is not None
     assert preset != "alb" or (found is not None and int(found[1]) < int(kept[1]))
-
-
-def test_load_test_workers_find_their_master() -> None:
-    objects = _scenario("loadtest-workers")
-    jobs = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Job"}
-    master, workers = sorted(jobs, key=len)
-    service = find(objects, "Service", master)
-    commands = [jobs[name]["spec"]["template"]["spec"]["containers"][0]["command"] for name in (master, workers)]
-
-    assert commands[1][commands[1].index("--master-host") + 1] == service["metadata"]["name"]
-    assert service["spec"]["publishNotReadyAddresses"] is True
-    assert commands[0][commands[0].index("--expect-workers") + 1] == "4"
-    assert jobs[workers]["spec"]["parallelism"] == jobs[workers]["spec"]["completions"] == 4
-    for command in commands:
-        assert command[command.index("--host") + 1] == "http://rel-other.serving.svc:8000"
 
 
 @pytest.mark.parametrize(
@@ -360,7 +324,7 @@ def test_a_new_version_is_a_new_job(tmp_path: Path) -> None:
 
 
 def test_pod_labels_that_prometheus_gives_are_those_that_queries_look_for() -> None:
-    objects = _scenario("keda")
+    objects = scenario("keda")
     monitor = find(objects, "PodMonitor")["spec"]
     labels = find(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
     given = {re.sub(r"[^a-zA-Z0-9_]", "_", name): labels[name] for name in monitor["podTargetLabels"]}
@@ -374,7 +338,7 @@ def test_pod_labels_that_prometheus_gives_are_those_that_queries_look_for() -> N
 
 def test_scaled_is_what_exists() -> None:
     for name, kind in (("hpa", "Deployment"), ("groups", "LeaderWorkerSet")):
-        objects = _scenario(name)
+        objects = scenario(name)
         for one in objects:
             if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}:
                 target = one["spec"]["scaleTargetRef"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
+from tests.faults.many.worker_requests import answered_by, assert_exact, begin, begin_many, worker_of
 from tests.support.server import MODEL, READY_WITHIN_S, Server, check_error, descendants, poll
-from tests.support.stream_client import COMPLETIONS, Answer, Connection, ask, completion
+from tests.support.stream_client import COMPLETIONS, Answer, ask, completion
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -61,16 +61,6 @@ def alone(serve: Serve) -> Shared:
     return Shared(server, {"anna": {}}, None)
 
 
-def worker_of(stream_id: str) -> int:
-    found = re.search(r"-w([0-9a-f]{2})", stream_id)
-    assert found, stream_id
-    return int(found[1], 16)
-
-
-def answered_by(answer: Answer) -> int:
-    return worker_of(answer.headers["x-stream-id"])
-
-
 @pytest.fixture
 def clients(shared: Shared) -> Iterator[dict[int, httpx.Client]]:
     """A client for each worker, whose one connection the kernel has given to that worker."""
@@ -86,32 +76,6 @@ def clients(shared: Shared) -> Iterator[dict[int, httpx.Client]]:
     yield found
     for client in [*spare, *found.values()]:
         client.close()
-
-
-async def begin(shared: Shared, worker: int, body: dict[str, Any], **headers: str) -> Connection:
-    """A stream that this worker has, as far as its headers."""
-    while True:
-        connection = await Connection.open(shared.server.port, body, headers={**shared.me, **headers})
-        answer = await connection.head()
-        if answer.status == 200 and answered_by(answer) == worker:
-            return connection
-        connection.writer.close()
-
-
-async def begin_many(shared: Shared, count: int, tokens: int) -> list[asyncio.Task[Answer]]:
-    tasks = [
-        asyncio.create_task(ask(shared.server.port, completion(first, tokens), headers=shared.me))
-        for first in range(count)
-    ]
-    while shared.server.sample("vllm:num_requests_running") < count:
-        assert not any(task.done() for task in tasks)
-        await asyncio.sleep(0.05)
-    return tasks
-
-
-def assert_exact(answers: list[Answer], tokens: int) -> None:
-    assert [first for first, answer in enumerate(answers) if not answer.exact(first, tokens)] == []
-    assert {answered_by(answer) for answer in answers} == set(range(WORKERS)), "all workers had streams"
 
 
 def test_streams_of_all_workers_are_exact_and_their_metrics_are_one(shared: Shared) -> None:

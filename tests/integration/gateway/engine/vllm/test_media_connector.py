@@ -10,8 +10,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from gateway.errors import ClientError
 from tests.support.images import png
+from tests.support.picture_server import PICTURE, Web
 
 parts = SimpleNamespace()
 """What is tested."""
@@ -32,49 +32,6 @@ def _parts() -> None:
         warnings.simplefilter("ignore")
         parts.media = importlib.import_module("gateway.engine.vllm.media_connector")
         parts.failures = importlib.import_module("gateway.engine.vllm.error_mapping")
-
-
-PICTURE = png(8, 4)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """A picture at /, and what else a server may say."""
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        first, _, rest = self.path[1:].partition("/")
-        if first == "to":
-            self.send_response(302)
-            self.send_header("Location", rest)
-            self.end_headers()
-        elif first == "status":
-            self.send_response(int(rest))
-            self.end_headers()
-        elif first == "slow":
-            self.send_response(200)
-            self.end_headers()
-            self.server.released.wait(20)  # type: ignore[attr-defined]
-        else:
-            body = PICTURE + bytes(int(rest) if first == "long" else 0)
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):
-                self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Web(ThreadingHTTPServer):
-    """The machine that must not be reached unless the settings allow it."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
-        self.released = threading.Event()
-        self.port = self.server_address[1]
 
 
 @pytest.fixture
