@@ -1,4 +1,4 @@
-"""Time, behind a protocol, so that tests can bring their own."""
+"""Time, behind a protocol that tests implement with virtual time."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """The only source of time for rooms."""
+    """The only source of time for all packages."""
 
     def now(self) -> float:
         """Monotonic seconds; comparable with the event loop's own time."""
 
     def wall(self) -> float:
-        """Unix seconds, for time stamps that leave the process. Never for durations."""
+        """Unix seconds, for time stamps outside the process. Never for durations."""
 
 
 class SystemClock:
-    """The machine's clocks."""
-
     def now(self) -> float:
         return time.monotonic()
 

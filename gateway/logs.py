@@ -1,4 +1,4 @@
-"""Log lines: one formatter for people, one for machines, and the line that each request leaves behind."""
+"""Logging: a formatter for terminals, one for JSON, the logger of request lines, and the log of a start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import orjson
 from gateway.bounded_text import shortened
 
 _LONGEST = 200
-# Of a message. What a client sent may be quoted in some.
+# Of a message, which may quote a request.
 _LONGEST_MESSAGE = 4000
 
 ACCESS = logging.getLogger("sluice.access")
 
 
 class PlainFormatter(logging.Formatter):
-    """`12:00:00 info     message key=value ...`; stacks only where asked for."""
+    """`12:00:00 info     message key=value ...`, and stack traces if `stacks` is set."""
 
     def __init__(self, *, stacks: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
@@ -42,13 +42,13 @@ class PlainFormatter(logging.Formatter):
 
 
 def _word(value: Any) -> str:
-    """A field's value as one word: a client chooses some of them, and must not be able to forge a line."""
+    """A field's value as one word, so that a client, which chooses some values, cannot forge a line."""
     text = str(value)
     return text if text.isprintable() and " " not in text and len(text) <= _LONGEST else repr(text[:_LONGEST])
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; times are Unix seconds. Stacks only where asked for."""
+    """One JSON object a line, times in Unix seconds, and stack traces if `stacks` is set."""
 
     def __init__(self, *, stacks: bool) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def make_formatter(*, as_json: bool, stacks: bool) -> logging.Formatter:
-    """The formatter of the settings; also named in the logging configuration of the engine's processes."""
+    """The formatter for the settings. The logging configuration of engine processes names this function."""
     return JsonFormatter(stacks=stacks) if as_json else PlainFormatter(stacks=stacks)
 
 
 def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: Collection[str] = ()) -> None:
-    """Set up this process's logging: everything to stderr, other people's chatter from warnings on. `requests`: a line
+    """Set up this process's logging, to stderr; from other libraries only warnings and errors. `requests`: log a line
     for each request, except those for `quiet_paths`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(as_json=as_json, stacks=True))
@@ -85,7 +85,7 @@ def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: 
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for name in ("sluice", "gateway"):
         logging.getLogger(name).setLevel(level.upper())
-    # What uvicorn has to say (malformed requests, responses broken off on purpose) we have answered and logged.
+    # uvicorn logs malformed requests and aborted responses, which this server has already handled and logged.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     ACCESS.disabled = not requests
     quiet = frozenset(quiet_paths)
@@ -93,8 +93,8 @@ def configure(level: str, as_json: bool, *, requests: bool = True, quiet_paths: 
 
 
 class StartupLog:
-    """Prints the stages of a start as they begin, each with the seconds since the process began; and that one still
-    lasts, every `every_s` seconds, from a thread, because stages keep the caller's busy."""
+    """Logs each stage of a start when it begins, with the seconds since the process began, and every `every_s` seconds
+    that the stage still runs: from a thread, because stages block the caller's."""
 
     def __init__(self, every_s: float = 15.0) -> None:
         self._began = time.monotonic()
@@ -106,11 +106,10 @@ class StartupLog:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the process began."""
         return time.monotonic() - self._began
 
     def begin(self, stage: str) -> None:
-        """Log that a stage begins, which may last."""
+        """Log that a stage begins."""
         self._log(stage)
         self._stage, self._stage_began = stage, time.monotonic()
         self._news.set()
@@ -119,7 +118,7 @@ class StartupLog:
             self._reminding.start()
 
     def finish(self, stage: str) -> None:
-        """Log the last stage."""
+        """Log the end of the start."""
         self._stage = ""
         self._news.set()
         self._log(stage)

@@ -1,4 +1,4 @@
-"""Memory that the process has freed goes back to the system."""
+"""Returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _trim = _find()
 
 
 def release_free() -> None:
-    """Return what is free to the system. glibc keeps it otherwise, hundreds of megabytes after a burst of large bodies.
-    Takes milliseconds, so it is for a thread."""
+    """Return free heap memory to the system. glibc would keep it, hundreds of megabytes after a burst of large bodies.
+    Takes milliseconds, so it is to be called in a thread."""
     if _trim is not None:
         _trim(0)
 

@@ -1,4 +1,4 @@
-"""Every metric name and label of ours. Rooms report facts; only this file knows prometheus_client.
+"""All metrics of Sluice, with their names and labels. Packages report events; only this file uses prometheus_client.
 
 vLLM registers its own `vllm:*` metrics in the same default registry, so one scrape shows both.
 """
@@ -19,9 +19,9 @@ from prometheus_client.utils import floatToGoString
 
 from gateway.domain import Cause
 
-# A quantile above the last bound is told as that bound. So each reaches past the longest deadline that a request can
-# have (the default of `streams.max_timeout_s` is an hour, its most a day), in steps that grow: beyond a few minutes
-# nobody asks how many exactly.
+# A quantile above the last bound is reported as that bound. So each list reaches past the longest deadline of a request
+# (the default of `streams.max_timeout_s` is an hour, its maximum a day), in growing steps, because exact values matter
+# little beyond a few minutes.
 _TAIL_S = (120, 300, 600, 1200, 2400, 4800, 14_400, 43_200, 90_000)
 # From a warm prefix on a small model to a long prompt behind a queue.
 _TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60, *_TAIL_S)
@@ -35,15 +35,15 @@ _WAIT_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, *_TAIL_S)
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30, 60, *_TAIL_S)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 15, 60, *_TAIL_S)
 
-# Keys can be many and come and go, and a series stays for ever.
+# There may be many keys over time, and a series is never removed.
 _TENANTS = 200
 _OTHERS = "(others)"
 
-# So many values are counted at once at the latest; some 30 KiB of them.
+# The longest batch of uncounted values, some 30 KiB.
 _COUNT_AT = 4096
 
 
-# vLLM's gauges of who waits, by engine; the second is the first by reason, and its sum.
+# vLLM's gauges of waiting requests, by engine; the second one splits the first by reason.
 _WAITING = re.compile(
     rb"^(vllm:num_requests_waiting|vllm:num_requests_waiting_by_reason)(\{[^\n]*\}) (\S+)$", re.MULTILINE
 )
@@ -52,8 +52,8 @@ _QUEUE = re.compile(rb"^sluice_requests_waiting (\S+)$", re.MULTILINE)
 
 
 def add_queued_requests(page: bytes) -> bytes:
-    """The exposition `page` in which vLLM's gauges count those in our queue as waiting, too, an equal share of them at
-    each engine. Endpoint pickers and autoscalers know vLLM's name, and a request waits here instead of there."""
+    """The exposition `page`, with the requests in Sluice's queue added to vLLM's gauges of waiting requests, an equal
+    share to each engine. Endpoint pickers and autoscalers read vLLM's gauge, but requests wait in Sluice instead."""
     found = _QUEUE.search(page)
     queued = 0 if found is None else int(float(found[1]))
     lines = [line for line in _WAITING.finditer(page) if _is_for_capacity(line)]
@@ -68,18 +68,18 @@ def add_queued_requests(page: bytes) -> bytes:
         counts[name] += 1
         return b"%s%s %s" % (name, line[2], repr(float(line[3]) + share).encode())
 
-    page = _WAITING_HELP.sub(rb"\1 Those in Sluice's queue are counted, too.", page)
+    page = _WAITING_HELP.sub(rb"\1 Includes the requests in Sluice's queue.", page)
     return _WAITING.sub(more, page) if queued and engines else page
 
 
 def _is_for_capacity(line: re.Match[bytes]) -> bool:
-    """Whether what waits for a slot belongs into this sample: whoever waits for other reasons is the engine's alone."""
+    """Whether the sample counts requests that wait for capacity; other reasons concern only the engine."""
     return not line[1].endswith(b"_by_reason") or b'reason="capacity"' in line[2]
 
 
 class BatchedHistogram(Collector):
-    """A histogram for what happens once per token: a value is only put down, and counted when somebody looks, or when
-    there are many. The library's own takes a lock and a search for each."""
+    """A histogram for events of each token. A value is appended to a batch, which is counted at a scrape or when it is
+    full. The library's histogram takes a lock and searches the bounds for each value."""
 
     def __init__(self, name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
         self._name = name
@@ -97,7 +97,7 @@ class BatchedHistogram(Collector):
             self._count()
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What the library asks for at a scrape."""
+        """Called by the library at a scrape."""
         self._count()
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         yield HistogramMetricFamily(
@@ -115,12 +115,11 @@ class BatchedHistogram(Collector):
 
 
 class TenantMetrics(Collector):
-    """Who asks for how much: a tenant is the name of an API key. Those who come after the first 200 are counted
-    together."""
+    """Metrics by the name of the API key. The keys after the first 200 are counted together."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.in_flight: Callable[[], Mapping[str, int]] = dict
-        """Requests that have not ended, by tenant."""
+        """Unfinished requests by name."""
         self._names: set[str] = set()
         self._ended = Counter(
             "sluice_tenant_requests_total",
@@ -137,20 +136,20 @@ class TenantMetrics(Collector):
         registry.register(self)
 
     def used(self, tenant: str, cause: Cause, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count a request that has ended."""
+        """Count a finished request."""
         name = self._shown(tenant)
         self._ended.labels(name, cause).inc()
         self._tokens.labels(name, "prompt").inc(prompt_tokens)
         self._tokens.labels(name, "completion").inc(completion_tokens)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """What the library asks for at a scrape."""
+        """Called by the library at a scrape."""
         family = GaugeMetricFamily(
             "sluice_tenant_requests_in_flight",
             "Requests that have not ended, waiting ones included, by the name of their API key.",
             labels=["tenant"],
         )
-        # Those who have nothing in flight now, too: a series that comes and goes is a gap, not a nought.
+        # Includes names without requests now: a series that disappears is a gap and not a zero.
         shown: Count[str] = Count(dict.fromkeys(self._names, 0))
         for tenant, requests in self.in_flight().items():
             shown[self._shown(tenant)] += requests
@@ -167,23 +166,25 @@ class TenantMetrics(Collector):
 
 
 class Metrics:
-    """Turns facts into metrics; implements `gateway.domain.Facts`."""
+    """Counts the events of `gateway.domain.Instrumentation`."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, version: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
         self.endings: Count[Cause] = Count()
-        """How often generating requests have ended in each way."""
+        """Number of finished generating requests by cause."""
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
-            "From the first byte of a streamed request to its first token handed to the socket, queueing included.",
+            "From the first byte of a streamed request to the write of its first token, queueing included.",
             _TTFT_S,
         )
         self.token_gap = BatchedHistogram(
             "sluice_inter_token_latency_seconds", "Between two engine outputs of one request.", _ITL_S, registry
         ).note
-        self._wait = self._histogram("queue_wait_seconds", "Time at the gate, zero for those who walked in.", _WAIT_S)
+        self._wait = self._histogram(
+            "queue_wait_seconds", "Time in the queue, zero for requests admitted at once.", _WAIT_S
+        )
         self._overhead = self._histogram(
             "overhead_seconds", "Time in the gateway: from arrival to engine submit, without the queue.", _OVERHEAD_S
         )
@@ -200,44 +201,44 @@ class Metrics:
         self._requests = self._counter("requests", "Finished HTTP requests.", "endpoint", "outcome")
         self._ended = self._counter("ended", "Generating requests by how they ended.", "cause")
         self._wasted = self._counter("wasted_tokens", "Tokens of requests that did not end well.", "cause")
-        self._rejections = self._counter("rejections", "Requests turned away at the gate.", "reason")
+        self._rejections = self._counter("rejections", "Requests refused by admission.", "reason")
         self._merged = Counter(
             "sluice_merged_deltas_total",
-            "Deltas sent inside another because their reader came late.",
+            "Deltas merged into a later one because their reader was slow.",
             registry=registry,
         )
-        self._resumes = self._counter("stream_resumes", "Readers who came back for a stream, by result.", "result")
+        self._resumes = self._counter("stream_resumes", "Attempts to resume a stream, by result.", "result")
         self._recovered = self._counter(
-            "streams_recovered", "Requests in flight when their engine died, by what became of them.", "result"
+            "streams_recovered", "Requests in flight when their engine died, by result.", "result"
         )
         self._tenants = TenantMetrics(registry)
         self.used = self._tenants.used
         self._restarts = Counter(
-            "sluice_engine_restarts_total", "Engines started in a dead one's place.", registry=registry
+            "sluice_engine_restarts_total", "Engines started to replace a dead one.", registry=registry
         )
         Gauge("sluice_build_info", "Always 1.", ["version"], registry=registry).labels(version).set(1)
-        # The dashboards divide by these; a cause that has not happened yet is a zero, not a gap.
+        # The dashboards divide by these, so a cause that has not occurred must be a zero and not a gap.
         for cause in Cause:
             self._ended.labels(cause)
             self._wasted.labels(cause)
         for result in ("continued", "failed", "expelled"):
             self._recovered.labels(result)
-        # Otherwise the first burst would be the value with which a series begins, and no rate would ever show it.
+        # Otherwise the first burst would be the initial value of its series, and no rate would ever show it.
         for reason in ("queue_full", "queue_timeout", "resumable_full", "bodies"):
             self._rejections.labels(reason)
         for result in ("ok", "read_out"):
             self._resumes.labels(result)
 
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Have a gauge that is read at every scrape."""
+        """Add a gauge whose value is read at each scrape."""
         Gauge(f"sluice_{name}", text, registry=self._registry).set_function(value)
 
     def set_tenant_requests(self, in_flight: Callable[[], Mapping[str, int]]) -> None:
-        """Have what tenants have in flight read at every scrape."""
+        """Set the source of the unfinished requests by key name, read at each scrape."""
         self._tenants.in_flight = in_flight
 
     def render(self) -> bytes:
-        """The exposition, ours and vLLM's."""
+        """The exposition of Sluice's and vLLM's metrics."""
         return generate_latest(self._registry)
 
     def waited(self, seconds: float) -> None:

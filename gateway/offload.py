@@ -1,9 +1,8 @@
-"""Work that would hold the event loop, in threads that nobody has to wait for.
+"""Work that would block the event loop, in daemon threads, which never delay the process's exit.
 
-The threads are daemons: whatever they compute, the process can exit. Work of one tenant does not queue that of others
-behind it, short work goes before long, and long work never takes all threads. Who stops waiting, because the client has
-left or its time is up, takes its work out of the queue; work that runs can ask with `checkpoint` whether it is still
-wanted.
+Work of one tenant does not delay that of others, short work runs before long, and long work never occupies all threads.
+When the caller is cancelled, because the client has left or its deadline has passed, queued work is removed and running
+work is abandoned: it ends at its next `checkpoint`.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ T = TypeVar("T")
 
 _LONG_BYTES = 2**20
 _current = threading.local()
-# What threads compute right now, in the whole process.
+# The jobs that threads of this process run at the moment.
 _running: set[_Job] = set()
 _running_changed = threading.Condition()
 _awaited: set[asyncio.Future[Any]] = set()
 
 
 def stop_all(timeout_s: float) -> bool:
-    """Abandon all that is computed; whether it has stopped within so long. To be asked before the interpreter ends: a
-    thread that is in the middle of a library's native code then would abort the process."""
+    """Abandon all running work. Whether it has stopped in time. To be called before the interpreter ends: a thread
+    inside a library's native code would then abort the process."""
     with _running_changed:
         for job in _running:
             job.abandoned = True
@@ -40,16 +39,16 @@ def stop_all(timeout_s: float) -> bool:
 
 
 def awaited_count() -> int:
-    """How much work somebody waits for in this process."""
+    """The number of jobs whose callers wait, in the whole process."""
     return len(_awaited)
 
 
 class WorkAbandoned(BaseException):
-    """Nobody waits for this work any more. Not an Exception, so that no handler takes it for a fault of the input."""
+    """The caller no longer waits. Not an Exception, so that no handler takes it for a fault of the input."""
 
 
 def checkpoint() -> None:
-    """To be called now and then by long work; raises Abandoned if nobody waits for it. Elsewhere it does nothing."""
+    """Raises WorkAbandoned in work that has been abandoned; elsewhere does nothing. Long work calls it repeatedly."""
     job: _Job | None = getattr(_current, "job", None)
     if job is not None and job.abandoned:
         raise WorkAbandoned
@@ -67,7 +66,6 @@ class _Job:
         return (self.size, self.number) < (other.size, other.number)
 
     def run(self) -> None:
-        """Do the work, and settle it."""
         with _running_changed:
             _running.add(self)
         _current.job = self
@@ -84,10 +82,10 @@ class _Job:
 
 
 class Offload:
-    """A few threads, started when they are first needed."""
+    """A few threads, started on demand."""
 
     def __init__(self, name: str, threads: int = 3, long_bytes: int = _LONG_BYTES) -> None:
-        """All threads but one may be taken by long work, which is of more than `long_bytes`."""
+        """Work of more than `long_bytes` is long; it never occupies the last free thread."""
         self._name = name
         self._long_bytes = long_bytes
         self._threads = threads
@@ -101,13 +99,13 @@ class Offload:
 
     @property
     def in_flight(self) -> int:
-        """How much is computed or waits for a thread, wanted or not."""
+        """The number of running and queued jobs, abandoned ones included."""
         with self._changed:
             return self._running + sum(len(jobs) for jobs in self._waiting.values())
 
     async def run(self, work: Callable[[], T], *, size: int, tenant: str | None = None) -> T:
-        """The outcome of `work`, which costs about as much as `size` bytes of a request body do. When this is
-        cancelled, the work is abandoned."""
+        """The result of `work`, which costs about as much as `size` bytes of a request body. Cancelling this call
+        abandons the work."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -119,7 +117,7 @@ class Offload:
                     done.set_exception(error)
 
         def settle(value: Any, error: BaseException | None) -> None:
-            # A loop that is closed has nobody left who waits.
+            # On a closed loop no caller is left.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settled, value, error)
 
@@ -153,7 +151,7 @@ class Offload:
                     del self._waiting[tenant]
 
     def _next(self) -> _Job | None:
-        """The next job that may run now: the shortest of the tenant whose turn it is."""
+        """The next job that may run now: the shortest one of the tenant whose turn it is."""
         for tenant, jobs in self._waiting.items():
             if self._is_long(jobs[0]) and self._long_running >= max(1, self._threads - 1):
                 continue
@@ -182,13 +180,12 @@ class Offload:
                 self._running -= 1
                 self._long_running -= self._is_long(job)
                 self._changed.notify()
-            # Else the last job, and all that it has made, would live as long as this thread has nothing to do.
+            # Otherwise an idle thread would keep the last job and its result alive.
             del job
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """Stands where a library wants a ThreadPoolExecutor, whose threads the interpreter would join at its exit however
-    long they take."""
+    """Replaces a library's ThreadPoolExecutor, because the interpreter joins that one's threads at its exit."""
 
     def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "", *args: Any, **kwargs: Any) -> None:
         super().__init__(max_workers, thread_name_prefix, *args, **kwargs)
@@ -213,7 +210,7 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work. Never waits for what runs."""
+        """Take no more work. Does not wait for running work."""
         with self._lock:
             self._closed = True
             for _ in range(self._started):

@@ -1,4 +1,4 @@
-"""What a start would find wrong, all of it at once, without starting: `sluice check`."""
+"""`sluice check`: finds all problems of a start at once, without starting."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gateway.transports.http import custom_middleware
 
 
 def find_problems(settings: Settings, plan: EnginePlan, say: Callable[[str], None]) -> list[str]:
-    """A sentence for each problem. `say` is told what is being looked at."""
-    # Not above: a server has no use for it.
-    from gateway.engine.vllm.startup.checks import find_problems
+    """A sentence for each problem. `say` is called with each stage of the check."""
+    # Not imported above, because a server does not need it.
+    from gateway.engine.vllm.startup import checks
 
     found: list[str] = []
-    say("looking at files and ports")
-    for look in (check_files, _listen):
+    say("checking files and ports")
+    for check in (check_files, _listen):
         try:
-            look(settings)
+            check(settings)
         except SettingsError as error:
             found += error.problems
-    found += find_problems(plan)
+    found += checks.find_problems(plan)
     return list(dict.fromkeys(found))
 
 
@@ -35,17 +35,17 @@ def _listen(settings: Settings) -> None:
 
 
 def check_files(settings: Settings) -> None:
-    """Read what the settings name. Raises SettingsError with a sentence for each problem."""
+    """Read the files of the settings. Raises SettingsError with a sentence for each problem."""
     problems: list[str] = []
     keys, files = settings.server.api_keys_file, settings.server.tls
-    looks: list[Callable[[], Any]] = [lambda: custom_middleware.load(settings.server.middleware)]
+    checks: list[Callable[[], Any]] = [lambda: custom_middleware.load(settings.server.middleware)]
     if keys is not None:
-        looks.append(lambda: ApiKeys(keys))
+        checks.append(lambda: ApiKeys(keys))
     if files is not None:
-        looks.append(lambda: tls.load(tls.CertificateFiles(**dict(files))))
-    for look in looks:
+        checks.append(lambda: tls.load(tls.CertificateFiles(**dict(files))))
+    for check in checks:
         try:
-            look()
+            check()
         except SettingsError as error:
             problems += error.problems
     if problems:

@@ -167,7 +167,7 @@ def run(
     server.management = None if management is None else (sluice.management, management)
     server.certificates = load_certificates(settings.server)
     server.drain_timeout_s = settings.server.drain_timeout_s
-    sluice.metrics.add_gauge("unsent_bytes", "Bytes in our buffers that clients have not taken.", server.unsent_bytes)
+    sluice.metrics.add_gauge("unsent_bytes", "Bytes in write buffers that clients have not taken.", server.unsent_bytes)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[sock, *[sock.dup() for _ in range(ACCEPTS_PER_TURN - 1)]])

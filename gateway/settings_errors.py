@@ -1,4 +1,4 @@
-"""Sentences about wrong settings: the key, where it stands, and what was probably meant."""
+"""Sentences about wrong settings: the key, its source, and the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PREFIX = "SLUICE_"
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What the command knows besides: `options` are the options that set dotted settings, `fallback` holds values for
-    settings that nothing else sets, `problems` were found before, `hint` knows what a strange key may mean, and
-    `wrong_keys` which keys of `engine:` are wrong, as sentences."""
+    """The command's part of the settings. `options`: the option or variable that sets a dotted setting; `fallback`:
+    values for settings without another source; `problems`: sentences found before; `hint`: advice for an unknown key;
+    `wrong_keys`: sentences about wrong keys of `engine:`."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     fallback: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class CommandContext:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where values came from. `tree` is the class of all settings."""
+    """The sources of values. `tree` is the class of all settings."""
 
     tree: type[BaseModel]
     flags: Mapping[str, Mapping[str, Any]]
@@ -40,6 +40,7 @@ class Sources:
 
 
 def explain(problem: Any, sources: Sources) -> str:
+    """The sentence for one of pydantic's errors."""
     path = [str(part) for part in problem["loc"]]
     source = _source(path, sources)
     dotted = ".".join(path)
@@ -97,7 +98,7 @@ def known_keys(tree: type[BaseModel]) -> list[tuple[str, str]]:
 
 
 def _keys(tree: type[BaseModel], *path: str) -> list[str]:
-    """The keys below that path; none if it holds no section."""
+    """The keys below that path; none if it is no section."""
     model = tree
     for name in path:
         annotation = model.model_fields[name].annotation

@@ -1,7 +1,7 @@
-"""One timer for all connections: it wakes those that have been silent for too long, and finds those that are stuck.
+"""One timer for the deadlines of many connections: keep-alives that are due, and connections that are stuck.
 
-A task or a timer per stream would cost more than the streams. Here a connection is looked at once per period at most,
-and nothing is written down per token.
+A task or a timer per stream would cost more than the streams. Here a connection is checked at most once per period, and
+a token costs nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from itertools import count
 from gateway.clock import Clock
 
 Check = Callable[[float], float]
-"""Told the time in monotonic seconds; does what is due and answers when to be asked again (infinity: never)."""
+"""Called with the time in monotonic seconds; does the due work and returns the time of its next call (inf: never)."""
 
 
 class DeadlineTimer:
-    """Asks every connection when it wants to be asked."""
-
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._due: list[tuple[float, int, Check]] = []
@@ -33,14 +31,14 @@ class DeadlineTimer:
         return len(self._due) - len(self._removed)
 
     def add(self, check: Check, first_s: float) -> int:
-        """Ask `check` from `first_s` on; answers the number that `remove` takes."""
+        """Call `check` first at `first_s`. Returns the number for `remove`."""
         number = next(self._numbers)
         heapq.heappush(self._due, (first_s, number, check))
         self._arm()
         return number
 
     def remove(self, number: int) -> None:
-        """Ask no more. The entry itself goes when its time comes, or when half of all are like it."""
+        """Call the check no more. Its entry is dropped when it is due, or when half of all entries are removed ones."""
         self._removed.add(number)
         if len(self._removed) * 2 > len(self._due) + 64:
             self._due = [entry for entry in self._due if entry[1] not in self._removed]
@@ -67,7 +65,7 @@ class DeadlineTimer:
             if number in self._removed:
                 self._removed.discard(number)
                 continue
-            # Also one that never wants to be asked again stays until it leaves.
+            # A check that is never due again stays until it is removed.
             heapq.heappush(self._due, (check(now_s), number, check))
         self._arm()
 

@@ -114,7 +114,7 @@ def test_asked_twice_the_process_ends_although_its_event_loop_stands_still(start
 
     assert code == 1
     assert seconds < shutdown.FORCED_EXIT_WITHIN_S + 3
-    assert "something holds up the exit" in served.text()
+    assert "a thread delays the exit" in served.text()
 
 
 def test_a_unix_socket_serves_and_is_gone_at_the_end(start: Start, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_who_waits_in_our_queue_waits_to_whoever_knows_only_vllms_gauges(queue: 
     wanted = PAGE.format(queue=float(queue), first=float(first), second=float(second))
 
     assert add_queued_requests(page.encode()).decode() == wanted.replace(
-        HELP, f"{HELP} Those in Sluice's queue are counted, too."
+        HELP, f"{HELP} Includes the requests in Sluice's queue."
     )
 
 
