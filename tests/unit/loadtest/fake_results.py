@@ -28,7 +28,7 @@ METRICS = ("ttft", "itl", "tpot", "e2e")
 
 
 @dataclass
-class Second:
+class FakeSecond:
     """What happened in one second."""
 
     due: int = 0
@@ -44,21 +44,21 @@ def limit(name: str, metric: Any, quantile: Any, limit_ms: float) -> Limit:
     return Limit(name=name, metric=metric, quantile=quantile, limit=limit_ms)
 
 
-def distribution(values_ms: list[float]) -> LatencyStats:
+def latency_stats(values_ms: list[float]) -> LatencyStats:
     """Of times in milliseconds."""
-    counted = Histogram()
+    stats = Histogram()
     for value in values_ms:
-        counted.add(round(value * 1000))
-    return LatencyStats.from_histogram(counted)
+        stats.add(round(value * 1000))
+    return LatencyStats.from_histogram(stats)
 
 
-EMPTY = distribution([])
+EMPTY = latency_stats([])
 
 
 def summary(**changes: object) -> Summary:
     """Of a hundred requests without a fault; `changes` replace fields."""
     parts: dict[str, object] = {
-        **dict.fromkeys(("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"), distribution([float(i) for i in range(1, 101)])),
+        **dict.fromkeys(("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"), latency_stats([float(i) for i in range(1, 101)])),
         **dict.fromkeys(("ttft_from_sent_ms", "e2e_from_sent_ms", "max_stall_ms"), EMPTY),
         "requests": 100, "ok": 100, "cancelled_by_plan": 0, "errors_by_kind": {}, "good": 100, "output_tokens": 5000,
         "input_tokens": 1000, "output_tokens_per_s": 500.0, "achieved_rps": 10.0, "asked_rps": 10.0,
@@ -70,7 +70,8 @@ def summary(**changes: object) -> Summary:
 def generator(**changes: object) -> Generator:
     """Of a generator that kept its time."""
     parts: dict[str, object] = {
-        "workers": 2, "lateness_ms": distribution([0.2] * 99 + [3.0]), "loop_lag_ms": distribution([0.1] * 99 + [2.0]),
+        "workers": 2, "lateness_ms": latency_stats([0.2] * 99 + [3.0]),
+        "loop_lag_ms": latency_stats([0.1] * 99 + [2.0]),
         "cpu_share_max": 0.41, "dropped_arrivals": 0, "events": 123_456, "cpu_us_per_event": 43.2, "invalid": [],
     }  # fmt: skip
     return Generator.model_validate({**parts, **changes})
@@ -95,7 +96,7 @@ def run(**changes: object) -> Run:
     return Run.model_validate({**parts, **changes})
 
 
-def made(
+def fake_result(
     seed: int = 1,
     *,
     seconds: int = 60,
@@ -112,23 +113,23 @@ def made(
 ) -> Result:
     """A run. `slow`: how many times as long everything takes; `errors`: shares of requests by kind; `gaps`: how many of
     a stream's gaps differ. The server's speed wanders from second to second, as real ones do."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     length = warmup + seconds + drain
-    clock = [Second() for _ in range(length + 120)]
-    groups = {(workload, tenant): Second() for workload in ("chat", "rag") for tenant in tenants}
+    clock = [FakeSecond() for _ in range(length + 120)]
+    groups = {(workload, tenant): FakeSecond() for workload in ("chat", "rag") for tenant in tenants}
     in_flight = [0] * len(clock)
     totals = {"requests": 0, "ok": 0, "cancelled": 0, "good": 0, "tokens": 0}
     failed: dict[str, int] = {}
-    mood = 0.0
+    slowdown = 0.0
     for second in range(warmup + seconds):
-        mood = 0.7 * mood + dice.gauss(0, 0.08)
-        for _ in range(_poisson(dice, rate)):
+        slowdown = 0.7 * slowdown + rng.gauss(0, 0.08)
+        for _ in range(_poisson(rng, rate)):
             clock[second].due += 1
             measured = second >= warmup
-            group = groups[dice.choice(("chat", "rag")), dice.choice(tenants)]
+            group = groups[rng.choice(("chat", "rag")), rng.choice(tenants)]
             totals["requests"] += measured
             group.due += measured
-            kind = _kind(dice, errors or {})
+            kind = _draw_error_kind(rng, errors or {})
             if kind:
                 clock[second].errors[kind] = clock[second].errors.get(kind, 0) + 1
                 clock[second].ended += 1
@@ -136,22 +137,22 @@ def made(
                     failed[kind] = failed.get(kind, 0) + 1
                     group.errors[kind] = group.errors.get(kind, 0) + 1
                 continue
-            ttft = slow * dice.lognormvariate(4.2, 0.35) * exp(mood)
-            gap = slow * 12.0 * exp(mood)
-            tokens = max(2, min(400, round(dice.lognormvariate(4.0, 0.6))))
-            left = dice.random() < cancels
+            ttft = slow * rng.lognormvariate(4.2, 0.35) * exp(slowdown)
+            gap = slow * 12.0 * exp(slowdown)
+            tokens = max(2, min(400, round(rng.lognormvariate(4.0, 0.6))))
+            left = rng.random() < cancels
             e2e = ttft + gap * (tokens - 1)
-            end = min(int(second + dice.random() + e2e / 1000), len(clock) - 1)
-            for at in range(second, end + 1):
-                in_flight[at] += 1
-                clock[at].tokens += round(tokens / (end + 1 - second))
+            end = min(int(second + rng.random() + e2e / 1000), len(clock) - 1)
+            for second_at in range(second, end + 1):
+                in_flight[second_at] += 1
+                clock[second_at].tokens += round(tokens / (end + 1 - second))
             clock[end].ended += 1
             if left:
                 clock[end].cancelled += 1
             else:
                 clock[end].ok += 1
             times = {"ttft": [ttft], "tpot": [gap], "e2e": [e2e]}
-            times["itl"] = [gap * dice.lognormvariate(0, 0.25) for _ in range(min(gaps, tokens - 1))]
+            times["itl"] = [gap * rng.lognormvariate(0, 0.25) for _ in range(min(gaps, tokens - 1))]
             each = max(1, (tokens - 1) // len(times["itl"]))
             where = {"ttft": min(int(second + ttft / 1000), end), "itl": end, "tpot": end, "e2e": end}
             for name, values in times.items():
@@ -171,20 +172,20 @@ def made(
     stages = ["warmup"] * warmup + ["measure"] * seconds + ["drain"] * drain
     timeline = [
         TimelineSecond(
-            t_s=at, stage=stage, due=s.due, sent=s.due, ended=s.ended, ok=s.ok, errors=s.errors,
-            cancelled=s.cancelled, in_flight=in_flight[at], output_tokens=s.tokens,
+            t_s=second_at, stage=stage, due=s.due, sent=s.due, ended=s.ended, ok=s.ok, errors=s.errors,
+            cancelled=s.cancelled, in_flight=in_flight[second_at], output_tokens=s.tokens,
             **{name: s.times[name].to_dict() for name in METRICS},
         )
-        for at, (stage, s) in enumerate(zip(stages, clock, strict=False))
+        for second_at, (stage, s) in enumerate(zip(stages, clock, strict=False))
     ]  # fmt: skip
-    whole = Second()
+    overall = FakeSecond()
     for group in groups.values():
         for name in METRICS:
-            whole.times[name].merge(group.times[name])
+            overall.times[name].merge(group.times[name])
     return Result(
         schema="sluice-load/1",
         run=run(seed=seed, warmup_s=warmup, duration_s=seconds),
-        summary=_summary(whole, seconds, rate=None if closed else rate, errors=failed, **totals),
+        summary=_summary(overall, seconds, rate=None if closed else rate, errors=failed, **totals),
         groups=[
             Group(
                 workload=workload, tenant=tenant,
@@ -210,10 +211,10 @@ def made(
 
 
 def _summary(
-    counted: Second, seconds: int, *, rate: float | None, errors: dict[str, int], requests: int, ok: int,
+    stats: FakeSecond, seconds: int, *, rate: float | None, errors: dict[str, int], requests: int, ok: int,
     cancelled: int, good: int, tokens: int,
 ) -> Summary:  # fmt: skip
-    times = {name: LatencyStats.from_histogram(counted.times[name]) for name in METRICS}
+    times = {name: LatencyStats.from_histogram(stats.times[name]) for name in METRICS}
     return summary(
         **{f"{name}_ms": times[name] for name in METRICS},
         ttft_from_sent_ms=times["ttft"], e2e_from_sent_ms=times["e2e"], max_stall_ms=times["tpot"],
@@ -224,7 +225,7 @@ def _summary(
 
 
 def _server(length: int, in_flight: list[int]) -> Server:
-    times = [at + 0.02 for at in range(length)]
+    times = [second_at + 0.02 for second_at in range(length)]
     series: dict[str, list[list[float]]] = {
         "sluice_streams_active": [[t, float(n)] for t, n in zip(times, in_flight, strict=False)],
         "vllm:num_requests_running": [[t, float(n)] for t, n in zip(times, in_flight, strict=False)],
@@ -240,19 +241,19 @@ def _server(length: int, in_flight: list[int]) -> Server:
     )  # fmt: skip
 
 
-def _poisson(dice: random.Random, mean: float) -> int:
+def _poisson(rng: random.Random, mean: float) -> int:
     """Knuth's: multiply uniform numbers until below exp(-mean)."""
-    limit, product, count = exp(-mean), dice.random(), 0
+    limit, product, count = exp(-mean), rng.random(), 0
     while product > limit:
-        product *= dice.random()
+        product *= rng.random()
         count += 1
     return count
 
 
-def _kind(dice: random.Random, errors: dict[str, float]) -> str | None:
-    at = dice.random()
+def _draw_error_kind(rng: random.Random, errors: dict[str, float]) -> str | None:
+    second_at = rng.random()
     for kind, share in errors.items():
-        if at < share:
+        if second_at < share:
             return kind
-        at -= share
+        second_at -= share
     return None

@@ -11,7 +11,7 @@ from loadtest.client.response import ResponseReader
 from loadtest.measure.record import Record
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
 
-ASK = PreparedRequest(
+REQUEST = PreparedRequest(
     number=0,
     turn=1,
     workload="chat",
@@ -33,23 +33,31 @@ ASK = PreparedRequest(
 ID = "chatcmpl-1"
 
 
-def reading(**changes: Any) -> ResponseReader:
+def make_reader(**changes: Any) -> ResponseReader:
     """The reading of an answer that has just been opened."""
-    ask = replace(ASK, **changes)
+    request = replace(REQUEST, **changes)
     record = Record(
-        0, 1, ask.workload, ask.tenant, ask.model, ask.stream, ask.read_plan.read_mode, intended_ns=1, started_ns=2
+        0,
+        1,
+        request.workload,
+        request.tenant,
+        request.model,
+        request.stream,
+        request.read_plan.read_mode,
+        intended_ns=1,
+        started_ns=2,
     )
     record.sent_ns = 3
-    one = ResponseReader(ask, record)
-    one.on_first_byte(5)
-    one.on_head(200, "text/event-stream; charset=utf-8" if ask.stream else "application/json", "r-1")
-    return one
+    reader = ResponseReader(request, record)
+    reader.on_first_byte(5)
+    reader.on_head(200, "text/event-stream; charset=utf-8" if request.stream else "application/json", "r-1")
+    return reader
 
 
 def event(document: object, number: int | None = None) -> bytes:
     """One event."""
-    said = document if isinstance(document, bytes) else orjson.dumps(document)
-    return (b"id: %d\n" % number if number is not None else b"") + b"data: " + said + b"\n\n"
+    data = document if isinstance(document, bytes) else orjson.dumps(document)
+    return (b"id: %d\n" % number if number is not None else b"") + b"data: " + data + b"\n\n"
 
 
 def chunk(content: str | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:

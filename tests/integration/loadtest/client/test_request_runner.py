@@ -28,7 +28,7 @@ from loadtest.measure.result import ErrorKind
 from loadtest.scenario.model import Timeouts
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
 from tests.integration.loadtest.raw_server import GOOD, HEAD, LAST, Script, Scripted, framed
-from tests.unit.loadtest.requests import ASK, chunk, ending, event
+from tests.unit.loadtest.requests import REQUEST, chunk, ending, event
 
 Serve = Callable[..., Scripted]
 SHORT = Timeouts(connect_s=1, first_byte_s=0.2, idle_s=0.2, deadline_s=1)
@@ -57,7 +57,7 @@ def ask(
 ) -> Record:
     mine = pool or pool_of(url)
     asker = RequestRunner(mine, timeouts, perf_counter_ns() + 30_000_000_000)
-    wanted: PreparedRequest = replace(ASK, read_plan=plan or ReadPlan(), body=b'{"stream": true}')
+    wanted: PreparedRequest = replace(REQUEST, read_plan=plan or ReadPlan(), body=b'{"stream": true}')
     record, _ = asker.run(wanted, perf_counter_ns(), lambda _: None)
     if pool is None:
         mine.close()

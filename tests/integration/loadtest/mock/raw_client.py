@@ -78,6 +78,6 @@ def ask(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **bo
     return finish(begin(port, path, headers, **body))
 
 
-def spoiled(port: int, kind: str, path: str = TEXT, **fault: Any) -> Answer:
+def ask_with_fault(port: int, kind: str, path: str = TEXT, **fault: Any) -> Answer:
     """The answer to a request that asks for that fault."""
     return ask(port, path, {"X-Mock-Fault": json.dumps({"kind": kind, **fault})})

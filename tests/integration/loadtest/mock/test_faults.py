@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.mock.child import MockProcess
 from loadtest.mock.faults import FaultKind
-from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, begin, finish, spoiled
+from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, ask_with_fault, begin, finish
 from tests.integration.loadtest.mock.test_app import gauges
 
 TESTED: set[str] = set()
@@ -24,7 +24,7 @@ def fault(*kinds: str) -> pytest.MarkDecorator:
 
 @fault("http_400", "http_429", "http_500", "http_503")
 def test_a_status(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind, retry_after_s=7)
+    answer = ask_with_fault(mock.port, kind, retry_after_s=7)
 
     assert answer.status == int(kind[-3:])
     assert ("retry-after: 7" in answer.head) == (kind in {"http_429", "http_503"})
@@ -57,7 +57,7 @@ def test_an_unstreamed_answer_is_cut_too(mock: MockProcess, kind: str) -> None:
 
 @fault("error_event")
 def test_an_error_in_band(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind)
+    answer = ask_with_fault(mock.port, kind)
 
     assert answer.text == " 0 1 2"
     assert answer.documents[-1]["error"]["code"] == "engine_failed"
@@ -101,7 +101,7 @@ def test_no_answer_at_all(mock: MockProcess, kind: str) -> None:
 
 @fault("no_done")
 def test_no_done(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind)
+    answer = ask_with_fault(mock.port, kind)
 
     assert answer.complete
     assert b"[DONE]" not in answer.body
@@ -110,19 +110,19 @@ def test_no_done(mock: MockProcess, kind: str) -> None:
 
 @fault("no_finish", "two_finishes")
 def test_too_few_and_too_many_finishes(mock: MockProcess, kind: str) -> None:
-    assert spoiled(mock.port, kind).finishes == {"no_finish": [], "two_finishes": ["length", "stop"]}[kind]
+    assert ask_with_fault(mock.port, kind).finishes == {"no_finish": [], "two_finishes": ["length", "stop"]}[kind]
 
 
 @fault("no_usage", "wrong_usage")
 def test_no_usage_and_a_wrong_one(mock: MockProcess, kind: str) -> None:
-    found = [document["usage"] for document in spoiled(mock.port, kind).documents if "usage" in document]
+    found = [document["usage"] for document in ask_with_fault(mock.port, kind).documents if "usage" in document]
 
     assert [usage["completion_tokens"] for usage in found] == {"no_usage": [], "wrong_usage": [15]}[kind]
 
 
 @fault("after_done")
 def test_a_token_behind_the_end(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind)
+    answer = ask_with_fault(mock.port, kind)
 
     assert answer.events[-2] == b"[DONE]"
     assert b'" 8"' in answer.events[-1]
@@ -138,7 +138,7 @@ def test_two_events_change_places(mock: MockProcess, kind: str) -> None:
 
 @fault("cross_talk")
 def test_one_event_of_another_stream(mock: MockProcess, kind: str) -> None:
-    ids = [document["id"] for document in spoiled(mock.port, kind).documents]
+    ids = [document["id"] for document in ask_with_fault(mock.port, kind).documents]
 
     assert ids[3] == "cmpl-of-another-stream"
     assert set(ids) - {ids[0]} == {ids[3]}
@@ -157,7 +157,7 @@ def test_one_wrong_token_id(mock: MockProcess, kind: str) -> None:
 
 @fault("garbage_json")
 def test_half_a_document(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind)
+    answer = ask_with_fault(mock.port, kind)
 
     with pytest.raises(json.JSONDecodeError):
         json.loads(answer.events[3])
@@ -166,12 +166,12 @@ def test_half_a_document(mock: MockProcess, kind: str) -> None:
 
 @fault("bad_event")
 def test_json_that_is_not_a_chunk(mock: MockProcess, kind: str) -> None:
-    assert json.loads(spoiled(mock.port, kind).events[3]) == {"choices": "none"}
+    assert json.loads(ask_with_fault(mock.port, kind).events[3]) == {"choices": "none"}
 
 
 @fault("half_character")
 def test_half_a_character_in_each_of_two_events(mock: MockProcess, kind: str) -> None:
-    answer = spoiled(mock.port, kind)
+    answer = ask_with_fault(mock.port, kind)
 
     for place in (3, 4):
         with pytest.raises(UnicodeDecodeError):

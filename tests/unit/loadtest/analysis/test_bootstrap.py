@@ -6,7 +6,7 @@ import pytest
 from loadtest.analysis.bootstrap import BLOCKS_MIN, Resamples, bootstrap_interval, student_t_quantile
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import TimelineSecond
-from tests.unit.loadtest.fake_results import made
+from tests.unit.loadtest.fake_results import fake_result
 
 
 @pytest.mark.parametrize(
@@ -19,20 +19,20 @@ def test_student_t_quantiles_equal_published_tables(q: float, degrees: float, va
 
 def seconds(*values: float, stage: str = "measure") -> list[TimelineSecond]:
     """One second for each, with ten times of so many milliseconds."""
-    made_: list[TimelineSecond] = []
+    seconds_: list[TimelineSecond] = []
     for at, value in enumerate(values):
-        counted = Histogram()
-        counted.add(round(value * 1000), 10)
-        made_.append(TimelineSecond.model_validate({"t_s": at, "stage": stage, "ttft": counted.to_dict()}))
-    return made_
+        histogram = Histogram()
+        histogram.add(round(value * 1000), 10)
+        seconds_.append(TimelineSecond.model_validate({"t_s": at, "stage": stage, "ttft": histogram.to_dict()}))
+    return seconds_
 
 
 def test_resamples_have_the_length_of_the_run_and_no_preferred_second() -> None:
-    draws = Resamples.from_timeline(seconds(*range(1, 101)), 1)
+    resamples = Resamples.from_timeline(seconds(*range(1, 101)), 1)
 
-    assert draws.weights.sum(axis=1) == pytest.approx(100, abs=10)
-    assert draws.weights.mean(axis=0) == pytest.approx(1.0, abs=0.15)
-    assert draws.blocks == 10
+    assert resamples.weights.sum(axis=1) == pytest.approx(100, abs=10)
+    assert resamples.weights.mean(axis=0) == pytest.approx(1.0, abs=0.15)
+    assert resamples.blocks == 10
 
 
 def test_whole_blocks_are_resampled() -> None:
@@ -45,22 +45,24 @@ def test_whole_blocks_are_resampled() -> None:
 
 def test_the_quantile_of_a_resample_is_that_of_its_seconds() -> None:
     values = [float(2**at) for at in range(8)]
-    draws = Resamples.from_timeline(seconds(*values), 1)
-    for weights, found in zip(draws.weights[:50], draws.quantiles("ttft", [0.9])[0][:50], strict=True):
-        counted = Histogram()
+    resamples = Resamples.from_timeline(seconds(*values), 1)
+    for weights, found in zip(resamples.weights[:50], resamples.quantiles("ttft", [0.9])[0][:50], strict=True):
+        histogram = Histogram()
         for value, times in zip(values, weights, strict=True):
-            counted.add(round(value * 1000), int(times) * 10) if times else None
+            histogram.add(round(value * 1000), int(times) * 10) if times else None
 
-        assert found * 1000 == pytest.approx(counted.quantile(0.9), rel=0.01)
+        assert found * 1000 == pytest.approx(histogram.quantile(0.9), rel=0.01)
 
 
 def test_sums_are_over_the_resampled_seconds() -> None:
-    draws = Resamples.from_timeline(seconds(1, 2, 3, 4, 5, 6), 1)
+    resamples = Resamples.from_timeline(seconds(1, 2, 3, 4, 5, 6), 1)
     ones = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
-    assert draws.per_second(ones) == pytest.approx(draws.weights[:, 0] / draws.weights.sum(axis=1))
-    assert draws.share(ones, [2.0] * 6) == pytest.approx(draws.weights[:, 0] / draws.weights.sum(axis=1) / 2)
-    assert draws.share(ones, [0.0] * 6) == pytest.approx(0)
+    assert resamples.per_second(ones) == pytest.approx(resamples.weights[:, 0] / resamples.weights.sum(axis=1))
+    assert resamples.share(ones, [2.0] * 6) == pytest.approx(
+        resamples.weights[:, 0] / resamples.weights.sum(axis=1) / 2
+    )
+    assert resamples.share(ones, [0.0] * 6) == pytest.approx(0)
 
 
 def test_only_the_measured_stage_counts() -> None:
@@ -70,13 +72,13 @@ def test_only_the_measured_stage_counts() -> None:
 
 
 def test_long_runs_are_merged_into_cells_without_loss() -> None:
-    run = made(seconds=1500, rate=2.0, gaps=1)
-    draws = Resamples.from_timeline(run.timeline, 1)
+    run = fake_result(seconds=1500, rate=2.0, gaps=1)
+    resamples = Resamples.from_timeline(run.timeline, 1)
     tokens = [float(each.output_tokens) for each in run.timeline if each.stage == "measure"]
 
-    assert len(draws.cells) == 500
-    assert draws.per_second(tokens).mean() * 3 == pytest.approx(sum(tokens) / 500, rel=0.02)
-    assert draws.blocks == pytest.approx(1500 / 23)
+    assert len(resamples.cells) == 500
+    assert resamples.per_second(tokens).mean() * 3 == pytest.approx(sum(tokens) / 500, rel=0.02)
+    assert resamples.blocks == pytest.approx(1500 / 23)
 
 
 def test_a_short_or_empty_run_has_no_interval() -> None:
@@ -86,8 +88,8 @@ def test_a_short_or_empty_run_has_no_interval() -> None:
 
 
 def test_few_blocks_widen_the_interval() -> None:
-    drawn = np.random.default_rng(1).normal(0, 1, 2000)
-    few, many = bootstrap_interval(drawn, 5), bootstrap_interval(drawn, 1000)
+    normal_values = np.random.default_rng(1).normal(0, 1, 2000)
+    few, many = bootstrap_interval(normal_values, 5), bootstrap_interval(normal_values, 1000)
 
     assert few is not None
     assert many is not None

@@ -5,12 +5,12 @@ import pytest
 from loadtest.analysis.compare import compare
 from loadtest.analysis.comparison import Comparison, Row, Trend
 from loadtest.measure.result import Outcome, Result
-from tests.unit.loadtest.fake_results import made, run
+from tests.unit.loadtest.fake_results import fake_result, run
 
 PAIRS = 200
 
 
-def became(found: Comparison) -> dict[str, Trend]:
+def trends(found: Comparison) -> dict[str, Trend]:
     return {row.name: row.trend for row in found.rows}
 
 
@@ -21,7 +21,7 @@ def row(found: Comparison, name: str) -> Row:
 @pytest.fixture(scope="module")
 def alike() -> list[Comparison]:
     """A server against itself, with other requests each time, so often that the intervals can be counted."""
-    runs = [made(seed, seconds=40, gaps=2, errors={"reset": 0.02}) for seed in range(2 * PAIRS)]
+    runs = [fake_result(seed, seconds=40, gaps=2, errors={"reset": 0.02}) for seed in range(2 * PAIRS)]
     return [compare(a, b) for a, b in zip(runs[::2], runs[1::2], strict=True)]
 
 
@@ -48,90 +48,99 @@ def test_intervals_cover_the_truth_about_as_often_as_promised(alike: list[Compar
 
 
 def test_a_slower_server_is_a_regression() -> None:
-    found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5))
+    found = compare(fake_result(1, seconds=240, gaps=2), fake_result(2, seconds=240, gaps=2, slow=1.5))
 
     assert found.has_regressed
-    assert {became(found)[name] for name in ("TTFT p50", "TTFT p90", "ITL p50", "TPOT p90", "E2E p50")} == {"regressed"}
+    assert {trends(found)[name] for name in ("TTFT p50", "TTFT p90", "ITL p50", "TPOT p90", "E2E p50")} == {"regressed"}
     assert found.headline.startswith("Regressed: TTFT p50, ")
     assert row(found, "ITL p50").change == pytest.approx(1.5, rel=0.1)
 
 
 def test_a_faster_server_is_no_regression() -> None:
-    found = compare(made(1, seconds=240, gaps=2, slow=1.5), made(2, seconds=240, gaps=2))
+    found = compare(fake_result(1, seconds=240, gaps=2, slow=1.5), fake_result(2, seconds=240, gaps=2))
 
     assert not found.has_regressed
-    assert became(found)["ITL p50"] == Trend.IMPROVED
+    assert trends(found)["ITL p50"] == Trend.IMPROVED
 
 
 def test_the_same_run_twice_is_the_same_within_a_wide_tolerance() -> None:
-    one = made(1, seconds=240, gaps=2)
+    one = fake_result(1, seconds=240, gaps=2)
     found = compare(one, one, tolerance=0.5)
 
-    assert became(found)["ITL p50"] == Trend.SAME
+    assert trends(found)["ITL p50"] == Trend.SAME
     assert row(found, "ITL p50").change == 1
 
 
 def test_a_change_within_the_tolerance_is_no_regression() -> None:
-    slower = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.9)
+    slower = compare(fake_result(1, seconds=240, gaps=2), fake_result(2, seconds=240, gaps=2, slow=1.5), tolerance=0.9)
 
     assert not slower.has_regressed
 
 
 def test_fewer_tokens_are_worse_and_more_are_better() -> None:
-    busy, calm = made(1, seconds=120, gaps=1, rate=16.0), made(2, seconds=120, gaps=1, rate=8.0)
+    busy, calm = fake_result(1, seconds=120, gaps=1, rate=16.0), fake_result(2, seconds=120, gaps=1, rate=8.0)
 
-    assert became(compare(busy, calm))["output tokens"] == Trend.REGRESSED
-    assert became(compare(calm, busy))["output tokens"] == Trend.IMPROVED
+    assert trends(compare(busy, calm))["output tokens"] == Trend.REGRESSED
+    assert trends(compare(calm, busy))["output tokens"] == Trend.IMPROVED
 
 
 def test_errors_are_subtracted() -> None:
-    clean, broken = made(1, seconds=120, gaps=1), made(2, seconds=120, gaps=1, errors={"reset": 0.05})
+    clean, broken = fake_result(1, seconds=120, gaps=1), fake_result(2, seconds=120, gaps=1, errors={"reset": 0.05})
     worse, better = compare(clean, broken), compare(broken, clean)
 
-    assert became(worse)["error rate"] == Trend.REGRESSED
+    assert trends(worse)["error rate"] == Trend.REGRESSED
     assert row(worse, "error rate").cells()[3].endswith(" pp")
-    assert became(better)["error rate"] == Trend.IMPROVED
+    assert trends(better)["error rate"] == Trend.IMPROVED
 
 
 def test_equal_error_rates_of_zero_are_the_same() -> None:
-    assert became(compare(made(1, seconds=60, gaps=1), made(2, seconds=60, gaps=1)))["error rate"] == Trend.SAME
+    assert (
+        trends(compare(fake_result(1, seconds=60, gaps=1), fake_result(2, seconds=60, gaps=1)))["error rate"]
+        == Trend.SAME
+    )
 
 
 def test_an_unclear_change_names_the_likely_side() -> None:
-    found = compare(made(1, seconds=240, gaps=2), made(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
+    found = compare(fake_result(1, seconds=240, gaps=2), fake_result(2, seconds=240, gaps=2, slow=1.5), tolerance=0.45)
 
     assert row(found, "ITL p50").cells()[5] == "unclear: worse, perhaps only slightly"
 
 
 def test_too_few_values_for_a_quantile_are_reported() -> None:
-    assert row(compare(made(1, seconds=40), made(2, seconds=40)), "TTFT p99").cells()[5].endswith("368 are needed")
+    assert (
+        row(compare(fake_result(1, seconds=40), fake_result(2, seconds=40)), "TTFT p99")
+        .cells()[5]
+        .endswith("368 are needed")
+    )
 
 
 @pytest.mark.parametrize("seconds", [1, 10])
 def test_runs_too_short_to_compare_are_no_regression(seconds: int) -> None:
-    found = compare(made(1, seconds=seconds), made(2, seconds=seconds, slow=9))
+    found = compare(fake_result(1, seconds=seconds), fake_result(2, seconds=seconds, slow=9))
 
-    assert set(became(found).values()) == {"unknown"}
+    assert set(trends(found).values()) == {"unknown"}
     assert not found.has_regressed
     assert found.headline == "Nothing could be compared"
 
 
 def test_a_run_without_a_timeline_cannot_be_compared() -> None:
-    one = made(1, seconds=60, gaps=1)
+    one = fake_result(1, seconds=60, gaps=1)
     found = compare(one, one.model_copy(update={"timeline": []}))
 
     assert {each.cells()[5] for each in found.rows if each.unit != "ms"} == {"unknown: nothing to compare"}
 
 
 def test_runs_without_a_success_are_compared_by_errors_alone() -> None:
-    found = compare(made(1, seconds=60, errors={"connect": 1.0}), made(2, seconds=60, errors={"connect": 1.0}))
+    found = compare(
+        fake_result(1, seconds=60, errors={"connect": 1.0}), fake_result(2, seconds=60, errors={"connect": 1.0})
+    )
 
-    assert became(found)["error rate"] == Trend.SAME
-    assert became(found)["output tokens"] == Trend.UNKNOWN
+    assert trends(found)["error rate"] == Trend.SAME
+    assert trends(found)["output tokens"] == Trend.UNKNOWN
 
 
 def changed(seed: int, **changes: object) -> Result:
-    return made(1, seconds=40, gaps=1).model_copy(update={"run": run(seed=seed, **changes)})
+    return fake_result(1, seconds=40, gaps=1).model_copy(update={"run": run(seed=seed, **changes)})
 
 
 def test_differences_of_configuration_are_warnings() -> None:
@@ -160,7 +169,7 @@ def test_integrity_errors_are_a_warning() -> None:
 
 def test_events_of_a_single_second_have_no_interval() -> None:
     """Most draws lack that second, so there is no telling how much it may vary."""
-    whole = made(1, seconds=120, gaps=20)
+    whole = fake_result(1, seconds=120, gaps=20)
     bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
     found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")
 

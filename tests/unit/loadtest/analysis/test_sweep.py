@@ -14,12 +14,12 @@ from loadtest.analysis.sweep import SweepResult, sweep
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import LatencyStats, Outcome, Result, Server
 from loadtest.scenario.slo import Slo
-from tests.unit.loadtest.fake_results import generator, integrity, limit, made, summary
+from tests.unit.loadtest.fake_results import fake_result, generator, integrity, limit, summary
 
 SERVED = 20.0
 LIMIT_MS = 200.0
 SLO = Slo(limits=(limit("ttft_p90_ms", "ttft_ms", "p90", LIMIT_MS),))
-EMPTY = made(seconds=2, rate=0.0)
+EMPTY = fake_result(seconds=2, rate=0.0)
 
 
 def wait_ms(rate: float, q: float) -> float:
@@ -54,14 +54,14 @@ def exact(rate: float) -> Result:
     return result(rate, [wait_ms(rate, (i + 0.5) / 1000) for i in range(1000)])
 
 
-def queue(dice: random.Random) -> Callable[[float], Result]:
+def queue(rng: random.Random) -> Callable[[float], Result]:
     """A run of 20,000 requests through a simulated queue (Lindley's recursion)."""
 
     def measure(rate: float) -> Result:
         wait, waits = 0.0, []
         for _ in range(20_000):
             waits.append(wait * 1000)
-            wait = max(0.0, wait + dice.expovariate(SERVED) - dice.expovariate(rate))
+            wait = max(0.0, wait + rng.expovariate(SERVED) - rng.expovariate(rate))
         return result(rate, waits)
 
     return measure
@@ -190,16 +190,18 @@ def test_integrity_errors_are_no_pass_and_are_noted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [({"low": 0}, "low (0) must be above 0"), ({"low": 9, "high": 8}, "not above high (8)"),
      ({"precision": 5}, "precision (5) is a part of the rate"), ({"replicas": 0}, "replicas (0) must be at least 1")],
 )  # fmt: skip
-def test_invalid_arguments_are_explained(changes: dict[str, float], words: str) -> None:
-    asked = {"low": 1, "high": 8, "precision": 0.05, "replicas": 1, **changes}
+def test_invalid_arguments_are_explained(changes: dict[str, float], message: str) -> None:
+    arguments = {"low": 1, "high": 8, "precision": 0.05, "replicas": 1, **changes}
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared below
-        sweep(exact, SLO, asked["low"], asked["high"], asked["precision"], replicas=int(asked["replicas"]))
+        sweep(
+            exact, SLO, arguments["low"], arguments["high"], arguments["precision"], replicas=int(arguments["replicas"])
+        )
 
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 def scraped(rate: float, **series: float) -> Result:
@@ -213,7 +215,9 @@ def scraped(rate: float, **series: float) -> Result:
         names[name]: [[1.0, 1000.0], *([5.0 + t, value] for t in range(60)), [70.0, 1000.0]]
         for name, value in series.items()
     }
-    return exact(rate).model_copy(update={"server": Server(scraped=True, series=found), "run": made(seconds=60).run})
+    return exact(rate).model_copy(
+        update={"server": Server(scraped=True, series=found), "run": fake_result(seconds=60).run}
+    )
 
 
 def test_the_autoscalers_target_is_four_fifths_of_the_limit() -> None:
@@ -231,14 +235,14 @@ def test_the_autoscalers_target_is_four_fifths_of_the_limit() -> None:
 
 
 def test_without_vllms_gauges_those_of_sluice_or_the_client_are_used() -> None:
-    ours = sweep(lambda rate: scraped(rate, active=20), SLO, 1, 1, 0.05).autoscaler
-    client = sweep(lambda _: made(seconds=30, rate=4.0, scraped=False), Slo(), 1, 1, 0.05).autoscaler
+    from_sluice = sweep(lambda rate: scraped(rate, active=20), SLO, 1, 1, 0.05).autoscaler
+    from_client = sweep(lambda _: fake_result(seconds=30, rate=4.0, scraped=False), Slo(), 1, 1, 0.05).autoscaler
 
-    assert ours is not None
-    assert client is not None
-    assert (ours.source, ours.running, ours.waiting) == ("sluice_streams_active", 16, 1)
-    assert client.source == "requests in flight, by the client"
-    assert client.running == int(client.running_at_limit * 0.8) > 1
+    assert from_sluice is not None
+    assert from_client is not None
+    assert (from_sluice.source, from_sluice.running, from_sluice.waiting) == ("sluice_streams_active", 16, 1)
+    assert from_client.source == "requests in flight, by the client"
+    assert from_client.running == int(from_client.running_at_limit * 0.8) > 1
 
 
 def test_without_running_requests_there_is_no_target() -> None:
@@ -248,11 +252,11 @@ def test_without_running_requests_there_is_no_target() -> None:
 
 
 def test_every_step_is_reported() -> None:
-    told: list[str] = []
-    sweep(exact, SLO, 1, 2, 0.5, on_step=told.append)
+    sentences: list[str] = []
+    sweep(exact, SLO, 1, 2, 0.5, on_step=sentences.append)
 
-    assert len(told) == 3
-    assert told[0].startswith("1/s: pass; ttft_p90_ms is ")
+    assert len(sentences) == 3
+    assert sentences[0].startswith("1/s: pass; ttft_p90_ms is ")
 
 
 def test_a_written_result_can_be_read_again(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from loadtest.analysis.verdict import judge
 from loadtest.measure.result import Outcome, Server, Summary
 from loadtest.scenario.slo import Slo
-from tests.unit.loadtest.fake_results import EMPTY, distribution, generator, integrity, limit, summary
+from tests.unit.loadtest.fake_results import EMPTY, generator, integrity, latency_stats, limit, summary
 
 QUIET = Server(scraped=False)
 P90 = limit("ttft_p90_ms", "ttft_ms", "p90", 95)
@@ -22,7 +22,7 @@ def test_met_limits_are_a_pass() -> None:
 
 
 def test_a_narrow_miss_shows_its_digits() -> None:
-    found = summary(ttft_ms=distribution([500.04] * 400))
+    found = summary(ttft_ms=latency_stats([500.04] * 400))
     verdict = judge(found, generator(), integrity(), QUIET, Slo(limits=(limit("x", "ttft_ms", "p50", 500),)))
 
     assert verdict.reasons[0].startswith("x is 500.040 ms, limit 500 ms: missed")
@@ -65,7 +65,7 @@ def test_a_limit_without_measurements_is_missed() -> None:
 
 
 def test_one_sample_has_an_interval_without_ends() -> None:
-    verdict = judge(summary(ttft_ms=distribution([5])), generator(), integrity(), QUIET, Slo(limits=(P90,)))
+    verdict = judge(summary(ttft_ms=latency_stats([5])), generator(), integrity(), QUIET, Slo(limits=(P90,)))
 
     assert "from no lower end to no upper end" in verdict.reasons[0]
 

@@ -10,7 +10,7 @@ from loadtest.client.response import TransportEnd
 from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.workload import ReadPlan
-from tests.unit.loadtest.requests import ID, chunk, ending, event, reading, usage
+from tests.unit.loadtest.requests import ID, chunk, ending, event, make_reader, usage
 
 ROLE = event(chunk("", choice={"delta": {"role": "assistant", "content": ""}}))
 TWO = event(chunk("Hello")) + event(chunk(" you"))
@@ -18,21 +18,21 @@ TWO = event(chunk("Hello")) + event(chunk(" you"))
 
 def read(*parts: bytes, end: TransportEnd = TransportEnd.COMPLETE, **changes: object) -> Record:
     """What became of a stream of these parts, the first at 10 ns, the next at 20."""
-    one = reading(**changes)
+    reader = make_reader(**changes)
     for number, part in enumerate(parts, 1):
-        one.on_body(10 * number, part)
-    return one.finish(10 * len(parts) + 1, end)
+        reader.on_body(10 * number, part)
+    return reader.finish(10 * len(parts) + 1, end)
 
 
 def test_a_good_stream_has_all_its_times_and_tokens() -> None:
-    one = reading()
+    reader = make_reader()
     for at_ns, part in ((10, ROLE), (20, event(chunk("Hello"))), (30, event(chunk(" you"))), (40, ending(2))):
-        one.on_body(at_ns, part)
-    record = one.finish(50, TransportEnd.COMPLETE)
+        reader.on_body(at_ns, part)
+    record = reader.finish(50, TransportEnd.COMPLETE)
 
     assert record.error is None, record.detail
     assert record.is_ok
-    assert one.text == "Hello you"
+    assert reader.text == "Hello you"
     assert list(record.content_ns) == [20, 30], "the role's chunk is no content"
     assert (record.first_byte_ns, record.done_ns, record.ended_ns) == (5, 40, 50)
     assert (record.prompt_tokens, record.output_tokens, record.events) == (7, 2, 6)
@@ -133,21 +133,21 @@ def test_each_end_of_a_connection_has_its_error_kind(end: TransportEnd, kind: Er
     ],
 )
 def test_a_refusal_has_its_error_kind_and_message(status: int, kind: ErrorKind) -> None:
-    one = reading()
-    one.on_head(status, "application/json", "r-1")
-    one.on_body(10, orjson.dumps({"error": {"message": "because"}}))
-    record = one.finish(20, TransportEnd.COMPLETE)
+    reader = make_reader()
+    reader.on_head(status, "application/json", "r-1")
+    reader.on_body(10, orjson.dumps({"error": {"message": "because"}}))
+    record = reader.finish(20, TransportEnd.COMPLETE)
 
     assert record.error is kind
     assert record.detail == f"{status}: because"
 
 
 def test_a_stream_needs_the_content_type_of_events() -> None:
-    one = reading()
-    one.on_head(200, "application/json", "r-1")
-    one.on_body(10, b"{}")
+    reader = make_reader()
+    reader.on_head(200, "application/json", "r-1")
+    reader.on_body(10, b"{}")
 
-    assert one.finish(20, TransportEnd.COMPLETE).error is ErrorKind.BAD_EVENT
+    assert reader.finish(20, TransportEnd.COMPLETE).error is ErrorKind.BAD_EVENT
 
 
 def test_a_connection_that_ends_after_done_is_no_error() -> None:
@@ -165,14 +165,20 @@ def test_the_first_error_counts() -> None:
 PROMPT = [300, 301, 302]
 
 
-def said(*ids: int, prompt: list[int] | None = None) -> bytes:
+def tokens_event(*ids: int, prompt: list[int] | None = None) -> bytes:
     more = {"prompt_token_ids": prompt} if prompt is not None else {}
     return event(chunk("x", choice={"token_ids": list(ids)}, **more))
 
 
 def test_every_token_is_compared_with_the_synthetic_engines() -> None:
-    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
-    record = read(said(*due[:1], prompt=PROMPT), said(*due[1:]), ending(4), counts_by_ids=True, is_verified=True)
+    expected = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    record = read(
+        tokens_event(*expected[:1], prompt=PROMPT),
+        tokens_event(*expected[1:]),
+        ending(4),
+        counts_by_ids=True,
+        is_verified=True,
+    )
 
     assert record.error is None, record.detail
     assert record.verified_tokens == 4
@@ -180,9 +186,12 @@ def test_every_token_is_compared_with_the_synthetic_engines() -> None:
 
 
 def test_a_wrong_token_is_found_at_its_position() -> None:
-    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    expected = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
     record = read(
-        said(due[0], due[1], due[3]), counts_by_ids=True, is_verified=True, prompt_start=(PROMPT[0], len(PROMPT))
+        tokens_event(expected[0], expected[1], expected[3]),
+        counts_by_ids=True,
+        is_verified=True,
+        prompt_start=(PROMPT[0], len(PROMPT)),
     )
 
     assert record.error is ErrorKind.WRONG_TOKEN
@@ -190,8 +199,10 @@ def test_a_wrong_token_is_found_at_its_position() -> None:
 
 
 def test_a_lost_token_is_a_wrong_one() -> None:
-    due = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
-    record = read(said(due[0], prompt=PROMPT), said(due[2]), counts_by_ids=True, is_verified=True)
+    expected = deterministic_tokens.tokens(PROMPT[0], len(PROMPT), 4)
+    record = read(
+        tokens_event(expected[0], prompt=PROMPT), tokens_event(expected[2]), counts_by_ids=True, is_verified=True
+    )
 
     assert record.error is ErrorKind.WRONG_TOKEN
 
@@ -224,34 +235,34 @@ def test_a_server_may_drop_a_client_that_does_not_read(end: TransportEnd) -> Non
 
 
 def test_client_stalled_is_no_error_for_a_stalled_client() -> None:
-    told = event({"error": {"code": "client_stalled", "message": "x"}}) + event(b"[DONE]")
+    stalled = event({"error": {"code": "client_stalled", "message": "x"}}) + event(b"[DONE]")
 
-    assert read(TWO + told, read_plan=ReadPlan(ReadMode.STALL)).left_by_plan
-    assert read(TWO + told).error is ErrorKind.SSE_ERROR
+    assert read(TWO + stalled, read_plan=ReadPlan(ReadMode.STALL)).left_by_plan
+    assert read(TWO + stalled).error is ErrorKind.SSE_ERROR
 
 
 def test_a_resumed_stream_goes_on_with_the_next_number() -> None:
-    one = reading(read_plan=ReadPlan(ReadMode.RESUME))
-    one.on_body(10, event(chunk("Hello"), 1) + b"id: 2\ndata: {half")
-    one.on_reconnect()
-    one.on_body(20, event(chunk(" you"), 2) + event(chunk(finish="stop"), 3))
-    one.on_body(30, event({"id": ID, "choices": [], "usage": usage(2)}, 4) + event(b"[DONE]", 5))
-    record = one.finish(40, TransportEnd.COMPLETE)
+    reader = make_reader(read_plan=ReadPlan(ReadMode.RESUME))
+    reader.on_body(10, event(chunk("Hello"), 1) + b"id: 2\ndata: {half")
+    reader.on_reconnect()
+    reader.on_body(20, event(chunk(" you"), 2) + event(chunk(finish="stop"), 3))
+    reader.on_body(30, event({"id": ID, "choices": [], "usage": usage(2)}, 4) + event(b"[DONE]", 5))
+    record = reader.finish(40, TransportEnd.COMPLETE)
 
     assert record.error is None, record.detail
-    assert one.text == "Hello you"
+    assert reader.text == "Hello you"
 
 
 # Answers that are not streamed.
 
 
-def whole(**changes: object) -> bytes:
+def json_response(**changes: object) -> bytes:
     choice = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}
     return orjson.dumps({"id": ID, "choices": [choice], "usage": usage(1), **changes})
 
 
 def test_a_json_response() -> None:
-    record = read(whole()[:20], whole()[20:], stream=False)
+    record = read(json_response()[:20], json_response()[20:], stream=False)
 
     assert record.error is None, record.detail
     assert (record.output_tokens, record.done_ns) == (1, 21)
@@ -263,9 +274,9 @@ def test_a_json_response() -> None:
     [
         (b"{", ErrorKind.BAD_JSON),
         (b"[]", ErrorKind.BAD_EVENT),
-        (whole(choices=[]), ErrorKind.NO_FINISH),
-        (whole(usage=None), ErrorKind.USAGE_MISMATCH),
-        (whole(usage=usage(1000)), ErrorKind.USAGE_MISMATCH),
+        (json_response(choices=[]), ErrorKind.NO_FINISH),
+        (json_response(usage=None), ErrorKind.USAGE_MISMATCH),
+        (json_response(usage=usage(1000)), ErrorKind.USAGE_MISMATCH),
     ],
 )
 def test_each_broken_json_response_has_its_error_kind(body: bytes, kind: ErrorKind) -> None:

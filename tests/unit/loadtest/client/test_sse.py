@@ -30,17 +30,17 @@ EVENTS: list[Event] = [
 ]
 
 
-def split(parts: list[bytes]) -> list[Event]:
-    splitter = SseParser()
-    return [event for part in parts for event in splitter.feed(part)]
+def parse(parts: list[bytes]) -> list[Event]:
+    parser = SseParser()
+    return [event for part in parts for event in parser.feed(part)]
 
 
 @pytest.mark.parametrize("end_of_line", [b"\n", b"\r\n", b"\r"])
 def test_parsing_at_once_and_byte_by_byte_is_the_same(end_of_line: bytes) -> None:
     stream = STREAM.replace(b"\n", end_of_line)
 
-    assert split([stream]) == EVENTS
-    assert split([stream[at : at + 1] for at in range(len(stream))]) == EVENTS
+    assert parse([stream]) == EVENTS
+    assert parse([stream[at : at + 1] for at in range(len(stream))]) == EVENTS
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]))
@@ -49,21 +49,21 @@ def test_splits_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> 
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     parts = [stream[a:b] for a, b in pairwise(places)]
 
-    assert split(parts) == EVENTS
+    assert parse(parts) == EVENTS
 
 
 def test_an_event_comes_with_its_last_byte() -> None:
     """Not with the first one of the next event."""
-    splitter = SseParser()
+    parser = SseParser()
 
-    assert splitter.feed(b"data: a\r\n\r") == [(None, b"a")]
-    assert splitter.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
+    assert parser.feed(b"data: a\r\n\r") == [(None, b"a")]
+    assert parser.feed(b"\ndata: b\r\n\r\n") == [(None, b"b")]
 
 
 def test_an_endless_event_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_LIMIT_BYTES", 100)
-    splitter = SseParser()
-    splitter.feed(b"data: " + b"x" * 90)
+    parser = SseParser()
+    parser.feed(b"data: " + b"x" * 90)
 
     with pytest.raises(EventTooLarge):
-        splitter.feed(b"x" * 90)
+        parser.feed(b"x" * 90)

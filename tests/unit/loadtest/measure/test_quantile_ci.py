@@ -29,13 +29,13 @@ def test_too_few_samples_for_the_lower_bound() -> None:
 @pytest.mark.parametrize(("count", "q"), [(1_000, 0.99), (400, 0.9), (50, 0.5)])
 def test_the_interval_covers_the_true_quantile_as_often_as_promised(count: int, q: float) -> None:
     """Of uniform numbers the q-quantile is q. At least 95 %; the steps of the binomial make it a little more."""
-    dice = random.Random(7)
+    rng = random.Random(7)
     held, tries = 0, 400
     for _ in range(tries):
-        counted = Histogram()
+        histogram = Histogram()
         for _ in range(count):
-            counted.add(round(dice.random() * 1e6))
-        low, high = quantile_interval(counted, q)
+            histogram.add(round(rng.random() * 1e6))
+        low, high = quantile_interval(histogram, q)
         # 0.8 %: the width of a bucket.
         held += low is not None and high is not None and low * 0.992 <= q * 1e6 <= high * 1.008
 

@@ -7,7 +7,7 @@ import pytest
 from loadtest.measure.result import Server
 from loadtest.report import figures
 from loadtest.report.chart import Chart
-from tests.unit.loadtest.fake_results import made
+from tests.unit.loadtest.fake_results import fake_result
 
 
 def named(charts: list[Chart]) -> dict[str, Chart]:
@@ -15,7 +15,7 @@ def named(charts: list[Chart]) -> dict[str, Chart]:
 
 
 def test_a_run_has_its_charts_and_none_is_empty() -> None:
-    charts = figures.timeline_charts(made(errors={"reset": 0.05}))
+    charts = figures.timeline_charts(fake_result(errors={"reset": 0.05}))
 
     assert [chart.title for chart in charts] == [
         "Requests", "In flight", "Output tokens", "Time to first token", "Between tokens (ITL)", "Whole requests (E2E)",
@@ -25,18 +25,18 @@ def test_a_run_has_its_charts_and_none_is_empty() -> None:
 
 
 def test_a_closed_loop_has_no_due_rate() -> None:
-    opened, closed = (named(figures.timeline_charts(made(closed=each)))["Requests"] for each in (False, True))
+    opened, closed = (named(figures.timeline_charts(fake_result(closed=each)))["Requests"] for each in (False, True))
 
     assert [line.name for line in opened.lines] == ["due", "sent", "ended well"]
     assert [line.name for line in closed.lines] == ["sent", "ended well"]
 
 
 def test_a_run_without_errors_has_no_chart_of_them() -> None:
-    assert "Errors" not in named(figures.timeline_charts(made()))
+    assert "Errors" not in named(figures.timeline_charts(fake_result()))
 
 
 def test_many_kinds_of_errors_become_a_few_and_none_is_lost() -> None:
-    result = made(errors={f"kind_{i}": 0.03 for i in range(12)})
+    result = fake_result(errors={f"kind_{i}": 0.03 for i in range(12)})
     chart = named(figures.timeline_charts(result))["Errors"]
     drawn = sum(value or 0 for line in chart.lines for _, value in line.points)
 
@@ -46,7 +46,7 @@ def test_many_kinds_of_errors_become_a_few_and_none_is_lost() -> None:
 
 
 def test_long_runs_are_merged_into_spans_without_loss() -> None:
-    result = made(seconds=3000, rate=1.0, gaps=1)
+    result = fake_result(seconds=3000, rate=1.0, gaps=1)
     chart = named(figures.timeline_charts(result))["Requests"]
     due = chart.lines[0].points
     per_point = 13
@@ -61,7 +61,7 @@ def test_long_runs_are_merged_into_spans_without_loss() -> None:
 
 
 def test_latencies_of_a_second_are_those_of_its_histogram() -> None:
-    result = made()
+    result = fake_result()
     chart = named(figures.timeline_charts(result))["Time to first token"]
     at = next(i for i, each in enumerate(result.timeline) if each.ttft.get("buckets"))
     p50, p99 = (line.points[at][1] for line in chart.lines)
@@ -73,7 +73,7 @@ def test_latencies_of_a_second_are_those_of_its_histogram() -> None:
 
 
 def test_limits_near_the_values_are_drawn() -> None:
-    charts = named(figures.percentile_charts(made()))
+    charts = named(figures.percentile_charts(fake_result()))
 
     assert [rule.label for rule in charts["Between tokens (ITL)"].reference_lines] == ["p99 limit 40 ms"]
     assert charts["Between tokens (ITL)"].y.covers(40)
@@ -81,7 +81,7 @@ def test_limits_near_the_values_are_drawn() -> None:
 
 
 def test_a_percentile_curve_rises_to_the_largest() -> None:
-    result = made()
+    result = fake_result()
     curve = [value for _, value in named(figures.percentile_charts(result))["Time to first token"].lines[0].points]
 
     assert all(one is not None and other is not None and one <= other for one, other in itertools.pairwise(curve))
@@ -89,7 +89,7 @@ def test_a_percentile_curve_rises_to_the_largest() -> None:
 
 
 def test_the_servers_series_are_drawn_in_readable_units() -> None:
-    charts = named(figures.server_charts(made().server, 68, ()))
+    charts = named(figures.server_charts(fake_result().server, 68, ()))
 
     assert [line.name for line in charts["Requests in the server"].lines] == [
         "vLLM running",
@@ -109,7 +109,9 @@ def test_rejections_are_drawn_by_reason_and_only_during_the_run() -> None:
 
 
 def test_warm_up_and_drain_are_shaded() -> None:
-    assert [(band.since, band.until) for band in figures.unmeasured_bands(made(seconds=10, warmup=5, drain=3))] == [
+    assert [
+        (band.since, band.until) for band in figures.unmeasured_bands(fake_result(seconds=10, warmup=5, drain=3))
+    ] == [
         (0, 5),
         (15, 18),
     ]

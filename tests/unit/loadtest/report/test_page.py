@@ -12,7 +12,7 @@ from loadtest.analysis.verdict import judge
 from loadtest.measure.result import Result, Server, Verdict
 from loadtest.report import markdown, page, tables, write
 from loadtest.scenario.slo import Slo
-from tests.unit.loadtest.fake_results import generator, integrity, made, run
+from tests.unit.loadtest.fake_results import fake_result, generator, integrity, run
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`|&{{7*7}}[a](javascript:b)\n# c"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 
 def hostile() -> Result:
-    found = made(seconds=20, errors={HOSTILE: 0.2}, tenants=(HOSTILE, "b"))
+    found = fake_result(seconds=20, errors={HOSTILE: 0.2}, tenants=(HOSTILE, "b"))
     changed = found.model_copy(
         update={
             "run": run(
@@ -70,12 +70,12 @@ def judged(found: Result) -> Result:
 
 
 RUNS = {
-    "plain": lambda: made(seconds=20, cancels=0.2),
-    "nothing ended well": lambda: judged(made(seconds=20, errors={"connect": 1.0}, scraped=False)),
-    "nothing at all": lambda: judged(made(seconds=5, rate=0.0)),
-    "no time line": lambda: made(seconds=5).model_copy(update={"timeline": [], "groups": []}),
-    "one request": lambda: judged(made(seed=0, seconds=3, warmup=0, drain=1, rate=0.25)),
-    "closed loop": lambda: made(seconds=10, closed=True),
+    "plain": lambda: fake_result(seconds=20, cancels=0.2),
+    "nothing ended well": lambda: judged(fake_result(seconds=20, errors={"connect": 1.0}, scraped=False)),
+    "nothing at all": lambda: judged(fake_result(seconds=5, rate=0.0)),
+    "no time line": lambda: fake_result(seconds=5).model_copy(update={"timeline": [], "groups": []}),
+    "one request": lambda: judged(fake_result(seed=0, seconds=3, warmup=0, drain=1, rate=0.25)),
+    "closed loop": lambda: fake_result(seconds=10, closed=True),
     "hostile": hostile,
 }
 
@@ -106,7 +106,7 @@ def test_text_from_outside_is_shown_unchanged() -> None:
 
 
 def test_the_content_security_policy_allows_only_our_script() -> None:
-    text = page.render_run(made(seconds=5))
+    text = page.render_run(fake_result(seconds=5))
     policy = next(attrs["content"] for tag, attrs in Reader(text).elements if "http-equiv" in attrs)
     assert policy is not None
     for tag in ("script", "style"):
@@ -118,7 +118,7 @@ def test_the_content_security_policy_allows_only_our_script() -> None:
 
 
 def test_verdict_reasons_and_numbers_are_on_it() -> None:
-    found = made(seconds=20, errors={"reset": 0.1})
+    found = fake_result(seconds=20, errors={"reset": 0.1})
     text = " ".join("".join(Reader(page.render_run(found)).text).split())
 
     assert "Pass (exit code 0)" in text
@@ -129,7 +129,7 @@ def test_verdict_reasons_and_numbers_are_on_it() -> None:
 
 
 def test_two_files_are_written(tmp_path: Path) -> None:
-    write(made(seconds=5), tmp_path / "new")
+    write(fake_result(seconds=5), tmp_path / "new")
 
     assert (tmp_path / "new/report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert (tmp_path / "new/summary.md").read_text(encoding="utf-8").startswith("## chat: Pass (exit code 0)")
@@ -146,7 +146,7 @@ def test_hostile_text_does_not_break_the_summarys_tables() -> None:
 
 
 def test_a_percentile_of_too_few_values_is_marked() -> None:
-    few, many = made(seconds=20), made(seconds=120, rate=40.0, gaps=2)
+    few, many = fake_result(seconds=20), fake_result(seconds=120, rate=40.0, gaps=2)
 
     assert tables.has_few_samples(tables.latencies(few.summary))
     assert "\\* too few values" in markdown.render_run(few)
@@ -155,7 +155,7 @@ def test_a_percentile_of_too_few_values_is_marked() -> None:
 
 
 def test_jains_index_is_one_for_equal_shares_and_1_by_n_for_one_tenant_alone() -> None:
-    alike = made(seconds=30, tenants=("a", "b"))
+    alike = fake_result(seconds=30, tenants=("a", "b"))
     starved = [
         group.model_copy(update={"summary": group.summary.model_copy(update={"ok": 0} if group.tenant == "a" else {})})
         for group in alike.groups
@@ -167,7 +167,7 @@ def test_jains_index_is_one_for_equal_shares_and_1_by_n_for_one_tenant_alone() -
     assert fair.served == 1
     assert fair.first_token == pytest.approx(1, abs=0.01)
     assert unfair.served == 0.5
-    assert tables.fairness(made(seconds=5, tenants=("a",)).groups) is None
+    assert tables.fairness(fake_result(seconds=5, tenants=("a",)).groups) is None
 
 
 @pytest.mark.parametrize(

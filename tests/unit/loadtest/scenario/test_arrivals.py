@@ -17,14 +17,14 @@ from loadtest.scenario.traces import TraceError
 LENGTH_S = 400.0
 
 
-def made(**given: Any) -> OpenLoop:
+def make_load(**given: Any) -> OpenLoop:
     load: Any = TypeAdapter(Load).validate_python(given)
     assert isinstance(load, OpenLoop)
     return load
 
 
 def times(length_s: float = LENGTH_S, seed: int = 1, **given: Any) -> list[float]:
-    return list(made(**given).arrival_times(seed, length_s))
+    return list(make_load(**given).arrival_times(seed, length_s))
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_schedule_is_ordered_seeded_and_of_the_expected_size(shape: dict[str, Any]) -> None:
     found = times(**shape)
-    expected = made(**shape).expected_count(LENGTH_S, LENGTH_S)
+    expected = make_load(**shape).expected_count(LENGTH_S, LENGTH_S)
 
     assert found == sorted(found)
     assert 0 <= found[0] <= found[-1] < LENGTH_S
@@ -55,7 +55,7 @@ def test_a_schedule_is_ordered_seeded_and_of_the_expected_size(shape: dict[str, 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_arrivals_follow_the_rate(shape: dict[str, Any]) -> None:
     """Quarter by quarter of the run."""
-    found, load = times(**shape), made(**shape)
+    found, load = times(**shape), make_load(**shape)
     for quarter in range(4):
         low, high = quarter * LENGTH_S / 4, (quarter + 1) * LENGTH_S / 4
         expected = load.expected_count(high, LENGTH_S) - load.expected_count(low, LENGTH_S)
@@ -82,7 +82,7 @@ def test_a_varying_rate_can_have_constant_gaps() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_workers_together_send_exactly_the_schedule(shape: dict[str, Any], count: int) -> None:
-    load = made(**shape)
+    load = make_load(**shape)
     parts = [list(worker_share(load.arrival_times(1, 60), index, count)) for index in range(count)]
 
     assert sorted(one for part in parts for one in part) == list(enumerate(load.arrival_times(1, 60)))

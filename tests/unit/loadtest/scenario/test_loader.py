@@ -68,14 +68,14 @@ WRONG: list[tuple[Change, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "said"), WRONG, ids=[said[:40] for _, said in WRONG])
-def test_an_error_names_the_field_the_place_and_the_fix(change: Change, said: str) -> None:
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_an_error_names_the_field_the_place_and_the_fix(change: Change, message: str) -> None:
     document = copy.deepcopy(BASE)
     change(document)
 
     with pytest.raises(ScenarioError) as caught:
         loader.parse(document, "x.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_flat_limits_become_a_list() -> None:
@@ -147,26 +147,26 @@ def test_keys_are_masked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("smok", "There is no scenario named 'smok'. Did you mean `smoke`?"),
         ("nowhere/x.yaml", "The scenario file nowhere/x.yaml does not exist."),
     ],
 )
-def test_a_missing_scenario(name: str, said: str) -> None:
-    with pytest.raises(ScenarioError, match=said.replace("?", r"\?")):
+def test_a_missing_scenario(name: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message.replace("?", r"\?")):
         loader.load(name)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "is not valid YAML (line"), ("[]", "must hold keys such as `load:`")]
+    ("text", "message"), [("a: [", "is not valid YAML (line"), ("[]", "must hold keys such as `load:`")]
 )
-def test_a_file_that_is_not_a_scenario(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_not_a_scenario(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
 
     with pytest.raises(ScenarioError) as caught:
         loader.load(str(tmp_path / "x.yaml"))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("url", [None, "http://m:8001"])
