@@ -1,4 +1,4 @@
-"""A server of a few lines on a real socket, on a thread: each connection is answered by a script."""
+"""A small server on a real socket, on a thread: a script answers each connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: r-9
 
 
 def framed(*parts: bytes) -> bytes:
-    """Chunks of HTTP."""
+    """As chunks of HTTP."""
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
 
 
@@ -24,7 +24,7 @@ GOOD = HEAD + framed(event(chunk("a")), event(chunk("b")), ending(2)) + LAST
 
 
 class Scripted:
-    """Listens until it is closed. `requests` are the bytes of each; `connections` how many there were."""
+    """Listens until it is closed. `requests` are the bytes of each; `connections` is their number."""
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script

@@ -1,4 +1,4 @@
-"""The command as it is where only the server was installed."""
+"""The command in installations without the extra."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_scenarios_are_listed_without_the_extra() -> None:
 @pytest.mark.parametrize("command", ["run", "sweep"])
 @pytest.mark.parametrize("word", ["--api-k", "--api"])
 def test_options_cannot_be_abbreviated(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An abbreviated key would be taken, and not be hidden in the report."""
+    """An abbreviated key would be accepted, and not be masked in the report."""
     with pytest.raises(SystemExit) as left:
         make_parser().parse_args([command, "smoke", "--url", "http://x", word, "hush"])
 

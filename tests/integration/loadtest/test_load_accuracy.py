@@ -1,5 +1,5 @@
-"""The load generator, as a command, against a mock upstream that knows the truth: are its numbers right, does it call
-each fault by its name, and does its exit code say what it found?"""
+"""The load generator, as a command, against a mock upstream that records the ground truth: its numbers are right, each
+fault has its error kind, and the exit code is that of the finding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.measure.result import ErrorKind, Result
 from loadtest.mock.child import MockProcess, running_mock
 from loadtest.mock.plan import MockPlan
 
-# The machine that runs the tests is shared: only the test of accuracy asks whether the generator kept up.
+# The machine is shared: only the test of accuracy requires that the generator keeps up.
 PATIENT = {"lateness_p99_ms": 5000, "loop_lag_p99_ms": 5000, "cpu_share_max": 100, "achieved_share_min": 0.1}
 QUICK = {"ttft_ms": 20, "itl_ms": 5}
 
@@ -44,7 +44,7 @@ def start(folder: Path, url: str, told: dict[str, Any]) -> subprocess.Popen[str]
 
 
 def load(folder: Path, url: str, told: dict[str, Any]) -> tuple[int, Result, str]:
-    """Run it to its end: exit code, document, what it said."""
+    """Run to the end. Returns exit code, result and output."""
     process = start(folder, url, told)
     said, _ = process.communicate(timeout=100)
     file = folder / "out" / "result.json"
@@ -67,7 +67,7 @@ def test_the_reported_times_are_those_of_the_mock(tmp_path: Path) -> None:
         found = run_case(case, tmp_path / str(attempt), *spread)
         if found.mock["start_lateness_ms"]["p99"] < 5 and not found.result.generator.invalid:
             break
-    # Else the machine was too busy, three times, to say anything about the generator.
+    # Otherwise the machine was too busy, three times, for any statement about the generator.
     assert not found.result.generator.invalid
     assert found.result.summary.ok == found.result.summary.requests > 400
 
@@ -78,7 +78,7 @@ def test_the_reported_times_are_those_of_the_mock(tmp_path: Path) -> None:
     assert not found.is_causality_violated
 
 
-# workload -> (the fault that it asks for, what the generator calls it)
+# workload -> (the fault that it asks for, the generator's error kind)
 FAULTS: dict[str, tuple[Any, ErrorKind | None]] = {
     "none": (None, None),
     "http-400": ("http_400", ErrorKind.HTTP_4XX),

@@ -1,4 +1,4 @@
-"""The command from its words to its exit code, with Locust, worker processes and a server of a few lines."""
+"""The command from its arguments to its exit code, with Locust, worker processes and a small server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCENARIO: dict[str, Any] = {
 
 
 def serving(answer: bytes) -> Callable[[socket.socket, bytes], None]:
-    """A server of one model, which says `answer` to whatever it is asked."""
+    """A server of one model, which answers every chat with `answer`."""
 
     def script(sock: socket.socket, request: bytes) -> None:
         if request.startswith(b"GET /v1/models"):
@@ -60,7 +60,7 @@ def server() -> Iterator[Callable[[bytes], Scripted]]:
 
 
 def run(folder: Path, url: str, *flags: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-    """`sluice-load run` in a process of its own, since Locust patches the one it is in."""
+    """`sluice-load run` in a process of its own, since Locust patches the process that imports it."""
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump({**SCENARIO, **changes}))
     words = [sys.executable, "-m", "loadtest.cli", "run", str(file), "--url", url, "--out", str(folder / "out"), *flags]
@@ -124,7 +124,7 @@ class Visitor(SSEUser):
 
 @pytest.mark.parametrize(("answer", "failed"), [(GOOD, False), (HEAD + framed(event(chunk("a"))) + LAST, True)])
 def test_custom_locust_users(server: Callable[[bytes], Scripted], tmp_path: Path, answer: bytes, failed: bool) -> None:
-    """Locust's own tables have one sample for each stream, and its kind of error."""
+    """Locust's own tables have one sample for each stream, and its error kind."""
     (tmp_path / "mine.py").write_text(VISITOR)
     words = [
         "-f",

@@ -1,4 +1,4 @@
-"""Results of runs that never were: a small seeded simulation of a server under load."""
+"""Results of simulated runs: a small seeded model of a server under load."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ METRICS = ("ttft", "itl", "tpot", "e2e")
 
 @dataclass
 class FakeSecond:
-    """What happened in one second."""
-
     due: int = 0
     ended: int = 0
     ok: int = 0
@@ -56,7 +54,7 @@ EMPTY = latency_stats([])
 
 
 def summary(**changes: object) -> Summary:
-    """Of a hundred requests without a fault; `changes` replace fields."""
+    """Of a hundred successful requests; `changes` replace fields."""
     parts: dict[str, object] = {
         **dict.fromkeys(("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"), latency_stats([float(i) for i in range(1, 101)])),
         **dict.fromkeys(("ttft_from_sent_ms", "e2e_from_sent_ms", "max_stall_ms"), EMPTY),
@@ -68,7 +66,7 @@ def summary(**changes: object) -> Summary:
 
 
 def generator(**changes: object) -> Generator:
-    """Of a generator that kept its time."""
+    """Of a generator without lateness."""
     parts: dict[str, object] = {
         "workers": 2, "lateness_ms": latency_stats([0.2] * 99 + [3.0]),
         "loop_lag_ms": latency_stats([0.1] * 99 + [2.0]),
@@ -78,7 +76,7 @@ def generator(**changes: object) -> Generator:
 
 
 def integrity(**changes: object) -> Integrity:
-    """Of streams that were whole and true."""
+    """Of complete and correct streams."""
     parts: dict[str, object] = {
         "checked_streams": 100, "verified_tokens": 5000, "violations": {}, "examples": [], "freed_after_cancels": None,
     }  # fmt: skip
@@ -111,8 +109,8 @@ def fake_result(
     gaps: int = 20,
     tenants: tuple[str, ...] = ("free", "paid"),
 ) -> Result:
-    """A run. `slow`: how many times as long everything takes; `errors`: shares of requests by kind; `gaps`: how many of
-    a stream's gaps differ. The server's speed wanders from second to second, as real ones do."""
+    """A run. `slow`: the factor by which everything takes longer; `errors`: shares of requests by kind; `gaps`: the
+    number of different gaps in a stream. The server's speed varies from second to second, as that of real ones does."""
     rng = random.Random(seed)
     length = warmup + seconds + drain
     clock = [FakeSecond() for _ in range(length + 120)]
@@ -242,7 +240,7 @@ def _server(length: int, in_flight: list[int]) -> Server:
 
 
 def _poisson(rng: random.Random, mean: float) -> int:
-    """Knuth's: multiply uniform numbers until below exp(-mean)."""
+    """Knuth's algorithm: multiply uniform numbers until below exp(-mean)."""
     limit, product, count = exp(-mean), rng.random(), 0
     while product > limit:
         product *= rng.random()

@@ -1,4 +1,4 @@
-"""Requests and answers for the tests of the load generator."""
+"""Requests and responses for the tests of the load generator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ID = "chatcmpl-1"
 
 
 def make_reader(**changes: Any) -> ResponseReader:
-    """The reading of an answer that has just been opened."""
+    """The reader of a response whose head has arrived."""
     request = replace(REQUEST, **changes)
     record = Record(
         0,
@@ -55,7 +55,6 @@ def make_reader(**changes: Any) -> ResponseReader:
 
 
 def event(document: object, number: int | None = None) -> bytes:
-    """One event."""
     data = document if isinstance(document, bytes) else orjson.dumps(document)
     return (b"id: %d\n" % number if number is not None else b"") + b"data: " + data + b"\n\n"
 
@@ -68,10 +67,9 @@ def chunk(content: str | None = None, finish: str | None = None, **more: Any) ->
 
 
 def usage(tokens: int, prompt: int = 7) -> dict[str, Any]:
-    """Usage."""
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
 def ending(tokens: int) -> bytes:
-    """How a stream ends well."""
+    """The end of a successful stream."""
     return event(chunk(finish="stop")) + event({"id": ID, "choices": [], "usage": usage(tokens)}) + event(b"[DONE]")

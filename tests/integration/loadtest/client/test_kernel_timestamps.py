@@ -31,7 +31,7 @@ def test_arrival_times_are_independent_of_the_time_of_reading(pair: tuple[socket
         lags_ms.append((at_ns - sent_ns) / 1e6)
         late_ms.append((time.perf_counter_ns() - sent_ns) / 1e6)
 
-    # The kernel begins to keep account some moments after it was first asked, so not of the first.
+    # The kernel begins to record arrival times some moments after it was enabled, so not that of the first bytes.
     assert sorted(lags_ms)[10] < 2 < 10 <= min(late_ms)
     assert min(lags_ms) > -0.1, "no effect before its cause"
 

@@ -1,4 +1,5 @@
-"""Requests over real sockets: times, timeouts, ends of connections, and clients who leave, stop, crawl or come back."""
+"""Requests over real sockets: times, timeouts, ends of connections, and clients that abort, stall, read slowly or
+resume."""
 
 from __future__ import annotations
 
@@ -106,7 +107,7 @@ def test_a_connection_that_the_server_closed_is_not_reused(serve: Serve) -> None
 
 
 def test_gaps_are_those_of_the_server(serve: Serve) -> None:
-    """Accuracy, not speed: what it waited is what is measured, to 15 ms on a machine that does other things, too."""
+    """Accuracy, not speed: the measured gaps equal the server's waits, to 15 ms on a shared machine."""
 
     def slowly(sock: socket.socket, _: bytes) -> None:
         time.sleep(0.1)
@@ -133,7 +134,7 @@ def says(*parts: bytes, then: Callable[[socket.socket], object]) -> Script:
     def script(sock: socket.socket, _: bytes) -> None:
         for part in parts:
             sock.sendall(part)
-        # What was sent is to be read before what comes then.
+        # The client reads the bytes sent before the next step.
         time.sleep(0.05)
         then(sock)
 
@@ -188,7 +189,7 @@ def test_a_server_without_tls(serve: Serve) -> None:
 
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate that nobody has signed."""
+    """A server's side of TLS, with a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -267,7 +268,7 @@ def test_an_aborted_connection_is_not_reused(serve: Serve) -> None:
 
 def test_a_stalled_reader_pauses_and_then_reads_the_rest(serve: Serve) -> None:
     plan = ReadPlan(ReadMode.STALL, after_events=3, pause_s=0.5)
-    # Its pause is longer than the server may be silent; that is not the server's silence.
+    # The pause is longer than the idle timeout, which counts the server's silence only.
     record = ask(serve(trickle(20)).url, plan, replace_idle(0.3))
 
     assert record.error is None, record.detail
@@ -280,7 +281,7 @@ def replace_idle(seconds: float) -> Timeouts:
 
 
 def test_a_slow_reader_blocks_the_servers_writes(serve: Serve) -> None:
-    """150 KB at 100 KB/s: the server can send no faster than that, beyond what the kernel holds."""
+    """150 KB at 100 KB/s: the server cannot send faster, beyond the kernel's buffers."""
     took: list[float] = []
 
     def much(sock: socket.socket, _: bytes) -> None:

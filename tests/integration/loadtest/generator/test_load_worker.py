@@ -1,4 +1,4 @@
-"""A worker's part of a run against a real socket: an open loop stays open, a closed one waits, the drain ends."""
+"""A worker against a real socket: an open loop does not wait, a closed one does, and the drain ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def good(sock: socket.socket, _: bytes) -> None:
 
 def never(sock: socket.socket, _: bytes) -> None:
     sock.sendall(HEAD)
-    # Until the client goes.
+    # Until the client closes the connection.
     sock.recv(1)
 
 
@@ -86,7 +86,7 @@ def test_every_arrival_is_sent_and_recorded_once(run: Run, tmp_path: Path) -> No
 
 
 def test_an_open_loop_does_not_wait_for_responses(run: Run) -> None:
-    """Nothing is ever answered, and arrivals go on; at the end of the drain all of them have failed."""
+    """The server never answers, and arrivals go on; at the end of the drain all requests have failed."""
     host, records = run(never)
 
     assert len(records) == 23
@@ -133,5 +133,5 @@ def test_a_precise_timer_wakes_on_time() -> None:
     alarm.close()
 
     assert min(rang) >= 0
-    # The middle one, since others use the machine; gevent's own sleep is late by 0.8 ms.
+    # The median, since the machine is shared; gevent's own sleep is late by 0.8 ms.
     assert sorted(rang)[10] < 700_000

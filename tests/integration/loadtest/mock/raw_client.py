@@ -1,4 +1,4 @@
-"""The mock over a raw socket, byte by byte."""
+"""A client of the mock over a raw socket, byte by byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Answer:
-    """What came until the connection ended; `events` are what stood behind `data: `."""
+    """The bytes until the connection ended; `events` are the data of the events."""
 
     status: int
     head: str
@@ -45,7 +45,7 @@ class Answer:
 
 
 def begin(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **body: Any) -> Raw:
-    """Send a request that asks for the end of the connection behind its answer."""
+    """Send a request with `Connection: close`."""
     asked = {"stream": True, "max_tokens": 8, "stream_options": {"include_usage": True}}
     asked |= {"messages": [{"role": "user", "content": "one two three"}]} if path == CHAT else {"prompt": [300, 1, 2]}
     return Raw(port, request_bytes(asked | body, path, {"Connection": "close", **(headers or {})}))
@@ -79,5 +79,5 @@ def ask(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **bo
 
 
 def ask_with_fault(port: int, kind: str, path: str = TEXT, **fault: Any) -> Answer:
-    """The answer to a request that asks for that fault."""
+    """The answer to a request that asks for a fault."""
     return ask(port, path, {"X-Mock-Fault": json.dumps({"kind": kind, **fault})})

@@ -1,4 +1,4 @@
-"""What the mock says when nothing goes wrong."""
+"""The mock's answers without faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each way to go wrong, over a raw socket."""
+"""Each fault, over a raw socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TESTED: set[str] = set()
 
 
 def fault(*kinds: str) -> pytest.MarkDecorator:
-    """For the last test of this file, which looks whether all are there."""
+    """Records the kinds for the last test of this file, which checks that all are tested."""
     TESTED.update(kinds)
     return pytest.mark.parametrize("kind", kinds)
 
@@ -37,7 +37,7 @@ def test_a_status(mock: MockProcess, kind: str) -> None:
 def test_a_cut_within_an_event(mock: MockProcess, kind: str, path: str, rst: bool) -> None:
     raw = begin(mock.port, path, {"X-Mock-Fault": json.dumps({"kind": kind, "after": 2, "byte": 9, "rst": rst})})
     raw.read_until(b'" 1"')
-    # What has arrived is read before the RST could discard it.
+    # The bytes that have arrived are read before the RST could discard them.
     answer = finish(raw)
 
     assert answer.reset == rst

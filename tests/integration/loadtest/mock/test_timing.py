@@ -1,4 +1,4 @@
-"""The mock keeps to its plan, and its truth says so. Times are compared by their medians: the machine is shared."""
+"""The mock keeps to its plan and records the truth. Times are compared by their medians: the machine is shared."""
 
 from __future__ import annotations
 

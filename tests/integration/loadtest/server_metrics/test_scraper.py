@@ -1,4 +1,4 @@
-"""Against a real HTTP server on loopback, whose page the test writes."""
+"""The scraper against a real HTTP server on loopback, whose page the test writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = {"Authorization": "Bearer k"}
 
 
 class Pages:
-    """What the server answers with: `page` is asked at each request; an int is a status."""
+    """`page` is called at each request; an int is a status."""
 
     def __init__(self) -> None:
         self.page: Callable[[], str | int] = lambda: ""

@@ -18,7 +18,7 @@ def test_student_t_quantiles_equal_published_tables(q: float, degrees: float, va
 
 
 def seconds(*values: float, stage: str = "measure") -> list[TimelineSecond]:
-    """One second for each, with ten times of so many milliseconds."""
+    """One second for each value, with ten samples of that many milliseconds."""
     seconds_: list[TimelineSecond] = []
     for at, value in enumerate(values):
         histogram = Histogram()
@@ -36,7 +36,7 @@ def test_resamples_have_the_length_of_the_run_and_no_preferred_second() -> None:
 
 
 def test_whole_blocks_are_resampled() -> None:
-    """Whatever second was drawn, its neighbour was, too, nine times of ten."""
+    """If a second was drawn, its neighbour was drawn, too, nine times of ten."""
     weights = Resamples.from_timeline(seconds(*range(1, 101)), 1).weights
     together = np.minimum(weights, np.roll(weights, 1, axis=1)).sum() / weights.sum()
 

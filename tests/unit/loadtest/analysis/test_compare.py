@@ -20,14 +20,14 @@ def row(found: Comparison, name: str) -> Row:
 
 @pytest.fixture(scope="module")
 def alike() -> list[Comparison]:
-    """A server against itself, with other requests each time, so often that the intervals can be counted."""
+    """A server against itself, with other requests each time, often enough to count the intervals."""
     runs = [fake_result(seed, seconds=40, gaps=2, errors={"reset": 0.02}) for seed in range(2 * PAIRS)]
     return [compare(a, b) for a, b in zip(runs[::2], runs[1::2], strict=True)]
 
 
 def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> None:
-    """Fourteen numbers are looked at each time, and one of twenty comparisons may be wrong in any of them (ten of these
-    200 are). The limit leaves room for two standard errors of so many comparisons."""
+    """Each comparison has fourteen numbers, and one of twenty comparisons may be wrong in any of them (ten of these 200
+    are). The limit leaves room for two standard errors of that many comparisons."""
     assert sum(found.has_regressed for found in alike) <= PAIRS * 0.08
 
 
@@ -35,8 +35,8 @@ def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> 
     "name", ["TTFT p50", "TTFT p90", "ITL p50", "ITL p99", "TPOT p50", "E2E p90", "output tokens", "error rate"]
 )
 def test_intervals_cover_the_truth_about_as_often_as_promised(alike: list[Comparison], name: str) -> None:
-    """The truth is a ratio of 1 and a difference of 0. Forty seconds in stretches of seven are few: 95 % is the aim,
-    and 90 % is what such short runs must reach."""
+    """The truth is a ratio of 1 and a difference of 0. Forty seconds in blocks of seven are few: 95 % is the aim, and
+    90 % is the requirement for such short runs."""
     held = 0
     for found in alike:
         each = row(found, name)
@@ -168,7 +168,7 @@ def test_integrity_errors_are_a_warning() -> None:
 
 
 def test_events_of_a_single_second_have_no_interval() -> None:
-    """Most draws lack that second, so there is no telling how much it may vary."""
+    """Most resamples lack that second, so its variation is unknown."""
     whole = fake_result(1, seconds=120, gaps=20)
     bare = [each if each.t_s == 60 else each.model_copy(update={"itl": {}}) for each in whole.timeline]
     found = row(compare(whole, whole.model_copy(update={"timeline": bare})), "ITL p50")

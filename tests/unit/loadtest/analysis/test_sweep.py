@@ -1,4 +1,5 @@
-"""With a queue whose limit is known: M/M/1, where waiting for longer than t has the chance a/m * exp((a - m) * t)."""
+"""With a queue whose limit is known: M/M/1, where the probability of waiting for longer than t is a/m * exp((a - m) *
+t)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ EMPTY = fake_result(seconds=2, rate=0.0)
 
 
 def wait_ms(rate: float, q: float) -> float:
-    """The q-quantile of waiting."""
+    """The q-quantile of the wait."""
     busy = rate / SERVED
     return max(0.0, log((1 - q) / busy) / (rate - SERVED)) * 1000 if busy < 1 else 60_000.0
 
@@ -50,7 +51,7 @@ def result(rate: float, waits_ms: list[float], **changes: object) -> Result:
 
 
 def exact(rate: float) -> Result:
-    """A run without chance in it."""
+    """A run without randomness."""
     return result(rate, [wait_ms(rate, (i + 0.5) / 1000) for i in range(1000)])
 
 
@@ -80,7 +81,7 @@ def test_the_limit_is_found_to_the_precision_asked_for(low: float, precision: fl
     found = sweep(exact, SLO, low, 100, precision)
 
     assert found.limit is not None
-    # 0.8 %: the histogram's.
+    # 0.8 %: the precision of the histogram.
     assert found.limit * 0.99 <= TRUE <= found.limit * (1 + precision) * 1.01
     assert found.notes == []
     assert [step.rate for step in found.steps].count(found.limit) == 2
@@ -98,7 +99,7 @@ def test_a_search_costs_few_runs() -> None:
 
 
 def test_a_miss_is_measured_once_more() -> None:
-    """A hiccup at the third step is no limit."""
+    """A hiccup at the third step is not the limit."""
     rates: list[float] = []
 
     def measure(rate: float) -> Result:
@@ -113,7 +114,7 @@ def test_a_miss_is_measured_once_more() -> None:
 
 
 def test_a_rate_that_passed_by_chance_is_withdrawn() -> None:
-    """The rate that is found is measured again; here it passed once, and never after."""
+    """The rate that is found is measured again; here it passes once, and never after."""
     seen: dict[float, int] = {}
 
     def measure(rate: float) -> Result:
@@ -143,8 +144,8 @@ def test_too_many_withdrawn_rates_end_the_search() -> None:
 
 
 def test_no_rate_above_a_failed_one_is_the_limit() -> None:
-    """A server that is bad between 5 and 7 and good again at 8: the search passes 8 and then finds 16 bad, and what it
-    says is only what it measured."""
+    """A server that is bad between 5 and 7 and good again at 8: the search passes 8, finds 16 bad, and reports only
+    measured rates."""
     found = sweep(lambda rate: exact(50.0 if 5 < rate < 7 else rate), SLO, 1, 100, 0.05)
 
     failed = [step.rate for step in found.steps if step.outcome != Outcome.PASS]

@@ -1,4 +1,4 @@
-"""The comparison with the truth finds what is wrong: a run whose numbers are right, then spoiled one by one."""
+"""The comparison with the ground truth finds every error: a run with correct numbers, then spoiled one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STREAMS, EVENTS, GAP_NS, TTFT_NS = 200, 20, 40_000_000, 150_000_000
 
 
 def truth() -> GroundTruth:
-    """A stream every 50 ms from the start on, each of 20 tokens."""
+    """A stream every 50 ms, each of 20 tokens."""
     records = []
     for number in range(STREAMS):
         arrived_ns = BEGAN_NS + number * 50_000_000
@@ -27,14 +27,14 @@ def truth() -> GroundTruth:
 
 
 def line(record: TrueRecord, late_us: int = 0) -> dict[str, Any]:
-    """What an exact client writes down of it."""
+    """The log line of an exact client."""
     sent_us = (record.arrived_ns - TRANSIT_NS - BEGAN_NS) // 1000
     first_us = (record.sent_ns[0] + TRANSIT_NS - BEGAN_NS) // 1000
     return {"id": record.id, "intended_us": sent_us, "sent_us": sent_us, "first_content_us": first_us + late_us}
 
 
 def result(found: list[MatchedRequest], ground_truth: GroundTruth, **changes: object) -> Result:
-    """The document of a client that measures exactly, from second 2 to 8."""
+    """The result of a client that measures exactly, from second 2 to 8."""
     ttfts = fake_results.latency_stats(
         [(pair.line["first_content_us"] - pair.line["sent_us"]) / 1000 for pair in found]
     )
@@ -55,7 +55,7 @@ def result(found: list[MatchedRequest], ground_truth: GroundTruth, **changes: ob
 
 
 def check(lines: list[dict[str, Any]], ground_truth: GroundTruth, **changes: object) -> set[str]:
-    """The names of the numbers that are missed."""
+    """The metrics of the missed figures."""
     run = fake_results.run(warmup_s=2.0, duration_s=6.0)
     found = match_requests(fake_results.fake_result().model_copy(update={"run": run}), lines, ground_truth)
     return {

@@ -1,4 +1,4 @@
-"""Reading an answer: what is counted, and that every untruth is found and has its name."""
+"""The reader of responses: its counts, and an error kind for every violation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TWO = event(chunk("Hello")) + event(chunk(" you"))
 
 
 def read(*parts: bytes, end: TransportEnd = TransportEnd.COMPLETE, **changes: object) -> Record:
-    """What became of a stream of these parts, the first at 10 ns, the next at 20."""
+    """The record of a stream of these parts, the first at 10 ns, the next at 20."""
     reader = make_reader(**changes)
     for number, part in enumerate(parts, 1):
         reader.on_body(10 * number, part)
@@ -253,7 +253,7 @@ def test_a_resumed_stream_goes_on_with_the_next_number() -> None:
     assert reader.text == "Hello you"
 
 
-# Answers that are not streamed.
+# Responses that are not streamed.
 
 
 def json_response(**changes: object) -> bytes:
@@ -284,7 +284,7 @@ def test_each_broken_json_response_has_its_error_kind(body: bytes, kind: ErrorKi
 
 
 def test_every_kind_of_error_is_tested_somewhere() -> None:
-    """Those of this file; a dropped arrival is the host's."""
+    """Those of this file; `test_load_worker` tests dropped arrivals."""
     here = {kind for kind, _, _ in BROKEN} | {ErrorKind.WRONG_TOKEN, ErrorKind.DROPPED_ARRIVAL}
     ends = {"truncated", "reset", "connect", "tls", "timeout_first", "timeout_idle", "deadline"}
     statuses = {"http_4xx", "http_429", "http_503_shed", "http_5xx"}

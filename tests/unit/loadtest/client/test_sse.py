@@ -1,4 +1,4 @@
-"""Splitting bytes into events, wherever they are cut."""
+"""Parsing bytes into events, wherever they are split."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_splits_anywhere_change_nothing(cuts: list[int], end_of_line: bytes) -> 
 
 
 def test_an_event_comes_with_its_last_byte() -> None:
-    """Not with the first one of the next event."""
+    """Not with the first byte of the next event."""
     parser = SseParser()
 
     assert parser.feed(b"data: a\r\n\r") == [(None, b"a")]

@@ -1,4 +1,4 @@
-"""Tallies: what counts where, and that the sum over workers is what one worker would have counted."""
+"""Aggregates: the place where each event counts, and the equality of merged workers and a single one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DUE = 102 * SECOND + 500 * MS
 
 
 def record(due_ns: int = DUE, gaps_ms: tuple[float, ...] = (10, 20), **changes: Any) -> Record:
-    """A stream: begun 1 ms late, sent 1 ms later, its first token 100 ms after that, then gaps."""
+    """A stream: started 1 ms late, sent 1 ms later, its first token 100 ms after that, then gaps."""
     stats = Record(1, 1, "chat", "anna", "m", True, ReadMode.PLAIN, due_ns)
     stats.started_ns, stats.sent_ns = due_ns + MS, due_ns + 2 * MS
     at_ns = stats.sent_ns + 100 * MS
@@ -164,7 +164,7 @@ def test_counting_a_long_stream_yields_to_the_loop() -> None:
 
 
 def test_merged_workers_equal_a_single_one() -> None:
-    """In pieces, too: workers report what is new every three seconds."""
+    """In several reports, too: workers report the increase every three seconds."""
     rng = Random(1)
     records = [
         record(

@@ -19,7 +19,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Reader(HTMLParser):
-    """The elements of a page; fails where tags do not match."""
+    """Collects the elements of a page; fails where tags do not match."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

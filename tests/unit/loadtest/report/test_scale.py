@@ -10,7 +10,7 @@ POSITIVE = st.floats(1e-3, 1e9)
 
 
 def check(axis: Axis, values: list[float]) -> None:
-    """What holds of every axis: it covers its values, and its ticks stand on it, in order, with labels that differ."""
+    """Invariants of every axis: it covers its values, and its ticks are on it, in order, with different labels."""
     ticks = axis.ticks()
     assert all(axis.covers(value) for value in values)
     assert 2 <= len(ticks) <= 16

@@ -1,4 +1,4 @@
-"""Schedules: as many arrivals as asked for, at their times, the same for the same seed; dealing loses none."""
+"""Schedules: the expected number of arrivals, at their times, the same for the same seed; worker shares lose none."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_schedule_is_ordered_seeded_and_of_the_expected_size(shape: dict[str, 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_arrivals_follow_the_rate(shape: dict[str, Any]) -> None:
-    """Quarter by quarter of the run."""
+    """By quarters of the run."""
     found, load = times(**shape), make_load(**shape)
     for quarter in range(4):
         low, high = quarter * LENGTH_S / 4, (quarter + 1) * LENGTH_S / 4

@@ -1,4 +1,4 @@
-"""Scenarios: the ready ones are right, wrong ones say where and what to do."""
+"""Scenarios: the built-in ones are valid, errors name the place and the fix."""
 
 from __future__ import annotations
 
@@ -171,5 +171,5 @@ def test_a_file_that_is_not_a_scenario(tmp_path: Path, text: str, message: str) 
 
 @pytest.mark.parametrize("url", [None, "http://m:8001"])
 def test_the_servers_metrics_may_have_another_url(url: str | None, tmp_path: Path) -> None:
-    """On a management port, to which the server's own URL does not lead."""
+    """On a management port, at another URL than the server's."""
     assert loader.load(scenario_file(tmp_path), {"metrics_url": url}).scenario.metrics_url == url

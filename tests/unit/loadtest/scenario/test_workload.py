@@ -1,4 +1,4 @@
-"""What is asked: the lengths that were wanted, the same for the same seed and number, history and all."""
+"""Generated requests: their lengths, the same for the same seed and number, with their history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOW = Arrival(0.0)
 def make_factory(
     server_info: ServerInfo | None = None, keys: dict[str, str] | None = None, **changes: Any
 ) -> RequestFactory:
-    """The work of one workload (`w`), or of what `changes` say."""
+    """The factory of one workload (`w`), or of the workloads in `changes`."""
     factory = {"name": "w", **changes.pop("workload", {})}
     document = {"name": "x", "load": {"kind": "poisson", "rate": 1}, "workloads": [factory], **changes}
     return RequestFactory(parse(document, "here"), server_info or ServerInfo("m"), keys or {})
