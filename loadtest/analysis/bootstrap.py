@@ -67,26 +67,26 @@ class Resamples:
         if not buckets:
             return [np.full(len(self.weights), np.nan) for _ in shares]
         column = {bucket: at for at, bucket in enumerate(buckets)}
-        counted = np.zeros((len(self.cells), len(buckets)))
+        counts = np.zeros((len(self.cells), len(buckets)))
         for row, second in enumerate(histograms):
             for bucket, count in second.items():
-                counted[row, column[bucket]] += count
-        below = np.cumsum(self.weights @ counted, axis=1)
+                counts[row, column[bucket]] += count
+        below = np.cumsum(self.weights @ counts, axis=1)
         values = np.array([bucket_middle(bucket) / 1000 for bucket in buckets])
-        drawn = below[:, -1]
-        found = []
+        totals = below[:, -1]
+        quantiles_ = []
         for q in shares:
-            ranks = np.maximum(1, np.ceil(q * drawn - 1e-9))
-            found.append(np.where(drawn > 0, values[np.argmax(below >= ranks[:, None], axis=1)], np.nan))
-        return found
+            ranks = np.maximum(1, np.ceil(q * totals - 1e-9))
+            quantiles_.append(np.where(totals > 0, values[np.argmax(below >= ranks[:, None], axis=1)], np.nan))
+        return quantiles_
 
     def per_second(self, values: Sequence[float]) -> FloatArray:
         """The mean over the seconds, in each resample."""
         return self._sums(values) / self._sums([1.0] * len(values))
 
-    def share(self, part: Sequence[float], whole: Sequence[float]) -> FloatArray:
+    def share(self, dividends: Sequence[float], divisors: Sequence[float]) -> FloatArray:
         """The quotient of two sums in each resample; zero where the divisor is."""
-        top, bottom = self._sums(part), self._sums(whole)
+        top, bottom = self._sums(dividends), self._sums(divisors)
         return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
     def _sums(self, values: Sequence[float]) -> FloatArray:
@@ -95,14 +95,14 @@ class Resamples:
         return self.weights @ np.array(cells, dtype=np.float64)
 
 
-def bootstrap_interval(drawn: FloatArray, blocks: float) -> tuple[float, float] | None:
+def bootstrap_interval(values: FloatArray, blocks: float) -> tuple[float, float] | None:
     """The 95 % interval of resampled values from that many independent blocks; None if there are too few of either."""
-    known = drawn[np.isfinite(drawn)]
-    if blocks < BLOCKS_MIN or len(known) < _DEFINED_SHARE * _DRAWS:
+    defined = values[np.isfinite(values)]
+    if blocks < BLOCKS_MIN or len(defined) < _DEFINED_SHARE * _DRAWS:
         return None
-    wide = sqrt(blocks / (blocks - 1)) * student_t_quantile((1 + CONFIDENCE) / 2, blocks - 1)
-    tail = NormalDist().cdf(-wide)
-    low, high = np.quantile(known, [tail, 1 - tail])
+    width = sqrt(blocks / (blocks - 1)) * student_t_quantile((1 + CONFIDENCE) / 2, blocks - 1)
+    tail = NormalDist().cdf(-width)
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -130,9 +130,9 @@ def _draw_weights(cells: int, length: int, seed: int) -> FloatArray:
 
 
 def _buckets(cell: Sequence[TimelineSecond], metric: str) -> dict[int, int]:
-    whole: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for second in cell:
         packed: Mapping[str, Any] = getattr(second, metric)
         for bucket, count in packed.get("buckets", ()):
-            whole[bucket] = whole.get(bucket, 0) + count
-    return whole
+            counts[bucket] = counts.get(bucket, 0) + count
+    return counts

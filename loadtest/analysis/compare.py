@@ -38,32 +38,32 @@ def _latencies(a: Result, b: Result, draws: tuple[Resamples, Resamples], toleran
     shares = [q for _, q in _QUANTILES]
     for name, metric in _METRICS:
         before, after = (merged_histogram(_measured_seconds(run), metric) for run in (a, b))
-        fewest = min(before.count, after.count)
-        drawn = zip(draws[0].quantiles(metric, shares), draws[1].quantiles(metric, shares), strict=True)
-        for (label, q), (one, other) in zip(_QUANTILES, drawn, strict=True):
+        smallest_count = min(before.count, after.count)
+        resampled = zip(draws[0].quantiles(metric, shares), draws[1].quantiles(metric, shares), strict=True)
+        for (label, q), (before_drawn, after_drawn) in zip(_QUANTILES, resampled, strict=True):
             values: Pair = (before.quantile_ms(q), after.quantile_ms(q))
-            if fewest < samples_needed(q):
-                why = f"from {fewest} values, {samples_needed(q)} are needed"
+            if smallest_count < samples_needed(q):
+                why = f"from {smallest_count} values, {samples_needed(q)} are needed"
                 yield Row(f"{name} {label}", "ms", *values, Trend.UNKNOWN, why=why)
             else:
-                yield _ratio(f"{name} {label}", "ms", values, other / one, draws, tolerance)
+                yield _ratio(f"{name} {label}", "ms", values, after_drawn / before_drawn, draws, tolerance)
 
 
 def _tokens(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Row:
-    before, after = ([float(each.output_tokens) for each in _measured_seconds(run)] for run in (a, b))
+    before, after = ([float(second.output_tokens) for second in _measured_seconds(run)] for run in (a, b))
     values: Pair = (_mean(before), _mean(after))
-    drawn = draws[1].per_second(after) / draws[0].per_second(before) if all(values) else None
-    return _ratio("output tokens", "/s", values, drawn, draws, tolerance, more_is_better=True)
+    resampled = draws[1].per_second(after) / draws[0].per_second(before) if all(values) else None
+    return _ratio("output tokens", "/s", values, resampled, draws, tolerance, more_is_better=True)
 
 
 def _ratio(
-    name: str, unit: Literal["ms", "/s"], values: Pair, drawn: FloatArray | None, draws: tuple[Resamples, Resamples],
-    tolerance: float, *, more_is_better: bool = False,
+    name: str, unit: Literal["ms", "/s"], values: Pair, resampled: FloatArray | None,
+    draws: tuple[Resamples, Resamples], tolerance: float, *, more_is_better: bool = False,
 ) -> Row:  # fmt: skip
     before, after = values
-    if drawn is None or not before or after is None:
+    if resampled is None or not before or after is None:
         return Row(name, unit, *values, Trend.UNKNOWN, why="nothing to compare")
-    ends = bootstrap_interval(drawn, _blocks(draws))
+    ends = bootstrap_interval(resampled, _blocks(draws))
     if ends is None:
         return Row(name, unit, *values, Trend.UNKNOWN, after / before, why=_too_few_reason(draws))
     low, high = ends
@@ -79,26 +79,26 @@ def _ratio(
 
 def _errors(a: Result, b: Result, draws: tuple[Resamples, Resamples], tolerance: float) -> Row:
     rates: list[float | None] = []
-    drawn: list[FloatArray] = []
-    for run, draw in zip((a, b), draws, strict=True):
-        failed = [float(sum(each.errors.values())) for each in _measured_seconds(run)]
-        ended = [each.ok + count for each, count in zip(_measured_seconds(run), failed, strict=True)]
+    resampled: list[FloatArray] = []
+    for run, resamples in zip((a, b), draws, strict=True):
+        failed = [float(sum(second.errors.values())) for second in _measured_seconds(run)]
+        ended = [second.ok + count for second, count in zip(_measured_seconds(run), failed, strict=True)]
         rates.append(sum(failed) / sum(ended) if sum(ended) else None)
-        drawn.append(draw.share(failed, ended))
+        resampled.append(resamples.share(failed, ended))
     before, after = rates
     if before is None or after is None:
         return Row("error rate", "%", before, after, Trend.UNKNOWN, why="nothing to compare")
-    ends = bootstrap_interval(drawn[1] - drawn[0], _blocks(draws))
+    ends = bootstrap_interval(resampled[1] - resampled[0], _blocks(draws))
     if ends is None:
         return Row("error rate", "%", before, after, Trend.UNKNOWN, after - before, why=_too_few_reason(draws))
     low, high = ends
-    slack = tolerance * before
-    if low > slack:
+    tolerated = tolerance * before
+    if low > tolerated:
         trend = Trend.REGRESSED
-    elif high < -slack:
+    elif high < -tolerated:
         trend = Trend.IMPROVED
     else:
-        trend = Trend.SAME if -slack <= low and high <= slack else Trend.UNCLEAR
+        trend = Trend.SAME if -tolerated <= low and high <= tolerated else Trend.UNCLEAR
     why = _tendency(trend, low > 0, high < 0, more_is_better=False)
     return Row("error rate", "%", before, after, trend, after - before, low, high, why)
 
@@ -119,14 +119,14 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
             yield f"streams of run {name} were incomplete or incorrect"
     if a.run.scenario_yaml != b.run.scenario_yaml:
         yield "the scenarios differ, so more than the server may have changed"
-    for what, one, other in (
+    for what, before, after in (
         ("seeds", a.run.seed, b.run.seed),
         ("machines", a.run.machine, b.run.machine),
         ("models", a.run.model, b.run.model),
         ("asked rates", a.summary.asked_rps, b.summary.asked_rps),
     ):
-        if one != other:
-            yield f"the {what} differ: {one} and {other}"
+        if before != after:
+            yield f"the {what} differ: {before} and {after}"
     for what in sorted({*a.run.versions, *b.run.versions}):
         before, after = a.run.versions.get(what, "none"), b.run.versions.get(what, "none")
         if before != after:
@@ -134,7 +134,7 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
 
 
 def _measured_seconds(run: Result) -> list[TimelineSecond]:
-    return [each for each in run.timeline if each.stage == "measure"]
+    return [second for second in run.timeline if second.stage == "measure"]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -87,9 +87,9 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The result in a sentence."""
-        worse = [row.name for row in self.rows if row.trend == Trend.REGRESSED]
-        if worse:
-            return f"Regressed: {', '.join(worse)}"
+        regressed = [row.name for row in self.rows if row.trend == Trend.REGRESSED]
+        if regressed:
+            return f"Regressed: {', '.join(regressed)}"
         if all(row.trend == Trend.UNKNOWN for row in self.rows):
             return "Nothing could be compared"
         unclear = sum(row.trend == Trend.UNCLEAR for row in self.rows)
@@ -115,14 +115,14 @@ class Comparison:
             ).rstrip()
             for row in cells
         ]
-        parts = [*(f"warning: {each}" for each in self.warnings), *lines, "", self.method, self.headline]
+        parts = [*(f"warning: {warning}" for warning in self.warnings), *lines, "", self.method, self.headline]
         return "\n".join(parts) + "\n"
 
     def markdown(self) -> str:
         """For the page of a CI job."""
         parts = [
             f"## {self.headline}",
-            "\n".join(f"- warning: {escape(each)}" for each in self.warnings),
+            "\n".join(f"- warning: {escape(warning)}" for warning in self.warnings),
             table(_HEAD, [row.cells() for row in self.rows]),
             escape(self.method),
         ]
@@ -145,8 +145,8 @@ class Comparison:
         centre = 0.0 if row.is_difference else 1.0
         slack = self.tolerance * (row.a or 0.0) if row.is_difference else self.tolerance
         # All ratios share an axis, so that they can be compared by eye; shares are of another kind.
-        alike = [each for each in self.rows if each.is_difference == row.is_difference]
-        span = max(abs(end - centre) for each in alike for end in (each.low, each.high) if end is not None)
+        same_kind = [row_ for row_ in self.rows if row_.is_difference == row.is_difference]
+        span = max(abs(end - centre) for row_ in same_kind for end in (row_.low, row_.high) if end is not None)
         text = f"{row.name}: {row.cells()[3]}, 95 % interval {row.cells()[4]}"
         # A single outlier must not compress the others.
         span = max(min(span, 1.0), 2 * slack, 1e-9)

@@ -140,18 +140,18 @@ class _Search:
 
     def notes(self) -> list[str]:
         """Reservations about the limit."""
-        found = []
+        notes = []
         for rate in sorted({step.rate for step in self.steps}):
             outcomes = [step.outcome for step in self.steps if step.rate == rate]
             passes = outcomes.count(Outcome.PASS)
             if 0 < passes < len(outcomes):
-                found.append(
+                notes.append(
                     f"at {format_number(rate)}/s {passes} of {len(outcomes)} runs met the SLO: the limit is not sharp"
                 )
-        untrue = sorted({step.rate for step in self.steps if step.outcome == Outcome.INTEGRITY})
-        if untrue:
-            rates = ", ".join(f"{format_number(rate)}/s" for rate in untrue)
-            found.append(
+        violated = sorted({step.rate for step in self.steps if step.outcome == Outcome.INTEGRITY})
+        if violated:
+            rates = ", ".join(f"{format_number(rate)}/s" for rate in violated)
+            notes.append(
                 f"at {rates} streams were incomplete or incorrect, which is worse than slow: examine those first"
             )
-        return found
+        return notes

@@ -82,13 +82,13 @@ class SweepResult(ResultPart):
         """Sentences for the configuration of an autoscaler."""
         if self.autoscaler is None:
             return []
-        found = self.autoscaler
+        targets = self.autoscaler
         return [
             (
-                f"target of running requests per replica: {found.running} ({found.source} at the limit: "
-                f"{format_number(found.running_at_limit)}, times {HEADROOM:g})"
+                f"target of running requests per replica: {targets.running} ({targets.source} at the limit: "
+                f"{format_number(targets.running_at_limit)}, times {HEADROOM:g})"
             ),
-            f"waiting requests per replica that show it is full: more than {found.waiting}",
+            f"waiting requests per replica that show it is full: more than {targets.waiting}",
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -99,7 +99,7 @@ class SweepResult(ResultPart):
         for step in sorted(self.steps, key=lambda step: step.rate):
             values = {check.name: check for check in step.checks}
             cells = [_value(values[name]) if name in values else MISSING for name in names]
-            rates = [f"{format_number(each)}/s" for each in (step.achieved_rps, step.goodput_rps)]
+            rates = [f"{format_number(rps)}/s" for rps in (step.achieved_rps, step.goodput_rps)]
             rows.append(
                 [
                     f"{format_number(step.rate)}/s",
@@ -188,18 +188,18 @@ def autoscaler_targets(results: Sequence[Result], replicas: int) -> AutoscalerTa
     """From the runs at the limit; None without any running requests to count."""
     running, source = _gauge(results, _RUNNING)
     if not running:
-        running = [float(each.in_flight) for run in results for each in run.timeline if each.stage == "measure"]
+        running = [float(second.in_flight) for run in results for second in run.timeline if second.stage == "measure"]
         source = "requests in flight, by the client"
     waiting, _ = _gauge(results, _WAITING)
     if not any(running):
         return None
     at_limit = sum(running) / len(running) / replicas
     # A number of waiting requests that a replica within its SLO nearly always has is no sign that it is full.
-    usual = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
+    usual_waiting = sorted(waiting)[ceil(0.95 * len(waiting)) - 1] / replicas if waiting else 0.0
     return AutoscalerTargets(
         running=max(1, int(at_limit * HEADROOM)),
         running_at_limit=round(at_limit, 3),
-        waiting=max(1, ceil(usual)),
+        waiting=max(1, ceil(usual_waiting)),
         source=source,
     )
 
@@ -223,7 +223,7 @@ def _means(values: Iterable[tuple[float, float]]) -> list[tuple[float, float | N
     by_rate: dict[float, list[float]] = {}
     for rate, value in values:
         by_rate.setdefault(rate, []).append(value)
-    return [(rate, sum(each) / len(each)) for rate, each in sorted(by_rate.items())]
+    return [(rate, sum(values_) / len(values_)) for rate, values_ in sorted(by_rate.items())]
 
 
 def _value(check: Check) -> str:

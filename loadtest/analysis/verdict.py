@@ -23,21 +23,21 @@ __all__ = ["judge"]
 
 def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
     """The outcome and its reasons, the decisive ones first."""
-    untrue = list(_integrity_reasons(integrity))
-    unsound = list(generator.invalid)
+    violations = list(_integrity_reasons(integrity))
+    invalid = list(generator.invalid)
     if not summary.requests:
-        unsound.append("no request was due in the measured stage, so there is nothing to judge")
+        invalid.append("no request was due in the measured stage, so there is nothing to judge")
     checks, missed, met = _check_limits(summary, slo)
 
-    if untrue:
+    if violations:
         outcome = Outcome.INTEGRITY
-    elif unsound:
+    elif invalid:
         outcome = Outcome.INVALID
     elif missed:
         outcome = Outcome.MISSED
     else:
         outcome = Outcome.PASS
-    reasons = [*untrue, *(f"the generator's numbers prove nothing: {why}" for why in unsound), *missed, *met]
+    reasons = [*violations, *(f"the generator's numbers prove nothing: {why}" for why in invalid), *missed, *met]
     reasons.extend(_left_over_reasons(server))
     return Verdict(outcome=outcome, exit_code=outcome.exit_code, reasons=reasons, checks=checks)
 
@@ -92,23 +92,23 @@ def _check_latency(summary: Summary, limit: Limit) -> tuple[Check, str]:
 
 
 def _check_error_rate(summary: Summary, limit: float) -> tuple[Check, str]:
-    asked = summary.requests - summary.cancelled_by_plan
+    due = summary.requests - summary.cancelled_by_plan
     errors = sum(summary.errors_by_kind.values())
-    rate = errors / asked if asked else 0.0
+    rate = errors / due if due else 0.0
     check = Check(name="error_rate", limit=limit, value=round(rate, 6), met=rate <= limit)
     kinds = ", ".join(
         f"{kind} {count:,}" for kind, count in sorted(summary.errors_by_kind.items(), key=lambda pair: -pair[1])
     )
-    sentence = f"{errors:,} of {asked:,} requests failed ({format_percent(rate)}), limit {format_percent(limit)}"
+    sentence = f"{errors:,} of {due:,} requests failed ({format_percent(rate)}), limit {format_percent(limit)}"
     return check, f"{sentence}: {'met' if check.met else 'missed'}{'; ' if kinds else ''}{kinds}"
 
 
 def _check_goodput(summary: Summary, limit: float) -> tuple[Check, str]:
-    asked = summary.requests - summary.cancelled_by_plan
-    part = summary.good / asked if asked else 0.0
+    due = summary.requests - summary.cancelled_by_plan
+    part = summary.good / due if due else 0.0
     check = Check(name="goodput", limit=limit, value=round(part, 6), met=part >= limit)
     return check, (
-        f"{summary.good:,} of {asked:,} requests were good ({format_percent(part)}, "
+        f"{summary.good:,} of {due:,} requests were good ({format_percent(part)}, "
         f"{format_number(summary.goodput_rps)} a second), at least {format_percent(limit)} asked for: "
         f"{'met' if check.met else 'missed'}"
     )

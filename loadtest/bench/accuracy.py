@@ -122,35 +122,37 @@ def run_case(case: Case, folder: Path, mock_cpus: set[int] | None, client_cpus: 
     if not (out / "result.json").exists():
         raise SystemExit(f"the generator ended with code {process.returncode}:\n{output[-3000:]}")
     result = Result.read(out / "result.json")
-    found = match_requests(result, read_lines(out), truth)
+    matched = match_requests(result, read_lines(out), truth)
     return CaseResult(
         case=case,
         result=result,
         # Requests that arrive while the mock is frozen are read afterwards: its record does not have the wait.
         rows=[
             row
-            for row in compare(result, found, truth)
+            for row in compare(result, matched, truth)
             if not (case.plan.get("freezes") and row.metric == "TTFT from arrival")
         ],
         mock=truth.mock,
-        is_causality_violated=is_causality_violated(found),
+        is_causality_violated=is_causality_violated(matched),
         events_per_s=result.generator.events / result.run.duration_s,
     )
 
 
-def report(found: CaseResult) -> None:
-    generator = found.result.generator
-    print(f"\n{found.case.name}: {found.case.streams} streams, {found.events_per_s:.0f} events/s")
+def report(case_result: CaseResult) -> None:
+    generator = case_result.result.generator
+    print(f"\n{case_result.case.name}: {case_result.case.streams} streams, {case_result.events_per_s:.0f} events/s")
     print(f"{'':<24}{'':>8}{'reported':>11}{'true':>11}{'difference':>12}{'allowed':>9}")
-    for row in found.rows:
+    for row in case_result.rows:
         mark = "" if row.is_met else "  missed"
         print(
             f"{row.metric:<24}{row.name:>8}{row.reported:>11.2f}{row.expected:>11.2f}{row.difference:>+12.2f}"
             f"{row.allowed:>9.2f}{mark}"
         )
-    late = found.mock["start_lateness_ms"]
+    late = case_result.mock["start_lateness_ms"]
     output = (
-        "on time" if found.mock["on_time"] else "late by its plan, which changes the truth but not the record of it"
+        "on time"
+        if case_result.mock["on_time"]
+        else "late by its plan, which changes the truth but not the record of it"
     )
     print(f"mock: {output}; p99 {late['p99']} ms, max {late['max']} ms")
     print(
@@ -159,22 +161,22 @@ def report(found: CaseResult) -> None:
     )
     for reason in generator.invalid:
         print(f"generator invalid: {reason}")
-    if found.is_causality_violated:
+    if case_result.is_causality_violated:
         print("a time of the client is wrong: an effect comes before its cause")
 
 
-def as_json(found: CaseResult) -> dict[str, Any]:
-    generator = found.result.generator
+def as_json(case_result: CaseResult) -> dict[str, Any]:
+    generator = case_result.result.generator
     return {
-        "case": found.case.name,
-        "met": found.is_met,
-        "events_per_s": found.events_per_s,
+        "case": case_result.case.name,
+        "met": case_result.is_met,
+        "events_per_s": case_result.events_per_s,
         "cpu_us_per_event": generator.cpu_us_per_event,
         "generator_invalid": generator.invalid,
-        "mock": found.mock,
+        "mock": case_result.mock,
         "rows": [
             {"metric": row.metric, "name": row.name, "reported": row.reported, "true": row.expected}
-            for row in found.rows
+            for row in case_result.rows
         ],
     }
 
@@ -194,10 +196,10 @@ def main() -> None:
     for case in CASES:
         if case.name in options.case:
             with tempfile.TemporaryDirectory() as folder:
-                found = run_case(case, Path(folder), {cpus[0]}, {cpus[1]})
-            report(found)
-            documents.append(as_json(found))
-            met = met and found.is_met
+                case_result = run_case(case, Path(folder), {cpus[0]}, {cpus[1]})
+            report(case_result)
+            documents.append(as_json(case_result))
+            met = met and case_result.is_met
     if options.json is not None:
         options.json.write_text(json.dumps(documents, indent=1), encoding="utf-8")
     sys.exit(0 if met else 1)

@@ -73,10 +73,10 @@ def run_vllm_bench(url: str, chat: bool, seed: int, seconds: float, folder: Path
     output = json.loads((folder / "others.json").read_text(encoding="utf-8"))
     if output["completed"] != count:
         raise SystemExit(f"vllm bench serve completed {output['completed']} of {count} requests")
-    found = {
+    figures = {
         f"{name} {what}": output[f"{what}_{name}_ms"] for name in ("ttft", "itl", "tpot") for what in ("mean", "p99")
     }
-    return found | {
+    return figures | {
         "tokens/s": output["total_output_tokens"] / seconds,
         "tokens/s to the end": output["output_throughput"],
     }
@@ -112,8 +112,8 @@ def run_sluice_load(url: str, chat: bool, seed: int, seconds: float, folder: Pat
     if summary.ok != summary.requests:
         raise SystemExit(f"our client completed {summary.ok} of {summary.requests} requests: {summary.errors_by_kind}")
     parts = {"ttft": summary.ttft_from_sent_ms, "itl": summary.itl_ms, "tpot": summary.tpot_ms}
-    found = {f"{name} {what}": getattr(part, what) for name, part in parts.items() for what in ("mean", "p99")}
-    return found | {"tokens/s": summary.output_tokens_per_s}
+    figures = {f"{name} {what}": getattr(part, what) for name, part in parts.items() for what in ("mean", "p99")}
+    return figures | {"tokens/s": summary.output_tokens_per_s}
 
 
 def _run(argv: list[str], cpus: set[int], env: dict[str, str], allowed: tuple[int, ...] = (0,)) -> None:
@@ -142,11 +142,11 @@ def median_figures(server: Server, count: int, seconds: float, cpus: set[int]) -
     return {number: (median("ours", number), median("others", number)) for number in NUMBERS}
 
 
-def report(server: Server, found: dict[str, tuple[float, float]]) -> bool:
+def report(server: Server, figures: dict[str, tuple[float, float]]) -> bool:
     """Print one table. Returns whether all numbers agree."""
     print(f"\n{server.name}\n{'':<12}{'sluice-load':>13}{'vllm bench':>13}{'ratio':>8}")
     met = True
-    for number, (ours, others_value) in found.items():
+    for number, (ours, others_value) in figures.items():
         agrees = abs(ours - others_value) <= TOLERANCE * others_value
         met = met and agrees
         print(f"{number:<12}{ours:>13.2f}{others_value:>13.2f}{ours / others_value:>8.3f}{'' if agrees else '  apart'}")
@@ -192,8 +192,8 @@ def main() -> None:
     met = True
 
     def measure(server: Server) -> bool:
-        documents[server.name] = found = median_figures(server, options.rounds, options.seconds, beside)
-        return report(server, found)
+        documents[server.name] = figures = median_figures(server, options.rounds, options.seconds, beside)
+        return report(server, figures)
 
     if "mock" in options.server:
         met = measure(Server("mock", partial(mock_url, at))) and met

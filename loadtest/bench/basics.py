@@ -64,8 +64,8 @@ class RunningGauge:
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
         assert length is not None
-        found = _RUNNING.search(await self._reader.readexactly(int(length[1])))
-        return int(float(found[1])) if found else 0
+        match = _RUNNING.search(await self._reader.readexactly(int(length[1])))
+        return int(float(match[1])) if match else 0
 
 
 async def _discard(reader: asyncio.StreamReader) -> None:

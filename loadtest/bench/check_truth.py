@@ -97,31 +97,31 @@ def match_requests(result: Result, lines: Sequence[dict[str, Any]], truth: Groun
     return [MatchedRequest(line, records[line["id"]]) for line in measured]
 
 
-def start_bounds_us(found: Sequence[MatchedRequest]) -> tuple[float, float]:
+def start_bounds_us(matched: Sequence[MatchedRequest]) -> tuple[float, float]:
     """The earliest and the latest moment at which the run can have begun, by the server's clock."""
-    earliest = max(pair.record.sent_ns[0] / 1000 - pair.line["first_content_us"] for pair in found)
-    latest = min(pair.record.arrived_ns / 1000 - pair.line["sent_us"] for pair in found)
+    earliest = max(pair.record.sent_ns[0] / 1000 - pair.line["first_content_us"] for pair in matched)
+    latest = min(pair.record.arrived_ns / 1000 - pair.line["sent_us"] for pair in matched)
     return earliest, latest
 
 
-def is_causality_violated(found: Sequence[MatchedRequest]) -> bool:
+def is_causality_violated(matched: Sequence[MatchedRequest]) -> bool:
     """Whether the client has seen an effect before its cause."""
-    earliest, latest = start_bounds_us(found)
+    earliest, latest = start_bounds_us(matched)
     return earliest > latest + ROUNDED_US
 
 
-def compare(result: Result, found: Sequence[MatchedRequest], truth: GroundTruth) -> list[CheckedFigure]:
+def compare(result: Result, matched: Sequence[MatchedRequest], truth: GroundTruth) -> list[CheckedFigure]:
     """Counts first: percentiles of other requests would be worthless."""
-    began_us = sum(start_bounds_us(found)) / 2
+    began_us = sum(start_bounds_us(matched)) / 2
     summary = result.summary
-    gaps = [gap for pair in found for gap in pair.gaps_ms]
-    stalls = [max(pair.gaps_ms) for pair in found if len(pair.record.sent_ns) > 1]
+    gaps = [gap for pair in matched for gap in pair.gaps_ms]
+    stalls = [max(pair.gaps_ms) for pair in matched if len(pair.record.sent_ns) > 1]
 
     def ttfts(what: str) -> list[float]:
-        return [pair.true_ttft_ms(what, began_us) for pair in found]
+        return [pair.true_ttft_ms(what, began_us) for pair in matched]
 
     rows = [
-        CheckedFigure("count", "streams", summary.ttft_ms.count, len(found), 0),
+        CheckedFigure("count", "streams", summary.ttft_ms.count, len(matched), 0),
         CheckedFigure("count", "gaps", summary.itl_ms.count, len(gaps), 0),
         _tokens(result, truth, began_us),
         *_quantiles("TTFT from sending", summary.ttft_from_sent_ms, ttfts("from_sent")),
@@ -140,8 +140,8 @@ def _quantiles(metric: str, reported: LatencyStats, true: list[float]) -> list[C
     rows = []
     for name, q in QUANTILES.items():
         value = getattr(reported, name)
-        right = ordered[max(1, math.ceil(q * len(ordered) - 1e-9)) - 1]
-        rows.append(CheckedFigure(metric, name, math.nan if value is None else value, right, _tolerance(right)))
+        expected_ = ordered[max(1, math.ceil(q * len(ordered) - 1e-9)) - 1]
+        rows.append(CheckedFigure(metric, name, math.nan if value is None else value, expected_, _tolerance(expected_)))
     return rows
 
 
@@ -153,10 +153,10 @@ def _tokens(result: Result, truth: GroundTruth, began_us: float) -> CheckedFigur
     """Tokens count when they arrive: those near an end of the stage may be on either side of it."""
     first_us = began_us + result.run.warmup_s * 1e6
     ends_us = (first_us, first_us + result.run.duration_s * 1e6)
-    within, near = 0, 0
+    inside, at_edge = 0, 0
     for record in truth.records:
         for at_ns, tokens in zip(record.sent_ns, record.tokens, strict=True):
             at_us = at_ns / 1000
-            within += tokens if ends_us[0] <= at_us < ends_us[1] else 0
-            near += tokens if min(abs(at_us - end_us) for end_us in ends_us) < TOLERANCE_MS * 1000 else 0
-    return CheckedFigure("count", "tokens", result.summary.output_tokens, within, near)
+            inside += tokens if ends_us[0] <= at_us < ends_us[1] else 0
+            at_edge += tokens if min(abs(at_us - end_us) for end_us in ends_us) < TOLERANCE_MS * 1000 else 0
+    return CheckedFigure("count", "tokens", result.summary.output_tokens, inside, at_edge)

@@ -51,24 +51,24 @@ def measure(
     cpus = ",".join(map(str, client_cpus))
     ran = subprocess.run(["taskset", "-c", cpus, *argv], check=True, capture_output=True, text=True)
     used, engine_used = server.cpu_s() - before, server.engine_cpu_s() - engine_before
-    found: dict[str, float] = json.loads(ran.stdout)
-    found["cpu_us_per_token"] = used / found["tokens"] * 1e6
-    found["front_busy"] = used / found["elapsed_s"]
-    found["engine_busy"] = engine_used / found["elapsed_s"]
-    return found
+    figures: dict[str, float] = json.loads(ran.stdout)
+    figures["cpu_us_per_token"] = used / figures["tokens"] * 1e6
+    figures["front_busy"] = used / figures["elapsed_s"]
+    figures["engine_busy"] = engine_used / figures["elapsed_s"]
+    return figures
 
 
 def cpu_per_request(servers: list[FrontEnd], rounds: int, client_cpus: set[int]) -> dict[str, float]:
     """CPU microseconds of the front end per request: of streams of two tokens, `REQUESTS` at once."""
-    found: dict[str, list[float]] = {server.name: [] for server in servers}
+    figures: dict[str, list[float]] = {server.name: [] for server in servers}
     for server in servers:
         server.set_timing(step_ms=1)
         measure(server, REQUESTS, 2, client_cpus)
     for turn in range(rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
             run = measure(server, REQUESTS, 2, client_cpus)
-            found[server.name].append(run["cpu_us_per_token"] * 2)
-    return {name: statistics.median(values) for name, values in found.items()}
+            figures[server.name].append(run["cpu_us_per_token"] * 2)
+    return {name: statistics.median(values) for name, values in figures.items()}
 
 
 def compare(

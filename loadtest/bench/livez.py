@@ -77,9 +77,9 @@ async def run(server: FrontEnd, options: argparse.Namespace) -> None:
     """All numbers of streams, in turn."""
     for turn in range(options.rounds + 1):
         for streams in options.streams:
-            found = await measure(server, streams, max(16, TOKENS // streams // (1 if turn else 8)))
+            figures_ = await measure(server, streams, max(16, TOKENS // streams // (1 if turn else 8)))
             if turn:
-                print(json.dumps(found), flush=True)
+                print(json.dumps(figures_), flush=True)
 
 
 def main() -> None:

@@ -158,10 +158,10 @@ class LongPromptBench:
             await self._run_phase(kind, options.seconds)
             pairs = []
             for turn in range(options.pairs):
-                found = {}
-                for one in (None, kind) if turn % 2 == 0 else (kind, None):
-                    found[one] = await self._run_phase(one, options.seconds)
-                pairs.append((found[None], found[kind]))
+                phases = {}
+                for kind_ in (None, kind) if turn % 2 == 0 else (kind, None):
+                    phases[kind_] = await self._run_phase(kind_, options.seconds)
+                pairs.append((phases[None], phases[kind]))
             report(kind, pairs)
         probing.cancel()
         if any(protocol.done.done() for _, protocol in streams):
@@ -189,7 +189,7 @@ class LongPromptBench:
                 sent.append((await loop.create_connection(made, "127.0.0.1", self._port))[1])
             await asyncio.sleep(began + (number + 1) * self._options.every - loop.time())
         self._phase = None
-        for status in await asyncio.gather(*[one.done for one in sent]):
+        for status in await asyncio.gather(*[client.done for client in sent]):
             if status != b"200":
                 raise SystemExit(f"a prompt of the kind {kind} was answered with {status.decode()}")
         return phase
@@ -209,19 +209,19 @@ class LongPromptBench:
 
 def print_kind(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, Any]:
     """Print one line: medians over the pairs, and the ratios of the p99s."""
-    found = [(without.figures(), beside.figures()) for without, beside in pairs]
-    middle = [{key: statistics.median(one[at][key] for one in found) for key in found[0][0]} for at in (0, 1)]
+    figures = [(without.figures(), beside.figures()) for without, beside in pairs]
+    middle = [{key: statistics.median(pair[at][key] for pair in figures) for key in figures[0][0]} for at in (0, 1)]
     line = f"  {name:<8}{kind:<7}"
     for what in ("itl", "probe"):
         key = f"{what}_p99_ms"
-        ratios = [beside[key] / without[key] for without, beside in found]
+        ratios = [beside[key] / without[key] for without, beside in figures]
         line += (
             f"{what} p50 {middle[0][what + '_p50_ms']:6.2f} {middle[1][what + '_p50_ms']:6.2f}"
             f"  p99 {middle[0][key]:6.2f} {middle[1][key]:6.2f}  max {middle[1][what + '_max_ms']:6.1f}"
             f"  x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})   "
         )
     print(line, flush=True)
-    return {"server": name, "kind": kind, "pairs": found}
+    return {"server": name, "kind": kind, "pairs": figures}
 
 
 def main() -> None:

@@ -192,11 +192,11 @@ def _process_tree(pid: int) -> list[int]:
         if entry.name.isdigit():
             with suppress(OSError, IndexError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(") ", 1)[1].split()[1])
-    found, edge = [pid], {pid}
-    while edge:
-        edge = {child for child, parent in parents.items() if parent in edge}
-        found += sorted(edge)
-    return found
+    tree, newest = [pid], {pid}
+    while newest:
+        newest = {child for child, parent in parents.items() if parent in newest}
+        tree += sorted(newest)
+    return tree
 
 
 __all__ = ["CONTEXT", "MODEL", "FrontEnd", "cpu_s", "split_cpus", "start"]

@@ -35,25 +35,25 @@ class SseParser:
             # A CR ends the line at once; a LF that follows, even in the next piece, belongs to it.
             self._skip_lf = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        whole = self._rest + data if self._rest else data
-        if self._at_start and len(whole) >= 3:
-            whole = whole.removeprefix(b"\xef\xbb\xbf")
+        text = self._rest + data if self._rest else data
+        if self._at_start and len(text) >= 3:
+            text = text.removeprefix(b"\xef\xbb\xbf")
             self._at_start = False
-        *parts, self._rest = whole.split(b"\n\n")
+        *blocks, self._rest = text.split(b"\n\n")
         if len(self._rest) > _LIMIT_BYTES:
             raise EventTooLarge(f"An event of more than {_LIMIT_BYTES} bytes.")
         events: list[Event] = []
-        for part in parts:
-            if part.startswith(b"data: ") and b"\n" not in part:
-                events.append((None, part[6:]))
-            elif (event := self._parse(part)) is not None:
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append((None, block[6:]))
+            elif (event := self._parse(block)) is not None:
                 events.append(event)
         return events
 
-    def _parse(self, part: bytes) -> Event | None:
+    def _parse(self, block: bytes) -> Event | None:
         number: bytes | None = None
         data: list[bytes] = []
-        for line in part.split(b"\n"):
+        for line in block.split(b"\n"):
             name, _, value = line.partition(b":")
             value = value.removeprefix(b" ")
             if name == b"data":

@@ -9,12 +9,12 @@ __all__ = ["TlsFilter", "make_ssl_context"]
 
 def make_ssl_context(verify: bool) -> ssl.SSLContext:
     """`verify`: accept only certificates of the system's authorities, instead of any."""
-    made = ssl.create_default_context()
+    context = ssl.create_default_context()
     if not verify:
-        made.check_hostname = False
-        made.verify_mode = ssl.CERT_NONE
-    made.set_alpn_protocols(["http/1.1"])
-    return made
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 class TlsFilter:
@@ -41,12 +41,12 @@ class TlsFilter:
     def decrypt(self, received: bytes) -> tuple[bytes, bool]:
         """The plain bytes, and whether the peer has closed its side. Raises ssl.SSLError."""
         self._incoming.write(received)
-        parts = []
+        pieces = []
         try:
-            while part := self._object.read(65536):
-                parts.append(part)
+            while piece := self._object.read(65536):
+                pieces.append(piece)
         except ssl.SSLWantReadError:
-            return b"".join(parts), False
+            return b"".join(pieces), False
         except ssl.SSLZeroReturnError:
             pass
-        return b"".join(parts), True
+        return b"".join(pieces), True

@@ -67,11 +67,11 @@ class TokenCheck:
 
     def check_totals(self, counted: int | None, events: int) -> None:
         """At the end: `counted` tokens came (None if they cannot be counted) in `events` events."""
-        most = self._request.max_tokens * self._request.choices
+        allowed = self._request.max_tokens * self._request.choices
         if not self._is_final:
             self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
-        elif self.total > most:
-            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens instead of at most {most}")
+        elif self.total > allowed:
+            self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens instead of at most {allowed}")
         elif counted is not None and counted != self.total:
             self._fail(ErrorKind.USAGE_MISMATCH, f"{counted} tokens received, usage is {self.total}")
         elif events > self.total:

@@ -173,21 +173,21 @@ class Aggregates:
             self._count_violations(record)
 
     def _count_end(self, window: Window, record: Record, group: GroupStats | None) -> None:
-        for part in (self.second(window.second_of(record.ended_ns)), group):
-            if part is None:
+        for stats in (self.second(window.second_of(record.ended_ns)), group):
+            if stats is None:
                 continue
             if record.error is not None:
-                part.errors[record.error] += 1
+                stats.errors[record.error] += 1
             elif record.left_by_plan:
-                part.cancelled += 1
+                stats.cancelled += 1
             else:
-                part.ok += 1
-            if isinstance(part, SecondStats):
-                part.ended += 1
+                stats.ok += 1
+            if isinstance(stats, SecondStats):
+                stats.ended += 1
             else:
-                part.requests += 1
-                part.input_tokens += record.prompt_tokens
-                part.good += self._is_good(record)
+                stats.requests += 1
+                stats.input_tokens += record.prompt_tokens
+                stats.good += self._is_good(record)
 
     def _count_times(self, window: Window, record: Record, group: GroupStats | None) -> None:
         first_ns = record.first_token_ns

@@ -65,8 +65,8 @@ class ChunkBuilder:
             ids = b',"token_ids":' + orjson.dumps([number + 1 for number in numbers] if wrong else numbers)
         usage = b"," + self._usage(start + count) if self._request.continuous_usage else b""
         end = b"null" if finish is None else orjson.dumps(finish)
-        parts = (self._head, self._open, text, self._close, end, ids, usage)
-        return b'%b%b%b%b,"logprobs":null,"finish_reason":%b%b}]%b}' % parts
+        fields = (self._head, self._open, text, self._close, end, ids, usage)
+        return b'%b%b%b%b,"logprobs":null,"finish_reason":%b%b}]%b}' % fields
 
     def finish_chunk(self, reason: str, tokens: int) -> bytes:
         """A document without content that ends the stream."""

@@ -113,47 +113,47 @@ class Chart:
 
     def _grid(self) -> list[str]:
         bottom = _TOP + PLOT_H
-        made = []
+        elements = []
         for place, label in self.y.ticks():
             y = _TOP + (1 - place) * PLOT_H
-            made.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-            made.append(
+            elements.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+            elements.append(
                 f'<text class="tick" x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{escape(label)}</text>'
             )
-        taken = -float(_LABEL_GAP)
+        occupied_until = -float(_LABEL_GAP)
         for place, label in self.x.ticks():
             x = _LEFT + place * PLOT_W
-            made.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
+            elements.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
             half = len(label) * _CHAR / 2
-            if x - half < taken:
+            if x - half < occupied_until:
                 continue
             # The last label must not be cut by the edge.
-            end = x + half > WIDTH
-            made.append(
-                f'<text class="tick" x="{WIDTH - 1 if end else round(x, 1)}" y="{bottom + 15}" '
-                f'text-anchor="{"end" if end else "middle"}">{escape(label)}</text>'
+            is_cut = x + half > WIDTH
+            elements.append(
+                f'<text class="tick" x="{WIDTH - 1 if is_cut else round(x, 1)}" y="{bottom + 15}" '
+                f'text-anchor="{"end" if is_cut else "middle"}">{escape(label)}</text>'
             )
-            taken = x + half + 4
-        made.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{WIDTH - _RIGHT}"/>')
-        made.append(
+            occupied_until = x + half + 4
+        elements.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{WIDTH - _RIGHT}"/>')
+        elements.append(
             f'<text class="name" x="{_LEFT + PLOT_W / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
             f"{escape(self.x.title)}</text>"
         )
-        made.append(
+        elements.append(
             f'<text class="name" transform="translate(9 {_TOP + PLOT_H / 2:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y.title)}</text>"
         )
-        return made
+        return elements
 
     def _bands(self) -> list[str]:
-        made = []
+        elements = []
         for band in self.bands:
             x, width = self._x(band.since), self._x(band.until) - self._x(band.since)
-            made.append(
+            elements.append(
                 f'<rect class="band" x="{x:.1f}" y="{_TOP}" width="{max(width, 1):.1f}" height="{PLOT_H}">'
                 f"<title>{escape(band.label)}</title></rect>"
             )
-        return made
+        return elements
 
     def _line(self, line: Line) -> list[str]:
         if line.kind == "points":
@@ -175,10 +175,10 @@ class Chart:
                 pen = "M"
                 continue
             path.append(f"{pen}{self._x(x):.1f} {self._y(value):.1f}")
-            alone = pen == "M" and (at + 1 == len(points) or points[at + 1][1] is None)
+            is_isolated = pen == "M" and (at + 1 == len(points) or points[at + 1][1] is None)
             pen = "L"
             # A path of one point is invisible.
-            if alone:
+            if is_isolated:
                 dots.append(
                     f'<circle class="dot c{line.colour}" cx="{self._x(x):.1f}" cy="{self._y(value):.1f}" r="2.2"/>'
                 )
@@ -187,7 +187,7 @@ class Chart:
     def _stacked_bars(self) -> list[str]:
         bases: dict[float, float] = {}
         width = max(1.0, min(PLOT_W / max(len(self.lines[0].points), 1) * 0.8, 14.0))
-        made = []
+        elements = []
         for line in self.lines:
             for x, value in line.points:
                 if not value:
@@ -195,30 +195,32 @@ class Chart:
                 base = bases.get(x, 0.0)
                 top, foot = self._y(base + value), self._y(base)
                 bases[x] = base + value
-                made.append(
+                elements.append(
                     f'<rect class="bar c{line.colour}" x="{self._x(x) - width / 2:.1f}" y="{top:.1f}" '
                     f'width="{width:.1f}" height="{max(foot - top, 0.5):.1f}"/>'
                 )
-        return made
+        return elements
 
     def _reference_lines(self) -> list[str]:
-        made = []
-        for rule in self.reference_lines:
-            axis = self.y if rule.axis == "y" else self.x
-            if not axis.covers(rule.at):
+        elements = []
+        for line in self.reference_lines:
+            axis = self.y if line.axis == "y" else self.x
+            if not axis.covers(line.at):
                 continue
-            if rule.axis == "y":
-                y = self._y(rule.at)
+            if line.axis == "y":
+                y = self._y(line.at)
                 # Above the line, unless that is outside the chart.
                 text_y = y - 4 if y > _TOP + 14 else y + 12
-                made.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-                made += _boxed_label(_LEFT + 5, text_y, rule.label, "start")
+                elements.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+                elements += _boxed_label(_LEFT + 5, text_y, line.label, "start")
             else:
-                x = self._x(rule.at)
-                end = x > _LEFT + PLOT_W / 2
-                made.append(f'<path class="rule" d="M{x:.1f} {_TOP}V{_TOP + PLOT_H}"/>')
-                made += _boxed_label(x - 4 if end else x + 4, _TOP + 11, rule.label, "end" if end else "start")
-        return made
+                x = self._x(line.at)
+                is_right_half = x > _LEFT + PLOT_W / 2
+                elements.append(f'<path class="rule" d="M{x:.1f} {_TOP}V{_TOP + PLOT_H}"/>')
+                elements += _boxed_label(
+                    x - 4 if is_right_half else x + 4, _TOP + 11, line.label, "end" if is_right_half else "start"
+                )
+        return elements
 
     def _hover_data(self) -> str:
         """Positions and texts for the script, which therefore needs no axes."""

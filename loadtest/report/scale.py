@@ -42,9 +42,9 @@ class Linear(Axis):
     @classmethod
     def over(cls, title: str, values: Iterable[float], *, low: float = 0.0, around: int = 5) -> Linear:
         """Wide enough for all values, with about `around` steps."""
-        known = list(values)
-        top = max([low, *known])
-        bottom = min([low, *known])
+        values_ = list(values)
+        top = max([low, *values_])
+        bottom = min([low, *values_])
         step = _round_step((top - bottom) / around) if (top - bottom) / around > 0 else 1.0
         return cls(title, floor(bottom / step + 1e-9) * step, max(ceil(top / step - 1e-9), 1) * step, step)
 
@@ -68,8 +68,8 @@ class Log(Axis):
     @classmethod
     def over(cls, title: str, values: Iterable[float]) -> Log:
         """Wide enough for all values above zero."""
-        known = [value for value in values if value > 0]
-        low, high = _round_down(min(known, default=1.0)), _round_up(max(known, default=10.0))
+        values_ = [value for value in values if value > 0]
+        low, high = _round_down(min(values_, default=1.0)), _round_up(max(values_, default=10.0))
         return cls(title, low, high if high > low else low * 10)
 
     def position(self, value: float) -> float:
@@ -129,25 +129,25 @@ class Time(Axis):
 
 def latency_axis(title: str, values: Iterable[float]) -> Axis:
     """Linear, unless the largest value is so far from the smallest that a logarithm shows more."""
-    known = [value for value in values if value > 0]
-    if known and max(known) / min(known) > _LOG_FROM:
-        return Log.over(f"{title}, log", known)
-    return Linear.over(title, known)
+    values_ = [value for value in values if value > 0]
+    if values_ and max(values_) / min(values_) > _LOG_FROM:
+        return Log.over(f"{title}, log", values_)
+    return Linear.over(title, values_)
 
 
 def _round_step(step: float) -> float:
     power = 10.0 ** floor(log10(step))
-    return next(power * each for each in (1, 2, 2.5, 5, 10) if step <= power * each * (1 + 1e-9))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if step <= power * factor * (1 + 1e-9))
 
 
 def _round_down(value: float) -> float:
     power = 10.0 ** floor(log10(value) + 1e-12)
-    return max(each * power for each in (1, 2, 5) if each * power <= value * (1 + 1e-9))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= value * (1 + 1e-9))
 
 
 def _round_up(value: float) -> float:
     power = 10.0 ** floor(log10(value) + 1e-12)
-    return min(each * power for each in (1, 2, 5, 10) if each * power >= value * (1 - 1e-9))
+    return min(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
 
 def _tick_label(value: float) -> str:

@@ -27,7 +27,7 @@ class IntervalStrip:
 
     def __html__(self) -> str:
         """For templates, which must not escape it: its texts are escaped here."""
-        low, value, high = (self._x(each) for each in (self.low, self.value, self.high))
+        low, value, high = (self._x(value_) for value_ in (self.low, self.value, self.high))
         left, right = self._x(self.centre - self.slack), self._x(self.centre + self.slack)
         middle = _HEIGHT / 2
         return (

@@ -69,43 +69,47 @@ class Fairness:
     """Of their mean times to the first token."""
 
 
-def cards(found: Summary) -> list[tuple[str, str, str]]:
+def cards(summary: Summary) -> list[tuple[str, str, str]]:
     """The numbers at the top: name, value, and the number to compare it with."""
-    errors = sum(found.errors_by_kind.values())
-    asked = found.requests - found.cancelled_by_plan
-    rate = "closed loop" if found.asked_rps is None else f"asked {format_number(found.asked_rps)}"
-    left = f"{format_count(found.cancelled_by_plan)} cancelled by plan" if found.cancelled_by_plan else "none cancelled"
+    errors = sum(summary.errors_by_kind.values())
+    due = summary.requests - summary.cancelled_by_plan
+    rate = "closed loop" if summary.asked_rps is None else f"asked {format_number(summary.asked_rps)}"
+    cancelled = (
+        f"{format_count(summary.cancelled_by_plan)} cancelled by plan"
+        if summary.cancelled_by_plan
+        else "none cancelled"
+    )
     return [
-        ("Requests", format_count(found.requests), left),
+        ("Requests", format_count(summary.requests), cancelled),
         (
             "Ended well",
-            format_count(found.ok),
-            f"{format_percent(found.ok / asked) if asked else '-'} of those not cancelled",
+            format_count(summary.ok),
+            f"{format_percent(summary.ok / due) if due else '-'} of those not cancelled",
         ),
-        ("Errors", format_count(errors), format_percent(errors / asked) if asked else "-"),
-        ("Rate", f"{format_number(found.achieved_rps)}/s", rate),
-        ("Goodput", f"{format_number(found.goodput_rps)}/s", f"{format_count(found.good)} within every limit"),
+        ("Errors", format_count(errors), format_percent(errors / due) if due else "-"),
+        ("Rate", f"{format_number(summary.achieved_rps)}/s", rate),
+        ("Goodput", f"{format_number(summary.goodput_rps)}/s", f"{format_count(summary.good)} within every limit"),
         (
             "Output tokens",
-            f"{format_number(found.output_tokens_per_s)}/s",
-            f"{format_count(found.output_tokens)} in all",
+            f"{format_number(summary.output_tokens_per_s)}/s",
+            f"{format_count(summary.output_tokens)} in all",
         ),
     ]
 
 
-def latencies(found: Summary) -> list[Row]:
+def latencies(summary: Summary) -> list[Row]:
     """One row for each latency: name, count, mean, p50, p90, p95, p99, p99.9, max; in milliseconds. A percentile of too
     few values has a star."""
     rows: list[tuple[str, LatencyStats]] = [
-        ("TTFT", found.ttft_ms),
-        ("TTFT from sending", found.ttft_from_sent_ms),
-        ("ITL", found.itl_ms),
-        ("longest gap of a stream", found.max_stall_ms),
-        ("TPOT", found.tpot_ms),
-        ("E2E", found.e2e_ms),
-        ("E2E from sending", found.e2e_from_sent_ms),
+        ("TTFT", summary.ttft_ms),
+        ("TTFT from sending", summary.ttft_from_sent_ms),
+        ("ITL", summary.itl_ms),
+        ("longest gap of a stream", summary.max_stall_ms),
+        ("TPOT", summary.tpot_ms),
+        ("E2E", summary.e2e_ms),
+        ("E2E from sending", summary.e2e_from_sent_ms),
     ]
-    return [(name, *_latency_cells(each)) for name, each in rows]
+    return [(name, *_latency_cells(stats)) for name, stats in rows]
 
 
 def has_few_samples(rows: Iterable[Row]) -> bool:
@@ -113,10 +117,10 @@ def has_few_samples(rows: Iterable[Row]) -> bool:
     return any(cell.endswith("*") for row in rows for cell in row)
 
 
-def checks(found: Iterable[Check]) -> list[Row]:
+def checks(judged: Iterable[Check]) -> list[Row]:
     """One row for each limit: name, met or missed, value, limit, 95 % interval."""
     rows: list[Row] = []
-    for check in found:
+    for check in judged:
         latency = check.name.endswith("_ms")
         say = format_ms if latency else format_percent
         interval = f"{_interval_end(check.low)} to {_interval_end(check.high)}" if latency else "-"
@@ -125,66 +129,74 @@ def checks(found: Iterable[Check]) -> list[Row]:
     return rows
 
 
-def errors(found: Summary) -> list[Row]:
+def errors(summary: Summary) -> list[Row]:
     """One row for each kind, the most frequent first: kind, count, share of all requests, meaning."""
-    kinds = sorted(found.errors_by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
-    known = {str(kind): text for kind, text in _MEANINGS.items()}
+    kinds = sorted(summary.errors_by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
+    meanings = {str(kind): text for kind, text in _MEANINGS.items()}
     return [
         (
             kind,
             format_count(times),
-            format_percent(times / found.requests) if found.requests else "-",
-            known.get(kind, ""),
+            format_percent(times / summary.requests) if summary.requests else "-",
+            meanings.get(kind, ""),
         )
         for kind, times in kinds
     ]
 
 
-def groups(found: Iterable[Group]) -> list[Row]:
+def groups(groups_: Iterable[Group]) -> list[Row]:
     return [
         (
-            group.workload, group.tenant, *map(format_count, (s.requests, s.ok, sum(s.errors_by_kind.values()))),
-            *map(format_number, (s.ttft_ms.p50, s.ttft_ms.p99, s.itl_ms.p50, s.itl_ms.p99, s.e2e_ms.p50, s.e2e_ms.p99)),
-            format_number(s.output_tokens_per_s),
+            group.workload,
+            group.tenant,
+            *map(format_count, (summary.requests, summary.ok, sum(summary.errors_by_kind.values()))),
+            *(
+                format_number(q)
+                for stats in (summary.ttft_ms, summary.itl_ms, summary.e2e_ms)
+                for q in (stats.p50, stats.p99)
+            ),
+            format_number(summary.output_tokens_per_s),
         )
-        for group in found
-        for s in (group.summary,)
-    ]  # fmt: skip
+        for group in groups_
+        for summary in (group.summary,)
+    ]
 
 
-def fairness(found: Iterable[Group]) -> Fairness | None:
+def fairness(groups_: Iterable[Group]) -> Fairness | None:
     """Between tenants, all workloads of each together; None if there are fewer than two."""
-    parts: dict[str, list[Summary]] = {}
-    for group in found:
+    by_tenant: dict[str, list[Summary]] = {}
+    for group in groups_:
         if group.summary.requests:
-            parts.setdefault(group.tenant, []).append(group.summary)
-    if len(parts) < 2:
+            by_tenant.setdefault(group.tenant, []).append(group.summary)
+    if len(by_tenant) < 2:
         return None
     served = [
-        _quotient(sum(s.ok for s in each), sum(s.requests - s.cancelled_by_plan for s in each))
-        for each in parts.values()
+        _quotient(sum(s.ok for s in summaries), sum(s.requests - s.cancelled_by_plan for s in summaries))
+        for summaries in by_tenant.values()
     ]
     soon = [
-        _quotient(sum((s.ttft_ms.mean or 0) * s.ttft_ms.count for s in each), sum(s.ttft_ms.count for s in each))
-        for each in parts.values()
+        _quotient(
+            sum((s.ttft_ms.mean or 0) * s.ttft_ms.count for s in summaries), sum(s.ttft_ms.count for s in summaries)
+        )
+        for summaries in by_tenant.values()
     ]
     return Fairness(_jain_index(served), _jain_index(soon))
 
 
 def generator(result: Result) -> list[Row]:
     """Name, value, meaning."""
-    found = result.generator
-    late, lag = found.lateness_ms, found.loop_lag_ms
+    measured = result.generator
+    late, lag = measured.lateness_ms, measured.loop_lag_ms
     return [
-        ("workers", format_count(found.workers), "processes that generated the load"),
+        ("workers", format_count(measured.workers), "processes that generated the load"),
         ("lateness p50 / p99 / max", _p50_p99_max(late), "from the intended start to the first byte sent"),
         ("loop lag p50 / p99 / max", _p50_p99_max(lag), "how late the generator's own timers woke"),
-        ("CPU", format_percent(found.cpu_share_max), "of one core, the busiest five seconds of the busiest worker"),
-        ("dropped arrivals", format_count(found.dropped_arrivals), "due and never sent"),
-        ("events", format_count(found.events), "server-sent events received"),
+        ("CPU", format_percent(measured.cpu_share_max), "of one core, the busiest five seconds of the busiest worker"),
+        ("dropped arrivals", format_count(measured.dropped_arrivals), "due and never sent"),
+        ("events", format_count(measured.events), "server-sent events received"),
         (
             "CPU per event",
-            "-" if found.cpu_us_per_event is None else f"{format_number(found.cpu_us_per_event, 3)} µs",
+            "-" if measured.cpu_us_per_event is None else f"{format_number(measured.cpu_us_per_event, 3)} µs",
             "",
         ),
     ]
@@ -192,44 +204,44 @@ def generator(result: Result) -> list[Row]:
 
 def server(result: Result) -> list[Row]:
     """Name, value, meaning."""
-    found = result.server
-    apart = ""
-    if found.generated_tokens and found.client_tokens is not None:
-        share = (found.generated_tokens / found.client_tokens - 1) * 100 if found.client_tokens else None
-        apart = f"{format_signed(share)} % "
+    metrics = result.server
+    difference = ""
+    if metrics.generated_tokens and metrics.client_tokens is not None:
+        share = (metrics.generated_tokens / metrics.client_tokens - 1) * 100 if metrics.client_tokens else None
+        difference = f"{format_signed(share)} % "
     return [
-        ("tokens, by the server", format_count(found.generated_tokens), "its counter over the whole run, with warm-up"),
-        ("tokens, by the client", format_count(found.client_tokens), f"{apart}difference" if apart else ""),
-        ("TTFT apart", "-" if found.ttft_gap_ms is None else f"{format_signed(found.ttft_gap_ms)} ms",
+        ("tokens, by the server", format_count(metrics.generated_tokens), "its counter over the run, with warm-up"),
+        ("tokens, by the client", format_count(metrics.client_tokens), f"{difference}difference" if difference else ""),
+        ("TTFT apart", "-" if metrics.ttft_gap_ms is None else f"{format_signed(metrics.ttft_gap_ms)} ms",
          "client's mean from sending, minus the server's own mean: network, and waiting before the server's clock"),
-        ("gateway overhead", format_ms(found.gateway_overhead_ms), "mean time from arrival to engine, without queue"),
-        *((name, format_number(value), "more than before the run") for name, value in sorted(found.left_over.items())),
+        ("gateway overhead", format_ms(metrics.gateway_overhead_ms), "mean time from arrival to engine, without queue"),
+        *((name, format_number(value), "above the baseline") for name, value in sorted(metrics.left_over.items())),
     ]  # fmt: skip
 
 
 def integrity(result: Result) -> list[Row]:
     """Name, value, meaning."""
-    found = result.integrity
-    freed = {None: "not asked", True: "yes", False: "no"}[found.freed_after_cancels]
+    checked = result.integrity
+    freed = {None: "not asked", True: "yes", False: "no"}[checked.freed_after_cancels]
     return [
         (
             "streams checked",
-            format_count(found.checked_streams),
+            format_count(checked.checked_streams),
             "for [DONE], finish reason, usage, order and identity",
         ),
-        ("tokens verified", format_count(found.verified_tokens), "one by one, against the synthetic engine's tokens"),
-        ("violations", format_count(sum(found.violations.values())), ", ".join(sorted(found.violations))),
+        ("tokens verified", format_count(checked.verified_tokens), "one by one, against the synthetic engine's tokens"),
+        ("violations", format_count(sum(checked.violations.values())), ", ".join(sorted(checked.violations))),
         ("freed after cancels", freed, "whether the server's gauges returned to their values before the run"),
     ]
 
 
-def _latency_cells(found: LatencyStats) -> Row:
-    percentiles = ((found.p50, 0.5), (found.p90, 0.9), (found.p95, 0.95), (found.p99, 0.99), (found.p999, 0.999))
+def _latency_cells(stats: LatencyStats) -> Row:
+    percentiles = ((stats.p50, 0.5), (stats.p90, 0.9), (stats.p95, 0.95), (stats.p99, 0.99), (stats.p999, 0.999))
     return (
-        format_count(found.count),
-        format_number(found.mean),
-        *(format_number(value) + ("*" if 0 < found.count < samples_needed(q) else "") for value, q in percentiles),
-        format_number(found.max),
+        format_count(stats.count),
+        format_number(stats.mean),
+        *(format_number(value) + ("*" if 0 < stats.count < samples_needed(q) else "") for value, q in percentiles),
+        format_number(stats.max),
     )
 
 
@@ -237,16 +249,16 @@ def _interval_end(value: float | None) -> str:
     return "unknown" if value is None else format_ms(value)
 
 
-def _p50_p99_max(found: LatencyStats) -> str:
+def _p50_p99_max(stats: LatencyStats) -> str:
     return (
-        f"{format_number(found.p50, 3)} / {format_number(found.p99, 3)} / {format_number(found.max, 3)} ms"
-        if found.count
+        f"{format_number(stats.p50, 3)} / {format_number(stats.p99, 3)} / {format_number(stats.max, 3)} ms"
+        if stats.count
         else "-"
     )
 
 
-def _quotient(some: float, of: float) -> float:
-    return some / of if of else 0.0
+def _quotient(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _jain_index(values: list[float]) -> float | None:

@@ -119,24 +119,24 @@ def _server_metrics(session: Session, counted: CollectedRun, ttft: LatencyStats)
 
 def _write(result: Result, out: Path, workers: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "requests.jsonl.gz").open("wb") as whole:
-        for part in (out / f"requests.{index}.jsonl.gz" for index in range(workers)):
-            if part.exists():
-                with part.open("rb") as piece:
-                    shutil.copyfileobj(piece, whole)
-                part.unlink()
+    with (out / "requests.jsonl.gz").open("wb") as log:
+        for part_file in (out / f"requests.{index}.jsonl.gz" for index in range(workers)):
+            if part_file.exists():
+                with part_file.open("rb") as part_log:
+                    shutil.copyfileobj(part_log, log)
+                part_file.unlink()
     result.write(out / "result.json")
     report.write(result, out)
 
 
 def _versions(server: str) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("sluice", "locust", "gevent", "httptools"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found | ({"server": server} if server else {})
+    return versions | ({"server": server} if server else {})
 
 
 def _machine() -> str:

@@ -66,10 +66,10 @@ def run_scenario(
 def _worker_processes(count: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Worker processes, all of which are ended on exit."""
     path = os.pathsep.join([str(_LOCUSTFILE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    words = ["-m", "locust", "-f", str(_LOCUSTFILE), "--worker", "--loglevel", "WARNING"]
-    words += ["--master-host", "127.0.0.1", "--master-port", str(port)]
+    arguments = ["-m", "locust", "-f", str(_LOCUSTFILE), "--worker", "--loglevel", "WARNING"]
+    arguments += ["--master-host", "127.0.0.1", "--master-port", str(port)]
     children = [
-        subprocess.Popen([sys.executable, *words], env={**os.environ, "PYTHONPATH": path})  # noqa: S603
+        subprocess.Popen([sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path})  # noqa: S603
         for _ in range(count)
     ]
     try:
@@ -84,9 +84,9 @@ def _worker_processes(count: int, port: int) -> Iterator[list[subprocess.Popen[b
 def _wait_for_workers(runner: MasterRunner, children: list[subprocess.Popen[bytes]], count: int) -> None:
     deadline = time.monotonic() + _WORKERS_WITHIN_S
     while len(runner.clients.ready) < count:
-        gone = next((child for child in children if child.poll() is not None), None)
-        if gone is not None:
-            raise PreflightError(f"A worker process ended during its start, with exit code {gone.returncode}.")
+        ended_child = next((child for child in children if child.poll() is not None), None)
+        if ended_child is not None:
+            raise PreflightError(f"A worker process ended during its start, with exit code {ended_child.returncode}.")
         if time.monotonic() > deadline:
             raise PreflightError(f"The {count} worker processes did not start within {_WORKERS_WITHIN_S:g} s.")
         gevent.sleep(0.05)
@@ -105,10 +105,13 @@ def _report_progress(session: Session, on_progress: OnProgress) -> None:
         last = [seconds[number] for number in range(max(0, at_s - 8), at_s - 3) if number in seconds]
         if not last:
             continue
-        ended, failed = sum(one.ended for one in seconds.values()), sum(one.errors.total() for one in seconds.values())
+        ended, failed = (
+            sum(second.ended for second in seconds.values()),
+            sum(second.errors.total() for second in seconds.values()),
+        )
         on_progress(
             f"[{at_s:4d} s] {stage}: {last[-1].in_flight} in flight, {ended} ended, {failed} errors, "
-            f"{sum(one.output_tokens for one in last) / len(last):.0f} tokens/s"
+            f"{sum(second.output_tokens for second in last) / len(last):.0f} tokens/s"
         )
 
 

@@ -28,8 +28,8 @@ class CollectedRun:
 
     def summary(self) -> Summary:
         due, sent = self._rates()
-        asked = None if self.scenario.is_closed_loop else due
-        return _summary(self.aggregates.overall(), self.scenario.stages.measure_s, asked, sent)
+        due_rate = None if self.scenario.is_closed_loop else due
+        return _summary(self.aggregates.overall(), self.scenario.stages.measure_s, due_rate, sent)
 
     def groups(self) -> list[Group]:
         """By workload and tenant."""
@@ -117,7 +117,7 @@ class CollectedRun:
         return "measure" if second < stages.arrivals_s else "drain"
 
 
-def _summary(numbers: GroupStats, seconds: float, asked: float | None, sent: float) -> Summary:
+def _summary(numbers: GroupStats, seconds: float, due_rate: float | None, sent: float) -> Summary:
     return Summary(
         ttft_ms=LatencyStats.from_histogram(numbers.ttft),
         itl_ms=LatencyStats.from_histogram(numbers.itl),
@@ -135,7 +135,7 @@ def _summary(numbers: GroupStats, seconds: float, asked: float | None, sent: flo
         input_tokens=numbers.input_tokens,
         output_tokens_per_s=round(numbers.output_tokens / seconds, 3),
         achieved_rps=round(sent, 4),
-        asked_rps=round(asked, 4) if asked is not None else None,
+        asked_rps=round(due_rate, 4) if due_rate is not None else None,
         goodput_rps=round(numbers.good / seconds, 4),
     )
 

@@ -86,12 +86,12 @@ class Lognormal(_Clamped):
     def _from_mean(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "mean" not in given:
             return given
-        rest = dict(given)
-        mean, cv = rest.pop("mean"), rest.pop("cv", None)
+        others = dict(given)
+        mean, cv = others.pop("mean"), others.pop("cv", None)
         if not (isinstance(mean, (int, float)) and isinstance(cv, (int, float)) and mean > 0 and cv > 0):
             raise ValueError("mean and cv must be numbers above 0")
         variance = math.log1p(cv**2)
-        return {"median": mean * math.exp(-variance / 2), "sigma": math.sqrt(variance), **rest}
+        return {"median": mean * math.exp(-variance / 2), "sigma": math.sqrt(variance), **others}
 
     def sample(self, rng: Random) -> float:
         return self._clamp(self.median * math.exp(rng.gauss(0.0, self.sigma)))

@@ -166,24 +166,24 @@ def _field_path(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     pydantic puts the tags of unions into the path, which no file contains."""
     path: list[str] = []
     models: list[type[BaseModel]] = [Scenario]
-    for part in loc:
-        if isinstance(part, int):
-            path[-1] += f"[{part}]"
+    for key in loc:
+        if isinstance(key, int):
+            path[-1] += f"[{key}]"
             continue
-        tagged = [model for model in models if _discriminator(model) == part]
-        if tagged and not any(part in model.model_fields for model in models):
-            models = tagged
+        of_tag = [model for model in models if _discriminator(model) == key]
+        if of_tag and not any(key in model.model_fields for model in models):
+            models = of_tag
             continue
-        path.append(part)
-        here = models
+        path.append(key)
+        parents = models
         models = [
             found
-            for model in here
-            if part in model.model_fields
-            for found in _models_in(model.model_fields[part].annotation)
+            for model in parents
+            if key in model.model_fields
+            for found in _models_in(model.model_fields[key].annotation)
         ]
-        if not any(part in model.model_fields for model in here):
-            return path, [name for model in here for name in model.model_fields]
+        if not any(key in model.model_fields for model in parents):
+            return path, [name for model in parents for name in model.model_fields]
     return path, []
 
 

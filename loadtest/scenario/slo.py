@@ -64,7 +64,7 @@ class Slo(StrictModel):
     def _expand(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "limits" in given:
             return given
-        rest = {name: value for name, value in given.items() if not _is_limit_name(name)}
+        others = {name: value for name, value in given.items() if not _is_limit_name(name)}
         limits = {name: value for name, value in given.items() if _is_limit_name(name)}
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
@@ -72,13 +72,13 @@ class Slo(StrictModel):
         if (preset := given.get("preset")) is not None:
             ttft, tpot = _preset(preset)
             limits = {"ttft_p99_ms": ttft, "tpot_p99_ms": tpot, **limits}
-            rest["per_request"] = {"ttft_ms": ttft, "tpot_ms": tpot, **(given.get("per_request") or {})}
-        for name in rest:
+            others["per_request"] = {"ttft_ms": ttft, "tpot_ms": tpot, **(given.get("per_request") or {})}
+        for name in others:
             if name not in cls.model_fields:
                 right = [*(field for field in cls.model_fields if field != "limits"), *_all_limit_names()]
                 raise ValueError(f"{name} is not a limit.{did_you_mean(str(name), right)} Limits look like ttft_p99_ms")
-        _check_per_request(rest.get("per_request"))
-        return {**rest, "limits": [_limit(name, value) for name, value in limits.items()]}
+        _check_per_request(others.get("per_request"))
+        return {**others, "limits": [_limit(name, value) for name, value in limits.items()]}
 
 
 def _check_per_request(given: object) -> None:

@@ -170,8 +170,8 @@ class RequestFactory:
             return ids[0], length
         per_word = self._server_info.tokens_per_word
         if arrival.blocks:
-            spelled = " ".join(self._block(block, per_word) for block in arrival.blocks).split(" ")
-            text = " ".join(spelled[: max(1, round(length / per_word))])
+            words = " ".join(self._block(block, per_word) for block in arrival.blocks).split(" ")
+            text = " ".join(words[: max(1, round(length / per_word))])
         else:
             text = prompt_text.make_text(rng, length, per_word)
         prefix = self._prefix(conversation)
@@ -236,10 +236,10 @@ class Conversation:
 
 
 def _choose_read_plan(rng: Random, behaviours: Sequence[Behaviour]) -> ReadPlan:
-    left = rng.random()
+    remaining = rng.random()
     for behaviour in behaviours:
-        left -= behaviour.share
-        if left < 0:
+        remaining -= behaviour.share
+        if remaining < 0:
             return _sample_read_plan(rng, behaviour)
     return ReadPlan()
 

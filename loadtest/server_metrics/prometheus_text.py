@@ -41,7 +41,7 @@ _REASON = re.compile(r'[{,]reason="((?:[^"\\]|\\.)*)"')
 
 def parse_samples(text: str) -> dict[str, float]:
     """The wanted samples, by name and labels as written. Raises ValueError for an invalid line."""
-    found: dict[str, float] = {}
+    samples: dict[str, float] = {}
     for line in text.splitlines():
         if not line.startswith(_PREFIXES):
             continue
@@ -50,11 +50,11 @@ def parse_samples(text: str) -> dict[str, float]:
             continue
         # Label values may contain blanks and braces; nothing after the labels contains either.
         end = line.rfind("}") + 1 or name.end()
-        rest = line[end:].split()
-        if not rest:
+        value_and_time = line[end:].split()
+        if not value_and_time:
             raise ValueError(f"a metric without a value: {line[:80]!r}")
-        found[line[:end]] = float(rest[0])
-    return found
+        samples[line[:end]] = float(value_and_time[0])
+    return samples
 
 
 def _metric_name(sample: str) -> str:
@@ -121,28 +121,28 @@ class MetricsHistory:
     def _add_counters(
         self, at_s: float, number: int, page: Mapping[str, float], added: dict[str, float], rates: dict[str, float]
     ) -> None:
-        known = self._last_readings.get(number)
-        now = {name: value for name, value in page.items() if _metric_name(name) in _COUNTERS}
+        last = self._last_readings.get(number)
+        counters = {name: value for name, value in page.items() if _metric_name(name) in _COUNTERS}
         started = page.get(_STARTED)
-        if known is None:
+        if last is None:
             # Counts from before the first reading are not the run's.
-            self._last_readings[number] = _LastReading(at_s, now, started)
-            added.update({_series_name(name): added.get(_series_name(name), 0.0) for name in now})
+            self._last_readings[number] = _LastReading(at_s, counters, started)
+            added.update({_series_name(name): added.get(_series_name(name), 0.0) for name in counters})
             return
 
-        restarted = None not in (started, known.started) and started != known.started
-        before = {} if restarted else known.counters
+        restarted = None not in (started, last.started) and started != last.started
+        before = {} if restarted else last.counters
         fell = False
-        for name, value in now.items():
-            grown = value - before.get(name, 0.0)
-            if grown < 0:
-                fell, grown = True, value
+        for name, value in counters.items():
+            increase = value - before.get(name, 0.0)
+            if increase < 0:
+                fell, increase = True, value
             key = _series_name(name)
-            added[key] = added.get(key, 0.0) + grown
-            if at_s > known.at_s:
-                rates[key] = rates.get(key, 0.0) + grown / (at_s - known.at_s)
+            added[key] = added.get(key, 0.0) + increase
+            if at_s > last.at_s:
+                rates[key] = rates.get(key, 0.0) + increase / (at_s - last.at_s)
         self.restarts += restarted or fell
-        self._last_readings[number] = _LastReading(at_s, {**before, **now}, started)
+        self._last_readings[number] = _LastReading(at_s, {**before, **counters}, started)
 
     def _extend_series(self, at_s: float, added: Mapping[str, float], rates: Mapping[str, float]) -> None:
         for name, value in rates.items():
@@ -156,14 +156,14 @@ class MetricsHistory:
 
 def sum_gauges(pages: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The gauges of all pages together."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for page in pages:
         for sample, value in page.items():
             name = _metric_name(sample)
             if name in GAUGES:
-                known = found.get(name, 0.0)
-                found[name] = max(known, value) if name == _FULLEST else known + value
-    return found
+                total = totals.get(name, 0.0)
+                totals[name] = max(total, value) if name == _FULLEST else total + value
+    return totals
 
 
 def _series_name(sample: str) -> str:

@@ -78,30 +78,30 @@ class Scraper:
         `client_tokens`: tokens that the client received in the whole run, warm-up and drain included, as the server's
         counter does not separate stages. `client_ttft_mean_ms`: from sending, over `measured_s`, the begin and end of
         the measured stage in seconds from `t0_perf` (None: the whole run)."""
-        ledger = self._history
-        if ledger.first_gauges is None:
+        history = self._history
+        if history.first_gauges is None:
             return Server(scraped=False, client_tokens=client_tokens, notes=self._notes(None, client_tokens))
         since_s, until_s = (t0_perf + at_s for at_s in measured_s) if measured_s else (None, None)
 
-        overhead_s = ledger.mean("sluice_overhead_seconds", since_s, until_s)
-        ttft_s = ledger.mean("sluice_time_to_first_token_seconds", since_s, until_s)
+        overhead_s = history.mean("sluice_overhead_seconds", since_s, until_s)
+        ttft_s = history.mean("sluice_time_to_first_token_seconds", since_s, until_s)
         if ttft_s is None:
-            ttft_s = ledger.mean("vllm:time_to_first_token_seconds", since_s, until_s)
+            ttft_s = history.mean("vllm:time_to_first_token_seconds", since_s, until_s)
         gap_ms = None
         if client_ttft_mean_ms is not None and ttft_s is not None:
             gap_ms = round(client_ttft_mean_ms - ttft_s * 1000, 3)
-        generated = ledger.increase("vllm:generation_tokens_total")
+        generated = history.increase("vllm:generation_tokens_total")
         return Server(
             scraped=True,
             series={
                 name: [[round(at_s - t0_perf, 3), float(f"{value:.6g}")] for at_s, value in points]
-                for name, points in sorted(ledger.series.items())
+                for name, points in sorted(history.series.items())
             },
             generated_tokens=generated,
             client_tokens=client_tokens,
             ttft_gap_ms=gap_ms,
             gateway_overhead_ms=None if overhead_s is None else round(overhead_s * 1000, 4),
-            left_over=_above_baseline(ledger.last_gauges, ledger.first_gauges),
+            left_over=_above_baseline(history.last_gauges, history.first_gauges),
             notes=self._notes(generated, client_tokens),
         )
 
@@ -160,22 +160,22 @@ def wait_until_freed(
     vLLM alone writes its gauges only in engine steps, and none follows the abort of the last request: `ping` (one small
     request) is called once, half-way, to cause a step. Sluice does not need it."""
     sources = [_MetricsPage(each, headers) for each in ([url] if isinstance(url, str) else url)]
-    begun_s = time.perf_counter()
-    seen = False
+    started_s = time.perf_counter()
+    has_gauges = False
     try:
         while True:
             with suppress(ScrapeFailed):
-                now = sum_gauges([source.read() for source in sources])
-                seen = seen or any(name in now for name in _WORK_GAUGES)
-                if seen and not _above_baseline(now, baseline or {}):
+                gauges = sum_gauges([source.read() for source in sources])
+                has_gauges = has_gauges or any(name in gauges for name in _WORK_GAUGES)
+                if has_gauges and not _above_baseline(gauges, baseline or {}):
                     return True
-            passed_s = time.perf_counter() - begun_s
-            if passed_s >= within_s:
-                return False if seen else None
-            if ping is not None and passed_s >= within_s / 2:
+            elapsed_s = time.perf_counter() - started_s
+            if elapsed_s >= within_s:
+                return False if has_gauges else None
+            if ping is not None and elapsed_s >= within_s / 2:
                 ping()
                 ping = None
-            time.sleep(min(_POLL_S, within_s - passed_s))
+            time.sleep(min(_POLL_S, within_s - elapsed_s))
     finally:
         for source in sources:
             source.close()
@@ -183,14 +183,14 @@ def wait_until_freed(
 
 def _above_baseline(now: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
     """The gauges that show more work than the baseline. An unknown cache usage in the baseline is no work."""
-    left = {name: now[name] for name in _WORK_GAUGES if now.get(name, 0.0) > baseline.get(name, 0.0)}
+    above = {name: now[name] for name in _WORK_GAUGES if now.get(name, 0.0) > baseline.get(name, 0.0)}
     if (
         _CACHE_USAGE in now
         and _CACHE_USAGE in baseline
         and now[_CACHE_USAGE] > baseline[_CACHE_USAGE] + _CACHE_USAGE_TOLERANCE
     ):
-        left[_CACHE_USAGE] = now[_CACHE_USAGE]
-    return left
+        above[_CACHE_USAGE] = now[_CACHE_USAGE]
+    return above
 
 
 class _MetricsPage:
@@ -207,12 +207,12 @@ class _MetricsPage:
 
     def read(self) -> dict[str, float]:
         """Raises ScrapeFailed."""
-        kept = self._connection is not None
+        was_open = self._connection is not None
         try:
             return self._fetch()
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            if kept and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
+            if was_open and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
                 # The server had closed the idle connection.
                 return self.read()
             raise ScrapeFailed(f"{self._url.hostname}{self._path}: {str(error) or type(error).__name__}") from error

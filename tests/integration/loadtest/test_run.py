@@ -55,17 +55,28 @@ def server() -> Iterator[Callable[[bytes], Scripted]]:
         return servers[-1]
 
     yield start
-    for one in servers:
-        one.close()
+    for server in servers:
+        server.close()
 
 
 def run(folder: Path, url: str, *flags: str, **changes: Any) -> subprocess.CompletedProcess[str]:
     """`sluice-load run` in a process of its own, since Locust patches the process that imports it."""
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump({**SCENARIO, **changes}))
-    words = [sys.executable, "-m", "loadtest.cli", "run", str(file), "--url", url, "--out", str(folder / "out"), *flags]
+    arguments = [
+        sys.executable,
+        "-m",
+        "loadtest.cli",
+        "run",
+        str(file),
+        "--url",
+        url,
+        "--out",
+        str(folder / "out"),
+        *flags,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=100, env=env, cwd=folder)
+    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=100, env=env, cwd=folder)
 
 
 def test_a_good_run_with_two_workers(server: Callable[[bytes], Scripted], tmp_path: Path) -> None:
@@ -77,8 +88,8 @@ def test_a_good_run_with_two_workers(server: Callable[[bytes], Scripted], tmp_pa
     result = Result.read(out / "result.json")
     assert (result.summary.requests, result.summary.ok, result.generator.workers) == (40, 40, 2)
     assert (result.summary.asked_rps, result.summary.achieved_rps) == (20, 20)
-    assert sum(one.due for one in result.timeline) == 49
-    assert {one.stage for one in result.timeline} >= {"warmup", "measure"}
+    assert sum(server.due for server in result.timeline) == 49
+    assert {server.stage for server in result.timeline} >= {"warmup", "measure"}
     with gzip.open(out / "requests.jsonl.gz", "rt") as log:
         assert sorted(json.loads(line)["number"] for line in log) == list(range(49))
     assert {file.name for file in out.iterdir()} == {"result.json", "report.html", "summary.md", "requests.jsonl.gz"}
@@ -101,8 +112,8 @@ def test_a_generator_that_drops_arrivals(server: Callable[[bytes], Scripted], tm
 
 
 def test_a_server_with_incomplete_streams(server: Callable[[bytes], Scripted], tmp_path: Path) -> None:
-    untrue = HEAD + framed(event(chunk("a")), event(chunk(finish="stop"))) + LAST
-    done = run(tmp_path, server(untrue).url)
+    incomplete = HEAD + framed(event(chunk("a")), event(chunk(finish="stop"))) + LAST
+    done = run(tmp_path, server(incomplete).url)
 
     assert done.returncode == 4, done.stdout + done.stderr
     assert "40 x no_done" in done.stdout
@@ -126,7 +137,7 @@ class Visitor(SSEUser):
 def test_custom_locust_users(server: Callable[[bytes], Scripted], tmp_path: Path, answer: bytes, failed: bool) -> None:
     """Locust's own tables have one sample for each stream, and its error kind."""
     (tmp_path / "mine.py").write_text(VISITOR)
-    words = [
+    arguments = [
         "-f",
         "mine.py",
         "--host",
@@ -142,7 +153,7 @@ def test_custom_locust_users(server: Callable[[bytes], Scripted], tmp_path: Path
         "ERROR",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "locust", *words],
+        [sys.executable, "-m", "locust", *arguments],
         check=False,
         capture_output=True,
         text=True,
@@ -178,16 +189,16 @@ def test_no_server_listens(tmp_path: Path) -> None:
         (["compare", "/nowhere", "/nowhere"], "cannot be read"),
     ],
 )
-def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 2
-    assert said in capsys.readouterr().err
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
     assert "locust" not in sys.modules, "it would patch this process"
 
 
 @pytest.mark.parametrize("words", [["run", "smoke"], ["run", "smoke", "--url", "http://x", "--workers", "0"], []])
-def test_wrong_arguments(words: list[str]) -> None:
+def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        cli.main(arguments)
 
     assert ended.value.code == 2
 

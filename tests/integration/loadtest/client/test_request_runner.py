@@ -45,23 +45,23 @@ def serve() -> Iterator[Serve]:
         return servers[-1]
 
     yield start
-    for one in servers:
-        one.close()
+    for server in servers:
+        server.close()
 
 
 def pool_of(url: str, verify: bool = True) -> ConnectionPool:
     return ConnectionPool(Address.from_url(url, tls.make_ssl_context(verify)), 2.0)
 
 
-def ask(
+def send(
     url: str, plan: ReadPlan | None = None, timeouts: Timeouts = LONG, pool: ConnectionPool | None = None
 ) -> Record:
-    mine = pool or pool_of(url)
-    asker = RequestRunner(mine, timeouts, perf_counter_ns() + 30_000_000_000)
-    wanted: PreparedRequest = replace(REQUEST, read_plan=plan or ReadPlan(), body=b'{"stream": true}')
-    record, _ = asker.run(wanted, perf_counter_ns(), lambda _: None)
+    own_pool = pool or pool_of(url)
+    runner = RequestRunner(own_pool, timeouts, perf_counter_ns() + 30_000_000_000)
+    request: PreparedRequest = replace(REQUEST, read_plan=plan or ReadPlan(), body=b'{"stream": true}')
+    record, _ = runner.run(request, perf_counter_ns(), lambda _: None)
     if pool is None:
-        mine.close()
+        own_pool.close()
     return record
 
 
@@ -71,7 +71,7 @@ def good(sock: socket.socket, _: bytes) -> None:
 
 def test_a_request_and_its_response(serve: Serve) -> None:
     server = serve(good)
-    record = ask(server.url)
+    record = send(server.url)
 
     assert record.error is None, record.detail
     assert (record.status, record.output_tokens, record.request_id) == (200, 2, "r-9")
@@ -85,7 +85,7 @@ def test_a_connection_is_reused(serve: Serve) -> None:
     server = serve(good)
     pool = pool_of(server.url)
     for _ in range(3):
-        assert ask(server.url, pool=pool).is_ok
+        assert send(server.url, pool=pool).is_ok
     pool.close()
 
     assert server.connections == 1
@@ -98,9 +98,9 @@ def test_a_connection_that_the_server_closed_is_not_reused(serve: Serve) -> None
 
     server = serve(once)
     pool = pool_of(server.url)
-    assert ask(server.url, pool=pool).is_ok
+    assert send(server.url, pool=pool).is_ok
     time.sleep(0.05)
-    assert ask(server.url, pool=pool).is_ok
+    assert send(server.url, pool=pool).is_ok
     pool.close()
 
     assert server.connections == 2
@@ -117,7 +117,7 @@ def test_gaps_are_those_of_the_server(serve: Serve) -> None:
             sock.sendall(framed(event(chunk(text))))
         sock.sendall(framed(ending(3)) + LAST)
 
-    record = ask(serve(slowly).url)
+    record = send(serve(slowly).url)
     first, second, third = record.content_ns
 
     assert (first - record.sent_ns) / 1e6 == pytest.approx(100, abs=15)
@@ -158,7 +158,7 @@ ENDS: list[tuple[str, Script, ErrorKind]] = [
 
 @pytest.mark.parametrize(("script", "kind"), [end[1:] for end in ENDS], ids=[end[0] for end in ENDS])
 def test_each_end_of_a_response_has_its_error_kind(serve: Serve, script: Script, kind: ErrorKind) -> None:
-    assert ask(serve(script).url, timeouts=SHORT).error is kind
+    assert send(serve(script).url, timeouts=SHORT).error is kind
 
 
 def test_a_deadline_ends_an_endless_stream(serve: Serve) -> None:
@@ -168,7 +168,7 @@ def test_a_deadline_ends_an_endless_stream(serve: Serve) -> None:
             sock.sendall(framed(event(chunk("a"))))
             time.sleep(0.05)
 
-    record = ask(serve(forever).url, timeouts=SHORT)
+    record = send(serve(forever).url, timeouts=SHORT)
 
     assert record.error is ErrorKind.DEADLINE
     assert (record.ended_ns - record.sent_ns) / 1e9 == pytest.approx(1, abs=0.2)
@@ -178,13 +178,13 @@ def test_no_server_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-    assert ask(f"http://127.0.0.1:{port}").error is ErrorKind.CONNECT
+    assert send(f"http://127.0.0.1:{port}").error is ErrorKind.CONNECT
 
 
 def test_a_server_without_tls(serve: Serve) -> None:
     server = serve(says(b"what?", then=close))
 
-    assert ask(server.url.replace("http", "https")).error is ErrorKind.TLS
+    assert send(server.url.replace("http", "https")).error is ErrorKind.TLS
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 def test_a_tls_connection_is_reused(serve: Serve, certified: ssl.SSLContext) -> None:
     server = serve(trickle(30, 0.001), certified)
     pool = pool_of(server.url, verify=False)
-    records = [ask(server.url, pool=pool) for _ in range(3)]
+    records = [send(server.url, pool=pool) for _ in range(3)]
     pool.close()
 
     assert [(record.error, record.output_tokens) for record in records] == [(None, 30)] * 3
@@ -214,7 +214,7 @@ def test_a_tls_connection_is_reused(serve: Serve, certified: ssl.SSLContext) -> 
 
 
 def test_an_unsigned_certificate_is_rejected(serve: Serve, certified: ssl.SSLContext) -> None:
-    record = ask(serve(good, certified).url)
+    record = send(serve(good, certified).url)
 
     assert record.error is ErrorKind.TLS
     assert "certificate" in record.detail
@@ -223,7 +223,7 @@ def test_an_unsigned_certificate_is_rejected(serve: Serve, certified: ssl.SSLCon
 def test_a_body_without_length_ends_with_its_connection(serve: Serve) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 
-    assert ask(serve(says(head + event(chunk("a")) + ending(1), then=close)).url).error is None
+    assert send(serve(says(head + event(chunk("a")) + ending(1), then=close)).url).error is None
 
 
 # Clients that do not simply read.
@@ -242,7 +242,7 @@ def trickle(count: int, every_s: float = 0.01) -> Script:
 
 def test_a_client_aborts_after_a_number_of_tokens(serve: Serve) -> None:
     server = serve(trickle(50))
-    record = ask(server.url, ReadPlan(ReadMode.CANCEL, after_events=3))
+    record = send(server.url, ReadPlan(ReadMode.CANCEL, after_events=3))
 
     assert record.left_by_plan
     assert record.error is None
@@ -250,7 +250,7 @@ def test_a_client_aborts_after_a_number_of_tokens(serve: Serve) -> None:
 
 
 def test_a_client_aborts_after_a_time(serve: Serve) -> None:
-    record = ask(serve(trickle(50)).url, ReadPlan(ReadMode.CANCEL, abort_after_s=0.1))
+    record = send(serve(trickle(50)).url, ReadPlan(ReadMode.CANCEL, abort_after_s=0.1))
 
     assert record.left_by_plan
     assert (record.ended_ns - record.sent_ns) / 1e6 == pytest.approx(100, abs=30)
@@ -260,7 +260,7 @@ def test_an_aborted_connection_is_not_reused(serve: Serve) -> None:
     server = serve(trickle(50))
     pool = pool_of(server.url)
     for _ in range(2):
-        ask(server.url, ReadPlan(ReadMode.CANCEL, after_events=1), pool=pool)
+        send(server.url, ReadPlan(ReadMode.CANCEL, after_events=1), pool=pool)
     pool.close()
 
     assert server.connections == 2
@@ -269,7 +269,7 @@ def test_an_aborted_connection_is_not_reused(serve: Serve) -> None:
 def test_a_stalled_reader_pauses_and_then_reads_the_rest(serve: Serve) -> None:
     plan = ReadPlan(ReadMode.STALL, after_events=3, pause_s=0.5)
     # The pause is longer than the idle timeout, which counts the server's silence only.
-    record = ask(serve(trickle(20)).url, plan, replace_idle(0.3))
+    record = send(serve(trickle(20)).url, plan, replace_idle(0.3))
 
     assert record.error is None, record.detail
     assert len(record.content_ns) == 20
@@ -290,7 +290,7 @@ def test_a_slow_reader_blocks_the_servers_writes(serve: Serve) -> None:
         sock.sendall(HEAD + framed(event(chunk("x" * 150_000)), ending(1)) + LAST)
         took.append(time.perf_counter() - began)
 
-    record = ask(serve(much).url, ReadPlan(ReadMode.SLOW, bytes_per_s=100_000))
+    record = send(serve(much).url, ReadPlan(ReadMode.SLOW, bytes_per_s=100_000))
 
     assert record.error is None, record.detail
     assert (record.ended_ns - record.sent_ns) / 1e9 == pytest.approx(1.5, rel=0.2)
@@ -314,7 +314,7 @@ def test_a_client_resumes_a_stream(serve: Serve) -> None:
             sock.sendall(HEAD + framed(numbered(4, "d"), end, event(b"[DONE]", 7)) + LAST)
 
     server = serve(script)
-    record = ask(server.url, ReadPlan(ReadMode.RESUME, after_events=3, times=1, grace_s=30))
+    record = send(server.url, ReadPlan(ReadMode.RESUME, after_events=3, times=1, grace_s=30))
 
     assert record.error is None, record.detail
     assert (record.resumed, len(record.content_ns), record.output_tokens) == (1, 4, 4)
@@ -332,4 +332,4 @@ def test_a_server_without_resumption_is_an_error(serve: Serve) -> None:
         else:
             sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
 
-    assert ask(serve(script).url, ReadPlan(ReadMode.RESUME, after_events=1, times=1)).error is ErrorKind.HTTP_4XX
+    assert send(serve(script).url, ReadPlan(ReadMode.RESUME, after_events=1, times=1)).error is ErrorKind.HTTP_4XX

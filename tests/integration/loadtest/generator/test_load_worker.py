@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
             **changes,
         }
         records: list[Record] = []
-        host = LoadWorker(
+        worker = LoadWorker(
             parse(document, "here"),
             ServerInfo("m"),
             url=servers[-1].url,
@@ -48,12 +48,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
             log_file=tmp_path / "requests.jsonl.gz",
             on_record=records.append,
         )
-        host.start()
+        worker.start()
         for _ in range(users):
-            gevent.spawn(host.run_user)
-        host.join()
-        assert host.failures == []
-        return host, records
+            gevent.spawn(worker.run_user)
+        worker.join()
+        assert worker.failures == []
+        return worker, records
 
     yield start
     for one in servers:
@@ -71,36 +71,40 @@ def never(sock: socket.socket, _: bytes) -> None:
 
 
 def test_every_arrival_is_sent_and_recorded_once(run: Run, tmp_path: Path) -> None:
-    host, records = run(good)
+    worker, records = run(good)
 
     # Every 50 ms for 1.2 s, the last at the very end of it; those of the first 0.2 s are warm-up.
     assert [record.number for record in records] == list(range(23))
     assert all(record.is_ok for record in records)
-    assert (host.aggregates.due_count, host.aggregates.sent_count, host.aggregates.overall().requests) == (20, 20, 20)
+    assert (worker.aggregates.due_count, worker.aggregates.sent_count, worker.aggregates.overall().requests) == (
+        20,
+        20,
+        20,
+    )
     with gzip.open(tmp_path / "requests.jsonl.gz", "rt") as log:
         lines = [json.loads(line) for line in log]
     assert [line["number"] for line in lines] == list(range(23))
     assert all(line["tokens"] == [1, 1] and len(line["gaps_us"]) == 1 for line in lines)
-    assert host.health.lag.count > 50
-    assert host.health.events == pytest.approx(20 * 5, abs=10)
+    assert worker.health.lag.count > 50
+    assert worker.health.events == pytest.approx(20 * 5, abs=10)
 
 
 def test_an_open_loop_does_not_wait_for_responses(run: Run) -> None:
     """The server never answers, and arrivals go on; at the end of the drain all requests have failed."""
-    host, records = run(never)
+    worker, records = run(never)
 
     assert len(records) == 23
     assert {record.error for record in records} == {"deadline"}
-    assert host.aggregates.second(0).in_flight > 5
-    assert host.aggregates.overall().ttft.count == 20, "who waited in vain has waited"
+    assert worker.aggregates.second(0).in_flight > 5
+    assert worker.aggregates.overall().ttft.count == 20, "who waited in vain has waited"
 
 
 def test_a_full_generator_drops_and_counts(run: Run) -> None:
-    host, records = run(never, max_in_flight=3)
+    worker, records = run(never, max_in_flight=3)
 
     assert len(records) == 3
-    assert host.aggregates.dropped_count == host.aggregates.overall().errors["dropped_arrival"] == 20
-    assert (host.aggregates.due_count, host.aggregates.sent_count) == (20, 0)
+    assert worker.aggregates.dropped_count == worker.aggregates.overall().errors["dropped_arrival"] == 20
+    assert (worker.aggregates.due_count, worker.aggregates.sent_count) == (20, 0)
 
 
 def test_a_closed_loop_waits_for_the_answer_and_thinks(run: Run) -> None:
@@ -124,14 +128,14 @@ def test_a_conversation_sends_all_its_turns(run: Run) -> None:
 
 
 def test_a_precise_timer_wakes_on_time() -> None:
-    alarm = PreciseTimer()
+    timer = PreciseTimer()
     due = [perf_counter_ns() + number * 7_300_000 for number in range(20)]
-    rang = []
+    late_ns = []
     for at_ns in due:
-        alarm.sleep_until(at_ns)
-        rang.append(perf_counter_ns() - at_ns)
-    alarm.close()
+        timer.sleep_until(at_ns)
+        late_ns.append(perf_counter_ns() - at_ns)
+    timer.close()
 
-    assert min(rang) >= 0
+    assert min(late_ns) >= 0
     # The median, since the machine is shared; gevent's own sleep is late by 0.8 ms.
-    assert sorted(rang)[10] < 700_000
+    assert sorted(late_ns)[10] < 700_000

@@ -56,8 +56,8 @@ def test_a_chat_with_token_ids_gets_those_of_its_prompt(mock: MockProcess) -> No
     answer = ask(mock.port, CHAT, return_token_ids=True)
 
     (first, *_), *_ = [one["prompt_token_ids"] for one in answer.documents if "prompt_token_ids" in one]
-    said = [token for one in answer.documents for choice in one["choices"] for token in choice.get("token_ids") or []]
-    assert said == deterministic_tokens.tokens(first, 3, 8)
+    tokens = [token for one in answer.documents for choice in one["choices"] for token in choice.get("token_ids") or []]
+    assert tokens == deterministic_tokens.tokens(first, 3, 8)
 
 
 def test_running_usage_is_sent_when_asked_for(mock: MockProcess) -> None:
@@ -100,8 +100,8 @@ def test_gauges_follow_running_requests_and_disconnects(mock: MockProcess) -> No
 def test_a_connection_serves_several_requests(mock: MockProcess) -> None:
     with httpx.Client(base_url=mock.url) as client:
         for _ in range(3):
-            said = client.post(TEXT, json={"prompt": "a b", "stream": True, "max_tokens": 2})
-            assert said.text.endswith("data: [DONE]\n\n")
+            tokens = client.post(TEXT, json={"prompt": "a b", "stream": True, "max_tokens": 2})
+            assert tokens.text.endswith("data: [DONE]\n\n")
         assert client.get("/v1/models").json()["data"][0]["id"] == "mock"
 
 

@@ -31,9 +31,9 @@ class Pages:
 
             def do_GET(self) -> None:
                 pages.asked.append((self.path, self.headers["Authorization"]))
-                said = pages.page()
-                body = said.encode() if isinstance(said, str) else b""
-                self.send_response(said if isinstance(said, int) else 200)
+                answer = pages.page()
+                body = answer.encode() if isinstance(answer, str) else b""
+                self.send_response(answer if isinstance(answer, int) else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -58,9 +58,9 @@ class Pages:
 
 @pytest.fixture
 def pages() -> Iterator[Pages]:
-    made = Pages()
-    yield made
-    made.close()
+    pages = Pages()
+    yield pages
+    pages.close()
 
 
 def page(*, tokens: float, running: float = 0, ttft: tuple[float, float] = (0, 0), usage: float = 0) -> str:
@@ -241,16 +241,16 @@ def test_without_gauges_the_release_is_unknown(pages: Pages) -> None:
 
 def test_a_server_whose_gauges_need_engine_steps_is_pinged_once(pages: Pages) -> None:
     running = [1.0]
-    nudges: list[float] = []
+    pings: list[float] = []
 
-    def nudge() -> None:
-        nudges.append(time.perf_counter())
+    def ping() -> None:
+        pings.append(time.perf_counter())
         running[0] = 0
 
     pages.page = lambda: page(tokens=0, running=running[0])
 
-    assert wait_until_freed(pages.url, KEY, 0.6, None, nudge) is True
-    assert len(nudges) == 1
+    assert wait_until_freed(pages.url, KEY, 0.6, None, ping) is True
+    assert len(pings) == 1
 
 
 def test_under_gevent_it_yields_to_the_other_greenlets(pages: Pages) -> None:
