@@ -74,7 +74,7 @@ class SingleProcess:
         return render_metrics()
 
     def on_serving(self, engine: Engine, *, has_chat: bool, recovery: RecoveryReport) -> None:
-        """No other process has to know."""
+        """Does nothing: no other process depends on it."""
 
 
 __all__ = ["ProcessContext", "SingleProcess"]

@@ -13,7 +13,7 @@ from gateway.domain import Endpoint
 # A client needs only the id to read or cancel a stream, so an id must not be guessable: 112 random bits.
 _RANDOM_BYTES = 14
 MAX_WORKERS = 256
-"""The two hexadecimal digits tell this many workers apart."""
+"""Two hexadecimal digits number the workers."""
 
 _PREFIXES = "|".join(endpoint.id_prefix for endpoint in Endpoint)
 _OURS = re.compile(rf"(?:{_PREFIXES})w([0-9a-f]{{2}})[0-9a-f]{{{2 * _RANDOM_BYTES}}}")

@@ -12,7 +12,7 @@ from gateway.multiprocess.messages import EngineAbandoned, EngineLost, EngineUnr
 
 
 class EngineHostClient:
-    """Keeps what the parent's messages say of the engine."""
+    """Holds the state of the engine, as of the parent's latest messages."""
 
     def __init__(self, client_index: int, client_count: int, send: Callable[[EngineUnresponsive], None]) -> None:
         self.client_index = client_index

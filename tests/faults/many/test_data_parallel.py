@@ -32,7 +32,7 @@ def processes(server: Server, name: str) -> list[int]:
 
 
 def running(server: Server) -> list[float]:
-    """How many sequences each engine says that it runs."""
+    """How many sequences each engine runs, by its gauge."""
     samples = server.samples()
     return [samples[f'vllm:num_requests_running{{engine="{engine}"}}'] for engine in (0, 1)]
 
@@ -56,11 +56,11 @@ def test_two_engines_share_the_streams_and_drain_together(serve: Serve, figure: 
         streams = [asyncio.create_task(ask(server.port, completion(first, 300))) for first in range(STREAMS)]
         await until("both engines run half of the streams", server, [half, half])
         assert all_exact(await asyncio.gather(*streams), 300)
-        said = server.samples()
+        samples = server.samples()
         for engine in (0, 1):
-            assert said[f'vllm:generation_tokens_total{{engine="{engine}"}}'] == half * 300
+            assert samples[f'vllm:generation_tokens_total{{engine="{engine}"}}'] == half * 300
 
-        # They leave, or are cancelled by id; both engines are told.
+        # Half of them disconnect, half are cancelled by id; both engines abort them.
         connections = [await Connection.open(server.port, completion(first, 20_000)) for first in range(STREAMS)]
         heads = [await connection.head() for connection in connections]
         await until("both engines run half of the streams again", server, [half, half])

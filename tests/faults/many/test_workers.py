@@ -165,7 +165,7 @@ def test_a_request_is_cancelled_through_another_worker(
 def test_what_vllms_own_app_runs_is_cancelled_through_another_worker(
     shared: Shared, clients: dict[int, httpx.Client], owner: int
 ) -> None:
-    """Its ids do not tell whose they are, so the workers ask each other."""
+    """Its ids name no worker, so the workers ask each other."""
     ask_for = {"model": MODEL, "input": "Hello", "stream": True, "max_output_tokens": FOREVER, "temperature": 0}
     other = clients[(owner + 1) % WORKERS]
     with clients[owner].stream("POST", "/v1/responses", json=ask_for) as stream:
@@ -201,9 +201,9 @@ def test_leaving_through_another_worker_cancels_the_request(shared: Shared, clie
         return stream_id
 
     stream_id = asyncio.run(run())
-    tell = {"headers": {**shared.me, "Accept": "application/json"}}
+    options = {"headers": {**shared.me, "Accept": "application/json"}}
     url = f"{shared.server.url}/v1/streams/{stream_id}"
-    poll("its grace is over", lambda: httpx.get(url, **tell).json()["status"] == "cancelled", 5)
+    poll("its grace is over", lambda: httpx.get(url, **options).json()["status"] == "cancelled", 5)
 
 
 def test_the_limits_hold_over_all_workers_together(shared: Shared, clients: dict[int, httpx.Client]) -> None:
@@ -364,9 +364,9 @@ def test_several_workers_on_several_engines(serve: Serve) -> None:
         return await asyncio.gather(*tasks)
 
     assert_exact(asyncio.run(run()), tokens)
-    said = server.samples()
-    assert said["vllm:generation_tokens_total"] == streams * tokens
-    assert 0.3 < said['vllm:generation_tokens_total{engine="0"}'] / (streams * tokens) < 0.7
+    samples = server.samples()
+    assert samples["vllm:generation_tokens_total"] == streams * tokens
+    assert 0.3 < samples['vllm:generation_tokens_total{engine="0"}'] / (streams * tokens) < 0.7
     server.wait_idle()
     server.family = descendants(server.pid)
     os.kill(server.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Several expositions as one, read back with the library that Prometheus clients use."""
+"""Several pages as one, read back with the library that Prometheus clients use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
-def test_one_worker_is_itself() -> None:
+def test_the_page_of_one_worker_is_unchanged() -> None:
     one = Worker()
     one.requests.labels('o"k\n').inc(3)
     one.took.observe(0.5)
@@ -70,8 +70,8 @@ def test_each_family_keeps_one_description() -> None:
     assert merged.count("# HELP sluice_streams_active Streams.\n") == 1
 
 
-def test_of_what_an_engine_says_the_newest_counts_whoever_heard_it() -> None:
-    """Its scheduler tells its numbers to one client at a time: a sum would count old ones again."""
+def test_of_an_engines_gauges_the_newest_counts_whichever_worker_has_it() -> None:
+    """Its scheduler sends its statistics to one client at a time: a sum would count old ones again."""
     one, two = Worker(), Worker()
     for worker, first, second in ((one, 10, 1), (two, 30, 2)):
         worker.running.labels("0").set(first)
@@ -84,7 +84,7 @@ def test_of_what_an_engine_says_the_newest_counts_whoever_heard_it() -> None:
     assert found[("vllm:kv_cache_usage_perc", (("engine", "0"), ("model_name", "m")))] == 0.3
 
 
-def test_an_engine_that_has_said_nothing_yet_is_shown_once() -> None:
+def test_an_engine_without_statistics_yet_is_shown_once() -> None:
     one, two = Worker(), Worker()
     for worker in (one, two):
         worker.running.labels("0").set(0)
@@ -93,7 +93,7 @@ def test_an_engine_that_has_said_nothing_yet_is_shown_once() -> None:
 
 
 def test_nothing_runs_where_no_worker_has_a_request() -> None:
-    """After an abort there is no further step that would say so, and autoscalers would see it running for ever."""
+    """After an abort no further step sets the gauge, and autoscalers would see a running request for ever."""
     one, two = Worker(), Worker()
     one.running.labels("0").set(4)
     one.active.set(1)
@@ -105,7 +105,7 @@ def test_nothing_runs_where_no_worker_has_a_request() -> None:
     assert busy[("vllm:num_requests_running", (("engine", "0"),))] == 4
 
 
-def test_facts_about_all_are_not_added_up() -> None:
+def test_values_that_all_workers_share_are_not_added_up() -> None:
     def page(started: float, restarts: int) -> MetricsPage:
         return MetricsPage(
             f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {started}\n"
@@ -129,14 +129,14 @@ def test_facts_about_all_are_not_added_up() -> None:
 
 
 @pytest.mark.parametrize("value", ["+Inf", "NaN", "-Inf"])
-def test_numbers_that_are_none_survive(value: str) -> None:
+def test_infinities_and_nan_survive(value: str) -> None:
     text = f"# TYPE a gauge\na {value}\n"
 
     assert merge([MetricsPage(text)]) == text
 
 
-def test_who_waits_at_any_worker_is_in_vllms_gauge_of_all() -> None:
-    """The engine's own number is the newest worker's; the queue is everybody's."""
+def test_requests_that_wait_at_any_worker_are_in_vllms_gauge_of_all() -> None:
+    """The engine's own count comes from the worker with the newest statistics; the queue is the sum over all."""
     text = (
         "# HELP sluice_requests_waiting Requests at the gate.\n# TYPE sluice_requests_waiting gauge\n"
         "sluice_requests_waiting {queue}\n"
