@@ -1,12 +1,12 @@
-"""What the synthetic engine says: every token is a function of the prompt's first token and of its position.
+"""The tokens of the synthetic engine: each is a function of the prompt's first token and of its position.
 
-Any client can so check any part of any stream without having seen the rest, and a stream that was interrupted and
-taken up again (prompt and tokens so far, submitted anew) goes on with the same tokens.
+So any client can check any part of any stream without having seen the rest, and a stream that was interrupted and
+resumed (prompt and tokens so far, submitted anew) goes on with the same tokens.
 
 Token ids are those of the demo model's tokenizer, where they spell words of ASCII letters and, in one of eight blocks
-of eight positions, an emoji whose four bytes are four tokens: so that streams are also cut inside a character.
-None of them ends a sequence or is special there. Prompts that begin alike are answered alike; chats all begin with
-the same token, so differ in position only: to tell streams apart, send completions whose prompts are token ids.
+of eight positions, an emoji whose four bytes are four tokens, so that streams are also cut inside a character.
+None of them ends a sequence or is special there. Prompts that begin alike are answered alike. Chats all begin with the
+same token and differ in position only: to distinguish streams, send completions whose prompts are token ids.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 # The longest run of ids that are plain word pieces (letters, some after one space).
 FIRST_WORD, WORDS = 976, 170
 BLOCK = 8
-# One block in so many holds an emoji; where it starts in its block.
+# One of this many blocks holds an emoji; its offset in the block.
 EMOJI_EVERY, EMOJI_AT = 8, 2
 # The bytes F0 9F 98; the last one is 80 to 9F, which are 32 neighbours: U+1F600 to U+1F61F.
 EMOJI_HEAD, EMOJI_TAIL, EMOJIS = (180, 261, 254), 230, 32

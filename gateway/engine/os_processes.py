@@ -1,5 +1,4 @@
-"""What the kernel tells about processes that are not ours: how much they compute, and whether they are stopped. Linux;
-elsewhere nothing is known."""
+"""CPU time and state of other processes, from /proc. Elsewhere than on Linux nothing is known."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ _STOPPED = frozenset("Tt")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds that processes and their descendants have used so far; whether any of them is stopped by a signal or
-    a debugger."""
+    """CPU seconds that processes and their descendants have used so far, and whether any of them is stopped by a signal
+    or a debugger."""
 
     cpu_s: float
     is_stopped: bool
 
 
 def usage(pids: Iterable[int], proc: Path = _PROC) -> Usage | None:
-    """The usage of `pids` and everything below them; None if nothing can be found out."""
+    """The usage of `pids` and their descendants; None if it is not known."""
     ticks = 0
     seen: set[int] = set()
     is_stopped = False
@@ -46,11 +45,11 @@ def usage(pids: Iterable[int], proc: Path = _PROC) -> Usage | None:
 
 
 def kill_below(pid: int) -> None:
-    """End every process below `pid`, also those that children of its children have only just started: a worker of an
-    engine that is starting does not notice for half a minute that it is alone."""
+    """Kill the descendants of `pid`, also those that have only just been started: a worker of a starting engine takes
+    half a minute to notice that its parent is gone."""
     found: set[int] = set()
     while new := _below(pid) - found:
-        # None of them starts another one now.
+        # A stopped process starts no other.
         _signal(new, signal.SIGSTOP)
         found |= new
     _signal(found, signal.SIGKILL)
@@ -73,7 +72,7 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def _children(folder: Path) -> list[int]:
-    """The processes that any thread of a process has started."""
+    """The processes that any thread of the process has started."""
     found: list[int] = []
     lists = list(folder.glob("task/*/children"))
     if not lists:

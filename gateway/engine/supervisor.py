@@ -1,7 +1,7 @@
-"""Keeps one engine running and says whether it can serve.
+"""Keeps one engine running and reports whether it can serve.
 
 The engine starts in the background while the socket is already open, and a dead one is replaced while streams wait,
-so the supervisor is also where "not yet" and "not now" become errors that clients can act on.
+so the supervisor also turns "not yet" and "not now" into errors that clients can act on.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ logger = logging.getLogger("sluice")
 
 E = TypeVar("E", bound=Restartable)
 
-# What a start takes when it goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
+# The time of a start that goes well (imports, weights, KV cache); a better guess than a constant 1 for Retry-After.
 EXPECTED_START_S = 30.0
-# Of the time that a start has taken already, so much more is asked for at the least.
+# The least Retry-After, as a share of the time that a start has taken already.
 _LATE_SHARE = 0.25
 # An engine that dies at its start would otherwise be started as fast as it dies. The first restart is not delayed.
 _BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class Phase(StrEnum):
-    """Where the engine is in its life."""
-
     STARTING = "starting"
     UP = "up"
     RESTARTING = "restarting"
@@ -41,7 +39,7 @@ class Phase(StrEnum):
 
 
 class Supervisor(Generic[E]):
-    """Owns the engine from launch to stop."""
+    """Owns one engine from its launch to its stop."""
 
     def __init__(
         self,
@@ -54,8 +52,8 @@ class Supervisor(Generic[E]):
         on_regained: Callable[[RecoveryReport], None],
     ) -> None:
         """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final;
-        None: whoever makes its engines counts, says so, and raises SettingsError from `revive` when it was the last.
-        `on_lost` and `on_regained` are told of each death and of each successful restart."""
+        None: `restart` counts, and raises SettingsError when no further engine will be started. `on_lost` is called at
+        each death, `on_regained` after each successful restart."""
         self._launch = launch
         self._max_restarts = max_restarts
         self._window_s = window_s
@@ -80,14 +78,14 @@ class Supervisor(Generic[E]):
 
     @property
     def readiness_error(self) -> SluiceError | None:
-        """Why a request sent now would not be served soon; None if it would."""
+        """The error for a request that would not be served soon; None if it would be."""
         if not self.is_ready or self._engine is None:
             return self.not_ready_error()
         reason = self._engine.unready_reason
         return None if reason is None else EngineFailed(f"The engine does not serve now: {reason}.", retry_after_s=5)
 
     async def wait_ready(self) -> E:
-        """The engine; waits while it is being restarted. Raises as `engine` if it does not come back."""
+        """Wait while the engine is being restarted. Raises as `engine` if it does not come back."""
         while self.phase is Phase.RESTARTING:
             if self._changed is None:
                 self._changed = asyncio.get_running_loop().create_future()
@@ -96,13 +94,13 @@ class Supervisor(Generic[E]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether `engine` would answer."""
+        """Whether a request sent now can be served."""
         return self.phase is Phase.UP
 
     def not_ready_error(self) -> SluiceError:
-        """Why there is no engine now, as an error for a client."""
+        """The error for a client while there is no engine."""
         passed_s = self._clock.now() - self._began_s
-        # One that is late has no estimate any more. A client with a few retries must not use them up within seconds.
+        # A start that is late has no estimate any more. A client with a few retries must not use them up in seconds.
         left_s = round(max(self._start_took_s - passed_s, passed_s * _LATE_SHARE))
         if self.phase is Phase.STARTING:
             return NotReady("The server is starting: its engine is not ready yet.", retry_after_s=left_s)
@@ -115,8 +113,8 @@ class Supervisor(Generic[E]):
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Launch the engine, watch it, and restart it when it dies. Returns only by raising.
 
-        Raises SettingsError if it cannot start, or if it dies too often: the process then exits non-zero, which is
-        what restart policies look at.
+        Raises SettingsError if it cannot start, or if it dies too often: the process then exits non-zero, which restart
+        policies depend on.
         """
         try:
             with self._mark_launching():
@@ -134,13 +132,13 @@ class Supervisor(Generic[E]):
     async def run_until_failure(
         self, on_ready: Callable[[], None], on_failure: Callable[[SettingsError], None]
     ) -> None:
-        """As `run`; whatever ends it is told to `on_failure` instead."""
+        """As `run`, but pass the error that ends it to `on_failure`."""
         try:
             await self.run(on_ready)
         except SettingsError as error:
             on_failure(error)
         except Exception:
-            logger.exception("the engine failed in a way that nobody foresaw")
+            logger.exception("the engine failed with an unexpected error")
             on_failure(SettingsError("The engine failed.", exit_code=1))
 
     async def stop(self) -> None:
@@ -185,7 +183,7 @@ class Supervisor(Generic[E]):
 
     @contextmanager
     def _mark_launching(self) -> Iterator[None]:
-        """Around the wait for an engine that is being built, in a thread that goes on if the wait is given up."""
+        """To be entered around the wait for an engine. The thread that builds it goes on when the wait is cancelled."""
         self.is_launching = True
         try:
             yield
@@ -197,7 +195,7 @@ class Supervisor(Generic[E]):
         self.is_launching = False
 
     def _count_restart(self, engine: E, most: int) -> None:
-        """One more restart. Raises SettingsError if that is one too many."""
+        """Count one more restart. Raises SettingsError if that is one too many."""
         now_s = self._clock.now()
         for times in (self._restarts, self._explained_restarts):
             while times and now_s - times[0] > self._window_s:
@@ -205,8 +203,8 @@ class Supervisor(Generic[E]):
         self._restarts.append(now_s)
         explained = engine.take_explained_deaths()
         if explained and len(self._explained_restarts) < most:
-            # The request that it died of has failed, so the next engine will not die of it. One that dies of every
-            # request is broken, and whoever looks at the exit code must hear of that some time.
+            # The request that it died of has failed, so the next engine will not die of it. An engine that dies of
+            # every request is broken, so the number of excused deaths has a limit, too.
             self._explained_restarts.append(now_s)
             for _ in range(min(explained, len(self._restarts))):
                 self._restarts.pop()
@@ -215,7 +213,7 @@ class Supervisor(Generic[E]):
             engine.fail_all()
             raise SettingsError(
                 f"The engine died, after {most} restarts within {self._window_s:g} s "
-                "(supervisor.max_restarts, supervisor.window_s); see its last words above.",
+                "(supervisor.max_restarts, supervisor.window_s); see its last log lines above.",
                 exit_code=1,
             )
         logger.warning("the engine died; starting it again (%d of %d)", len(self._restarts), most)

@@ -1,9 +1,9 @@
-"""When an engine whose process lives does not serve, and when it counts as dead. Pure: it is told what can be observed.
+"""When an engine whose process lives does not serve, and when it counts as dead. Pure: its input are observations.
 
-The engine is asked something all the time, on the way that requests take: through the same socket, the busy loop of the
-engine, and back. What is held against it is only time in which it had been asked and had not answered while this
-process ran and had read everything that had arrived: a pause of ours is not the engine's silence. Neither is a long
-step: an engine answers between two steps, and one that computes has a limit of its own.
+The engine is probed all the time, on the way that requests take: through the same socket, the busy loop of the engine,
+and back. Time counts against it only while a probe is unanswered, this process runs, and this process has read all that
+has arrived: a pause of ours is not a silence of the engine. Neither is a long step: an engine answers between two
+steps, and one that computes has a longer limit.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from math import inf
 
 from gateway.engine.os_processes import Usage
 
-# How much of one CPU an engine uses at the least while it works: it computes, or waits for a device by asking again and
-# again. The threads of an idle one use a thousandth.
+# The least share of one CPU that a working engine uses: it computes, or polls a device. The threads of an idle one use
+# a thousandth.
 _BUSY_SHARE = 0.05
-# Between two looks is so much time that counts, however much has passed: the rest is a pause of this process.
-_COUNTED_PER_LOOK_S = 1.0
+# The most time that counts between two observations: the rest is a pause of this process.
+_COUNTED_PER_OBSERVATION_S = 1.0
 # An engine that is not busy answers within milliseconds.
 _UNREADY_AFTER_S = 5.0
-# Later answers than this mean that tokens are so late, too.
+# Answers that are later than this mean that tokens are late by as much.
 _BACKLOG_S = 10.0
-# From here on the processes are looked at; and for so long, to tell whether they work.
+# After this time without an answer the CPU time of the processes is read, over a window of this length.
 _SUSPECT_AFTER_S = 1.0
 _WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What can be observed of an engine at one moment.
+    """An engine at one moment.
 
-    `asked_s`: when the question was sent that has not been answered, None if all have been. `heard_s`: when the engine
-    last said anything. `is_behind`: whether something of the engine's has arrived that has not been read.
+    `unanswered_since_s`: when the probe was sent that has not been answered, None if there is none. `last_output_s`:
+    when the newest output came. `has_backlog`: whether outputs have arrived that have not been read.
     """
 
     unanswered_since_s: float | None
@@ -44,8 +44,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """`trouble`: why a request sent now would not be served soon, None if it would. `is_dead`: whether the engine is to
-    be replaced for that reason."""
+    """`unready_reason`: why a request sent now would not be served soon, None if it would. `is_dead`: whether the
+    engine is to be replaced for that reason."""
 
     unready_reason: str | None = None
     is_dead: bool = False
@@ -55,53 +55,53 @@ _HEALTHY = Assessment()
 
 
 class Watchdog:
-    """Judges one engine, from one look to the next."""
+    """Assesses one engine, from one observation to the next."""
 
     def __init__(
         self, *, hang_timeout_s: float, long_step_timeout_s: float, usage: Callable[[], Usage | None], now_s: float
     ) -> None:
-        """`hang_timeout_s`: how long an engine that does not compute may leave a question unanswered;
-        `long_step_timeout_s`: the same for one that does. `usage` tells what its processes use, None if that cannot be
+        """`hang_timeout_s`: how long an engine that does not compute may leave a probe unanswered;
+        `long_step_timeout_s`: the same for one that does. `usage` returns the usage of its processes, None if it is not
         known; it is called only while an answer is late."""
         self._hang_timeout_s = hang_timeout_s
         self._long_step_timeout_s = max(long_step_timeout_s, hang_timeout_s)
         self._unready_after_s = min(_UNREADY_AFTER_S, hang_timeout_s / 2)
         self._window_s = min(_WINDOW_S, hang_timeout_s / 2)
         self._usage = usage
-        self._looked_s = now_s
-        # Clocks that run only while this process does, and only while it also has read everything.
+        self._observed_s = now_s
+        # Clocks that run only while this process does, and only while it also has read all that has arrived.
         self._running_s = 0.0
         self._reading_s = 0.0
-        self._asked: tuple[float | None, float, float] = (None, 0.0, 0.0)
-        self._heard: tuple[float, float] = (-inf, 0.0)
+        self._probe: tuple[float | None, float, float] = (None, 0.0, 0.0)
+        self._output: tuple[float, float] = (-inf, 0.0)
         self._passed_over: float | None = None
         self._used: deque[tuple[float, Usage]] = deque()
 
     def assess(self, now_s: float, seen: Observation) -> Assessment:
-        """Judge by what is seen now; to be called about twice a second."""
-        passed_s = min(now_s - self._looked_s, _COUNTED_PER_LOOK_S)
-        self._looked_s = now_s
+        """To be called about twice a second."""
+        passed_s = min(now_s - self._observed_s, _COUNTED_PER_OBSERVATION_S)
+        self._observed_s = now_s
         self._running_s += passed_s
         if not seen.has_backlog:
             self._reading_s += passed_s
-        if seen.unanswered_since_s != self._asked[0]:
-            self._asked = seen.unanswered_since_s, self._running_s, self._reading_s
+        if seen.unanswered_since_s != self._probe[0]:
+            self._probe = seen.unanswered_since_s, self._running_s, self._reading_s
             self._passed_over = None
-        if seen.last_output_s != self._heard[0]:
-            self._heard = seen.last_output_s, self._reading_s
+        if seen.last_output_s != self._output[0]:
+            self._output = seen.last_output_s, self._reading_s
             if (
                 self._passed_over is None
                 and seen.unanswered_since_s is not None
                 and seen.last_output_s > seen.unanswered_since_s
             ):
-                # It has said something and not answered yet: that may come at any moment now, behind a long step.
+                # An output has come since, but no answer: that may come at any moment now, behind a long step.
                 self._passed_over = self._reading_s
         if seen.unanswered_since_s is None:
             self._used.clear()
             return _HEALTHY
-        waited_s = self._running_s - self._asked[1]
-        unanswered_s = self._reading_s - self._asked[2]
-        silent_s = self._reading_s - max(self._asked[2], self._heard[1])
+        waited_s = self._running_s - self._probe[1]
+        unanswered_s = self._reading_s - self._probe[2]
+        silent_s = self._reading_s - max(self._probe[2], self._output[1])
         passed_over_s = 0.0 if self._passed_over is None else self._reading_s - self._passed_over
         return self._assess(waited_s, unanswered_s, silent_s, passed_over_s)
 
@@ -110,7 +110,7 @@ class Watchdog:
             self._used.clear()
             return _HEALTHY
         is_busy = self._is_busy()
-        # It goes on with what it has, and between any two steps it would have answered.
+        # It goes on with the requests that it has, and between any two steps it would have answered.
         reason = f"what is sent to the engine has not reached it for {unanswered_s:.0f} s"
         if passed_over_s - silent_s > self._hang_timeout_s:
             return Assessment(reason, is_dead=True)
@@ -133,7 +133,7 @@ class Watchdog:
         return _HEALTHY
 
     def _is_busy(self) -> bool:
-        """Whether its processes have computed lately; also as long as that is not yet known."""
+        """Whether its processes have computed lately. True as long as that is not known yet."""
         now = self._usage()
         if now is None or now.is_stopped:
             self._used.clear()
@@ -146,7 +146,7 @@ class Watchdog:
         looked_for_s = self._running_s - began_s
         if looked_for_s < self._window_s / 2:
             return True
-        # A process that has ended takes its time along.
+        # The time of a process that has ended is no longer in the sum.
         return now.cpu_s < before.cpu_s or now.cpu_s - before.cpu_s >= looked_for_s * _BUSY_SHARE
 
 
