@@ -1,6 +1,7 @@
 """vLLM's AsyncLLM as our engine: the only folder that imports vllm.
 
-- `engine`: the `Engine` protocol over AsyncLLM; `request_models`: bodies of our endpoints as requests of vLLM's models.
+- `engine`: the `Engine` protocol over AsyncLLM; `request_runner`: the three ways in which a request runs on it;
+  `request_models`: bodies of our endpoints as requests of vLLM's models.
 - `startup/`: from settings to a running AsyncLLM: arguments, environment, engine processes, startup errors.
 - `core_client/`: vLLM's client of the engine process, which outlives that process: restart, replay, receive.
 - `output/`: the fast path from the engine's outputs to text, and statistics in batches.

@@ -143,16 +143,16 @@ VLLM_ARROWS: dict[str, set[str]] = {
     "output": {"compat", "error_mapping", "core_client"},
     "http_app": {"compat", "exceptions", "bounded_validation", "error_mapping", "media_connector", "output"},
     "request_models": {"bounded_validation", "error_mapping", "http_app"},
+    "request_runner": {"compat", "error_mapping", "media_connector", "output", "http_app", "request_models"},
     "engine": {
-        "compat",
         "error_mapping",
-        "media_connector",
         "prompt_offload",
         "grammars",
         "core_client",
         "output",
         "http_app",
         "request_models",
+        "request_runner",
     },
     "startup": {
         "compat",

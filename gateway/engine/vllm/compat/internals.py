@@ -163,7 +163,7 @@ a merged last output is split in two
     sets vllm.outputs:RequestOutput outputs; finished
     sets vllm.outputs:CompletionOutput finish_reason; stop_reason; text; token_ids
 the usage of a stream names the prompt's tokens
-  engine
+  request_runner
     calls vllm.entrypoints.serve.engine.serving:BaseServing _extract_prompt_len(prompt)
 no thread of vLLM's keeps the process alive at its exit
   daemon_threads
