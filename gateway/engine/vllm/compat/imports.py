@@ -1,7 +1,4 @@
-"""Import shims: names that live in other modules in vLLM 0.23 or 0.33 than in 0.32, which is the pinned one.
-
-Best effort for the neighbours: the names are found there, the tests run against 0.32.
-"""
+"""Names that are in other modules in vLLM 0.23 or 0.33 than in 0.32, the pinned one."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
 
 
 def find(name: str) -> Any:
-    """The object of that name, wherever this vLLM keeps it. Raises ImportError if no home has it."""
+    """The object of that name in this vLLM. Raises ImportError if no known module has it."""
     for home in _HOMES[name]:
         try:
             return getattr(import_module(home), name)

@@ -1,9 +1,8 @@
-"""vLLM's own statistics for less.
+"""vLLM's own statistics, written less often.
 
 vLLM writes some twenty metrics after every step of its engine, each under a lock, and one per token. Most steps only
-add a token to every stream: those are added up here and written together, twenty times a second at the most. What says
-anything else (a first token, an end, a preemption, a cache hit, ...) is written by vLLM at once, after what came before
-it.
+add a token to every stream: those are added up here and written together, at most twenty times a second. Any other step
+(with a first token, an end, a preemption, a cache hit, ...) is written by vLLM at once, after those before it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 WRITE_EVERY_S = 0.05
 
-# What a scheduler may say of a plain step; everything that is not named here must be absent, zero or empty.
+# The scheduler statistics of a plain step; all others must be absent, zero or empty.
 _GAUGES = frozenset(
     {
         "num_running_reqs",
@@ -28,30 +27,31 @@ _GAUGES = frozenset(
         "current_wave",
     }
 )
-# An object, true even if it says nothing.
+# An object, which is true even if it is empty.
 _NESTED = "prefix_cache_stats"
-# One that only prints averages keeps no latencies; whatever else somebody has plugged in may want every step.
+# Loggers that need no single step: one that prints averages keeps no latencies. Loggers of a user may need every step.
 _KNOWN = frozenset({"PrometheusStatLogger", "LoggingStatLogger", "AggregatedLoggingStatLogger"})
 
 
 @dataclass(slots=True)
 class _Pending:
-    """What plain steps of one engine have said since the last writing: the newest gauges, the tokens of each step."""
+    """The plain steps of one engine since the last writing: the newest gauges, and the tokens of each step."""
 
     scheduler: Any = None
     sizes: list[float] = field(default_factory=list)
 
 
 class BatchedStats:
-    """Stands where AsyncLLM calls its logger manager's `record`. To be used in one event loop."""
+    """Replaces the `record` of AsyncLLM's logger manager, because that costs more than a token. To be used in one event
+    loop."""
 
     def __init__(self, manager: Any, blank: Callable[[], Any]) -> None:
         """`manager`: vLLM's StatLoggerManager; None where its statistics are off. `blank` makes an IterationStats."""
         self.can_batch = manager is None
-        """Whether steps may be added up. Not so if somebody who may want to see each of them has been plugged in."""
+        """Whether steps may be added up. False if a logger is plugged in that may need each of them."""
         self._manager = manager
         self._blank = blank
-        self._held: dict[int, _Pending] = {}
+        self._pending: dict[int, _Pending] = {}
         self._timer: asyncio.TimerHandle | None = None
         prometheus = _prometheus_logger(manager)
         if prometheus is None:
@@ -75,15 +75,15 @@ class BatchedStats:
             self._latencies[index](values)
 
     def add_step(self, index: int, scheduler_stats: Any, tokens: int) -> None:
-        """Count a plain step of engine number `index`. An engine with several clients tells its gauges to one of them
+        """Count a plain step of engine number `index`. An engine with several clients sends its gauges to one of them
         at a time; the others get None."""
         if self._manager is None:
             return
-        held = self._held.setdefault(index, _Pending())
+        pending = self._pending.setdefault(index, _Pending())
         if scheduler_stats is not None:
-            held.scheduler = scheduler_stats
+            pending.scheduler = scheduler_stats
         if tokens:
-            held.sizes.append(tokens)
+            pending.sizes.append(tokens)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WRITE_EVERY_S, self._write_all)
 
@@ -96,28 +96,28 @@ class BatchedStats:
 
     def _write_all(self) -> None:
         self._timer = None
-        for index in list(self._held):
+        for index in list(self._pending):
             self._write(index)
 
     def _write(self, index: int) -> None:
-        held = self._held.pop(index, None)
-        if held is None:
+        pending = self._pending.pop(index, None)
+        if pending is None:
             return
-        if held.scheduler is not None:
-            # The gauges, everywhere.
-            self._record(held.scheduler, None, engine_idx=index)
-        if held.sizes:
+        if pending.scheduler is not None:
+            # The gauges, of all loggers.
+            self._record(pending.scheduler, None, engine_idx=index)
+        if pending.sizes:
             total = self._blank()
-            total.num_generation_tokens = int(sum(held.sizes))
+            total.num_generation_tokens = int(sum(pending.sizes))
             self._tokens[index].inc(total.num_generation_tokens)
             # Every step is one observation, so they cannot be added up.
-            self._sizes[index](held.sizes)
+            self._sizes[index](pending.sizes)
             for logger in self._others:
                 logger.record(None, total, engine_idx=index)
 
 
 def is_plain(scheduler_stats: Any) -> bool:
-    """Whether a scheduler says nothing of its step but the usual gauges."""
+    """Whether a step's scheduler statistics are the usual gauges only."""
     if scheduler_stats is None:
         return True
     for name, value in vars(scheduler_stats).items():
@@ -129,7 +129,7 @@ def is_plain(scheduler_stats: Any) -> bool:
 
 
 def _prometheus_logger(manager: Any) -> Any:
-    """vLLM's Prometheus logger, if it is there once and every other one is known."""
+    """vLLM's Prometheus logger, if there is one and every other logger needs no single step."""
     if manager is None:
         return None
     loggers = list(manager.stat_loggers)
@@ -142,8 +142,8 @@ def _prometheus_logger(manager: Any) -> Any:
 
 
 def _bulk_observer(child: Any) -> Callable[[list[float]], None] | None:
-    """What observes many values in a histogram of the library without a lock and a search for each; None if it is not
-    made as we know it."""
+    """A function that observes many values in a histogram of prometheus_client, without a lock and a search for each.
+    None if the histogram is not built as expected."""
     if not all(hasattr(child, name) for name in ("_upper_bounds", "_buckets", "_sum")):
         return None
     bounds, buckets, total = list(child._upper_bounds), child._buckets, child._sum

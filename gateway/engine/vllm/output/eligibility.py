@@ -1,9 +1,9 @@
-"""Which requests are plain: one choice of text, nothing for a parser to do. Their chunks are ours.
+"""Which requests are plain, and take the fast path: one choice of text, and no parser has to read it.
 
 vLLM's serving objects do everything else about a request: validation, LoRA lookup, templates, sampling parameters.
 Only their stream generators are overridden here, and only to return a `ChunkTemplate` instead of a generator when the
-chunks of the stream follow from the template and the deltas alone. For all other requests vLLM's own generator runs,
-untouched.
+chunks of the stream follow from the template and the deltas alone. For all other requests vLLM's own generator runs
+unchanged.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gateway.engine.vllm.output.whole_answers import chat_logprobs, completion_l
 def install(state: Any) -> None:
     """Override the stream generators of the two serving objects in vLLM's app state, if the model generates.
 
-    Other handlers (batch, Anthropic) have serving objects of their own and are not touched; that of the Responses API
-    looks at its parameters earlier.
+    Other handlers (batch, Anthropic) have serving objects of their own, which stay as they are; that of the Responses
+    API checks its parameters earlier.
     """
     if getattr(state, "openai_serving_chat", None) is not None:
         state.openai_serving_chat.__class__ = _Chat
@@ -49,9 +49,9 @@ class _Chat(OpenAIServingChat):  # type: ignore[misc,unused-ignore]
             and not request.return_prompt_text
         ):
             role = self.get_chat_request_role(request)
-            frame = _template(self, request, Endpoint.CHAT, request_id, model, role)
-            # A parser with nothing to parse keeps silent about tokens without text.
-            return replace(frame, drop_empty=self.parser_cls is not None)
+            template = _template(self, request, Endpoint.CHAT, request_id, model, role)
+            # A parser that has nothing to parse makes no chunk of tokens without text.
+            return replace(template, drop_empty=self.parser_cls is not None)
         return super().chat_completion_stream_generator(request, results, request_id, *a, **kw)
 
     def _create_chat_logprobs(self, token_ids: Any, top_logprobs: Any, *a: Any, **kw: Any) -> Any:
@@ -77,21 +77,21 @@ class _Completion(OpenAIServingCompletion):  # type: ignore[misc,unused-ignore]
 
 class _Responses(OpenAIServingResponses):  # type: ignore[misc,unused-ignore]
     def _generate_with_builtin_tools(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's generates when it is first asked for an event, and by then two events are out and a background
-        response is queued: what is wrong with the sampling parameters is said here, while it can be an HTTP status."""
+        """Check the sampling parameters first, while an error can be an HTTP status: vLLM's generator checks them when
+        two events are out, and a background response is queued."""
         self.engine_client.check_params(kwargs["sampling_params"])
         return super()._generate_with_builtin_tools(*args, **kwargs)
 
 
 def _is_for_our_endpoint() -> bool:
-    """Whether it is our endpoint that asks, and not vLLM's `/invocations`, which uses the same serving objects: what
-    runs on behalf of vLLM's own app has its tally in the context."""
+    """Whether our endpoint calls, and not vLLM's `/invocations`, which uses the same serving objects: requests of
+    vLLM's own app have their stats in the context."""
     return CURRENT_STATS.get() is None
 
 
 def _is_unparsed(parser: Any, request: Any) -> bool:
-    """Whether no parser looks at the text: none is configured, or only a tool parser, and this request has no use for
-    it. vLLM's standard parser then passes the text through; parsers with steps of their own are left alone."""
+    """Whether no parser reads the text: none is configured, or only a tool parser that this request does not use.
+    vLLM's standard parser then passes the text through; parsers with steps of their own may not."""
     if parser is None:
         return True
     return (
@@ -105,7 +105,7 @@ def _is_unparsed(parser: Any, request: Any) -> bool:
 
 
 def _is_plain(serving: Any, request: Any) -> bool:
-    """What both endpoints ask for: nothing that needs more than text and token counts to be formatted."""
+    """Whether the chunks need no more than text and token counts. For both endpoints."""
     return not (
         (request.n or 1) > 1
         # A number in completions (0 counts), a flag in chats.
@@ -125,7 +125,7 @@ def _is_plain(serving: Any, request: Any) -> bool:
     )
 
 
-# What vLLM 0.33 has added to its chunks, each last in its model; 0.32 has none of them.
+# Fields that vLLM 0.33 has added to its chunks, each the last of its model; 0.32 has none of them.
 _ADDED_FIELDS: dict[Endpoint, dict[str, tuple[Any, str]]] = {
     Endpoint.CHAT: {
         "choice_nulls": (chat_protocol.ChatCompletionResponseStreamChoice, "weight_versions"),
@@ -155,7 +155,7 @@ def _template(
         include_usage=bool(include),
         continuous_usage=bool(continuous),
         drop_empty=False,
-        # Known to the caller, who holds the rendered prompt.
+        # Set by the caller, which has the rendered prompt.
         prompt_tokens=0,
         **_NULLS[endpoint],
     )

@@ -1,11 +1,11 @@
-"""The output step: from vLLM's outputs to our sink.
+"""From the engine's outputs to our sinks.
 
-vLLM gives every request a queue object of which only `put` is ever called by the output processor; the queue wakes
-a task, and the task makes the chunk. Here the queue *is* the sink's front, so there is no task to wake.
+vLLM gives every request a queue. Its output processor only calls `put`, the queue wakes a task, and the task makes the
+chunk. Here the queue passes outputs to the sink, so there is no task to wake.
 
-A plain request's first and last outputs go that way, through everything that vLLM does with them. The tokens between
-need none of that, only their text and their count: `PlainSteps` takes them out of what the engine says as it arrives,
-past the tasks, objects and statistics that nobody would read.
+The first and last outputs of a plain request go that way, through all of vLLM's processing. The tokens between need
+only their text and their count: `FastOutputPath` takes them out of the engine's outputs as these arrive, without the
+tasks, objects and statistics that vLLM makes of them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from gateway.engine.vllm.output import isolation
 from gateway.engine.vllm.output.batched_stats import BatchedStats, is_plain
 from gateway.errors import EngineFailed
 
-# The longest that a token waits for others while the loop is behind.
+# The longest that a token waits for others while outputs are queued.
 _MAX_COALESCING_S = 0.01
-# To mend the text of a token that ends within a character, vLLM looks at the four before it.
+# To correct the text of a token that ends within a character, vLLM reads the four before it.
 _CONTEXT_TOKENS = 8
 
 
 class SinkQueue:
-    """Stands where vLLM's RequestOutputCollector stands, for a request with one text choice."""
+    """Replaces vLLM's RequestOutputCollector for a request with one text choice, because that wakes a task."""
 
     __slots__ = ("_constrained", "_sink")
 
     def __init__(self, sink: Sink, *, constrained: bool = False) -> None:
-        """`constrained`: whether a grammar holds the answer."""
+        """`constrained`: whether the answer has to follow a grammar."""
         self._sink = sink
         self._constrained = constrained
 
     def put(self, output: Any) -> None:
-        """Called by vLLM for every output of the request, and with an exception when the engine dies."""
+        """Take an output of the request, or the exception that ends it."""
         if isinstance(output, BaseException):
             self._sink.fail(from_exception(output))
             return
@@ -54,7 +54,7 @@ class SinkQueue:
         for choice in output.outputs:
             reason = choice.finish_reason
             if reason == "abort":
-                # Our own aborts have ended the stream already; this one came from inside the engine.
+                # Our own aborts have ended the stream already; this one comes from inside the engine.
                 self._sink.fail(EngineFailed("The engine gave this request up.", retry_after_s=1))
             elif reason == "error":
                 self._sink.fail(generation_error(constrained=self._constrained))
@@ -64,7 +64,7 @@ class SinkQueue:
 
 @dataclass(slots=True)
 class FastRequest:
-    """What the tokens of one plain request need. vLLM's request state carries it, so that both end together."""
+    """One plain request on the fast path. An attribute of vLLM's request state, so that both end together."""
 
     detokenizer: Any
     tokenizer: Any
@@ -72,10 +72,10 @@ class FastRequest:
     stats: Any
     put_text: Callable[[str, int, float], None]
     text: str = ""
+    """Text that has been decoded and not delivered, of `count` tokens."""
     count: int = 0
-    """What has been taken and not said: text and tokens."""
     version: str | None = None
-    """Of the weights that made the newest token."""
+    """The version of the weights that made the newest token."""
 
     def decode(self, token_ids: list[int]) -> str:
         """The text that new tokens add."""
@@ -85,44 +85,44 @@ class FastRequest:
             try:
                 text += self.detokenizer.stream.step(self.tokenizer, token_id) or ""
             except Exception:
-                # vLLM knows what to do about it, and may put another stream in the place of this one.
+                # vLLM handles the error, and may replace the stream.
                 text += self.detokenizer.decode_next(token_id)
         return text
 
     def flush(self, now_s: float) -> None:
-        """Say what has been taken."""
+        """Deliver the text that has been decoded."""
         if self.count:
             text, count, self.text, self.count = self.text, self.count, "", 0
             self.put_text(text, count, now_s)
 
 
 class FastOutputPath:
-    """Takes what the steps of the engine add to plain requests, and stands where AsyncLLM calls its output processor's
-    `process_outputs` for the rest.
+    """Delivers the tokens that steps of the engine add to plain requests. Replaces the output processor's
+    `process_outputs`, because AsyncLLM calls that for the rest.
 
-    While further outputs of the engine have arrived already, the loop is behind, and what one of them adds to a stream
-    is said together with what the next ones add: the more there is to do, the less it costs.
+    While further outputs of the engine are queued, the loop is late, and the tokens of several steps are delivered
+    together: the more there is to do, the less each token costs.
     """
 
     def __init__(
-        self, output_processor: Any, statistics: BatchedStats, behind: Callable[[], bool], clock: Clock
+        self, output_processor: Any, statistics: BatchedStats, has_backlog: Callable[[], bool], clock: Clock
     ) -> None:
-        """`behind` tells whether further outputs wait to be processed."""
+        """`has_backlog` returns whether further outputs wait to be processed."""
         self._processor = output_processor
         self._states = output_processor.request_states
         self._process = output_processor.process_outputs
         self._statistics = statistics
-        self._has_backlog = behind
+        self._has_backlog = has_backlog
         self._clock = clock
         self._undelivered: list[FastRequest] = []
         self._undelivered_since_s = 0.0
         self._is_delivery_due = False
-        # Tokens taken out of the step whose rest vLLM processes next.
+        # Tokens that were consumed from the step whose rest vLLM processes next.
         self._consumed_tokens = 0
         output_processor.process_outputs = self.process_outputs
 
     def register(self, request_id: str, sink: Sink, *, constrained: bool = False) -> None:
-        """Take the tokens of this request, if its state is as simple as its lane promises."""
+        """Deliver the outputs of this request to `sink`, on the fast path if vLLM's state of it is plain."""
         state = self._states.get(request_id)
         if state is None:
             return
@@ -142,8 +142,8 @@ class FastOutputPath:
             )
 
     def consume(self, outputs: Any) -> bool:
-        """Take what a step adds to plain requests; whether that was all that it says. Otherwise the rest is left in it,
-        and is vLLM's to process before the next step comes here."""
+        """Deliver the tokens that a step adds to plain requests. False if there is more in the step: the rest is left
+        in it, and vLLM has to process it before the next step comes here."""
         now_s = self._clock.now()
         at_once = not self._undelivered and not self._has_backlog()
         states, timestamp, version = self._states, outputs.timestamp, outputs.weight_version
@@ -152,11 +152,11 @@ class FastOutputPath:
         tokens = 0
         for output in outputs.outputs:
             state = states.get(output.request_id)
-            slot: FastRequest | None = getattr(state, "sluice", None)
+            request: FastRequest | None = getattr(state, "sluice", None)
             token_ids = output.new_token_ids
             count = len(token_ids)
             if (
-                slot is None
+                request is None
                 or output.finish_reason is not None
                 or output.events is not None
                 or state.is_prefilling
@@ -165,24 +165,24 @@ class FastOutputPath:
                 rest.append(output)
                 continue
             tokens += count
-            stats = slot.stats
+            stats = request.stats
             if stats is not None:
                 stats.num_generation_tokens += count
                 gaps.append(timestamp - stats.last_token_ts)
                 stats.last_token_ts = timestamp
-            if version != slot.version:
+            if version != request.version:
                 state.track_weight_version(version)
-                slot.version = version
-            text = slot.decode(token_ids)
+                request.version = version
+            text = request.decode(token_ids)
             if at_once:
-                slot.put_text(text, count, now_s)
+                request.put_text(text, count, now_s)
             else:
                 if not self._undelivered:
                     self._undelivered_since_s = now_s
-                if not slot.count:
-                    self._undelivered.append(slot)
-                slot.text += text
-                slot.count += count
+                if not request.count:
+                    self._undelivered.append(request)
+                request.text += text
+                request.count += count
         if not at_once:
             self._deliver(now_s)
         self._statistics.observe_latencies(outputs.engine_index, gaps)
@@ -203,10 +203,10 @@ class FastOutputPath:
     ) -> Any:
         """As OutputProcessor.process_outputs."""
         for output in outputs:
-            slot: FastRequest | None = getattr(self._states.get(output.request_id), "sluice", None)
-            if slot is not None:
-                # In order.
-                slot.flush(self._clock.now())
+            request: FastRequest | None = getattr(self._states.get(output.request_id), "sluice", None)
+            if request is not None:
+                # Its earlier tokens first.
+                request.flush(self._clock.now())
         if iteration_stats is not None:
             iteration_stats.num_generation_tokens += self._consumed_tokens
         self._consumed_tokens = 0
@@ -225,28 +225,29 @@ class FastOutputPath:
         return done
 
     def _forget(self, request_id: str) -> None:
-        """Drop a request that has been told why; the abort that vLLM makes of it would be another ending."""
+        """Drop a request that has its error; the abort that vLLM makes of that would be a second ending."""
         self._states[request_id].queue = DiscardingQueue()
         self._processor.abort_requests([request_id], internal=True)
 
     def _deliver(self, now_s: float) -> None:
-        """Say what has been taken, unless more is about to come."""
+        """Deliver the decoded text, unless more outputs are queued."""
         if self._has_backlog() and now_s - self._undelivered_since_s < _MAX_COALESCING_S:
             if not self._is_delivery_due:
-                # What comes next may be no step that brings us here.
+                # The next output may be none that calls this method.
                 self._is_delivery_due = True
                 get_running_loop().call_soon(self._deliver_later)
             return
-        unsaid, self._undelivered = self._undelivered, []
-        for slot in unsaid:
-            slot.flush(now_s)
+        requests, self._undelivered = self._undelivered, []
+        for request in requests:
+            request.flush(now_s)
 
     def _deliver_later(self) -> None:
         self._is_delivery_due = False
         self._deliver(self._clock.now())
 
     def _forget_logprobs(self, request_id: str) -> None:
-        """vLLM keeps the log probabilities of a stream, some kilobytes a token, to its end; it looks at the newest."""
+        """Drop the log probabilities that are not read again: vLLM keeps those of a stream, some kilobytes a token, to
+        its end, and reads the newest."""
         state = self._states.get(request_id)
         if state is not None and state.output_kind is RequestOutputKind.DELTA and state.stream_interval == 1:
             held = state.logprobs_processor.logprobs

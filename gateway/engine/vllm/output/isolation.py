@@ -1,4 +1,4 @@
-"""One request whose outputs cannot be processed fails alone.
+"""Fails one request whose outputs cannot be processed, instead of all.
 
 vLLM processes the outputs of all requests in one loop. An error there ends the task that runs it and fails every
 request, and there is no other such task: each request to come would fail, too.
@@ -15,16 +15,16 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 logger = logging.getLogger(__name__)
 
-# Of vLLM's function: its name, the output at which it stands, and what it has found to be aborted before.
+# vLLM's function, and its variables: the output that it processes, and the requests that are to be aborted so far.
 _LOOP, _AT, _TO_ABORT = "process_outputs", "engine_core_output", "reqs_to_abort"
 
 
 def skip_failing(
     process: Callable[[list[Any]], Any], states: dict[str, Any], forget: Callable[[str], object], error: Exception
 ) -> Any:
-    """What vLLM's `process_outputs` would have returned that raised `error`, had the request at fault not been there.
-    `process` is called with the outputs behind it; `forget` has vLLM drop a request. Raises `error` if it came from
-    somewhere else."""
+    """Go on where vLLM's `process_outputs` has raised `error`, without the request at fault, and return its result.
+    `process` is called with the outputs behind that one; `forget` has vLLM drop a request. Raises `error` if it came
+    from elsewhere."""
     aborted: list[str] = []
     while True:
         frame = _loop_of(error)
@@ -38,7 +38,7 @@ def skip_failing(
         if (state := states.get(name)) is not None:
             state.queue.put(EngineGenerateError())
             forget(name)
-        # Also in the engine, which goes on with it.
+        # In the engine, too, which goes on with it.
         aborted.append(name)
         position = next(index for index, output in enumerate(outputs) if output is culprit)
         try:
@@ -51,8 +51,8 @@ def skip_failing(
 
 
 def restart_output_handler(llm: Any) -> list[str]:
-    """Where the task of that loop has ended all the same, start another; the requests that it has failed, which are to
-    be aborted. Without it no request would ever be answered again, while the engine is well."""
+    """Start another task if the one of that loop has ended all the same: no request would be answered any more, while
+    the engine is well. Returns the requests that have failed with it, which are to be aborted."""
     if llm.output_handler is None or not llm.output_handler.done() or llm.engine_core.resources.engine_dead:
         return []
     llm.output_handler = None
@@ -61,7 +61,7 @@ def restart_output_handler(llm: Any) -> list[str]:
 
 
 def _loop_of(error: Exception) -> FrameType | None:
-    """vLLM's loop, where an error came from within it."""
+    """The frame of vLLM's loop in an error's traceback, None if the error comes from elsewhere."""
     trace = error.__traceback__
     found = None
     while trace is not None:

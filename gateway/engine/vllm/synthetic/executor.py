@@ -1,12 +1,12 @@
 """An executor without a model: vLLM's scheduler, paged KV bookkeeping and transport are real, the tokens are invented.
 
-It stands where the executor that owns the devices stands, so everything in front of it is as in production: a server
-can be loaded with thousands of streams on two cores, and its engine can be made slow, stuck or dead at a given step.
+It replaces the executor that owns the devices, so everything in front of it is as in production: a server can be loaded
+with thousands of streams on two cores, and its engine can be made slow, stuck or dead at a given step.
 The tokens are those of `gateway.engine.deterministic_tokens`; the time of a step is slept (`timing`). Stop strings,
 `max_tokens`, `ignore_eos`, `n`, chunked prefill, prefix caching, preemption and aborts work, because the scheduler
 does them.
 
-What a model would be needed for is not here: temperatures and seeds change nothing, all choices of one prompt are
+Features that need a model are missing: temperatures and seeds change nothing, all choices of one prompt are
 equal, log probabilities are constants (0 for the token, one low number for every other), those of the prompt are
 absent (a completion that echoes them fails), a grammar (JSON, forced tool calls) ends its request with an error at the
 first token that violates it, and models that do not generate are refused.
@@ -35,7 +35,7 @@ _UNLIKELY = np.float32(-99.0)
 
 
 class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
-    """One device that does not exist. Raises ValueError for a model that it cannot speak for."""
+    """One device that does not exist. Raises ValueError for a model whose tokens it cannot generate."""
 
     supported_tasks = ("generate",)
 
@@ -47,15 +47,15 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
                 f"The synthetic engine needs a vocabulary of more than {deterministic_tokens.LARGEST} tokens."
             )
         self._faults = FaultControl(self.vllm_config.additional_config[SETTINGS_KEY])
-        # By request id: the first token and the length of the prompt, until the scheduler says that it has finished.
+        # By request id: the first token and the length of the prompt, until the scheduler reports the request's end.
         self._prompts: dict[str, tuple[int, int]] = {}
-        # Those that want log probabilities, and how many besides the token's own.
+        # The requests with log probabilities, and how many besides the token's own.
         self._logprobs: dict[str, int] = {}
 
     # Generating.
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
-        """One step: a token for every request whose tokens will all have been computed after it."""
+        """One step: a token for every request whose tokens have all been computed after it."""
         output = self._execute(scheduler_output)
         if not non_block:
             return output
@@ -63,28 +63,28 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         done.set_result(output)
         return done
 
-    def _execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
-        prompts, pace = self._prompts, self._faults.timing
-        poisoned = pace.poison_token is not None
-        for request_id in plan.finished_req_ids:
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        prompts, timing = self._prompts, self._faults.timing
+        is_poisoned = timing.poison_token is not None
+        for request_id in step.finished_req_ids:
             prompts.pop(request_id, None)
             self._logprobs.pop(request_id, None)
-        scheduled = plan.num_scheduled_tokens
+        scheduled = step.num_scheduled_tokens
         if not scheduled:
             return EMPTY_MODEL_RUNNER_OUTPUT
         request_ids: list[str] = []
         sampled: list[list[int]] = []
         prefill_tokens = 0
-        for new in plan.scheduled_new_reqs:
+        for new in step.scheduled_new_reqs:
             request_id = new.req_id
             first, known = self._remember(new)
-            if poisoned and pace.is_deadly(first, known):
+            if is_poisoned and timing.is_deadly(first, known):
                 os._exit(EXIT_CODE)
             prefill_tokens += scheduled[request_id]
             request_ids.append(request_id)
             complete = new.num_computed_tokens + scheduled[request_id] >= known
             sampled.append([deterministic_tokens.token_at(first, known)] if complete else [])
-        cached = plan.scheduled_cached_reqs
+        cached = step.scheduled_cached_reqs
         for request_id, computed, outputs in zip(
             cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
         ):
@@ -94,7 +94,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
                 # Still in its prompt, or computed again after a preemption.
                 prefill_tokens += count
             known = length + outputs
-            if poisoned and pace.is_deadly(first, known):
+            if is_poisoned and timing.is_deadly(first, known):
                 os._exit(EXIT_CODE)
             request_ids.append(request_id)
             sampled.append([deterministic_tokens.token_at(first, known)] if computed + count >= known else [])
@@ -107,8 +107,8 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         )
 
     def _remember(self, new: Any) -> tuple[int, int]:
-        """The prompt's first token, and how many tokens of the request are known. vLLM's second model runner is told
-        of a preempted request as of a new one, with the tokens that it has produced."""
+        """The prompt's first token, and how many tokens of the request are known. vLLM schedules a preempted request
+        for its second model runner as a new one, with the tokens that it has produced."""
         prompt = new.prompt_token_ids
         first = prompt[0] if prompt else 0
         self._prompts[new.req_id] = first, new.prompt_len
@@ -125,18 +125,18 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         # -1 asks for the whole vocabulary.
         others = max(vocabulary if number < 0 else number for number in wanted)
         # The token itself, then the ids that follow it.
-        said = np.array([tokens[0] if tokens else 0 for tokens in sampled], np.int32)[:, np.newaxis]
-        ids = (said + np.arange(1 + others, dtype=np.int32)) % vocabulary
-        logprobs = np.where(ids == said, np.float32(0.0), _UNLIKELY)
+        sampled_ids = np.array([tokens[0] if tokens else 0 for tokens in sampled], np.int32)[:, np.newaxis]
+        ids = (sampled_ids + np.arange(1 + others, dtype=np.int32)) % vocabulary
+        logprobs = np.where(ids == sampled_ids, np.float32(0.0), _UNLIKELY)
         return LogprobsLists(ids, logprobs, np.ones(len(request_ids), np.int32))
 
-    # What vLLM asks for at its start: the smallest KV cache of the simplest kind, and memory for all of it.
+    # For vLLM's start: the smallest KV cache of the simplest kind, and memory for all of it.
 
     def get_kv_cache_specs(self) -> list[dict[str, FullAttentionSpec]]:
         return [{"synthetic": self._spec()}]
 
     def determine_available_memory(self) -> list[int]:
-        """Bytes for the sequences that may run at once, and for one as long as the context at the least."""
+        """Bytes for the sequences that may run at once, and at least for one as long as the context."""
         spec = self._spec()
         context = self.model_config.max_model_len
         blocks_of = [-(-tokens // spec.block_size) for tokens in (min(context, _TOKENS_PER_SEQUENCE), context)]
@@ -169,10 +169,10 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         """No cache of images."""
 
     def reset_encoder_cache(self) -> None:
-        """Nor of what became of them."""
+        """No cache of their encodings."""
 
     def collective_rpc(self, method: Any, *_: Any, non_block: bool = False, **__: Any) -> Any:
-        """Nobody works here. Raises NotImplementedError, so that a call that needs an answer is noticed."""
+        """There are no workers. Raises NotImplementedError, so that a call that needs an answer is noticed."""
         raise NotImplementedError(f"the synthetic engine has no worker that could do {method}")
 
     def check_health(self) -> None:

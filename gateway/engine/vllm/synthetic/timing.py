@@ -1,4 +1,4 @@
-"""How long a step of the synthetic engine takes, and which of its steps goes wrong. No vLLM here."""
+"""How long a step of the synthetic engine takes, and which of its steps fails. Imports no vLLM."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-# The key of these numbers in vLLM's `additional_config`, on their way to the engine process.
+# The key of the settings in vLLM's `additional_config`, which reaches the engine process.
 SETTINGS_KEY = "sluice_synthetic"
-# What a process that dies of SIGKILL is reported as by a shell; vLLM only sees that it is not 0.
+# The status that a shell reports for a process that dies of SIGKILL; for vLLM any status but 0 is the same.
 EXIT_CODE = 137
-# A look at the control file costs as much as a token; this often is soon enough for whoever writes it.
+# Looking at the control file costs as much as a token; tests and operators can wait this long.
 _RELOAD_EVERY_S = 0.05
 
 
@@ -36,17 +36,17 @@ class StepTiming:
     busy: bool = False
 
     def is_deadly(self, first: int, length: int) -> bool:
-        """Whether the engine dies of computing a sequence that begins with this token and has so many."""
+        """Whether the engine dies of a sequence that begins with the token `first` and has `length` tokens."""
         return first == self.poison_token and length >= self.poison_length
 
     def step_s(self, step: int, sequences: int, prefill_tokens: int) -> float:
-        """Seconds that `step` takes with so many sequences running and so many tokens of prompts in it."""
+        """Seconds that `step` takes."""
         time_s = self.step_ms * 1e-3 + sequences * self.sequence_us * 1e-6 + prefill_tokens * self.prefill_us * 1e-6
         slow = self.slow_at_step is not None and step >= self.slow_at_step
         return time_s * self.slow_factor if slow else time_s
 
     def run_step(self, step: int, sequences: int, prefill_tokens: int) -> None:
-        """Live through `step`: die in it, never return from it, or sleep as long as it takes."""
+        """Die in `step`, never return from it, or sleep as long as it takes."""
         if step == self.die_at_step:
             os._exit(EXIT_CODE)
         if step == self.hang_at_step:
@@ -63,34 +63,34 @@ class StepTiming:
 
 
 class FaultControl:
-    """The pace of now: the settings, changed by whatever stands in the control file, if there is one.
+    """The current timing: the settings, with the changes in the control file, if there is one.
 
     The file is a JSON object with settings of `synthetic:`, by name; an absent or empty file changes nothing. Steps in
-    it count from when it was read. A file that cannot be understood is ignored, because an engine must not die of a
+    it count from when it was read. A file that cannot be parsed is ignored, because an engine must not die of a
     half-written line.
     """
 
-    def __init__(self, numbers: Mapping[str, Any]) -> None:
-        """From what `launch` has put into vLLM's configuration. Raises TypeError for a number that nobody knows."""
-        numbers = dict(numbers)
-        file = numbers.pop("control_file", None)
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """From the settings in vLLM's configuration. Raises TypeError for an unknown one."""
+        settings = dict(settings)
+        file = settings.pop("control_file", None)
         self._file = None if file is None else Path(file)
-        self._settings = StepTiming(**numbers)
+        self._settings = StepTiming(**settings)
         self.timing = self._settings
         self._stamp = 0
-        self._looked_s = 0.0
+        self._read_s = 0.0
         self._step = 0
 
     def run_step(self, sequences: int, prefill_tokens: int) -> None:
-        """Live through the next step."""
-        if self._file is not None and time.monotonic() - self._looked_s > _RELOAD_EVERY_S:
+        """Run the next step."""
+        if self._file is not None and time.monotonic() - self._read_s > _RELOAD_EVERY_S:
             self.reload()
         self._step += 1
         self.timing.run_step(self._step, sequences, prefill_tokens)
 
     def reload(self) -> None:
         """Read the control file, if it has changed."""
-        self._looked_s = time.monotonic()
+        self._read_s = time.monotonic()
         assert self._file is not None
         try:
             stamp = self._file.stat().st_mtime_ns
