@@ -15,7 +15,7 @@ from gateway.clock import SystemClock
 from gateway.errors import Overloaded
 from gateway.multiprocess import messages
 from gateway.multiprocess.messages import Drain, EngineUp, Message, WorkerDrained
-from gateway.multiprocess.parent.worker_handle import MAX_UNANSWERED, WorkerHandle, spawn
+from gateway.multiprocess.parent.worker_handle import MAX_UNANSWERED, WorkerHandle
 from gateway.multiprocess.worker.context import WorkerContext
 from tests.support.instrumentation import Recorder
 from tests.support.time import in_real_time
@@ -151,20 +151,3 @@ async def test_a_process_that_does_not_end_in_time_is_killed(obedient: bool, kil
     theirs.close()
 
     assert process.kills == kills
-
-
-def report_mask(to: socket.socket) -> None:
-    import signal
-
-    to.sendall(" ".join(sorted(one.name for one in signal.pthread_sigmask(signal.SIG_BLOCK, []))).encode())
-
-
-def test_a_spawned_process_has_the_terminals_signals_blocked() -> None:
-    ours, theirs = socket.socketpair()
-    process = spawn(report_mask, (theirs,), "masked")
-    theirs.close()
-
-    assert ours.recv(100) == b"SIGINT SIGTERM"
-
-    process.join()
-    ours.close()
