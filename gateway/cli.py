@@ -1,4 +1,4 @@
-"""The command line: parse, load settings, run."""
+"""The command line: parses the words, loads the settings and runs the command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ examples:
   sluice serve ./my-model --max-model-len 8192 --enable-auto-tool-choice --tool-call-parser hermes
   sluice check --config sluice.yaml
 
-Settings come from flags, then SLUICE_SECTION__KEY variables, then the YAML file. The flags of `vllm serve` are taken as
-they are and win over `engine:`; what stands after `--` is always meant for vLLM (docs/vllm-flags.md has them all).
+Settings come from flags, then SLUICE_SECTION__KEY variables, then the YAML file. All flags of `vllm serve` work, too,
+and win over `engine:`; words after `--` always go to vLLM (docs/vllm-flags.md lists the flags).
 """
 
 
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check",
-        help="find what a start would find, and print the effective settings, secrets hidden",
+        help="find the problems of a start without starting, and print the effective settings without secrets",
         allow_abbrev=False,
     )
     check.add_argument("model", nargs="?", help=argparse.SUPPRESS)
@@ -59,19 +59,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     commands.add_parser(
         "engine",
-        help="engines without a server, for a `sluice serve` on another machine",
+        help="run engines without a server, for a `sluice serve` on another machine",
         usage="sluice engine MODEL [any flag of `vllm serve --headless`]",
         description="Start vLLM's engines for data parallelism, or for one model over several machines. The flags are "
         "those of `vllm serve --headless`; see docs/scaling.md.",
         allow_abbrev=False,
     )
 
-    key = commands.add_parser("key", help="make an API key", allow_abbrev=False)
+    key = commands.add_parser("key", help="create an API key", allow_abbrev=False)
     kinds = key.add_subparsers(dest="key_command", metavar="COMMAND", required=True)
-    new = kinds.add_parser("new", help="print a new key, and the line for server.api_keys_file", allow_abbrev=False)
-    new.add_argument("name", help="whose key it is; appears in logs")
+    new = kinds.add_parser("new", help="print a new key and its line for server.api_keys_file", allow_abbrev=False)
+    new.add_argument("name", help="the name of the key, which logs and metrics show")
     new.add_argument(
-        "--operator", action="store_true", help="may also use the endpoints that run the server (sleep, scaling, ...)"
+        "--operator", action="store_true", help="the key also opens operator endpoints (sleep, scaling, ...)"
     )
     return parser
 
@@ -85,7 +85,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", dest="server.workers", type=int, metavar="N", help="front-end processes on one engine (default 1)"
     )
-    parser.add_argument("--api-keys-file", dest="server.api_keys_file", metavar="FILE", help="ask for the keys in FILE")
+    parser.add_argument("--api-keys-file", dest="server.api_keys_file", metavar="FILE", help="require a key of FILE")
     parser.add_argument(
         "--max-concurrent",
         dest="admission.max_concurrent",
@@ -98,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         dest="admission.max_waiting",
         type=int,
         metavar="N",
-        help="requests that may wait (default 512)",
+        help="requests in the queue at once (default 512)",
     )
     parser.add_argument(
         "--log-level", dest="log.level", choices=("debug", "info", "warning", "error"), help="default info"
@@ -109,7 +109,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 well, 1 failed to run, 2 wrong usage or settings."""
+    """Run the command. Returns the exit code: 0 success, 1 failed to run, 2 wrong usage or settings."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["engine"] and words[1:] not in ([], ["-h"], ["--help"]):
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words, flags = _split_words(parser, words)
         args = parser.parse_args(words)
         code = _run(parser, args, flags)
-        # Now, and not when Python exits, where a reader who has gone would be a stack on stderr.
+        # Flushed here: at Python's exit a closed pipe would print a stack trace.
         sys.stdout.flush()
         return code
     except SettingsError as error:
@@ -133,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _engine(words: list[str]) -> int:
-    """Engines without a server: all words are vLLM's. Flags that do not exist are told before vLLM is imported."""
-    helps = any(word.startswith("--help=") for word in words)
-    wrong = [] if helps else split_words(words, {}, place=" (of `sluice engine`)").problems
+    """`sluice engine`: all words are vLLM's. Unknown flags are reported before vLLM is imported."""
+    is_help = any(word.startswith("--help=") for word in words)
+    wrong = [] if is_help else split_words(words, {}, place=" (of `sluice engine`)").problems
     if wrong:
         raise SettingsError(*wrong)
     from gateway.engine.vllm.startup import headless
@@ -144,7 +144,7 @@ def _engine(words: list[str]) -> int:
 
 
 def _split_words(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], ResolvedFlags]:
-    """The words for our own parser, and what vLLM's flags among the others ask for."""
+    """The words for Sluice's own parser, and vLLM's flags among the others, resolved."""
     resolved = ResolvedFlags()
     command = words[0] if words else ""
     if command not in ("serve", "check"):
@@ -162,7 +162,7 @@ def _split_words(parser: argparse.ArgumentParser, words: list[str]) -> tuple[lis
 
 
 def _options(parser: argparse.ArgumentParser, command: str) -> dict[str, bool]:
-    """The options of a command, and whether they take a value."""
+    """The options of a command, and whether each takes a value."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     chosen = commands.choices[command]
     return {option: action.nargs != 0 for option, action in chosen._option_string_actions.items()}
@@ -266,7 +266,7 @@ def _new_key(name: str, operator: bool) -> int:
 
     key, line = new_key(name, operator=operator)
     print(
-        "key (for the client, who sends it as `Authorization: Bearer <key>` or `x-api-key: <key>`; it is not stored "
+        "key (clients send it as `Authorization: Bearer <key>` or `x-api-key: <key>`; it is not stored "
         f"anywhere):\n  {key}\n"
         f"line for server.api_keys_file (a running server reads a changed file within seconds):\n  {line}"
     )

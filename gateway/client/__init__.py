@@ -1,15 +1,15 @@
-"""The client's half of resumable streams: an httpx transport under which a streamed completion outlives its connection.
+"""The client side of resumable streams: an httpx transport with which a streamed completion survives lost connections.
 
     OpenAI(base_url=..., http_client=httpx.Client(transport=ResumingTransport()))
     AsyncOpenAI(base_url=..., http_client=httpx.AsyncClient(transport=ResumingTransport()))
 
-It asks the server to keep the stream (`X-Stream-Resumable`), hands on whole events only, and when the connection
-breaks fetches the rest with `GET /v1/streams/{id}` from the last event handed on. A server that does not know the
-header is talked to as if this transport were not there. It never pretends: a stream that cannot be brought to its
-`[DONE]` ends in the network error that broke it.
+It requests a resumable stream (`X-Stream-Resumable`), passes on whole events only, and after a broken connection
+fetches the rest with `GET /v1/streams/{id}` from the last event passed on. With a server that does not support the
+header it changes nothing. A stream that cannot be continued up to its `[DONE]` ends with the network error that broke
+it.
 
-`events` and `resumption` decide, without IO; `transport` reads, waits and connects. Nothing here is used by the
-server, and nothing of the server is used here.
+`sse_events` and `resumption` hold the rules, without IO; `transport` reads, waits and connects. The server does not use
+this package, and this package uses nothing of the server but its `clock`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to do when a stream's connection breaks: which request to send, when, and when to give up. No IO."""
+"""The rules after a stream's connection breaks: the next request, its time, and the end of all attempts. No IO."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gateway.clock import Clock
 
 _RESUMABLE = "X-Stream-Resumable"
 _ENDPOINTS = ("/chat/completions", "/completions")
-# They describe the POST or its body, and mean nothing, or something else, on the GET that resumes it. All others are
-# repeated: keys, cookies and whatever a proxy on the way asks for.
-_OF_THE_POST = ("content-length", "content-type", "content-encoding", "transfer-encoding", "expect")
-_OF_THE_WORK = (_RESUMABLE, "x-request-timeout", "idempotency-key")
+# Headers that describe the POST or its body, and have no or another meaning on the GET that resumes it. All others are
+# repeated: keys, cookies and those that proxies on the way need.
+_POST_HEADERS = ("content-length", "content-type", "content-encoding", "transfer-encoding", "expect")
+_OPTION_HEADERS = (_RESUMABLE, "x-request-timeout", "idempotency-key")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long and how often to try."""
+    """The duration and the spacing of attempts."""
 
     grace_s: float
     backoff_s: float
@@ -34,11 +34,10 @@ class Policy:
 
 
 class Resumption:
-    """One stream's events and its current outage: what to send next, when, and when to give up. No IO.
+    """The events and the current outage of one stream.
 
-    An outage begins when the connection breaks and is over once a later connection brings a new event or a
-    keep-alive. It may last as long as the server keeps the stream; a single attempt takes what the caller's own
-    timeouts allow.
+    An outage begins when the connection breaks and ends with a new event or a keep-alive on a later connection. It may
+    last as long as the server keeps the stream; the caller's own timeouts limit a single attempt.
     """
 
     def __init__(self, request: httpx.Request, response: httpx.Response, policy: Policy) -> None:
@@ -54,7 +53,7 @@ class Resumption:
         self._refusal: str | None = None
 
     def on_connection_lost(self, error: httpx.TransportError | None) -> None:
-        """The connection is gone; with None the body ended as if nothing were missing."""
+        """The connection has broken; None: the body ended early, but without a network error."""
         if self._error is None or self.events.is_alive:
             self._error = error or httpx.RemoteProtocolError("the stream ended before its [DONE]")
             self._deadline_s = self._policy.clock.now() + self._grace_s
@@ -62,24 +61,24 @@ class Resumption:
         self.events.restart()
 
     def pause_s(self) -> float:
-        """How long to wait before the next attempt. Raises the error that began the outage if there is to be none."""
+        """Seconds until the next attempt. Raises the error that began the outage if there are no more attempts."""
         left_s = self._deadline_s - self._policy.clock.now()
-        asked_s, self._retry_after_s = self._retry_after_s, 0.0
+        retry_after_s, self._retry_after_s = self._retry_after_s, 0.0
         if self._refusal is not None:
             self.raise_outage(self._refusal)
-        if left_s <= 0 or asked_s > left_s:
+        if left_s <= 0 or retry_after_s > left_s:
             self.raise_outage(f"not back within {self._grace_s:g} s")
-        # Full jitter (uniform from zero) spreads a server's clients best when all of them lost it at once, and
-        # comes on top of Retry-After, which tells all of them the same.
+        # Full jitter (uniform from zero) spreads clients best that have lost the same server at once. It is added to
+        # Retry-After, which is the same for all of them.
         ceiling_s = min(self._policy.max_backoff_s, math.ldexp(self._policy.backoff_s, min(self._attempts, 30)))
         self._attempts += 1
-        return asked_s + min(self._policy.jitter() * ceiling_s, left_s - asked_s)
+        return retry_after_s + min(self._policy.jitter() * ceiling_s, left_s - retry_after_s)
 
     def request(self) -> httpx.Request:
-        """The GET for what is missing, with the caller's key and timeouts."""
+        """The GET for the missing events, with the caller's headers and timeouts."""
         path = next(self._request.url.path.removesuffix(end) for end in _ENDPOINTS if _path_ends(self._request, end))
         headers = self._request.headers.copy()
-        for name in (*_OF_THE_POST, *_OF_THE_WORK):
+        for name in (*_POST_HEADERS, *_OPTION_HEADERS):
             headers.pop(name, None)
         headers["Accept"] = "text/event-stream"
         headers["Accept-Encoding"] = "identity"
@@ -94,7 +93,7 @@ class Resumption:
         )
 
     def accept(self, response: httpx.Response) -> bool:
-        """Whether to read on from this answer; if not, the next `pause_s` knows what it meant."""
+        """Whether this response continues the stream. If not, it decides the next `pause_s`."""
         if _is_readable(response):
             return True
         if response.status_code in (408, 429) or response.status_code >= 500:
@@ -111,13 +110,13 @@ class Resumption:
 
 
 def wants_stream(request: httpx.Request) -> bool:
-    """Whether this is a completion to be streamed.
+    """Whether this is a request for a streamed completion.
 
-    A body that is not in memory is not looked at, because that would use it up. Raises TypeError for a request that
-    is not httpx's.
+    A body that is not in memory is not read, because that would consume it. Raises TypeError for a request that is not
+    httpx's.
     """
     if not isinstance(request, httpx.Request):
-        # openai-python 3.54 takes httpx's clients, but its own default ones are httpx2's.
+        # openai-python 3.54 accepts httpx's clients, but its own default clients are httpx2's.
         raise TypeError(f"ResumingTransport serves httpx.Client and httpx.AsyncClient, not {type(request).__module__}")
     if request.method != "POST" or not any(_path_ends(request, end) for end in _ENDPOINTS):
         return False
@@ -131,10 +130,10 @@ def wants_stream(request: httpx.Request) -> bool:
 
 
 def with_stream_headers(request: httpx.Request, grace_s: float) -> httpx.Request:
-    """The request with our headers; a copy, because the caller may send the original again."""
+    """A copy of the request with the headers for a resumable stream; the caller may send the original again."""
     headers = request.headers.copy()
     headers.setdefault(_RESUMABLE, f"{grace_s:.15g}")
-    # Events are found in the bytes as they come, so these must not be compressed.
+    # Events are parsed from the raw bytes, so these must not be compressed.
     headers["Accept-Encoding"] = "identity"
     return httpx.Request(
         request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
@@ -146,7 +145,7 @@ def _path_ends(request: httpx.Request, suffix: str) -> bool:
 
 
 def _is_readable(response: httpx.Response) -> bool:
-    """Whether the body is events as they are, not a proxy's page and not compressed."""
+    """Whether the body is uncompressed events, and not a proxy's error page."""
     return (
         response.status_code == 200
         and response.headers.get("Content-Type", "").lower().startswith("text/event-stream")
@@ -159,7 +158,7 @@ def is_resumable(response: httpx.Response) -> bool:
 
 
 def _seconds(text: str, otherwise: float) -> float:
-    """A header's seconds; `otherwise` if it does not say (Retry-After may be a date, which we never send)."""
+    """A header's seconds; `otherwise` if it has none (Retry-After may be a date, which Sluice never sends)."""
     try:
         value = float(text)
     except ValueError:

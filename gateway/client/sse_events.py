@@ -1,4 +1,4 @@
-"""Bytes in, complete events out: how the server frames a resumable stream, without IO."""
+"""The framing of a resumable stream: bytes in, complete events out. No IO."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Iterator
 
 import httpx
 
-# Sequence numbers are small; the bound keeps a hostile id from costing a huge integer.
+# Sequence numbers are small. The bound protects against parsing a huge integer.
 _SEQ = re.compile(rb"[0-9]{1,18}")
 
 
 class EventsLost(httpx.RemoteProtocolError):
-    """The server skipped events. What was handed on before is exact, but it cannot be continued."""
+    """The server skipped events. The events before are correct, but the stream cannot be continued."""
 
 
 class Events:
-    """Bytes in, complete events out, each numbered one once: the server's framing, without IO.
+    """Splits bytes into events, and drops numbered events that came before.
 
-    An event's bytes are held until its blank line. Comments are left out, so that where they fell, or were cut, makes
-    no difference; with one in a block of its own openai-python would even crash. Lines end in LF or CRLF.
+    An event is complete at its blank line. Comments are dropped, wherever they stand or are cut; one in a block of its
+    own would crash openai-python. Lines end in LF or CRLF.
     """
 
     def __init__(self) -> None:
         self.last_seq = 0
-        """The number of the last event that came out; 0 before the first."""
+        """The number of the last event returned; 0 before the first."""
         self.is_done = False
-        """Whether `[DONE]` came out; nothing does after it."""
+        """Whether `[DONE]` was returned, which is the last event."""
         self.is_alive = False
-        """Whether a new numbered event or a keep-alive came since `restart`."""
+        """Whether a new numbered event or a keep-alive has arrived since `restart`."""
         self._line = b""
         self._lines: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The events that `chunk` completes. Raises EventsLost where a number is missing."""
+        """The events that `chunk` completes. Raises EventsLost if a number is missing."""
         *lines, self._line = (self._line + chunk).split(b"\n")
         for line in lines:
             if self.is_done:
@@ -46,21 +46,21 @@ class Events:
                 yield event
 
     def restart(self) -> None:
-        """Forget the incomplete event: a new connection begins, and it will be sent again."""
+        """Drop the incomplete event, because a new connection sends it again."""
         self._line = b""
         self._lines = []
         self.is_alive = False
 
     def _complete(self, blank: bytes) -> bytes:
-        """The collected lines as one event; nothing if there are none or it came out before."""
+        """The collected lines as one event; empty if there are none or its number is not new."""
         lines, self._lines = self._lines, []
         if not lines:
             return b""
         fields = dict(_field(line) for line in lines)
-        # An event without a number is none of the log's: it is handed on, but it is no place to resume from.
+        # An event without a number is not in the server's log: it is passed on, but cannot be resumed from.
         if _SEQ.fullmatch(fields.get(b"id", b"")):
             seq = int(fields[b"id"])
-            # A proxy that drops Last-Event-ID makes the server start from the beginning.
+            # If a proxy drops Last-Event-ID, the server starts from the beginning.
             if seq <= self.last_seq:
                 return b""
             if seq > self.last_seq + 1:

@@ -1,4 +1,4 @@
-"""The transport: sends what `resumption` decides, and reads on over as many connections as it takes."""
+"""The transport: sends the requests of `resumption`, and reads a stream from one connection after another."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gateway.clock import Clock, SystemClock
 
 
 class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """An httpx transport, sync and async, that resumes streamed completions over `inner`. One serves one client.
+    """An httpx transport, sync and async, that resumes streamed completions. Use one transport for one client.
 
-    `inner` does the talking (proxies, TLS, HTTP/2, connection limits); by default a plain `httpx.HTTPTransport()` or
-    `httpx.AsyncHTTPTransport()`, made when first needed. `grace_s`: how many seconds the server is asked to keep a
-    stream without its reader; an outage longer than what it grants ends the stream with the original error. Attempts
-    are spread at random over `backoff_s` seconds, then twice that, and so on up to `max_backoff_s`.
+    `inner` sends the requests (proxies, TLS, HTTP/2, connection limits); by default an `httpx.HTTPTransport()` or
+    `httpx.AsyncHTTPTransport()`, created on first use. `grace_s`: the seconds for which the server is asked to keep a
+    stream without its reader; a longer outage than it grants ends the stream with the original error. Attempts are
+    spread at random over `backoff_s` seconds, then twice that, and so on up to `max_backoff_s`.
     `clock`, `sleep`, `async_sleep` and `jitter` (uniform in [0, 1)) are for tests.
 
-    Reading a response raises what httpx raises (`httpx.TransportError`), only later and less often.
+    Reading a response raises the same errors as httpx (`httpx.TransportError`), only later and less often.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if not (math.isfinite(grace_s) and grace_s > 0):
             raise ValueError(f"grace_s must be a positive number of seconds, not {grace_s}")
         self.is_closed = False
-        # An event that nobody sets is time.sleep by another name; durations come from the clock alone.
+        # Waiting for an event that is never set sleeps; `time` may not be imported outside `clock`.
         self.sleep = sleep or threading.Event().wait
         self.async_sleep = async_sleep
         self._policy = Policy(grace_s, backoff_s, max_backoff_s, clock or SystemClock(), jitter)
@@ -52,7 +52,7 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self._inner_lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send; a resumable answer's stream outlives its connection."""
+        """Send the request. The stream of a resumable response survives lost connections."""
         if not wants_stream(request):
             return self._sync_inner().handle_request(request)
         inner = self._sync_inner()
@@ -62,7 +62,7 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return response
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send; a resumable answer's stream outlives its connection."""
+        """Send the request. The stream of a resumable response survives lost connections."""
         if not wants_stream(request):
             return await self._async_inner().handle_async_request(request)
         inner = self._async_inner()
@@ -72,13 +72,13 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return response
 
     def close(self) -> None:
-        """Close the inner transport; streams still being read are not resumed any more."""
+        """Close the inner transport. Open streams are resumed no more."""
         self.is_closed = True
         if self._sync is not None:
             self._sync.close()
 
     async def aclose(self) -> None:
-        """Close the inner transport; streams still being read are not resumed any more."""
+        """Close the inner transport. Open streams are resumed no more."""
         self.is_closed = True
         if self._async is not None:
             await self._async.aclose()
@@ -101,7 +101,7 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 
 class _SyncStream(httpx.SyncByteStream):
-    """A response body over as many connections as it takes."""
+    """A response body over one or more connections."""
 
     def __init__(
         self, owner: ResumingTransport, inner: httpx.BaseTransport, response: httpx.Response, resumption: Resumption
@@ -139,7 +139,7 @@ class _SyncStream(httpx.SyncByteStream):
             except httpx.TransportError:
                 continue
             if self._resumption.accept(response):
-                # Set first, then ask: another thread's `close` either finds this stream, or is seen here.
+                # Set before the check: another thread's `close` either closes this stream, or is noticed here.
                 self._response_stream = _sync_stream(response)
                 if not self._is_closed:
                     return
@@ -155,7 +155,7 @@ class _SyncStream(httpx.SyncByteStream):
 
 
 class _AsyncStream(httpx.AsyncByteStream):
-    """A response body over as many connections as it takes. Cancellation is never caught."""
+    """A response body over one or more connections. Cancellation is never caught."""
 
     def __init__(
         self,
