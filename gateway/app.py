@@ -182,7 +182,19 @@ class Sluice:
     def _with_middleware(self, router: Any, settings: Settings, tokens: StreamTokens, clock: Clock) -> tuple[Any, Any]:
         """`router` behind keys and limits: the app to serve, and the one for the management port, if there is one."""
         server = settings.server
-        access = partial(make_access, settings, self._keys, tokens, self.registry.owner_of)
+
+        def access(host: str | None) -> Access:
+            """`host`: where the server listens; None: it has no address."""
+            is_local = host is not None and is_loopback(host)
+            return Access(
+                keys=self._keys,
+                sites=Sites.of(host or "", is_local, server.allowed_hosts, server.cors_origins),
+                protect_metrics=server.protect_metrics,
+                operator_endpoints=server.operator_endpoints,
+                tokens=tokens,
+                owner_of=self.registry.owner_of,
+            )
+
         with_middleware = partial(
             Middleware,
             max_body_bytes=server.max_body_bytes,
@@ -276,26 +288,6 @@ class Sluice:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await self.supervisor.stop()
-
-
-def make_access(
-    settings: Settings,
-    keys: ApiKeys | None,
-    tokens: StreamTokens,
-    owner_of: Callable[[str], str | None],
-    host: str | None,
-) -> Access:
-    """The access rules of the server that listens at `host`; None: it has no address."""
-    server = settings.server
-    is_local = host is not None and is_loopback(host)
-    return Access(
-        keys=keys,
-        sites=Sites.of(host or "", is_local, server.allowed_hosts, server.cors_origins),
-        protect_metrics=server.protect_metrics,
-        operator_endpoints=server.operator_endpoints,
-        tokens=tokens,
-        owner_of=owner_of,
-    )
 
 
 def is_loopback(host: str) -> bool:

@@ -26,8 +26,10 @@ logger = logging.getLogger("sluice")
 
 
 class WorkerContext:
-    """Of worker `number` of `count`. `sock` is its end of the channel to the parent process; `folder` has the
-    sockets on which workers serve each other."""
+    """Of worker `number` of `count`. `sock` is its end of the channel to the parent process; `folder` has the sockets
+    on which workers serve each other."""
+
+    _gate: RemoteGate
 
     def __init__(self, number: int, count: int, sock: socket.socket, folder: Path) -> None:
         self.number = number
@@ -39,7 +41,6 @@ class WorkerContext:
         self.on_shutdown: Callable[[Drain | Shutdown | ShutdownNow], None] = lambda _: None
         self._sock = sock
         self._channel: Channel | None = None
-        self._gate: RemoteGate | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def socket_path(self, number: int) -> Path:
@@ -122,14 +123,12 @@ class WorkerContext:
     def _handle(self, message: Message) -> None:
         if isinstance(message, WorkerMessage):
             raise AssertionError(f"not a message for a worker: {message}")
-        gate, host = self._gate, self.engine_host
+        host = self.engine_host
         match message:
             case messages.PermitGranted():
-                if gate is not None:
-                    gate.on_granted(message)
+                self._gate.on_granted(message)
             case messages.PermitRefused():
-                if gate is not None:
-                    gate.on_refused(message)
+                self._gate.on_refused(message)
             case messages.EngineUp():
                 host.on_engine_up(message)
             case messages.EngineLost():
