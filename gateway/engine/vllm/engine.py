@@ -28,7 +28,7 @@ from gateway.engine.vllm.http_app.body_intake import BodyIntake
 from gateway.engine.vllm.http_app.document_reader import DocumentReader
 from gateway.engine.vllm.http_app.error_normalizer import normalize_errors
 from gateway.engine.vllm.http_app.proxy import EngineProxy
-from gateway.engine.vllm.http_app.running_requests import RunningRequests, abort_on_exit
+from gateway.engine.vllm.http_app.running_requests import RunningRequests
 from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.engine.vllm.output import isolation
 from gateway.engine.vllm.output.batched_stats import BatchedStats
@@ -115,7 +115,7 @@ class VllmEngine:
             self._app, self._field_filter, self._documents, self._prepare_timeout_s, error_mapping.from_validator
         )
         self._running.is_background_task = self._in_background
-        self._http = normalize_errors(abort_on_exit(intake, self._running, self._abort), self._engine_error)
+        self._http = normalize_errors(app.abort_on_exit(intake, self._running, self._abort), self._engine_error)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.engine.base import Route
+from gateway.engine.base import CURRENT_STATS, ASGIApp, Route
+from gateway.engine.vllm import media_connector
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app import client_endpoints, stream_errors
 from gateway.engine.vllm.http_app.proxy import EngineProxy
+from gateway.engine.vllm.http_app.running_requests import RunningRequests
 from gateway.engine.vllm.output import eligibility
 
 # Where vLLM keeps handlers that need no step of the engine, and how the paths of such calls end.
@@ -36,6 +38,22 @@ async def build_app(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     eligibility.install(app.state)
     stream_errors.install_stream_errors(app.state)
     return app
+
+
+def abort_on_exit(app: ASGIApp, running: RunningRequests, abort: Callable[[list[str]], object]) -> ASGIApp:
+    """`app`, whose work in the engine ends when the app's call is broken off: most of vLLM's handlers run in a task of
+    their own, which survives the cancellation of the task that awaits it. `abort` takes ids in the engine."""
+
+    async def http(scope: Any, receive: Any, send: Any) -> None:
+        media_connector.start_budget()
+        try:
+            await app(scope, receive, send)
+        except BaseException:
+            if ids := running.cancel_tasks(CURRENT_STATS.get()):
+                abort(ids)
+            raise
+
+    return http
 
 
 def classify(app: Any, method: str, path: str) -> Route:
@@ -79,4 +97,4 @@ def _matching(app: Any, path: str) -> Iterator[Any]:
             yield known
 
 
-__all__ = ["allowed_methods", "build_app", "classify", "path_template"]
+__all__ = ["abort_on_exit", "allowed_methods", "build_app", "classify", "path_template"]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.domain import Cause, RequestStats
-from gateway.engine.base import CURRENT_STATS, ASGIApp
-from gateway.engine.vllm import media_connector
 
 
 @dataclass(slots=True, eq=False)
@@ -66,20 +64,4 @@ class RunningRequests:
         return any(run.has_id(request_id) for run in self.requests)
 
 
-def abort_on_exit(app: ASGIApp, running: RunningRequests, abort: Callable[[list[str]], object]) -> ASGIApp:
-    """`app`, whose work in the engine ends when the app's call is broken off: most of vLLM's handlers run in a task of
-    their own, which survives the cancellation of the task that awaits it. `abort` takes ids in the engine."""
-
-    async def http(scope: Any, receive: Any, send: Any) -> None:
-        media_connector.start_budget()
-        try:
-            await app(scope, receive, send)
-        except BaseException:
-            if ids := running.cancel_tasks(CURRENT_STATS.get()):
-                abort(ids)
-            raise
-
-    return http
-
-
-__all__ = ["RunningRequest", "RunningRequests", "abort_on_exit"]
+__all__ = ["RunningRequest", "RunningRequests"]
