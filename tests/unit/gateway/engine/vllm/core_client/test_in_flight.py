@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.engine.poison_detector import PoisonDetector
-from tests.unit.gateway.engine.vllm.core_client.stub_vllm import Died, beside_stub
 from tests.unit.gateway.engine.vllm.core_client.test_replay import a_request
+from tests.unit.gateway.engine.vllm.stub_vllm import Died, beside_stub
 
 
 class Processor:
@@ -28,7 +28,7 @@ class Processor:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with beside_stub(monkeypatch, "in_flight") as module:
+    with beside_stub(monkeypatch, "core_client.in_flight") as module:
         yield module
 
 

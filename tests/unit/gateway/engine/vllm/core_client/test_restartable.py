@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from tests.support.time import clock, in_virtual_time, settle
-from tests.unit.gateway.engine.vllm.core_client.stub_vllm import Died, beside_stub
 from tests.unit.gateway.engine.vllm.core_client.test_replay import a_request
+from tests.unit.gateway.engine.vllm.stub_vllm import Died, beside_stub
 
 
 @pytest.fixture(autouse=True)
 def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with beside_stub(monkeypatch, "restartable") as module:
+    with beside_stub(monkeypatch, "core_client.restartable") as module:
         yield module
 
 

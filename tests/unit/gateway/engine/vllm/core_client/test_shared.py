@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.support.time import clock, in_virtual_time
-from tests.unit.gateway.engine.vllm.core_client.stub_vllm import beside_stub
 from tests.unit.gateway.engine.vllm.core_client.test_restartable import Bench, outputs
+from tests.unit.gateway.engine.vllm.stub_vllm import beside_stub
 
 
 @pytest.fixture(autouse=True)
 def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with beside_stub(monkeypatch, "restartable") as module:
+    with beside_stub(monkeypatch, "core_client.restartable") as module:
         yield module
 
 

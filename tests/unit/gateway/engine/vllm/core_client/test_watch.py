@@ -10,12 +10,12 @@ import pytest
 
 from gateway.engine.os_processes import Usage
 from tests.support.time import clock, in_virtual_time
-from tests.unit.gateway.engine.vllm.core_client.stub_vllm import beside_stub
+from tests.unit.gateway.engine.vllm.stub_vllm import beside_stub
 
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with beside_stub(monkeypatch, "watch") as module:
+    with beside_stub(monkeypatch, "core_client.watch") as module:
         yield module
 
 
