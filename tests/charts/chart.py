@@ -83,7 +83,7 @@ def text(*files: Path, values: Object | None = None, kubernetes: str = NEWEST, c
 
 
 def refusal(*files: Path, values: Object | None = None, kubernetes: str = NEWEST) -> str:
-    """What Helm says if it refuses."""
+    """Helm's message if it refuses."""
     code, _, error = run(*files, values=values, kubernetes=kubernetes)
     assert code != 0, "the chart was rendered"
     return error

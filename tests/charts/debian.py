@@ -60,7 +60,7 @@ def unpack(package: str) -> None:
 
 
 def _apt(verb: str, package: str | None, folder: str) -> str | None:
-    """Run apt-get there; what it says if it fails."""
+    """Run apt-get there; returns its message if it fails."""
     words = ["apt-get", "-qq", verb, *([package] if package else [])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it fails"])[-1]

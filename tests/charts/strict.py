@@ -80,7 +80,7 @@ def _definitions() -> dict[tuple[str, str], Any]:
 
 
 def _closed(node: Any, *, top: bool = False) -> Any:
-    """An OpenAPI schema in which unknown fields are errors and `x-kubernetes-int-or-string` is what it says."""
+    """An OpenAPI schema with unknown fields as errors and `x-kubernetes-int-or-string` as integer or string."""
     if isinstance(node, list):
         return [_closed(one) for one in node]
     if not isinstance(node, dict):

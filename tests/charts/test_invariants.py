@@ -324,7 +324,7 @@ def test_with_policies_every_pod_has_one(objects: list[Object]) -> None:
 
 def test_pod_security_standard_restricted(objects: list[Object]) -> None:
     """What the admission controller looks at beyond users and capabilities. Image volumes and paths of the node are
-    refused there, and the README says so."""
+    refused there, as the README has it."""
     allowed = {
         "configMap",
         "csi",

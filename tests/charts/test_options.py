@@ -1,4 +1,4 @@
-"""What single options make of a pod or an object, where a schema could not tell right from wrong."""
+"""The effect of single options on a pod or an object, where a schema cannot find a mistake."""
 
 from __future__ import annotations
 

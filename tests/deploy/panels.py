@@ -54,7 +54,7 @@ def panels(namespace: str) -> list[Panel]:
 
 def _panel(dashboard: str, row: str, panel: dict[str, Any], namespace: str) -> Panel:
     defaults = panel["fieldConfig"]["defaults"]
-    # A graph shows its limits as lines only if it says so.
+    # A graph shows its limits as lines only in this mode.
     shown = panel["type"] == "stat" or defaults["custom"]["thresholdsStyle"]["mode"] != "off"
     steps = defaults["thresholds"]["steps"] if shown else []
     return Panel(

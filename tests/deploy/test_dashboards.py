@@ -1,4 +1,4 @@
-"""The dashboards are what Grafana takes: checked with Grafana's own types, and by what those cannot tell."""
+"""Grafana accepts the dashboards: checked with Grafana's own types, and by rules that those do not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images: what hadolint says, who they run as, what they are built from, and that a base image stays as it is."""
+"""The images: hadolint's findings, their user, their sources, and that a base image stays as it is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A real Prometheus looks at real servers, and answers everything that dashboards, alerts and autoscalers ask.
+"""A real Prometheus scrapes real servers and answers every query of the dashboards, alerts and autoscalers.
 
-The servers are looked at twice: one of them as namespace `one`, both as namespace `two`.
+The servers are scraped twice: one of them as namespace `one`, both as namespace `two`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _highest(query: Query, busy: Prometheus) -> dict[str, float]:
 
 @pytest.mark.parametrize("panel", panels("two"), ids=lambda panel: f"{panel.dashboard}: {panel.title}")
 def test_what_was_made_to_happen_is_seen(panel: Panel, busy: Prometheus) -> None:
-    """A query that finds series and says nought whatever happens would go unnoticed otherwise."""
+    """Otherwise a query whose series are always zero would go unnoticed."""
     for query in panel.queries:
         if (panel.title, query.legend) in NOUGHT:
             continue
@@ -191,7 +191,7 @@ def _runbooks() -> list[str]:
 
 def test_every_query_of_the_runbooks_is_answered(busy: Prometheus) -> None:
     names = set(busy.get("label/__name__/values"))
-    # What Kubernetes knows is not here.
+    # There is no kube-state-metrics here.
     ours = re.compile(r"\b(?:sluice|vllm|process)[_:][a-z_:0-9]+")
     texts = _runbooks()
     # One in each section, and one above them all.

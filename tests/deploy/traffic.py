@@ -13,7 +13,7 @@ from tests.deploy.conftest import BLOCK, CONTEXT, PLACES, SLOTS, STALL_TIMEOUT_S
 from tests.support.deterministic_text import expected_text
 from tests.support.server import Server, poll
 from tests.support.stream_client import COMPLETIONS, completion
-from tests.support.stuck_client import WORDY, Stuck
+from tests.support.stuck_client import WORDY, StuckClient
 
 FOREVER = 5000
 
@@ -71,7 +71,7 @@ async def _rounds(ports: list[int], seconds: float) -> None:
 
 def _be_slow(server: Server) -> None:
     """Stop for a while, less than the server waits, then read on: what was missed comes whole, in fewer events."""
-    reader = Stuck(server, completion(8, 400, **WORDY), ANNA)
+    reader = StuckClient(server, completion(8, 400, **WORDY), ANNA)
     poll("something cannot be sent", lambda: server.samples()["sluice_unsent_bytes"] > 0, 20, 0.1)
     time.sleep(STALL_TIMEOUT_S * 0.8)
     answer = reader.read()
@@ -82,7 +82,7 @@ def _be_slow(server: Server) -> None:
 
 def _stop_reading(server: Server) -> None:
     """Stop until the server has had enough."""
-    reader = Stuck(server, completion(9, FOREVER, **WORDY), ANNA)
+    reader = StuckClient(server, completion(9, FOREVER, **WORDY), ANNA)
     poll("the reader was let go", reader.dropped, 30, 0.1)
     reader.close()
 

@@ -166,7 +166,7 @@ def test_tools(client: openai.OpenAI, choice: str) -> None:
     assert _called(whole.choices[0].message) == arguments
     assert list(arguments) == ["city"]
     assert name == "get_weather"
-    # vLLM says "stop" when the choice was the client's and not the model's.
+    # vLLM's finish reason is "stop" when the client has chosen the tool and not the model.
     assert reason == whole.choices[0].finish_reason
     assert reason == ("tool_calls" if choice != "named" else "stop")
     if choice == "auto":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import Keyed
 from tests.support.hostile_bodies import measure
-from tests.support.livez_probe import Canary
+from tests.support.livez_probe import LivezProbe
 from tests.support.server import ASK, CHAT, MODEL, Raw, Server, long_chat, poll, request_bytes
 
 SOME = [
@@ -33,19 +33,21 @@ SOME = [
     "not JSON, 16 MiB of digits",
     "responses, 2,000 items",
 ]
-# The machine of the tests has two cores for the server, its engine, the client and the canary.
+# The machine of the tests has two cores for the server, its engine, the client and the probe.
 HELD_MS = 500.0
 
 
 @pytest.fixture(scope="module")
-def canary(server: Server) -> Iterator[Canary]:
-    with Canary(server.port) as one:
+def livez(server: Server) -> Iterator[LivezProbe]:
+    with LivezProbe(server.port) as one:
         yield one
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_hostile_body_is_answered_soon_and_delays_no_other_client(server: Server, canary: Canary, name: str) -> None:
-    found = measure(server.http, canary, name)
+def test_a_hostile_body_is_answered_soon_and_delays_no_other_client(
+    server: Server, livez: LivezProbe, name: str
+) -> None:
+    found = measure(server.http, livez, name)
 
     assert found["status"] == found["right"], found
     assert found["seconds"] < 10

@@ -89,7 +89,7 @@ def test_queued_requests_are_served_in_order(keyed: Keyed, held: ExitStack) -> N
 
 
 def test_beyond_the_waiting_room(keyed: Keyed, held: ExitStack) -> None:
-    """The fifth is told at once, and when to come back; the four are not disturbed."""
+    """The fifth is refused at once, with Retry-After; the four are not disturbed."""
     rejected = keyed.server.sample("sluice_rejections_total")
     both = fill(keyed, held)
     queued = [start(keyed, held, long_chat(max_tokens=5)) for _ in range(2)]
@@ -304,7 +304,7 @@ def test_no_content_type_gets_trusted_fields_past(keyed: Keyed, content_type: st
 
 
 def test_the_log(keyed: Keyed) -> None:
-    """One JSON line a request, with its numbers; never what was said, nor a key."""
+    """One JSON line a request, with its numbers; never a text, nor a key."""
     server = keyed.server
     question = [{"role": "user", "content": f"What is {SECRET}?"}]
     ids = {name: f"log-{name}" for name in ("whole", "stream", "wrong", "messages", "refused")}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.transports.common.api_keys import new_key
-from tests.support.engine_probe import Probe
+from tests.support.engine_probe import EngineProbe
 from tests.support.server import Server
 
 SYNTHETIC = {
@@ -103,7 +103,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A server that tests want for longer than one of them. `env` makes its settings, told whether this is the full
+    """A server that several tests share. `env` makes its settings, given whether this is the full
     size; `keys` and `probe` as in `Shared`; `full` is one for the full size only."""
 
     env: Callable[[bool], dict[str, str]]
@@ -118,7 +118,7 @@ class Shared:
 
     server: Server
     keys: dict[str, dict[str, str]]
-    probe: Probe | None
+    probe: EngineProbe | None
 
     @property
     def me(self) -> dict[str, str]:
@@ -160,7 +160,7 @@ _SHARED = {
         lambda _: {
             "SLUICE_ADMISSION__MAX_CONCURRENT": "8",
             "SLUICE_ENGINE__REASONING_PARSER": "qwen3",
-            # Otherwise the parser takes what is said without thinking for thoughts.
+            # Otherwise the parser takes a text without thinking for thoughts.
             "SLUICE_ENGINE__DEFAULT_CHAT_TEMPLATE_KWARGS": '{"enable_thinking": false}',
             "SLUICE_STREAMS__KEEPALIVE_S": "0.05",
             "SLUICE_STREAMS__RETENTION_S": "600",
@@ -199,7 +199,7 @@ def fleet(
             keys = _keys(folder / "keys") if one.keys else {}
             if keys:
                 env["SLUICE_SERVER__API_KEYS_FILE"] = str(folder / "keys")
-            probe = Probe(folder) if one.probe else None
+            probe = EngineProbe(folder) if one.probe else None
             if probe is not None:
                 env |= probe.env
             servers[name] = Shared(Server(folder, env=env), keys, probe)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.deterministic_text import expected_text
-from tests.support.engine_probe import Note, Probe
+from tests.support.engine_probe import EngineProbe, Note
 from tests.support.server import CHAT, MODEL, Json, Raw, Server, poll, request_bytes
 from tests.support.stream_client import COMPLETIONS, completion, prompt
 
@@ -35,7 +35,7 @@ ASPIRED_MS = 50.0
 LIVE_TOKENS = 20_000
 
 
-# What the tests leave carries its number as `max_tokens`, so that the engine's notes can be told apart.
+# Each request has a number of its own as `max_tokens`, by which the engine's notes are assigned to it.
 NUMBERS = iter(range(5_000, LIVE_TOKENS))
 
 
@@ -105,7 +105,7 @@ class Crowd:
 @dataclass
 class Setup:
     server: Server
-    probe: Probe
+    probe: EngineProbe
     crowd: Crowd
     size: Size
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.faults.conftest import SYNTHETIC, Shared, Wanted
-from tests.support.engine_probe import Probe
+from tests.support.engine_probe import EngineProbe
 from tests.support.server import Server
 from tests.support.stream_client import completion
 
@@ -25,7 +25,7 @@ EVERYONE = {**completion(0, 100, temperature=1), "n": int(SYNTHETIC["SLUICE_ADMI
 @dataclass
 class Target:
     server: Server
-    probe: Probe
+    probe: EngineProbe
 
 
 SERVERS = {

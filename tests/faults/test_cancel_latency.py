@@ -120,12 +120,12 @@ def test_leaving_at_the_gate(setup: Setup, figure: Any) -> None:
     poll("the queue is empty", lambda: setup.server.sample("sluice_requests_waiting") == 0, 5, 0.1)
 
     tell(figure, setup, "the queue (to the log line)", found, None)
-    assert not setup.probe.of("add").keys() & {one.number for one in who}, "the engine never hears of them"
+    assert not setup.probe.of("add").keys() & {one.number for one in who}, "the engine never gets them"
     assert setup.server.sample("sluice_streams_active") == setup.size.live
 
 
 def test_leaving_while_the_engine_is_silent(setup: Setup, figure: Any) -> None:
-    """The engine process is stopped, so no token comes and no write fails: only the reader's absence can tell."""
+    """The engine process is stopped, so no token comes and no write fails: only the connection shows the end."""
     engine = setup.server.engine_pid()
     with leavers(setup) as who:
         for one in who:
@@ -200,7 +200,7 @@ def extras() -> Iterator[ExitStack]:
 
 
 def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: Any) -> None:
-    """All at once, the crowd too; afterwards the engine itself knows of no request and has all its blocks."""
+    """All at once, the crowd too; afterwards the engine itself has no request and has all its blocks."""
     server, probe, size = setup.server, setup.probe, setup.size
     assert setup.crowd.ended == []
     left = server.ended("disconnected")
@@ -246,7 +246,7 @@ def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: 
         0,
         0,
     )
-    # The gauges are set to zero when the gateway knows of no request; the engine's own count is proof.
+    # The gauges are set to zero when the gateway has no request; the engine's own count is proof.
     last = next(NUMBERS)
     assert server.post(COMPLETIONS, **{**completion(1, last), "max_tokens": 7, "stream": False}).status_code == 200
     (note,) = probe.of("add")[7]

@@ -133,7 +133,7 @@ class Client(Raw):
 
 
 def live(server: Server, stream_id: str) -> bool:
-    """Whether the server still knows the plain stream; it forgets it with its end."""
+    """Whether the plain stream still runs; the server drops its id with its end."""
     return server.http.get(f"/v1/streams/{stream_id}", headers={"Accept": "application/json"}).status_code == 200
 
 
@@ -176,7 +176,7 @@ def test_a_vanished_peer_is_noticed_and_a_slow_one_is_not_taken_for_it(
         for name, stream_id in ids.items():
             if name not in noticed_s and not live(server, stream_id):
                 noticed_s[name] = now_s
-        # An answer that is whole tells its id at its end.
+        # A whole answer has its id only at its end.
         gone = server.ended("disconnected")
         if gone > len(noticed_s) and "a whole answer" not in noticed_s:
             noticed_s["a whole answer"] = now_s

@@ -104,7 +104,7 @@ def test_a_deadline_in_the_queue_is_a_408_and_the_engine_never_gets_the_request(
             client = Raw(server.port, request_bytes(body, COMPLETIONS))
             stack.callback(client.close)
         poll("one waits", lambda: server.sample("sluice_requests_waiting") == 1, 10, 0.05)
-        poll("one sits", lambda: server.sample("vllm:num_requests_running") == 1, 10, 0.05)
+        poll("one runs", lambda: server.sample("vllm:num_requests_running") == 1, 10, 0.05)
         prompts = server.sample("vllm:prompt_tokens_total")
         answer = with_deadline(target, kind, number)
         took_s = time.monotonic() - answer.sent_s

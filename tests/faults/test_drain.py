@@ -90,7 +90,7 @@ def ended_by_drain(answer: Answer) -> bool:
 
 
 def refused(answer: Answer) -> bool:
-    """A 503 that says why, when to come back, and not on this connection."""
+    """A 503 with the cause, Retry-After and Connection: close."""
     return (
         answer.status == 503
         and json.loads(answer.body)["error"]["code"] == "server_draining"
@@ -238,7 +238,7 @@ def test_a_second_signal_ends_now(fleet: dict[str, Shared], figure: Any) -> None
     asyncio.run(run())
     figure(
         "drain",
-        "second signal: 50 streams told, process ended",
+        "second signal: errors on 50 streams, process ended",
         f"{found['told_s']:.2f}, {found['ended_s']:.1f} s",
         "3 s",
     )
@@ -250,7 +250,7 @@ def test_a_second_signal_ends_now(fleet: dict[str, Shared], figure: Any) -> None
 
 
 async def refuses(server: Server) -> bool:
-    """Whether new requests hear that the server drains. A request that is sent right behind the signal may be read
+    """Whether the server refuses new requests because it drains. A request sent right behind the signal may be read
     before it."""
     return refused(await ask(server.port, completion(1, 1, stream=False)))
 
@@ -276,7 +276,7 @@ async def signalled_in_a_restart(server: Server, tokens: int) -> dict[str, Any]:
 
 @pytest.mark.full
 def test_a_signal_in_a_restart_that_takes_too_long(fleet: dict[str, Shared], figure: Any) -> None:
-    """Streams hear so at the drain's deadline, and the half-started engine does not outlive the process."""
+    """Streams end with an error at the drain's deadline, and the half-started engine does not outlive the process."""
     server = fleet["restarting"].server
     found = asyncio.run(signalled_in_a_restart(server, FOREVER))
     late_s = f"{found['ended_s'] - SHORT_DRAIN_S:.1f} s"

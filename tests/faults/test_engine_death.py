@@ -33,7 +33,7 @@ async def until_all_have_tokens(tasks: list[asyncio.Task[Answer]], server: Serve
 def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, figure: Any) -> None:
     """Kills come at random times while all streams run; every stream crosses all of them."""
     streams, kills = (200, 20) if full else (200, 2)
-    # More than are said until the last death, which may fall between any two tokens, and inside a character.
+    # More than are generated until the last death, which may fall between any two tokens, and inside a character.
     tokens = 400 + 80 * kills
     server, me = synthetic.server, synthetic.me
     restarts = server.sample("sluice_engine_restarts_total")
@@ -172,7 +172,7 @@ def recovered(server: Server, result: str) -> float:
 
 
 def content(answer: Answer) -> Any:
-    """What a chat said, streamed or whole, with its log probabilities."""
+    """The text of a chat, streamed or whole, with its log probabilities."""
     if answer.headers["content-type"].startswith("application/json"):
         return json.loads(answer.body)["choices"]
     choices = [choice for document in answer.documents for choice in document["choices"]]
@@ -182,7 +182,7 @@ def content(answer: Answer) -> Any:
 
 @pytest.mark.full
 def test_an_engine_that_dies_too_often_ends_the_server(serve: Serve) -> None:
-    """Restart policies look at the exit code; streams hear the reason before. (The end-to-end tests have it without a
+    """Restart policies look at the exit code; streams get the reason before. (The end-to-end tests have it without a
     restart.)"""
     env = {
         **SYNTHETIC,

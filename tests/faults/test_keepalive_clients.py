@@ -89,7 +89,7 @@ def openai_python_async(url: str, body: dict[str, Any], headers: dict[str, str])
 
 
 def _split(body: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that openai-python knows, and the others."""
+    """Arguments that openai-python has, and the others."""
     return {**{name: value for name, value in body.items() if name != "ignore_eos"}, "extra_body": {"ignore_eos": True}}
 
 
@@ -183,7 +183,7 @@ def clients(node: Path) -> dict[str, tuple[Ask, dict[str, str]]]:
 
 @contextmanager
 def stopped(server: Server) -> Iterator[None]:
-    """The engine says nothing."""
+    """The engine generates nothing."""
     pid = server.engine_pid()
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -267,7 +267,7 @@ def test_no_client_loses_an_event_to_keep_alives(
     assert events["done"]
     assert events["error"] is None
     assert events["opened"] == 2, "cut once"
-    assert events["closed"] == 204, "and told in the end that there is nothing left"
+    assert events["closed"] == 204, "and a 204 ends its reconnecting"
 
 
 def test_every_client_reports_an_error_in_the_stream(
@@ -316,7 +316,7 @@ def test_no_client_takes_a_broken_stream_for_a_whole_one(
 
 
 def test_an_eventsource_comes_back_with_a_token_where_keys_are_on(synthetic: Shared, node: Path) -> None:
-    """A browser's EventSource cannot send a key. It is cut once, and told in the end that there is nothing left."""
+    """A browser's EventSource cannot send a key. It is cut once, and a 204 ends its reconnecting."""
     server, asked = synthetic.server, completion(1, 60)
     with (
         ChaosProxy(server.port, Chaos()) as proxy,

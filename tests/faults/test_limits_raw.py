@@ -47,6 +47,7 @@ class Healthy:
 
     def __init__(self, port: int) -> None:
         self.longest_ms = 0.0
+        self._is_closing = False
         self._raw = Raw(port, request_bytes(completion(0, FOREVER), COMPLETIONS))
         self._raw.read_until(b"data: {")
         self._last_s = time.monotonic()
@@ -54,16 +55,22 @@ class Healthy:
         self._thread.start()
 
     def _read(self) -> None:
-        while self._raw.sock.recv(65536):
-            now_s = time.monotonic()
-            self.longest_ms = max(self.longest_ms, 1000 * (now_s - self._last_s))
-            self._last_s = now_s
+        try:
+            while self._raw.sock.recv(65536):
+                now_s = time.monotonic()
+                self.longest_ms = max(self.longest_ms, 1000 * (now_s - self._last_s))
+                self._last_s = now_s
+        except ConnectionResetError:
+            # The server may reset a connection that was shut down here, but no other.
+            if not self._is_closing:
+                raise
 
     def fresh(self) -> None:
         """Measure from now on."""
         self.longest_ms = 0.0
 
     def close(self) -> None:
+        self._is_closing = True
         self._raw.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._raw.close()

@@ -1,6 +1,6 @@
 """One client against all: what a client sends may cost its own request, never others'.
 
-Thirty healthy streams are read all the time and checked to the last token, a canary asks for `/livez` every 5 ms, and
+Thirty healthy streams are read all the time and checked to the last token, a probe requests `/livez` every 5 ms, and
 beside them one client with a key of its own does its worst. The small size has the attacks that once stopped a server;
 the full one has all of them, and longer ones.
 """
@@ -17,8 +17,8 @@ import pytest
 
 from tests.faults.conftest import SYNTHETIC, Shared, Wanted
 from tests.support.attacks import ATTACKS, SMALL, Target
-from tests.support.background_streams import Population
-from tests.support.livez_probe import Canary
+from tests.support.background_streams import BackgroundStreams
+from tests.support.livez_probe import LivezProbe
 from tests.support.server import ASK, MODEL, Server, poll
 
 pytestmark = pytest.mark.timeout(600)
@@ -49,8 +49,8 @@ class Scene:
     """The server, those who are well, and the one who is not."""
 
     server: Server
-    population: Population
-    canary: Canary
+    streams_beside: BackgroundStreams
+    livez: LivezProbe
     target: Target
 
 
@@ -61,9 +61,12 @@ def scene(fleet: dict[str, Shared], full: bool, figure: Any) -> Iterator[Scene]:
     engine = server.engine_pid()
     server.http.headers.update(shared.keys["anna"])
     before_mib = resident_mib(server.pid)
-    with Canary(server.port) as canary, Population(server.port, STREAMS, TOKENS, shared.keys["anna"]) as population:
-        yield Scene(server, population, canary, Target(server.port, shared.keys["bert"], 20.0 if full else 4.0))
-        assert not population.lap().wrong
+    with (
+        LivezProbe(server.port) as livez,
+        BackgroundStreams(server.port, STREAMS, TOKENS, shared.keys["anna"]) as streams_beside,
+    ):
+        yield Scene(server, streams_beside, livez, Target(server.port, shared.keys["bert"], 20.0 if full else 4.0))
+        assert not streams_beside.lap().wrong
     server.wait_idle()
     assert server.running()
     assert server.engine_pid() == engine, "an attack cost the engine its life"
@@ -92,12 +95,12 @@ def test_one_client_cannot_decide_the_fate_of_others(scene: Scene, name: str, fi
     """The healthy streams stay exact and without long silences, `/livez` answers, and five seconds after the attack the
     server has nothing left of it: no slot, no queue, an idle engine but for the healthy ones, and it serves."""
     server = scene.server
-    scene.population.lap()
-    scene.canary.lap()
+    scene.streams_beside.lap()
+    scene.livez.lap()
 
     answered = ATTACKS[name](scene.target)
-    livez = scene.canary.lap()
-    lap = scene.population.lap()
+    livez = scene.livez.lap()
+    lap = scene.streams_beside.lap()
 
     poll("slots are free again", lambda: server.sample("sluice_streams_active") <= STREAMS, 6, 0.2)
     poll("the engine has nothing else", lambda: server.sample("vllm:num_requests_running") <= STREAMS, 6, 0.2)
@@ -112,7 +115,7 @@ def test_one_client_cannot_decide_the_fate_of_others(scene: Scene, name: str, fi
         f"gap {GAP_GOAL_S * 1e3:.0f}, /livez {LIVEZ_GOAL_MS} ms",
     )
     assert not lap.wrong, lap.wrong[:3]
-    assert livez["asked"] > 1, "the canary heard nothing"
+    assert livez["asked"] > 1, "the probe got no answer"
     assert livez["max_ms"] < LIVEZ_LIMIT_MS
     assert lap.longest_gap_s < GAP_LIMIT_S
     assert served.status_code == 200, served.text

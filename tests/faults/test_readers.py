@@ -20,7 +20,7 @@ from loadtest.bench.client import quantile
 from tests.faults.conftest import KEEPALIVE_S, STALL_TIMEOUT_S, SYNTHETIC, Serve, Shared
 from tests.support.server import Server, poll
 from tests.support.stream_client import Answer, Connection, ask, completion
-from tests.support.stuck_client import WORDY, Stuck
+from tests.support.stuck_client import WORDY, StuckClient
 
 STALLED_COST = 128 * 2**10
 IDLE_COST = 32 * 2**10
@@ -51,7 +51,7 @@ def send_queues(port: int) -> dict[int, int]:
 
 
 def kernel_bytes(port: int, clients: set[int]) -> int:
-    """What these clients' connections cost the server's kernel: memory where `ss` tells, else bytes queued."""
+    """What these clients' connections cost the server's kernel: memory where `ss` has it, else bytes queued."""
     if shutil.which("ss") is None:
         return sum(size for client, size in send_queues(port).items() if client in clients)
     shown = subprocess.run(
@@ -61,7 +61,7 @@ def kernel_bytes(port: int, clients: set[int]) -> int:
     return sum(int(size) for client, size in pairs if int(client) in clients)
 
 
-def all_shut(server: Server, readers: list[Stuck]) -> bool:
+def all_shut(server: Server, readers: list[StuckClient]) -> bool:
     """Whether the kernel holds something back for each of them."""
     queues = send_queues(server.port)
     return all(queues.get(reader.port, 0) > 0 for reader in readers)
@@ -200,9 +200,9 @@ def test_readers_that_stop_cost_little_slow_no_other_reader_and_are_dropped(
         usual = (rss(server.pid) - rss_before) / stalled
         await reading.stop()
         await until(lambda: server.sample("vllm:num_requests_running") == healthy, 20, "the others have left")
-        readers: list[Stuck] = []
+        readers: list[StuckClient] = []
         for number, body in enumerate(bodies):
-            readers.append(Stuck(server, body, me))
+            readers.append(StuckClient(server, body, me))
             if number == stalled // 2 - 1:
                 await until(lambda: all_shut(server, readers), 120, "our own chunks fill the windows")
         await until(lambda: all_shut(server, readers), 60, "all windows are shut")
@@ -277,7 +277,7 @@ def test_log_probabilities_for_a_reader_that_stops_are_bounded(serve: Serve, fig
 
     usual = asyncio.run(read())
     read_tokens = server.sample("vllm:generation_tokens_total")
-    readers = [Stuck(server, one, {}) for one in bodies]
+    readers = [StuckClient(server, one, {}) for one in bodies]
     ports = {one.port for one in readers}
     poll("all run", lambda: server.sample("sluice_streams_active") == stalled, 20)
     began_s, highest = time.monotonic(), 0
@@ -308,8 +308,8 @@ def test_a_reader_that_goes_on_gets_all_tokens_in_fewer_events(synthetic: Shared
     server, me = synthetic.server, synthetic.me
     tokens, stalls = 600, server.ended("client_stalled")
     merged = server.sample("sluice_merged_deltas_total")
-    sleeper = Stuck(server, completion(1, tokens, **WORDY), me)
-    lost = Stuck(server, completion(2, tokens, **WORDY), {**me, "X-Stream-Resumable": "60"})
+    sleeper = StuckClient(server, completion(1, tokens, **WORDY), me)
+    lost = StuckClient(server, completion(2, tokens, **WORDY), {**me, "X-Stream-Resumable": "60"})
     poll("both are late", lambda: server.sample("sluice_merged_deltas_total") > merged + 80, 30)
 
     answer = sleeper.read()

@@ -360,7 +360,7 @@ def test_streams_keep_what_their_limits_allow(synthetic: Shared, figure: Any) ->
 
 
 def test_a_stream_is_its_owners_to_read_and_to_cancel(synthetic: Shared) -> None:
-    """For another key it does not exist; its own hears of the cancellation in the stream."""
+    """For another key it does not exist; its own gets the cancellation in the stream."""
     server = synthetic.server
 
     async def run() -> Answer:

@@ -48,7 +48,7 @@ class Client:
         self.reading = asyncio.Event()
         self.reading.set()
         self.written = 0
-        """How often something came past ASGI."""
+        """The number of writes past ASGI."""
         self.broken = False
         self.body_error: Any = None
         self._parts = [body] if isinstance(body, bytes) else list(body)
@@ -104,7 +104,7 @@ class Client:
         self.messages.append({"type": "http.response.body", "body": data, "more_body": True})
 
     def flush(self) -> None:
-        """What is written here has left already."""
+        """Nothing to do: `write` has recorded the data."""
 
     def abort(self) -> None:
         self.broken = True
@@ -154,7 +154,7 @@ class Client:
         return dict(body["error"])
 
     def events(self) -> list[Any]:
-        """What an SSE reader makes of the body: JSON documents, and the string `[DONE]`."""
+        """The SSE events of the body: JSON documents, and the string `[DONE]`."""
         return [document for _, document in self.numbered()]
 
     def numbered(self) -> list[tuple[int | None, Any]]:
@@ -163,7 +163,7 @@ class Client:
 
     @property
     def comments(self) -> int:
-        """How many keep-alive comments came."""
+        """The number of keep-alive comments."""
         return self.body.count(b": keep-alive\n")
 
 

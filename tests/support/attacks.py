@@ -28,7 +28,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom an attack is aimed at, and the credentials that the attacker has; `seconds` is how long attacks may last
+    """The target of an attack and the credentials of the attacker; `seconds` is how long attacks may last
     that go on until they are ended."""
 
     port: int
@@ -37,7 +37,7 @@ class Target:
 
 
 Attack = Callable[[Target], str]
-"""Does its worst, and describes in a few words how the server answered."""
+"""Attacks the target and describes in a few words how the server answered."""
 
 
 # Bodies.
@@ -117,7 +117,7 @@ GRAMMARS: dict[str, dict[str, Any]] = {
 
 
 def grammar(name: str, copies: int = 1) -> Attack:
-    """Ask for an answer under such a grammar, so many times at once; each must be refused as the client's fault, or
+    """Ask for an answer under such a grammar, several times at once; each must be refused as the client's fault, or
     be answered."""
 
     def attack(target: Target) -> str:
@@ -242,7 +242,7 @@ def slow_bodies(target: Target) -> str:
 
 
 def resets_of_stopped_readers(target: Target) -> str:
-    """Readers of every kind of stream who stop reading until all buffers are full, then reset the connection."""
+    """Readers of every kind of stream that stop reading until all buffers are full, then reset the connection."""
     endpoints = [
         (CHAT, {"messages": ASK, "max_tokens": 2000, "ignore_eos": True, "logprobs": True, "top_logprobs": 5}),
         (MESSAGES, {"messages": ASK, "max_tokens": 2000}),
@@ -298,7 +298,7 @@ def leave_at_once(target: Target) -> str:
 
 
 def silent_connections(target: Target) -> str:
-    """A thousand connections that say nothing, or half a request line."""
+    """A thousand connections that send nothing, or half a request line."""
     with _sockets(target, 1_000) as socks:
         for sock in socks[::2]:
             with suppress(OSError):

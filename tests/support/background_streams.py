@@ -18,7 +18,7 @@ from tests.support.stream_client import Connection, completion
 
 @dataclass
 class Lap:
-    """What the healthy clients saw in some time. Gaps are between two reads of one stream, in seconds."""
+    """The streams of the healthy clients since the last lap. Gaps are between two reads of one stream, in seconds."""
 
     complete: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -26,8 +26,8 @@ class Lap:
     longest_ttft_s: float = 0.0
 
 
-class Population:
-    """So many clients, each of which asks for a stream, reads it, checks it, and asks again."""
+class BackgroundStreams:
+    """Clients that each ask for a stream, read it, check it, and ask again."""
 
     def __init__(self, port: int, streams: int, tokens: int, headers: dict[str, str] | None = None) -> None:
         self._port = port
@@ -37,7 +37,7 @@ class Population:
         self._lap = Lap()
         self._stopping = False
         self._reading: dict[int, float] = {}
-        """When each running stream last brought something."""
+        """When each running stream last had a token."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Population:
         assert not self._thread.is_alive(), "a healthy stream has no end"
 
     def lap(self) -> Lap:
-        """What happened since the lap before; a silence that goes on counts as far as it has come."""
+        """The streams since the last lap; a silence that goes on counts with its length so far."""
         lap, self._lap = self._lap, Lap()
         now_s = time.monotonic()
         silences = [now_s - last_s for last_s in list(self._reading.values())]
@@ -99,4 +99,4 @@ class Population:
             self._lap.wrong.append(f"stream {number}: not exact, finish {answer.finish}, error {answer.error}")
 
 
-__all__ = ["Lap", "Population"]
+__all__ = ["BackgroundStreams", "Lap"]

@@ -1,4 +1,4 @@
-"""A TCP proxy that spoils what the server says: slices, delays, stalls and cuts it, with FIN or RST.
+"""A TCP proxy that slices, delays, stalls and cuts the server's answers, with FIN or RST.
 
 It runs in a thread of its own, so that blocking clients can talk through it.
 """
@@ -83,7 +83,7 @@ class ChaosProxy:
             from_server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
             asking = asyncio.get_running_loop().create_task(_copy(reader, to_server))
             answering = asyncio.get_running_loop().create_task(self._spoil(from_server, writer, chaos))
-            # A client that leaves is told to the server; a server that leaves, to the client.
+            # The end of either connection ends the other.
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)

@@ -31,7 +31,7 @@ class How(enum.Enum):
 
 @dataclass(frozen=True)
 class Cut:
-    """Send so many bytes of the body, then end the connection. `down`: the server is gone from before that moment."""
+    """Send this many bytes of the body, then end the connection. `down`: the server is down before that."""
 
     after_bytes: int
     how: How = How.FIN
@@ -48,7 +48,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came; names of headers in lower case."""
+    """One received request; names of headers in lower case."""
 
     method: str
     path: str
@@ -160,7 +160,7 @@ class CuttingServer:
             self._connections.discard(connection)
 
     def _answer(self, connection: socket.socket, request: Request) -> bool:
-        """Answer; whether the connection can be used again."""
+        """Answer; returns whether the connection can be used again."""
         step = self.plan.pop(0) if self.plan else None
         if isinstance(step, Refuse):
             lines = "".join(f"{name}: {value}\r\n" for name, value in step.headers.items())

@@ -14,12 +14,12 @@ from gateway.engine import deterministic_tokens
 
 @cache
 def tokenizer() -> Any:
-    """The demo model's."""
+    """The tokenizer of the demo model."""
     return Tokenizer.from_file(str(MODEL_PATH / "tokenizer.json"))
 
 
 def expected_text(prompt_token_ids: Sequence[int], count: int) -> str:
-    """What `count` tokens after this prompt read like. A character whose last bytes are missing is never sent."""
+    """The text of `count` tokens after this prompt. A character whose last bytes are missing is never sent."""
     said = deterministic_tokens.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
     text: str = tokenizer().decode(said)
     return text.rstrip("\N{REPLACEMENT CHARACTER}")

@@ -1,4 +1,4 @@
-"""An engine in this process that does what the test tells it: the protocol of `gateway.engine.base`, by hand."""
+"""An implementation of `gateway.engine.base` in this process whose every step the test scripts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Prepared:
 
 @dataclass
 class Run:
-    """One request in the engine: the test speaks through it, and it remembers whether it was aborted."""
+    """One request in the engine: the test generates its output, and its aborts are counted."""
 
     prepared: Prepared
     sink: Sink
     aborts: int = 0
     over: bool = False
-    """Whether it has said its last word."""
+    """Whether its last text has been generated."""
     spoke: bool = False
-    """Whether it has said its first."""
+    """Whether its first text has been generated."""
 
     @property
     def id(self) -> str:
@@ -80,7 +80,7 @@ class Run:
         self.sink.finish()
 
     def fail(self, error: SluiceError) -> None:
-        """Give up."""
+        """Fail the request."""
         self.over = True
         self.sink.fail(error)
 
@@ -221,7 +221,7 @@ class ScriptedEngine:
 
 
 class Switch:
-    """What a registry knows of the supervisor: the engine, why there is none, or that there will be one."""
+    """A supervisor as the registry sees it: there is an engine, there is none and why, or there will be one."""
 
     def __init__(self, engine: ScriptedEngine) -> None:
         self.up = engine
@@ -233,7 +233,7 @@ class Switch:
         self._back = asyncio.Event()
 
     def regain(self, error: SluiceError | None = None) -> None:
-        """It is there, or will never be."""
+        """The engine is back, or there will be none."""
         self.error = error
         assert self._back is not None
         self._back.set()
@@ -252,7 +252,7 @@ class Switch:
 
 
 def chunk_template(endpoint: Endpoint = Endpoint.CHAT, **changes: Any) -> ChunkTemplate:
-    """What the chunks of a plain stream share."""
+    """The template of the chunks of a plain stream."""
     chat = endpoint is Endpoint.CHAT
     usual: dict[str, Any] = {
         "id": "chatcmpl-1" if chat else "cmpl-1",

@@ -36,7 +36,7 @@ class Note:
     kv_usage: float
 
 
-class Probe:
+class EngineProbe:
     """The notes of one server's engine."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,16 +54,16 @@ class Probe:
         self._clock = folder / "wall-clock.txt"
         self.set_clock(0)
         self.env = {_VARIABLE: str(self._file), _CLOCK: str(self._clock), "PYTHONPATH": path}
-        """For the server."""
+        """Environment variables for the server."""
 
     def set_clock(self, seconds: float) -> None:
-        """Have Python's wall clock in the gateway and in the engine be wrong by so much; they look every 20 ms."""
+        """Set Python's wall clock in the gateway and in the engine wrong by `seconds`, within 20 ms."""
         fresh = self._clock.with_suffix(".new")
         fresh.write_text(f"{seconds}")
         fresh.replace(self._clock)
 
     def notes(self) -> list[Note]:
-        """Everything noted so far; a look costs the server nothing."""
+        """All notes so far; reading them costs the server nothing."""
         with self._file.open() as file:
             file.seek(self._read)
             while (line := file.readline()).endswith("\n"):
@@ -130,4 +130,4 @@ def _bend_clock(file: Path) -> None:
     threading.Thread(target=follow, name="bent-clock", daemon=True).start()
 
 
-__all__ = ["Note", "Probe", "install"]
+__all__ = ["EngineProbe", "Note", "install"]

@@ -1,7 +1,7 @@
-"""Bodies that would hold the event loop, or cost far more than they weigh, and what the right answer to each is.
+"""Bodies that would hold the event loop or cost far more than their size, with the right answer to each.
 
 `python -m tests.support.hostile_bodies [--port PORT] [NAME...]` sends them one by one, to a synthetic server of its own
-unless a port is given, with a canary beside them, and prints for each: status, seconds, and the canary's longest wait.
+unless a port is given, with a probe of `/livez` beside them, and prints for each: status, seconds, the longest wait.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.livez_probe import Canary
+from tests.support.livez_probe import LivezProbe
 from tests.support.server import ASK, CHAT, MODEL, Server, poll
 
 TEXT = "/v1/completions"
@@ -50,7 +50,7 @@ def _made(fields: Callable[[], dict[str, Any]]) -> Callable[[], bytes]:
 
 
 def _list(field: str, item: str, count: int, **more: Any) -> Callable[[], bytes]:
-    """A body whose field is a list of one item, so many times; `item` is JSON."""
+    """A body whose field is a list of one item, repeated; `item` is JSON."""
     head = json.dumps({"model": MODEL, **more})[:-1]
 
     def make() -> bytes:
@@ -64,7 +64,7 @@ def _full(field: str, item: str, **more: Any) -> Callable[[], bytes]:
 
 
 def _parts(field: str, part: str, count: int, **more: Any) -> Callable[[], bytes]:
-    """A body with one user message of so many content parts."""
+    """A body with one user message of this many content parts."""
     return _list(field, f'{{"role":"user","content":[{",".join([part] * count)}]}}', 1, **more)
 
 
@@ -242,11 +242,11 @@ def send(http: httpx.Client, body: Hostile) -> httpx.Response:
     return http.post(body.path, content=body.make(), headers={"Content-Type": "application/json"})
 
 
-def measure(http: httpx.Client, canary: Canary, name: str) -> dict[str, Any]:
-    """Send one, and what the canary saw meanwhile."""
+def measure(http: httpx.Client, livez: LivezProbe, name: str) -> dict[str, Any]:
+    """Send one; returns the probe's waits meanwhile."""
     body = BODIES[name]
     content = body.make()
-    canary.lap()
+    livez.lap()
     began_s = time.perf_counter()
     try:
         response = http.post(body.path, content=content, headers={"Content-Type": "application/json"})
@@ -262,7 +262,7 @@ def measure(http: httpx.Client, canary: Canary, name: str) -> dict[str, Any]:
         "status": status,
         "right": body.status,
         "seconds": round(took_s, 2),
-        "livez_max_ms": canary.lap()["max_ms"],
+        "livez_max_ms": livez.lap()["max_ms"],
         "answer_bytes": size,
         "text": text,
     }
@@ -292,11 +292,11 @@ def main() -> None:
         port = options.port if server is None else server.port
         with (
             httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=options.patience_s) as http,
-            Canary(port) as canary,
+            LivezProbe(port) as livez,
         ):
             for name in names:
                 poll("the server is ready", lambda: _is_ready(http), 120, 0.1)
-                found = measure(http, canary, name)
+                found = measure(http, livez, name)
                 wrong = "" if found["status"] == found["right"] else f"  NOT {found['right']}"
                 print(
                     f"{name:42s} {found['bytes']:>9} B  {found['status']:>4} {found['seconds']:7.2f} s  "

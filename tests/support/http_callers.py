@@ -1,4 +1,4 @@
-"""Applications: a sync and an async httpx client with one face, so that a test states its promise for both."""
+"""Applications with a sync and an async httpx client and one interface, so that a test covers both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Waits:
 
 @dataclass
 class Heard:
-    """What an application got: bytes, then perhaps an error."""
+    """The bytes that an application got, then perhaps an error."""
 
     body: bytes = b""
     error: httpx.HTTPError | None = None

@@ -1,4 +1,4 @@
-"""Pictures, made by hand."""
+"""PNG pictures without a library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 
 
 def png(width: int, height: int, *, rows: int | None = None) -> bytes:
-    """A grey picture; with fewer rows than it says, a broken one."""
+    """A grey picture; with fewer rows than in its header, a broken one."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

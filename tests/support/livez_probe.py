@@ -1,7 +1,7 @@
-"""A process of its own that asks `/livez` every 5 ms and remembers how long the answers took.
+"""A process that requests `/livez` every 5 ms and records how long the answers took.
 
-The answer comes from the event loop that serves every stream, so the longest wait is the longest that anything held
-that loop. `python -m tests.support.livez_probe PORT` prints a line of JSON for each line that it reads.
+The answer comes from the event loop that serves every stream, so the longest wait is the longest time for which that
+loop was held. `python -m tests.support.livez_probe PORT` prints a line of JSON for each line that it reads.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Self
 
 EVERY_S = 0.005
-ASK = b"GET /livez HTTP/1.1\r\nHost: canary\r\n\r\n"
+ASK = b"GET /livez HTTP/1.1\r\nHost: livez\r\n\r\n"
 
 
-class Canary:
+class LivezProbe:
     """The process. `lap` gives the waits since the lap before, in milliseconds."""
 
     def __init__(self, port: int) -> None:

@@ -1,4 +1,4 @@
-"""A web server with a picture at / and with what else a server may answer."""
+"""A web server with a picture at /, and with redirects, errors and slow answers at other paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICTURE = png(8, 4)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A picture at /, and what else a server may say."""
+    """The answers, by path."""
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Real servers for the end-to-end tests, and clients so low that they can misbehave."""
+"""Real servers for the end-to-end tests, and raw clients that can misbehave."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def long_chat(stream: bool = True, **more: Any) -> Json:
 
 
 def events(text: str) -> list[Json]:
-    """The documents of a whole SSE body that ends as the contract says."""
+    """The documents of a whole SSE body, which must end with `[DONE]`."""
     assert text.endswith("data: [DONE]\n\n"), text[-300:]
     blocks = text.split("\n\n")[:-2]
     strange = [block for block in blocks if not block.startswith("data: ")]
@@ -266,7 +266,7 @@ def events(text: str) -> list[Json]:
 
 
 def content(documents: list[Json]) -> str:
-    """What a streamed chat said."""
+    """The text of a streamed chat."""
     return "".join(choice["delta"].get("content") or "" for one in documents for choice in one.get("choices", []))
 
 
@@ -281,7 +281,7 @@ _INTERNAL = re.compile(
 
 
 def check_error(response: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> Json:
-    """The response is this failure, in the OpenAI body, and tells nothing about our insides."""
+    """The response is this failure, in the OpenAI body, without exception texts or paths."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"].startswith("application/json")
     return check_error_body(response.json(), param, code)

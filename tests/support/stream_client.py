@@ -15,12 +15,12 @@ PROMPT_TAIL = [301, 302]
 
 
 def prompt(first: int) -> list[int]:
-    """A prompt whose answer differs from those of all other first tokens."""
+    """A prompt whose answer depends on its first token."""
     return [300 + first % 800, *PROMPT_TAIL, 300 + first // 800]
 
 
 def completion(first: int, tokens: int, **more: Any) -> dict[str, Any]:
-    """A streamed completion of exactly so many tokens."""
+    """A streamed completion of exactly this many tokens."""
     return {
         "model": "sluice-demo",
         "prompt": prompt(first),
@@ -34,13 +34,13 @@ def completion(first: int, tokens: int, **more: Any) -> dict[str, Any]:
 
 @dataclass
 class Answer:
-    """What one connection brought; `arrivals_s` holds the time of every read that had a token in it."""
+    """The answer on one connection; `arrivals_s` holds the time of every read that had a token in it."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     whole: bool = False
-    """Whether the HTTP body had its end: broken connections have none."""
+    """Whether the HTTP body was complete, which a broken connection's is not."""
     sent_s: float = 0.0
     arrivals_s: list[float] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What the choices say."""
+        """The text of all choices."""
         choices = [choice for document in self.documents for choice in document.get("choices", [])]
         return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 

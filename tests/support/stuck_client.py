@@ -1,4 +1,4 @@
-"""A reader who stops reading."""
+"""A client that stops reading."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WORDY: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_u
 """Chunks of some 350 bytes instead of 200: buffers are sooner full."""
 
 
-class Stuck:
-    """A reader with a tiny window who does not read unless told to."""
+class StuckClient:
+    """A client with a tiny receive window that reads only in `read`."""
 
     def __init__(self, server: Server, body: dict[str, Any], headers: dict[str, str]) -> None:
         self.sock = socket.socket()
@@ -52,4 +52,4 @@ class Stuck:
         self.sock.close()
 
 
-__all__ = ["WORDY", "Stuck"]
+__all__ = ["WORDY", "StuckClient"]

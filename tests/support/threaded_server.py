@@ -13,7 +13,7 @@ from gateway.transports.common.tls import Certificates
 from gateway.transports.http.uvicorn_server import UvicornServer, make_config
 
 
-class Live:
+class ThreadedServer:
     """Serves `app` on `sock`, and `management` on a socket of its own, until it is left."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Live:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> ThreadedServer:
         self._thread.start()
         assert self._began.wait(10)
         return self
@@ -51,4 +51,4 @@ class Live:
         assert not self._thread.is_alive()
 
 
-__all__ = ["Live"]
+__all__ = ["ThreadedServer"]

@@ -17,7 +17,7 @@ _PATIENCE_S = 2.0
 
 
 class VirtualClock:
-    """A `gateway.clock.Clock` that only moves when told to, or when a virtual loop has nothing else to do."""
+    """A `gateway.clock.Clock` that only moves by `advance`, or when a virtual loop has nothing else to do."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s

@@ -15,7 +15,7 @@ from gateway.transports.http.connection import HttpConnection
 
 
 class Socket:
-    """What the protocol asks of a socket: its family, and what the kernel knows of the peer."""
+    """The parts of a socket that the protocol uses: its family, and the kernel's state of the peer."""
 
     def __init__(self, family: int = socket.AF_INET) -> None:
         self.family = family

@@ -21,7 +21,7 @@ from gateway.transports.http.connection import HttpConnection
 from tests.support.asgi import read_body
 from tests.support.certificates import Authority, serial
 from tests.support.server import poll
-from tests.support.threaded_server import Live
+from tests.support.threaded_server import ThreadedServer
 
 PIECE = b"x" * 1000
 
@@ -66,7 +66,7 @@ def shown(address: tuple[str, int], context: ssl.SSLContext) -> int:
 def test_a_stream_over_tls_is_the_same_as_without(authority: Authority) -> None:
     files = CertificateFiles(*authority.sign("server"))
     with (
-        Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
+        ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         httpx.Client(verify=trusting(authority), base_url=f"https://localhost:{live.address[1]}") as client,
     ):
         for _ in range(3):
@@ -82,7 +82,7 @@ def test_a_peer_that_does_not_end_its_handshake_is_let_go(
     monkeypatch.setattr(HttpConnection, "header_timeout_s", 0.3)
     files = CertificateFiles(*authority.sign("server"))
     with (
-        Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
+        ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         socket.create_connection(live.address) as client,
     ):
         client.settimeout(10)
@@ -94,7 +94,7 @@ def test_a_peer_that_does_not_end_its_handshake_is_let_go(
 def test_plain_http_on_the_port_of_tls_is_closed(authority: Authority) -> None:
     files = CertificateFiles(*authority.sign("server"))
     with (
-        Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
+        ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live,
         socket.create_connection(live.address) as client,
     ):
         client.settimeout(10)
@@ -115,7 +115,7 @@ def test_certificates_are_read_again_without_a_cut(authority: Authority, tmp_pat
     certificates = Certificates(CertificateFiles(cert_file, key_file))
     context = trusting(authority)
     with (
-        Live(streaming, bind("127.0.0.1", 0), certificates=certificates) as live,
+        ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=certificates) as live,
         httpx.Client(verify=context, base_url=f"https://localhost:{live.address[1]}") as client,
     ):
         before = shown(live.address, context)
@@ -179,7 +179,7 @@ def test_clients_show_certificates(authority: Authority, tmp_path: Path, wanted:
     (tmp_path / "other").mkdir()
     foreign = Authority(tmp_path / "other", "foreign")
     client = {None: None, "ours": authority.sign("client"), "foreign": foreign.sign("client")}[shows]
-    with Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live:
+    with ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live:
         url = f"https://localhost:{live.address[1]}/x"
         if served:
             assert httpx.get(url, verify=trusting(authority, client)).status_code == 200
@@ -195,7 +195,7 @@ def test_a_new_authority_of_clients_replaces_the_old_one(authority: Authority, t
     shutil.copy(authority.file, trusted)
     old, new = authority.sign("old-client"), following.sign("new-client")
     certificates = Certificates(CertificateFiles(*authority.sign("server"), client_ca_file=trusted))
-    with Live(streaming, bind("127.0.0.1", 0), certificates=certificates) as live:
+    with ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=certificates) as live:
         url = f"https://localhost:{live.address[1]}/x"
 
         assert httpx.get(url, verify=trusting(authority, old)).status_code == 200
@@ -212,7 +212,7 @@ def test_an_old_version_of_tls_is_refused(authority: Authority) -> None:
     files = CertificateFiles(*authority.sign("server"), min_version="1.3")
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with Live(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live:
+    with ThreadedServer(streaming, bind("127.0.0.1", 0), certificates=Certificates(files)) as live:
         with pytest.raises(ssl.SSLError):
             shown(live.address, context)
 
@@ -221,7 +221,7 @@ def test_an_old_version_of_tls_is_refused(authority: Authority) -> None:
 
 def test_tls_over_a_unix_socket(authority: Authority, tmp_path: Path) -> None:
     sock, _ = bind_unix(tmp_path / "s", "owner")
-    with Live(streaming, sock, certificates=Certificates(CertificateFiles(*authority.sign("server")))):
+    with ThreadedServer(streaming, sock, certificates=Certificates(CertificateFiles(*authority.sign("server")))):
         transport = httpx.HTTPTransport(uds=str(tmp_path / "s"), verify=trusting(authority))
         with httpx.Client(transport=transport) as client:
             assert client.get("https://localhost/x").status_code == 200

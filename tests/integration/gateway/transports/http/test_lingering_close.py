@@ -15,7 +15,7 @@ from gateway.transports.common.tls import CertificateFiles, Certificates
 from tests.support.certificates import Authority
 from tests.support.connection_apps import Early
 from tests.support.server import poll
-from tests.support.threaded_server import Live
+from tests.support.threaded_server import ThreadedServer
 
 BODY_BYTES = 8 * 2**20
 
@@ -26,7 +26,7 @@ def test_an_early_answer_reaches_a_client_that_sends_everything_first(over: str,
     authority = Authority(tmp_path)
     certificates = Certificates(CertificateFiles(*authority.sign("server"))) if over == "tls" else None
     sock = bind_unix(tmp_path / "s", "owner")[0] if over == "unix" else bind("127.0.0.1", 0)
-    with Live(Early(), sock, certificates=certificates) as live:
+    with ThreadedServer(Early(), sock, certificates=certificates) as live:
         client: Any = socket.socket(socket.AF_UNIX if over == "unix" else socket.AF_INET)
         client.settimeout(20)
         client.connect(live.address)
@@ -48,7 +48,7 @@ def test_an_early_answer_reaches_a_client_that_sends_everything_first(over: str,
 
 
 def test_a_client_that_never_stops_sending_is_cut_off() -> None:
-    with Live(Early(), bind("127.0.0.1", 0)) as live, socket.create_connection(live.address) as client:
+    with ThreadedServer(Early(), bind("127.0.0.1", 0)) as live, socket.create_connection(live.address) as client:
         client.settimeout(20)
         client.sendall(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 999999999999\r\n\r\n")
         sent = 0

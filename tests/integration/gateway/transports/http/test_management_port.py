@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 
 from gateway.transports.common.listeners import bind
-from tests.support.threaded_server import Live
+from tests.support.threaded_server import ThreadedServer
 
 
 def test_two_ports_have_two_apps() -> None:
@@ -19,6 +19,6 @@ def test_two_ports_have_two_apps() -> None:
 
     apart = bind("127.0.0.1", 0)
     port = apart.getsockname()[1]
-    with Live(main, bind("127.0.0.1", 0), management=(management, apart)) as live:
+    with ThreadedServer(main, bind("127.0.0.1", 0), management=(management, apart)) as live:
         assert httpx.get(f"http://127.0.0.1:{live.address[1]}/").text == "main"
         assert httpx.get(f"http://127.0.0.1:{port}/").text == "management"
