@@ -123,7 +123,7 @@ def _warnings(a: Result, b: Result) -> Iterator[str]:
         ("seeds", a.run.seed, b.run.seed),
         ("machines", a.run.machine, b.run.machine),
         ("models", a.run.model, b.run.model),
-        ("asked rates", a.summary.asked_rps, b.summary.asked_rps),
+        ("due rates", a.summary.asked_rps, b.summary.asked_rps),
     ):
         if before != after:
             yield f"the {what} differ: {before} and {after}"

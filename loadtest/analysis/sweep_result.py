@@ -26,7 +26,7 @@ _WAITING = ("vllm:num_requests_waiting", "sluice_requests_waiting")
 class Step(ResultPart):
     """One run of a sweep."""
 
-    rate: float = Field(description="requests per second asked for")
+    rate: float = Field(description="requests per second")
     outcome: Outcome
     reason: str = Field(description="the first of the verdict's reasons")
     achieved_rps: float
@@ -94,7 +94,7 @@ class SweepResult(ResultPart):
     def table(self) -> tuple[list[str], list[list[str]]]:
         """The head and the rows of a table of the steps, by rate."""
         names = list(dict.fromkeys(check.name for step in self.steps for check in step.checks))
-        head = ["asked", "result", "achieved", "good", "tokens/s", *names]
+        head = ["rate", "result", "achieved", "good", "tokens/s", *names]
         rows = []
         for step in sorted(self.steps, key=lambda step: step.rate):
             values = {check.name: check for check in step.checks}
@@ -178,7 +178,7 @@ class SweepResult(ResultPart):
         )  # fmt: skip
 
     def _rate_axis(self) -> Linear:
-        return Linear.over("rate asked for (requests/s)", [step.rate for step in self.steps])
+        return Linear.over("rate (requests/s)", [step.rate for step in self.steps])
 
     def _limit_rule(self) -> list[ReferenceLine]:
         return [] if self.limit is None else [ReferenceLine(self.limit, f"limit {format_number(self.limit)}/s", "x")]

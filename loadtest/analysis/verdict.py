@@ -109,7 +109,7 @@ def _check_goodput(summary: Summary, limit: float) -> tuple[Check, str]:
     check = Check(name="goodput", limit=limit, value=round(part, 6), met=part >= limit)
     return check, (
         f"{summary.good:,} of {due:,} requests were good ({format_percent(part)}, "
-        f"{format_number(summary.goodput_rps)} a second), at least {format_percent(limit)} asked for: "
+        f"{format_number(summary.goodput_rps)} a second), at least {format_percent(limit)} required: "
         f"{'met' if check.met else 'missed'}"
     )
 

@@ -17,22 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from loadtest.measure.histogram import Histogram
 
 __all__ = [
-    "Check",
-    "ErrorKind",
-    "Generator",
-    "Group",
-    "Integrity",
-    "LatencyStats",
-    "Outcome",
-    "Result",
-    "ResultPart",
-    "Run",
-    "Server",
-    "Summary",
-    "TimelineSecond",
-    "Verdict",
-    "merged_histogram",
-]
+    "Check", "ErrorKind", "Generator", "Group", "Integrity", "LatencyStats", "Outcome", "Result", "ResultPart",
+    "Run", "Server", "Summary", "TimelineSecond", "Verdict", "merged_histogram",
+]  # fmt: skip
 
 
 class ErrorKind(StrEnum):

@@ -10,19 +10,9 @@ from loadtest.measure.quantile_ci import samples_needed
 from loadtest.measure.result import Check, ErrorKind, Group, LatencyStats, Outcome, Result, Summary
 
 __all__ = [
-    "HEADLINES",
-    "Fairness",
-    "cards",
-    "checks",
-    "errors",
-    "fairness",
-    "generator",
-    "groups",
-    "has_few_samples",
-    "integrity",
-    "latencies",
-    "server",
-]
+    "HEADLINES", "Fairness", "cards", "checks", "errors", "fairness", "generator", "groups", "has_few_samples",
+    "integrity", "latencies", "server",
+]  # fmt: skip
 
 HEADLINES = {
     Outcome.PASS: "Pass",
@@ -73,19 +63,12 @@ def cards(summary: Summary) -> list[tuple[str, str, str]]:
     """The numbers at the top: name, value, and the number to compare it with."""
     errors = sum(summary.errors_by_kind.values())
     due = summary.requests - summary.cancelled_by_plan
-    rate = "closed loop" if summary.asked_rps is None else f"asked {format_number(summary.asked_rps)}"
-    cancelled = (
-        f"{format_count(summary.cancelled_by_plan)} cancelled by plan"
-        if summary.cancelled_by_plan
-        else "none cancelled"
-    )
+    rate = "closed loop" if summary.asked_rps is None else f"{format_number(summary.asked_rps)}/s due"
+    cancelled = f"{format_count(summary.cancelled_by_plan)} cancelled by plan"
+    succeeded = f"{format_percent(summary.ok / due) if due else '-'} of those not cancelled"
     return [
         ("Requests", format_count(summary.requests), cancelled),
-        (
-            "Ended well",
-            format_count(summary.ok),
-            f"{format_percent(summary.ok / due) if due else '-'} of those not cancelled",
-        ),
+        ("Successful", format_count(summary.ok), succeeded),
         ("Errors", format_count(errors), format_percent(errors / due) if due else "-"),
         ("Rate", f"{format_number(summary.achieved_rps)}/s", rate),
         ("Goodput", f"{format_number(summary.goodput_rps)}/s", f"{format_count(summary.good)} within every limit"),
@@ -133,15 +116,8 @@ def errors(summary: Summary) -> list[Row]:
     """One row for each kind, the most frequent first: kind, count, share of all requests, meaning."""
     kinds = sorted(summary.errors_by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
     meanings = {str(kind): text for kind, text in _MEANINGS.items()}
-    return [
-        (
-            kind,
-            format_count(times),
-            format_percent(times / summary.requests) if summary.requests else "-",
-            meanings.get(kind, ""),
-        )
-        for kind, times in kinds
-    ]
+    whole = max(summary.requests, 1)
+    return [(kind, format_count(times), format_percent(times / whole), meanings.get(kind, "")) for kind, times in kinds]
 
 
 def groups(groups_: Iterable[Group]) -> list[Row]:

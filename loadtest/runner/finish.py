@@ -23,32 +23,30 @@ __all__ = ["finish_run", "to_text"]
 
 def finish_run(session: Session, out: Path | None, command: str) -> Result:
     """The result of a run that has ended, written to `out` if given."""
-    loaded, counted, served = session.loaded, session.collected, session.server_info
-    assert loaded is not None
-    assert counted is not None
-    assert served is not None
-    summary = counted.summary()
-    freed = _was_freed(session, counted)
-    generator, integrity = counted.generator(), counted.integrity(freed)
-    server = _server_metrics(session, counted, summary.ttft_from_sent_ms)
+    loaded, server_info, collected = session.inputs.loaded, session.inputs.server_info, session.collected
+    assert collected is not None
+    summary = collected.summary()
+    freed = _was_freed(session, collected)
+    generator, integrity = collected.generator(), collected.integrity(freed)
+    server = _server_metrics(session, collected, summary.ttft_from_sent_ms)
     stages = loaded.scenario.stages
     result = Result(
         run=Run(
             scenario=loaded.scenario.name,
             scenario_yaml=loaded.masked_yaml(),
             url=session.url,
-            model=served.model,
+            model=server_info.model,
             seed=loaded.scenario.seed,
             started_at=datetime.fromtimestamp(session.began_s, UTC).isoformat(timespec="seconds"),
             warmup_s=stages.warmup_s,
             duration_s=stages.measure_s,
             command=command,
-            versions=_versions(served.version),
+            versions=_versions(server_info.version),
             machine=_machine(),
         ),
         summary=summary,
-        groups=counted.groups(),
-        timeline=counted.timeline(),
+        groups=collected.groups(),
+        timeline=collected.timeline(),
         generator=generator,
         server=server,
         integrity=integrity,
@@ -56,14 +54,14 @@ def finish_run(session: Session, out: Path | None, command: str) -> Result:
         schema="sluice-load/1",
     )
     if out is not None:
-        _write(result, out, counted.workers)
+        _write(result, out, collected.workers)
     return result
 
 
 def to_text(result: Result) -> str:
     """The result in a few lines for a terminal."""
     summary, verdict = result.summary, result.verdict
-    due_rate = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} asked"
+    due_rate = "" if summary.asked_rps is None else f" of {summary.asked_rps:.2f} due"
     failed = sum(summary.errors_by_kind.values())
     lines = [
         "",
@@ -97,22 +95,24 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _was_freed(session: Session, counted: CollectedRun) -> bool | None:
+def _was_freed(session: Session, collected: CollectedRun) -> bool | None:
     """Whether the server released the resources of cancelled requests; None if the scenario has no cancels."""
-    cancels = any(isinstance(stats, Cancel) for workload in counted.scenario.workloads for stats in workload.behaviours)
+    cancels = any(
+        isinstance(stats, Cancel) for workload in collected.scenario.workloads for stats in workload.behaviours
+    )
     if not cancels or session.scraper is None:
         return None
     return scraper.wait_until_freed(
-        session.metrics_urls, session.headers, counted.scenario.freed_within_s, session.scraper.baseline, session.ping
+        session.metrics_urls, session.headers, collected.scenario.freed_within_s, session.scraper.baseline, session.ping
     )
 
 
-def _server_metrics(session: Session, counted: CollectedRun, ttft: LatencyStats) -> Server:
-    tokens = counted.client_tokens()
+def _server_metrics(session: Session, collected: CollectedRun, ttft: LatencyStats) -> Server:
+    tokens = collected.client_tokens()
     if session.scraper is None:
         return Server(scraped=False, client_tokens=tokens, notes=["not scraped: the generator had a single process"])
     session.scraper.stop()
-    stages = counted.scenario.stages
+    stages = collected.scenario.stages
     began = to_perf_counter_ns(session.began_s) / 1e9
     return session.scraper.to_result(began, tokens, ttft.mean, (stages.warmup_s, stages.arrivals_s))
 

@@ -95,11 +95,11 @@ def _wait_for_workers(runner: MasterRunner, children: list[subprocess.Popen[byte
 def _report_progress(session: Session, on_progress: OnProgress) -> None:
     """Report the progress until the run is over."""
     while not session.ended.wait(_PROGRESS_EVERY_S):
-        counted = session.collected
+        collected = session.collected
         at_s = int(time.time() - session.began_s)
-        if counted is None or at_s < 1:
+        if collected is None or at_s < 1:
             continue
-        stages, seconds = counted.scenario.stages, counted.aggregates.seconds
+        stages, seconds = collected.scenario.stages, collected.aggregates.seconds
         stage = "warm-up" if at_s < stages.warmup_s else "measuring" if at_s < stages.arrivals_s else "drain"
         # Workers report every three seconds.
         last = [seconds[number] for number in range(max(0, at_s - 8), at_s - 3) if number in seconds]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any
@@ -33,7 +34,7 @@ from loadtest.scenario.traces import TraceError
 from loadtest.scenario.workload import ServerInfo
 from loadtest.server_metrics.scraper import Scraper
 
-__all__ = ["Session"]
+__all__ = ["RunInputs", "Session"]
 
 _PLAN, _ENDED = "load_plan", "load_ended"
 # From the plan to the first arrival: time for the plan to reach every worker and for Locust to start its users.
@@ -41,6 +42,20 @@ _LEAD_S = 1.5
 # How long after the drain a worker may take to report its end.
 _FINISH_GRACE_S = 15.0
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """The inputs of a run that the master prepares."""
+
+    loaded: LoadedScenario
+    server_info: ServerInfo
+    keys: dict[str, str]
+
+    @property
+    def master_key(self) -> str | None:
+        """The API key that the master itself uses."""
+        return next(iter(self.keys.values()), None)
 
 
 class Session:
@@ -73,11 +88,9 @@ class Session:
         self._finishing: gevent.Greenlet | None = None
         self.worker: LoadWorker | None = None
         self.is_closed_loop = False
-        self.loaded: LoadedScenario | None = None
-        self.server_info: ServerInfo | None = None
+        self._inputs: RunInputs | None = None
         self.collected: CollectedRun | None = None
         self.began_s = 0.0
-        self._keys: dict[str, str] = {}
         self.scraper: Scraper | None = None
         self.failure: str | None = None
         self._is_prepared = False
@@ -90,10 +103,9 @@ class Session:
         """The number of users Locust should have, and how many it may start a second; None when the run is over."""
         if not self._is_prepared and not self._prepare():
             return None
-        assert self.loaded is not None
-        if self.collected is not None and self._is_over():
+        if self.collected is not None and self._is_over(self.collected):
             return None
-        load = self.loaded.scenario.load
+        load = self.inputs.loaded.scenario.load
         if load.kind == "closed":
             return load.users, load.spawn_rate
         # Locust warns above 100 per second and worker.
@@ -112,14 +124,14 @@ class Session:
                 deque(
                     traces.read_trace(loaded.scenario.load, loaded.scenario.seed, loaded.scenario.stages.arrivals_s), 0
                 )
-            self.server_info = probe(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
+            server_info = probe(loaded.scenario, self._environment.host, next(iter(keys.values()), None))
         except (ScenarioError, PreflightError, TraceError) as error:
             _log.error("%s", error)
             self.failure = str(error)
             self.ended.set()
             self._environment.process_exit_code = 2
             return False
-        self.loaded, self._keys, self._is_prepared = loaded, keys, True
+        self._inputs, self._is_prepared = RunInputs(loaded, server_info, keys), True
         return True
 
     def collect(self) -> CollectedRun | None:
@@ -138,23 +150,22 @@ class Session:
         # The shape has prepared the run, unless the shape was removed (the web UI's class picker does that).
         if not self._is_prepared and not self._prepare():
             return
-        assert self.loaded is not None
-        assert self.server_info is not None
+        inputs = self.inputs
         clients = [client.id for client in self._runner.clients.ready] if self._is_master else [None]
         if self._is_master and self._out is not None:
             # Only where nothing is measured: reading a page of metrics takes as long as some tokens.
             self.scraper = Scraper(self.metrics_urls, self.headers)
             self.scraper.start()
         self.began_s = time() + _LEAD_S
-        self.collected = CollectedRun(self.loaded.scenario, Aggregates(), len(clients))
+        self.collected = CollectedRun(inputs.loaded.scenario, Aggregates(), len(clients))
         self._unfinished = set(range(len(clients)))
         for index, client in enumerate(clients):
             file = str(self._out / f"requests.{index}.jsonl.gz") if self._out is not None else None
             plan = WorkerPlan(
-                document=self.loaded.document,
-                server_info=self.server_info,
+                document=inputs.loaded.document,
+                server_info=inputs.server_info,
                 url=self.url,
-                keys=self._keys,
+                keys=inputs.keys,
                 began_s=self.began_s,
                 index=index,
                 count=len(clients),
@@ -163,9 +174,13 @@ class Session:
             self._runner.send_message(_PLAN, plan.to_dict(), client_id=client)
 
     @property
+    def inputs(self) -> RunInputs:
+        assert self._inputs is not None
+        return self._inputs
+
+    @property
     def metrics_urls(self) -> list[str]:
-        assert self.loaded is not None
-        scenario = self.loaded.scenario
+        scenario = self.inputs.loaded.scenario
         return [scenario.metrics_url or self.url, *scenario.metrics_urls]
 
     @property
@@ -174,32 +189,25 @@ class Session:
 
     def ping(self) -> None:
         """Send one small request, which causes an engine step."""
-        assert self.loaded is not None
-        assert self.server_info is not None
-        ping(self.loaded.scenario, self.url, self.server_info.model, next(iter(self._keys.values()), None))
+        ping(self.inputs.loaded.scenario, self.url, self.inputs.server_info.model, self.inputs.master_key)
 
     @property
     def headers(self) -> dict[str, str]:
-        """With the API key that the master itself uses."""
-        key = next(iter(self._keys.values()), None)
+        key = self.inputs.master_key
         return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     @property
     def _is_master(self) -> bool:
         return isinstance(self._runner, MasterRunner)
 
-    def _is_over(self) -> bool:
-        assert self.loaded is not None
-        assert self.collected is not None
+    def _is_over(self, collected: CollectedRun) -> bool:
         if self.ended.is_set():
             return True
         if self._unfinished:
-            stages = self.loaded.scenario.stages
+            stages = collected.scenario.stages
             if time() < self.began_s + stages.arrivals_s + stages.drain_s + _FINISH_GRACE_S:
                 return False
-            self.collected.notes.append(
-                f"{len(self._unfinished)} of {self.collected.workers} workers did not report their end"
-            )
+            collected.notes.append(f"{len(self._unfinished)} of {collected.workers} workers did not report their end")
         self.ended.set()
         return True
 
@@ -266,7 +274,7 @@ class Session:
 
     def _on_reset_stats(self, **_: Any) -> None:
         """The button "Reset Stats" of the web UI was pressed."""
-        if self.collected is not None and self.loaded is not None:
+        if self.collected is not None:
             self.collected.aggregates = Aggregates()
 
     def _register(self) -> None:

@@ -63,10 +63,10 @@ def add_tabs(ui: WebUI, session: Session) -> None:
         app.add_url_rule(f"/{key}/csv", key, ui.auth_required_if_enabled(lambda key=key: download(key)))
 
 
-def _rows(counted: CollectedRun | None) -> dict[str, list[Row]]:
-    if counted is None:
+def _rows(collected: CollectedRun | None) -> dict[str, list[Row]]:
+    if collected is None:
         return {key: [] for key in _TABS}
-    groups = sorted(counted.aggregates.groups.items())
+    groups = sorted(collected.aggregates.groups.items())
     return {
         "load-streams": [
             {"workload": workload, "tenant": tenant, "what": what, **_latency_columns(getattr(numbers, name))}
@@ -78,24 +78,24 @@ def _rows(counted: CollectedRun | None) -> dict[str, list[Row]]:
             for (workload, tenant), numbers in groups
             for kind, count in numbers.errors.most_common()
         ],
-        "load-generator": _generator_rows(counted),
+        "load-generator": _generator_rows(collected),
     }
 
 
-def _latency_columns(counted: Histogram) -> Row:
+def _latency_columns(collected: Histogram) -> Row:
     def ms(value: float | None) -> float | None:
         return None if value is None else round(value / 1000, 2)
 
     return {
-        "count": counted.count,
-        "mean_ms": ms(counted.mean),
-        **{f"{name}_ms": ms(counted.quantile(q)) for name, q in _QUANTILES},
+        "count": collected.count,
+        "mean_ms": ms(collected.mean),
+        **{f"{name}_ms": ms(collected.quantile(q)) for name, q in _QUANTILES},
     }
 
 
-def _generator_rows(counted: CollectedRun) -> list[Row]:
-    generator, limits = counted.generator(), counted.scenario.generator
-    summary = counted.summary()
+def _generator_rows(collected: CollectedRun) -> list[Row]:
+    generator, limits = collected.generator(), collected.scenario.generator
+    summary = collected.summary()
     return [
         {"what": "lateness p99, ms", "value": generator.lateness_ms.p99, "allowed": limits.lateness_p99_ms},
         {
@@ -104,11 +104,15 @@ def _generator_rows(counted: CollectedRun) -> list[Row]:
             "allowed": limits.loop_lag_p99_ms,
         },
         {"what": "largest CPU share (at the end)", "value": generator.cpu_share_max, "allowed": limits.cpu_share_max},
-        {"what": "due requests in the measured stage", "value": counted.aggregates.due_count, "allowed": None},
-        {"what": "sent requests in the measured stage", "value": counted.aggregates.sent_count, "allowed": None},
+        {"what": "due requests in the measured stage", "value": collected.aggregates.due_count, "allowed": None},
+        {"what": "sent requests in the measured stage", "value": collected.aggregates.sent_count, "allowed": None},
         {"what": "dropped arrivals", "value": generator.dropped_arrivals, "allowed": 0},
         {"what": "output tokens per second", "value": summary.output_tokens_per_s, "allowed": None},
-        {"what": "incomplete or incorrect streams", "value": sum(counted.aggregates.violations.values()), "allowed": 0},
+        {
+            "what": "incomplete or incorrect streams",
+            "value": sum(collected.aggregates.violations.values()),
+            "allowed": 0,
+        },
     ]
 
 

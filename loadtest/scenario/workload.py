@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from gateway.engine import deterministic_tokens
-from loadtest.measure.record import ReadMode
+from loadtest.measure.record import ReadMode, Record
 from loadtest.scenario import prompt_text
 from loadtest.scenario.behaviours import Behaviour, Cancel, Resume, Slow, Stall
 from loadtest.scenario.model import Scenario, Tenant, Workload
@@ -79,6 +79,10 @@ class PreparedRequest:
     is_verified: bool
     prompt_start: tuple[int, int] | None
     keeps_text: bool
+
+    def new_record(self, intended_ns: int) -> Record:
+        labels = (self.number, self.turn, self.workload, self.tenant, self.model)
+        return Record(*labels, self.stream, self.read_plan.read_mode, intended_ns)
 
 
 class _Weighted(Protocol):

@@ -181,7 +181,7 @@ def test_no_server_listens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["run", "smok", "--url", "http://x"], "Did you mean `smoke`?"),
         (["run", "smoke", "--url", "x"], "--url: 'x' is not a URL"),
@@ -195,7 +195,7 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
     assert "locust" not in sys.modules, "it would patch this process"
 
 
-@pytest.mark.parametrize("words", [["run", "smoke"], ["run", "smoke", "--url", "http://x", "--workers", "0"], []])
+@pytest.mark.parametrize("arguments", [["run", "smoke"], ["run", "smoke", "--url", "http://x", "--workers", "0"], []])
 def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

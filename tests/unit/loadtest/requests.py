@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from loadtest.client.response import ResponseReader
-from loadtest.measure.record import Record
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
 
 REQUEST = PreparedRequest(
@@ -36,18 +35,8 @@ ID = "chatcmpl-1"
 def make_reader(**changes: Any) -> ResponseReader:
     """The reader of a response whose head has arrived."""
     request = replace(REQUEST, **changes)
-    record = Record(
-        0,
-        1,
-        request.workload,
-        request.tenant,
-        request.model,
-        request.stream,
-        request.read_plan.read_mode,
-        intended_ns=1,
-        started_ns=2,
-    )
-    record.sent_ns = 3
+    record = request.new_record(intended_ns=1)
+    record.started_ns, record.sent_ns = 2, 3
     reader = ResponseReader(request, record)
     reader.on_first_byte(5)
     reader.on_head(200, "text/event-stream; charset=utf-8" if request.stream else "application/json", "r-1")

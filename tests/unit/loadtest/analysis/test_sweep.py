@@ -277,7 +277,7 @@ def test_the_table_has_a_row_for_each_run() -> None:
     found = sweep(exact, SLO, 1, 100, 0.2)
     lines = found.text().splitlines()
 
-    assert lines[0].split() == ["asked", "result", "achieved", "good", "tokens/s", "ttft_p90_ms", "error_rate"]
+    assert lines[0].split() == ["rate", "result", "achieved", "good", "tokens/s", "ttft_p90_ms", "error_rate"]
     assert [line.split()[0] for line in lines[1 : len(found.steps) + 1]] == [
         f"{step.rate:.4g}/s" for step in sorted(found.steps, key=lambda step: step.rate)
     ]

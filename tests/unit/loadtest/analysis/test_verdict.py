@@ -77,7 +77,7 @@ def test_planned_cancels_count_neither_as_errors_nor_as_requests() -> None:
     assert verdict.outcome == Outcome.MISSED
     assert [(check.name, check.value) for check in verdict.checks] == [("error_rate", 0.066667), ("goodput", 0.933333)]
     assert verdict.reasons[0] == "5 of 75 requests failed (6.67 %), limit 5 %: missed; reset 4, http_429 1"
-    assert "70 of 75 requests were good (93.3 %, 10 a second), at least 90 % asked for: met" in verdict.reasons
+    assert "70 of 75 requests were good (93.3 %, 10 a second), at least 90 % required: met" in verdict.reasons
 
 
 def test_too_little_goodput_is_missed() -> None:
