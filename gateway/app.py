@@ -146,8 +146,8 @@ class Sluice:
         is_ready = "Whether a request sent now would be served."
         metrics.add_gauge("ready", is_ready, lambda: int(self._readiness_error() is None))
         metrics.add_gauge("seats", "Requests that the engine may work on at once.", lambda: most)
-        metrics.add_gauge("streams_active", "Requests that the engine works on.", lambda: gate.taken)
-        metrics.add_gauge("requests_waiting", "Requests at the gate.", lambda: gate.waiting)
+        metrics.add_gauge("streams_active", "Requests that the engine works on.", lambda: gate.slots_taken)
+        metrics.add_gauge("requests_waiting", "Requests at the gate.", lambda: gate.queued)
         metrics.add_gauge("kept_bytes", "Events kept for resumable streams.", lambda: registry.kept_bytes)
         metrics.set_tenant_requests(registry.owners)
 
@@ -198,7 +198,7 @@ class Sluice:
         with_middleware = partial(
             Middleware,
             max_body_bytes=server.max_body_bytes,
-            closing=lambda: self.registry.draining,
+            is_closing=lambda: self.registry.is_draining,
             clock=clock,
             instrumentation=self.metrics,
         )
@@ -237,7 +237,7 @@ class Sluice:
         return add_queued_requests(await self._context.collect_metrics(self.metrics.render))
 
     def _readiness_error(self) -> SluiceError | None:
-        if self.registry.draining:
+        if self.registry.is_draining:
             return Draining("The server is stopping.", retry_after_s=1)
         return self.supervisor.readiness_error
 

@@ -1,8 +1,4 @@
-"""The nouns that cross rooms.
-
-Everything here is plain data: frozen and slotted, except `RequestStats`, the one running count that a request keeps.
-No room's behaviour lives here, and nothing here imports another room.
-"""
+"""Plain data that crosses packages: frozen and slotted, except `RequestStats`, the running count of a request."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ class Endpoint(StrEnum):
 
 class Cause(StrEnum):
     """Why a request ended: the `cause` label of `sluice_ended_total`. Where a client gets an error, its code is the
-    same, except for the two `REFUSED_...`: the engine had not been given those requests, so nothing was cut."""
+    same, except for the two `REFUSED_...`: those requests were not submitted to the engine, so nothing was cut."""
 
     COMPLETED = "completed"
     REJECTED = "rejected"
@@ -43,7 +39,7 @@ class Cause(StrEnum):
 
 
 class Delta(NamedTuple):
-    """What the engine added to one choice: text, its token count, and why the choice ended, if it did.
+    """An addition to one choice: text, its number of tokens, and why the choice ended, if it did.
 
     A tuple, because there is one per token, and a frozen dataclass takes three times as long to make.
     """
@@ -56,7 +52,7 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A JSON document that the engine room has already formatted: one stream chunk, or a whole response."""
+    """A JSON document that the engine has formatted: one stream chunk, or a whole response."""
 
     payload: bytes
 
@@ -66,12 +62,12 @@ OutputPart = Delta | Chunk
 
 @dataclass(frozen=True, slots=True)
 class ChunkTemplate:
-    """What all chunks of one plain stream share; with it, a `Delta` becomes the chunk that vLLM would have sent.
+    """The parts that all chunks of one plain stream share; with it, a `Delta` becomes the chunk that vLLM would send.
 
-    `role` is the role of a chat's first chunk (None for text completions), `created` is in Unix seconds,
-    `prompt_tokens` a count. `drop_empty`: tokens that add no text get no chunk, as behind a tool parser of vLLM's
-    that has nothing to do. `choice_nulls` and `chunk_nulls` name the fields that this release of vLLM ends choices and
-    chunks with, and that are null in a plain stream; a chat's choices have theirs only where they finish.
+    `role` is the role of a chat's first chunk (None for text completions), `created` is in Unix seconds. `drop_empty`:
+    tokens that add no text get no chunk, as behind a tool parser of vLLM's without a tool call. `choice_nulls` and
+    `chunk_nulls` name the fields with which this release of vLLM ends choices and chunks, and that are null in a plain
+    stream; a chat's choices have theirs only in the chunk that finishes them.
     """
 
     id: str
@@ -89,11 +85,11 @@ class ChunkTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and when the first byte of the request came.
+    """The client of a request, and when the first byte of the request came.
 
     `owner` is the name of the API key, None where keys are off. `arrival_s` is monotonic (for durations),
-    `arrival_wall_s` Unix time (for vLLM's own statistics). `headers` are those that the engine may see. `operator`:
-    whether this caller may use the endpoints that run the server rather than the model.
+    `arrival_wall_s` Unix time (for vLLM's own statistics). `headers` have names in lower case. `is_operator`: whether
+    this caller may use the endpoints that run the server rather than the model.
     """
 
     owner: str | None
@@ -101,7 +97,7 @@ class Caller:
     arrival_s: float
     arrival_wall_s: float
     headers: Mapping[str, str] = field(default_factory=dict)
-    operator: bool = False
+    is_operator: bool = False
 
     def left_s(self, timeout_s: float, now_s: float) -> float:
         """Seconds from `now_s` to a deadline that is `timeout_s` after the arrival."""
@@ -110,9 +106,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a client's headers ask for, in seconds; None where they are silent.
+    """Options of one request, in seconds; None where the client sets none.
 
-    `timeout_s` is for everything from arrival to the last token; `grace_s` is how long to go on without a reader.
+    `timeout_s` is the deadline from arrival to the last token; `grace_s` is how long to go on without a reader.
     """
 
     timeout_s: float | None = None
@@ -121,10 +117,10 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class AppOptions:
-    """What the flags of the engine's own HTTP app ask for, where it concerns paths that are not its own.
+    """Settings of the engine's own HTTP app that apply to our paths, too.
 
-    `root_path` is a prefix that paths may have; `has_docs` whether the API is described at `/docs` and `/openapi.json`;
-    `counts_load` whether `/load` counts requests.
+    `root_path` is a prefix that paths may have; `has_docs`: whether the API is described at `/docs` and
+    `/openapi.json`; `counts_load`: whether `/load` counts requests.
     """
 
     root_path: str = ""
@@ -133,74 +129,71 @@ class AppOptions:
 
 
 class Instrumentation(Protocol):
-    """What rooms report. `gateway.metrics` turns facts into metrics; rooms never see that library."""
+    """Reports for metrics. Only `gateway.metrics`, which implements it, knows the library for metrics."""
 
     def waited(self, seconds: float) -> None:
-        """A request left the waiting room after this long."""
+        """A request was admitted after that time in the queue."""
 
     def rejected(self, reason: str) -> None:
-        """A request was turned away."""
+        """A request was refused."""
 
     def overhead(self, seconds: float) -> None:
-        """Time a request spent in the gateway itself."""
+        """The time that a request spent in the gateway itself."""
 
     def first_token(self, seconds: float) -> None:
-        """From the request's first byte to its first token handed to the socket."""
+        """The time from the first byte of a request to the write of its first token."""
 
     def token_gap(self, seconds: float) -> None:
-        """Between two engine outputs of one request."""
+        """The time between two engine outputs of one request."""
 
     def merged(self, deltas: int) -> None:
-        """Deltas that left inside another one, because their reader came late."""
+        """That number of deltas was merged into others, because their reader was late."""
 
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
-        """A request ended; `wasted_tokens` were generated for nobody."""
+        """A request ended; `wasted_tokens` reached no client."""
 
     def used(self, tenant: str, cause: Cause, prompt_tokens: int, completion_tokens: int) -> None:
-        """What the request that ended has cost, and whom."""
+        """The usage of a request that ended."""
 
     def resumed(self, result: str) -> None:
-        """Somebody came back for a stream."""
+        """A client resumed a stream, or failed to."""
 
     def recovered(self, result: str, streams: int) -> None:
-        """So many requests went on after their engine's death, or could not."""
+        """That number of requests went on after their engine's death, or did not."""
 
     def restarted(self) -> None:
-        """A new engine has taken a dead one's place."""
+        """A new engine has replaced a dead one."""
 
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
-        """A whole HTTP exchange is over."""
+        """An HTTP exchange ended."""
 
     def loop_lag(self, seconds: float) -> None:
-        """A timer of the event loop was late by this."""
+        """A timer of the event loop was late by that time."""
 
 
 @dataclass(slots=True)
 class RequestStats:
-    """The running count of one request, written by the engine room and read at its end.
-
-    Times are monotonic seconds; None means that it has not happened.
-    """
+    """The running count of one request. Times are monotonic seconds; None means that it has not happened."""
 
     caller: Caller
     instrumentation: Instrumentation
     endpoint: str = "other"
-    """The path's template. A metric label: paths themselves are the client's invention, and labels stay for ever."""
+    """The template of the path, for a metric label: clients choose paths freely, and a label stays for ever."""
     uses_engine: bool = False
-    """Whether the request asks for engine work; only such requests have an ending worth counting."""
+    """Whether the request needs engine work; only the endings of such requests are reported."""
     submitted: bool = False
-    """Whether the engine has been given the request. Until then it has cost nothing and may go to another server."""
+    """Whether the engine has the request. Until then it has cost nothing and may be sent to another server."""
     id: str | None = None
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queued_s: float | None = None
     first_token_s: float | None = None
-    first_token_sent: bool = False
+    is_first_token_sent: bool = False
     last_token_s: float | None = None
     cause: Cause | None = None
     is_fatal: bool = False
-    """Whether engines have died of it."""
+    """Whether engines have died of this request."""
     is_resumable: bool = False
     """Whether the request may go on when its exchange is over."""
     on_end: Callable[[RequestStats], object] | None = None
@@ -214,8 +207,8 @@ class RequestStats:
                 self.on_end(self)
 
     def add_tokens(self, tokens: int, now_s: float | None) -> None:
-        """Count `tokens` new tokens that reached us together at `now_s`; None if that says nothing about latency,
-        because the engine was asked for the whole answer at once."""
+        """Count `tokens` new tokens that arrived together at `now_s`; None for a whole answer, whose arrival does not
+        measure latency."""
         if tokens <= 0:
             return
         self.completion_tokens += tokens

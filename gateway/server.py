@@ -155,7 +155,7 @@ def run(
 
     def fail(error: SettingsError) -> None:
         # An engine that is interrupted together with this process has not failed.
-        if not server.should_exit and not sluice.registry.draining:
+        if not server.should_exit and not sluice.registry.is_draining:
             failure.append(error)
             server.should_exit = True
 

@@ -1,7 +1,7 @@
-"""The gate: at most so many seats in the engine, at most so many requests waiting, in order of arrival.
+"""The gate: a bounded number of slots in the engine, and a bounded queue in order of arrival.
 
-A permit is held for as long as the engine works for the request and is given back exactly once. The gate knows
-nothing of engines or HTTP; it answers "now", "wait" or "no".
+A permit is held for as long as the engine works for the request and is released exactly once. The gate knows neither
+engines nor HTTP: it admits a request now, queues it, or refuses it.
 """
 
 from __future__ import annotations
@@ -11,45 +11,45 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.admission.slots import Budget
+from gateway.admission.slots import SlotPool
 from gateway.clock import Clock
 from gateway.errors import ClientError, Overloaded
 
 
 class GateMetrics(Protocol):
-    """What of `Instrumentation` the gate reports."""
+    """The part of `Instrumentation` that the gate uses."""
 
     def waited(self, seconds: float) -> None:
-        """A request left the waiting room after this long."""
+        """A request was admitted after that time in the queue."""
 
     def rejected(self, reason: str) -> None:
-        """A request was turned away."""
+        """A request was refused."""
 
 
 class PermitIssuer(Protocol):
-    """Where seats go back to."""
+    """Takes the slots of a permit back."""
 
-    def give_back(self, slots: int, granted_s: float) -> None:
-        """Free seats that were granted at `granted_s`."""
+    def release(self, slots: int, granted_s: float) -> None:
+        """Free slots that were granted at `granted_s`."""
 
 
 class AdmissionControl(Protocol):
-    """Whoever lets requests in: a `Gate`, or somebody who asks one in another process."""
+    """Admits requests: a `Gate`, or a client of one in another process."""
 
     @property
-    def waiting(self) -> int:
-        """Requests in the waiting room."""
+    def queued(self) -> int:
+        """The number of requests in the queue."""
 
     @property
-    def taken(self) -> int:
-        """Seats in use."""
+    def slots_taken(self) -> int:
+        """The number of slots in use."""
 
     async def enter(self, slots: int = 1) -> Permit:
         """See `Gate.enter`."""
 
 
 class Permit:
-    """The right to use `slots` seats of the engine."""
+    """The right to use `slots` slots of the engine."""
 
     __slots__ = ("_gate", "_granted_s", "_released", "slots")
 
@@ -60,10 +60,10 @@ class Permit:
         self.slots = slots
 
     def release(self) -> None:
-        """Give the seats back. A second call does nothing, so every way out may call it."""
+        """Free the slots. A second call does nothing, so every way out may call it."""
         if not self._released:
             self._released = True
-            self._gate.give_back(self.slots, self._granted_s)
+            self._gate.release(self.slots, self._granted_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -84,88 +84,88 @@ class Gate:
         clock: Clock,
         instrumentation: GateMetrics,
     ) -> None:
-        self._budget = Budget(max_concurrent)
+        self._slots = SlotPool(max_concurrent)
         self._max_waiting = max_waiting
         self._queue_timeout_s = queue_timeout_s
         self._clock = clock
         self._instrumentation = instrumentation
-        self._waiting: deque[_Waiter] = deque()
+        self._queue: deque[_Waiter] = deque()
 
     @property
-    def waiting(self) -> int:
-        """Requests in the waiting room."""
-        return len(self._waiting)
+    def queued(self) -> int:
+        """The number of requests in the queue."""
+        return len(self._queue)
 
     @property
-    def taken(self) -> int:
-        """Seats in use."""
-        return self._budget.taken
+    def slots_taken(self) -> int:
+        """The number of slots in use."""
+        return self._slots.taken
 
     async def enter(self, slots: int = 1) -> Permit:
-        """Wait for `slots` seats.
+        """Wait for slots.
 
-        Raises ClientError if the request could never fit, Overloaded if the waiting room is full or the wait
-        passed the queue timeout. A cancelled wait leaves no trace.
+        Raises ClientError if the request could never fit, Overloaded if the queue is full or the wait passed the queue
+        timeout. A cancelled wait changes nothing.
         """
-        if slots > self._budget.slots:
-            raise exceeds_capacity(slots, self._budget.slots)
-        if not self._waiting and self._budget.fits(slots):
-            self._budget.take(slots)
+        if slots > self._slots.slots:
+            raise exceeds_capacity(slots, self._slots.slots)
+        if not self._queue and self._slots.fits(slots):
+            self._slots.take(slots)
             self._instrumentation.waited(0.0)
             return Permit(self, slots, self._clock.now())
-        if len(self._waiting) >= self._max_waiting:
-            raise self._overloaded("queue_full", "The server is full and so is its waiting room.")
+        if len(self._queue) >= self._max_waiting:
+            raise self._overloaded("queue_full", "The server is full and so is its queue.")
         return await self._wait(slots)
 
     async def _wait(self, slots: int) -> Permit:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(slots, loop.create_future())
-        self._waiting.append(waiter)
+        self._queue.append(waiter)
         began = self._clock.now()
         timer = loop.call_later(self._queue_timeout_s, self._expire, waiter)
         try:
             await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
-                # Granted and cancelled in the same turn of the loop: pass the seats on.
-                self._budget.give_back(slots, None)
+                # Granted and cancelled in the same turn of the loop: pass the slots on.
+                self._slots.release(slots, None)
                 self._grant()
             raise
         finally:
             timer.cancel()
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if waiter in self._queue:
+                self._queue.remove(waiter)
                 self._grant()
         self._instrumentation.waited(self._clock.now() - began)
         return Permit(self, slots, self._clock.now())
 
-    def give_back(self, slots: int, granted_s: float) -> None:
-        """Free seats and let the next in; called by permits."""
-        self._budget.give_back(slots, self._clock.now() - granted_s)
+    def release(self, slots: int, granted_s: float) -> None:
+        """Free slots and admit the next request; called by permits."""
+        self._slots.release(slots, self._clock.now() - granted_s)
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting:
-            head = self._waiting[0]
+        while self._queue:
+            head = self._queue[0]
             if not head.granted.done():
-                if not self._budget.fits(head.slots):
+                if not self._slots.fits(head.slots):
                     return
-                self._budget.take(head.slots)
+                self._slots.take(head.slots)
                 head.granted.set_result(None)
-            self._waiting.popleft()
+            self._queue.popleft()
 
     def _expire(self, waiter: _Waiter) -> None:
         if not waiter.granted.done():
             waiter.granted.set_exception(
                 self._overloaded(
-                    "queue_timeout", f"The request waited {self._queue_timeout_s:g} s for a seat in the engine."
+                    "queue_timeout", f"The request waited {self._queue_timeout_s:g} s for a slot in the engine."
                 )
             )
 
     def _overloaded(self, reason: str, message: str) -> Overloaded:
         self._instrumentation.rejected(reason)
-        ahead = sum(waiter.slots for waiter in self._waiting)
-        return Overloaded(message, reason=reason, retry_after_s=self._budget.retry_after_s(ahead))
+        ahead = sum(waiter.slots for waiter in self._queue)
+        return Overloaded(message, reason=reason, retry_after_s=self._slots.retry_after_s(ahead))
 
 
 def exceeds_capacity(slots: int, most: int) -> ClientError:

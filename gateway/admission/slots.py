@@ -1,6 +1,6 @@
-"""The arithmetic of admission: how many seats are free, and when one will be. Pure: no clock, no asyncio.
+"""The arithmetic of admission: how many slots are free, and when the next one will be. Pure: no clock, no asyncio.
 
-A seat is one sequence in the engine, so a request for n choices takes n seats.
+A slot is the right to run one sequence in the engine, so a request for n choices takes n slots.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import math
 
 # How much a finished request moves the average holding time: about the last ten requests count.
 SMOOTHING = 0.2
-# Before any request has finished nobody knows how long one takes; one second is a polite first guess.
+# The estimate before any request has finished.
 FIRST_GUESS_S = 1.0
 # A client told to wait longer than this would rather try another server; shorter than 1 s is not expressible.
 RETRY_AFTER_RANGE_S = (1, 120)
 
 
-class Budget:
-    """Seats taken and free, and a running average of how long a request holds its seats."""
+class SlotPool:
+    """The slots of the engine, and a running average of how long a request holds its slots."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -25,15 +25,15 @@ class Budget:
         self._measured = False
 
     def fits(self, slots: int) -> bool:
-        """Whether that many seats are free."""
+        """Whether that many slots are free."""
         return self.taken + slots <= self.slots
 
     def take(self, slots: int) -> None:
-        """Occupy seats; the caller has asked `fits` first."""
+        """Take slots; only if they fit."""
         self.taken += slots
 
-    def give_back(self, slots: int, held_s: float | None) -> None:
-        """Free seats that were held for `held_s` seconds; None if they were never used."""
+    def release(self, slots: int, held_s: float | None) -> None:
+        """Free slots that were held for `held_s` seconds; None if they were never used."""
         self.taken -= slots
         if held_s is None:
             return
@@ -42,14 +42,14 @@ class Budget:
         else:
             self._hold_s += SMOOTHING * (held_s - self._hold_s)
 
-    def retry_after_s(self, waiting_slots: int) -> int:
-        """Seconds until a newcomer behind `waiting_seats` could start, by Little's law.
+    def retry_after_s(self, queued_slots: int) -> int:
+        """Seconds until a request behind `queued_slots` could start, by Little's law.
 
-        Seats come free at `seats / hold` per second, and `waiting_seats + 1` must come free first.
+        Slots become free at `slots / hold` per second, and `queued_slots + 1` must become free first.
         """
-        expected = (waiting_slots + 1) * self._hold_s / self.slots
+        expected = (queued_slots + 1) * self._hold_s / self.slots
         low, high = RETRY_AFTER_RANGE_S
         return min(high, max(low, math.ceil(expected)))
 
 
-__all__ = ["Budget"]
+__all__ = ["SlotPool"]

@@ -1,8 +1,8 @@
-"""What an engine must answer, and the sink through which it answers.
+"""The contract of an engine, and of the sink that it fills.
 
 A request passes four calls: `parse` (is it well-formed?), `check` (can its grammar be compiled?), `prepare` (can it be
-served, and how will its chunks look?) and `submit` (go). Behind the first two stands the gate, so nothing that the
-engine works on runs for a request that has to wait. All of them raise only errors of `gateway.errors`.
+served, and with which chunks?) and `submit`. The gate is between `check` and `prepare`, so a request that waits costs
+the engine nothing. All of them raise only errors of `gateway.errors`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from gateway.asgi import ASGIApp
 from gateway.domain import AppOptions, ChunkTemplate, Endpoint, OutputPart, RequestStats
 from gateway.errors import SluiceError
 
-CURRENT_STATS: ContextVar[RequestStats | None] = ContextVar("sluice_tally", default=None)
-"""The request on whose behalf the running task uses the engine. Set around code of vLLM's that calls the engine by
-itself, so that its tokens are counted without a parameter through code that is not ours."""
+CURRENT_STATS: ContextVar[RequestStats | None] = ContextVar("sluice_stats", default=None)
+"""The request for which the running task uses the engine. Set around code of vLLM's that calls the engine, so that its
+tokens are counted without a parameter through code that is not ours."""
 
 
 class Route(Enum):
-    """What an engine's own HTTP app has at a path."""
+    """The kind of a path of an engine's own HTTP app."""
 
     UNKNOWN = auto()
     WRONG_METHOD = auto()
     LIGHT = auto()
-    """Answers without engine work, so it passes the gate."""
+    """Answers without engine work; needs no permit."""
     USES_ENGINE = auto()
-    """Makes the engine work, so it needs a permit."""
+    """Needs engine work, and a permit."""
     OPERATOR = auto()
-    """Runs the server instead of the model, so it is for its operators; passes the gate."""
+    """Runs the server instead of the model, for its operators; needs no permit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
-    """What became of the requests in flight when an engine was replaced: how many went on, how many of the others had
-    which reason, and how many are not sent again because engines have died of them."""
+    """The requests that were in flight when an engine died: how many went on, how many failed for each reason, and how
+    many are not sent again because engines have died of them."""
 
     continued: int
     failed: Mapping[str, int]
@@ -46,14 +46,14 @@ class RecoveryReport:
 
 
 class Sink(Protocol):
-    """Where an engine puts what it generates. `put`, `finish` and `fail` return at once; after the last two nothing
-    counts."""
+    """Takes the output of one request. `put`, `put_text`, `finish` and `fail` return at once; after one of the last two
+    they have no effect."""
 
     def put(self, part: OutputPart) -> None:
-        """Take a piece. A delta with a finish reason is the last one."""
+        """Take output. A delta with a finish reason is the last."""
 
     def put_text(self, text: str, tokens: int, now_s: float) -> None:
-        """Take a delta without an ending that came at `now_s`; what `put` does, for the one call that is made for every
+        """As `put`, for a delta without a finish reason that arrived at `now_s`: the call that is made for every
         token."""
 
     def finish(self) -> None:
@@ -64,10 +64,10 @@ class Sink(Protocol):
 
     @property
     def is_over_high_water(self) -> bool:
-        """Whether ready-made documents pile up, so that their maker should wait in `room`."""
+        """Whether formatted documents pile up, so that their formatter should wait in `wait_writable`."""
 
     async def wait_writable(self) -> None:
-        """Wait until `full` is over."""
+        """Wait until it is no longer over its high water."""
 
 
 class Call(Protocol):
@@ -79,18 +79,15 @@ class Call(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many sequences it will occupy in the engine."""
+        """The number of its sequences in the engine."""
 
 
 class Prepared(Protocol):
-    """A request that is ready to run.
-
-    `template` tells how to turn deltas into chunks; None means that the engine formats them itself.
-    """
+    """A request that can be submitted."""
 
     @property
     def template(self) -> ChunkTemplate | None:
-        """See the class."""
+        """The parts that its chunks share; None if the engine formats its documents itself."""
 
 
 class Handle(Protocol):
@@ -124,62 +121,66 @@ class Restartable(Protocol):
         """End the engine and its processes."""
 
 
-class Engine(Restartable, Protocol):
+class EngineHttpApp(Protocol):
+    """The engine's own HTTP app, for every path that is not ours."""
+
+    @property
+    def http(self) -> ASGIApp:
+        """The app."""
+
+    @property
+    def options(self) -> AppOptions:
+        """The app's settings."""
+
+    def schema(self) -> dict[str, Any]:
+        """Its OpenAPI document."""
+
+    def route(self, method: str, path: str) -> Route:
+        """The kind of that path."""
+
+    def methods(self, path: str) -> frozenset[str]:
+        """The methods that the path takes."""
+
+    def template(self, path: str) -> str:
+        """The path as the app declares it, such as `/v1/responses/{response_id}`."""
+
+    async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
+        """As `Engine.check`, for a body that the app will read. Other errors of the body are left to the app."""
+
+    def has_request(self, request_id: str) -> bool:
+        """Whether the app runs a request under that id, of any owner."""
+
+    def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
+        """Abort the requests that the app runs under that id for that owner, and return their count; None if there are
+        none."""
+
+
+class Engine(Restartable, EngineHttpApp, Protocol):
     """A running engine."""
 
     @property
     def model(self) -> str:
         """The name under which the model is served."""
 
-    def schema(self) -> dict[str, Any]:
-        """The OpenAPI document of `http`."""
-
-    @property
-    def options(self) -> AppOptions:
-        """See the class."""
-
     async def model_card(self, name: str) -> dict[str, Any] | None:
-        """What there is to tell of a model, or an adapter, that is served under that name; None if none is."""
+        """The description of a model, or an adapter, that is served under that name; None if none is."""
 
     def load_report(self, kind: str, queued: int) -> str | None:
-        """The engine's load as the value of an ORCA header (`endpoint-load-metrics`) of that kind: TEXT or JSON. Beside
-        those that wait in the engine, `queued` wait for it."""
-
-    @property
-    def http(self) -> ASGIApp:
-        """The engine's own HTTP app, for every path that is not ours."""
-
-    def route(self, method: str, path: str) -> Route:
-        """What `http` has at that path."""
-
-    def methods(self, path: str) -> frozenset[str]:
-        """The methods that `http` takes at that path."""
-
-    def template(self, path: str) -> str:
-        """The path as `http` has declared it, such as `/v1/responses/{response_id}`."""
+        """The engine's load as the value of an ORCA header (`endpoint-load-metrics`) of that kind: TEXT or JSON.
+        `queued` requests wait outside the engine."""
 
     def parse(self, endpoint: Endpoint, body: bytes) -> Call:
         """Check a request body. Raises ClientError that names the field."""
 
     async def check(self, call: Call, stats: RequestStats) -> None:
-        """Check the grammar that the request brings, in a process aside. Raises ClientError that names the field, and
-        Overloaded where that could not be done in time."""
-
-    async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
-        """The same for a body that `http` will read. A body that is wrong otherwise is left to that."""
+        """Check the grammar in the request, in another process. Raises ClientError that names the field, and Overloaded
+        if the check takes too long."""
 
     async def prepare(self, call: Call, stats: RequestStats) -> Prepared:
-        """Render the prompt and settle the sampling parameters; sets the tally's model. The answer's id is the tally's
-        own."""
+        """Render the prompt and set the sampling parameters and `stats.model`. The answer's id is `stats.id`."""
 
     async def submit(self, prepared: Prepared, sink: Sink) -> Handle:
         """Start generating into `sink`."""
-
-    def has_request(self, request_id: str) -> bool:
-        """Whether `http` runs anything under that id, for whomever."""
-
-    def cancel(self, request_id: str, owner: str | None) -> RequestStats | None:
-        """Abort what `http` runs under that id for that owner and return its count; None if there is nothing."""
 
 
 class EngineSource(Protocol):
@@ -198,6 +199,7 @@ __all__ = [
     "ASGIApp",
     "Call",
     "Engine",
+    "EngineHttpApp",
     "EngineSource",
     "Handle",
     "Prepared",

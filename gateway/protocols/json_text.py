@@ -23,7 +23,7 @@ def escaped(document: bytes) -> bytes:
 
 
 def dumped(text: str) -> bytes:
-    """A string as JSON without raw line separators; for the one call that is made for every token."""
+    """A string as JSON without raw line separators; called for every token."""
     if text.isascii() or not ("\u2028" in text or "\u2029" in text or "\x85" in text):
         return orjson.dumps(text)
     return escaped(orjson.dumps(text))

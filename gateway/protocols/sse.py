@@ -8,8 +8,8 @@ from __future__ import annotations
 from gateway.errors import ClientError
 
 KEEP_ALIVE = b": keep-alive\n"
-"""A comment line before the next event. Never with a blank line of its own: many decoders take each blank line for the
-end of an event, and hand out, or fail on, an empty one."""
+"""A comment line before the next event. Never followed by a blank line of its own: many decoders take each blank line
+for the end of an event, and emit, or fail on, an empty one."""
 
 HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,15 +33,15 @@ def numbered(documents: list[bytes], first: int) -> bytes:
 
 
 def cursor(last_event_id: str | None, starting_after: str | None) -> int:
-    """The number of the last event that a returning reader has seen, 0 for none. The header wins over the query: an
+    """The number of the last event that a resuming client has seen, 0 for none. The header wins over the query: an
     EventSource that reconnects by itself sends both.
 
-    Raises ClientError that names the one that is wrong.
+    Raises ClientError that names the wrong one.
     """
     given = (("Last-Event-ID", last_event_id), ("starting_after", starting_after))
     for name, text in given:
         if text:
-            # Longer numbers than any stream has events would only be an expensive way to write nonsense.
+            # No stream has events with longer numbers, and a very long one is expensive to convert.
             if not (text.isascii() and text.isdigit() and len(text) <= 18):
                 raise ClientError(f"{name} must be the number of an event, such as 17.", param=name)
             return int(text)

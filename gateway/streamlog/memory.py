@@ -1,7 +1,7 @@
-"""The log of one stream in this process.
+"""The log of one stream in this process. A commit is the append itself.
 
-A plain stream's log is a hand-over: it forgets what it has given away. A resumable stream's log keeps its events, so
-that any number of readers can come back to any of them, up to a limit in bytes; beyond it the oldest go.
+A plain stream's log hands events over: it drops those that have been read. A resumable stream's log retains its events
+up to a limit in bytes, so that any number of readers can start at any of them; beyond it the oldest are dropped.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class MemoryLog:
     """A log that retains nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
 
     epoch = 1
-    __slots__ = ("_documents", "_ended", "_keep_bytes", "_packed", "_packed_documents", "_size_bytes", "_start")
+    __slots__ = ("_compressed", "_compressed_documents", "_documents", "_ended", "_keep_bytes", "_size_bytes", "_start")
 
     def __init__(self, keep_bytes: int | None = None) -> None:
         self._keep_bytes = keep_bytes
         self._documents: list[bytes] = []
         self._start = 1
         # Before `_documents`: blocks of them.
-        self._packed: list[bytes] = []
-        self._packed_documents = 0
+        self._compressed: list[bytes] = []
+        self._compressed_documents = 0
         self._size_bytes = 0
         self._ended: Ended | None = None
 
@@ -40,7 +40,7 @@ class MemoryLog:
 
     @property
     def last(self) -> int:
-        return self._start + self._packed_documents + len(self._documents) - 1
+        return self._start + self._compressed_documents + len(self._documents) - 1
 
     @property
     def committed(self) -> int:
@@ -55,14 +55,14 @@ class MemoryLog:
         return self._size_bytes
 
     def compress(self) -> None:
-        # What is kept may be read at any place.
+        # Retained events may be read from any cursor.
         if self._keep_bytes is not None or not self._documents:
             return
         # JSON on one line each, so that a line break can stand between two.
         press = zlib.compressobj(wbits=_WINDOW_BITS, memLevel=_MEMORY_LEVEL)
         block = press.compress(b"\n".join(self._documents)) + press.flush()
-        self._packed.append(block)
-        self._packed_documents += len(self._documents)
+        self._compressed.append(block)
+        self._compressed_documents += len(self._documents)
         self._size_bytes += len(block) + _OVERHEAD_BYTES
         self._documents = []
 
@@ -84,7 +84,7 @@ class MemoryLog:
 
     def append_delivered(self, document: bytes) -> int:
         if self._keep_bytes is None:
-            # A hand-over: nothing else waits, or its reader would not have it all.
+            # Nothing else is pending, or the reader would not have all earlier events.
             self._start += 1
             return self._start - 1
         self.append([document])
@@ -97,8 +97,8 @@ class MemoryLog:
 
     def read(self, cursor: int) -> Batch | None:
         documents = self._documents
-        if cursor == self._start - 1 and self._keep_bytes is None and not self._packed:
-            # A hand-over, and the usual case.
+        if cursor == self._start - 1 and self._keep_bytes is None and not self._compressed:
+            # The usual case of a plain stream.
             if not documents and self._ended is None:
                 return None
             self._start += len(documents)
@@ -111,18 +111,18 @@ class MemoryLog:
         skipped = cursor + 1 - self._start
         if self._keep_bytes is not None:
             return Batch(cursor + 1, documents[skipped:], self._ended)
-        # Handed over as it is: nobody else will read it.
-        documents = self._unpack()
+        # A plain stream has one reader, and it takes the list itself.
+        documents = self._decompress()
         self._start += len(documents)
         self._documents = []
         return Batch(cursor + 1, documents[skipped:], self._ended)
 
-    def _unpack(self) -> list[bytes]:
-        """All that nobody has read."""
-        documents = [document for block in self._packed for document in zlib.decompress(block).split(b"\n")]
+    def _decompress(self) -> list[bytes]:
+        """All events that have not been read."""
+        documents = [document for block in self._compressed for document in zlib.decompress(block).split(b"\n")]
         documents += self._documents
-        self._packed = []
-        self._packed_documents = self._size_bytes = 0
+        self._compressed = []
+        self._compressed_documents = self._size_bytes = 0
         return documents
 
     def _trim(self, keep_bytes: int) -> None:

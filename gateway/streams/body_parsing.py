@@ -1,7 +1,5 @@
-"""Parsing request bodies beside the event loop, with an end to it.
-
-A short body is parsed where it arrives; a long one in a thread, until the request's deadline, until the server's own
-limit, or until its client leaves.
+"""Parsing request bodies: a short one on the event loop, a long one in a thread, until the request's deadline, the
+server's own limit, or the client's disconnect.
 """
 
 from __future__ import annotations
@@ -17,23 +15,24 @@ from gateway.offload import Offload
 from gateway.streams.stream import deadline_error
 from gateway.streams.tick_limiter import TickLimiter
 
-# So many requests are parsed, and so many prepared, in one turn of the event loop; each takes it about a millisecond.
+# The number of requests that are parsed, and of those that are prepared, in one turn of the event loop. Each takes it
+# about a millisecond.
 BEGIN_PER_TURN = 8
-# Bodies with no more lists and objects are parsed where they arrive. A thread costs 0.1 ms; so many take a millisecond.
+# Bodies with no more lists and objects are parsed on the event loop, in up to a millisecond. A thread costs 0.1 ms.
 _LIGHT_CONTAINERS = 128
 
 
-class Parser:
-    """Runs an engine's `parse`. `timeout_s` is how long one body may take."""
+class BodyParser:
+    """Runs an engine's `parse`. `timeout_s` is the limit for one body."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._offload = Offload("sluice-parse")
         self._turn = TickLimiter(BEGIN_PER_TURN)
 
-    async def begin(self) -> None:
+    async def wait_turn(self) -> None:
         """Wait for this request's turn."""
-        await self._turn.enter()
+        await self._turn.wait_turn()
 
     @staticmethod
     def is_light(body: bytes) -> bool:
@@ -49,8 +48,8 @@ class Parser:
         deadline: tuple[float, float],
         waiting: AbstractAsyncContextManager[object] | None,
     ) -> Call:
-        """The outcome of `work`, which parses `size` bytes. `deadline`: the request's seconds in all, and what is left
-        of them. `waiting` is a scope that may end the wait. Raises DeadlineExceeded."""
+        """The result of `work`, which parses `size` bytes. `deadline`: the request's deadline in seconds, and the
+        seconds left. `waiting` is a scope that may end the wait. Raises DeadlineExceeded."""
         timeout_s, left_s = deadline
         try:
             async with waiting or nullcontext(), asyncio.timeout(min(left_s, self._timeout_s)):
@@ -63,4 +62,4 @@ class Parser:
             ) from None
 
 
-__all__ = ["BEGIN_PER_TURN", "Parser"]
+__all__ = ["BEGIN_PER_TURN", "BodyParser"]

@@ -1,4 +1,8 @@
-"""A scope that others can end: whoever holds the leash pulls it, and the scope's body stops with the error given."""
+"""A scope that can be ended from outside, with an error.
+
+Unlike a scope of anyio's, it cancels its task once, so that code of vLLM's that swallows the cancellation can go on to
+clean up.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from gateway.domain import Cause
 
 
 class ClientDisconnected(Exception):
-    """The reader is gone, by itself or because we had to let go of it. Ends the exchange, is nobody's error."""
+    """The client has left, or was given up for `cause`. Ends the exchange, and is not an error of the server."""
 
     def __init__(self, cause: Cause = Cause.DISCONNECTED) -> None:
         super().__init__(cause.value)
@@ -18,15 +22,16 @@ class ClientDisconnected(Exception):
 
 
 class CancelScope:
-    """Held by the task that enters it; `end` may be called by anybody, once, from the same loop."""
+    """Belongs to the task that enters it; `end` may be called from any code in the same loop."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
         self._error: Exception | None = None
-        self._cancels = 0
+        self._outer_cancels = 0
 
     def end(self, error: Exception) -> None:
-        """Stop the body at its next wait; the scope is left with `error`. Afterwards, or a second time: nothing."""
+        """Stop the body at its next wait; the scope is left with `error`. After the scope, or a second time, this does
+        nothing."""
         if self._task is not None and self._error is None:
             self._error = error
             self._task.cancel()
@@ -34,7 +39,7 @@ class CancelScope:
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         assert self._task is not None
-        self._cancels = self._task.cancelling()
+        self._outer_cancels = self._task.cancelling()
         return self
 
     def __exit__(
@@ -43,9 +48,9 @@ class CancelScope:
         task, self._task = self._task, None
         if self._error is None or task is None:
             return
-        # uncancel tells whether somebody else wants the task to end, too; then that goes first. A body that swallowed
-        # the cancellation (vLLM's handlers do) has been stopped all the same.
-        if task.uncancel() <= self._cancels and (error is None or isinstance(error, asyncio.CancelledError)):
+        # Where the task was cancelled from elsewhere, too, that cancellation goes first. A body that swallowed the
+        # cancellation, as vLLM's handlers do, was stopped all the same.
+        if task.uncancel() <= self._outer_cancels and (error is None or isinstance(error, asyncio.CancelledError)):
             raise self._error from None
 
 

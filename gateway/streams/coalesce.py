@@ -1,25 +1,25 @@
-"""Fewer, fuller pieces for a reader who comes late. Pure."""
+"""Fewer, fuller parts for a late reader. Pure."""
 
 from __future__ import annotations
 
 from gateway.domain import Delta, OutputPart
 
 LONGEST_TEXT = 10_000
-"""Characters of text in one piece that was merged. Each takes at most six bytes in JSON, so that an event of them stays
-below 64 KiB, the longest line that Go's `bufio.Scanner` takes, whatever the text is."""
+"""Characters of text in one merged part. Each takes at most six bytes in JSON, so that an event stays below 64 KiB, the
+longest line that Go's `bufio.Scanner` takes."""
 
 
-def merge(pieces: list[OutputPart]) -> list[OutputPart]:
-    """Join neighbouring deltas. An ending stays a piece of its own, without text: many clients look only at the finish
+def merge(parts: list[OutputPart]) -> list[OutputPart]:
+    """Join neighbouring deltas. An ending stays a part of its own, without text: many clients look only at the finish
     reason of the chunk that has one."""
     merged: list[OutputPart] = []
     run: list[Delta] = []
-    for piece in pieces:
-        if isinstance(piece, Delta):
-            run.append(piece)
+    for part in parts:
+        if isinstance(part, Delta):
+            run.append(part)
         else:
             _close_run(run, merged)
-            merged.append(piece)
+            merged.append(part)
     _close_run(run, merged)
     return merged
 
@@ -43,7 +43,7 @@ def _close_run(run: list[Delta], into: list[OutputPart]) -> None:
 
 
 def split(text: str, tokens: int) -> list[Delta]:
-    """`text` as pieces that are not too long; each has its share of the tokens."""
+    """`text` as parts of at most `LONGEST_TEXT` characters; each has its share of the tokens."""
     length, counted = len(text), 0
     if length <= LONGEST_TEXT:
         return [Delta(text, tokens)]

@@ -43,7 +43,7 @@ class EngineAppAdmission:
 
     def load_report(self, kind: str) -> str | None:
         """The engine's load, with the requests in the queue, as the value of an ORCA header of that kind."""
-        return self.engine.load_report(kind, self._gate.waiting)
+        return self.engine.load_report(kind, self._gate.queued)
 
     def admit_light(self) -> Engine:
         """The engine, for a request that has no engine work and is answered at once."""

@@ -5,7 +5,7 @@
        |                 |                                |
        `--END(cause)-----+------------END(cause)----------+----> ENDED, with its cause
 
-Everything about transitions is in the two tables below; who drives them does not matter here.
+All transitions are in the two tables below.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from gateway.domain import Cause
 
 
 class State(IntEnum):
-    """Where a stream is."""
-
     QUEUED = auto()
     """At the gate, or being rendered."""
     RUNNING = auto()
     RECOVERING = auto()
-    """Its engine has died; another will go on where it stood."""
+    """Its engine has died; the next one continues it."""
     ENDED = auto()
 
 
 class Signal(IntEnum):
-    """What can happen to it, besides its end."""
+    """An event other than the end."""
 
     START = auto()
     OUTPUT = auto()
@@ -39,24 +37,24 @@ _TABLE: dict[tuple[State, Signal], State] = {
     (State.QUEUED, Signal.START): State.RUNNING,
     (State.RUNNING, Signal.OUTPUT): State.RUNNING,
     (State.RUNNING, Signal.ENGINE_LOST): State.RECOVERING,
-    # What the engine had said before it died may still be on its way through a formatter.
+    # Output from before the engine's death may still be in a formatter.
     (State.RECOVERING, Signal.OUTPUT): State.RECOVERING,
     (State.RECOVERING, Signal.ENGINE_RECOVERED): State.RUNNING,
 }
 
 _ENDINGS: dict[State, frozenset[Cause]] = {
-    # What has not started cannot be complete.
+    # A request that has not started cannot be complete.
     State.QUEUED: frozenset(Cause) - {Cause.COMPLETED},
     State.RUNNING: frozenset(Cause),
-    # As with pieces: the last of them may have been the finish.
+    # As with output: the last of it may be the finish.
     State.RECOVERING: frozenset(Cause),
     State.ENDED: frozenset(),
 }
 
 
 class Lifecycle:
-    """One stream's state; `cause` is set exactly when it has ended. What the tables do not allow is refused, never an
-    exception: an engine may well deliver one more token for a stream that has just been cancelled."""
+    """One stream's state; `cause` is set exactly when it has ended. A step that the tables do not allow raises nothing:
+    an engine may deliver one more token for a stream that has just been cancelled."""
 
     __slots__ = ("accepts_output", "cause", "state")
 
@@ -64,10 +62,10 @@ class Lifecycle:
         self.state = State.QUEUED
         self.cause: Cause | None = None
         self.accepts_output = False
-        """Whether a piece may come now: what `step(Signal.PIECE)` would say, without a look-up for every token."""
+        """Whether `step(Signal.OUTPUT)` would be taken, without a look-up for every token."""
 
     def step(self, signal: Signal) -> bool:
-        """Take the step if the table has it; say whether it was taken."""
+        """Take the step if the table has it. Returns whether it was taken."""
         after = _TABLE.get((self.state, signal))
         if after is None:
             return False
@@ -75,7 +73,7 @@ class Lifecycle:
         return True
 
     def end(self, cause: Cause) -> bool:
-        """End with `cause` if the state allows it; say whether that was the end."""
+        """End with `cause` if the state allows it. Returns whether it ended now."""
         if cause not in _ENDINGS[self.state]:
             return False
         self._enter(State.ENDED)

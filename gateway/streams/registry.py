@@ -26,7 +26,7 @@ class Registry:
     """Live streams, finished ones that can still be read, and requests that the engine's own app answers."""
 
     def __init__(self, engines: EngineSource, limits: Limits, clock: Clock) -> None:
-        self.draining = False
+        self.is_draining = False
         self._engines = engines
         self._retention_s = limits.retention_s
         self._live: dict[str, Stream] = {}
@@ -134,7 +134,7 @@ class Registry:
 
     async def drain(self, timeout_s: float) -> None:
         """Admit nothing new, let the requests in flight finish for that long, then end the rest."""
-        self.draining = True
+        self.is_draining = True
         if self.active:
             self._idle = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._idle,), timeout=timeout_s)
@@ -142,7 +142,7 @@ class Registry:
 
     def end_all(self) -> None:
         """End all requests, now."""
-        self.draining = True
+        self.is_draining = True
         for stream in list(self._live.values()):
             stream.cancel(Draining("The server is stopping.", retry_after_s=1))
         for scope in list(self._app_requests):
@@ -150,7 +150,7 @@ class Registry:
 
     def check_draining(self) -> None:
         """Raises Draining if nothing new is admitted."""
-        if self.draining:
+        if self.is_draining:
             raise Draining("The server is stopping and takes no new requests.", retry_after_s=1)
 
     def _check_idle(self) -> None:

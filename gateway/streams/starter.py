@@ -16,7 +16,7 @@ from gateway.engine.base import Call, EngineSource
 from gateway.errors import InternalError, Overloaded, SluiceError
 from gateway.protocols.base import StreamProtocol
 from gateway.streamlog.base import OpenLog
-from gateway.streams.body_parsing import BEGIN_PER_TURN, Parser
+from gateway.streams.body_parsing import BEGIN_PER_TURN, BodyParser
 from gateway.streams.limits import Limits
 from gateway.streams.registry import Registry
 from gateway.streams.stream import Stream
@@ -48,7 +48,7 @@ class StreamStarter:
         self._limits = limits
         self._clock = clock
         self._new_id = new_id
-        self._parser = Parser(limits.prepare_timeout_s)
+        self._parser = BodyParser(limits.prepare_timeout_s)
         self._preparing = TickLimiter(BEGIN_PER_TURN)
 
     def begin(self, protocol: StreamProtocol, body: bytes, stats: RequestStats, options: RequestOptions) -> Stream:
@@ -70,7 +70,7 @@ class StreamStarter:
         Raises the errors of `Engine.parse`, why there is no engine, Draining, DeadlineExceeded, and Overloaded if there
         is no room for another resumable stream.
         """
-        await self._parser.begin()
+        await self._parser.wait_turn()
         if self._parser.is_light(body):
             return self.begin(protocol, body, stats, options)
         self._registry.check_draining()
@@ -119,7 +119,7 @@ class StreamStarter:
             # The engine that is running now, which need not be the one that was when the wait began.
             engine = await self._engines.wait_ready()
             stats.queued_s = self._clock.now() - began_s
-            await self._preparing.enter()
+            await self._preparing.wait_turn()
             prepared = await engine.prepare(call, stats)
             writer.start(prepared.template)
             stats.instrumentation.overhead(self._clock.now() - stats.caller.arrival_s - stats.queued_s)

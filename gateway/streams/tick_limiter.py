@@ -1,5 +1,5 @@
-"""Beginning a request takes milliseconds of the event loop, and a thousand that come together must not all begin in one
-turn of it: the streams that run, and whoever asks whether the server lives, would wait for seconds."""
+"""Starting a request takes milliseconds of the event loop. A thousand that arrive together must not all start in one
+turn of it: running streams and health checks would wait for seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 
 
 class TickLimiter:
-    """Lets so many pass in each turn of the event loop, first come, first served. Who comes alone does not wait."""
+    """Admits at most `per_turn` callers in each turn of the event loop, in order. A single caller does not wait."""
 
     def __init__(self, per_turn: int) -> None:
         self._per_turn = per_turn
@@ -16,7 +16,7 @@ class TickLimiter:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._armed = False
 
-    async def enter(self) -> None:
+    async def wait_turn(self) -> None:
         """Pass now, or in one of the next turns."""
         loop = asyncio.get_running_loop()
         if self._left and not self._waiting:

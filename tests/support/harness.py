@@ -209,7 +209,7 @@ class StreamHarness:
     @property
     def at_rest(self) -> bool:
         """Whether nothing is left: no slot taken, no request queued, no live stream."""
-        return (self.gate.taken, self.gate.waiting, self.registry.active) == (0, 0, 0)
+        return (self.gate.slots_taken, self.gate.queued, self.registry.active) == (0, 0, 0)
 
 
 class HttpHarness(StreamHarness):
@@ -253,7 +253,7 @@ class HttpHarness(StreamHarness):
                 owner_of=self.registry.owner_of,
             ),
             max_body_bytes=max_body_bytes,
-            closing=lambda: self.registry.draining,
+            is_closing=lambda: self.registry.is_draining,
             clock=self.clock,
             instrumentation=self.instrumentation,
         )

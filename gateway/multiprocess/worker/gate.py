@@ -32,11 +32,11 @@ class RemoteGate:
         self._send = send
         self._permit_ids = count()
         self._unanswered: dict[int, asyncio.Future[None]] = {}
-        self.taken = 0
+        self.slots_taken = 0
         """Slots in use by this worker."""
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Requests of this worker that have no answer yet."""
         return len(self._unanswered)
 
@@ -57,7 +57,7 @@ class RemoteGate:
         finally:
             self._unanswered.pop(permit_id, None)
         self._instrumentation.waited(self._clock.now() - began_s)
-        self.taken += slots
+        self.slots_taken += slots
         return Permit(_Issuer(self, permit_id), slots, self._clock.now())
 
     def on_granted(self, message: PermitGranted) -> None:
@@ -75,7 +75,7 @@ class RemoteGate:
 
     def release(self, permit_id: int, slots: int) -> None:
         """Called through permits."""
-        self.taken -= slots
+        self.slots_taken -= slots
         self._send(ReleasePermit(permit_id))
 
 
@@ -88,7 +88,7 @@ class _Issuer:
         self._gate = gate
         self._permit_id = permit_id
 
-    def give_back(self, slots: int, granted_s: float) -> None:
+    def release(self, slots: int, granted_s: float) -> None:
         self._gate.release(self._permit_id, slots)
 
 

@@ -95,8 +95,8 @@ class Delivery:
             return
         # The head of the response and the first token are out; only more of the same is to be sent.
         self._reader.deliver_to(self._sink, self._frame)
-        if self._is_first and not stats.first_token_sent:
-            stats.first_token_sent = True
+        if self._is_first and not stats.is_first_token_sent:
+            stats.is_first_token_sent = True
             stats.instrumentation.first_token(self._silent_since_s - stats.caller.arrival_s)
 
     def _check(self, now_s: float) -> float:

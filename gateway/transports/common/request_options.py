@@ -1,4 +1,4 @@
-"""What a client's headers ask for."""
+"""The options in a request's headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESUMABLE = "x-stream-resumable"
 
 
 def read(headers: Mapping[str, str]) -> RequestOptions:
-    """The wishes in a request's headers (names in lower case). Raises ClientError that names the header."""
+    """The options in `headers` (names in lower case). Raises ClientError that names the header."""
     timeout_s = _seconds(headers, TIMEOUT, "X-Request-Timeout")
     if timeout_s == 0:
         raise ClientError("X-Request-Timeout must be more than 0 seconds.", param="X-Request-Timeout")

@@ -76,7 +76,7 @@ def _route(engine: Engine, method: str, path: str, caller: Caller) -> Route:
 
 def check_operator(path: str, caller: Caller) -> None:
     """Raises Forbidden, with how to become an operator, if the caller is none."""
-    if caller.operator:
+    if caller.is_operator:
         return
     if caller.owner is None:
         raise Forbidden(

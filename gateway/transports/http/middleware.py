@@ -1,7 +1,7 @@
-"""First and last for every request, ours and vLLM's: request id, access, body size, the one place where any error
-becomes a response, and the one log line at the end.
+"""The first and last code of every request: request id, access, body size; the place where errors become responses; and
+the account at the end.
 
-Pure ASGI around everything: a middleware framework would cost memory and a task per stream, and hide disconnects.
+Pure ASGI: a middleware framework would cost memory and a task per stream, and hide disconnects.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from gateway.transports.http.error_response import error_response
 logger = logging.getLogger(__name__)
 
 _QUIET_PATHS = PROBES | {"/metrics"}
-# Others that are asked again and again by whoever waits or watches.
+# Other paths that clients poll.
 _POLLED = frozenset({"/v1/models", "/load", "/version", "/"})
-# Headers that no app decides.
+# Response headers that only this middleware sets.
 _OURS = frozenset({b"x-request-id", b"request-id"})
-# What may be echoed into a header and a log line without a second thought.
+# Safe to echo into a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 EXCHANGE = "sluice.exchange"
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its response, as the guard saw them."""
+    """One request and its response."""
 
     caller: Caller
     stats: RequestStats
     path: str
     method: str
-    """HEAD is GET to all but the outlet, which keeps the body back."""
+    """HEAD is GET for the app; `_TrackedSend` drops the body."""
     status: int = 0
-    complete: bool = False
-    gone: bool = False
+    is_complete: bool = False
+    is_disconnected: bool = False
     failure: Cause | None = None
 
 
@@ -73,13 +73,13 @@ class Middleware:
         *,
         access: Access,
         max_body_bytes: int,
-        closing: Callable[[], bool],
+        is_closing: Callable[[], bool],
         clock: Clock,
         instrumentation: Instrumentation,
     ) -> None:
-        """`closing`: whether the server is about to stop, so that no connection should be used again."""
+        """`is_closing`: whether the server is about to stop, so that no connection should be used again."""
         self._app = app
-        self._closing = closing
+        self._is_closing = is_closing
         self._access = access
         self._max_body_bytes = max_body_bytes
         self._clock = clock
@@ -99,30 +99,30 @@ class Middleware:
         verdict = self._access.judge(scope)
         exchange = self._exchange(scope, verdict)
         if exchange.method == "HEAD":
-            # A copy: the server, too, looks at its own.
+            # A copy: the server reads its own.
             scope = {**scope, "method": "GET"}
         scope[EXCHANGE] = exchange
-        outlet = _TrackedSend(exchange, send, self._closing)
+        tracked_send = _TrackedSend(exchange, send, self._is_closing)
         try:
             paths.check(scope)
             if verdict.refusal is not None:
                 raise verdict.refusal
-            inlet = _LimitedReceive(receive, self._max_body_bytes, scope, outlet, self._instrumentation)
-            await self._app(scope, inlet, outlet)
-            if outlet.refusal is not None:
-                raise outlet.refusal
+            limited_receive = _LimitedReceive(receive, self._max_body_bytes, scope, tracked_send, self._instrumentation)
+            await self._app(scope, limited_receive, tracked_send)
+            if tracked_send.refusal is not None:
+                raise tracked_send.refusal
         except ClientDisconnected as left:
-            exchange.gone = True
+            exchange.is_disconnected = True
             if not exchange.stats.is_resumable:
                 exchange.stats.end(left.cause)
             clear_tracebacks(left)
         except SluiceError as error:
             clear_tracebacks(error)
-            await self._fail(error, exchange, outlet)
+            await self._fail(error, exchange, tracked_send)
         except Exception as error:
             log_defect(logger, "a request failed with an error that nobody foresaw", error)
             clear_tracebacks(error)
-            await self._fail(InternalError("The server failed to answer this request."), exchange, outlet)
+            await self._fail(InternalError("The server failed to answer this request."), exchange, tracked_send)
         finally:
             self._close(exchange)
 
@@ -137,28 +137,28 @@ class Middleware:
             arrival_s=arrival,
             arrival_wall_s=self._clock.wall() - (now - arrival),
             headers=headers,
-            operator=verdict.operator,
+            is_operator=verdict.operator,
         )
         return Exchange(caller, self._accounting.open(caller), scope["path"], scope["method"])
 
-    async def _fail(self, error: SluiceError, exchange: Exchange, outlet: _TrackedSend) -> None:
+    async def _fail(self, error: SluiceError, exchange: Exchange, tracked_send: _TrackedSend) -> None:
         stats = exchange.stats
         exchange.failure = cause_of(error, submitted=stats.submitted)
         if not stats.is_resumable:
             stats.end(exchange.failure)
-        outlet.refusal = None
+        tracked_send.refusal = None
         if exchange.status:
-            # Half a response is out and cannot be mended. Returning now makes the server break the connection
-            # without the final chunk, so that the client notices.
+            # Part of the response is sent. Returning now makes the server break the connection without the final chunk,
+            # so that the client notices.
             return
-        await outlet.replace(*error_response(error, exchange.path, exchange.caller.request_id))
+        await tracked_send.replace(*error_response(error, exchange.path, exchange.caller.request_id))
 
     def _close(self, exchange: Exchange) -> None:
         self._accounting.close(
             exchange.stats,
             path=exchange.path,
             status=exchange.status or None,
-            is_delivered=exchange.complete and not exchange.gone,
+            is_delivered=exchange.is_complete and not exchange.is_disconnected,
             is_error=exchange.status >= 400,
             failure=exchange.failure,
             log_level=logging.DEBUG if _is_polled(exchange) else logging.INFO,
@@ -166,16 +166,16 @@ class Middleware:
 
 
 def _is_polled(exchange: Exchange) -> bool:
-    """Whether somebody only looked whether the server is there, or ready, which people do every second."""
+    """Whether the request only checks the server's state, as probes and user interfaces do every second."""
     if exchange.path in _QUIET_PATHS:
         return True
-    looked = exchange.method in ("GET", "HEAD") and exchange.status in (200, 503)
-    return looked and (exchange.path in _POLLED or exchange.path.startswith("/v1/models/"))
+    is_check = exchange.method in ("GET", "HEAD") and exchange.status in (200, 503)
+    return is_check and (exchange.path in _POLLED or exchange.path.startswith("/v1/models/"))
 
 
 def with_cors(app: Any, origins: Sequence[str]) -> Any:
-    """Let pages of these origins call `app` from a browser. Outside the guard, because preflight requests carry no
-    key and refusals must be readable, too."""
+    """Let web pages of these origins call `app`. Outside the middleware, because preflight requests have no key, and
+    pages must be able to read refusals, too."""
     if not origins:
         return app
     return CORSMiddleware(
@@ -195,21 +195,22 @@ def with_cors(app: Any, origins: Sequence[str]) -> Any:
 
 
 class _LimitedReceive:
-    """The request body, with its limit; the connection has others, and knows when one is passed."""
+    """The request body, with its limit in bytes. The connection has more limits, and reports one that is passed in its
+    `body_error`."""
 
     def __init__(
         self,
         receive: Any,
         limit: int,
         scope: MutableMapping[str, Any],
-        outlet: _TrackedSend,
+        tracked_send: _TrackedSend,
         instrumentation: Instrumentation,
     ) -> None:
         self._instrumentation = instrumentation
-        self._outlet = outlet
+        self._tracked_send = tracked_send
         self._receive = receive
         self._limit = limit
-        self._line = scope.get(DIRECT_SINK)
+        self._connection = scope.get(DIRECT_SINK)
         self._seen = 0
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
@@ -218,14 +219,18 @@ class _LimitedReceive:
     async def __call__(self) -> Any:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            # Also what the server says after a complete response, where it means nothing.
-            self._outlet.gone()
+            # The server also sends this after a complete response, where it has no meaning.
+            self._tracked_send.on_disconnect()
         elif message["type"] == "http.request":
-            if self._line is not None and self._line.body_error is not None and message.get("more_body", False):
-                if isinstance(self._line.body_error, Overloaded):
-                    self._instrumentation.rejected(self._line.body_error.reason)
-                # One of its own: with its stack the connection would keep all that has come of the body.
-                raise self._refused(copy(self._line.body_error))
+            if (
+                self._connection is not None
+                and self._connection.body_error is not None
+                and message.get("more_body", False)
+            ):
+                if isinstance(self._connection.body_error, Overloaded):
+                    self._instrumentation.rejected(self._connection.body_error.reason)
+                # A copy: with the traceback the connection would keep all of the body that has arrived.
+                raise self._refused(copy(self._connection.body_error))
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
                 raise self._too_large()
@@ -238,18 +243,18 @@ class _LimitedReceive:
 
     def _refused(self, error: SluiceError) -> SluiceError:
         # Frameworks take an error of `receive` for a body that cannot be parsed, and answer 400.
-        self._outlet.refusal = error
+        self._tracked_send.refusal = error
         return error
 
 
 class _TrackedSend:
-    """The response: adds the request id to its headers, escapes line separators in its JSON, and remembers how far it
-    got. While there is a refusal, what the app says about it is dropped: the guard will answer."""
+    """The response: adds the request id to its headers, escapes line separators in its JSON, and records its progress.
+    While there is a refusal, the app's response is dropped: the middleware answers."""
 
-    def __init__(self, exchange: Exchange, send: Any, closing: Callable[[], bool]) -> None:
+    def __init__(self, exchange: Exchange, send: Any, is_closing: Callable[[], bool]) -> None:
         self._exchange = exchange
         self._send = send
-        self._closing = closing
+        self._is_closing = is_closing
         self._held: MutableMapping[str, Any] | None = None
         self._is_json = False
         self.refusal: SluiceError | None = None
@@ -262,7 +267,7 @@ class _TrackedSend:
             self._is_json = kind.startswith((b"application/json", b"text/event-stream"))
             self._held = message
             if kind.startswith(b"application/json"):
-                # What is escaped is longer, and the length stands before it.
+                # The escaped body is longer, and its length is in the head.
                 return
             await self._start()
         elif message["type"] == "http.response.body":
@@ -278,11 +283,11 @@ class _TrackedSend:
             await self._start(None if more else len(message.get("body", b"")))
         if self._exchange.method == "HEAD":
             return
-        self._exchange.complete = self._exchange.complete or not more
+        self._exchange.is_complete = self._exchange.is_complete or not more
         await self._send(message)
 
     async def _start(self, length: int | None = None) -> None:
-        """Send the head; `length` is the body's, if it is known by now."""
+        """Send the head; `length` is the body's, if it is known."""
         message, self._held = self._held, None
         assert message is not None
         exchange = self._exchange
@@ -298,17 +303,17 @@ class _TrackedSend:
             headers = [item for item in headers if item[0].lower() != b"content-length"]
             if length is not None:
                 headers.append((b"content-length", b"%d" % length))
-        if self._closing():
+        if self._is_closing():
             headers = [item for item in headers if item[0].lower() != b"connection"]
             headers.append((b"connection", b"close"))
         await self._send({**message, "status": exchange.status, "headers": headers})
         if exchange.method == "HEAD":
-            exchange.complete = True
+            exchange.is_complete = True
             await self._send({"type": "http.response.body", "body": b""})
 
-    def gone(self) -> None:
-        """The client has left. What an app still sends goes nowhere, however complete it looks."""
-        self._exchange.gone = self._exchange.gone or not self._exchange.complete
+    def on_disconnect(self) -> None:
+        """The client has left. Later messages of the app do not complete the exchange."""
+        self._exchange.is_disconnected = self._exchange.is_disconnected or not self._exchange.is_complete
 
     async def replace(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send this response, in place of one whose head is held back."""

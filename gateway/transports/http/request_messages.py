@@ -47,7 +47,7 @@ class RequestMessages:
         await self._body_taken.wait()
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            if not exchange.complete:
+            if not exchange.is_complete:
                 # Work that the handler has started in other tasks checks this.
                 exchange.stats.end(Cause.DISCONNECTED)
             self._client_left.set()

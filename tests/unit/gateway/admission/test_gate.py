@@ -34,11 +34,11 @@ async def test_who_finds_a_free_seat_walks_in() -> None:
     gate, instrumentation = make_gate()
     permit = await gate.enter()
 
-    assert (gate.taken, gate.waiting, instrumentation.waits) == (1, 0, [0.0])
+    assert (gate.slots_taken, gate.queued, instrumentation.waits) == (1, 0, [0.0])
 
     permit.release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -49,11 +49,11 @@ async def test_a_permit_released_twice_frees_its_seats_once() -> None:
     first.release()
     first.release()
 
-    assert gate.taken == 1
+    assert gate.slots_taken == 1
 
     second.release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -70,7 +70,7 @@ async def test_the_waiting_enter_in_order_of_arrival() -> None:
     await asyncio.gather(*(visit(number) for number in range(6)))
 
     assert order == list(range(6))
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -95,7 +95,7 @@ async def test_a_large_request_at_the_head_is_not_overtaken() -> None:
     large.result().release()
     (await small).release()
 
-    assert (gate.taken, gate.waiting) == (0, 0)
+    assert (gate.slots_taken, gate.queued) == (0, 0)
 
 
 @in_virtual_time
@@ -105,14 +105,14 @@ async def test_a_newcomer_does_not_pass_the_waiting_even_if_it_would_fit() -> No
     large, small = enter(gate, 2), enter(gate, 1)
     await settle()
 
-    assert gate.taken == 1
+    assert gate.slots_taken == 1
     assert not small.done()
 
     held.release()
     (await large).release()
     (await small).release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -187,11 +187,11 @@ async def test_a_wait_ends_at_the_queue_timeout() -> None:
 
     assert clock().now() - began == pytest.approx(5)
     assert caught.value.retry_after_s is not None
-    assert (gate.waiting, instrumentation.rejections) == (0, ["queue_timeout"])
+    assert (gate.queued, instrumentation.rejections) == (0, ["queue_timeout"])
 
     held.release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -210,7 +210,7 @@ async def test_a_timed_out_giant_lets_those_behind_it_in() -> None:
     held.release()
     small.result().release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -225,7 +225,7 @@ async def test_a_cancelled_wait_leaves_no_trace_and_lets_the_next_in() -> None:
     await settle()
 
     assert small.done()
-    assert (gate.taken, gate.waiting, instrumentation.rejections) == (2, 0, [])
+    assert (gate.slots_taken, gate.queued, instrumentation.rejections) == (2, 0, [])
 
     held.release()
     small.result().release()
@@ -243,11 +243,11 @@ async def test_a_seat_granted_to_somebody_cancelled_in_the_same_turn_is_passed_o
 
     assert unlucky.cancelled()
     assert lucky.done()
-    assert gate.taken == 1
+    assert gate.slots_taken == 1
 
     lucky.result().release()
 
-    assert gate.taken == 0
+    assert gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -263,7 +263,7 @@ async def test_a_seat_granted_just_after_a_cancellation_is_not_lost_either() -> 
 
     lucky.result().release()
 
-    assert (gate.taken, gate.waiting) == (0, 0)
+    assert (gate.slots_taken, gate.queued) == (0, 0)
 
 
 @in_virtual_time
@@ -280,7 +280,7 @@ async def test_timeout_and_cancellation_in_the_same_turn_leave_no_unread_error()
 
     held.release()
 
-    assert (gate.taken, gate.waiting) == (0, 0)
+    assert (gate.slots_taken, gate.queued) == (0, 0)
 
 
 @in_virtual_time
@@ -337,11 +337,11 @@ async def _any_order(slots: int, room: int, steps: list[tuple[str, Any]]) -> Non
                 released.add(id(task.result()))
                 task.result().release()
 
-        assert live() <= gate.taken <= slots
-        assert gate.waiting <= room
+        assert live() <= gate.slots_taken <= slots
+        assert gate.queued <= room
         if step == "pause":
-            assert gate.taken == live()
-            assert gate.waiting == sum(not task.done() for task in tasks)
+            assert gate.slots_taken == live()
+            assert gate.queued == sum(not task.done() for task in tasks)
 
     while any(not task.done() for task in tasks):
         for task in tasks:
@@ -353,4 +353,4 @@ async def _any_order(slots: int, room: int, steps: list[tuple[str, Any]]) -> Non
         if not task.cancelled() and not task.exception():
             task.result().release()
 
-    assert (gate.taken, gate.waiting) == (0, 0)
+    assert (gate.slots_taken, gate.queued) == (0, 0)

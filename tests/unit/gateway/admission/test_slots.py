@@ -3,11 +3,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission.slots import FIRST_GUESS_S, RETRY_AFTER_RANGE_S, Budget
+from gateway.admission.slots import FIRST_GUESS_S, RETRY_AFTER_RANGE_S, SlotPool
 
 
 def test_a_seat_fits_until_all_are_taken() -> None:
-    budget = Budget(3)
+    budget = SlotPool(3)
     budget.take(2)
 
     assert budget.fits(1)
@@ -15,9 +15,9 @@ def test_a_seat_fits_until_all_are_taken() -> None:
 
 
 def test_seats_given_back_can_be_taken_again() -> None:
-    budget = Budget(1)
+    budget = SlotPool(1)
     budget.take(1)
-    budget.give_back(1, 2.0)
+    budget.release(1, 2.0)
 
     assert budget.taken == 0
     assert budget.fits(1)
@@ -25,26 +25,26 @@ def test_seats_given_back_can_be_taken_again() -> None:
 
 def test_the_first_measurement_replaces_the_guess() -> None:
     """The guess is worth nothing once something is known; averaging with it would only delay the truth."""
-    budget = Budget(1)
+    budget = SlotPool(1)
     budget.take(1)
-    budget.give_back(1, 40.0)
+    budget.release(1, 40.0)
 
     assert budget.retry_after_s(0) == 40
 
 
 def test_seats_that_were_never_used_say_nothing_about_holding_times() -> None:
-    budget = Budget(1)
+    budget = SlotPool(1)
     budget.take(1)
-    budget.give_back(1, None)
+    budget.release(1, None)
 
     assert budget.retry_after_s(9) == 10 * FIRST_GUESS_S
 
 
 def test_later_measurements_move_the_average_slowly() -> None:
-    budget = Budget(1)
+    budget = SlotPool(1)
     for held_s in (10.0, 20.0):
         budget.take(1)
-        budget.give_back(1, held_s)
+        budget.release(1, held_s)
 
     assert budget.retry_after_s(0) == 12
 
@@ -57,10 +57,10 @@ def test_later_measurements_move_the_average_slowly() -> None:
 def test_retry_after_stays_in_range_and_never_shrinks_with_the_queue(
     slots: int, held_s: list[float], waiting: int
 ) -> None:
-    budget = Budget(slots)
+    budget = SlotPool(slots)
     for seconds in held_s:
         budget.take(1)
-        budget.give_back(1, seconds)
+        budget.release(1, seconds)
     low, high = RETRY_AFTER_RANGE_S
 
     assert low <= budget.retry_after_s(waiting) <= budget.retry_after_s(waiting + 1) <= high

@@ -224,7 +224,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         harness = self.harness
         waiting = [record for record in self.live if record.stream.writer._permit is None]
-        full = len(waiting) >= 4 and (waiting or harness.gate.taken + slots > 3)
+        full = len(waiting) >= 4 and (waiting or harness.gate.slots_taken + slots > 3)
         live_bytes = sum(record.log.size_bytes for record in self.live)
 
         async def ask() -> Stream:
@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
             # Without settling: its reader comes in the same turn.
             stream = self.loop.run_until_complete(ask())
         except Draining:
-            assert harness.registry.draining
+            assert harness.registry.is_draining
             return
         except EngineFailed:
             assert self.lost
@@ -584,8 +584,8 @@ class Machine(RuleBasedStateMachine):
     def _check_slots(self) -> None:
         gate = self.harness.gate
         admitted = [record for record in self.live if record.stream.writer._permit is not None]
-        assert gate.taken == sum(record.slots for record in admitted), "I5"
-        assert gate.waiting == len(self.live) - len(admitted)
+        assert gate.slots_taken == sum(record.slots for record in admitted), "I5"
+        assert gate.queued == len(self.live) - len(admitted)
         assert self.harness.registry.active == len(self.live)
 
     def _check_instrumentation(self) -> None:

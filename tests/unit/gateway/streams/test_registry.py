@@ -47,7 +47,7 @@ async def test_a_stream_that_ends_leaves_nothing_behind() -> None:
     following = start_reading(stream)
     await settle()
 
-    assert (harness.registry.active, harness.gate.taken, stream.status) == (1, 1, "running")
+    assert (harness.registry.active, harness.gate.slots_taken, stream.status) == (1, 1, "running")
 
     harness.engine.runs[0].end("all")
     documents, ended = await following
@@ -210,7 +210,7 @@ async def test_a_request_whose_reader_leaves_before_it_runs_leaves_nothing_behin
     with stream.read():
         await settle()
 
-        assert harness.gate.taken == 1
+        assert harness.gate.slots_taken == 1
     assert stream.start_task is not None
     await asyncio.wait((stream.start_task,))
 
@@ -255,7 +255,7 @@ async def test_a_request_for_n_choices_takes_n_seats() -> None:
     following = start_reading(harness.open(n=3))
     await settle()
 
-    assert harness.gate.taken == 3
+    assert harness.gate.slots_taken == 3
 
     harness.engine.runs[0].fail(EngineFailed("Down."))
     await following
@@ -728,10 +728,10 @@ async def test_a_mounted_path_that_works_the_engine_holds_a_seat_and_a_light_one
     harness = with_mounted_app()
     stats = some_stats(harness.instrumentation)
     async with admit(harness, "GET", "/v1/models", stats, RequestOptions()) as engine:
-        assert (harness.gate.taken, harness.registry.active, engine) == (0, 0, harness.engine)
+        assert (harness.gate.slots_taken, harness.registry.active, engine) == (0, 0, harness.engine)
         assert (stats.uses_engine, stats.endpoint) == (False, "/v1/models")
     async with admit(harness, "POST", "/v1/embeddings", stats, RequestOptions()) as engine:
-        assert (harness.gate.taken, harness.registry.active, engine) == (1, 1, harness.engine)
+        assert (harness.gate.slots_taken, harness.registry.active, engine) == (1, 1, harness.engine)
         assert CURRENT_STATS.get() is stats
         assert (stats.uses_engine, stats.queued_s) == (True, 0)
     assert CURRENT_STATS.get() is None
@@ -939,7 +939,7 @@ async def test_ending_all_does_not_wait_and_ends_a_drain() -> None:
     await drain
 
     assert clock().now() == pytest.approx(1001, abs=1e-3)
-    assert harness.registry.draining
+    assert harness.registry.is_draining
 
 
 @in_virtual_time

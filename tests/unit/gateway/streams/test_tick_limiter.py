@@ -10,7 +10,7 @@ from tests.support.time import in_virtual_time, settle
 async def test_who_comes_alone_does_not_wait() -> None:
     tick_limiter = TickLimiter(2)
     for _ in range(10):
-        entering = tick_limiter.enter()
+        entering = tick_limiter.wait_turn()
         try:
             entering.send(None)
         except StopIteration:
@@ -27,7 +27,7 @@ async def test_a_crowd_passes_in_order_so_many_a_turn() -> None:
     turn = 0
 
     async def pass_through(number: int) -> None:
-        await tick_limiter.enter()
+        await tick_limiter.wait_turn()
         passed.append((turn, number))
 
     tasks = [asyncio.ensure_future(pass_through(number)) for number in range(8)]
@@ -47,7 +47,7 @@ async def test_who_leaves_while_waiting_takes_nobodys_place() -> None:
     passed: list[int] = []
 
     async def pass_through(number: int) -> None:
-        await tick_limiter.enter()
+        await tick_limiter.wait_turn()
         passed.append(number)
 
     tasks = [asyncio.ensure_future(pass_through(number)) for number in range(4)]

@@ -31,7 +31,7 @@ async def test_pieces_become_events_in_order_and_a_finish_reason_ends_the_stream
 
     assert documents(writer) == [b"a", b"b", b"c", b"end"]
     assert writer.ended == Ended(Cause.COMPLETED)
-    assert (harness.gate.taken, harness.ends, harness.handle.aborts) == (0, 1, 0)
+    assert (harness.gate.slots_taken, harness.ends, harness.handle.aborts) == (0, 1, 0)
     assert writer.stats.completion_tokens == 4
 
 
@@ -109,7 +109,7 @@ async def test_failure_ends_the_stream_with_the_cause_of_its_error_and_aborts_no
 
     assert writer.ended == Ended(Cause.ENGINE_FAILED, error)
     assert documents(writer) == [b'"engine_failed"']
-    assert (harness.gate.taken, harness.handle.aborts) == (0, 0)
+    assert (harness.gate.slots_taken, harness.handle.aborts) == (0, 0)
 
 
 @in_virtual_time
@@ -118,7 +118,7 @@ async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
     writer = await harness.running()
     writer.cancel(Cancelled("By its id."))
 
-    assert (harness.gate.taken, harness.handle.aborts, harness.ends) == (0, 1, 1)
+    assert (harness.gate.slots_taken, harness.handle.aborts, harness.ends) == (0, 1, 1)
     assert writer.ended is not None
     assert writer.ended.cause is Cause.CANCELLED
 
@@ -163,7 +163,7 @@ async def test_a_permit_that_comes_after_the_end_goes_back_at_once() -> None:
     writer.cancel(Cancelled("By its id."))
     writer.admit(await harness.gate.enter())
 
-    assert harness.gate.taken == 0
+    assert harness.gate.slots_taken == 0
 
 
 @in_virtual_time
@@ -393,7 +393,7 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
             if state in {State.RUNNING, State.RECOVERING}:
                 said += {"put": b"x", "last": b"y", "document": b"z"}.get(act, b"")
 
-            assert harness.gate.taken == (0 if writer.ended else 1)
+            assert harness.gate.slots_taken == (0 if writer.ended else 1)
         writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
         for act in ("put", "last", "finish", "fail", "cancel", "seal"):
             ACTS[act](writer, harness.handle)
@@ -402,7 +402,7 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
         assert b"".join(events) == said
         assert end in {b"end", b'"engine_failed"', b'"cancelled"'}
         assert harness.ends == 1
-        assert harness.gate.taken == 0
+        assert harness.gate.slots_taken == 0
         assert writer.stats.completion_tokens == said.count(b"x") + said.count(b"y")
         if acts.count("attach") == 1:
             assert harness.handle.aborts <= 1
@@ -444,7 +444,7 @@ async def test_who_lets_documents_pile_up_for_too_long_is_stalled_and_hears_so()
 
     assert writer.ended.cause is Cause.CLIENT_STALLED
     assert writer.log.size_bytes < 64 * 2**10
-    assert (harness.handle.aborts, harness.gate.taken) == (1, 0)
+    assert (harness.handle.aborts, harness.gate.slots_taken) == (1, 0)
     assert documents(writer) == [*[_log_probabilities(i).payload for i in range(number)], b'"client_stalled"']
 
 

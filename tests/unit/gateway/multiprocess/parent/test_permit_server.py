@@ -18,7 +18,7 @@ class Server:
 
     @property
     def at_gate(self) -> tuple[int, int]:
-        return self.gate.taken, self.gate.waiting
+        return self.gate.slots_taken, self.gate.queued
 
 
 @in_virtual_time

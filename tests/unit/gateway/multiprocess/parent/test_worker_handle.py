@@ -103,7 +103,7 @@ async def test_a_permit_is_acquired_over_the_channel_and_released_at_its_end() -
     with pytest.raises(Overloaded):
         await gate.enter()
 
-    assert pair.gate.taken == 1
+    assert pair.gate.slots_taken == 1
 
     permit.release()
     await gate.enter()
@@ -113,7 +113,7 @@ async def test_a_permit_is_acquired_over_the_channel_and_released_at_its_end() -
     await pair.close()
 
     assert pair.worker.is_gone
-    assert pair.gate.taken == 0
+    assert pair.gate.slots_taken == 0
 
 
 @in_real_time

@@ -56,7 +56,7 @@ class Parent:
 
     @property
     def slots(self) -> tuple[int, int]:
-        return self.gate.taken, self.gate.waiting
+        return self.gate.slots_taken, self.gate.queued
 
 
 @in_virtual_time
@@ -67,13 +67,13 @@ async def test_a_permit_takes_one_round_trip() -> None:
 
     assert clock().now() - began_s == pytest.approx(2 * WIRE_S)
     assert parent.workers[0].instrumentation.waits == [pytest.approx(2 * WIRE_S)]
-    assert (parent.slots, parent.workers[0].gate.taken) == ((1, 0), 1)
+    assert (parent.slots, parent.workers[0].gate.slots_taken) == ((1, 0), 1)
 
     permit.release()
     permit.release()
     await asyncio.sleep(1)
 
-    assert (parent.slots, parent.workers[0].gate.taken) == ((0, 0), 0)
+    assert (parent.slots, parent.workers[0].gate.slots_taken) == ((0, 0), 0)
 
 
 @in_virtual_time
@@ -87,7 +87,7 @@ async def test_slots_are_shared_by_all_workers_in_order_of_arrival() -> None:
         await asyncio.sleep(0.1)
 
     assert parent.slots == (2, 3)
-    assert (one.gate.waiting, two.gate.waiting) == (1, 2)
+    assert (one.gate.queued, two.gate.queued) == (1, 2)
 
     for index, permit in enumerate(held):
         permit.release()
@@ -114,7 +114,7 @@ async def test_a_full_queue_refuses_with_its_reason_and_when_to_retry() -> None:
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s >= 1
     assert two.instrumentation.rejections == ["queue_full"]
-    assert "waiting room" in caught.value.message
+    assert "so is its queue" in caught.value.message
 
     permit.release()
     (await waiting).release()
@@ -130,7 +130,7 @@ async def test_a_wait_that_is_too_long_ends() -> None:
         await two.enter()
 
     assert clock().now() - began_s == pytest.approx(5, abs=0.01)
-    assert (two.instrumentation.rejections, two.gate.waiting, parent.slots) == (["queue_timeout"], 0, (1, 0))
+    assert (two.instrumentation.rejections, two.gate.queued, parent.slots) == (["queue_timeout"], 0, (1, 0))
 
     permit.release()
 
@@ -162,7 +162,7 @@ async def test_a_cancelled_wait_leaves_no_trace_at_any_moment(after_s: float) ->
             held.release()
         await asyncio.sleep(1)
 
-        assert (parent.slots, two.gate.taken, two.gate.waiting) == ((0, 0), 0, 0)
+        assert (parent.slots, two.gate.slots_taken, two.gate.queued) == ((0, 0), 0, 0)
 
 
 @in_virtual_time

@@ -39,7 +39,7 @@ def made(**options: Any) -> HttpHarness:
     app = FastAPI()
 
     async def answer() -> dict[str, Any]:
-        return {"taken": harness.gate.taken}
+        return {"taken": harness.gate.slots_taken}
 
     harness.engine.routes = {**CLIENTS, **OPERATORS, ("GET", "/ping"): Route.LIGHT}
     for method, path in harness.engine.routes:

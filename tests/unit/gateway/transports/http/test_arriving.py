@@ -59,7 +59,7 @@ async def test_a_body_that_does_not_come_is_a_408_in_full_form(path: str) -> Non
     await asyncio.sleep(9)
 
     assert connection.heard == b""
-    assert made.gate.taken == 0, "nobody sits while the body arrives"
+    assert made.gate.slots_taken == 0, "nobody sits while the body arrives"
 
     await asyncio.sleep(2)
     status, body, top = only(connection)

@@ -91,7 +91,7 @@ class Door:
                 owner_of=lambda _: None,
             ),
             max_body_bytes=max_body_bytes,
-            closing=lambda: self.closing,
+            is_closing=lambda: self.closing,
             clock=clock(),
             instrumentation=self.instrumentation,
         )

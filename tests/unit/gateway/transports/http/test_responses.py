@@ -202,12 +202,12 @@ async def test_a_client_that_leaves_the_queue_makes_room(stream: bool) -> None:
     client = harness.post(stream=stream)
     await settle()
 
-    assert harness.gate.waiting == 1
+    assert harness.gate.queued == 1
 
     client.leave()
     await client.finish()
 
-    assert harness.gate.waiting == 0
+    assert harness.gate.queued == 0
     assert harness.engine.runs == []
     assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
@@ -465,7 +465,7 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_seat_tak
                 run.put_text(f"I am {number}")
                 run.end(".")
 
-        assert harness.gate.taken <= 3
+        assert harness.gate.slots_taken <= 3
 
     await asyncio.gather(*(client.finish() for client in clients))
 

@@ -36,11 +36,11 @@ def with_mounted(harness: HttpHarness) -> HttpHarness:
         stats = CURRENT_STATS.get()
         assert stats is not None
         stats.prompt_tokens = 5
-        return JSONResponse({"slots": harness.gate.taken, **body})
+        return JSONResponse({"slots": harness.gate.slots_taken, **body})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"slots": harness.gate.taken}
+        return {"slots": harness.gate.slots_taken}
 
     harness.engine.http = app
     harness.engine.routes = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
@@ -250,12 +250,12 @@ async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinish
     client = harness.request("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
     await settle()
 
-    assert harness.gate.waiting == int(not unfinished), "nobody waits there before all of the request is here"
+    assert harness.gate.queued == int(not unfinished), "nobody waits there before all of the request is here"
 
     client.leave()
     await client.finish()
 
-    assert (harness.gate.waiting, client.started) == (0, False)
+    assert (harness.gate.queued, client.started) == (0, False)
     assert harness.instrumentation.endings == [(Cause.DISCONNECTED, 0)]
 
     held.release()

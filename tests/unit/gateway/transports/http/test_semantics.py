@@ -413,7 +413,7 @@ async def test_every_refusal_of_an_anthropic_endpoint_has_anthropics_shape(path:
     down.supervisor.phase = Phase.FAILED
     failed = await down.request("POST", path).finish()
     draining = mounted(HttpHarness())
-    draining.registry.draining = True
+    draining.registry.is_draining = True
     stopping = await draining.request("POST", path).finish()
 
     assert (locked.status, anthropic(locked)) == (401, "authentication_error")
