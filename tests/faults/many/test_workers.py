@@ -17,13 +17,12 @@ import httpx
 import pytest
 
 from tests.faults.conftest import SYNTHETIC, Serve, Shared, Wanted
-from tests.faults.many.worker_requests import answered_by, assert_exact, begin, begin_many, worker_of
+from tests.faults.many.worker_requests import WORKERS, answered_by, assert_exact, begin, begin_many, worker_of
 from tests.support.server import MODEL, READY_WITHIN_S, Server, check_error, descendants, poll
 from tests.support.stream_client import COMPLETIONS, Answer, ask, completion
 
 pytestmark = pytest.mark.timeout(600)
 
-WORKERS = 2
 SLOTS, PLACES = 60, 4
 FOREVER = 20_000
 ENV = {

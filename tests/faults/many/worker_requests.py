@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from tests.faults.conftest import Shared
-from tests.faults.many.test_workers import WORKERS
 from tests.support.stream_client import Answer, Connection, ask, completion
+
+WORKERS = 2
 
 
 def worker_of(stream_id: str) -> int:
