@@ -1,4 +1,4 @@
-"""vLLM's errors as ours: the right class, vLLM's own words where they are meant for clients, never a stack."""
+"""Maps vLLM's errors to ours: the right class, with vLLM's message where it is meant for clients, never a stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
 from gateway.engine.vllm.compat.imports import find
-from gateway.engine.vllm.exceptions import EngineKilledByRequest
+from gateway.engine.vllm.exceptions import Aborted, EngineKilledByRequest
 from gateway.errors import (
     Cancelled,
     ClientError,
@@ -34,17 +34,13 @@ logger = logging.getLogger(__name__)
 _SUFFIX = re.compile(r" ?\(parameter=.*\)$", re.S)
 
 
-UNGRAMMATICAL = (
+GRAMMAR_DEAD_END = (
     "structured_outputs: the model cannot go on within this grammar: it compiles, but it comes to a dead end, or takes "
     "too long for each token."
 )
 
 
-class Aborted(Exception):
-    """The engine gave a request up because somebody aborted it: never to be mistaken for a good end."""
-
-
-class Refused(ClientError):
+class RefusedByVllm(ClientError):
     """vLLM refuses the request with a status of its own, such as 409 or 413."""
 
     def __init__(self, message: str, param: str | None, status: int) -> None:
@@ -53,8 +49,8 @@ class Refused(ClientError):
 
 
 def from_validator(error: Exception, model: Any, document: dict[str, Any]) -> SluiceError:
-    """What one of vLLM's own validators raised: its words if they are meant for clients. If it only tripped over a
-    value of a type that it did not expect, the first field that has the wrong type is named instead."""
+    """An error of vLLM's own validators, with its message if that is meant for clients. If a validator failed on a
+    value of an unexpected type, the first field with a wrong type is named instead."""
     if isinstance(error, VLLMError | ValueError):
         return from_exception(error)
     for name, field in getattr(model, "model_fields", {}).items():
@@ -68,12 +64,12 @@ def from_validator(error: Exception, model: Any, document: dict[str, Any]) -> Sl
 
 
 def from_response(response: Any) -> SluiceError:
-    """An ErrorResponse object of vLLM's."""
+    """The error in vLLM's ErrorResponse."""
     return from_info(response.error.code, response.error.message, response.error.param)
 
 
 def from_info(status: int, message: str, param: str | None) -> SluiceError:
-    """vLLM's status, message and parameter, as one of our classes."""
+    """The error of vLLM's status, message and parameter."""
     message = _SUFFIX.sub("", message)
     if status == 404:
         return NotFound(message, param=param)
@@ -82,14 +78,14 @@ def from_info(status: int, message: str, param: str | None) -> SluiceError:
     if status in (429, 503):
         return Overloaded(message, retry_after_s=1)
     if 400 <= status < 500:
-        return Refused(message, "structured_outputs" if message == UNGRAMMATICAL else param, status)
+        return RefusedByVllm(message, "structured_outputs" if message == GRAMMAR_DEAD_END else param, status)
     logger.error("vLLM answered %d: %s", status, message)
     return InternalError("The server failed to answer this request.")
 
 
 def with_client_field(error: SluiceError, request: Any) -> SluiceError:
-    """The same error with the field as the client wrote it. vLLM speaks of its own parameters (`input_tokens`), of
-    `max_tokens` where the client said `max_completion_tokens`, and of no field at all where a template refuses."""
+    """The same error with the field as the client wrote it. vLLM names its own parameters (`input_tokens`),
+    `max_tokens` where the client sent `max_completion_tokens`, and no field at all where a template refuses."""
     if not isinstance(error, ClientError):
         return error
     given = "messages" if hasattr(request, "messages") else "prompt"
@@ -101,7 +97,7 @@ def with_client_field(error: SluiceError, request: Any) -> SluiceError:
         param = "max_completion_tokens"
         message = message.replace("max_tokens", param)
     elif param is not None and param.startswith("["):
-        # vLLM validates the parts of a message when it renders it, and then knows only the part's number.
+        # vLLM validates the parts of a message when it renders it, and then names only the part's number.
         param, message = given, f"{given}: in a list of parts, {message}"
     elif param is None:
         first = message.split(" ", 1)[0]
@@ -114,16 +110,16 @@ def with_client_field(error: SluiceError, request: Any) -> SluiceError:
 
 
 def generation_error(*, constrained: bool) -> SluiceError:
-    """A request that the engine ended with an error. Of one that a grammar holds that is the cause: vLLM ends it where
-    it cannot compile the grammar, or no token fits."""
+    """The error of a request that the engine ended with an error. Where the answer has to follow a grammar, that is the
+    cause: vLLM ends a request when it cannot compile the grammar, or no token fits."""
     if constrained:
-        return ClientError(UNGRAMMATICAL, param="structured_outputs")
+        return ClientError(GRAMMAR_DEAD_END, param="structured_outputs")
     return EngineFailed("The engine failed this request.", retry_after_s=1)
 
 
 def current_error() -> SluiceError | None:
-    """Why the request that the running task works on was lost, where we know it; what vLLM's handlers make of it is
-    some internal error."""
+    """The cause for which the request of the running task was ended, None if there is none. vLLM's handlers make an
+    internal error of it."""
     stats = CURRENT_STATS.get()
     if stats is None:
         return None
@@ -143,7 +139,7 @@ def _fatal_error() -> SluiceError:
 
 
 def from_exception(error: BaseException) -> SluiceError:
-    """Whatever vLLM raised. What we do not know is logged here with its stack, and nowhere else."""
+    """The error for an exception of vLLM's. An unknown one is logged with its stack, here and nowhere else."""
     if isinstance(error, SluiceError):
         return error
     if isinstance(error, Aborted):
@@ -168,9 +164,8 @@ def from_exception(error: BaseException) -> SluiceError:
 
 
 __all__ = [
-    "UNGRAMMATICAL",
-    "Aborted",
-    "Refused",
+    "GRAMMAR_DEAD_END",
+    "RefusedByVllm",
     "current_error",
     "from_exception",
     "from_info",

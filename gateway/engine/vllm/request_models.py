@@ -1,4 +1,4 @@
-"""The bodies of our two endpoints, as requests of vLLM's own models."""
+"""Parses the bodies of our two endpoints into vLLM's own request models."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class VllmPrepared:
 
 
 def read_request(endpoint: Endpoint, body: bytes, documents: DocumentReader) -> VllmCall:
-    """The request in a body. Raises ClientError that names the field."""
+    """Raises ClientError that names the field."""
     document = documents.read_object(body)
     try:
         request = _validator(endpoint)(document)
     except ValidationError as error:
         raise to_client_error(error) from None
     except Exception as error:
-        # vLLM's own validators raise, too, and some trip over values that they did not expect.
+        # vLLM's own validators raise, too, and some fail on values of unexpected types.
         raise error_mapping.from_validator(error, _MODELS[endpoint], document) from None
-    return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompts(request))
+    return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompt_count(request))
 
 
 @cache
@@ -61,8 +61,8 @@ def _validator(endpoint: Endpoint) -> BoundedValidator:
     return BoundedValidator(_MODELS[endpoint])
 
 
-def _prompts(request: Any) -> int:
-    """How many prompts a request brings: a list of texts or of token lists is several."""
+def _prompt_count(request: Any) -> int:
+    """How many prompts a request has: a list of texts or of token lists is several."""
     prompt = getattr(request, "prompt", None)
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)

@@ -61,7 +61,7 @@ class SharedCoreClient(RestartableCoreClient):
 
     async def _lock(self, *, exclusive: bool) -> Lock:
         """All clients lose their engine together, and each has its own requests to try. They try them one client after
-        the other, when all have sent again the requests that are under no suspicion."""
+        the other, when all have sent again the requests that are no suspects."""
         path = self._engine_host.trial_lock
         if path is None:
             return nullcontext()

@@ -19,8 +19,7 @@ from gateway.clock import Clock
 from gateway.domain import Cause, RequestStats
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
-from gateway.engine.vllm.error_mapping import Aborted
-from gateway.engine.vllm.exceptions import EngineKilledByRequest
+from gateway.engine.vllm.exceptions import Aborted, EngineKilledByRequest
 from gateway.engine.vllm.http_app.running_requests import RunningRequest, RunningRequests
 from gateway.engine.vllm.output.final_output import FinalOutputSplitter
 
@@ -65,7 +64,7 @@ class GrammarDeadEnd(GracefulHTTPError):  # type: ignore[misc,unused-ignore]
     """The engine could not continue within the request's grammar."""
 
     def __init__(self) -> None:
-        super().__init__(error_mapping.UNGRAMMATICAL, HTTPStatus.BAD_REQUEST)
+        super().__init__(error_mapping.GRAMMAR_DEAD_END, HTTPStatus.BAD_REQUEST)
 
 
 class EngineProxy:
