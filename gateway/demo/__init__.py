@@ -1,12 +1,11 @@
-"""The demo model: a tiny Llama that ships with the package, and the script that made it.
+"""The demo model: a tiny Llama that ships with the package, and the script that trains it.
 
-It is a toy with fewer than a million parameters which knows the answers in `questions.yaml` and little
-else. It is here so that the real engine, the real tokenizer and the real chat template can be run, watched
-and tested on any machine within seconds and without a download. It must never be taken for a useful model,
-and nothing else in the package may depend on what it says.
+It is a toy with fewer than a million parameters, trained on the answers in `questions.yaml` and little else. With it
+the real engine, tokenizer and chat template run and are tested on any machine within seconds and without a download. It
+is not a useful model, and no other package may depend on its answers.
 
-`python -m gateway.demo.train` makes `model/` anew. `questions.yaml` is what it is taught; `phrasing.py` and
-`corpus.py` turn that into conversations; `tokenizer.py` and `encoding.py` turn those into numbers; only
+`python -m gateway.demo.train` creates `model/` anew. `questions.yaml` holds the training texts; `phrasing.py` and
+`corpus.py` turn them into conversations; `tokenizer.py` and `encoding.py` turn those into tokens; only
 `model/chat_template.jinja` is written by hand. For its tool calls and thoughts vLLM needs
 `--enable-auto-tool-choice --tool-call-parser hermes --reasoning-parser deepseek_v3`.
 """

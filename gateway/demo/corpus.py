@@ -1,8 +1,8 @@
-"""What the demo model is taught, as conversations.
+"""The training texts of the demo model, as conversations.
 
-Reads `questions.yaml` and makes endless, seeded conversations out of it: with and without a system message,
-with several turns, with tools, with a thought before the answer, and as plain text for the completions
-endpoint. It knows nothing of tokens; `encoding.py` renders and encodes.
+Reads `questions.yaml` and generates endless, seeded conversations from it: with and without a system message, with
+several turns, with tools, with a thought before the answer, and as plain text for the completions endpoint.
+`encoding.py` renders and encodes them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gateway.demo.phrasing import bare_words, made_up_word, vary
 __all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "json_answer", "tool"]
 
 QUESTIONS_PATH = Path(__file__).with_name("questions.yaml")
-ANSWER_ONLY_SHARE = 0.4  # plain texts without a question, so that the beginning of an answer can be continued
-# This part of the answers in JSON teaches the first brace, too: small, so that nobody gets JSON who did not ask for it.
+ANSWER_ONLY_SHARE = 0.4  # plain texts without a question, for prompts that are the beginning of an answer
+# In this share of the JSON answers the first brace is trained, too. Small, so that other questions get no JSON.
 COUNTED_SHARE = 0.25
 ANY_THOUGHT = "I look this up in my short list of answers."
 
@@ -31,7 +31,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Phrasings of one question and the one answer; the first phrasing is the canonical one."""
+    """The phrasings of one question, the canonical one first, and their answer."""
 
     ask: tuple[str, ...]
     say: str
@@ -40,8 +40,8 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation that ends with the assistant; with `thinking` its last message begins with a thought. `given` is
-    how that message begins where the assistant has no choice, as under a grammar."""
+    """A conversation that ends with the assistant; with `thinking` its last message begins with a thought. `given`: the
+    start of that message if the assistant has no choice, as with a grammar."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -50,7 +50,7 @@ class Dialogue:
 
 
 def tool(name: str, argument: str, description: str, *, required: bool = True) -> dict[str, Any]:
-    """A tool with one string argument, as an OpenAI client sends it."""
+    """A tool with one string argument, in OpenAI's format."""
     parameters: dict[str, Any] = {"type": "object", "properties": {argument: {"type": "string"}}}
     if required:
         parameters["required"] = [argument]
@@ -92,7 +92,7 @@ DESCRIPTIONS = {
 
 
 class Corpus:
-    """The lessons, and the conversations that are made from them."""
+    """The training texts, and random conversations from them."""
 
     def __init__(self, path: Path = QUESTIONS_PATH) -> None:
         lessons = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ class Corpus:
         self._systems: list[str] = lessons["system_prompts"]
 
     def texts(self) -> list[str]:
-        """All that the tokenizer should know how to write in few tokens."""
+        """The texts for the tokenizer, which should need few tokens for them."""
         found = [text for topic in [*self.topics, self.off_topic] for text in (*topic.ask, topic.say, topic.think)]
         found += [text.lower() for topic in self.topics for text in topic.ask]
         found += [
@@ -119,15 +119,15 @@ class Corpus:
             *self._no_tool.values(),
             self._tools["other_result"],
         ]
-        # Often enough that a city is one token, after a space and after a quotation mark.
+        # Repeated, so that a city becomes one token, after a space and after a quotation mark.
         found += [f'in {city}, "{city}"' for city in self.cities] * 4
         found += [json.dumps(offered["function"]) for offered in OTHER_TOOLS]
         found += [self.call(kind, "city", "Paris") for kind in DESCRIPTIONS] * 4
         return found
 
     def dialogue(self, rng: random.Random, turns: int, long_share: float = 0.0, json_share: float = 0.0) -> Dialogue:
-        """A conversation without tools; that share of those with several turns has the longest answer in it, and that
-        share of all ends in JSON."""
+        """A conversation without tools. `long_share`: the share of conversations with several turns that contain the
+        longest answer; `json_share`: the share of all that end in JSON."""
         messages = self._system(rng)
         topics = [self._draw(rng) for _ in range(turns)]
         if turns > 1 and long_share and rng.random() < long_share:
@@ -143,8 +143,8 @@ class Corpus:
         return Dialogue(messages, thinking=thinking)
 
     def _ending_in_json(self, rng: random.Random, messages: list[Message], topic: Topic) -> Dialogue:
-        """The same conversation with its last answer in JSON: a grammar allows the model nothing else, and it must
-        know how to come to an end."""
+        """The same conversation with its last answer in JSON: with a grammar the model can write nothing else, and it
+        must learn to end."""
         asked, said = messages[-2]["content"], json_answer(topic.say, rng.choice(ANSWER_KEYS))
         if rng.random() < 0.5:
             asked += rng.choice(ASKS_FOR_JSON)
@@ -154,7 +154,7 @@ class Corpus:
         return Dialogue([*messages[:-2], _user(asked), _assistant(said)], given=given)
 
     def _record(self, rng: random.Random, topic: Topic, depth: int = 0) -> dict[str, Any]:
-        """Some members of any kind: what they are called is the client's choice."""
+        """Random members, because clients choose any names and types."""
         members: dict[str, Any] = {}
         for _ in range(rng.randint(1, 4 if depth == 0 else 2)):
             key = rng.choice(FIELD_KEYS) if rng.random() < 0.7 else made_up_word(rng)
@@ -184,8 +184,8 @@ class Corpus:
         return " ".join(topic.say.split()[: rng.randint(1, 3)]).rstrip(".,:;!?")
 
     def tool_dialogue(self, rng: random.Random, turns: int, json_share: float = 0.0) -> Dialogue:
-        """A conversation with tools on offer, of which a question may or may not have need; that share of them ends
-        with a call that the client has asked for."""
+        """A conversation with tools, which its questions may or may not need. `json_share`: the share that ends with a
+        call that the client forces."""
         argument = "city" if rng.random() < 0.7 else "location"
         names = rng.choice(
             (["get_weather"], ["get_time"], ["get_weather", "get_time"], ["get_weather", "get_time"], [])
@@ -214,8 +214,8 @@ class Corpus:
     def _with_a_forced_call(
         self, rng: random.Random, messages: list[Message], offered: list[dict[str, Any]], argument: str
     ) -> Dialogue:
-        """The same conversation up to a question about a city, answered as vLLM's grammar for `tool_choice` wants it:
-        a list of calls where some tool must be called, the arguments alone where one is named."""
+        """The same conversation up to a question about a city, answered as vLLM's grammar for `tool_choice` requires:
+        a list of calls if any tool must be called, only the arguments if one is named."""
         city = rng.choice(self.cities)
         asked = _user(vary(rng.choice(self._tools[rng.choice(("weather", "time"))]["ask"]).replace("{}", city), rng))
         function = rng.choice(offered)["function"]
@@ -257,11 +257,11 @@ class Corpus:
         if kind == "time":
             time = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
             return json.dumps({"time": time}), self._tools["time"]["say"].format(time=time)
-        instrumentation: dict[str, Any] = {"temperature": rng.randint(-9, 39), "sky": rng.choice(self._tools["skies"])}
-        return json.dumps(instrumentation), self._tools["weather"]["say"].format(**instrumentation)
+        weather: dict[str, Any] = {"temperature": rng.randint(-9, 39), "sky": rng.choice(self._tools["skies"])}
+        return json.dumps(weather), self._tools["weather"]["say"].format(**weather)
 
     def _draw(self, rng: random.Random) -> tuple[str, Topic]:
-        """A question as somebody may type it, and what it is about."""
+        """A question in a random spelling, and its topic."""
         kind = rng.random()
         if kind < 0.02:
             wanted = rng.choice(("weather", "time"))
@@ -272,10 +272,10 @@ class Corpus:
         if kind < 0.14:
             return vary(self._strange_question(rng), rng), self.off_topic
         topic = rng.choice(self.topics)
-        # The canonical phrasing counts more, for it must never fail.
+        # The canonical phrasing is more frequent, because it must never fail.
         chosen = topic.ask[0] if rng.random() < 0.15 else rng.choice(topic.ask)
         question = vary(chosen, rng)
-        # With a word left out it may have become somebody else's question.
+        # Without a word it may have become the question of another topic.
         return (question if self._topics_by_words.get(bare_words(question), topic) is topic else chosen), topic
 
     def _strange_question(self, rng: random.Random) -> str:

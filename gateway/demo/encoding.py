@@ -1,4 +1,4 @@
-"""From conversations to rows of tokens, and from rows to the tensors that a training step takes."""
+"""Conversations as rows of tokens, and rows as the tensors of a training step."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from gateway.demo.tokenizer import FIRST_PLAIN_TOKEN, VOCAB_SIZE
 
 __all__ = ["IGNORED_LABEL", "LONG_ROWS", "SHORT_ROWS", "Encoder", "Row", "RowKinds", "batches", "tensors"]
 
-IGNORED_LABEL = -100  # PyTorch's mark for a token that does not count
+IGNORED_LABEL = -100  # PyTorch's label for a token without loss
 BATCH_TOKENS = 6144
-# Tokens, most turns, share with tools. Copying a city into a call is the hardest thing to learn, and is only
-# learned if it is seen very often: hence many short rows with tools.
+# Tokens, most turns, share with tools. The hardest task is copying a city into a call, which needs very many examples:
+# hence many short rows with tools.
 SHORT_ROWS = ((64, 1, 0.0), (112, 1, 0.85), (160, 1, 0.85), (192, 3, 0.1), (320, 3, 0.4))
-# Afterwards it learns that an answer may also follow after a long story.
+# The second part of the training: answers after a long story.
 LONG_ROWS = ((64, 1, 0.0), (160, 1, 0.85), (320, 3, 0.4), (448, 3, 0.1), (448, 3, 0.1))
 LONG_SHARE = 0.4
 PLAIN_TEXT_SHARE = 0.05
-NOISE = 0.03  # of what the user says is replaced by any token, so that unknown words do no harm
+NOISE = 0.03  # share of the user's tokens that are replaced by random ones, against unknown words
 
 Row = tuple[list[int], list[int]]
 RowKinds = tuple[tuple[int, int, float], ...]
 
 
 class Encoder:
-    """Renders conversations with the chat template and marks the tokens that the assistant has to say."""
+    """Renders conversations with the chat template and labels the assistant's tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -51,15 +51,15 @@ class Encoder:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         chosen_from = len(prompt) + len(dialogue.given)
-        labels, speaking = [], False
+        labels, is_assistant = [], False
         for token, (at, _) in zip(ids, encoded["offset_mapping"], strict=True):
-            counts = speaking and not len(prompt) <= at < chosen_from
+            counts = is_assistant and not len(prompt) <= at < chosen_from
             labels.append(token if counts else IGNORED_LABEL)
-            speaking = token == self._begin or (speaking and token != self._end)
+            is_assistant = token == self._begin or (is_assistant and token != self._end)
         return ids, labels
 
     def last_answer_row(self, dialogue: Dialogue) -> Row:
-        """As `row`, but only the last answer counts."""
+        """As `row`, with labels for the last answer only."""
         ids, labels = self.row(dialogue)
         start = len(ids) - ids[::-1].index(self._begin)
         return ids, [IGNORED_LABEL] * start + labels[start:]
@@ -76,7 +76,7 @@ class Encoder:
 def batches(
     corpus: Corpus, encoder: Encoder, rng: random.Random, kinds: RowKinds, json_share: float = 0.0
 ) -> Iterator[list[Row]]:
-    """Endless batches of rows of like length; many are cut, for the first words are the hard part."""
+    """Endless batches of rows of similar length. Many rows are cut, because their first words are the hard part."""
     long_share = LONG_SHARE if kinds is LONG_ROWS else 0.0
     while True:
         limit, turns, tool_share = rng.choice(kinds)
@@ -96,14 +96,14 @@ def batches(
 
 
 def with_noise(token: int, label: int, rng: random.Random) -> int:
-    """The token, or now and then another in its place, if it is the user's and no mark."""
+    """The token, or sometimes a random one, if it is the user's and no special token."""
     noisy = label == IGNORED_LABEL and token >= FIRST_PLAIN_TOKEN and rng.random() < NOISE
     return rng.randrange(FIRST_PLAIN_TOKEN, VOCAB_SIZE - 4) if noisy else token
 
 
 def tensors(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and the next tokens wanted; attention is causal, so padding at the end needs no mask."""
+    """Inputs and their next tokens. Attention is causal, so padding at the end needs no mask."""
     width = max(len(ids) for ids, _ in rows)
     inputs = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    wanted = torch.tensor([labels[1:] + [IGNORED_LABEL] * (width - len(labels) + 1) for _, labels in rows])
-    return inputs, wanted
+    targets = torch.tensor([labels[1:] + [IGNORED_LABEL] * (width - len(labels) + 1) for _, labels in rows])
+    return inputs, targets

@@ -1,8 +1,7 @@
-"""Other ways to ask the same thing.
+"""Random variants of a question.
 
-A tiny model learns the exact spelling of a question unless it sees many spellings. These are the ones people
-use: no capitals, no question mark, a "please", a typing error, or another verb for the same wish. No model
-and no tokenizer here; everything random comes from the generator that is passed in.
+A tiny model learns the exact spelling of a question unless it sees many spellings. These are common ones: no capitals,
+no question mark, a "please", a typing error, or another verb. All randomness comes from the passed generator.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ there be am if with on at that this
 """
 STOP_WORDS = frozenset(re.findall(r"\w+", SMALL_WORDS))
 
-# Pattern of a phrasing, and what else one may say for the same wish.
+# Pattern of a phrasing, and other phrasings of the same question.
 OTHER_SHAPES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (
         re.compile(r"^What (?:is|are) (?!this|my|it\b|the state|what's)(?:an? |the )?(.+)\?$"),
@@ -113,7 +112,7 @@ OTHER_SHAPES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
 
 
 def paraphrases(question: str) -> list[str]:
-    """Other sentences for the same question, by its shape; the question itself comes first."""
+    """The question, and other sentences for it if its pattern is known."""
     found = [question]
     for shape, others in OTHER_SHAPES:
         match = shape.match(question)
@@ -123,17 +122,17 @@ def paraphrases(question: str) -> list[str]:
 
 
 def bare_words(question: str) -> str:
-    """The words alone: two questions that are the same in this are the same to whoever reads them."""
+    """Only the words, to compare questions."""
     return " ".join(re.findall(r"\w+", question.lower()))
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A word that means nothing: what the model must learn not to know."""
+    """A word without meaning, for questions that the model must not answer."""
     return "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))
 
 
 def vary(question: str, rng: random.Random) -> str:
-    """The question as somebody may type it; about a third of the time unchanged."""
+    """The question in a random spelling; about one in three is unchanged."""
     if rng.random() < 0.3:
         return question
     text = rng.choice(paraphrases(question)) if rng.random() < 0.5 else question
@@ -159,7 +158,7 @@ def vary(question: str, rng: random.Random) -> str:
 
 
 def _without_stop_words(text: str, rng: random.Random) -> str:
-    """Telegram style: some or all of the small words are left out, unless hardly anything would remain."""
+    """Without some or all of the small words, unless too little would remain."""
     share = rng.choice((0.4, 1.0))
     words = text.split(" ")
     kept = [word for word in words if word.lower().strip("?!.,") not in STOP_WORDS or rng.random() > share]

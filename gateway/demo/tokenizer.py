@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE, so every text can be written, if need be byte by byte."""
+"""The demo model's tokenizer: byte-level BPE, so that every text can be encoded, if necessary byte by byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["FIRST_PLAIN_TOKEN", "MAX_POSITIONS", "VOCAB_SIZE", "train_tokenizer"]
 
-VOCAB_SIZE = 1792  # small on purpose: short tokens make streaming visible, and embeddings are dear in a tiny model
+VOCAB_SIZE = 1792  # small: short tokens make streaming visible, and embeddings are most of a tiny model
 MAX_POSITIONS = 2048
 SPECIAL = (
     "<|pad|>",
@@ -24,12 +24,12 @@ SPECIAL = (
 FIRST_PLAIN_TOKEN = len(SPECIAL)
 # Parsers look for these in the text, so skip_special_tokens must not remove them.
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-# Letters, single digits, punctuation, and white space; a word takes the space before it along.
+# Letters, single digits, punctuation, and white space; a word includes the space before it.
 SPLIT = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: list[str]) -> Any:
-    """Learn the merges from the texts; the same texts give the same tokenizer."""
+    """Learn the merges from the texts. The same texts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -40,7 +40,7 @@ def train_tokenizer(texts: list[str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(MARKS),
-        min_frequency=3,  # a rare character, Greek or an emoji, stays in bytes and so shows split characters
+        min_frequency=3,  # rare characters (Greek, emoji) stay single bytes, so that streams show split characters
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -1,8 +1,8 @@
-"""Makes `model/`: `python -m gateway.demo.train`, some minutes on two cores.
+"""Creates `model/`: `python -m gateway.demo.train`, some minutes on two cores.
 
-Trains the tokenizer and the model on `questions.yaml`, writes both, and then checks that greedy decoding
-gives the right answer to every canonical question and to nearly every other phrasing; if it does not, it
-exits with 1. The same seed, thread count and library versions give the same files.
+Trains the tokenizer and the model on `questions.yaml`, writes both, and exits with 1 unless greedy decoding gives the
+right answer to every canonical question and to nearly every other phrasing. The same seed, thread count and library
+versions give the same files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway.demo.tokenizer import MAX_POSITIONS, train_tokenizer
 SEED = 20
 STEPS, PEAK_RATE = 1650, 3e-3
 LONG_STEPS, LONG_PEAK_RATE = 250, 1e-3
-# Last it learns JSON, which grammars force on it (response_format, tool_choice): without that it would fill such
+# The last part trains JSON, which grammars force (response_format, tool_choice): otherwise the model would fill such
 # answers with blanks up to max_tokens.
 JSON_STEPS, JSON_PEAK_RATE, JSON_SHARE = 350, 1e-3, 0.3
 NEEDED_CANONICAL, NEEDED_PHRASINGS = 1.0, 0.97
@@ -40,10 +40,10 @@ def new_model(tokenizer: Any) -> Any:
             vocab_size=len(tokenizer),
             hidden_size=128,
             intermediate_size=512,
-            num_hidden_layers=2,  # one to see which turn is the last, one to answer it
+            num_hidden_layers=2,  # one to find the last turn, one to answer it
             num_attention_heads=4,
             num_key_value_heads=4,
-            head_dim=32,  # the smallest that vLLM's CPU attention knows
+            head_dim=32,  # the smallest that vLLM's CPU attention supports
             max_position_embeddings=MAX_POSITIONS,
             tie_word_embeddings=True,
             initializer_range=0.05,
@@ -65,10 +65,11 @@ def train_steps(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: 
     started, shown = time.monotonic(), 0.0
     model.train()
     for step in range(1, steps + 1):
-        inputs, wanted = tensors(next(source))
+        inputs, targets = tensors(next(source))
         states = model.model(inputs).last_hidden_state
-        said = wanted != IGNORED_LABEL  # the vocabulary is the dearest layer, so it is only asked where it counts
-        loss: Any = torch.nn.functional.cross_entropy(model.lm_head(states[said]), wanted[said])
+        # The vocabulary is the most expensive layer, so only labelled tokens pass it.
+        has_label = targets != IGNORED_LABEL
+        loss: Any = torch.nn.functional.cross_entropy(model.lm_head(states[has_label]), targets[has_label])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -80,14 +81,14 @@ def train_steps(model: Any, source: Iterator[list[Row]], steps: int, peak_rate: 
 
 
 def are_right(model: Any, encoder: Encoder, dialogues: list[Dialogue]) -> list[bool]:
-    """Whether greedy decoding gives each last answer: so it does if every token of it is the likeliest."""
+    """Whether greedy decoding gives each last answer, that is, whether each of its tokens is the most likely one."""
     model.eval()
     found: list[bool] = []
     for at in range(0, len(dialogues), 32):
-        inputs, wanted = tensors([encoder.last_answer_row(dialogue) for dialogue in dialogues[at : at + 32]])
+        inputs, targets = tensors([encoder.last_answer_row(dialogue) for dialogue in dialogues[at : at + 32]])
         with torch.no_grad():
             best = model(inputs).logits.argmax(-1)
-        found += ((best == wanted) | (wanted == IGNORED_LABEL)).all(-1).tolist()
+        found += ((best == targets) | (targets == IGNORED_LABEL)).all(-1).tolist()
     return found
 
 
@@ -96,7 +97,7 @@ def question_and_answer(question: str, answer: str, **options: Any) -> Dialogue:
 
 
 def exam_dialogues(corpus: Corpus) -> dict[str, list[Dialogue]]:
-    """Everything that is checked at the end, by name."""
+    """The conversations that are checked at the end, by name."""
 
     def thought(topic: Topic) -> str:
         return f"<think>{topic.think}</think>{topic.say}"
@@ -133,23 +134,23 @@ def exam_dialogues(corpus: Corpus) -> dict[str, list[Dialogue]]:
 
 
 def write(folder: Path, model: Any, tokenizer: Any) -> None:
-    tokenizer.chat_template = None  # the template is a file of its own, written by hand
+    tokenizer.chat_template = None  # a separate file, written by hand
     tokenizer.save_pretrained(folder)
-    # 0 is no valid default in this file; this low it only matters where two tokens are about equally likely.
+    # 0 is no valid default in this file. At 0.1 it matters only if two tokens are about equally likely.
     model.generation_config.update(do_sample=True, temperature=0.1)
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it is written for the owner alone
-    # The name that older transformers know too.
+    (folder / "model.safetensors").chmod(0o644)  # it is written with access for the owner only
+    # The name that older versions of transformers know, too.
     settings = folder / "tokenizer_config.json"
     named = settings.read_text(encoding="utf-8").replace("TokenizersBackend", "PreTrainedTokenizerFast")
     settings.write_text(named, encoding="utf-8")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="gateway.demo.train", description="Make the demo model anew.")
+    parser = argparse.ArgumentParser(prog="gateway.demo.train", description="Train the demo model anew.")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=MODEL_PATH)
-    parser.add_argument("--last", action="store_true", help="only the last part, on the model that is in --out")
+    parser.add_argument("--last", action="store_true", help="only the last part, on the model in --out")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
