@@ -11,7 +11,7 @@ from gateway.cli import _load, _split_words, main, make_parser
 from gateway.transports.common.api_keys import ApiKeys
 
 
-def test_version_names_both_and_exits_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_both_versions_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sluice", "vllm"]
 
@@ -23,7 +23,7 @@ def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], ["key", "new", "--help"]])
-def test_help_exits_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_with_0(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
 
@@ -86,7 +86,7 @@ def test_bad_settings_exit_with_2_and_one_line(words: list[str], capsys: pytest.
     assert "vllm" not in sys.modules
 
 
-def test_a_reader_who_has_read_enough_is_no_stack() -> None:
+def test_a_closed_pipe_prints_no_stack_trace() -> None:
     """`sluice key new anna | head -1`, where `head` is the faster one."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -126,7 +126,7 @@ def test_a_reader_who_has_read_enough_is_no_stack() -> None:
         (["--port", "1", "--served-model-name", "a", "org/m"], "org/m is taken as a value of --served-model-name."),
     ],
 )
-def test_wrong_flags_are_told_at_once_and_never_with_their_value(
+def test_wrong_flags_are_reported_at_once_and_without_their_values(
     command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, *words]) == 2
@@ -139,7 +139,7 @@ def test_wrong_flags_are_told_at_once_and_never_with_their_value(
     assert "vllm" not in sys.modules
 
 
-def test_a_check_tells_everything_at_once(
+def test_a_check_reports_all_problems_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "hush")
@@ -168,7 +168,7 @@ def test_a_check_tells_everything_at_once(
     assert "hush" not in told
 
 
-def test_our_own_options_are_written_out_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sluices_own_options_may_not_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--hel"]) == 2
     for words in (["key", "new", "a", "--operato"], ["--vers"]):
         with pytest.raises(SystemExit) as left:
@@ -177,7 +177,7 @@ def test_our_own_options_are_written_out_too(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
 
 
-def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_vllm_sets_the_setting_that_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where that is set nowhere else."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "7")
     parser = make_parser()
@@ -194,7 +194,7 @@ def test_a_variable_of_vllms_stands_for_our_setting(monkeypatch: pytest.MonkeyPa
     assert _load(args, flags).server.idle_timeout_s == 9
 
 
-def test_engines_without_a_server_are_told_the_nearest_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_engine_command_suggests_the_nearest_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["engine", "m", "--data-paralel-size", "2"]) == 2
 
     assert "Did you mean `--data-parallel-size`?" in capsys.readouterr().err

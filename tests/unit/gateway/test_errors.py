@@ -17,7 +17,7 @@ LEAVES = [kind for kind in TREE if kind is not SluiceError]
 
 
 @pytest.mark.parametrize("kind", LEAVES)
-def test_the_drawing_at_the_top_tells_the_truth(kind: type[SluiceError]) -> None:
+def test_the_drawn_tree_equals_the_classes(kind: type[SluiceError]) -> None:
     """The drawing is what people read; it must not drift from the classes."""
     drawn = re.search(rf"[-] {kind.__name__} +(.+)", errors.__doc__ or "")
     retry = "yes" if kind.retryable else "no"
@@ -53,7 +53,7 @@ def test_503_is_for_requests_that_have_cost_nothing(kind: type[SluiceError]) -> 
 
 
 @pytest.mark.parametrize("kind", LEAVES)
-def test_what_was_refused_is_not_counted_as_cut(kind: type[SluiceError]) -> None:
+def test_refused_requests_are_not_counted_as_cut_off(kind: type[SluiceError]) -> None:
     before, after = (cause_of(kind("."), submitted=submitted) for submitted in (False, True))
 
     assert after is kind.cause
@@ -83,7 +83,7 @@ def test_nothing_is_answered_with_422(kind: type[SluiceError]) -> None:
     assert kind.status != 422
 
 
-def test_only_what_may_pass_by_itself_is_retryable() -> None:
+def test_only_transient_failures_are_retryable() -> None:
     """openai-python retries these on its own; a request that is wrong, or was cancelled, must not come again."""
     assert {kind.code for kind in LEAVES if kind.retryable} == {
         "headers_timeout",

@@ -52,7 +52,7 @@ def test_a_json_line_is_one_object_with_all_fields() -> None:
     assert entry == {"level": "info", "logger": "sluice.access", "message": "request", "id": "a", "model": None}
 
 
-def test_json_copes_with_values_it_does_not_know() -> None:
+def test_json_writes_values_of_unknown_types() -> None:
     assert "PosixPath" not in JsonFormatter(stacks=True).format(record("m", {"kind": Exception("x")}))
 
 
@@ -66,7 +66,7 @@ def test_a_client_cannot_forge_a_log_line(formatter: logging.Formatter, value: s
     assert not {"\n", "\r", "\x1b"} & set(line)
 
 
-def test_stacks_are_shown_only_where_asked_for() -> None:
+def test_stack_traces_are_shown_only_on_request() -> None:
     broken = record("it broke", error=RuntimeError("why"))
 
     assert "it broke: RuntimeError: why" in PlainFormatter(stacks=False).format(broken)
@@ -74,7 +74,7 @@ def test_stacks_are_shown_only_where_asked_for() -> None:
     assert "Traceback" in PlainFormatter(stacks=True).format(broken)
 
 
-def test_a_json_line_carries_its_stack_inside() -> None:
+def test_a_json_line_contains_its_stack_trace() -> None:
     line = JsonFormatter(stacks=True).format(record("it broke", error=RuntimeError("why")))
 
     assert "\n" not in line
@@ -88,7 +88,7 @@ def test_the_settings_choose_the_formatter() -> None:
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
-def test_everything_goes_to_stderr_and_others_only_speak_up_from_warnings_on(
+def test_all_logs_go_to_stderr_and_those_of_libraries_from_warnings_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """stdout stays free for what a command prints."""
@@ -113,7 +113,7 @@ def test_a_quiet_level_silences_requests(capsys: pytest.CaptureFixture[str]) -> 
     assert orjson.loads(capsys.readouterr().err)["message"] == "trouble"
 
 
-def test_the_stopwatch_tells_stages_with_their_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_startup_log_shows_stages_with_their_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sluice")
     watch = StartupLog()
     watch.begin("loading")
@@ -122,7 +122,7 @@ def test_the_stopwatch_tells_stages_with_their_time(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
-def test_requests_can_leave_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_request_lines_can_be_turned_off(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", as_json=False, requests=False)
     ACCESS.info("request", extra={"fields": {"path": "/v1/models"}})
     configure("info", as_json=False, quiet_paths=["/ping"])
@@ -135,7 +135,7 @@ def test_requests_can_leave_no_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
-def test_a_long_stage_is_told_again_until_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_stage_is_logged_again_until_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", as_json=False)
     watch = StartupLog(every_s=0.02)
     watch.begin("importing vLLM")

@@ -10,7 +10,7 @@ from tests.support.time import clock, in_virtual_time
 
 
 @in_virtual_time
-async def test_a_loop_that_turns_is_not_late() -> None:
+async def test_an_idle_loop_has_no_lag() -> None:
     instrumentation = Recorder()
     lag = LoopLag(clock(), instrumentation)
     lag.start()
@@ -25,7 +25,7 @@ async def test_a_loop_that_turns_is_not_late() -> None:
 
 
 @in_virtual_time
-async def test_whatever_holds_the_loop_is_seen_in_full_and_once() -> None:
+async def test_a_blocked_loop_is_reported_in_full_and_once() -> None:
     instrumentation = Recorder()
     lag = LoopLag(clock(), instrumentation)
     lag.start()

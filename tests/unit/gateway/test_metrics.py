@@ -22,7 +22,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     return Metrics("0.1.0", registry)
 
 
-def test_every_fact_has_its_metric(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_every_event_has_its_metric(metrics: Metrics, registry: CollectorRegistry) -> None:
     """The names are a contract: dashboards and autoscalers know them."""
     metrics.waited(2.0)
     metrics.rejected("queue_full")
@@ -73,7 +73,7 @@ def test_a_cause_that_has_not_happened_yet_is_a_zero(
     assert registry.get_sample_value(name, {"cause": cause.value}) == 0
 
 
-def test_tenants_beyond_so_many_are_counted_together(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_tenants_beyond_the_limit_are_counted_together(metrics: Metrics, registry: CollectorRegistry) -> None:
     """Series stay for ever, and an operator may hand out as many keys as he likes."""
     for number in range(203):
         metrics.used(f"t{number}", Cause.COMPLETED, 10, 1)
@@ -154,7 +154,7 @@ HELP = "Number of requests waiting to be processed."
 
 
 @pytest.mark.parametrize(("queue", "first", "second"), [(0, 0, 1), (1, 1, 1), (36, 18, 19), (37, 19, 19)])
-def test_who_waits_in_our_queue_waits_to_whoever_knows_only_vllms_gauges(queue: int, first: int, second: int) -> None:
+def test_vllms_gauges_include_the_requests_in_our_queue(queue: int, first: int, second: int) -> None:
     """The second engine has one of its own; the sum over engines is what waits here and there."""
     page = PAGE.format(queue=float(queue), first=0.0, second=1.0)
     wanted = PAGE.format(queue=float(queue), first=float(first), second=float(second))

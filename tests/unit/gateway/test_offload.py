@@ -14,7 +14,7 @@ import pytest
 from gateway.offload import DaemonExecutor, Offload, WorkAbandoned, checkpoint, stop_all
 
 
-def test_the_outcome_comes_back_or_the_error() -> None:
+def test_run_returns_the_result_or_raises_the_error() -> None:
     async def ask() -> None:
         offload = Offload("test")
 
@@ -90,7 +90,7 @@ def test_abandoned_work_leaves_the_queue_or_stops_at_its_next_checkpoint() -> No
     assert seen == ["stopped", "next"]
 
 
-def test_what_runs_stops_before_the_process_ends() -> None:
+def test_running_work_stops_before_the_process_ends() -> None:
     stuck = threading.Event()
 
     def work() -> None:
@@ -117,11 +117,11 @@ def test_what_runs_stops_before_the_process_ends() -> None:
     assert stop_all(1)
 
 
-def test_a_checkpoint_elsewhere_does_nothing() -> None:
+def test_a_checkpoint_outside_of_offloaded_work_does_nothing() -> None:
     checkpoint()
 
 
-def test_the_executor_does_what_it_is_given() -> None:
+def test_the_executor_runs_its_jobs() -> None:
     with DaemonExecutor(2) as executor:
         assert sorted(executor.map(lambda one: one * 2, range(20))) == list(range(0, 40, 2))
         assert isinstance(executor.submit(partial(int, "no")).exception(), ValueError)
@@ -130,7 +130,7 @@ def test_the_executor_does_what_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("way", ["executor", "offload", "default"])
-def test_the_process_ends_whatever_still_runs(way: str) -> None:
+def test_the_process_ends_while_threads_still_run(way: str) -> None:
     script = f"""
 import asyncio, time
 from gateway.offload import DaemonExecutor, Offload

@@ -91,7 +91,7 @@ async def test_the_second_signal_ends_everything_now() -> None:
 
 
 @in_virtual_time
-async def test_every_second_all_connections_are_looked_after() -> None:
+async def test_all_connections_are_checked_every_second() -> None:
     house = House()
     apps = [App(slow=True) for _ in range(2)]
     connections = [Connection(app) for app in apps]

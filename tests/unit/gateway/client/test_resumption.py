@@ -108,7 +108,7 @@ def test_retry_after_is_waited_for_and_the_spread_comes_on_top(caller: Caller, w
 
 
 @pytest.mark.parametrize("nonsense", ["Wed, 21 Oct 2015 07:28:00 GMT", "-1", "nan", "inf"])
-def test_a_retry_after_that_says_no_seconds_is_left_aside(waits: Waits, nonsense: str) -> None:
+def test_a_retry_after_without_seconds_is_ignored(waits: Waits, nonsense: str) -> None:
     peer = Peer(streaming(EVENTS[0], broken()), refusing(503, {"Retry-After": nonsense}), streaming(*EVENTS[1:]))
     with httpx.Client(transport=waits.transport(peer.inner, backoff_s=1.0)) as client:
         assert client.post(URL, json=STREAMING).content == b"".join(EVENTS)
@@ -162,7 +162,7 @@ def test_keep_alives_of_a_resumed_connection_end_the_outage(caller: Caller, wait
 
 
 @pytest.mark.parametrize("status", [204, 302, 400, 401, 403, 404, 410])
-def test_a_final_answer_brings_the_original_error_at_once(caller: Caller, waits: Waits, status: int) -> None:
+def test_a_final_status_raises_the_original_error_at_once(caller: Caller, waits: Waits, status: int) -> None:
     error = broken()
     peer = Peer(streaming(EVENTS[0], EVENTS[1], error), refusing(status))
     with caller(waits.transport(peer.inner)) as client:
@@ -175,14 +175,14 @@ def test_a_final_answer_brings_the_original_error_at_once(caller: Caller, waits:
 
 
 @pytest.mark.parametrize("change", [{"Content-Type": "text/html"}, {"Content-Encoding": "gzip"}])
-def test_an_answer_that_is_not_events_is_final(caller: Caller, waits: Waits, change: dict[str, str]) -> None:
+def test_a_response_that_is_no_event_stream_is_final(caller: Caller, waits: Waits, change: dict[str, str]) -> None:
     error = broken()
     peer = Peer(streaming(EVENTS[0], error), streaming(b"<html>", **change))
     with caller(waits.transport(peer.inner)) as client:
         assert client.ask(URL).error is error
 
 
-def test_a_tidy_end_without_done_is_never_silent(caller: Caller, waits: Waits) -> None:
+def test_a_clean_end_without_done_is_an_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0]), refusing(404))
     with caller(waits.transport(peer.inner)) as client:
         heard = client.ask(URL)
@@ -191,7 +191,7 @@ def test_a_tidy_end_without_done_is_never_silent(caller: Caller, waits: Waits) -
     assert "[DONE]" in str(heard.error)
 
 
-def test_a_missing_event_is_never_silent(caller: Caller, waits: Waits) -> None:
+def test_a_missing_event_is_an_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0], broken()), streaming(EVENTS[2]))
     with caller(waits.transport(peer.inner)) as client:
         heard = client.ask(URL)
@@ -202,7 +202,7 @@ def test_a_missing_event_is_never_silent(caller: Caller, waits: Waits) -> None:
     assert len(peer.requests) == 2
 
 
-def test_a_connection_that_breaks_after_done_is_nobodys_concern(caller: Caller, waits: Waits) -> None:
+def test_a_connection_that_breaks_after_done_is_no_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(*EVENTS, broken()))
     with caller(waits.transport(peer.inner)) as client:
         heard = client.ask(URL)
@@ -264,7 +264,7 @@ def test_every_broken_connection_is_closed(caller: Caller, waits: Waits) -> None
     assert all(body.is_closed for body in bodies)
 
 
-def test_the_resuming_request_repeats_who_asks_and_drops_what_was_the_posts(caller: Caller, waits: Waits) -> None:
+def test_the_resuming_request_repeats_credentials_and_drops_headers_of_the_post(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0], broken()), streaming(*EVENTS[1:]))
     sent = {
         "Authorization": "Bearer me",
@@ -297,7 +297,7 @@ def test_the_resuming_request_repeats_who_asks_and_drops_what_was_the_posts(call
     )
 
 
-def test_a_stream_cut_before_its_first_event_is_asked_for_from_the_beginning(caller: Caller, waits: Waits) -> None:
+def test_a_stream_cut_before_its_first_event_is_requested_from_the_beginning(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0][:5], broken()), streaming(*EVENTS))
     with caller(waits.transport(peer.inner)) as client:
         assert client.ask(URL).body == b"".join(EVENTS)
@@ -313,7 +313,7 @@ def test_an_id_cannot_lead_to_another_path(waits: Waits) -> None:
     assert peer.requests[1].url.raw_path == b"/v1/streams/..%2Fmodels%3Fx%23y"
 
 
-def test_a_target_of_the_posts_own_does_not_lead_the_resuming_request_astray(waits: Waits) -> None:
+def test_a_target_extension_of_the_post_is_not_used_to_resume(waits: Waits) -> None:
     peer = Peer(streaming(broken()), streaming(*EVENTS))
     with httpx.Client(transport=waits.transport(peer.inner)) as client:
         client.post(URL, json=STREAMING, extensions={"target": b"/elsewhere"})
@@ -322,7 +322,7 @@ def test_a_target_of_the_posts_own_does_not_lead_the_resuming_request_astray(wai
     assert "target" not in peer.requests[1].extensions
 
 
-def test_streamed_completions_ask_to_be_kept_and_not_to_be_compressed(caller: Caller, waits: Waits) -> None:
+def test_streamed_completions_are_requested_as_resumable_and_uncompressed(caller: Caller, waits: Waits) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         peer = Peer(streaming(*EVENTS))
         with caller(waits.transport(peer.inner, grace_s=90.0)) as client:
@@ -332,7 +332,7 @@ def test_streamed_completions_ask_to_be_kept_and_not_to_be_compressed(caller: Ca
         assert peer.requests[0].headers["Accept-Encoding"] == "identity"
 
 
-def test_the_callers_own_wish_goes_before_ours(caller: Caller, waits: Waits) -> None:
+def test_the_callers_own_header_has_precedence(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(*EVENTS))
     with caller(waits.transport(peer.inner)) as client:
         client.ask(URL, headers={"X-Stream-Resumable": "5"})
@@ -362,7 +362,7 @@ def test_the_request_that_the_caller_holds_is_not_changed(waits: Waits) -> None:
         ("/v1/chat/completions", {"files": {"file": b'{"stream": true}'}}),
     ],
 )
-def test_every_other_request_passes_as_it_is(waits: Waits, path: str, options: dict[str, Any]) -> None:
+def test_every_other_request_passes_unchanged(waits: Waits, path: str, options: dict[str, Any]) -> None:
     peer = Peer(httpx.Response(200, headers=RESUMABLE, stream=Body(b"as", b" it is")))
     with httpx.Client(transport=waits.transport(peer.inner)) as client:
         assert client.post(f"http://sluice{path}", **options).content == b"as it is"
@@ -371,7 +371,7 @@ def test_every_other_request_passes_as_it_is(waits: Waits, path: str, options: d
     assert peer.requests[0].headers["accept-encoding"] != "identity"
 
 
-def test_a_request_body_that_is_not_in_memory_is_left_alone(waits: Waits) -> None:
+def test_a_request_body_that_is_not_in_memory_is_not_read(waits: Waits) -> None:
     """It can be read once, and the server has to."""
     peer = Peer(streaming(b"as it is"))
     with httpx.Client(transport=waits.transport(peer.inner)) as client:
@@ -390,7 +390,7 @@ def test_a_request_body_that_is_not_in_memory_is_left_alone(waits: Waits) -> Non
         {"Content-Encoding": "x-private"},
     ],
 )
-def test_a_server_without_the_feature_is_heard_byte_for_byte(
+def test_the_response_of_a_server_without_the_feature_passes_byte_for_byte(
     caller: Caller, waits: Waits, lacks: dict[str, str | None]
 ) -> None:
     headers = {name: value for name, value in {**RESUMABLE, **lacks}.items() if value is not None}
@@ -405,7 +405,7 @@ def test_a_server_without_the_feature_is_heard_byte_for_byte(
     assert len(peer.requests) == 1
 
 
-def test_an_error_status_is_handed_on(caller: Caller, waits: Waits) -> None:
+def test_an_error_status_is_passed_on(caller: Caller, waits: Waits) -> None:
     peer = Peer(httpx.Response(503, headers=RESUMABLE, stream=Body(b"{}")))
     with caller(waits.transport(peer.inner)) as client:
         heard = client.ask(URL)
@@ -414,7 +414,7 @@ def test_an_error_status_is_handed_on(caller: Caller, waits: Waits) -> None:
     assert (heard.response.status_code, heard.body, len(peer.requests)) == (503, b"{}", 1)
 
 
-def test_headers_and_extensions_are_those_of_the_first_answer(caller: Caller, waits: Waits) -> None:
+def test_headers_and_extensions_are_those_of_the_first_response(caller: Caller, waits: Waits) -> None:
     first = streaming(EVENTS[0], broken(), **{"X-Request-Id": "first"})
     first.extensions["http_version"] = b"HTTP/1.9"
     peer = Peer(first, streaming(*EVENTS[1:], **{"X-Request-Id": "second"}))
@@ -426,7 +426,7 @@ def test_headers_and_extensions_are_those_of_the_first_answer(caller: Caller, wa
     assert heard.response.extensions["http_version"] == b"HTTP/1.9"
 
 
-def test_a_redirected_request_is_resumed_where_it_led(waits: Waits) -> None:
+def test_a_redirected_request_is_resumed_at_its_target(waits: Waits) -> None:
     peer = Peer(
         httpx.Response(307, headers={"Location": "http://other/v1/chat/completions"}),
         streaming(EVENTS[0], broken()),
@@ -438,7 +438,7 @@ def test_a_redirected_request_is_resumed_where_it_led(waits: Waits) -> None:
     assert str(peer.requests[2].url) == "http://other/v1/streams/chatcmpl-1"
 
 
-def test_an_unreadable_grace_means_what_was_asked_for(waits: Waits) -> None:
+def test_an_unreadable_grace_counts_as_the_requested_one(waits: Waits) -> None:
     peer = Peer(streaming(broken(), **{"X-Stream-Resumable": "yes"}), httpx.ConnectError("down"))
     with httpx.Client(transport=waits.transport(peer.inner, grace_s=12.0)) as client, pytest.raises(httpx.ReadError):
         client.post(URL, json=STREAMING)
@@ -447,6 +447,6 @@ def test_an_unreadable_grace_means_what_was_asked_for(waits: Waits) -> None:
 
 
 @pytest.mark.parametrize("grace_s", [0, -1, float("nan"), float("inf")])
-def test_a_grace_that_is_no_time_is_refused(grace_s: float) -> None:
+def test_a_grace_that_is_not_positive_is_refused(grace_s: float) -> None:
     with pytest.raises(ValueError, match="grace_s"):
         ResumingTransport(grace_s=grace_s)

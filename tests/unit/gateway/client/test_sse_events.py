@@ -71,14 +71,14 @@ def test_a_cut_at_any_byte_leaves_whole_events_and_the_right_number(cut: int) ->
     assert before + fed(events, KEEP_ALIVE + b"".join(EVENTS[events.last_seq :])) == b"".join(EVENTS)
 
 
-def test_bytes_come_out_only_with_their_blank_line() -> None:
+def test_an_event_is_returned_only_with_its_blank_line() -> None:
     events = Events()
 
     assert fed(events, EVENTS[0][:-1]) == b""
     assert fed(events, EVENTS[0][-1:]) == EVENTS[0]
 
 
-def test_what_came_out_before_does_not_come_out_again() -> None:
+def test_an_event_that_was_returned_before_is_dropped() -> None:
     """A proxy that drops Last-Event-ID makes the server start from the beginning."""
     events = Events()
     fed(events, EVENTS[0], EVENTS[1][:9])
@@ -89,7 +89,7 @@ def test_what_came_out_before_does_not_come_out_again() -> None:
     assert fed(events, EVENTS[1], EVENTS[2]) == EVENTS[1] + EVENTS[2]
 
 
-def test_a_missing_number_is_an_error_and_what_came_before_it_is_not_lost() -> None:
+def test_a_missing_number_is_an_error_and_the_events_before_it_are_not_lost() -> None:
     found = Events().feed(EVENTS[0] + EVENTS[2])
 
     assert next(found) == EVENTS[0]
@@ -97,14 +97,14 @@ def test_a_missing_number_is_an_error_and_what_came_before_it_is_not_lost() -> N
         next(found)
 
 
-def test_nothing_comes_out_after_done() -> None:
+def test_no_event_is_returned_after_done() -> None:
     events = Events()
 
     assert fed(events, *EVENTS, b"id: 4\ndata: more\n\n") == b"".join(EVENTS)
     assert events.last_seq == 3
 
 
-def test_an_event_without_a_number_is_handed_on_but_is_no_place_to_resume_from() -> None:
+def test_an_event_without_a_number_is_passed_on_and_not_resumed_from() -> None:
     for odd in (
         b"data: {}\n\n",
         b"id: x\ndata: {}\n\n",
@@ -133,12 +133,12 @@ def test_crlf_and_a_missing_space_are_understood_and_kept() -> None:
     assert (events.last_seq, events.is_done) == (2, True)
 
 
-def test_a_comment_in_a_block_of_its_own_vanishes() -> None:
+def test_a_comment_in_a_block_of_its_own_is_dropped() -> None:
     """openai-python would crash on it once events carry ids."""
     assert fed(Events(), EVENTS[0] + b": ping\n\n" + EVENTS[1]) == EVENTS[0] + EVENTS[1]
 
 
-def test_a_comment_is_a_sign_of_life() -> None:
+def test_a_comment_shows_that_the_connection_is_alive() -> None:
     events = Events()
     fed(events, KEEP_ALIVE)
     assert events.is_alive

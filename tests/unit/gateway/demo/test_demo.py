@@ -56,7 +56,7 @@ def test_the_model_folder_is_complete_and_small() -> None:
     assert SERVED_NAME == "sluice-demo"
 
 
-def test_the_model_is_as_small_as_it_says(model: Any) -> None:
+def test_the_model_has_fewer_than_a_million_parameters(model: Any) -> None:
     """It tells people that it has fewer than a million parameters."""
     assert model.num_parameters() < 1_000_000
 
@@ -69,7 +69,7 @@ def test_default_sampling_is_nearly_greedy() -> None:
     assert defaults["eos_token_id"] == 2
 
 
-def test_there_is_enough_to_ask(corpus: Corpus) -> None:
+def test_there_are_enough_questions(corpus: Corpus) -> None:
     """No phrasing has two answers, and there are plenty of both."""
     phrasings = [text.lower() for topic in corpus.topics for text in topic.ask]
 
@@ -111,7 +111,7 @@ def test_a_rare_character_takes_several_tokens(tokenizer: Any) -> None:
     assert len(tokenizer("🌊", add_special_tokens=False)["input_ids"]) >= 3
 
 
-def test_parsers_find_their_marks(tokenizer: Any) -> None:
+def test_the_marks_for_parsers_are_single_tokens(tokenizer: Any) -> None:
     """Tool and thought marks are single tokens which stay in the text when special tokens are skipped."""
     for mark in ("<think>", "</think>", "<tool_call>", "</tool_call>"):
         ids = tokenizer(mark, add_special_tokens=False)["input_ids"]
@@ -178,7 +178,7 @@ def test_an_unknown_role_is_refused(tokenizer: Any) -> None:
         render(tokenizer, [{"role": "wizard", "content": "Hi"}])
 
 
-def test_only_the_assistant_is_learned_from(tokenizer: Any) -> None:
+def test_only_the_assistants_tokens_have_labels(tokenizer: Any) -> None:
     """Training counts the assistant's tokens with their end mark, and no other."""
     dialogue = Dialogue([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
 
@@ -188,7 +188,7 @@ def test_only_the_assistant_is_learned_from(tokenizer: Any) -> None:
     assert len(ids) == len(labels)
 
 
-def test_it_knows_its_answers(model: Any, tokenizer: Any, corpus: Corpus) -> None:
+def test_greedy_decoding_gives_the_trained_answers(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Greedy decoding gives canonical answers, tool calls and thoughts word for word."""
     by_question = {topic.ask[0]: topic for topic in corpus.topics}
     dialogues = [question_and_answer(question, by_question[question].say) for question in CANONICAL]

@@ -38,7 +38,7 @@ def test_a_key_is_known_by_its_name(file: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"sk-c", b"ann", b"sk-a\n", "sk-\u00e4".encode(), b"\xff"])
-def test_anything_else_is_nobody(file: Path, key: bytes) -> None:
+def test_any_other_text_is_no_key(file: Path, key: bytes) -> None:
     assert ApiKeys(file).owner(key) is None
 
 
@@ -61,7 +61,7 @@ def test_the_hash_in_the_file_is_not_a_key(file: Path) -> None:
         ("# nobody yet\n", "holds no key"),
     ],
 )
-def test_a_bad_file_is_refused_with_the_line_to_mend(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_file_is_refused_with_the_number_of_the_wrong_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "keys"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=words):
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             ApiKeys(tmp_path / name)
 
 
-def test_a_changed_file_counts_at_the_next_look(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_file_takes_effect_at_the_next_check(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     keys = ApiKeys(file)
     replace(file, key_line("cleo", "sk-c"))
@@ -100,7 +100,7 @@ def test_a_changed_file_counts_at_the_next_look(file: Path, caplog: pytest.LogCa
     assert [record.getMessage() for record in caplog.records] == ["API keys read again: 1"]
 
 
-def test_a_watched_file_is_looked_at_without_a_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watched_file_is_checked_without_a_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the first request after a quiet night would still get in with a key that is gone."""
     monkeypatch.setattr(keys_module, "_LOOK_EVERY_S", 0.001)
     keys, looked = ApiKeys(file), threading.Event()
@@ -133,7 +133,7 @@ def break_it(file: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "gone", "pipe", "folder", "device", "huge"])
-def test_a_file_that_goes_bad_keeps_the_last_good_keys(
+def test_a_file_that_becomes_invalid_keeps_the_last_valid_keys(
     file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An editor that saves half a file must not lock everybody out, nor a pipe in its place hold anybody up."""
@@ -165,7 +165,7 @@ def test_such_a_file_is_refused_at_the_start(file: Path, damage: str, words: str
         ApiKeys(file)
 
 
-def test_a_file_that_comes_back_as_it_was_is_good_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restored_file_is_valid_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As a mount does that was away for a moment."""
     keys = ApiKeys(file)
     file.rename(file.with_suffix(".away"))
@@ -181,7 +181,7 @@ def test_a_file_that_comes_back_as_it_was_is_good_again(file: Path, caplog: pyte
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2
 
 
-def test_an_operators_key_says_so(tmp_path: Path) -> None:
+def test_an_operators_key_is_marked_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(key_line("ann", "sk-a") + key_line("root", "sk-r", ":operator"))
     keys = ApiKeys(tmp_path / "keys")
 
@@ -190,7 +190,7 @@ def test_an_operators_key_says_so(tmp_path: Path) -> None:
     assert [keys.has_name(name) for name in ("ann", "root", "cleo")] == [True, True, False]
 
 
-def test_one_key_has_one_right(tmp_path: Path) -> None:
+def test_a_key_with_two_names_has_the_same_permission(tmp_path: Path) -> None:
     text = key_line("ann", "sk-a") + key_line("ann2", "sk-a") + key_line("root", "sk-a", ":operator")
     (tmp_path / "keys").write_text(text)
     with pytest.raises(SettingsError, match="line 3: root has the same key as ann2, and other rights"):
@@ -233,7 +233,7 @@ def test_a_new_operators_line_makes_an_operator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "é", "a\n", "a" * 65])
-def test_a_name_that_the_file_could_not_hold_is_refused(name: str) -> None:
+def test_a_name_that_the_file_cannot_hold_is_refused(name: str) -> None:
     for operator in (False, True):
         with pytest.raises(SettingsError, match="1 to 64"):
             new_key(name, operator=operator)

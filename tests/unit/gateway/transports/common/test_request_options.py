@@ -19,7 +19,7 @@ from gateway.transports.common import request_options
         ({"x-other": "7"}, RequestOptions(None, None)),
     ],
 )
-def test_wishes_are_seconds(headers: dict[str, str], wished: RequestOptions) -> None:
+def test_request_options_are_seconds(headers: dict[str, str], wished: RequestOptions) -> None:
     assert request_options.read(headers) == wished
 
 
@@ -28,7 +28,7 @@ def test_wishes_are_seconds(headers: dict[str, str], wished: RequestOptions) -> 
     ("name", "shown"),
     [(request_options.TIMEOUT, "X-Request-Timeout"), (request_options.RESUMABLE, "X-Stream-Resumable")],
 )
-def test_what_is_no_number_of_seconds_is_named(name: str, shown: str, text: str) -> None:
+def test_a_value_that_is_no_number_of_seconds_is_refused_with_its_header(name: str, shown: str, text: str) -> None:
     with pytest.raises(ClientError, match=f"{shown} must be a number of seconds") as caught:
         request_options.read({name: text})
 
@@ -36,7 +36,7 @@ def test_what_is_no_number_of_seconds_is_named(name: str, shown: str, text: str)
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "-0"])
-def test_a_deadline_of_no_time_is_a_mistake(text: str) -> None:
+def test_a_deadline_of_zero_is_refused(text: str) -> None:
     with pytest.raises(ClientError, match="more than 0") as caught:
         request_options.read({request_options.TIMEOUT: text})
 

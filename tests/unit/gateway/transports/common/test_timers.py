@@ -33,7 +33,7 @@ def timers() -> int:
 
 
 @in_virtual_time
-async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
+async def test_each_check_is_called_exactly_when_it_is_due() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     slow, fast = every(10), every(3)
     pulse.add(slow.check, began + 10)
@@ -45,7 +45,7 @@ async def test_each_connection_is_asked_exactly_when_it_wants() -> None:
 
 
 @in_virtual_time
-async def test_one_that_is_due_already_is_asked_in_the_next_turn() -> None:
+async def test_a_check_that_is_due_already_is_called_in_the_next_turn() -> None:
     pulse, late = DeadlineTimer(clock()), every(100)
     began = clock().now()
     pulse.add(late.check, began - 5)
@@ -74,7 +74,7 @@ async def test_thousands_of_connections_share_one_timer() -> None:
 
 
 @in_virtual_time
-async def test_one_that_has_left_is_asked_no_more() -> None:
+async def test_a_removed_check_is_called_no_more() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     stays, goes = every(5), every(5)
     pulse.add(stays.check, began + 5)
@@ -91,7 +91,7 @@ async def test_one_that_has_left_is_asked_no_more() -> None:
 
 
 @in_virtual_time
-async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_leaves() -> None:
+async def test_a_check_that_is_never_due_again_is_counted_until_it_is_removed() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     stuck = Connection(lambda _: math.inf)
     number = pulse.add(stuck.check, began + 5)
@@ -106,7 +106,7 @@ async def test_one_that_is_given_up_is_asked_no_more_and_still_counted_until_it_
 
 
 @in_virtual_time
-async def test_after_one_that_is_given_up_others_are_asked() -> None:
+async def test_other_checks_are_called_behind_one_that_is_never_due_again() -> None:
     pulse, began = DeadlineTimer(clock()), clock().now()
     pulse.add(Connection(lambda _: math.inf).check, began + 5)
     await asyncio.sleep(6)
@@ -118,7 +118,7 @@ async def test_after_one_that_is_given_up_others_are_asked() -> None:
 
 
 @in_virtual_time
-async def test_connections_that_come_and_go_leave_nothing_behind() -> None:
+async def test_removed_checks_leave_nothing_behind() -> None:
     """A short stream is gone long before its first question; its entry must not stay for the rest of the period."""
     pulse = DeadlineTimer(clock())
     most = 0

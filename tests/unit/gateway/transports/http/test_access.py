@@ -73,7 +73,9 @@ async def status(harness: HttpHarness, method: str, path: str, headers: dict[str
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 @in_virtual_time
-async def test_every_path_with_no_key_a_clients_and_an_operators(keys_file: Path, method: str, path: str) -> None:
+async def test_every_path_without_a_key_with_a_clients_and_with_an_operators(
+    keys_file: Path, method: str, path: str
+) -> None:
     keyed, free, opened = made(keys_file=keys_file), made(), made(operator_endpoints=True)
     by_nobody = await status(keyed, method, path, {})
     by_client = await status(keyed, method, path, CLIENT)
@@ -94,7 +96,7 @@ async def test_every_path_with_no_key_a_clients_and_an_operators(keys_file: Path
 
 
 @in_virtual_time
-async def test_an_operators_endpoint_says_which_key_it_takes(keys_file: Path) -> None:
+async def test_the_refusal_of_an_operator_endpoint_names_the_key_that_it_takes(keys_file: Path) -> None:
     refused = await made(keys_file=keys_file).request("POST", "/sleep", headers=CLIENT).finish()
     closed = await made().request("POST", "/sleep").finish()
 
@@ -160,7 +162,9 @@ async def sent(harness: HttpHarness, *lines: tuple[str, str]) -> Client:
     ],
 )
 @in_virtual_time
-async def test_where_a_key_is_looked_for(keys_file: Path, lines: list[tuple[str, str]], answered: bool) -> None:
+async def test_the_headers_in_which_a_key_is_found(
+    keys_file: Path, lines: list[tuple[str, str]], answered: bool
+) -> None:
     answer = await sent(made(keys_file=keys_file), *lines)
 
     assert answer.status == (200 if answered else 401)
@@ -179,7 +183,9 @@ async def test_where_a_key_is_looked_for(keys_file: Path, lines: list[tuple[str,
     ],
 )
 @in_virtual_time
-async def test_a_401_says_what_to_mend(keys_file: Path, lines: list[tuple[str, str]], words: str) -> None:
+async def test_the_message_of_a_401_names_the_mistake(
+    keys_file: Path, lines: list[tuple[str, str]], words: str
+) -> None:
     message = (await sent(made(keys_file=keys_file), *lines)).error()["message"]
 
     assert words in message
@@ -213,7 +219,7 @@ async def test_a_server_without_keys_is_not_open_to_every_page(method: str, path
 
 @pytest.mark.parametrize("headers", [PAGE, REBOUND])
 @in_virtual_time
-async def test_who_has_a_key_is_not_asked_where_he_comes_from(keys_file: Path, headers: dict[str, str]) -> None:
+async def test_the_origin_of_a_request_with_a_key_is_not_checked(keys_file: Path, headers: dict[str, str]) -> None:
     """Such as a proxy on the same machine, which passes its own name and its page's origin on."""
     harness = made(keys_file=keys_file, sites=LOCAL)
 
@@ -232,7 +238,7 @@ async def test_who_has_a_key_is_not_asked_where_he_comes_from(keys_file: Path, h
     ],
 )
 @in_virtual_time
-async def test_programs_and_the_servers_own_pages_are_answered(headers: dict[str, str]) -> None:
+async def test_programs_and_the_servers_own_pages_are_allowed(headers: dict[str, str]) -> None:
     local, elsewhere = made(sites=LOCAL), made()
     assert await status(local, "GET", "/livez", headers) == 200
     for harness in (local, elsewhere) if "10.1.2.3:8000" not in headers.values() else (elsewhere,):
@@ -256,7 +262,7 @@ async def _accepting(scope: Any, receive: Any, send: Any) -> None:
 
 
 @in_virtual_time
-async def test_a_websocket_is_held_to_the_same(keys_file: Path) -> None:
+async def test_a_websocket_handshake_has_the_same_rules(keys_file: Path) -> None:
     """No browser asks before it opens one, and any page may read what comes."""
     refused, taken = [{"type": "websocket.close", "code": 1008}], [{"type": "websocket.accept"}]
     local = (b"host", b"localhost:8000")

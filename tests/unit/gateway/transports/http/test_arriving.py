@@ -52,7 +52,7 @@ def only(connection: Connection) -> tuple[int, dict[str, Any], bytes]:
 
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
-async def test_a_body_that_does_not_come_is_a_408_in_full_form(path: str) -> None:
+async def test_a_body_that_does_not_arrive_is_a_complete_408(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app, body_timeout_s=60.0)
     connection.say(head(path, 1000, "x-request-id: mine"), b'{"stream"')
@@ -97,7 +97,7 @@ async def test_the_clients_own_deadline_holds_while_the_body_arrives(path: str) 
 
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
-async def test_a_body_in_time_is_answered_as_ever(path: str) -> None:
+async def test_a_body_in_time_is_answered_as_usual(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app)
     connection.say(head(path, 20, "x-request-timeout: 100"))
@@ -119,7 +119,7 @@ async def test_a_body_in_time_is_answered_as_ever(path: str) -> None:
 
 @pytest.mark.parametrize("path", ALL)
 @in_virtual_time
-async def test_who_leaves_while_sending_is_nobodys_error(path: str) -> None:
+async def test_a_client_that_leaves_while_sending_is_no_error(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app)
     connection.say(head(path, 1000), b"{")
@@ -133,7 +133,7 @@ async def test_who_leaves_while_sending_is_nobodys_error(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere", "/livez", "/v1/streams/none/cancel", CHAT, MOUNTED])
 @in_virtual_time
-async def test_an_answer_before_the_end_of_the_body_is_the_last(path: str, tmp_path: Path) -> None:
+async def test_a_response_before_the_end_of_the_body_is_the_last(path: str, tmp_path: Path) -> None:
     """Not found, wrong method, no key: whatever comes behind the answer is neither kept nor taken for a request."""
     (tmp_path / "keys").write_text(key_line("someone", "secret"))
     made = make_harness(keys_file=tmp_path / "keys")
@@ -175,7 +175,7 @@ async def test_a_body_that_grows_too_large_ends_its_connection() -> None:
 
 
 @in_virtual_time
-async def test_seats_are_not_held_by_bodies_that_arrive() -> None:
+async def test_arriving_bodies_hold_no_slots() -> None:
     made = make_harness(max_concurrent=1, max_waiting=0)
     slow = Connection(made.app)
     slow.say(head(MOUNTED, 1000), b"{")
@@ -196,7 +196,7 @@ async def test_seats_are_not_held_by_bodies_that_arrive() -> None:
 
 
 @in_virtual_time
-async def test_too_many_bodies_at_once_are_a_503_that_says_when_to_come_again() -> None:
+async def test_too_many_bodies_at_once_are_a_503_with_retry_after() -> None:
     made = make_harness(max_body_bytes=10**7)
     first = Connection(made.app, max_total_body_bytes=10**6)
     first.say(head(CHAT, 10**6), b"b" * 900_000)

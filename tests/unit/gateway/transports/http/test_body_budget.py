@@ -22,7 +22,7 @@ class Body:
         self.is_arriving = False
 
 
-def test_the_body_that_has_been_arriving_for_the_longest_makes_room() -> None:
+def test_the_body_that_has_been_arriving_for_the_longest_is_refused_first() -> None:
     budget = BodyBudget(100)
     waiting = Body(budget, arriving=False).comes(30)
     slow, other = Body(budget).comes(30), Body(budget).comes(30)
@@ -32,7 +32,7 @@ def test_the_body_that_has_been_arriving_for_the_longest_makes_room() -> None:
     assert budget.used_bytes == 100
 
 
-def test_what_is_complete_is_never_taken_away_so_the_newcomer_goes() -> None:
+def test_a_complete_body_is_never_refused_so_the_new_one_is() -> None:
     budget = BodyBudget(100)
     for _ in range(3):
         Body(budget, arriving=False).comes(30)
@@ -42,7 +42,7 @@ def test_what_is_complete_is_never_taken_away_so_the_newcomer_goes() -> None:
     assert budget.used_bytes == 90
 
 
-def test_room_is_given_back_once() -> None:
+def test_a_body_is_released_once() -> None:
     budget = BodyBudget(100)
     one = Body(budget).comes(10).comes(20)
     budget.release(one)
@@ -55,7 +55,7 @@ def deadline(timeout_s: float = 60, rate: int = 1000) -> BodyDeadline:
     return BodyDeadline(100.0, timeout_s=timeout_s, min_bytes_per_s=rate)
 
 
-def test_a_body_must_be_complete_in_time_however_fast_it_comes() -> None:
+def test_a_body_must_be_complete_in_time_at_any_rate() -> None:
     one = deadline(timeout_s=25)
     for number in range(1, 3):
         assert one.check(100 + WINDOW_S * number, 10**6 * number, paused=False) is None
@@ -68,7 +68,7 @@ def test_a_body_must_be_complete_in_time_however_fast_it_comes() -> None:
 
 
 @pytest.mark.parametrize(("count", "slow"), [(9_999, True), (10_000, False)])
-def test_a_body_must_come_at_a_rate_in_every_window(count: int, slow: bool) -> None:
+def test_a_body_must_reach_the_minimum_rate_in_every_window(count: int, slow: bool) -> None:
     """What has come before does not count: 15.9 of 16 MiB at once, then a byte now and then, holds as much memory."""
     one = deadline()
 
@@ -81,7 +81,7 @@ def test_a_body_must_come_at_a_rate_in_every_window(count: int, slow: bool) -> N
         assert "1000 bytes a second (server.min_body_bytes_per_s)" in error.message
 
 
-def test_the_time_in_which_we_do_not_read_is_not_the_clients() -> None:
+def test_the_time_in_which_the_server_does_not_read_does_not_count() -> None:
     one = deadline(timeout_s=15)
     for number in range(1, 20):
         assert one.check(100 + WINDOW_S * number, 5, paused=True) is None
@@ -89,7 +89,7 @@ def test_the_time_in_which_we_do_not_read_is_not_the_clients() -> None:
     assert one.next_check_s == 300
 
 
-def test_a_rate_of_nought_asks_for_none() -> None:
+def test_a_minimum_rate_of_zero_is_none() -> None:
     one = deadline(timeout_s=10**6, rate=0)
     for number in range(1, 100):
         assert one.check(100 + WINDOW_S * number, 0, paused=False) is None

@@ -43,7 +43,7 @@ async def test_a_body_that_is_not_complete_in_time_is_a_408_and_the_connection_e
 
 @pytest.mark.parametrize("body", [post(10**6), CHUNKED])
 @in_virtual_time
-async def test_a_body_that_comes_in_drops_is_a_408_long_before(body: bytes) -> None:
+async def test_a_body_that_arrives_too_slowly_is_a_408_long_before(body: bytes) -> None:
     app = Refusing()
     connection = Connection(app, body_timeout_s=60.0, min_body_bytes_per_s=1000)
     connection.say(body, b"1\r\n" * (body is CHUNKED) + b"b")
@@ -58,7 +58,7 @@ async def test_a_body_that_comes_in_drops_is_a_408_long_before(body: bytes) -> N
 
 
 @in_virtual_time
-async def test_a_body_in_time_costs_its_request_nothing() -> None:
+async def test_a_body_in_time_does_not_affect_its_request() -> None:
     app = Refusing()
     connection = Connection(app, body_timeout_s=60.0, min_body_bytes_per_s=1000)
     for _ in range(3):
@@ -75,7 +75,7 @@ async def test_a_body_in_time_costs_its_request_nothing() -> None:
 
 
 @in_virtual_time
-async def test_a_client_that_leaves_in_its_body_is_gone_and_no_error() -> None:
+async def test_a_client_that_leaves_during_its_body_is_no_error() -> None:
     app = Refusing()
     connection = Connection(app)
     connection.say(post(1000), b"b")
@@ -87,7 +87,7 @@ async def test_a_client_that_leaves_in_its_body_is_gone_and_no_error() -> None:
 
 
 @in_virtual_time
-async def test_an_application_that_does_not_hear_of_it_is_not_waited_for() -> None:
+async def test_an_application_that_does_not_respond_to_a_refused_body_is_not_waited_for() -> None:
     async def deaf(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
 
@@ -103,7 +103,7 @@ async def test_an_application_that_does_not_hear_of_it_is_not_waited_for() -> No
 
 
 @in_virtual_time
-async def test_bodies_of_all_connections_have_room_together() -> None:
+async def test_the_bodies_of_all_connections_share_one_budget() -> None:
     app, state = Refusing(), ServerState()
     connections = [Connection(app, state=state, max_total_body_bytes=300_000) for _ in range(5)]
     for connection in connections[:3]:
@@ -130,7 +130,7 @@ async def test_bodies_of_all_connections_have_room_together() -> None:
 
 
 @in_virtual_time
-async def test_a_body_is_not_counted_when_its_client_is_gone_or_its_answer_has_begun() -> None:
+async def test_a_body_is_not_counted_after_its_client_has_left_or_its_response_has_started() -> None:
     app, state = App(slow=True), ServerState()
     leaving = Connection(Refusing(), state=state)
     leaving.say(post(200_000), b"b" * 100_000)

@@ -33,7 +33,7 @@ async def look(connection: Connection, seconds: int) -> int:
 
 @pytest.mark.parametrize("sign", ["retransmits", "probes"])
 @in_virtual_time
-async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> None:
+async def test_a_peer_that_owes_an_acknowledgement_for_too_long_is_disconnected(sign: str) -> None:
     app, connection = await halfway()
 
     assert await look(connection, 60) == 60, "a peer that owes nothing may be as silent as it likes"
@@ -48,7 +48,7 @@ async def test_a_peer_that_owes_an_answer_for_too_long_is_gone(sign: str) -> Non
 
 
 @in_virtual_time
-async def test_an_answer_in_between_pays_the_debt() -> None:
+async def test_an_acknowledgement_in_between_resets_the_time() -> None:
     app, connection = await halfway()
     connection.transport.socket.retransmits = 3
     for _ in range(5):
@@ -62,7 +62,7 @@ async def test_an_answer_in_between_pays_the_debt() -> None:
 
 
 @in_virtual_time
-async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer() -> None:
+async def test_a_retransmission_of_this_moment_proves_nothing() -> None:
     app, connection = await halfway()
     for _ in range(5):
         connection.transport.socket.probes, connection.transport.socket.silent_ms = 1, 60_000
@@ -78,7 +78,7 @@ async def test_a_peer_that_has_only_just_been_asked_again_has_a_second_to_answer
 
 
 @in_virtual_time
-async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
+async def test_an_idle_connection_is_left_to_the_kernels_probes() -> None:
     connection = Connection(App())
     connection.transport.socket.retransmits = 1
 
@@ -88,7 +88,7 @@ async def test_a_connection_at_rest_is_the_kernels_to_look_after() -> None:
 
 
 @in_virtual_time
-async def test_a_finished_answer_that_nobody_reads_does_not_hold_its_connection_for_ever() -> None:
+async def test_a_finished_response_that_is_not_read_does_not_keep_its_connection_for_ever() -> None:
     app = App()
     connection = Connection(app)
     connection.say(GET)

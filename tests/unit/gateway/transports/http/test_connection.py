@@ -41,7 +41,7 @@ async def test_requests_on_one_connection_are_answered_one_after_the_other() -> 
 
 
 @in_virtual_time
-async def test_a_request_is_understood_byte_by_byte() -> None:
+async def test_a_request_is_parsed_byte_by_byte() -> None:
     app = App()
     connection = Connection(app)
     whole = b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"
@@ -54,7 +54,7 @@ async def test_a_request_is_understood_byte_by_byte() -> None:
 
 
 @in_virtual_time
-async def test_the_time_of_a_requests_first_byte_is_noted() -> None:
+async def test_the_time_of_a_requests_first_byte_is_in_its_scope() -> None:
     """Also of the second one on a connection, whose first byte comes long after the connection."""
     app = App()
     connection = Connection(app)
@@ -96,7 +96,7 @@ async def test_headers_larger_than_the_limit_are_a_431(head: bytes, packet: int)
 
 
 @in_virtual_time
-async def test_what_is_refused_before_it_is_a_request_has_the_body_of_its_endpoint() -> None:
+async def test_a_refusal_of_an_incomplete_request_has_its_endpoints_error_body() -> None:
     connection = Connection(App(), max_header_bytes=2000, max_headers=1000)
     connection.say(b"POST /v1/messages?beta=true HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n")
     await settle()
@@ -190,7 +190,7 @@ async def test_a_second_request_has_the_same_deadline() -> None:
 
 
 @in_virtual_time
-async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+async def test_a_connection_that_sends_nothing_is_closed_without_a_response() -> None:
     connection = Connection(App(), header_timeout_s=10.0)
     await asyncio.sleep(11)
 
@@ -233,7 +233,7 @@ async def test_garbage_is_a_400_in_openais_shape(garbage: bytes) -> None:
 
 @pytest.mark.parametrize("behind", [b"\r\n", b"GET /y HT"])
 @in_virtual_time
-async def test_a_running_answer_is_not_cut_short_by_what_follows_its_request(behind: bytes) -> None:
+async def test_a_running_response_is_not_cut_off_by_input_behind_its_request(behind: bytes) -> None:
     """A stray line break after a body (RFC 9112, section 2.2, lets clients) or half a pipelined request may wait
     longer than headers may take: the deadline must not answer in the middle of a stream."""
     app = App(slow=True)
@@ -253,7 +253,7 @@ async def test_a_running_answer_is_not_cut_short_by_what_follows_its_request(beh
 
 @pytest.mark.parametrize("behind", [b"nonsense\r\n\r\n", b"GET /y HTTP/1.1\r\nx: " + b"a" * 3000])
 @in_virtual_time
-async def test_a_refusal_is_never_written_into_a_running_answer(behind: bytes) -> None:
+async def test_a_refusal_is_never_written_into_a_running_response(behind: bytes) -> None:
     """The client would take it for a part of the body. Cutting the connection is enough, if waiting is too much."""
     app, connection = await halfway(max_header_bytes=2000)
     connection.say(behind)
@@ -271,7 +271,7 @@ async def test_a_refusal_is_never_written_into_a_running_answer(behind: bytes) -
 @given(
     st.lists(st.binary(max_size=40) | st.sampled_from([b"\r\n", b"GET / HTTP/1.1\r\n", b"a: b\r\n", GET]), max_size=8)
 )
-def test_any_bytes_end_in_an_answer_or_a_closed_connection(packets: list[bytes]) -> None:
+def test_any_bytes_end_in_a_response_or_a_closed_connection(packets: list[bytes]) -> None:
     """Invariant of the parser: whatever comes, the client gets a well-formed status, and nobody waits for ever."""
 
     async def feed() -> None:
@@ -286,7 +286,7 @@ def test_any_bytes_end_in_an_answer_or_a_closed_connection(packets: list[bytes])
 
 
 @in_virtual_time
-async def test_an_old_connection_is_told_with_its_next_answer_that_it_was_the_last() -> None:
+async def test_the_next_response_on_an_old_connection_closes_it() -> None:
     """And not cut: who reads the header sends its next request elsewhere, and no request is lost in between."""
     app = App(slow=True)
     connection = Connection(app, max_age_s=300.0, idle_timeout_s=1000.0)
@@ -312,7 +312,7 @@ async def test_an_old_connection_is_told_with_its_next_answer_that_it_was_the_la
 
 @pytest.mark.parametrize(("max_age_s", "at_s", "last"), [(300.0, 269, False), (300.0, 331, True), (0.0, 10**6, False)])
 @in_virtual_time
-async def test_a_connection_grows_old_in_its_time(max_age_s: float, at_s: float, last: bool) -> None:
+async def test_a_connection_retires_at_its_maximum_age(max_age_s: float, at_s: float, last: bool) -> None:
     connection = Connection(App(), max_age_s=max_age_s, idle_timeout_s=2.0 * 10**6)
     connection.say(GET)
     await asyncio.sleep(at_s)
@@ -326,7 +326,7 @@ async def test_a_connection_grows_old_in_its_time(max_age_s: float, at_s: float,
 
 
 @in_virtual_time
-async def test_connections_that_came_together_do_not_grow_old_together() -> None:
+async def test_simultaneous_connections_do_not_retire_together() -> None:
     """Or all clients of a replica would come to the others at once."""
     connections = [Connection(App(), max_age_s=300.0, idle_timeout_s=1000.0) for _ in range(40)]
     for connection in connections:
@@ -344,7 +344,7 @@ async def test_connections_that_came_together_do_not_grow_old_together() -> None
 
 
 @in_virtual_time
-async def test_a_connection_without_a_request_is_closed_in_its_time() -> None:
+async def test_an_idle_connection_is_closed_after_the_idle_timeout() -> None:
     connection = Connection(App(), idle_timeout_s=75.0)
     connection.say(GET)
     await asyncio.sleep(74)
@@ -374,7 +374,7 @@ async def test_a_response_left_incomplete_breaks_the_connection_without_its_fina
 
 
 @in_virtual_time
-async def test_an_accepted_socket_is_tuned_and_its_buffer_bounded() -> None:
+async def test_an_accepted_socket_gets_its_options_and_a_bounded_buffer() -> None:
     connection = Connection(App())
 
     assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_KEEPALIVE] == 1
@@ -387,7 +387,7 @@ async def test_an_accepted_socket_is_tuned_and_its_buffer_bounded() -> None:
 
 
 @in_virtual_time
-async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
+async def test_a_socket_that_is_not_tcp_gets_no_options() -> None:
     connection = Connection(App(), family=socket.AF_UNIX)
 
     assert connection.transport.socket.options == {}
@@ -396,7 +396,7 @@ async def test_a_socket_that_is_not_tcp_is_left_as_it_is() -> None:
 
 
 @in_virtual_time
-async def test_the_app_is_told_how_to_break_its_connection_at_once() -> None:
+async def test_an_app_can_abort_its_connection() -> None:
     app, connection = await halfway()
     app.scopes[0][asgi.DIRECT_SINK].abort()
     app.go_on.set()

@@ -17,7 +17,7 @@ def typed(*values: str, length: str | None = "7") -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("value", ["application/json", "APPLICATION/json", "application/json; charset=utf-8"])
-def test_json_is_json(value: str) -> None:
+def test_json_is_accepted(value: str) -> None:
     check_json(typed(value))
     check_declared(typed(value))
 
@@ -37,7 +37,7 @@ def test_json_is_json(value: str) -> None:
         ("text/plain", "application/json"),
     ],
 )
-def test_everything_else_is_not(values: tuple[str, ...]) -> None:
+def test_every_other_type_is_refused(values: tuple[str, ...]) -> None:
     with pytest.raises(ClientError, match="Content-Type: application/json") as refused:
         check_json(typed(*values))
 
@@ -45,7 +45,7 @@ def test_everything_else_is_not(values: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("values", [(), ("text/plain",), ("Text/Plain;charset=utf-8",), ("application/json", "x/y")])
-def test_a_body_for_vllms_own_endpoints_has_a_name(values: tuple[str, ...]) -> None:
+def test_a_body_for_vllms_own_endpoints_needs_a_type(values: tuple[str, ...]) -> None:
     with pytest.raises(ClientError):
         check_declared(typed(*values))
     with pytest.raises(ClientError):
@@ -61,7 +61,7 @@ def test_audio_is_uploaded_as_a_form() -> None:
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @in_virtual_time
-async def test_our_endpoints_look_before_they_read_the_body(path: str) -> None:
+async def test_our_endpoints_check_the_type_before_they_read_the_body(path: str) -> None:
     harness = HttpHarness()
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = await Client(
@@ -73,7 +73,7 @@ async def test_our_endpoints_look_before_they_read_the_body(path: str) -> None:
 
 
 @in_virtual_time
-async def test_so_do_those_of_vllm() -> None:
+async def test_vllms_endpoints_check_the_type_before_they_read_the_body() -> None:
     headers = {"Content-Type": "text/plain", "Content-Length": "2"}
     answer = await HttpHarness().request("POST", "/v1/embeddings", headers=headers, body=b"{}").finish()
 

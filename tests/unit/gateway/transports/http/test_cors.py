@@ -61,7 +61,7 @@ def test_no_origins_no_middleware() -> None:
 
 
 @in_virtual_time
-async def test_a_page_of_a_named_origin_gets_through_to_the_stream_and_its_headers() -> None:
+async def test_a_page_of_a_named_origin_reads_the_stream_and_its_headers() -> None:
     origins = ["https://page.example"]
     harness = HttpHarness(sites=Sites.of("127.0.0.1", True, (), origins))
     client = Client(

@@ -62,7 +62,7 @@ async def test_an_access_check_of_the_operators_holds_on_every_path(path: str) -
 
 
 @in_virtual_time
-async def test_keys_are_asked_for_first(tmp_path: Path) -> None:
+async def test_keys_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(key_line("ann", "secret"))
     harness = around(HttpHarness(keys_file=tmp_path / "keys"), "only_friends")
 
@@ -106,7 +106,7 @@ async def test_a_client_that_leaves_still_frees_the_engine(name: str) -> None:
 
 
 @in_virtual_time
-async def test_its_failure_is_a_500_without_a_word_of_it() -> None:
+async def test_its_failure_is_a_500_without_its_text() -> None:
     answer = await around(HttpHarness(), "broken").request("GET", "/livez").finish()
 
     assert answer.status == 500
@@ -114,6 +114,6 @@ async def test_its_failure_is_a_500_without_a_word_of_it() -> None:
 
 
 @pytest.mark.parametrize("path", ["nope.Nope", f"{HERE}.Nope", f"{HERE}.HERE", "Nope", ""])
-def test_what_cannot_be_used_is_named_at_the_start(path: str) -> None:
+def test_an_unusable_middleware_is_named_at_the_start(path: str) -> None:
     with pytest.raises(SettingsError, match=r"server\.middleware: "):
         load([path])

@@ -22,7 +22,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("status", [401, 404, 413])
 @in_virtual_time
-async def test_an_early_answer_is_the_last_and_the_rest_of_the_body_is_dropped(status: int) -> None:
+async def test_an_early_response_is_the_last_and_the_rest_of_the_body_is_dropped(status: int) -> None:
     app = Early(status)
     connection = Connection(app)
     connection.say(post(10**6) + b"b" * 1000)
@@ -47,7 +47,7 @@ async def test_an_early_answer_is_the_last_and_the_rest_of_the_body_is_dropped(s
 
 
 @in_virtual_time
-async def test_what_follows_an_early_answer_is_never_taken_for_a_request() -> None:
+async def test_input_behind_an_early_response_is_never_taken_for_a_request() -> None:
     app = Early()
     connection = Connection(app)
     connection.say(post(len(GET)))
@@ -62,7 +62,7 @@ async def test_what_follows_an_early_answer_is_never_taken_for_a_request() -> No
 
 
 @in_virtual_time
-async def test_the_rest_of_a_body_is_not_read_for_ever() -> None:
+async def test_the_rest_of_a_body_is_read_for_a_limited_time() -> None:
     connection = Connection(Early())
     connection.say(post(10**12))
     await settle()
@@ -75,7 +75,7 @@ async def test_the_rest_of_a_body_is_not_read_for_ever() -> None:
 
 
 @in_virtual_time
-async def test_a_client_that_waits_for_100_continue_gets_its_answer_and_an_end() -> None:
+async def test_a_client_that_waits_for_100_continue_gets_its_response_and_an_end() -> None:
     connection = Connection(Early(401))
     connection.say(post(1000, b"expect: 100-continue"))
     await settle()
@@ -88,7 +88,7 @@ async def test_a_client_that_waits_for_100_continue_gets_its_answer_and_an_end()
 
 
 @in_virtual_time
-async def test_an_early_answer_without_a_body_in_sight_keeps_the_connection() -> None:
+async def test_an_early_response_to_a_request_without_a_body_keeps_the_connection() -> None:
     app = Early()
     connection = Connection(app)
     for _ in range(3):
@@ -106,7 +106,7 @@ async def test_an_early_answer_without_a_body_in_sight_keeps_the_connection() ->
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 @in_virtual_time
-async def test_a_request_that_asks_for_the_end_gets_it_at_once(version: bytes) -> None:
+async def test_a_request_with_connection_close_is_closed_at_once(version: bytes) -> None:
     connection = Connection(Early())
     connection.say(b"POST /x HTTP/" + version + b"\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc")
     await settle()
@@ -135,7 +135,7 @@ async def test_a_refusal_can_be_read_by_a_client_that_is_still_sending() -> None
     "sent", [b"", b"GET /x HTTP/1.1\r\nx: y\r\n", GET, post(1000) + b"b", b"GET /x HTTP/1.1\r\nx: " + b"a" * 40_000]
 )
 @in_virtual_time
-async def test_what_a_connection_held_is_free_when_it_is_lost(sent: bytes) -> None:
+async def test_the_memory_of_a_connection_is_free_when_it_is_lost(sent: bytes) -> None:
     """Not when garbage is collected, which happens rarely here."""
     app = Refusing()
     connection = Connection(app)
@@ -159,7 +159,7 @@ async def test_what_a_connection_held_is_free_when_it_is_lost(sent: bytes) -> No
 
 @pytest.mark.parametrize("sent", [b"GET /x HTTP/1.1\r\nx: y\r\n", post(1000) + b"b"])
 @in_virtual_time
-async def test_a_process_that_stood_still_does_not_blame_its_clients(sent: bytes) -> None:
+async def test_a_blocked_process_does_not_time_its_clients_out(sent: bytes) -> None:
     """A machine that was paused, a loop that was held up: what came meanwhile has not been looked at yet."""
     app = Refusing()
     connection = Connection(app, header_timeout_s=10.0)
@@ -179,7 +179,7 @@ async def test_a_process_that_stood_still_does_not_blame_its_clients(sent: bytes
 
 
 @in_virtual_time
-async def test_after_it_stood_still_clients_have_their_time_once_more_and_no_more() -> None:
+async def test_after_a_blocked_process_clients_have_their_time_once_more() -> None:
     for sent in (b"GET /x HTTP/1.1\r\nx: y\r\n", post(1000) + b"b"):
         connection = Connection(Refusing(), header_timeout_s=10.0)
         connection.say(sent)

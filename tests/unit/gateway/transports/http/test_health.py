@@ -46,7 +46,7 @@ async def test_ready_is_200_only_when_a_request_sent_now_would_be_served(path: s
     ],
 )
 @in_virtual_time
-async def test_live_is_200_while_the_process_is_worth_keeping(phase: Phase, status: int, word: str) -> None:
+async def test_live_is_200_while_the_process_need_not_be_restarted(phase: Phase, status: int, word: str) -> None:
     """A start takes minutes; killing the process for it would start it over."""
     harness = HttpHarness()
     harness.supervisor.phase = phase
@@ -56,7 +56,7 @@ async def test_live_is_200_while_the_process_is_worth_keeping(phase: Phase, stat
 
 
 @in_virtual_time
-async def test_health_answers_past_a_full_gate() -> None:
+async def test_health_is_answered_while_the_queue_is_full() -> None:
     harness = HttpHarness(max_concurrent=1, max_waiting=0)
     held = await harness.gate.enter()
     answers = [await harness.request("GET", path).finish() for path in ("/livez", "/readyz", "/health", "/metrics")]
@@ -67,7 +67,7 @@ async def test_health_answers_past_a_full_gate() -> None:
 
 
 @in_virtual_time
-async def test_metrics_are_shown_in_their_own_type() -> None:
+async def test_metrics_have_prometheus_content_type() -> None:
     client = await HttpHarness().request("GET", "/metrics").finish()
 
     assert client.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -84,7 +84,7 @@ async def test_the_version_names_us_and_the_engine() -> None:
 
 
 @in_virtual_time
-async def test_probes_count_as_requests_that_generate_nothing() -> None:
+async def test_probes_count_as_requests_without_generation() -> None:
     harness = HttpHarness()
     await asyncio.gather(*(harness.request("GET", path).finish() for path in ("/livez", "/readyz")))
 

@@ -35,7 +35,7 @@ def called(sites: Sites, *hosts: str) -> bool:
         "sluice:8000",
     ],
 )
-def test_a_server_on_loopback_is_called_by_this_machines_names(host: str) -> None:
+def test_a_server_on_loopback_accepts_this_machines_names(host: str) -> None:
     assert called(LOCAL, host)
 
 
@@ -65,26 +65,26 @@ def test_a_server_on_loopback_is_called_by_this_machines_names(host: str) -> Non
         "\u0131ocalhost.example",
     ],
 )
-def test_a_name_that_anybody_can_point_here_is_not_one_of_them(host: str) -> None:
+def test_a_public_name_that_may_resolve_to_this_machine_is_refused(host: str) -> None:
     """DNS rebinding: to the browser, the page that it was sent by is this server's own."""
     assert not called(LOCAL, host)
     assert called(OPEN, host), "elsewhere only the operator knows the names"
 
 
-def test_a_second_host_line_must_be_right_too() -> None:
+def test_a_second_host_header_must_be_valid_too() -> None:
     assert not called(LOCAL, "localhost", "evil.example")
     assert not called(LOCAL, "evil.example", "localhost")
     assert called(LOCAL), "HTTP/1.0 has none, and browsers do not speak it"
 
 
-def test_the_operator_names_others() -> None:
+def test_the_operator_can_allow_other_names() -> None:
     for host in ("llm.example.com", "LLM.example.com:443", "a.pages.example", "a.b.pages.example:1", "10.0.0.7"):
         assert called(NAMED, host)
     for host in ("example.com", "xllm.example.com", "pages.example", "apages.example", "llm.example.com.evil.example"):
         assert not called(NAMED, host)
 
 
-def test_where_names_are_checked_beyond_loopback_addresses_are_right() -> None:
+def test_addresses_are_accepted_where_names_are_checked_beyond_loopback() -> None:
     """Kubelets and scrapers call pods by their addresses, and an address cannot be pointed elsewhere."""
     assert called(NAMED, "10.11.12.13:8000")
     assert called(NAMED, "localhost")
@@ -125,14 +125,14 @@ def test_pages_of_other_origins_may_not_call(origin: str, method: str) -> None:
     assert not foreign(Sites.of("127.0.0.1", True, (), ("*",)), origin, method=method)
 
 
-def test_the_servers_own_pages_may() -> None:
+def test_the_servers_own_pages_may_call() -> None:
     assert not foreign(LOCAL, "http://localhost:8000")
     assert not foreign(OPEN, "https://llm.example.com", host="LLM.example.com")
     assert not foreign(OPEN, "https://llm.example.com", host="llm.example.com:443")
     assert not foreign(OPEN, "https://llm.example.com:443", host="llm.example.com")
 
 
-def test_a_page_behind_a_proxy_that_has_its_own_host_is_no_stranger() -> None:
+def test_a_page_behind_a_proxy_that_changes_host_is_not_foreign() -> None:
     """Such as nginx without `proxy_set_header Host`, or a development server that forwards /v1."""
     own = "https://app.example.com"
     assert foreign(OPEN, own, host="upstream:8000")
@@ -151,13 +151,13 @@ def test_origins_that_are_named_may_call() -> None:
         assert foreign(some, origin)
 
 
-def test_who_has_no_origin_is_no_page() -> None:
+def test_a_request_without_an_origin_is_no_page() -> None:
     for site in ("", "none", "same-origin"):
         assert not foreign(LOCAL, "", site=site)
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_browser_that_hides_the_origin_still_tells_the_site(site: str) -> None:
+def test_a_browser_that_hides_the_origin_still_sends_the_site(site: str) -> None:
     assert foreign(LOCAL, "", site=site)
     assert foreign(LOCAL, "", site=site, method="DELETE")
     # A link to the documentation.

@@ -44,7 +44,7 @@ async def test_pipelined_requests_begin_one_after_the_other_and_all_are_answered
 
 
 @in_virtual_time
-async def test_pipelined_requests_with_bodies_are_told_apart_however_they_are_cut() -> None:
+async def test_pipelined_requests_with_bodies_are_separated_at_any_cut() -> None:
     requests = b"".join(post(number) + b"\r\n\r\n"[:number] + b"b" * (number - 4) for number in range(5, 20)) + GET
     requests += CHUNKED + b"3\r\nabc\r\n0\r\n\r\n" + GET + post(3) + b"end"
     wanted = [b"\r\n\r\n" + b"b" * (number - 4) for number in range(5, 20)] + [b"", b"abc", b"", b"end"]
@@ -63,7 +63,7 @@ async def test_pipelined_requests_with_bodies_are_told_apart_however_they_are_cu
 
 
 @in_virtual_time
-async def test_behind_a_running_answer_only_so_much_is_held_and_the_socket_is_read_no_more() -> None:
+async def test_input_behind_a_running_response_is_held_up_to_a_limit_and_then_not_read() -> None:
     app = App(slow=True)
     connection = Connection(app)
     connection.say(GET)
@@ -85,7 +85,7 @@ async def test_behind_a_running_answer_only_so_much_is_held_and_the_socket_is_re
 
 
 @in_virtual_time
-async def test_who_sends_without_end_and_reads_nothing_is_cut_off_soon() -> None:
+async def test_a_client_that_sends_without_end_and_reads_nothing_is_disconnected_soon() -> None:
     app = App(slow=True)
     connection = Connection(app)
     connection.say(GET)
@@ -104,7 +104,7 @@ async def test_who_sends_without_end_and_reads_nothing_is_cut_off_soon() -> None
 
 
 @in_virtual_time
-async def test_an_answer_that_nobody_reads_ends_its_connection_although_it_is_not_complete() -> None:
+async def test_an_incomplete_response_that_is_not_read_ends_its_connection() -> None:
     """Streams have a watch of their own, other answers have not."""
     app = App(slow=True)
     connection = Connection(app, stall_timeout_s=30.0)
@@ -124,7 +124,7 @@ async def test_an_answer_that_nobody_reads_ends_its_connection_although_it_is_no
 
 
 @in_virtual_time
-async def test_an_answer_that_is_read_slowly_is_not_cut_off() -> None:
+async def test_a_response_that_is_read_slowly_is_not_cut_off() -> None:
     app = App()
     connection = Connection(app)
     connection.say(GET)
@@ -139,7 +139,7 @@ async def test_an_answer_that_is_read_slowly_is_not_cut_off() -> None:
 
 
 @in_virtual_time
-async def test_a_client_that_pipelines_and_leaves_takes_its_running_request_along() -> None:
+async def test_a_client_that_pipelines_and_leaves_cancels_its_running_request() -> None:
     app = App(slow=True)
     connection = Connection(app)
     connection.say(CHUNKED + b"0\r\n\r\n" + GET * 3)
@@ -159,7 +159,7 @@ async def test_a_client_that_pipelines_and_leaves_takes_its_running_request_alon
 
 @pytest.mark.parametrize("kind", [b"h2c", b"websocket", b"anything"])
 @in_virtual_time
-async def test_an_upgrade_is_not_taken_and_the_connection_goes_on(kind: bytes) -> None:
+async def test_an_upgrade_is_ignored_and_the_connection_continues(kind: bytes) -> None:
     """Java's client asks for h2c with its first request."""
     app = App()
     connection = Connection(app)
@@ -176,7 +176,7 @@ async def test_an_upgrade_is_not_taken_and_the_connection_goes_on(kind: bytes) -
 
 @pytest.mark.parametrize("target", [b"CONNECT a:443", b"GET http://a", b"OPTIONS *", b"GET //", b"GET /%ff%00"])
 @in_virtual_time
-async def test_strange_targets_end_in_an_answer(target: bytes) -> None:
+async def test_unusual_targets_get_a_response(target: bytes) -> None:
     connection = Connection(App())
     connection.say(target + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"x" * 100)
     await asyncio.sleep(30)
@@ -189,7 +189,7 @@ async def test_strange_targets_end_in_an_answer(target: bytes) -> None:
 
 
 @in_virtual_time
-async def test_many_header_lines_are_a_431_however_short() -> None:
+async def test_many_header_lines_of_any_length_are_a_431() -> None:
     app = App()
     connection = Connection(app, max_headers=100)
     connection.say(b"GET /x HTTP/1.1\r\n" + b"a:\r\n" * 101 + b"\r\n")
@@ -238,7 +238,7 @@ async def test_trailers_are_read_and_dropped() -> None:
 )
 @pytest.mark.parametrize("packet", [1, 4000])
 @in_virtual_time
-async def test_what_frames_a_body_is_bounded(before: bytes, piece: bytes, packet: int) -> None:
+async def test_the_framing_of_a_body_is_limited(before: bytes, piece: bytes, packet: int) -> None:
     app = Refusing()
     connection = Connection(app, max_header_bytes=2000)
     connection.say(CHUNKED + before)
@@ -260,7 +260,7 @@ async def test_what_frames_a_body_is_bounded(before: bytes, piece: bytes, packet
 
 
 @in_virtual_time
-async def test_many_small_chunks_are_a_body_like_any_other() -> None:
+async def test_many_small_chunks_are_one_body() -> None:
     app = App()
     connection = Connection(app, max_header_bytes=2000)
     connection.say(CHUNKED + b"1\r\nx\r\n" * 10_000, b"0\r\n\r\n")
@@ -273,7 +273,7 @@ async def test_many_small_chunks_are_a_body_like_any_other() -> None:
 
 
 @in_virtual_time
-async def test_a_chunk_that_cannot_be_read_is_a_400_and_not_a_silent_end() -> None:
+async def test_a_chunk_that_cannot_be_parsed_is_a_400() -> None:
     app = Refusing()
     connection = Connection(app)
     connection.say(CHUNKED + b"3\r\nabc\r\n")
@@ -305,7 +305,7 @@ WORDS = [
 
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=12), st.integers(1, 100_000))
-def test_whatever_comes_in_whatever_pieces_ends(words: list[bytes], packet: int) -> None:
+def test_any_input_in_any_pieces_comes_to_an_end(words: list[bytes], packet: int) -> None:
     """No input makes the parser's caller go round in circles, and none is waited for longer than the limits say."""
 
     async def feed() -> None:

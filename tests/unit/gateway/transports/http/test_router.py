@@ -79,7 +79,7 @@ async def test_a_live_stream_is_cancelled_by_the_id_its_client_saw(keys_file: Pa
 
 @pytest.mark.parametrize("stream", [True, False])
 @in_virtual_time
-async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_nobody_retries(stream: bool) -> None:
+async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_is_not_retried(stream: bool) -> None:
     harness = HttpHarness()
     client = harness.post(stream=stream)
     await settle()
@@ -91,7 +91,7 @@ async def test_a_request_cancelled_before_its_first_byte_is_a_499_that_nobody_re
 
 
 @in_virtual_time
-async def test_anothers_stream_looks_like_one_that_does_not_exist(keys_file: Path) -> None:
+async def test_the_stream_of_another_key_looks_like_none(keys_file: Path) -> None:
     harness = HttpHarness(keys_file=keys_file)
     stream = harness.post(headers=ANN)
     await settle()
@@ -123,7 +123,7 @@ async def test_a_stream_that_is_over_is_unknown() -> None:
 
 
 @in_virtual_time
-async def test_while_the_engine_starts_every_request_is_told_when_to_come_back() -> None:
+async def test_while_the_engine_starts_every_response_has_retry_after() -> None:
     harness = HttpHarness(ready=False)
     for method, path in (("POST", CHAT), ("POST", COMPLETION), ("GET", "/v1/models")):
         answer = await harness.request(method, path, body=b"{}").finish()
@@ -134,7 +134,7 @@ async def test_while_the_engine_starts_every_request_is_told_when_to_come_back()
 
 
 @in_virtual_time
-async def test_when_the_engine_is_down_requests_say_so() -> None:
+async def test_while_the_engine_is_down_requests_are_refused_with_its_code() -> None:
     harness = HttpHarness()
     harness.supervisor.phase = Phase.FAILED
     answer = await harness.post().finish()
@@ -144,7 +144,7 @@ async def test_when_the_engine_is_down_requests_say_so() -> None:
 
 
 @in_virtual_time
-async def test_a_full_server_says_when_to_come_back() -> None:
+async def test_a_full_server_responds_with_retry_after() -> None:
     harness = HttpHarness(max_concurrent=1, max_waiting=1)
     held = await harness.gate.enter()
     waiting = harness.post()
@@ -162,7 +162,7 @@ async def test_a_full_server_says_when_to_come_back() -> None:
 
 
 @in_virtual_time
-async def test_who_waited_too_long_says_goodbye_with_a_503() -> None:
+async def test_a_request_that_waited_too_long_is_a_503() -> None:
     harness = HttpHarness(max_concurrent=1, queue_timeout_s=5)
     held = await harness.gate.enter()
     answer = await harness.post().finish()
@@ -176,7 +176,7 @@ async def test_who_waited_too_long_says_goodbye_with_a_503() -> None:
 
 
 @in_virtual_time
-async def test_more_choices_than_seats_is_a_400_about_n() -> None:
+async def test_more_choices_than_slots_are_a_400_about_n() -> None:
     answer = await HttpHarness(max_concurrent=2).post(n=3).finish()
 
     assert (answer.status, answer.error()["param"]) == (400, "n")
@@ -218,7 +218,7 @@ async def test_a_wrong_method_is_a_405_in_openais_shape(method: str, path: str) 
 
 
 @in_virtual_time
-async def test_vllms_own_paths_are_served_behind_the_same_gate() -> None:
+async def test_vllms_own_paths_pass_the_same_admission() -> None:
     harness = with_mounted(HttpHarness())
     headers = {"Content-Type": "application/json"}
     works = await harness.request("POST", "/v1/embeddings", headers=headers, body=b'{"input": "x"}').finish()
@@ -231,7 +231,7 @@ async def test_vllms_own_paths_are_served_behind_the_same_gate() -> None:
 
 
 @in_virtual_time
-async def test_a_body_too_large_is_a_413_whoever_reads_it() -> None:
+async def test_a_body_too_large_is_a_413_on_every_path() -> None:
     """vLLM's app reads bodies through FastAPI, which takes any error there for a body that cannot be parsed: 400."""
     harness = with_mounted(HttpHarness(max_body_bytes=100))
     headers = {"Content-Type": "application/json"}
@@ -244,7 +244,7 @@ async def test_a_body_too_large_is_a_413_whoever_reads_it() -> None:
 
 @pytest.mark.parametrize("unfinished", [False, True])
 @in_virtual_time
-async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinished: bool) -> None:
+async def test_a_client_that_leaves_while_it_waits_for_vllms_own_path_leaves_the_queue(unfinished: bool) -> None:
     harness = with_mounted(HttpHarness(max_concurrent=1))
     held = await harness.gate.enter()
     client = harness.request("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
@@ -264,7 +264,7 @@ async def test_who_leaves_vllms_own_path_at_the_gate_gives_up_the_place(unfinish
 
 
 @in_virtual_time
-async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
+async def test_a_body_that_arrived_in_the_queue_reaches_vllms_app() -> None:
     harness = with_mounted(HttpHarness(max_concurrent=1, max_body_bytes=100))
     held = await harness.gate.enter()
     headers = {"Content-Type": "application/json"}
@@ -281,7 +281,7 @@ async def test_a_body_that_came_at_the_gate_is_there_after_it() -> None:
 
 
 @in_virtual_time
-async def test_a_defect_in_a_small_route_is_a_500_in_openais_shape(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_in_the_management_app_is_a_500_in_openais_shape(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> bytes:
         raise RuntimeError("the secret reason")
 
@@ -295,7 +295,7 @@ async def test_a_defect_in_a_small_route_is_a_500_in_openais_shape(caplog: pytes
 
 @pytest.mark.parametrize("path", ["/unknown/1", "/v1/made-up"])
 @in_virtual_time
-async def test_paths_that_nobody_serves_share_one_metric_label(keys_file: Path, path: str) -> None:
+async def test_unknown_paths_share_one_metric_label(keys_file: Path, path: str) -> None:
     """Every label value stays in memory for ever, and paths are the client's invention. That holds also for clients
     without a key, with a body too large, or who come before the engine is up."""
     up, locked, early = HttpHarness(), HttpHarness(keys_file=keys_file), HttpHarness(ready=False)
@@ -307,7 +307,7 @@ async def test_paths_that_nobody_serves_share_one_metric_label(keys_file: Path, 
 
 
 @in_virtual_time
-async def test_the_openapi_document_shows_ours_and_vllms() -> None:
+async def test_the_openapi_document_has_our_paths_and_vllms() -> None:
     document = (await HttpHarness().request("GET", "/openapi.json").finish()).json()
 
     assert {"/v1/embeddings", "/v1/streams/{stream_id}", "/livez"} <= set(document["paths"])
@@ -315,7 +315,7 @@ async def test_the_openapi_document_shows_ours_and_vllms() -> None:
 
 
 @in_virtual_time
-async def test_the_openapi_document_does_without_an_engine() -> None:
+async def test_the_openapi_document_works_without_an_engine() -> None:
     document = (await HttpHarness(ready=False).request("GET", "/openapi.json").finish()).json()
 
     assert "/livez" in document["paths"]
@@ -331,7 +331,7 @@ async def test_the_docs_page_reads_that_document() -> None:
 
 
 @in_virtual_time
-async def test_the_docs_page_needs_nothing_from_elsewhere() -> None:
+async def test_the_docs_page_loads_nothing_from_other_servers() -> None:
     harness = HttpHarness()
     page = (await harness.request("GET", "/docs").finish()).body.decode()
     links = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']*)["']""", page)
@@ -365,7 +365,7 @@ async def test_a_websocket_is_refused_before_its_handshake() -> None:
 
 
 @in_virtual_time
-async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_tokens_come() -> None:
+async def test_a_client_that_leaves_a_stream_of_vllms_app_frees_its_slot_at_any_token_rate() -> None:
     """A task group's cancellation passes over every task that is about to run. Where the next token is there as soon as
     the last one has been formatted, that is each stream at each try."""
     harness = HttpHarness()
@@ -408,7 +408,7 @@ async def test_who_leaves_a_stream_of_vllms_own_frees_its_seat_however_fast_toke
 
 
 @in_virtual_time
-async def test_an_engine_that_does_not_serve_shows_in_readyz_and_not_in_livez() -> None:
+async def test_an_engine_that_does_not_serve_affects_readyz_and_not_livez() -> None:
     harness = HttpHarness()
     harness.engine.unready_reason = "the engine has not answered for 7 s and does not compute"
     ready = await harness.request("GET", "/readyz").finish()

@@ -98,7 +98,7 @@ async def test_head_while_the_engine_starts() -> None:
 
 
 @in_virtual_time
-async def test_head_looks_at_a_stream_and_does_not_read_it() -> None:
+async def test_head_checks_a_stream_and_does_not_read_it() -> None:
     harness = HttpHarness()
     client = harness.post(headers=RESUMABLE)
     await settle()
@@ -142,7 +142,7 @@ ALLOWED = [
 
 @pytest.mark.parametrize(("path", "allowed"), ALLOWED)
 @in_virtual_time
-async def test_a_wrong_method_is_told_the_right_ones(path: str, allowed: str) -> None:
+async def test_the_response_to_a_wrong_method_lists_the_allowed_ones(path: str, allowed: str) -> None:
     harness = mounted(HttpHarness())
     wrong = await harness.request("PATCH", path).finish()
     asked = await harness.request("OPTIONS", path).finish()
@@ -153,7 +153,7 @@ async def test_a_wrong_method_is_told_the_right_ones(path: str, allowed: str) ->
 
 
 @in_virtual_time
-async def test_options_of_nothing_is_a_404() -> None:
+async def test_options_of_an_unknown_path_is_a_404() -> None:
     assert (await HttpHarness().request("OPTIONS", "/nothing").finish()).status == 404
 
 
@@ -175,7 +175,7 @@ async def test_options_of_nothing_is_a_404() -> None:
     ],
 )
 @in_virtual_time
-async def test_a_trailing_slash_leads_to_the_path_without(method: str, path: str, place: str) -> None:
+async def test_a_trailing_slash_is_redirected_to_the_path_without(method: str, path: str, place: str) -> None:
     """Relative, so that prefixes stay that a proxy has taken off."""
     answer = await mounted(HttpHarness()).request(method, path).finish()
 
@@ -184,7 +184,7 @@ async def test_a_trailing_slash_leads_to_the_path_without(method: str, path: str
 
 @pytest.mark.parametrize("path", ["/nothing/", "//", "/livez//", "/v1/"])
 @in_virtual_time
-async def test_a_trailing_slash_behind_nothing_is_nothing(path: str) -> None:
+async def test_a_trailing_slash_behind_an_unknown_path_is_a_404(path: str) -> None:
     assert (await mounted(HttpHarness()).request("GET", path).finish()).status == 404
 
 
@@ -230,7 +230,7 @@ async def test_a_model_is_found_by_its_name() -> None:
     ],
 )
 @in_virtual_time
-async def test_a_wrong_base_url_is_told_the_right_one(path: str, meant: str, base: str) -> None:
+async def test_the_message_for_a_wrong_base_url_has_the_right_one(path: str, meant: str, base: str) -> None:
     answer = await mounted(HttpHarness()).request("POST", path, headers={"Host": "host:1"}).finish()
 
     assert answer.status == 404
@@ -240,7 +240,7 @@ async def test_a_wrong_base_url_is_told_the_right_one(path: str, meant: str, bas
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/"])
 @in_virtual_time
-async def test_the_base_url_itself_says_what_it_is(path: str) -> None:
+async def test_the_base_url_itself_explains_its_use(path: str) -> None:
     answer = await HttpHarness().request("GET", path, headers={"Host": "host:1", "X-Forwarded-Proto": "https"}).finish()
 
     assert answer.status == 404
@@ -249,14 +249,14 @@ async def test_the_base_url_itself_says_what_it_is(path: str) -> None:
 
 @pytest.mark.parametrize("host", ["", "a b", "x/y", '"', "a:b", "h" * 300, "[::1", "héé"])
 @in_virtual_time
-async def test_a_host_that_is_none_is_not_repeated(host: str) -> None:
+async def test_an_invalid_host_is_not_repeated(host: str) -> None:
     answer = await HttpHarness().request("GET", "/v1", headers={"Host": host}).finish()
 
     assert "http://<this server>/v1" in answer.error()["message"]
 
 
 @in_virtual_time
-async def test_ollamas_clients_learn_that_this_is_something_else() -> None:
+async def test_the_message_for_ollamas_clients_names_the_protocol() -> None:
     answer = await HttpHarness().request("POST", "/api/chat").finish()
 
     assert (answer.status, "Ollama" in answer.error()["message"]) == (404, True)
@@ -271,7 +271,7 @@ async def test_a_long_path_is_not_repeated_in_full() -> None:
 
 
 @in_virtual_time
-async def test_the_root_says_what_this_is(tmp_path: Path) -> None:
+async def test_the_root_path_describes_the_server(tmp_path: Path) -> None:
     answer = await HttpHarness().request("GET", "/", headers={"Host": "[::1]:8000"}).finish()
 
     assert answer.json() == {
@@ -326,7 +326,7 @@ async def test_the_root_says_what_this_is(tmp_path: Path) -> None:
     ],
 )
 @in_virtual_time
-async def test_no_path_can_be_written_in_a_second_way(path: str) -> None:
+async def test_no_path_has_a_second_spelling(path: str) -> None:
     harness = mounted(HttpHarness())
     for method in ("GET", "POST"):
         answer = await harness.request(method, path).finish()
@@ -366,7 +366,7 @@ async def test_an_error_that_repeats_a_line_separator_escapes_it() -> None:
 
 
 @in_virtual_time
-async def test_a_whole_answer_escapes_line_separators() -> None:
+async def test_a_whole_response_escapes_line_separators() -> None:
     harness = HttpHarness()
     client = harness.post(stream=False)
     await settle()
@@ -493,7 +493,7 @@ async def test_documents_can_be_turned_off() -> None:
 
 
 @in_virtual_time
-async def test_load_counts_every_request_where_it_is_asked_for() -> None:
+async def test_load_counts_every_request_if_tracking_is_on() -> None:
     harness = HttpHarness(max_concurrent=1)
     running, waiting = harness.post(), harness.post(stream=False)
     await settle()
@@ -510,7 +510,7 @@ async def test_load_counts_every_request_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @in_virtual_time
-async def test_a_whole_answer_tells_the_engines_load_if_asked(path: str) -> None:
+async def test_a_whole_response_has_the_engines_load_on_request(path: str) -> None:
     harness = HttpHarness(max_concurrent=1)
     told = {}
     for kind in ("TEXT", "json", "other", ""):

@@ -52,7 +52,7 @@ def test_a_token_is_for_one_stream_one_owner_and_a_time() -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "x", ".", "0.0", "later", "\u00e9", "é" * 70, "-1." + "0" * 64])
-def test_what_is_no_token_is_no_token(damage: str) -> None:
+def test_an_invalid_token_is_refused(damage: str) -> None:
     time = VirtualClock()
     tokens = StreamTokens(time)
     token = tokens.make("chatcmpl-1", "ann", time.now() + 100)
@@ -88,7 +88,7 @@ async def test_a_stream_is_read_with_its_token_instead_of_a_key(keys_file: Path)
 
 
 @in_virtual_time
-async def test_only_what_can_be_read_again_has_a_token(keys_file: Path) -> None:
+async def test_only_resumable_streams_have_a_token(keys_file: Path) -> None:
     harness = HttpHarness(keys_file=keys_file)
     plain = harness.post(headers=ANN)
     await settle()
@@ -117,7 +117,7 @@ async def test_only_what_can_be_read_again_has_a_token(keys_file: Path) -> None:
     ],
 )
 @in_virtual_time
-async def test_a_token_opens_nothing_else(keys_file: Path, method: str, path: str) -> None:
+async def test_a_token_permits_nothing_else(keys_file: Path, method: str, path: str) -> None:
     harness = HttpHarness(keys_file=keys_file)
     first, stream_id, token = await begun(harness)
     second, other, _ = await begun(harness)
@@ -134,7 +134,7 @@ async def test_a_token_opens_nothing_else(keys_file: Path, method: str, path: st
 
 
 @in_virtual_time
-async def test_a_key_beside_a_token_is_what_counts(keys_file: Path) -> None:
+async def test_a_key_has_precedence_over_a_token(keys_file: Path) -> None:
     """Bob may not read Ann's stream by sending his key along."""
     harness = HttpHarness(keys_file=keys_file)
     first, stream_id, token = await begun(harness)
@@ -150,7 +150,7 @@ async def test_a_key_beside_a_token_is_what_counts(keys_file: Path) -> None:
 
 
 @in_virtual_time
-async def test_a_key_that_is_taken_back_takes_its_tokens_along(keys_file: Path) -> None:
+async def test_the_tokens_of_a_removed_key_are_invalid(keys_file: Path) -> None:
     harness = HttpHarness(keys_file=keys_file)
     first, stream_id, token = await begun(harness)
     keys_file.write_text(key_line("bob", "sk-b"), encoding="utf-8")
@@ -164,7 +164,7 @@ async def test_a_key_that_is_taken_back_takes_its_tokens_along(keys_file: Path) 
 
 
 @in_virtual_time
-async def test_a_token_ends_with_what_it_reads(keys_file: Path) -> None:
+async def test_a_token_expires_with_its_stream(keys_file: Path) -> None:
     harness = HttpHarness(keys_file=keys_file, limits=HTTP_LIMITS)
     first, stream_id, token = await begun(harness)
     harness.engine.runs[-1].end("x")
@@ -185,7 +185,7 @@ async def test_a_token_ends_with_what_it_reads(keys_file: Path) -> None:
 
 
 @in_virtual_time
-async def test_a_token_is_good_for_as_long_as_its_stream_can_live(keys_file: Path) -> None:
+async def test_a_token_is_valid_for_as_long_as_its_stream_can_live(keys_file: Path) -> None:
     harness = HttpHarness(keys_file=keys_file, limits=HTTP_LIMITS)
     first, stream_id, token = await begun(harness)
     clock().advance(299)
@@ -200,7 +200,7 @@ async def test_a_token_is_good_for_as_long_as_its_stream_can_live(keys_file: Pat
 
 
 @in_virtual_time
-async def test_without_keys_a_token_is_not_needed_and_does_no_harm() -> None:
+async def test_without_keys_a_token_is_ignored() -> None:
     harness = HttpHarness()
     first, stream_id, token = await begun(harness)
     readers = [

@@ -70,7 +70,7 @@ async def test_pieces_of_many_connections_leave_together_within_the_turn() -> No
 
 
 @in_virtual_time
-async def test_of_very_many_the_first_do_not_wait_for_all_the_others() -> None:
+async def test_the_first_of_very_many_connections_do_not_wait_for_all_others() -> None:
     apps, connections = await answering(MAX_COALESCED + 1)
     for app in apps:
         app.line.write(b"one")
