@@ -1,3 +1,5 @@
+"""The process: signals, drain, and the check of all connections every second."""
+
 from __future__ import annotations
 
 import asyncio
@@ -18,12 +20,12 @@ from tests.support.time import in_virtual_time, settle
 from tests.support.transport import Connection
 
 
-class House:
-    """What the server asks of the app, and a server that is asked to stop."""
+class Process:
+    """A server, and the app that it stops, which records its calls."""
 
     def __init__(self, running_s: float = 5.0) -> None:
         self.running_s = running_s
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
         self.server = server.ServerProcess(
             uvicorn.Config(App(), http=HttpConnection, ws="none", lifespan="off", log_config=None)
         )
@@ -31,15 +33,15 @@ class House:
         self.server.drain_timeout_s = 30.0
 
     async def drain(self, timeout_s: float) -> None:
-        self.asked.append(timeout_s)
+        self.calls.append(timeout_s)
         await asyncio.sleep(self.running_s)
 
     def end_now(self) -> None:
-        self.asked.append("now")
+        self.calls.append("now")
 
 
 @contextlib.contextmanager
-def signals_of(house: House) -> Iterator[None]:
+def signals_of(process: Process) -> Iterator[None]:
     """Signal handlers without signals: virtual time has no room for them."""
     handlers: dict[int, Any] = {}
 
@@ -48,51 +50,51 @@ def signals_of(house: House) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signal, "signal", add)
-        with house.server.capture_signals():
-            house.signals = handlers  # type: ignore[attr-defined]
+        with process.server.capture_signals():
+            process.signals = handlers  # type: ignore[attr-defined]
             yield
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @in_virtual_time
 async def test_the_first_signal_drains_and_then_stops(number: int) -> None:
-    house = House(running_s=5)
-    with signals_of(house):
-        house.signals[number]()  # type: ignore[attr-defined]
+    process = Process(running_s=5)
+    with signals_of(process):
+        process.signals[number]()  # type: ignore[attr-defined]
         await asyncio.sleep(4.9)
 
-        assert (house.asked, house.server.should_exit) == ([30.0], False), "the listeners stay open"
+        assert (process.calls, process.server.should_exit) == ([30.0], False), "the listeners stay open"
 
         await asyncio.sleep(0.2)
 
-    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, False, [30.0])
+    assert (process.server.should_exit, process.server.force_exit, process.calls) == (True, False, [30.0])
 
 
 @in_virtual_time
 async def test_the_second_signal_ends_everything_now() -> None:
-    house = House(running_s=1000)
+    process = Process(running_s=1000)
     forced: list[Any] = []
-    house.server.force_exit_after = lambda within_s, code: forced.append((within_s, code))
-    with signals_of(house):
-        house.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
+    process.server.force_exit_after = lambda within_s, code: forced.append((within_s, code))
+    with signals_of(process):
+        process.signals[signal.SIGTERM]()  # type: ignore[attr-defined]
         await asyncio.sleep(1)
 
         assert forced == []
 
-        house.signals[signal.SIGINT]()  # type: ignore[attr-defined]
+        process.signals[signal.SIGINT]()  # type: ignore[attr-defined]
         await settle()
 
-    assert (house.server.should_exit, house.server.force_exit, house.asked) == (True, True, [30.0, "now"])
+    assert (process.server.should_exit, process.server.force_exit, process.calls) == (True, True, [30.0, "now"])
     assert forced == [(shutdown.FORCED_EXIT_WITHIN_S, 1)]
-    assert house.server.signals == ("SIGTERM", "SIGINT")
+    assert process.server.signals == ("SIGTERM", "SIGINT")
 
-    assert house.server._drain_task is not None
-    house.server._drain_task.cancel()
+    assert process.server._drain_task is not None
+    process.server._drain_task.cancel()
 
 
 @in_virtual_time
 async def test_all_connections_are_checked_every_second() -> None:
-    house = House()
+    process = Process()
     apps = [App(slow=True) for _ in range(2)]
     connections = [Connection(app) for app in apps]
     for connection in connections:
@@ -100,13 +102,13 @@ async def test_all_connections_are_checked_every_second() -> None:
         connection.transport.unsent_bytes = 7
     await settle()
     connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000
-    house.server.server_state.connections = {connection.protocol for connection in connections}
+    process.server.server_state.connections = {connection.protocol for connection in connections}
 
-    assert house.server.unsent_bytes() == 14
+    assert process.server.unsent_bytes() == 14
 
     ticks = 0
     while not connections[0].transport.aborted and ticks < 1000:
-        await house.server.on_tick(ticks)
+        await process.server.on_tick(ticks)
         await asyncio.sleep(0.1)
         ticks += 1
 

@@ -8,7 +8,7 @@ from gateway.transports.common import request_options
 
 
 @pytest.mark.parametrize(
-    ("headers", "wished"),
+    ("headers", "options"),
     [
         ({}, RequestOptions(None, None)),
         ({"x-request-timeout": "30"}, RequestOptions(30.0, None)),
@@ -19,8 +19,8 @@ from gateway.transports.common import request_options
         ({"x-other": "7"}, RequestOptions(None, None)),
     ],
 )
-def test_request_options_are_seconds(headers: dict[str, str], wished: RequestOptions) -> None:
-    assert request_options.read(headers) == wished
+def test_request_options_are_seconds(headers: dict[str, str], options: RequestOptions) -> None:
+    assert request_options.read(headers) == options
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "nan", "inf", "-inf", "1s", "30 s"])

@@ -1,4 +1,4 @@
-"""Who may ask: every path with no key, a client's and an operator's, and what else a request tells about its sender."""
+"""Access: every path without a key, with a client's and with an operator's, and by the origin of a request."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ async def test_every_path_without_a_key_with_a_clients_and_with_an_operators(
     keys_file: Path, method: str, path: str
 ) -> None:
     keyed, free, opened = made(keys_file=keys_file), made(), made(operator_endpoints=True)
-    by_nobody = await status(keyed, method, path, {})
+    without_key = await status(keyed, method, path, {})
     by_client = await status(keyed, method, path, CLIENT)
     by_operator = await status(keyed, method, path, OPERATOR)
     without_keys = await status(free, method, path, {})
     with_all_open = await status(opened, method, path, {})
 
     is_open, is_operators = (method, path) in OPEN, (method, path) in OPERATORS
-    assert (by_nobody == 401) is not is_open
+    assert (without_key == 401) is not is_open
     assert (by_client == 403) is is_operators
     assert (without_keys == 403) is is_operators
     for answered in (by_operator, with_all_open):
@@ -263,7 +263,7 @@ async def _accepting(scope: Any, receive: Any, send: Any) -> None:
 
 @in_virtual_time
 async def test_a_websocket_handshake_has_the_same_rules(keys_file: Path) -> None:
-    """No browser asks before it opens one, and any page may read what comes."""
+    """Browsers open them without a preflight, and any page can read their messages."""
     refused, taken = [{"type": "websocket.close", "code": 1008}], [{"type": "websocket.accept"}]
     local = (b"host", b"localhost:8000")
     for harness in (made(sites=LOCAL), made()):

@@ -59,7 +59,7 @@ async def test_a_body_that_does_not_arrive_is_a_complete_408(path: str) -> None:
     await asyncio.sleep(9)
 
     assert connection.heard == b""
-    assert made.gate.slots_taken == 0, "nobody sits while the body arrives"
+    assert made.gate.slots_taken == 0, "no slot is taken while the body arrives"
 
     await asyncio.sleep(2)
     status, body, top = only(connection)

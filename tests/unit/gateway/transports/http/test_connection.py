@@ -58,15 +58,15 @@ async def test_the_time_of_a_requests_first_byte_is_in_its_scope() -> None:
     """Also of the second one on a connection, whose first byte comes long after the connection."""
     app = App()
     connection = Connection(app)
-    told = []
+    seen_s = []
     for _ in range(2):
-        told.append(clock().now())
+        seen_s.append(clock().now())
         connection.say(GET[:4])
         await asyncio.sleep(3)
         connection.say(GET[4:])
         await asyncio.sleep(20)
 
-    assert [scope[middleware.ARRIVAL] for scope in app.scopes] == pytest.approx(told)
+    assert [scope[middleware.ARRIVAL] for scope in app.scopes] == pytest.approx(seen_s)
     assert connection_module.ARRIVAL == middleware.ARRIVAL
 
     connection.hang_up()
@@ -272,7 +272,7 @@ async def test_a_refusal_is_never_written_into_a_running_response(behind: bytes)
     st.lists(st.binary(max_size=40) | st.sampled_from([b"\r\n", b"GET / HTTP/1.1\r\n", b"a: b\r\n", GET]), max_size=8)
 )
 def test_any_bytes_end_in_a_response_or_a_closed_connection(packets: list[bytes]) -> None:
-    """Invariant of the parser: whatever comes, the client gets a well-formed status, and nobody waits for ever."""
+    """Invariant: for any input the client gets a well-formed status, and no connection stays open for ever."""
 
     async def feed() -> None:
         connection = Connection(App(), header_timeout_s=10.0)

@@ -1,4 +1,4 @@
-"""What a body must say that it is, as `vllm serve` wants it."""
+"""The declared type of a body, as `vllm serve` requires it."""
 
 from __future__ import annotations
 

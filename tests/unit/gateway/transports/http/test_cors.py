@@ -27,8 +27,8 @@ async def test_a_preflight_needs_no_key(keys_file: Path) -> None:
     """Browsers send none with it, so asking for one would lock every page out."""
     harness = HttpHarness(keys_file=keys_file)
     app = with_cors(harness.app, ["*"])
-    asks = {**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    answer = await Client(app, "OPTIONS", CHAT, headers=asks).finish()
+    headers = {**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    answer = await Client(app, "OPTIONS", CHAT, headers=headers).finish()
 
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == "*"
@@ -87,8 +87,8 @@ async def test_a_preflight_of_another_origin_fails() -> None:
     app = with_cors(
         HttpHarness(sites=Sites.of("127.0.0.1", True, (), ["https://page.example"])).app, ["https://page.example"]
     )
-    asks = {"Origin": "https://evil.example", "Host": "localhost", "Access-Control-Request-Method": "POST"}
-    answer = await Client(app, "OPTIONS", CHAT, headers=asks).finish()
+    headers = {"Origin": "https://evil.example", "Host": "localhost", "Access-Control-Request-Method": "POST"}
+    answer = await Client(app, "OPTIONS", CHAT, headers=headers).finish()
 
     assert answer.status == 400
     assert "access-control-allow-origin" not in answer.headers

@@ -53,7 +53,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 def raising(error: Exception, *, after: int = 0) -> Callable[..., Any]:
-    """An app that fails after so many messages."""
+    """An app that fails after `after` messages."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         messages = [
@@ -67,8 +67,8 @@ def raising(error: Exception, *, after: int = 0) -> Callable[..., Any]:
     return app
 
 
-class Door:
-    """A guard in front of an app."""
+class Wrapped:
+    """An app inside the middleware."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Door:
 @pytest.mark.parametrize("asked", ["req-1", "a" * 128, "A.b:c/d+e=f@g-1"])
 @in_virtual_time
 async def test_a_request_id_is_echoed(asked: str) -> None:
-    answer = await Door().get(headers={"X-Request-Id": asked})
+    answer = await Wrapped().get(headers={"X-Request-Id": asked})
 
     assert answer.headers["x-request-id"] == asked
     assert sum(name.lower() == b"x-request-id" for name, _ in answer.messages[0]["headers"]) == 1
@@ -113,7 +113,7 @@ async def test_a_request_id_is_echoed(asked: str) -> None:
 @in_virtual_time
 async def test_a_request_id_that_cannot_be_echoed_is_replaced(asked: str) -> None:
     """It goes into a header and a log line; what could break out of either is not taken."""
-    made = (await Door().get(headers={"X-Request-Id": asked})).headers["x-request-id"]
+    made = (await Wrapped().get(headers={"X-Request-Id": asked})).headers["x-request-id"]
 
     assert made != asked
     assert len(made) == 16
@@ -121,14 +121,14 @@ async def test_a_request_id_that_cannot_be_echoed_is_replaced(asked: str) -> Non
 
 @in_virtual_time
 async def test_every_request_gets_an_id_of_its_own() -> None:
-    door = Door()
+    wrapped = Wrapped()
 
-    assert (await door.get()).headers["x-request-id"] != (await door.get()).headers["x-request-id"]
+    assert (await wrapped.get()).headers["x-request-id"] != (await wrapped.get()).headers["x-request-id"]
 
 
 @in_virtual_time
 async def test_without_a_key_a_request_is_refused_and_told_how_to_bring_one(keys_file: Path) -> None:
-    answer = await Door(keys_file=keys_file).get()
+    answer = await Wrapped(keys_file=keys_file).get()
 
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -138,7 +138,7 @@ async def test_without_a_key_a_request_is_refused_and_told_how_to_bring_one(keys
 
 @in_virtual_time
 async def test_an_unknown_key_is_called_unknown(keys_file: Path) -> None:
-    answer = await Door(keys_file=keys_file).get(headers={"Authorization": "Bearer sk-wrong"})
+    answer = await Wrapped(keys_file=keys_file).get(headers={"Authorization": "Bearer sk-wrong"})
 
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -154,13 +154,13 @@ async def test_a_key_opens_the_door_in_either_header(keys_file: Path, headers: d
         seen.append(scope[EXCHANGE].caller.owner)
         await hello(scope, receive, send)
 
-    assert (await Door(app, keys_file=keys_file).get(headers=headers)).status == 200
+    assert (await Wrapped(app, keys_file=keys_file).get(headers=headers)).status == 200
     assert seen == ["ann"]
 
 
 @in_virtual_time
 async def test_an_unknown_key_in_the_other_header_is_called_unknown_too(keys_file: Path) -> None:
-    answer = await Door(keys_file=keys_file).get(headers={"X-Api-Key": "sk-wrong"})
+    answer = await Wrapped(keys_file=keys_file).get(headers={"X-Api-Key": "sk-wrong"})
 
     assert answer.status == 401
     assert answer.error()["message"] == "This API key is not known to this server."
@@ -169,15 +169,15 @@ async def test_an_unknown_key_in_the_other_header_is_called_unknown_too(keys_fil
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
 @in_virtual_time
 async def test_probes_and_scrapers_need_no_key(keys_file: Path, path: str) -> None:
-    assert (await Door(keys_file=keys_file).get(path)).status == 200
+    assert (await Wrapped(keys_file=keys_file).get(path)).status == 200
 
 
 @in_virtual_time
 async def test_metrics_can_be_protected_and_probes_stay_open(keys_file: Path) -> None:
-    door = Door(keys_file=keys_file, protect_metrics=True)
+    wrapped = Wrapped(keys_file=keys_file, protect_metrics=True)
 
-    assert (await door.get("/metrics")).status == 401
-    assert (await door.get("/livez")).status == 200
+    assert (await wrapped.get("/metrics")).status == 401
+    assert (await wrapped.get("/livez")).status == 200
 
 
 @in_virtual_time
@@ -187,7 +187,7 @@ async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None
     async def app(scope: Any, receive: Any, send: Any) -> None:
         reached.append("app")
 
-    answer = await Door(app).get(headers={"Content-Length": "1001"})
+    answer = await Wrapped(app).get(headers={"Content-Length": "1001"})
 
     assert (answer.status, answer.error()["code"], reached) == (413, "body_too_large", [])
     assert "1000 bytes (server.max_body_bytes)" in answer.error()["message"]
@@ -196,22 +196,22 @@ async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None
 @in_virtual_time
 async def test_a_body_that_grows_too_large_is_refused_when_it_does() -> None:
     """A chunked body announces nothing."""
-    door = Door()
+    wrapped = Wrapped()
 
-    assert (await door.get(body=[b"x" * 600, b"x" * 401])).status == 413
-    assert (await door.get(body=[b"x" * 600, b"x" * 400])).status == 200
+    assert (await wrapped.get(body=[b"x" * 600, b"x" * 401])).status == 413
+    assert (await wrapped.get(body=[b"x" * 600, b"x" * 400])).status == 200
 
 
 @in_virtual_time
 async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    door = Door(raising(RuntimeError("the secret reason")))
-    answer = await door.get()
+    wrapped = Wrapped(raising(RuntimeError("the secret reason")))
+    answer = await wrapped.get()
 
     assert answer.status == 500
     assert answer.error()["code"] == "internal_error"
     assert b"secret reason" not in answer.body
-    assert door.instrumentation.labels == [("other", "error")]
-    assert door.instrumentation.endings == [], "no engine work, no ending"
+    assert wrapped.instrumentation.labels == [("other", "error")]
+    assert wrapped.instrumentation.endings == [], "no engine work, no ending"
     assert "the secret reason" in caplog.text, "the log has the details"
 
 
@@ -219,7 +219,7 @@ async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytes
 @in_virtual_time
 async def test_an_error_after_the_first_byte_leaves_the_response_incomplete(error: Exception) -> None:
     """The server then breaks the connection without the final chunk, so that the client notices."""
-    answer = await Door(raising(error, after=2)).get()
+    answer = await Wrapped(raising(error, after=2)).get()
 
     assert answer.status == 200
     assert answer.body == b"half"
@@ -228,7 +228,7 @@ async def test_an_error_after_the_first_byte_leaves_the_response_incomplete(erro
 
 @in_virtual_time
 async def test_retry_after_is_what_the_error_computed() -> None:
-    answer = await Door(raising(Overloaded("Full.", retry_after_s=17))).get()
+    answer = await Wrapped(raising(Overloaded("Full.", retry_after_s=17))).get()
 
     assert (answer.status, answer.headers["retry-after"]) == (503, "17")
 
@@ -249,50 +249,50 @@ def working(*, is_resumable: bool, cause: Cause | None = None, error: Exception 
 @pytest.mark.parametrize("left", [ClientDisconnected(), ClientDisconnected(Cause.CLIENT_STALLED)])
 @in_virtual_time
 async def test_an_exchange_ends_with_the_reason_for_which_its_reader_left(left: ClientDisconnected) -> None:
-    door = Door(working(is_resumable=False, error=left))
-    await door.get()
+    wrapped = Wrapped(working(is_resumable=False, error=left))
+    await wrapped.get()
 
-    assert door.instrumentation.endings == [(left.cause, 3)]
-    assert door.instrumentation.labels == [("other", left.cause.value)]
+    assert wrapped.instrumentation.endings == [(left.cause, 3)]
+    assert wrapped.instrumentation.labels == [("other", left.cause.value)]
 
 
 @pytest.mark.parametrize("left", [ClientDisconnected(), ClientDisconnected(Cause.CLIENT_STALLED)])
 @in_virtual_time
 async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending(left: ClientDisconnected) -> None:
-    door = Door(working(is_resumable=True, error=left))
-    await door.get()
+    wrapped = Wrapped(working(is_resumable=True, error=left))
+    await wrapped.get()
 
-    assert door.instrumentation.endings == []
-    assert door.instrumentation.labels == [("other", DETACHED)]
+    assert wrapped.instrumentation.endings == []
+    assert wrapped.instrumentation.labels == [("other", DETACHED)]
 
 
 @in_virtual_time
 async def test_an_exchange_whose_resumable_stream_has_ended_tells_how_and_counts_nothing() -> None:
     """The stream's own end has been counted when it came."""
-    door = Door(working(is_resumable=True, cause=Cause.COMPLETED))
-    await door.get()
+    wrapped = Wrapped(working(is_resumable=True, cause=Cause.COMPLETED))
+    await wrapped.get()
 
-    assert door.instrumentation.endings == []
-    assert door.instrumentation.labels == [("other", "completed")]
+    assert wrapped.instrumentation.endings == []
+    assert wrapped.instrumentation.labels == [("other", "completed")]
 
 
 @in_virtual_time
 async def test_a_response_that_stops_without_a_word_is_a_disconnect() -> None:
-    door = Door(working(is_resumable=False))
-    await door.get()
+    wrapped = Wrapped(working(is_resumable=False))
+    await wrapped.get()
 
-    assert door.instrumentation.endings == [(Cause.DISCONNECTED, 3)]
+    assert wrapped.instrumentation.endings == [(Cause.DISCONNECTED, 3)]
 
 
 @in_virtual_time
 async def test_a_server_about_to_stop_asks_for_no_more_on_this_connection() -> None:
-    door = Door()
+    wrapped = Wrapped()
 
-    assert "connection" not in (await door.get()).headers
+    assert "connection" not in (await wrapped.get()).headers
 
-    door.closing = True
+    wrapped.closing = True
 
-    assert (await door.get()).headers["connection"] == "close"
+    assert (await wrapped.get()).headers["connection"] == "close"
 
 
 @in_virtual_time
@@ -301,9 +301,9 @@ async def test_connection_is_said_once() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"keep-alive")]})
         await send({"type": "http.response.body", "body": b""})
 
-    door = Door(app)
-    door.closing = True
-    answer = await door.get()
+    wrapped = Wrapped(app)
+    wrapped.closing = True
+    answer = await wrapped.get()
 
     assert [value for name, value in answer.messages[0]["headers"] if name.lower() == b"connection"] == [b"close"]
 
@@ -312,7 +312,7 @@ async def test_connection_is_said_once() -> None:
 @in_virtual_time
 async def test_a_408_that_must_not_come_again_says_so(error: SluiceError, advice: str | None) -> None:
     """openai-python sends every 408 again by itself, unless this header forbids it."""
-    answer = await Door(raising(error)).get()
+    answer = await Wrapped(raising(error)).get()
 
     assert (answer.status, answer.headers.get("x-should-retry")) == (408, advice)
 
@@ -324,28 +324,28 @@ async def test_every_503_and_429_carries_retry_after_also_those_that_are_not_our
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    assert int((await Door(theirs).get()).headers["retry-after"]) >= 1
-    assert "retry-after" not in (await Door().get()).headers
+    assert int((await Wrapped(theirs).get()).headers["retry-after"]) >= 1
+    assert "retry-after" not in (await Wrapped().get()).headers
 
 
 @in_virtual_time
 async def test_a_client_that_leaves_while_it_sends_is_a_disconnect() -> None:
-    door = Door()
-    client = Client(door.guard, "POST", "/v1/models", body=b"half", unfinished=True)
+    wrapped = Wrapped()
+    client = Client(wrapped.guard, "POST", "/v1/models", body=b"half", unfinished=True)
     client.leave()
     await client.finish()
 
     assert not client.started
-    assert door.instrumentation.labels == [("other", "error")]
+    assert wrapped.instrumentation.labels == [("other", "error")]
 
 
 @in_virtual_time
 async def test_duration_counts_from_the_first_byte_of_the_request() -> None:
     """The server notes when it came; parsing and reading headers belong to the client's wait."""
-    door = Door()
-    await door.get(extra={ARRIVAL: clock().now() - 2.5})
+    wrapped = Wrapped()
+    await wrapped.get(extra={ARRIVAL: clock().now() - 2.5})
 
-    assert [seconds for *_, seconds in door.instrumentation.exchanges] == [pytest.approx(2.5)]
+    assert [seconds for *_, seconds in wrapped.instrumentation.exchanges] == [pytest.approx(2.5)]
 
 
 @in_virtual_time
@@ -356,7 +356,7 @@ async def test_a_request_leaves_one_log_line_without_prompt_or_key(
     caplog.set_level(logging.INFO, ACCESS.name)
     body = orjson.dumps({"messages": [{"role": "user", "content": "my diagnosis"}]})
     headers = {"Authorization": f"Bearer {SECRET}", "X-Request-Id": "req-7"}
-    await Client(Door(keys_file=keys_file).guard, "POST", "/v1/models", headers=headers, body=body).finish()
+    await Client(Wrapped(keys_file=keys_file).guard, "POST", "/v1/models", headers=headers, body=body).finish()
     lines = [record for record in caplog.records if record.name == ACCESS.name]
 
     assert len(lines) == 1
@@ -383,7 +383,7 @@ async def test_a_request_leaves_one_log_line_without_prompt_or_key(
 @in_virtual_time
 async def test_probes_leave_no_log_line(path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, ACCESS.name)
-    await Door().get(path)
+    await Wrapped().get(path)
 
     assert not caplog.records
 
@@ -400,7 +400,7 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
 async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
     error: SluiceError | None, submitted: bool
 ) -> None:
-    """Whoever made it: proxies send such a request to another server, and an answer would be generated twice."""
+    """From any source: proxies would send the request to another server, and it would be generated twice."""
     inner = refuse if error is None else raising(error)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -408,15 +408,15 @@ async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
         stats.uses_engine, stats.submitted = True, submitted
         await inner(scope, receive, send)
 
-    door = Door(app)
-    answer = await door.get()
+    wrapped = Wrapped(app)
+    answer = await wrapped.get()
 
     assert answer.status == (500 if submitted else 503)
     assert answer.headers["retry-after"] == "1"
     assert "x-should-retry" not in answer.headers, "the client may"
     if error is not None:
         assert answer.error()["retryable"]
-        assert door.instrumentation.endings == [(cause_of(error, submitted=submitted), 0)]
+        assert wrapped.instrumentation.endings == [(cause_of(error, submitted=submitted), 0)]
 
 
 async def shake(guard: Middleware, headers: list[tuple[bytes, bytes]]) -> list[Any]:
@@ -437,7 +437,7 @@ async def test_a_websocket_without_a_key_is_refused_before_its_handshake(keys_fi
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
 
-    guard = Door(app, keys_file=keys_file).guard
+    guard = Wrapped(app, keys_file=keys_file).guard
 
     assert await shake(guard, []) == [{"type": "websocket.close", "code": 1008}]
     assert await shake(guard, [(b"authorization", f"Bearer {SECRET}".encode())]) == [{"type": "websocket.accept"}]
@@ -450,7 +450,7 @@ async def test_the_servers_own_life_passes_unguarded(keys_file: Path) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    await Door(app, keys_file=keys_file).guard({"type": "lifespan"}, None, None)
+    await Wrapped(app, keys_file=keys_file).guard({"type": "lifespan"}, None, None)
 
     assert seen == ["lifespan"]
 
@@ -479,7 +479,7 @@ async def test_a_failed_request_leaves_nothing_for_the_garbage_collector(known: 
 
     gc.disable()
     try:
-        await Door(app).get()
+        await Wrapped(app).get()
         await asyncio.sleep(0)
         assert [body() for body in bodies] == [None]
     finally:

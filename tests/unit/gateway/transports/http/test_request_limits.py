@@ -160,7 +160,7 @@ async def test_a_client_that_pipelines_and_leaves_cancels_its_running_request() 
 @pytest.mark.parametrize("kind", [b"h2c", b"websocket", b"anything"])
 @in_virtual_time
 async def test_an_upgrade_is_ignored_and_the_connection_continues(kind: bytes) -> None:
-    """Java's client asks for h2c with its first request."""
+    """Java's client offers h2c with its first request."""
     app = App()
     connection = Connection(app)
     wanted = b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: " + kind + b"\r\n\r\n"
@@ -306,7 +306,7 @@ WORDS = [
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=12), st.integers(1, 100_000))
 def test_any_input_in_any_pieces_comes_to_an_end(words: list[bytes], packet: int) -> None:
-    """No input makes the parser's caller go round in circles, and none is waited for longer than the limits say."""
+    """No input causes an endless loop, and no connection stays open for longer than its limits."""
 
     async def feed() -> None:
         connection = Connection(Refusing(), header_timeout_s=10.0, body_timeout_s=20.0, idle_timeout_s=30.0)

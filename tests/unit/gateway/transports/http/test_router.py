@@ -250,7 +250,7 @@ async def test_a_client_that_leaves_while_it_waits_for_vllms_own_path_leaves_the
     client = harness.request("POST", "/v1/embeddings", body=[b'{"input"', b': "x"}'], unfinished=unfinished)
     await settle()
 
-    assert harness.gate.queued == int(not unfinished), "nobody waits there before all of the request is here"
+    assert harness.gate.queued == int(not unfinished), "a request joins the queue only when it is complete"
 
     client.leave()
     await client.finish()

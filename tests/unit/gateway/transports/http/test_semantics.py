@@ -1,5 +1,5 @@
-"""What HTTP promises whatever the path is: HEAD, OPTIONS, 405, redirects, paths that mean what they say, bodies that
-every reader takes for what they are, and errors in the words of the endpoint's protocol."""
+"""HTTP semantics of all paths: HEAD, OPTIONS, 405, redirects, literal paths, bodies that all parsers read alike, and
+errors in the shape of the endpoint's protocol."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ async def test_the_root_path_describes_the_server(tmp_path: Path) -> None:
     }
 
 
-# A path means what it says.
+# Every path is taken literally.
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ async def test_answers_of_anthropic_endpoints_have_a_request_id_and_others_have_
     assert other.error()["code"] == "not_found"
 
 
-# What flags of vLLM's ask for.
+# Flags of vLLM.
 
 
 @in_virtual_time
@@ -516,7 +516,7 @@ async def test_a_whole_response_has_the_engines_load_on_request(path: str) -> No
     for kind in ("TEXT", "json", "other", ""):
         client = harness.post(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
         await settle()
-        # In the queue, of which the engine does not know; two, as the seat goes to the next when this one ends.
+        # In the queue, which the engine does not see; two, because the slot goes to the next one when this one ends.
         waiting = [harness.post(path), harness.post(path), harness.post(path)]
         await settle()
         (asked,) = (run for run in harness.engine.runs if run.live)
