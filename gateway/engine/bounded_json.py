@@ -248,6 +248,7 @@ def _too_many_digits(at: int) -> ClientError:
 
 def _checked(document: Any, limits: BodyLimits, lists: list[list[Any]]) -> Any:
     """The document, with the extracted lists in place. Raises ClientError if it exceeds a limit."""
+    # Nested deeply, because a call for each container would nearly double the time.
     root = [document]
     # A container and its place: its key in its parent, and the place of that.
     level: list[tuple[Any, Any]] = [(root, None)]

@@ -7,7 +7,6 @@ those validators only return the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
@@ -89,11 +88,14 @@ def _closure_values(function: Any) -> Iterator[Any]:
             continue
         seen.add(id(function))
         for cell in getattr(function, "__closure__", None) or ():
-            with suppress(ValueError):
+            try:
                 value = cell.cell_contents
-                yield value
-                if callable(value):
-                    functions.append(value)
+            except ValueError:
+                # The cell is empty.
+                continue
+            yield value
+            if callable(value):
+                functions.append(value)
 
 
 def _is_choice(value: Any) -> bool:

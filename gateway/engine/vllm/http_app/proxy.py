@@ -20,7 +20,7 @@ from gateway.domain import Cause, RequestStats
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.exceptions import Aborted, EngineKilledByRequest
-from gateway.engine.vllm.http_app.running_requests import RunningRequest, RunningRequests
+from gateway.engine.vllm.http_app.running_requests import RunningRequests, RunningSubmission
 from gateway.engine.vllm.output.final_output import FinalOutputSplitter
 
 _BROKEN_OFF = frozenset({Cause.DISCONNECTED, Cause.DEADLINE_EXCEEDED, Cause.SERVER_DRAINING, Cause.REFUSED_DRAINING})
@@ -104,7 +104,7 @@ class EngineProxy:
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
         """As AsyncLLM.abort, which only vLLM's own endpoint calls here: its contract says how such a stream ends."""
         ids = (request_id,) if isinstance(request_id, str) else tuple(request_id)
-        for run in self._running.requests:
+        for run in self._running.submissions:
             # An internal id is the request's id with a suffix.
             if any(one == run.request_id or (internal and one.startswith(f"{run.request_id}-")) for one in ids):
                 run.is_aborted = True
@@ -121,13 +121,14 @@ class EngineProxy:
     ) -> AsyncIterator[Any]:
         stats = CURRENT_STATS.get()
         self._raise_if_over(stats, task)
-        run = RunningRequest(request_id, stats, task)
-        self._running.requests.append(run)
+        run = RunningSubmission(request_id, stats, task)
+        self._running.submissions.append(run)
         counter = _TokenCounter(stats, self._clock, params)
         in_chunks = False
         if stats is not None:
             stats.submitted = True
             in_chunks = stats.endpoint in _ENDS_IN_A_CHUNK and params.output_kind == RequestOutputKind.DELTA
+        # Nested deeply, because one more generator would cost time for each output.
         try:
             async with aclosing(method(prompt, params, request_id, **options)) as outputs:
                 async for output in outputs:
@@ -147,7 +148,7 @@ class EngineProxy:
                 stats.is_fatal = isinstance(error, EngineKilledByRequest | EngineGenerateError)
             raise
         finally:
-            self._running.requests.remove(run)
+            self._running.submissions.remove(run)
 
     def _raise_if_over(self, stats: RequestStats | None, task: asyncio.Task[Any] | None) -> None:
         """Raise if the request ended before this submission: while it was rendered, or between two of its turns."""
@@ -161,7 +162,7 @@ class EngineProxy:
                 raise asyncio.CancelledError
 
     @staticmethod
-    def _on_abort(run: RunningRequest) -> None:
+    def _on_abort(run: RunningSubmission) -> None:
         """Raise the error that an aborted request becomes, unless its endpoint ends such a stream well."""
         stats = run.stats
         if run.is_aborted and stats is not None and stats.endpoint in _ENDS_ABORTED:

@@ -11,7 +11,7 @@ from gateway.domain import Cause, RequestStats
 
 
 @dataclass(slots=True, eq=False)
-class RunningRequest:
+class RunningSubmission:
     """One submission to the engine."""
 
     request_id: str
@@ -30,7 +30,7 @@ class RunningRequest:
 class RunningRequests:
     """All submissions of vLLM's app at the moment."""
 
-    requests: list[RunningRequest] = field(default_factory=list)
+    submissions: list[RunningSubmission] = field(default_factory=list)
     is_background_task: Callable[[asyncio.Task[Any]], bool] = field(default=lambda _: False)
     """Whether a task continues after its client has disconnected."""
 
@@ -41,7 +41,7 @@ class RunningRequests:
             return []
         is_disconnected = stats.cause is Cause.DISCONNECTED
         ids = []
-        for run in self.requests:
+        for run in self.submissions:
             if run.stats is not stats:
                 continue
             if is_disconnected and run.task is not None and self.is_background_task(run.task):
@@ -51,17 +51,17 @@ class RunningRequests:
             ids.append(run.request_id)
         return ids
 
-    def find(self, request_id: str, owner: str | None) -> list[RunningRequest]:
+    def find(self, request_id: str, owner: str | None) -> list[RunningSubmission]:
         """The requests of `owner` with that id."""
         return [
             run
-            for run in self.requests
+            for run in self.submissions
             if run.stats is not None and run.stats.caller.owner == owner and run.has_id(request_id)
         ]
 
     def contains(self, request_id: str) -> bool:
         """Whether any owner has a request with that id."""
-        return any(run.has_id(request_id) for run in self.requests)
+        return any(run.has_id(request_id) for run in self.submissions)
 
 
-__all__ = ["RunningRequest", "RunningRequests"]
+__all__ = ["RunningRequests", "RunningSubmission"]

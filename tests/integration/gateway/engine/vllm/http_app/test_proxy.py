@@ -65,7 +65,7 @@ def test_an_abort_by_vllms_endpoint_ends_its_own_streams_well_and_others_with_an
             if len(reasons) == 1:
                 await proxy.abort(ids, internal=internal)
                 assert llm.abort_calls == [(ids, internal)]
-        assert running.requests == []
+        assert running.submissions == []
         return reasons
 
     if ends:

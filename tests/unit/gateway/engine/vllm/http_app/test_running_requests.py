@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.domain import Caller, Cause, RequestStats
-from gateway.engine.vllm.http_app.running_requests import RunningRequest, RunningRequests
+from gateway.engine.vllm.http_app.running_requests import RunningRequests, RunningSubmission
 from tests.support.instrumentation import Recorder
 
 
@@ -20,7 +20,7 @@ def make_stats(owner: str | None = None) -> RequestStats:
 )
 def test_a_request_has_the_id_of_its_client_and_of_its_sub_requests(request_id: str, found: bool) -> None:
     running = RunningRequests(
-        [RunningRequest(one, make_stats("anna"), None) for one in ("cmpl-a", "cmpl-b-0", "cmpl-b_1")]
+        [RunningSubmission(one, make_stats("anna"), None) for one in ("cmpl-a", "cmpl-b-0", "cmpl-b_1")]
     )
 
     assert running.contains(request_id) is found
@@ -28,8 +28,8 @@ def test_a_request_has_the_id_of_its_client_and_of_its_sub_requests(request_id: 
 
 
 def test_a_request_is_found_for_its_owner_only() -> None:
-    request = RunningRequest("a", make_stats("anna"), None)
-    running = RunningRequests([request, RunningRequest("a", None, None)])
+    request = RunningSubmission("a", make_stats("anna"), None)
+    running = RunningRequests([request, RunningSubmission("a", None, None)])
 
     assert running.find("a", "anna") == [request]
     assert running.find("a", "bert") == []
@@ -50,7 +50,7 @@ def test_a_request_that_is_broken_off_takes_its_tasks_along(cause: Cause, in_bac
         stats.end(cause)
         task = asyncio.create_task(asyncio.sleep(60))
         running = RunningRequests(
-            [RunningRequest("a", stats, task), RunningRequest("b", make_stats(), None)], lambda _: in_background
+            [RunningSubmission("a", stats, task), RunningSubmission("b", make_stats(), None)], lambda _: in_background
         )
         found = running.cancel_tasks(stats)
         await asyncio.sleep(0)
@@ -62,4 +62,4 @@ def test_a_request_that_is_broken_off_takes_its_tasks_along(cause: Cause, in_bac
 
 
 def test_work_without_a_request_cancels_nothing() -> None:
-    assert RunningRequests([RunningRequest("a", None, None)]).cancel_tasks(None) == []
+    assert RunningRequests([RunningSubmission("a", None, None)]).cancel_tasks(None) == []
