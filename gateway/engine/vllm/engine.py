@@ -106,7 +106,7 @@ class VllmEngine:
             field_filter=self._field_filter,
             start_task=self._start_task,
         )
-        self._options = AppOptions(
+        self.options = AppOptions(
             root_path=_prefix(args.root_path),
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
@@ -115,7 +115,7 @@ class VllmEngine:
             self._app, self._field_filter, self._documents, self._prepare_timeout_s, error_mapping.from_validator
         )
         self._running.is_background_task = self._in_background
-        self._http = normalize_errors(app.abort_on_exit(intake, self._running, self._abort), self._engine_error)
+        self.http: ASGIApp = normalize_errors(app.abort_on_exit(intake, self._running, self._abort), self._engine_error)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
 
     @property
@@ -124,10 +124,6 @@ class VllmEngine:
 
     def schema(self) -> dict[str, Any]:
         return self._app.openapi()  # type: ignore[no-any-return]
-
-    @property
-    def options(self) -> AppOptions:
-        return self._options
 
     async def model_card(self, name: str) -> dict[str, Any] | None:
         served = await self._app.state.openai_serving_models.show_available_models()
@@ -144,10 +140,6 @@ class VllmEngine:
             for name, value in get_named_metrics_from_prometheus()
         ]
         return (create_orca_header(kind, found) or {}).get("endpoint-load-metrics")
-
-    @property
-    def http(self) -> ASGIApp:
-        return self._http
 
     def route(self, method: str, path: str) -> Route:
         return app.classify(self._app, method, path)

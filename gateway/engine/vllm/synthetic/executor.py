@@ -150,36 +150,15 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
     def get_supported_kv_cache_layouts(self) -> list[list[str]]:
         return [["LBHNC"]]
 
-    def set_kv_cache_layout(self, *_: Any) -> None:
-        """There is no memory to lay out. vLLM 0.33 passes a second argument."""
-
-    def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
-        """There is no memory to allocate."""
-
-    def compile_or_warm_up_model(self) -> None:
-        """There is nothing to compile."""
-
-    def execute_dummy_batch(self) -> None:
-        """Ranks of data-parallel models wait for each other; these do not."""
-
-    def take_draft_token_ids(self) -> None:
-        """No speculation."""
-
-    def reset_mm_cache(self) -> None:
-        """No cache of images."""
-
-    def reset_encoder_cache(self) -> None:
-        """No cache of their encodings."""
-
     def collective_rpc(self, method: Any, *_: Any, non_block: bool = False, **__: Any) -> Any:
         """There are no workers. Raises NotImplementedError, so that a call that needs an answer is noticed."""
         raise NotImplementedError(f"the synthetic engine has no worker that could do {method}")
 
-    def check_health(self) -> None:
-        """As healthy as its process."""
+    def _do_nothing(self, *_: Any, **__: Any) -> None:
+        """There is no memory, no cache, no graph, no rank and no speculation."""
 
-    def shutdown(self) -> None:
-        """Nothing to free."""
+    set_kv_cache_layout = initialize_from_config = compile_or_warm_up_model = execute_dummy_batch = _do_nothing
+    take_draft_token_ids = reset_mm_cache = reset_encoder_cache = check_health = shutdown = _do_nothing
 
 
 __all__ = ["SyntheticExecutor"]
