@@ -174,49 +174,53 @@ class Metrics:
         self._registry = registry
         self.endings: Count[Cause] = Count()
         """Number of finished generating requests by cause."""
-        self._ttft = self._histogram(
+        self._tenants = TenantMetrics(registry)
+        self.used = self._tenants.used
+        self._make_histograms()
+        self._make_counters()
+        self._start_at_zero()
+        Gauge("sluice_build_info", "Always 1.", ["version"], registry=registry).labels(version).set(1)
+
+    def _make_histograms(self) -> None:
+        self.first_token = self._histogram(
             "time_to_first_token_seconds",
             "From the first byte of a streamed request to the write of its first token, queueing included.",
             _TTFT_S,
-        )
+        ).observe
         self.token_gap = BatchedHistogram(
-            "sluice_inter_token_latency_seconds", "Between two engine outputs of one request.", _ITL_S, registry
+            "sluice_inter_token_latency_seconds", "Between two engine outputs of one request.", _ITL_S, self._registry
         ).note
-        self._wait = self._histogram(
+        self.waited = self._histogram(
             "queue_wait_seconds", "Time in the queue, zero for requests admitted at once.", _WAIT_S
-        )
-        self._overhead = self._histogram(
+        ).observe
+        self.overhead = self._histogram(
             "overhead_seconds", "Time in the gateway: from arrival to engine submit, without the queue.", _OVERHEAD_S
-        )
-        self._lag = self._histogram(
+        ).observe
+        self.loop_lag = self._histogram(
             "loop_lag_seconds", "By how much a timer of the event loop was late; ten a second.", _LAG_S
-        )
-        self._duration = Histogram(
-            "sluice_request_duration_seconds",
+        ).observe
+        self._duration = self._histogram(
+            "request_duration_seconds",
             "From the first byte of a request to the last of its response.",
-            ["endpoint"],
-            buckets=_REQUEST_S,
-            registry=registry,
+            _REQUEST_S,
+            "endpoint",
         )
+
+    def _make_counters(self) -> None:
         self._requests = self._counter("requests", "Finished HTTP requests.", "endpoint", "outcome")
         self._ended = self._counter("ended", "Generating requests by how they ended.", "cause")
         self._wasted = self._counter("wasted_tokens", "Tokens of requests that did not end well.", "cause")
         self._rejections = self._counter("rejections", "Requests refused by admission.", "reason")
-        self._merged = Counter(
-            "sluice_merged_deltas_total",
-            "Deltas merged into a later one because their reader was slow.",
-            registry=registry,
-        )
+        self.merged = self._counter(
+            "merged_deltas", "Deltas merged into a later one because their reader was slow."
+        ).inc
         self._resumes = self._counter("stream_resumes", "Attempts to resume a stream, by result.", "result")
         self._recovered = self._counter(
             "streams_recovered", "Requests in flight when their engine died, by result.", "result"
         )
-        self._tenants = TenantMetrics(registry)
-        self.used = self._tenants.used
-        self._restarts = Counter(
-            "sluice_engine_restarts_total", "Engines started to replace a dead one.", registry=registry
-        )
-        Gauge("sluice_build_info", "Always 1.", ["version"], registry=registry).labels(version).set(1)
+        self.restarted = self._counter("engine_restarts", "Engines started to replace a dead one.").inc
+
+    def _start_at_zero(self) -> None:
         # The dashboards divide by these, so a cause that has not occurred must be a zero and not a gap.
         for cause in Cause:
             self._ended.labels(cause)
@@ -241,20 +245,8 @@ class Metrics:
         """The exposition of Sluice's and vLLM's metrics."""
         return generate_latest(self._registry)
 
-    def waited(self, seconds: float) -> None:
-        self._wait.observe(seconds)
-
     def rejected(self, reason: str) -> None:
         self._rejections.labels(reason).inc()
-
-    def overhead(self, seconds: float) -> None:
-        self._overhead.observe(seconds)
-
-    def first_token(self, seconds: float) -> None:
-        self._ttft.observe(seconds)
-
-    def merged(self, deltas: int) -> None:
-        self._merged.inc(deltas)
 
     def ended(self, cause: Cause, wasted_tokens: int) -> None:
         self.endings[cause] += 1
@@ -267,18 +259,12 @@ class Metrics:
     def recovered(self, result: str, streams: int) -> None:
         self._recovered.labels(result).inc(streams)
 
-    def restarted(self) -> None:
-        self._restarts.inc()
-
     def served(self, endpoint: str, outcome: str, seconds: float) -> None:
         self._requests.labels(endpoint, outcome).inc()
         self._duration.labels(endpoint).observe(seconds)
 
-    def loop_lag(self, seconds: float) -> None:
-        self._lag.observe(seconds)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"sluice_{name}", text, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"sluice_{name}", text, labels, buckets=buckets, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sluice_{name}_total", text, labels, registry=self._registry)
