@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from gateway.admission.gate import Gate
-from gateway.domain import Chunk, ChunkTemplate, Delta, Endpoint, OutputPart, RequestOptions
-from gateway.engine.base import RecoveryReport
+from gateway.domain import Cause, Chunk, ChunkTemplate, Delta, Endpoint, OutputPart, RequestOptions, RequestStats
+from gateway.engine.base import Engine, RecoveryReport, Route
 from gateway.engine.supervisor import Phase, Supervisor
 from gateway.errors import SluiceError
 from gateway.process_context import SingleProcess
@@ -333,6 +334,42 @@ def _later(metrics: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
     return expose
 
 
+def with_engine_app(max_concurrent: int = 2) -> StreamHarness:
+    """A harness whose engine has an app of two paths."""
+    harness = StreamHarness(max_concurrent=max_concurrent)
+    harness.engine.routes = {("POST", "/v1/embeddings"): Route.USES_ENGINE, ("GET", "/v1/models"): Route.LIGHT}
+    return harness
+
+
+@asynccontextmanager
+async def admit(
+    harness: StreamHarness, method: str, path: str, stats: RequestStats, options: RequestOptions
+) -> AsyncIterator[Engine]:
+    """Admission as a transport asks for it."""
+    stats.endpoint = path
+    stats.uses_engine = harness.engine.route(method, path) is Route.USES_ENGINE
+    if method == "GET":
+        yield harness.engine_app.admit_light()
+        return
+    async with harness.engine_app.admit(stats, options) as engine:
+        yield engine
+
+
+async def _embed(harness: StreamHarness, stats: RequestStats, timeout_s: float | None = None) -> None:
+    async with admit(harness, "POST", "/v1/embeddings", stats, RequestOptions(timeout_s=timeout_s)):
+        await asyncio.Event().wait()
+
+
+def start_embedding(harness: StreamHarness, stats: RequestStats, timeout_s: float | None = None) -> asyncio.Task[None]:
+    """An endless request for an embedding, in a task of its own."""
+    return asyncio.get_running_loop().create_task(_embed(harness, stats, timeout_s))
+
+
+def cause(stream: Stream) -> Cause | None:
+    """The cause with which a stream has ended."""
+    return None if stream.writer.ended is None else stream.writer.ended.cause
+
+
 def key_line(name: str, key: str, right: str = "") -> str:
     """A line of a keys file."""
     return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}{right}\n"
@@ -373,8 +410,12 @@ __all__ = [
     "PlainProtocol",
     "StreamHarness",
     "WriterHarness",
+    "admit",
+    "cause",
     "documents",
     "key_line",
     "read_all",
+    "start_embedding",
     "start_reading",
+    "with_engine_app",
 ]

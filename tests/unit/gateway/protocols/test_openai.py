@@ -147,7 +147,7 @@ def test_no_document_holds_a_raw_line_break(texts: list[str]) -> None:
     assert not any(b"\n" in document or b"\r" in document for document in encoder.encode([Delta(t, 1) for t in texts]))
 
 
-def test_an_encoder_without_a_frame_hands_ready_made_documents_on() -> None:
+def test_an_encoder_without_a_template_passes_documents_on() -> None:
     """There is no text without a template, so a delta there is nobody's: it is not made up into a chunk."""
     encode = CHAT.encoder(None).encode
 
@@ -156,7 +156,7 @@ def test_an_encoder_without_a_frame_hands_ready_made_documents_on() -> None:
     assert encode([]) == []
 
 
-def test_an_encoder_with_a_frame_is_that_streams_own() -> None:
+def test_an_encoder_with_a_template_belongs_to_one_stream() -> None:
     encode = COMPLETIONS.encoder(chunk_template(Endpoint.COMPLETION, continuous_usage=True, include_usage=True)).encode
     counts = [orjson.loads(encode([Delta("a", 2)])[0])["usage"]["completion_tokens"] for _ in range(2)]
 
@@ -165,7 +165,7 @@ def test_an_encoder_with_a_frame_is_that_streams_own() -> None:
     assert orjson.loads(first)["choices"][0]["text"] == "a"
 
 
-def test_a_stream_ends_with_done_and_a_failed_one_says_why_first() -> None:
+def test_a_stream_ends_with_done_and_a_failed_one_with_its_error_first() -> None:
     error = EngineFailed("Down.")
 
     assert CHAT.end(None) == [b"[DONE]"]

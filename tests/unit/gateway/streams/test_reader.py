@@ -226,7 +226,7 @@ def direct(writer: StreamWriter) -> tuple[StreamReader, FakeSink]:
 
 
 @in_virtual_time
-async def test_while_the_sink_is_open_news_go_there_and_the_end_does_not() -> None:
+async def test_while_the_sink_is_writable_events_go_there_and_the_end_does_not() -> None:
     writer = await WriterHarness().running()
     reader, sink = direct(writer)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
@@ -259,7 +259,7 @@ async def test_while_the_sink_is_open_news_go_there_and_the_end_does_not() -> No
 
 
 @in_virtual_time
-async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
+async def test_each_of_two_readers_gets_everything() -> None:
     writer = await WriterHarness().running(keep_bytes=1000)
     reader, sink = direct(writer)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
@@ -280,7 +280,7 @@ async def test_of_two_readers_each_has_everything_in_its_own_time() -> None:
 
 
 @in_virtual_time
-async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
+async def test_no_event_overtakes_one_that_the_reader_has_not_taken() -> None:
     """It has come back to an older event, and its own task has not run yet."""
     writer = await WriterHarness().running(keep_bytes=1000)
     writer.put(Delta("a", 1))
@@ -296,7 +296,7 @@ async def test_nothing_overtakes_what_a_reader_has_not_taken() -> None:
 
 
 @in_virtual_time
-async def test_a_shut_sink_wakes_whoever_waits() -> None:
+async def test_a_full_sink_wakes_the_waiting_task() -> None:
     writer = await WriterHarness().running()
     reader, sink = direct(writer)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())
@@ -318,7 +318,7 @@ async def test_a_shut_sink_wakes_whoever_waits() -> None:
 
 
 @in_virtual_time
-async def test_a_broken_sink_concerns_whoever_waits_and_not_the_producer() -> None:
+async def test_a_broken_sink_fails_the_reader_and_not_the_writer() -> None:
     writer = await WriterHarness().running()
     reader, sink = direct(writer)
     sink.is_broken = True
@@ -345,7 +345,7 @@ async def test_a_broken_sink_concerns_whoever_waits_and_not_the_producer() -> No
 
 
 @in_virtual_time
-async def test_nothing_goes_to_the_sink_of_a_reader_that_has_given_up() -> None:
+async def test_nothing_goes_to_the_sink_of_a_cancelled_reader() -> None:
     writer = await WriterHarness().running()
     reader, sink = direct(writer)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from gateway.domain import Delta
-from gateway.streams import retention as room
+from gateway.errors import (
+    Cancelled,
+    Expired,
+    Overloaded,
+)
+from gateway.streams import retention as retention_module
 from gateway.streams.retention import FinishedStreams
 from gateway.streams.stream import Stream
-from tests.support.harness import PlainProtocol, WriterHarness
+from tests.support.harness import STREAM_LIMITS, PlainProtocol, StreamHarness, WriterHarness, cause
 from tests.support.instrumentation import a_caller
-from tests.support.time import clock, in_virtual_time
+from tests.support.time import clock, in_virtual_time, settle
 
 # What the two events of `ended` weigh besides their text.
 AROUND = 2 * 41 + len(b"end")
 
 
-def a_shelf(retention_s: float = 100.0, max_bytes: int = 10_000) -> FinishedStreams:
+def finished_streams(retention_s: float = 100.0, max_bytes: int = 10_000) -> FinishedStreams:
     return FinishedStreams(retention_s=retention_s, max_bytes=max_bytes, clock=clock())
 
 
@@ -32,7 +38,7 @@ def ended(stream_id: str, text_bytes: int = 100, owner: str | None = None) -> St
 
 @in_virtual_time
 async def test_a_stream_stays_for_its_retention_and_is_remembered_as_gone() -> None:
-    retention = a_shelf(retention_s=100)
+    retention = finished_streams(retention_s=100)
     stream = ended("a", owner="ann")
     retention.put(stream, 0)
     await asyncio.sleep(99.9)
@@ -47,7 +53,7 @@ async def test_a_stream_stays_for_its_retention_and_is_remembered_as_gone() -> N
 
 @in_virtual_time
 async def test_each_expires_when_its_own_time_is_up() -> None:
-    retention = a_shelf(retention_s=100)
+    retention = finished_streams(retention_s=100)
     for name in "abc":
         retention.put(ended(name), 0)
         await asyncio.sleep(30)
@@ -61,7 +67,7 @@ async def test_each_expires_when_its_own_time_is_up() -> None:
 
 @in_virtual_time
 async def test_with_no_retention_a_stream_goes_with_the_turn() -> None:
-    retention = a_shelf(retention_s=0)
+    retention = finished_streams(retention_s=0)
     retention.put(ended("a"), 0)
     await asyncio.sleep(0.001)
 
@@ -73,7 +79,7 @@ async def test_with_no_retention_a_stream_goes_with_the_turn() -> None:
 async def test_rounding_does_not_make_the_timer_spin(began_s: float) -> None:
     """In virtual time a timer that comes due again and again at one moment never ends."""
     await asyncio.sleep(began_s)
-    retention = a_shelf(retention_s=0.3)
+    retention = finished_streams(retention_s=0.3)
     retention.put(ended("a"), 0)
     await asyncio.sleep(1)
 
@@ -82,7 +88,7 @@ async def test_rounding_does_not_make_the_timer_spin(began_s: float) -> None:
 
 @in_virtual_time
 async def test_what_all_weigh_is_counted() -> None:
-    retention = a_shelf()
+    retention = finished_streams()
     retention.put(ended("a", 100), 0)
     retention.put(ended("b", 200), 0)
 
@@ -91,7 +97,7 @@ async def test_what_all_weigh_is_counted() -> None:
 
 @in_virtual_time
 async def test_beyond_the_limit_the_oldest_goes_first() -> None:
-    retention = a_shelf(max_bytes=3 * (100 + AROUND))
+    retention = finished_streams(max_bytes=3 * (100 + AROUND))
     for name in "abc":
         retention.put(ended(name, 100), 0)
 
@@ -112,7 +118,7 @@ async def test_beyond_the_limit_the_oldest_goes_first() -> None:
 @in_virtual_time
 async def test_what_live_streams_weigh_counts_too() -> None:
     weight = 100 + AROUND
-    retention = a_shelf(max_bytes=3 * weight)
+    retention = finished_streams(max_bytes=3 * weight)
     retention.put(ended("a", 100), 0)
     retention.put(ended("b", 100), weight)
 
@@ -125,7 +131,7 @@ async def test_what_live_streams_weigh_counts_too() -> None:
 
 @in_virtual_time
 async def test_room_is_made_for_live_streams_as_far_as_there_is_any() -> None:
-    retention = a_shelf(max_bytes=1000)
+    retention = finished_streams(max_bytes=1000)
     retention.put(ended("a", 400), 0)
 
     assert retention.shrink(400)
@@ -137,7 +143,7 @@ async def test_room_is_made_for_live_streams_as_far_as_there_is_any() -> None:
 
 @in_virtual_time
 async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
-    retention = a_shelf(max_bytes=100)
+    retention = finished_streams(max_bytes=100)
     retention.put(ended("a", 400), 0)
 
     assert (retention.get("a"), retention.size_bytes, retention.was_dropped("a", None)) == (None, 0, True)
@@ -145,7 +151,7 @@ async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
 
 @in_virtual_time
 async def test_only_the_owner_hears_that_a_stream_was_dropped() -> None:
-    retention = a_shelf(max_bytes=100)
+    retention = finished_streams(max_bytes=100)
     retention.put(ended("a", owner="ann"), 0)
 
     assert [retention.was_dropped("a", owner) for owner in ("ann", "bob", None)] == [True, False, False]
@@ -154,8 +160,8 @@ async def test_only_the_owner_hears_that_a_stream_was_dropped() -> None:
 
 @in_virtual_time
 async def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_REMEMBERED", 3)
-    retention = a_shelf(max_bytes=100)
+    monkeypatch.setattr(retention_module, "_REMEMBERED", 3)
+    retention = finished_streams(max_bytes=100)
     for name in "abcde":
         retention.put(ended(name), 0)
 
@@ -165,7 +171,7 @@ async def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyP
 @in_virtual_time
 async def test_what_a_stream_weighs_does_not_change_on_the_shelf() -> None:
     """Whoever asks for its status or comes to read seals what is pending; after the end there is nothing pending."""
-    retention = a_shelf(retention_s=100)
+    retention = finished_streams(retention_s=100)
     stream = ended("a", 100)
     retention.put(stream, 0)
     with stream.read() as reader:
@@ -178,3 +184,76 @@ async def test_what_a_stream_weighs_does_not_change_on_the_shelf() -> None:
     await asyncio.sleep(101)
 
     assert retention.size_bytes == 0
+
+
+@in_virtual_time
+async def test_a_resumable_stream_is_refused_if_its_events_may_not_fit() -> None:
+    """Plain streams keep nothing, so they are let in all the same."""
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=15_000))
+    stream = harness.open(grace_s=10)
+    await settle()
+    harness.engine.runs[0].put_text("x" * 6000)
+    stream.writer.flush()
+    with pytest.raises(Overloaded, match="no room for another resumable stream") as caught:
+        harness.open(grace_s=10)
+
+    assert caught.value.retry_after_s == 5
+    assert harness.instrumentation.rejections == ["resumable_full"]
+    assert cause(harness.open()) is None
+
+    harness.registry.end_all()
+
+
+@in_virtual_time
+async def test_finished_streams_are_dropped_for_live_ones_oldest_first() -> None:
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=5_000, max_total_bytes=10_000))
+    streams = []
+    for _ in range(3):
+        stream = harness.open(grace_s=10)
+        await settle()
+        harness.run_of(stream).end("x" * 2000)
+        streams.append(stream)
+
+    harness.open(grace_s=10)
+    with pytest.raises(Expired):
+        harness.registry.find(streams[0].id, a_caller())
+    assert harness.registry.find(streams[2].id, a_caller()) is streams[2]
+    assert harness.registry.kept_bytes <= 5_000
+
+    harness.registry.end_all()
+
+
+@in_virtual_time
+async def test_one_stream_may_retain_the_whole_total() -> None:
+    harness = StreamHarness(limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=10_000))
+
+    assert harness.open(grace_s=10).is_resumable
+
+    harness.registry.end_all()
+
+
+@in_virtual_time
+async def test_streams_that_grow_after_admission_share_the_total() -> None:
+    harness = StreamHarness(max_concurrent=10, limits=replace(STREAM_LIMITS, max_bytes=10_000, max_total_bytes=20_000))
+    streams = [harness.open(grace_s=10) for _ in range(8)]
+    with pytest.raises(Overloaded):
+        harness.open(grace_s=10)
+    await settle()
+    for _ in range(20):
+        for stream in streams:
+            harness.run_of(stream).put_text("x" * 100)
+            stream.writer.flush()
+
+            assert harness.registry.kept_bytes <= 20_000
+
+    assert all(stream.writer.log.size_bytes > 1_500 for stream in streams), "an equal share each"
+
+    for stream in streams[1:]:
+        stream.writer.cancel(Cancelled("gone"))
+    for _ in range(50):
+        harness.run_of(streams[0]).put_text("x" * 100)
+        streams[0].writer.flush()
+
+    assert streams[0].writer.log.size_bytes > 7_000, "who is left has all that one may have"
+
+    harness.registry.end_all()

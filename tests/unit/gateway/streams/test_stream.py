@@ -31,7 +31,7 @@ def cause(writer: StreamWriter) -> Cause | None:
 
 
 @in_virtual_time
-async def test_a_streams_status_is_where_it_is_and_then_how_it_ended() -> None:
+async def test_a_streams_status_is_its_state_and_then_its_cause() -> None:
     harness = WriterHarness(clock())
     stream = Stream(harness.queued(), PROTOCOL, is_streaming=True, grace_s=None)
     told = [stream.status]
@@ -172,7 +172,7 @@ async def test_several_readers_see_the_same_events() -> None:
 
 
 @in_virtual_time
-async def test_a_cursor_that_no_reader_can_have_is_refused_and_changes_nothing() -> None:
+async def test_a_cursor_behind_the_newest_event_is_refused_and_changes_nothing() -> None:
     stream = await resumable(10.0)
     stream.writer.put(Delta("a", 1))
     for cursor in (1, 2):
@@ -218,7 +218,7 @@ async def test_everything_has_been_read_when_the_cursor_is_at_the_end_of_an_ende
     ],
 )
 @in_virtual_time
-async def test_a_deadline_ends_a_stream_and_says_what_was_spent(start: bool, tokens: int, words: str) -> None:
+async def test_a_deadline_ends_a_stream_and_names_the_tokens_spent(start: bool, tokens: int, words: str) -> None:
     harness = WriterHarness(clock())
     writer = harness.queued()
     stream = Stream(writer, PROTOCOL, is_streaming=True, grace_s=None)
@@ -265,7 +265,7 @@ async def walking(stream: Stream) -> asyncio.Task[None]:
 
 
 @in_virtual_time
-async def test_settling_a_stream_that_failed_stops_its_way_to_the_engine() -> None:
+async def test_a_stream_that_failed_stops_its_start_task() -> None:
     stream = await plain()
     walk = await walking(stream)
     stream.writer.fail(EngineFailed("Down."))

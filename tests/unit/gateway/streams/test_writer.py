@@ -77,7 +77,7 @@ async def test_a_whole_answer_has_no_documents_that_end_it() -> None:
 
 
 @in_virtual_time
-async def test_the_frame_of_the_start_says_how_pieces_are_written() -> None:
+async def test_the_template_of_the_start_chooses_the_encoder() -> None:
     harness = WriterHarness()
     writer = harness.queued()
     writer.start(chunk_template())
@@ -223,7 +223,7 @@ async def test_a_stream_at_the_gate_has_no_engine_to_lose() -> None:
 
 
 @in_virtual_time
-async def test_it_is_silent_until_the_engine_has_said_something() -> None:
+async def test_it_has_output_when_the_engine_has_generated() -> None:
     writer = await WriterHarness().running()
 
     assert not writer.has_output
@@ -236,7 +236,7 @@ async def test_it_is_silent_until_the_engine_has_said_something() -> None:
 
 
 @in_virtual_time
-async def test_every_reader_is_woken_by_every_piece_and_by_the_end_until_it_stops_watching() -> None:
+async def test_every_reader_is_woken_by_every_part_and_by_the_end_until_it_is_removed() -> None:
     writer = await WriterHarness().running()
     woken: list[str] = []
     ann, bob = writer.add_reader(0), writer.add_reader(0)
