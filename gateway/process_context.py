@@ -42,8 +42,8 @@ class ProcessContext(Protocol):
         render_metrics: Callable[[], bytes],
         stall_timeout_s: float,
     ) -> Any:
-        """The ASGI app to serve instead of `app`; called once. `has_request`: whether a request of that id is in this
-        process; `render_metrics`: the metrics of this process."""
+        """The ASGI app to serve instead of `app`; called once. `has_request`: whether the engine's own app runs a
+        request of that id in this process; `render_metrics`: the metrics of this process."""
 
     async def collect_metrics(self, render_metrics: Callable[[], bytes]) -> bytes:
         """The metrics of all processes as one page. Raises Overloaded if one of them does not answer."""

@@ -30,7 +30,7 @@ _ANSWER_WITHIN_S = 2.0
 
 class PeerProxy:
     """An ASGI app around `app`, which serves this worker's own requests. `peers` are the sockets of the other workers,
-    by number; `has_request`: whether a request of that id is in this worker."""
+    by number; `has_request`: whether vLLM's app runs a request of that id in this worker."""
 
     def __init__(
         self,
