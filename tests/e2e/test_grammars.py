@@ -1,4 +1,4 @@
-"""Grammars on the running server: what is hopeless is a 400 before the first byte on every endpoint, streamed or whole,
+"""Grammars on the running server: a hopeless one is a 400 before the first byte on every endpoint, streamed or whole,
 and delays no other client."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def body(path: str, **more: Any) -> Json:
 
 
 def with_schema(path: str, schema: Json) -> Json:
-    """The same with a schema, as that endpoint takes it."""
+    """The same with a schema, in that endpoint's form."""
     if path == RESPONSES:
         return body(path, text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
     if path == MESSAGES:
@@ -77,8 +77,8 @@ def test_bad_fields_are_refused_before_the_first_byte(server: Server, path: str,
     assert response.status_code == (400 if known else 200), response.text
 
 
-def test_each_backend_serves_what_only_it_can(server: Server) -> None:
-    """In one engine, whichever came first."""
+def test_each_backend_serves_the_grammars_that_only_it_supports(server: Server) -> None:
+    """In one engine, whatever the order of requests."""
     for fields, rule in (
         ({"regex": "[ab]{3}"}, lambda text: set(text) <= {"a", "b"} and len(text) == 3),
         ({"regex": "(?i)abc"}, lambda text: text.lower() == "abc"),
@@ -89,7 +89,7 @@ def test_each_backend_serves_what_only_it_can(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_grammar_in_which_the_model_is_stuck_is_its_clients_fault(server: Server, stream: bool) -> None:
+def test_a_grammar_with_a_dead_end_is_a_client_error(server: Server, stream: bool) -> None:
     stuck = {"grammar": 'root ::= "a" x\nx ::= x'}
     response = server.http.post(TEXT, json={**body(TEXT, structured_outputs=stuck), "stream": stream})
 
@@ -98,7 +98,7 @@ def test_a_grammar_in_which_the_model_is_stuck_is_its_clients_fault(server: Serv
     assert '"retryable":false' in response.text
 
 
-def test_a_letter_written_as_an_escape_hides_nothing(server: Server) -> None:
+def test_a_letter_written_as_an_escape_hides_no_grammar(server: Server) -> None:
     text = json.dumps(body(RESPONSES, structured_outputs={"regex": "((("}, stream=True))
     hidden = text.replace("structured_outputs", "structured\\u005foutputs")
     response = server.http.post(RESPONSES, content=hidden, headers={"Content-Type": "application/json"})
@@ -106,7 +106,7 @@ def test_a_letter_written_as_an_escape_hides_nothing(server: Server) -> None:
     assert response.status_code == 400
 
 
-def test_hopeless_grammars_delay_no_other_client_and_end_with_their_own(server: Server) -> None:
+def test_hopeless_grammars_delay_no_other_client_and_end_with_their_request(server: Server) -> None:
     statuses: list[int] = []
 
     def ask(number: int) -> None:

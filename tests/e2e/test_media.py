@@ -1,4 +1,4 @@
-"""A model that takes pictures: what its clients can make this machine fetch, on every endpoint that takes them."""
+"""A vision model: the URLs that clients make this machine fetch, on every endpoint that accepts images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def inside() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It may fetch from a name that means this machine, as a foreign name could."""
+    """A server that may fetch from a domain with the address of this machine, as a foreign domain can have."""
     folder = tmp_path_factory.mktemp("eyes")
     model = tiny_vision.make(folder / "model")
     flags = [str(model), "--", *tiny_vision.FLAGS, "--allowed-media-domains", "localhost"]
@@ -94,14 +94,14 @@ ENDPOINTS = [chat, streamed, responses, messages, tokenize]
 
 
 @pytest.mark.parametrize("ask", ENDPOINTS)
-def test_a_picture_in_the_request_is_looked_at(eyes: Server, ask: Callable[[Server, str], httpx.Response]) -> None:
+def test_an_image_in_the_request_is_used(eyes: Server, ask: Callable[[Server, str], httpx.Response]) -> None:
     response = ask(eyes, PICTURE)
 
     assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("ask", ENDPOINTS)
-def test_what_is_not_to_be_fetched_is_refused_with_a_sentence(
+def test_a_url_that_may_not_be_fetched_is_refused_with_a_sentence(
     eyes: Server, inside: int, tmp_path: Path, ask: Callable[[Server, str], httpx.Response]
 ) -> None:
     (tmp_path / "secret.png").write_bytes(png(40, 30))

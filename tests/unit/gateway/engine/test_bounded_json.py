@@ -35,7 +35,7 @@ def a_value(dice: random.Random, depth: int = 0) -> Any:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_document_is_read_as_it_was_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows and pieces so small that everything is cut somewhere."""
+    """Windows and pieces are so small that each value is cut somewhere."""
     monkeypatch.setattr(bounded_json, "_WINDOW_BYTES", 200)
     monkeypatch.setattr(bounded_json, "_PIECE_BYTES", 64)
     dice = random.Random(seed)
@@ -69,7 +69,7 @@ def test_a_document_is_read_as_it_was_written(seed: int, monkeypatch: pytest.Mon
     ],
     ids=["a million ids", "2,000 token lists", "code", "a long chat", "900 tools", "an image", "digits", "many biases"],
 )
-def test_real_use_passes(make: Callable[[], Any]) -> None:
+def test_real_requests_are_within_the_limits(make: Callable[[], Any]) -> None:
     document = make()
     assert read_document(json.dumps(document).encode(), LIMITS) == document
 
@@ -120,7 +120,7 @@ def test_a_limit_is_named_with_the_field_and_the_setting(document: Any, words: s
         b'{"ids": [1,' + b"9" * 2**20 + b"]}",
     ],
 )
-def test_what_is_not_json_is_the_clients_error(body: bytes) -> None:
+def test_invalid_json_is_a_client_error(body: bytes) -> None:
     for limits in (LIMITS, BodyLimits(max_values=1000)):
         with pytest.raises(ClientError):
             read_document(body, limits)
@@ -131,7 +131,7 @@ def test_every_encoding_of_json_is_read(encoding: str) -> None:
     assert read_document('{"a": "grün"}'.encode(encoding), LIMITS) == {"a": "grün"}
 
 
-def test_a_body_is_light_by_its_lists_and_objects_and_its_length() -> None:
+def test_a_body_is_cheap_to_parse_by_its_containers_and_its_length() -> None:
     assert is_cheap_to_parse(b'{"messages":[{"role":"user","content":"hi"}]}', 3)
     assert is_cheap_to_parse(b"[" + b"1," * 5000 + b"1]", 1)
     assert not is_cheap_to_parse(b"[" + b"{}," * 100 + b"{}]", 100)
@@ -139,8 +139,8 @@ def test_a_body_is_light_by_its_lists_and_objects_and_its_length() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BODIES if "16 MiB" in name])
-def test_reading_a_body_never_keeps_the_interpreter_to_itself(name: str) -> None:
-    """Seen from another thread, which stands for the event loop; the least of some tries, for a loaded machine."""
+def test_reading_a_body_never_holds_the_interpreters_lock_for_long(name: str) -> None:
+    """Measured in another thread, in the event loop's place; the least of four attempts, for a loaded machine."""
     body = BODIES[name].make()
     for _ in range(4):
         held_s, refused = _held_s(body)
@@ -152,7 +152,7 @@ def test_reading_a_body_never_keeps_the_interpreter_to_itself(name: str) -> None
 
 
 def _held_s(body: bytes) -> tuple[float, bool]:
-    """The longest that another thread waits while the body is read, and whether it is refused."""
+    """The longest wait of another thread while the body is read, and whether the body is refused."""
     waits_s: list[float] = []
     done = threading.Event()
 

@@ -1,37 +1,23 @@
-"""What clients can make this machine fetch, read and decode."""
+"""The limits on URLs that clients make this machine fetch, and on files that it reads and decodes."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 import os
 import socket
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.engine.vllm import error_mapping, media_connector
 from gateway.errors import ClientError
 from tests.support.images import png
 from tests.support.picture_server import PICTURE, Web
-
-parts = SimpleNamespace()
-"""What is tested."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _parts() -> None:
-    """Importing it imports vLLM, which takes ten seconds, and which warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parts.media = importlib.import_module("gateway.engine.vllm.media_connector")
-        parts.failures = importlib.import_module("gateway.engine.vllm.error_mapping")
 
 
 @pytest.fixture
@@ -46,24 +32,24 @@ def web() -> Iterator[Web]:
 
 
 def connector(*domains: str, folder: Path | None = None, **limits: Any) -> Any:
-    made = parts.media.LimitedMediaConnector(
+    made = media_connector.LimitedMediaConnector(
         allowed_media_domains=list(domains) or None, allowed_local_media_path="" if folder is None else str(folder)
     )
-    made.limits = parts.media.MediaLimits(**limits)
+    made.limits = media_connector.MediaLimits(**limits)
     return made
 
 
 def fetch(made: Any, url: str) -> tuple[int, int]:
-    """The size of the picture at that URL."""
+    """The size of the image at that URL."""
     size: tuple[int, int] = asyncio.run(made.fetch_image_async(url)).size
     return size
 
 
 def refusal(made: Any, url: str) -> str:
-    """Why it is not taken, as a client hears of it."""
-    with pytest.raises(parts.media.MediaRejected) as refused:
+    """The message of the client error for that URL."""
+    with pytest.raises(media_connector.MediaRejected) as refused:
         fetch(made, url)
-    error = parts.failures.from_exception(refused.value)
+    error = error_mapping.from_exception(refused.value)
     assert isinstance(error, ClientError)
     assert (error.status, error.param) == (400, "image_url")
     assert error.message.startswith("image_url: ")
@@ -76,7 +62,7 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def test_nothing_is_fetched_unless_domains_are_named(web: Web) -> None:
+def test_nothing_is_fetched_without_a_list_of_domains(web: Web) -> None:
     for host in ("127.0.0.1", "localhost", "example.com"):
         assert "`--allowed-media-domains`" in refusal(connector(), f"http://{host}:{web.port}/")
     assert "`--allowed-media-domains`" in refusal(connector(), f"HTTPS://127.0.0.1:{web.port}/")
@@ -101,8 +87,8 @@ def test_nothing_is_fetched_unless_domains_are_named(web: Web) -> None:
         "127.0.0.1.",
     ],
 )
-def test_a_named_domain_that_means_this_machine_is_not_fetched(web: Web, host: str) -> None:
-    """What a name means is looked at where the connection is made: its owner can change it at any time."""
+def test_a_listed_domain_with_a_private_address_is_not_fetched(web: Web, host: str) -> None:
+    """The address is checked where the connection is made: the domain's owner can change it at any time."""
     bare = host.strip("[]")
     message = refusal(connector(bare, bare.rstrip("."), "::ffff:127.0.0.1", "::1"), f"http://{host}:{web.port}/")
 
@@ -110,7 +96,9 @@ def test_a_named_domain_that_means_this_machine_is_not_fetched(web: Web, host: s
     assert "not public" in message or "could not be fetched" in message or "that domain" in message
 
 
-def test_a_name_of_two_addresses_is_not_fetched_from_the_private_one(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_domain_with_two_addresses_is_not_fetched_from_the_private_one(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1", *a, **k))
 
@@ -145,13 +133,13 @@ def test_a_name_of_two_addresses_is_not_fetched_from_the_private_one(web: Web, m
         "http://[cdn.example/",
     ],
 )
-def test_what_leads_elsewhere_is_refused(web: Web, url: str) -> None:
+def test_a_url_to_another_host_is_refused(web: Web, url: str) -> None:
     if url:
         refusal(connector("cdn.example", private_addresses=True), url.format(port=web.port))
     assert web.asked == []
 
 
-def test_a_named_domain_is_fetched(web: Web) -> None:
+def test_a_listed_domain_is_fetched(web: Web) -> None:
     assert fetch(connector("localhost", private_addresses=True), f"http://LOCALHOST:{web.port}/a.png?b=c") == (8, 4)
     assert web.asked == ["/a.png?b=c"]
 
@@ -166,7 +154,7 @@ def test_a_redirect_is_not_followed(web: Web, monkeypatch: pytest.MonkeyPatch) -
     assert len(web.asked) == 1
 
 
-def test_a_redirect_that_is_followed_leads_to_named_domains_only(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirects_are_followed_to_listed_domains_only(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1")
     made = connector("localhost", private_addresses=True)
 
@@ -179,7 +167,7 @@ def test_a_redirect_that_is_followed_leads_to_named_domains_only(web: Web, monke
 
 
 @pytest.mark.parametrize("status", [204, 400, 404, 429, 500, 503])
-def test_what_is_not_there_is_the_clients_to_mend(web: Web, status: int) -> None:
+def test_a_url_with_an_error_status_is_a_client_error(web: Web, status: int) -> None:
     message = refusal(connector("localhost", private_addresses=True), f"http://localhost:{web.port}/status/{status}")
 
     assert f"status {status}" in message
@@ -194,13 +182,13 @@ def test_a_closed_port_and_an_unknown_host_give_the_same_error(web: Web) -> None
     assert "could not be fetched" in refusal(made, "http://nowhere.invalid/")
 
 
-def test_a_server_that_dawdles_is_given_up(web: Web) -> None:
+def test_a_slow_server_is_given_up(web: Web) -> None:
     made = connector("localhost", private_addresses=True, timeout_s=0.3)
 
     assert "within 0.3 s (media.timeout_s)" in refusal(made, f"http://localhost:{web.port}/slow")
 
 
-def test_what_is_fetched_has_a_limit(web: Web) -> None:
+def test_the_size_of_a_fetched_file_has_a_limit(web: Web) -> None:
     made = connector("localhost", private_addresses=True, max_bytes=2000)
 
     assert fetch(made, f"http://localhost:{web.port}/long/1000") == (8, 4)
@@ -230,12 +218,12 @@ def test_data_urls_work_and_have_a_limit() -> None:
         data_url(PICTURE[:40]),
     ],
 )
-def test_what_is_no_picture_is_refused(url: str) -> None:
+def test_data_that_is_not_an_image_is_refused(url: str) -> None:
     refusal(connector(), url)
 
 
 def test_a_picture_with_a_gigabyte_header_is_not_decoded() -> None:
-    """A bomb: its pixels are zeroes, some kilobytes long."""
+    """A decompression bomb: its pixels are zeros, a few kilobytes when compressed."""
     made = connector(max_decoded_bytes=2**20)
 
     assert fetch(made, data_url(png(500, 500))) == (500, 500)
@@ -243,21 +231,21 @@ def test_a_picture_with_a_gigabyte_header_is_not_decoded() -> None:
     refusal(made, data_url(png(60_000, 60_000, rows=1)))
 
 
-def test_the_pictures_of_one_request_share_a_budget() -> None:
+def test_the_images_of_one_request_share_a_budget() -> None:
     made, other = connector(), connector()
-    made.limits = other.limits = parts.media.MediaLimits()
+    made.limits = other.limits = media_connector.MediaLimits()
 
     async def request() -> list[Any]:
-        parts.media.BUDGET.set(parts.media.DecodeBudget(3 * 2**20))
+        media_connector.BUDGET.set(media_connector.DecodeBudget(3 * 2**20))
         fetching = [one.fetch_image_async(data_url(png(500, 500))) for one in (made, other, made, other)]
         return await asyncio.gather(*fetching, return_exceptions=True)
 
     for _ in range(2):
         outcomes = asyncio.run(request())
-        assert sum(isinstance(one, parts.media.MediaRejected) for one in outcomes) == 1, outcomes
+        assert sum(isinstance(one, media_connector.MediaRejected) for one in outcomes) == 1, outcomes
 
 
-def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
+def test_files_are_read_from_the_permitted_folder_only(tmp_path: Path) -> None:
     inside, outside = tmp_path / "media", tmp_path / "secret.png"
     inside.mkdir()
     (inside / "a b.png").write_bytes(PICTURE)
@@ -284,26 +272,26 @@ def test_files_are_read_from_a_named_folder_only(tmp_path: Path) -> None:
     assert "media.max_bytes" in refusal(made, f"file://{inside}/huge.png")
 
 
-def test_a_pipe_among_the_files_delays_no_request(tmp_path: Path) -> None:
+def test_a_pipe_in_the_folder_delays_no_request(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
     assert "not a regular file" in refusal(connector(folder=tmp_path), f"file://{tmp_path}/pipe.png")
 
 
-def test_other_media_are_held_to_the_same(web: Web) -> None:
+def test_audio_and_video_have_the_same_limits(web: Web) -> None:
     made = connector()
     for fetching in (made.fetch_audio_async, made.fetch_video_async):
         for url in (f"http://127.0.0.1:{web.port}/", "file:///etc/passwd", "data:audio/wav;base64,AAAA", "x"):
-            with pytest.raises(parts.media.MediaRejected):
+            with pytest.raises(media_connector.MediaRejected):
                 asyncio.run(fetching(url))
     assert web.asked == []
 
 
-def test_code_in_threads_is_held_to_the_same(web: Web) -> None:
+def test_fetches_from_threads_have_the_same_limits(web: Web) -> None:
     made = connector()
 
     assert made.fetch_image(data_url(PICTURE)).size == (8, 4)
-    with pytest.raises(parts.media.MediaRejected):
+    with pytest.raises(media_connector.MediaRejected):
         made.fetch_image(f"http://127.0.0.1:{web.port}/")
 
     async def within_a_loop() -> Any:
@@ -344,21 +332,23 @@ def test_code_in_threads_is_held_to_the_same(web: Web) -> None:
         ("ff02::1", False),
     ],
 )
-def test_which_addresses_are_the_internets(address: str, public: bool) -> None:
-    assert parts.media.is_public(address) is public
+def test_public_addresses(address: str, public: bool) -> None:
+    assert media_connector.is_public(address) is public
 
 
-def test_vllm_takes_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.media.LimitedMediaConnector, "limits", parts.media.LimitedMediaConnector.limits)
-    parts.media.install_media_connector(parts.media.MediaLimits(timeout_s=7))
-    made = parts.media.MEDIA_CONNECTOR_REGISTRY.load(parts.media.CONNECTOR_NAME, allowed_media_domains=["a.example"])
+def test_vllm_finds_the_connector_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_connector.LimitedMediaConnector, "limits", media_connector.LimitedMediaConnector.limits)
+    media_connector.install_media_connector(media_connector.MediaLimits(timeout_s=7))
+    made = media_connector.MEDIA_CONNECTOR_REGISTRY.load(
+        media_connector.CONNECTOR_NAME, allowed_media_domains=["a.example"]
+    )
 
-    assert isinstance(made, parts.media.LimitedMediaConnector)
+    assert isinstance(made, media_connector.LimitedMediaConnector)
     assert made.limits.timeout_s == 7
 
 
 def video(tmp_path: Path, frames: int) -> bytes:
-    """A film of so many frames, each of 0.9 MB once decoded."""
+    """A video whose frames take 0.9 MB each once decoded."""
     import cv2
     import numpy as np
 
@@ -370,8 +360,8 @@ def video(tmp_path: Path, frames: int) -> bytes:
     return file.read_bytes()
 
 
-def test_a_film_has_a_budget_for_its_frames(tmp_path: Path) -> None:
-    """How many are made, the request may say."""
+def test_the_frames_of_a_video_have_a_budget(tmp_path: Path) -> None:
+    """A request may select the number of frames."""
     film = data_url(video(tmp_path, 60), "video/mp4")
     made = connector(max_decoded_bytes=40 * 2**20)
     frames = asyncio.run(made.fetch_video_async(film))
@@ -380,11 +370,11 @@ def test_a_film_has_a_budget_for_its_frames(tmp_path: Path) -> None:
 
     for asked in ({"num_frames": -1}, {"num_frames": 60}, {"fps": 10}):
         made.media_io_kwargs = {"video": asked}
-        with pytest.raises(parts.media.MediaRejected, match="max_decoded_bytes"):
+        with pytest.raises(media_connector.MediaRejected, match="max_decoded_bytes"):
             asyncio.run(made.fetch_video_async(film))
 
 
-def test_a_film_of_pictures_has_one_too() -> None:
+def test_a_video_of_separate_images_has_the_same_budget() -> None:
     from io import BytesIO
 
     from PIL import Image
@@ -398,5 +388,5 @@ def test_a_film_of_pictures_has_one_too() -> None:
         return asyncio.run(made.fetch_video_async("data:video/jpeg;base64," + ",".join([picture] * frames)))
 
     assert film(4).media[0].shape == (4, 500, 500, 3)
-    with pytest.raises(parts.media.MediaRejected, match="max_decoded_bytes"):
+    with pytest.raises(media_connector.MediaRejected, match="max_decoded_bytes"):
         film(6)

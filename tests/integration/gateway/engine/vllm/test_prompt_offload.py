@@ -1,4 +1,4 @@
-"""With vLLM and the demo model's tokenizer; the renderer and the engine around them are stood in for."""
+"""The replaced steps, with the demo model's tokenizer and fakes of vLLM's renderer and engine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_decoder_with_only_the_tail_gives_the_same_text(prompt_offload: Any, tokenizer: Any, seed: int) -> None:
-    """Token by token, also where a prompt ends, or its tail begins, inside a character."""
+    """Token by token, also if the prompt ends or its tail begins within a character."""
     chance = random.Random(seed)
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
     ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
@@ -97,7 +97,7 @@ def test_only_long_prompts_that_end_in_a_whole_character_are_cut(
     assert seen == primed
 
 
-def test_what_has_no_text_to_make_needs_no_decoder(
+def test_a_request_without_text_needs_no_decoder(
     prompt_offload: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokenizers.decoders.DecodeStream", None)
@@ -137,7 +137,7 @@ def test_decoders_of_another_kind_get_the_whole_prompt(
     assert made == [64, 600]
 
 
-def test_a_request_whose_input_goes_on_keeps_its_decoder(prompt_offload: Any, tokenizer: Any) -> None:
+def test_a_request_whose_input_continues_keeps_its_decoder(prompt_offload: Any, tokenizer: Any) -> None:
     processor = a_processor(tokenizer)
     prompt_offload.replace_decoder_priming(processor)
     processor.add_request(a_request([300] * 600), None)
@@ -187,7 +187,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": []}
     ],
 )
 def test_long_chats_of_text_are_rendered_in_a_thread(prompt_offload: Any, messages: list[Any], where: str) -> None:
-    """What has something to fetch is fetched on the loop, as vLLM does it."""
+    """Chats with media to fetch stay on the loop, as in vLLM."""
     renderer = a_renderer()
     prompt_offload.replace_message_rendering(renderer, prompt_offload.make_runner(5), foreign_templates=True)
 
@@ -211,7 +211,7 @@ def test_long_chats_of_text_are_rendered_in_a_thread(prompt_offload: Any, messag
         ([{"role": "user", "content": [{"type": "text", "text": 7}]}], {}, False, False),
     ],
 )
-def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ours(
+def test_short_chats_are_rendered_on_the_loop_unless_the_template_is_a_clients(
     prompt_offload: Any, messages: list[Any], params: dict[str, Any], foreign: bool, there: bool
 ) -> None:
     renderer = a_renderer()
@@ -230,7 +230,7 @@ def test_short_chats_are_rendered_where_they_are_unless_their_template_is_not_ou
 
 
 def a_tokenizing_renderer(prompt_offload: Any, timeout_s: float = 5, work: Callable[[], None] = lambda: None) -> Any:
-    """One that tells in which thread it tokenizes; its model has a context of 100 tokens."""
+    """A renderer that returns the thread in which it tokenizes, for a context of 100 tokens."""
 
     def tokenize(prompt: Any, params: Any) -> str:
         work()
@@ -253,13 +253,13 @@ UNBOUNDED = SimpleNamespace(max_input_tokens=None)
 
 
 @pytest.mark.parametrize(("length", "where"), [(2048, "here"), (2049, "aside")])
-def test_short_texts_are_tokenized_where_they_are(prompt_offload: Any, length: int, where: str) -> None:
+def test_short_texts_are_tokenized_on_the_loop(prompt_offload: Any, length: int, where: str) -> None:
     renderer = a_tokenizing_renderer(prompt_offload)
 
     assert asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * length}, BOUNDED)) == where
 
 
-def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(prompt_offload: Any) -> None:
+def test_many_short_texts_are_tokenized_in_several_iterations_of_the_loop(prompt_offload: Any) -> None:
     renderer = a_tokenizing_renderer(prompt_offload)
 
     async def ask() -> list[str]:
@@ -273,7 +273,7 @@ def test_many_short_texts_of_one_request_are_not_all_tokenized_in_one_turn(promp
     assert 1 <= done[1:].count("here") <= 4
 
 
-def test_a_text_that_no_context_holds_is_not_tokenized_nor_are_so_many_tokens_decoded(prompt_offload: Any) -> None:
+def test_texts_and_tokens_past_any_context_are_refused(prompt_offload: Any) -> None:
     renderer = a_tokenizing_renderer(prompt_offload)
     with pytest.raises(prompt_offload.VLLMValidationError, match="context holds at most"):
         asyncio.run(renderer._tokenize_prompt_async({"prompt": "x" * (2**20 + 1)}, UNBOUNDED))
@@ -283,7 +283,7 @@ def test_a_text_that_no_context_holds_is_not_tokenized_nor_are_so_many_tokens_de
     assert asyncio.run(renderer._async_tokenizer_decode([1] * 10)) == "text"
 
 
-def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompt_offload: Any) -> None:
+def test_rendering_has_a_limit_and_a_long_prompt_does_not_delay_others(prompt_offload: Any) -> None:
     go_on = threading.Event()
     renderer = a_tokenizing_renderer(prompt_offload, 0.2, lambda: go_on.wait(5) and None)
 
@@ -302,7 +302,7 @@ def test_rendering_has_a_limit_and_a_long_prompt_does_not_hold_up_others(prompt_
     assert asyncio.run(ask()) == "aside"
 
 
-def test_renderers_of_another_kind_are_left_alone(prompt_offload: Any) -> None:
+def test_other_renderers_stay_unchanged(prompt_offload: Any) -> None:
     renderer = SimpleNamespace(render_messages_async=None)
     prompt_offload.replace_message_rendering(renderer, prompt_offload.make_runner(5), foreign_templates=False)
 
@@ -310,7 +310,7 @@ def test_renderers_of_another_kind_are_left_alone(prompt_offload: Any) -> None:
 
 
 class Llm:
-    """AsyncLLM, as far as it looks at a prompt's tokens."""
+    """The part of AsyncLLM that checks a prompt's tokens."""
 
     def __init__(self) -> None:
         self.looked: list[tuple[int, bool]] = []
@@ -329,7 +329,7 @@ class Llm:
         return request_id
 
 
-def test_the_tokens_of_long_prompts_are_looked_at_once_and_in_a_thread(prompt_offload: Any) -> None:
+def test_the_tokens_of_long_prompts_are_checked_once_and_in_a_thread(prompt_offload: Any) -> None:
     llm = Llm()
     prompt_offload.replace_token_id_check(llm)
     long = prompt_offload.SHORT_TO_CHECK + 1
