@@ -111,7 +111,7 @@ class Watchdog:
             return _HEALTHY
         is_busy = self._is_busy()
         # It goes on with the requests that it has, and between any two steps it would have answered.
-        reason = f"what is sent to the engine has not reached it for {unanswered_s:.0f} s"
+        reason = f"requests have not reached the engine for {unanswered_s:.0f} s"
         if passed_over_s - silent_s > self._hang_timeout_s:
             return Assessment(reason, is_dead=True)
         if passed_over_s - silent_s > self._unready_after_s:
@@ -129,7 +129,7 @@ class Watchdog:
             if silent_s > self._unready_after_s:
                 return Assessment(reason)
         if waited_s - unanswered_s > _BACKLOG_S:
-            return Assessment(f"what the engine says waits for {waited_s:.0f} s to be read")
+            return Assessment(f"outputs of the engine wait for {waited_s:.0f} s to be read")
         return _HEALTHY
 
     def _is_busy(self) -> bool:

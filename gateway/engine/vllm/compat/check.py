@@ -41,13 +41,14 @@ def release_of(version: str) -> str:
 
 
 def require_fitting_vllm() -> None:
-    """Raise SettingsError with a sentence for each problem, unless the installed vLLM is one that the tests run
-    against."""
+    """Raise SettingsError, in one sentence, if the installed vLLM is none that the tests run against and lacks an
+    entry."""
     version = installed_version()
     if version is not None and release_of(version) in TRIED:
         return
     if found := problems():
-        raise SettingsError(*found)
+        more = f" {len(found) - 1} other things are missing, too: `sluice check` lists them." if len(found) > 1 else ""
+        raise SettingsError(found[0] + more)
     logger.warning("vLLM %s has everything that Sluice needs, but only %s are tested", version, " and ".join(TRIED))
 
 

@@ -71,7 +71,8 @@ core_client.replay: a request is sent again with the received tokens as part of 
   sets vllm.sampling_params:SamplingParams max_tokens; min_tokens; prompt_logprobs
 core_client.restartable, output.fast_path: aborts that a dying engine adds are dropped; outputs of plain requests are
         consumed before vLLM sees them
-  sets vllm.v1.engine:EngineCoreOutputs outputs; scheduler_stats; engine_index; timestamp
+  sets vllm.v1.engine:EngineCoreOutputs outputs; scheduler_stats; engine_index; timestamp; weight_version
+  reads vllm.v1.engine:EngineCoreOutput request_id; new_token_ids; new_logprobs; finish_reason; events
 core_client.remote_engines: vLLM waits for engines on other machines without a limit, and reports it only in its debug
         log
   finds vllm.v1.engine.utils Waiting for %d local, %d remote core engine proc(s) to
@@ -86,6 +87,8 @@ synthetic.executor: an executor without a model
         non_block); get_kv_cache_specs; determine_available_memory; get_supported_kv_cache_layouts;
         set_kv_cache_layout; initialize_from_config; compile_or_warm_up_model; execute_dummy_batch;
         take_draft_token_ids; reset_mm_cache; reset_encoder_cache; collective_rpc(method); check_health; shutdown
+engine, startup.launcher: these parts of AsyncLLM are used by name
+  reads vllm.v1.engine.async_llm:AsyncLLM output_processor; logger_manager; model_config; errored; dead_error
 engine, output.isolation: the task that notices a death is started before the first request, and again when an error has
         ended it
   calls vllm.v1.engine.async_llm:AsyncLLM _run_output_handler; output_handler

@@ -56,7 +56,7 @@ class ZmqReceiver:
         """The next message. Gives other tasks a turn, also where one has arrived already."""
         try:
             waited = False
-            # The descriptor only says that something has happened since the socket was last found empty
+            # The descriptor only shows that something has happened since the socket was last found empty
             # (zmq_getsockopt(3), ZMQ_FD), so the option is read first.
             while not self._sock.getsockopt(zmq.EVENTS) & _READABLE:
                 self._waiter = self._loop.create_future()

@@ -44,7 +44,7 @@ class SharedCoreClient(RestartableCoreClient):
 
     def mark_lost(self) -> None:
         if not self.lost.is_set():
-            # The host may have reported the death already; otherwise it now ends the processes, whatever they do.
+            # The host may have reported the death already; otherwise it now ends the processes.
             self._engine_host.report_unresponsive()
         super().mark_lost()
 

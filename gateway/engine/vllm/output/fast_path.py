@@ -190,7 +190,7 @@ class FastOutputPath:
         if rest:
             self._consumed_tokens = tokens
             return False
-        # It also fills in what the scheduler does not know.
+        # This also fills in numbers that the scheduler does not have.
         self._processor.update_scheduler_stats(outputs.scheduler_stats)
         if is_plain(outputs.scheduler_stats):
             self._statistics.add_step(outputs.engine_index, outputs.scheduler_stats, tokens)

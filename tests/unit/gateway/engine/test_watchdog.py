@@ -169,7 +169,7 @@ def test_an_engine_that_goes_on_but_does_not_hear_us_is_found() -> None:
     while not look().unready_reason:
         took += 1
     assert took * LOOK_S <= 7
-    assert "has not reached it" in str(watch.verdict.unready_reason)
+    assert "have not reached the engine" in str(watch.verdict.unready_reason)
     while not look().is_dead:
         took += 1
     assert took * LOOK_S == pytest.approx(60, abs=2)

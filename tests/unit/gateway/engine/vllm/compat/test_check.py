@@ -102,7 +102,7 @@ def test_what_a_newer_release_has_brought_is_not_missed_in_the_older(
     assert len(problems(monkeypatch, vllm, newer, version="0.33.0")) == 1
 
 
-def test_a_start_with_another_vllm_ends_in_sentences(
+def test_a_start_with_another_vllm_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(check, "installed_version", lambda: "0.34.1")
@@ -111,6 +111,14 @@ def test_a_start_with_another_vllm_ends_in_sentences(
         check.require_fitting_vllm()
 
     assert caught.value.problems[0].startswith("vLLM 0.34.1 has no `vllm.gone`")
+
+    monkeypatch.setattr(check, "INTERNALS", (entry("vllm.gone", "send"), entry("vllm.lost", "send")))
+    with pytest.raises(
+        SettingsError, match=r"`vllm\.gone`.* 1 other things are missing, too: `sluice check`"
+    ) as caught:
+        check.require_fitting_vllm()
+
+    assert len(caught.value.problems) == 1
 
     monkeypatch.setattr(check, "INTERNALS", ())
     check.require_fitting_vllm()
