@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-__all__ = ["free_port", "main", "running_server"]
+__all__ = ["free_port", "is_ready", "main", "running_server"]
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -39,7 +39,7 @@ def running_server() -> Iterator[str]:
     server = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=environment, stdin=subprocess.DEVNULL)
     try:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
-        while not _is_ready(url):
+        while not is_ready(url):
             if server.poll() is not None or time.monotonic() > deadline_s:
                 raise SystemExit("the server did not start; its output is above")
             time.sleep(0.2)
@@ -53,8 +53,8 @@ def running_server() -> Iterator[str]:
             server.wait()
 
 
-def _is_ready(url: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310
+def is_ready(url: str, path: str = "/readyz") -> bool:
+    with suppress(OSError), urllib.request.urlopen(url + path, timeout=2) as answer:  # noqa: S310
         return bool(answer.status == 200)
     return False
 

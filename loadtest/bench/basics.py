@@ -96,15 +96,14 @@ async def cancel_latency(target: Target, live: int, samples: int) -> dict[str, f
             writer, reading = open_now.pop(0)
             began = time.monotonic()
             writer.close()
-            while True:
+            running = live
+            while running >= live:
                 # Rendering all metrics takes the server several milliseconds; polling without pause would slow down the
                 # measured server.
                 await asyncio.sleep(POLL_EVERY_S)
-                asked = time.monotonic()
+                sent = time.monotonic()
                 running = await metrics.running()
-                polls.append(time.monotonic() - asked)
-                if running < live:
-                    break
+                polls.append(time.monotonic() - sent)
             latencies.append(time.monotonic() - began)
             reading.cancel()
             await add()

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.local_server import free_port
+from loadtest.local_server import free_port, is_ready
 
 MODEL = "sluice-demo"
 CONTEXT = 32_768
@@ -42,13 +41,9 @@ class FrontEnd:
     def wait_ready(self, within_s: float = 240) -> None:
         """Wait until it serves, then find its processes. Raises SystemExit with its last output if it does not."""
         deadline = time.monotonic() + within_s
-        while True:
+        while not is_ready(f"http://127.0.0.1:{self.port}", "/v1/models"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{self.name} did not start:\n" + self.log.read_text(errors="replace")[-3000:])
-            with suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=2) as answer:
-                    if answer.status == 200:
-                        break
             time.sleep(0.3)
         family = _process_tree(self.process.pid)
         self.engine = [pid for pid in family if "EngineCore" in _command(pid)]

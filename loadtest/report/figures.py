@@ -58,7 +58,7 @@ def timeline_charts(result: Result) -> list[Chart]:
             "Requests", "requests per second, by when they were due, sent and ended",
             "requests/s",
             [*due, ("sent", _rate_points(run_spans, lambda s: s.sent)),
-             ("ended well", _rate_points(run_spans, lambda s: s.ok))],
+             ("successful", _rate_points(run_spans, lambda s: s.ok))],
         ),
         draw.chart(
             "In flight", "requests that had been sent and not ended", "requests",

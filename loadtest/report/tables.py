@@ -188,7 +188,7 @@ def server(result: Result) -> list[Row]:
     return [
         ("tokens, by the server", format_count(metrics.generated_tokens), "its counter over the run, with warm-up"),
         ("tokens, by the client", format_count(metrics.client_tokens), f"{difference}difference" if difference else ""),
-        ("TTFT apart", "-" if metrics.ttft_gap_ms is None else f"{format_signed(metrics.ttft_gap_ms)} ms",
+        ("TTFT difference", "-" if metrics.ttft_gap_ms is None else f"{format_signed(metrics.ttft_gap_ms)} ms",
          "client's mean from sending, minus the server's own mean: network, and waiting before the server's clock"),
         ("gateway overhead", format_ms(metrics.gateway_overhead_ms), "mean time from arrival to engine, without queue"),
         *((name, format_number(value), "above the baseline") for name, value in sorted(metrics.left_over.items())),

@@ -119,12 +119,12 @@ def _server_metrics(session: Session, collected: CollectedRun, ttft: LatencyStat
 
 def _write(result: Result, out: Path, workers: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    parts = [file for index in range(workers) if (file := out / f"requests.{index}.jsonl.gz").exists()]
     with (out / "requests.jsonl.gz").open("wb") as log:
-        for part_file in (out / f"requests.{index}.jsonl.gz" for index in range(workers)):
-            if part_file.exists():
-                with part_file.open("rb") as part_log:
-                    shutil.copyfileobj(part_log, log)
-                part_file.unlink()
+        for file in parts:
+            with file.open("rb") as part:
+                shutil.copyfileobj(part, log)
+            file.unlink()
     result.write(out / "result.json")
     report.write(result, out)
 

@@ -84,12 +84,12 @@ class CollectedRun:
         limits, reasons = self.scenario.generator, []
         late, lag = generator.lateness_ms.p99, generator.loop_lag_ms.p99
         if late is not None and late > limits.lateness_p99_ms:
-            reasons.append(f"requests were sent late: p99 {late:.1f} ms, allowed are {limits.lateness_p99_ms:g} ms")
+            reasons.append(f"requests were sent late: p99 {late:.1f} ms, limit {limits.lateness_p99_ms:g} ms")
         if lag is not None and lag > limits.loop_lag_p99_ms:
-            reasons.append(f"the generator's loop lagged: p99 {lag:.1f} ms, allowed are {limits.loop_lag_p99_ms:g} ms")
+            reasons.append(f"the generator's loop lagged: p99 {lag:.1f} ms, limit {limits.loop_lag_p99_ms:g} ms")
         if generator.cpu_share_max > limits.cpu_share_max:
             reasons.append(
-                f"a worker used {generator.cpu_share_max:.0%} of a core, allowed are {limits.cpu_share_max:.0%}; "
+                f"a worker used {generator.cpu_share_max:.0%} of a core, limit {limits.cpu_share_max:.0%}; "
                 "give it more workers"
             )
         due, sent = self._rates()

@@ -159,16 +159,15 @@ def wait_until_freed(
 
     vLLM alone writes its gauges only in engine steps, and none follows the abort of the last request: `ping` (one small
     request) is called once, half-way, to cause a step. Sluice does not need it."""
-    sources = [_MetricsPage(each, headers) for each in ([url] if isinstance(url, str) else url)]
+    pages = [_MetricsPage(each, headers) for each in ([url] if isinstance(url, str) else url)]
     started_s = time.perf_counter()
     has_gauges = False
     try:
         while True:
-            with suppress(ScrapeFailed):
-                gauges = sum_gauges([source.read() for source in sources])
-                has_gauges = has_gauges or any(name in gauges for name in _WORK_GAUGES)
-                if has_gauges and not _above_baseline(gauges, baseline or {}):
-                    return True
+            gauges = _read_gauges(pages)
+            has_gauges = has_gauges or any(name in gauges for name in _WORK_GAUGES)
+            if gauges and has_gauges and not _above_baseline(gauges, baseline or {}):
+                return True
             elapsed_s = time.perf_counter() - started_s
             if elapsed_s >= within_s:
                 return False if has_gauges else None
@@ -177,8 +176,15 @@ def wait_until_freed(
                 ping = None
             time.sleep(min(_POLL_S, within_s - elapsed_s))
     finally:
-        for source in sources:
-            source.close()
+        for page in pages:
+            page.close()
+
+
+def _read_gauges(pages: Sequence[_MetricsPage]) -> dict[str, float]:
+    """Empty if a page cannot be read."""
+    with suppress(ScrapeFailed):
+        return sum_gauges([page.read() for page in pages])
+    return {}
 
 
 def _above_baseline(now: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:

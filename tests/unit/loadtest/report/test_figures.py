@@ -27,8 +27,8 @@ def test_a_run_has_its_charts_and_none_is_empty() -> None:
 def test_a_closed_loop_has_no_due_rate() -> None:
     opened, closed = (named(figures.timeline_charts(fake_result(closed=each)))["Requests"] for each in (False, True))
 
-    assert [line.name for line in opened.lines] == ["due", "sent", "ended well"]
-    assert [line.name for line in closed.lines] == ["sent", "ended well"]
+    assert [line.name for line in opened.lines] == ["due", "sent", "successful"]
+    assert [line.name for line in closed.lines] == ["sent", "successful"]
 
 
 def test_a_run_without_errors_has_no_chart_of_them() -> None:
