@@ -77,35 +77,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
-    parser.add_argument("--host", dest="server.host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument(
-        "--port", dest="server.port", type=int, help="port to listen on (default 8000; 0: any free one)"
-    )
-    parser.add_argument(
-        "--workers", dest="server.workers", type=int, metavar="N", help="front-end processes on one engine (default 1)"
-    )
-    parser.add_argument("--api-keys-file", dest="server.api_keys_file", metavar="FILE", help="require a key of FILE")
-    parser.add_argument(
-        "--max-concurrent",
-        dest="admission.max_concurrent",
-        type=int,
-        metavar="N",
-        help="sequences in the engine at once (default 256)",
-    )
-    parser.add_argument(
-        "--max-waiting",
-        dest="admission.max_waiting",
-        type=int,
-        metavar="N",
-        help="requests in the queue at once (default 512)",
-    )
-    parser.add_argument(
-        "--log-level", dest="log.level", choices=("debug", "info", "warning", "error"), help="default info"
-    )
-    parser.add_argument(
-        "--log-json", dest="log.json", action="store_const", const=True, help="log lines as JSON objects"
-    )
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    add("--host", dest="server.host", help="address to listen on (default 127.0.0.1)")
+    add("--port", dest="server.port", type=int, help="port to listen on (default 8000; 0: any free one)")
+    workers = "front-end processes on one engine (default 1)"
+    add("--workers", dest="server.workers", type=int, metavar="N", help=workers)
+    add("--api-keys-file", dest="server.api_keys_file", metavar="FILE", help="require a key of FILE")
+    concurrent = "sequences in the engine at once (default 256)"
+    add("--max-concurrent", dest="admission.max_concurrent", type=int, metavar="N", help=concurrent)
+    waiting = "requests in the queue at once (default 512)"
+    add("--max-waiting", dest="admission.max_waiting", type=int, metavar="N", help=waiting)
+    add("--log-level", dest="log.level", choices=("debug", "info", "warning", "error"), help="default info")
+    add("--log-json", dest="log.json", action="store_const", const=True, help="log lines as JSON objects")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import math
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import anyio
 import httpx
@@ -100,18 +101,22 @@ class ResumingTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return self._async
 
 
-class _SyncStream(httpx.SyncByteStream):
-    """A response body over one or more connections."""
+class _ResumedStream:
+    """A response body over one or more connections. `inner` and the streams are sync or async, as the subclass is."""
 
-    def __init__(
-        self, owner: ResumingTransport, inner: httpx.BaseTransport, response: httpx.Response, resumption: Resumption
-    ) -> None:
+    def __init__(self, owner: ResumingTransport, inner: Any, response: httpx.Response, resumption: Resumption) -> None:
         self._owner = owner
         self._inner = inner
-        self._response_stream = _sync_stream(response)
+        self._response_stream: Any = response.stream
         self._resumption = resumption
         self._is_closed = False
 
+    def _check_open(self) -> None:
+        if self._is_closed or self._owner.is_closed:
+            self._resumption.raise_outage("closed")
+
+
+class _SyncStream(_ResumedStream, httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         events = self._resumption.events
         while True:
@@ -140,35 +145,18 @@ class _SyncStream(httpx.SyncByteStream):
                 continue
             if self._resumption.accept(response):
                 # Set before the check: another thread's `close` either closes this stream, or is noticed here.
-                self._response_stream = _sync_stream(response)
+                self._response_stream = response.stream
                 if not self._is_closed:
                     return
             response.close()
-
-    def _check_open(self) -> None:
-        if self._is_closed or self._owner.is_closed:
-            self._resumption.raise_outage("closed")
 
     def close(self) -> None:
         self._is_closed = True
         self._response_stream.close()
 
 
-class _AsyncStream(httpx.AsyncByteStream):
-    """A response body over one or more connections. Cancellation is never caught."""
-
-    def __init__(
-        self,
-        owner: ResumingTransport,
-        inner: httpx.AsyncBaseTransport,
-        response: httpx.Response,
-        resumption: Resumption,
-    ) -> None:
-        self._owner = owner
-        self._inner = inner
-        self._response_stream = _async_stream(response)
-        self._resumption = resumption
-        self._is_closed = False
+class _AsyncStream(_ResumedStream, httpx.AsyncByteStream):
+    """Cancellation is never caught."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         events = self._resumption.events
@@ -198,28 +186,14 @@ class _AsyncStream(httpx.AsyncByteStream):
             except httpx.TransportError:
                 continue
             if self._resumption.accept(response):
-                self._response_stream = _async_stream(response)
+                self._response_stream = response.stream
                 if not self._is_closed:
                     return
             await response.aclose()
 
-    def _check_open(self) -> None:
-        if self._is_closed or self._owner.is_closed:
-            self._resumption.raise_outage("closed")
-
     async def aclose(self) -> None:
         self._is_closed = True
         await self._response_stream.aclose()
-
-
-def _sync_stream(response: httpx.Response) -> httpx.SyncByteStream:
-    assert isinstance(response.stream, httpx.SyncByteStream)
-    return response.stream
-
-
-def _async_stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    return response.stream
 
 
 __all__ = ["ResumingTransport"]
