@@ -29,7 +29,7 @@ from gateway.streams.limits import Limits
 from gateway.streams.registry import Registry
 from gateway.streams.starter import StreamStarter
 from gateway.transports.common.api_keys import ApiKeys
-from gateway.transports.common.delivery import ConnectionTimeouts, DeliveryTimers
+from gateway.transports.common.delivery import DeliveryTimers
 from gateway.transports.http import custom_middleware, health
 from gateway.transports.http.access import Access
 from gateway.transports.http.engine_app import EngineApp
@@ -169,9 +169,9 @@ class Sluice:
             lifespan=self._lifespan,
             version=versions()["sluice"],
         )
-        timeouts = ConnectionTimeouts(keepalive_s=streams.keepalive_s, stall_timeout_s=streams.stall_timeout_s)
+        timers = DeliveryTimers(streams.keepalive_s, streams.stall_timeout_s, clock)
         engine_app = self._engine_app
-        responder = StreamResponder(self.registry, DeliveryTimers(timeouts, clock), tokens, engine_app.load_report)
+        responder = StreamResponder(self.registry, timers, tokens, engine_app.load_report)
         endpoints = {
             path: StreamEndpoint(path, protocol, starter, responder, clock)
             for path, protocol in STREAM_PROTOCOLS.items()

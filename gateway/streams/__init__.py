@@ -10,7 +10,6 @@
 - `registry`: finds, lists, cancels and drains requests.
 - `retention`: resumable streams that can still be read, within a number of bytes.
 - `limits`: bounds on requests and on retained streams.
-- `status`: the public state of a request.
 - `cancel_scope`: a scope that can be ended from outside.
 - `body_parsing`: request bodies are parsed beside the event loop, within a time limit.
 - `tick_limiter`: how many requests begin in one turn of the event loop.

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 
 from gateway.clock import Clock
@@ -15,11 +16,22 @@ from gateway.errors import Cancelled, Draining, Expired, NotFound
 from gateway.streams.cancel_scope import CancelScope
 from gateway.streams.limits import Limits
 from gateway.streams.retention import Retention
-from gateway.streams.status import Status, status_of
 from gateway.streams.stream import Stream
 
 # When the engine has aborted its part, a request that the engine's own app answers ends by itself within milliseconds.
 _UNWINDS_WITHIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The answer to a status or cancel request. `events` is the number of the newest event."""
+
+    id: str
+    status: str
+    resumable: bool
+    events: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class Registry:
@@ -101,7 +113,7 @@ class Registry:
 
     def status(self, stream_id: str, caller: Caller) -> Status:
         """The state of the caller's request. Raises as `find`."""
-        return status_of(self.find(stream_id, caller))
+        return _status(self.find(stream_id, caller))
 
     def cancel(self, request_id: str, caller: Caller) -> Status:
         """Cancel a live request, and return its state; a finished one that is kept stays as it is. Raises as `find`."""
@@ -118,7 +130,7 @@ class Registry:
                 loop.call_later(_UNWINDS_WITHIN_S, scope.end, error)
             return Status(request_id, "cancelled", False, 0, stats.prompt_tokens, stats.completion_tokens)
         stream.cancel(error)
-        return status_of(stream)
+        return _status(stream)
 
     # All of them.
 
@@ -158,4 +170,9 @@ class Registry:
             self._idle.set_result(None)
 
 
-__all__ = ["Registry"]
+def _status(stream: Stream) -> Status:
+    stats, events = stream.stats, stream.last_event
+    return Status(stream.id, stream.status, stream.is_resumable, events, stats.prompt_tokens, stats.completion_tokens)
+
+
+__all__ = ["Registry", "Status"]

@@ -31,7 +31,7 @@ from gateway.streams.starter import StreamStarter
 from gateway.streams.stream import Stream
 from gateway.streams.writer import StreamWriter
 from gateway.transports.common.api_keys import ApiKeys
-from gateway.transports.common.delivery import ConnectionTimeouts, DeliveryTimers
+from gateway.transports.common.delivery import DeliveryTimers
 from gateway.transports.http import health
 from gateway.transports.http.access import Access
 from gateway.transports.http.engine_app import EngineApp
@@ -238,10 +238,8 @@ class HttpHarness(StreamHarness):
             max_concurrent=max_concurrent, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, limits=limits
         )
         self.tokens = StreamTokens(self.clock)
-        pace = ConnectionTimeouts(keepalive_s, stall_timeout_s)
-        self.responder = StreamResponder(
-            self.registry, DeliveryTimers(pace, self.clock), self.tokens, self.engine_app.load_report
-        )
+        timers = DeliveryTimers(keepalive_s, stall_timeout_s, self.clock)
+        self.responder = StreamResponder(self.registry, timers, self.tokens, self.engine_app.load_report)
         self.keys = None if keys_file is None else ApiKeys(keys_file)
         self.guard = Middleware(
             self._dispatch(metrics),

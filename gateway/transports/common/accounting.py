@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.clock import Clock
 from gateway.domain import Caller, Cause, Instrumentation, RequestStats
 from gateway.logs import ACCESS
 
@@ -35,45 +34,34 @@ def _report(stats: RequestStats) -> None:
         stats.instrumentation.used(stats.caller.owner, cause, stats.prompt_tokens, stats.completion_tokens)
 
 
-class Accounting:
-    """Closes the accounts of one transport's exchanges."""
-
-    def __init__(self, clock: Clock, instrumentation: Instrumentation) -> None:
-        self._clock = clock
-        self._instrumentation = instrumentation
-
-    def open(self, caller: Caller) -> RequestStats:
-        """The statistics of a request that has just arrived."""
-        return new_stats(caller, self._instrumentation)
-
-    def close(
-        self,
-        stats: RequestStats,
-        *,
-        path: str,
-        status: int | None,
-        is_delivered: bool,
-        is_error: bool,
-        failure: Cause | None,
-        log_level: int,
-    ) -> None:
-        """Report an exchange that is over, and log it. `is_delivered`: the client has all of the response; `is_error`:
-        the response is an error; `failure`: why the exchange failed, where its resumable stream goes on."""
-        seconds = self._clock.now() - stats.caller.arrival_s
-        cause: str | None = None
-        if not stats.uses_engine:
-            outcome = "error" if is_error or not is_delivered else "ok"
-        elif stats.is_resumable:
-            outcome = cause = str(stats.cause or failure or DETACHED)
-        else:
-            stats.end(Cause.COMPLETED if is_delivered else Cause.DISCONNECTED)
-            assert stats.cause is not None
-            _report(stats)
-            outcome = cause = stats.cause.value
-        self._instrumentation.served(stats.endpoint, outcome, seconds)
-        if ACCESS.isEnabledFor(log_level):
-            fields = _log_fields(stats, path, status, cause, seconds)
-            ACCESS.log(log_level, "request", extra={"fields": fields})
+def close(
+    stats: RequestStats,
+    now_s: float,
+    *,
+    path: str,
+    status: int | None,
+    is_delivered: bool,
+    is_error: bool,
+    failure: Cause | None,
+    log_level: int,
+) -> None:
+    """Report an exchange that is over, and log it. `is_delivered`: the client has all of the response; `is_error`: the
+    response is an error; `failure`: why the exchange failed, where its resumable stream goes on."""
+    seconds = now_s - stats.caller.arrival_s
+    cause: str | None = None
+    if not stats.uses_engine:
+        outcome = "error" if is_error or not is_delivered else "ok"
+    elif stats.is_resumable:
+        outcome = cause = str(stats.cause or failure or DETACHED)
+    else:
+        stats.end(Cause.COMPLETED if is_delivered else Cause.DISCONNECTED)
+        assert stats.cause is not None
+        _report(stats)
+        outcome = cause = stats.cause.value
+    stats.instrumentation.served(stats.endpoint, outcome, seconds)
+    if ACCESS.isEnabledFor(log_level):
+        fields = _log_fields(stats, path, status, cause, seconds)
+        ACCESS.log(log_level, "request", extra={"fields": fields})
 
 
 def _log_fields(
@@ -97,4 +85,4 @@ def _log_fields(
     }
 
 
-__all__ = ["DETACHED", "Accounting", "new_stats"]
+__all__ = ["DETACHED", "close", "new_stats"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.clock import Clock
@@ -15,19 +14,12 @@ from gateway.streams.stream import Stream
 from gateway.transports.common.timers import DeadlineTimer
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionTimeouts:
-    """Seconds of silence after which a keep-alive is sent, and seconds that one send may take."""
-
-    keepalive_s: float
-    stall_timeout_s: float
-
-
 class DeliveryTimers:
-    """The clock, limits and timer that all deliveries share."""
+    """The timer of all deliveries, and its limits: seconds of silence before a keep-alive, and seconds for one send."""
 
-    def __init__(self, timeouts: ConnectionTimeouts, clock: Clock) -> None:
-        self.timeouts = timeouts
+    def __init__(self, keepalive_s: float, stall_timeout_s: float, clock: Clock) -> None:
+        self.keepalive_s = keepalive_s
+        self.stall_timeout_s = stall_timeout_s
         self.clock = clock
         self.timer = DeadlineTimer(clock)
 
@@ -52,7 +44,7 @@ class Delivery:
         timers: DeliveryTimers,
         *,
         is_first: bool,
-        sink: DirectSink,
+        sink: DirectSink | None,
         frame: Framing,
         on_stalled: Callable[[], object],
     ) -> None:
@@ -70,10 +62,9 @@ class Delivery:
 
     async def run(self, connection: Connection) -> None:
         """Send everything up to the end of the stream."""
-        timer, clock = self._timers.timer, self._timers.clock
-        timeouts = self._timers.timeouts
-        first_s = self._silent_since_s + min(timeouts.keepalive_s, timeouts.stall_timeout_s)
-        number = timer.add(self._check, first_s)
+        timers, clock = self._timers, self._timers.clock
+        first_s = self._silent_since_s + min(timers.keepalive_s, timers.stall_timeout_s)
+        number = timers.timer.add(self._check, first_s)
         try:
             ended = None
             while ended is None:
@@ -87,21 +78,22 @@ class Delivery:
                 self._sending_since_s, self._silent_since_s = None, clock.now()
                 self._on_sent()
         finally:
-            timer.remove(number)
+            timers.timer.remove(number)
 
     def _on_sent(self) -> None:
         stats = self._stream.stats
         if stats.first_token_s is None:
             return
         # The head of the response and the first token are out; only more of the same is to be sent.
-        self._reader.deliver_to(self._sink, self._frame)
+        if self._sink is not None:
+            self._reader.deliver_to(self._sink, self._frame)
         if self._is_first and not stats.is_first_token_sent:
             stats.is_first_token_sent = True
             stats.instrumentation.first_token(self._silent_since_s - stats.caller.arrival_s)
 
     def _check(self, now_s: float) -> float:
         """Send a keep-alive if one is due, or give up a stalled client. Returns when to check again."""
-        keepalive_s, stall_timeout_s = self._timers.timeouts.keepalive_s, self._timers.timeouts.stall_timeout_s
+        keepalive_s, stall_timeout_s = self._timers.keepalive_s, self._timers.stall_timeout_s
         if self._sending_since_s is not None:
             stalled_s = self._sending_since_s + stall_timeout_s
             if now_s < stalled_s:
@@ -118,4 +110,4 @@ class Delivery:
         return min(due_s, now_s + stall_timeout_s)
 
 
-__all__ = ["Connection", "ConnectionTimeouts", "Delivery", "DeliveryTimers"]
+__all__ = ["Connection", "Delivery", "DeliveryTimers"]

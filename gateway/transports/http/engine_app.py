@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from gateway.asgi import Receive
-from gateway.domain import Caller
+from gateway.domain import Caller, RequestStats
 from gateway.engine.base import Engine, Route
 from gateway.errors import Forbidden, MethodNotAllowed, NotFound
 from gateway.streams.engine_app import EngineAppAdmission
@@ -50,7 +50,7 @@ class EngineApp:
                 engine = self._admission.admit_light()
             else:
                 # Bodies of other types bring no grammars.
-                check = partial(_check_body, messages, path, exchange) if _is_json(scope) else None
+                check = partial(_check_body, messages, path, stats) if _is_json(scope) else None
                 engine = await stack.enter_async_context(
                     self._admission.admit(stats, options, BodyArrival(messages), check)
                 )
@@ -87,8 +87,8 @@ def check_operator(path: str, caller: Caller) -> None:
     raise Forbidden(f"{path} runs this server and takes an operator's key (`sluice key new --operator NAME`).")
 
 
-async def _check_body(messages: RequestMessages, path: str, exchange: Exchange, engine: Engine) -> None:
-    await engine.check_body(path, messages.body(), exchange.stats)
+async def _check_body(messages: RequestMessages, path: str, stats: RequestStats, engine: Engine) -> None:
+    await engine.check_body(path, messages.body(), stats)
 
 
 async def _send(

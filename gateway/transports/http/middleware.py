@@ -32,7 +32,7 @@ from gateway.errors import (
 )
 from gateway.protocols.json_text import escaped
 from gateway.streams.cancel_scope import ClientDisconnected
-from gateway.transports.common.accounting import Accounting
+from gateway.transports.common import accounting
 from gateway.transports.http import paths
 from gateway.transports.http.access import PROBES, Access, Verdict
 from gateway.transports.http.error_response import error_response
@@ -84,7 +84,6 @@ class Middleware:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._instrumentation = instrumentation
-        self._accounting = Accounting(clock, instrumentation)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -139,7 +138,7 @@ class Middleware:
             headers=headers,
             is_operator=verdict.operator,
         )
-        return Exchange(caller, self._accounting.open(caller), scope["path"], scope["method"])
+        return Exchange(caller, accounting.new_stats(caller, self._instrumentation), scope["path"], scope["method"])
 
     async def _fail(self, error: SluiceError, exchange: Exchange, tracked_send: _TrackedSend) -> None:
         stats = exchange.stats
@@ -154,8 +153,9 @@ class Middleware:
         await tracked_send.replace(*error_response(error, exchange.path, exchange.caller.request_id))
 
     def _close(self, exchange: Exchange) -> None:
-        self._accounting.close(
+        accounting.close(
             exchange.stats,
+            self._clock.now(),
             path=exchange.path,
             status=exchange.status or None,
             is_delivered=exchange.is_complete and not exchange.is_disconnected,

@@ -16,22 +16,6 @@ from gateway.transports.http.middleware import Exchange
 Headers = list[tuple[bytes, bytes]]
 
 
-class NoDirectSink:
-    """For a server that offers no direct access to its connections."""
-
-    def is_writable(self) -> bool:
-        return False
-
-    def write(self, data: bytes) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
-
-
 class SseResponse:
     """One response; a `Connection` of its delivery. No other code writes to the socket meanwhile."""
 
@@ -42,7 +26,7 @@ class SseResponse:
         headers: Headers,
         send: Any,
         watcher: DisconnectWatcher,
-        sink: DirectSink,
+        sink: DirectSink | None,
     ) -> None:
         self._exchange = exchange
         self._stream = stream
@@ -90,11 +74,12 @@ class SseResponse:
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if self._has_begun:
-            self._sink.flush()
+            if self._sink is not None:
+                self._sink.flush()
         else:
             self._has_begun = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-__all__ = ["NoDirectSink", "SseResponse"]
+__all__ = ["SseResponse"]

@@ -18,6 +18,7 @@ from gateway.errors import DeadlineExceeded, NotFound
 from gateway.protocols import sse
 from gateway.protocols.base import StreamProtocol
 from gateway.streams.cancel_scope import CancelScope, ClientDisconnected
+from gateway.streams.reader import DirectSink
 from gateway.streams.registry import Registry
 from gateway.streams.starter import StreamStarter
 from gateway.streams.stream import NoSuchEvent, Stream
@@ -26,7 +27,7 @@ from gateway.transports.common.delivery import DeliveryTimers
 from gateway.transports.http.disconnect import DisconnectWatcher
 from gateway.transports.http.json_response import send_json
 from gateway.transports.http.middleware import EXCHANGE, Exchange
-from gateway.transports.http.sse_response import Headers, NoDirectSink, SseResponse
+from gateway.transports.http.sse_response import Headers, SseResponse
 from gateway.transports.http.stream_tokens import StreamTokens
 
 Scope = MutableMapping[str, Any]
@@ -60,7 +61,7 @@ class StreamResponder:
     async def respond(self, scope: Scope, receive: Receive, send: Any, stream: Stream, cursor: int) -> None:
         """Send `stream` from event number `cursor` on. Raises ClientDisconnected."""
         exchange: Exchange = scope[EXCHANGE]
-        sink = scope.get(DIRECT_SINK) or NoDirectSink()
+        sink: DirectSink | None = scope.get(DIRECT_SINK)
         try:
             # The reader outside: it has to see why the scope of the watcher ended.
             with stream.read(cursor) as reader:
@@ -71,7 +72,7 @@ class StreamResponder:
                     else:
                         await send_json(exchange, watcher, send, reader, self._load_report)
         except ClientDisconnected as disconnected:
-            if disconnected.cause is Cause.CLIENT_STALLED:
+            if disconnected.cause is Cause.CLIENT_STALLED and sink is not None:
                 # Closing would wait for the client to read the buffers.
                 sink.abort()
             raise

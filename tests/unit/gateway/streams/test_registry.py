@@ -14,7 +14,7 @@ from gateway.errors import (
     NotFound,
     SluiceError,
 )
-from gateway.streams.status import Status
+from gateway.streams.registry import Status
 from tests.support.harness import StreamHarness, admit, cause, read_all, start_embedding, start_reading, with_engine_app
 from tests.support.instrumentation import a_caller, some_stats
 from tests.support.time import clock, in_virtual_time, settle

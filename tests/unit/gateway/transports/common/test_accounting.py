@@ -7,14 +7,14 @@ import logging
 import pytest
 
 from gateway.domain import Cause, RequestStats
-from gateway.transports.common.accounting import DETACHED, Accounting
+from gateway.transports.common import accounting
+from gateway.transports.common.accounting import DETACHED
 from tests.support.instrumentation import Recorder, a_caller
-from tests.support.time import VirtualClock
 
 
 def opened(recorder: Recorder, owner: str | None = None, *, is_resumable: bool = False) -> RequestStats:
     """The statistics of a request that has generated five tokens from eleven."""
-    stats = Accounting(VirtualClock(), recorder).open(a_caller(owner))
+    stats = accounting.new_stats(a_caller(owner), recorder)
     stats.uses_engine = True
     stats.is_resumable = is_resumable
     stats.prompt_tokens = 11
@@ -22,10 +22,11 @@ def opened(recorder: Recorder, owner: str | None = None, *, is_resumable: bool =
     return stats
 
 
-def close(recorder: Recorder, stats: RequestStats, *, is_delivered: bool = True, failure: Cause | None = None) -> None:
+def close(stats: RequestStats, *, is_delivered: bool = True, failure: Cause | None = None) -> None:
     """The end of the exchange."""
-    Accounting(VirtualClock(), recorder).close(
+    accounting.close(
         stats,
+        1001.0,
         path="/v1/completions",
         status=200,
         is_delivered=is_delivered,
@@ -40,7 +41,7 @@ def test_tokens_of_a_request_that_did_not_complete_are_wasted(cause: Cause) -> N
     recorder = Recorder()
     stats = opened(recorder)
     stats.end(cause)
-    close(recorder, stats)
+    close(stats)
 
     assert recorder.endings == [(cause, 0 if cause is Cause.COMPLETED else 5)]
     assert recorder.labels == [("other", cause.value)]
@@ -51,7 +52,7 @@ def test_usage_is_reported_for_requests_with_an_api_key(owner: str | None) -> No
     recorder = Recorder()
     stats = opened(recorder, owner)
     stats.end(Cause.CANCELLED)
-    close(recorder, stats)
+    close(stats)
 
     assert recorder.uses == ([] if owner is None else [("anna", Cause.CANCELLED, 11, 5)])
 
@@ -59,7 +60,7 @@ def test_usage_is_reported_for_requests_with_an_api_key(owner: str | None) -> No
 @pytest.mark.parametrize(("is_delivered", "cause"), [(True, Cause.COMPLETED), (False, Cause.DISCONNECTED)])
 def test_without_a_cause_delivery_decides(is_delivered: bool, cause: Cause) -> None:
     recorder = Recorder()
-    close(recorder, opened(recorder), is_delivered=is_delivered)
+    close(opened(recorder), is_delivered=is_delivered)
 
     assert recorder.endings == [(cause, 0 if is_delivered else 5)]
 
@@ -67,7 +68,7 @@ def test_without_a_cause_delivery_decides(is_delivered: bool, cause: Cause) -> N
 def test_a_resumable_request_is_reported_once_by_the_end_of_its_stream() -> None:
     recorder = Recorder()
     stats = opened(recorder, is_resumable=True)
-    close(recorder, stats, is_delivered=False)
+    close(stats, is_delivered=False)
 
     assert (recorder.endings, recorder.labels) == ([], [("other", DETACHED)])
 
@@ -81,14 +82,14 @@ def test_a_resumable_request_that_ended_first_is_not_reported_again_by_its_excha
     recorder = Recorder()
     stats = opened(recorder, is_resumable=True)
     stats.end(Cause.COMPLETED)
-    close(recorder, stats)
+    close(stats)
 
     assert (recorder.endings, recorder.labels) == ([(Cause.COMPLETED, 0)], [("other", "completed")])
 
 
 def test_an_exchange_that_failed_names_its_own_failure_while_its_stream_goes_on() -> None:
     recorder = Recorder()
-    close(recorder, opened(recorder, is_resumable=True), is_delivered=False, failure=Cause.REJECTED)
+    close(opened(recorder, is_resumable=True), is_delivered=False, failure=Cause.REJECTED)
 
     assert (recorder.endings, recorder.labels) == ([], [("other", "rejected")])
 
@@ -97,7 +98,7 @@ def test_requests_without_engine_work_have_no_ending() -> None:
     recorder = Recorder()
     stats = opened(recorder)
     stats.uses_engine = False
-    close(recorder, stats)
-    close(recorder, stats, is_delivered=False)
+    close(stats)
+    close(stats, is_delivered=False)
 
     assert (recorder.endings, recorder.labels) == ([], [("other", "ok"), ("other", "error")])
