@@ -61,6 +61,9 @@ class MediaLimits:
 class MediaRejected(VLLMValidationError):  # type: ignore[misc,unused-ignore]
     """Media that are refused. The message is for the client."""
 
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", parameter=field)
+
     def __str__(self) -> str:
         # vLLM's own method appends the field, which the message already names.
         return str(self.args[0])
@@ -80,9 +83,9 @@ class DecodeBudget:
             exceeded = self._left_bytes < 0
         if exceeded:
             raise MediaRejected(
-                f"{field}: the media of this request are larger than {self._limit_bytes} bytes once decoded "
+                field,
+                f"the media of this request are larger than {self._limit_bytes} bytes once decoded "
                 "(media.max_decoded_bytes).",
-                parameter=field,
             )
 
 
@@ -135,9 +138,8 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
                 return await self._load(url, media_io, field, fetch_timeout)
         except TimeoutError:
             raise MediaRejected(
-                f"{field}: the media could not be fetched and decoded within {self.limits.timeout_s:g} s "
-                "(media.timeout_s).",
-                parameter=field,
+                field,
+                f"the media could not be fetched and decoded within {self.limits.timeout_s:g} s (media.timeout_s).",
             ) from None
 
     async def fetch_image_embedding_async(self, data: str) -> Any:
@@ -161,7 +163,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             return await self._run_in_thread(self._decode, field, data, media_io, field)
         if scheme == "file":
             return await self._run_in_thread(self._decode_file, field, url, media_io, field)
-        raise MediaRejected(f"{field}: a URL of media begins with `data:`, `https:` or `http:`.", parameter=field)
+        raise MediaRejected(field, "a URL of media begins with `data:`, `https:` or `http:`.")
 
     # Decoding, in vLLM's threads.
 
@@ -172,19 +174,18 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         except MediaRejected:
             raise
         except VLLMValidationError as error:
-            raise MediaRejected(f"{field}: {error.args[0]}", parameter=field) from None
+            raise MediaRejected(field, f"{error.args[0]}") from None
         except Exception:
             # Decoders raise any exception for data in another format, with messages about their internals.
             logger.debug("media could not be decoded", exc_info=True)
             raise MediaRejected(
-                f"{field}: the media could not be decoded; they are broken or in an unsupported format.",
-                parameter=field,
+                field, "the media could not be decoded; they are broken or in an unsupported format."
             ) from None
 
     def _decode_data(self, url: str, media_io: Any, field: str) -> Any:
         kind, comma, text = url[5:].partition(",")
         if not comma or kind.rpartition(";")[2].strip().lower() != "base64":
-            raise MediaRejected(f"{field}: a data URL is `data:<type>;base64,<data>`.", parameter=field)
+            raise MediaRejected(field, "a data URL is `data:<type>;base64,<data>`.")
         if isinstance(media_io, VideoMediaIO) and kind.partition(";")[0].strip().lower() == "video/jpeg":
             # A list of frames, each an image.
             media_io.image_io = _FrameDecoder(self, media_io.image_io, field)
@@ -195,21 +196,17 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         folder: Path | None = self.allowed_local_media_path
         if folder is None:
             raise MediaRejected(
-                f"{field}: this server reads no files; its operator can permit a folder "
-                "(`--allowed-local-media-path`).",
-                parameter=field,
+                field, "this server reads no files; its operator can permit a folder (`--allowed-local-media-path`)."
             )
         parts = urlsplit(url)
         path = Path(unquote(parts.netloc + parts.path)).resolve()
         if folder not in path.parents:
-            raise MediaRejected(
-                f"{field}: the file is not in the folder from which this server reads media.", parameter=field
-            )
+            raise MediaRejected(field, "the file is not in the folder from which this server reads media.")
         # Without O_NONBLOCK, opening a pipe would block the thread until its other end is opened.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise MediaRejected(f"{field}: the file is not a regular file.", parameter=field)
+                raise MediaRejected(field, "the file is not a regular file.")
             if found.st_size > self.limits.max_bytes:
                 raise self._too_large(field)
             return self._decode(opened.read(self.limits.max_bytes), media_io, field)
@@ -239,9 +236,7 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         return found
 
     def _too_large(self, field: str) -> MediaRejected:
-        return MediaRejected(
-            f"{field}: the media are larger than {self.limits.max_bytes} bytes (media.max_bytes).", parameter=field
-        )
+        return MediaRejected(field, f"the media are larger than {self.limits.max_bytes} bytes (media.max_bytes).")
 
     # Fetching.
 
@@ -249,9 +244,9 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         """The parsed URL, if it is allowed. Raises MediaRejected."""
         if not self.allowed_media_domains:
             raise MediaRejected(
-                f"{field}: this server fetches no media; send them as a data URL. Its operator can permit domains "
+                field,
+                "this server fetches no media; send them as a data URL. Its operator can permit domains "
                 "(`--allowed-media-domains`).",
-                parameter=field,
             )
         try:
             # Parsed once, with the library that connects: two parsers can find different hosts in one URL.
@@ -260,10 +255,10 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         except ValueError:
             host = ""
         if not host or target.user is not None or target.password is not None:
-            raise MediaRejected(f"{field}: this is not a URL that can be fetched.", parameter=field)
+            raise MediaRejected(field, "this is not a URL that can be fetched.")
         known = {str(one).lower() for one in self.allowed_media_domains}
         if target.scheme not in ("http", "https") or (host not in known and (target.raw_host or "") not in known):
-            raise MediaRejected(f"{field}: this server does not fetch media from that domain.", parameter=field)
+            raise MediaRejected(field, "this server does not fetch media from that domain.")
         return target
 
     async def _fetch(self, target: URL, media_io: Any, field: str, fetch_timeout: int | None) -> bytes:
@@ -284,12 +279,10 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             async with aiohttp.ClientSession(connector=made, timeout=timeout, trust_env=False) as session:
                 return await self._follow(session, target, media_io, field)
         except TimeoutError:
-            raise MediaRejected(
-                f"{field}: the URL could not be fetched within {fetch_timeout} s.", parameter=field
-            ) from None
+            raise MediaRejected(field, f"the URL could not be fetched within {fetch_timeout} s.") from None
         except (aiohttp.ClientError, OSError, ValueError):
             reason = "leads to an address that is not public" if blocked else "could not be fetched"
-            raise MediaRejected(f"{field}: the URL {reason}.", parameter=field) from None
+            raise MediaRejected(field, f"the URL {reason}.") from None
 
     async def _follow(self, session: aiohttp.ClientSession, target: URL, media_io: Any, field: str) -> bytes:
         headers = {"User-Agent": "sluice"}
@@ -300,11 +293,9 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
                     continue
                 if response.status != 200:
                     redirects = ", and redirects are not followed" if 300 <= response.status < 400 else ""
-                    raise MediaRejected(
-                        f"{field}: the URL returned status {response.status}{redirects}.", parameter=field
-                    )
+                    raise MediaRejected(field, f"the URL returned status {response.status}{redirects}.")
                 return await self._read(response, media_io, field)
-        raise MediaRejected(f"{field}: the URL redirects too often.", parameter=field)
+        raise MediaRejected(field, "the URL redirects too often.")
 
     async def _read(self, response: aiohttp.ClientResponse, media_io: Any, field: str) -> bytes:
         limit = min(self.limits.max_bytes, media_io.get_max_bytes() or self.limits.max_bytes)

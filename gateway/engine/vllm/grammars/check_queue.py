@@ -154,8 +154,7 @@ class CheckQueue:
         # Otherwise the process reports whether the grammar was slow or the machine was busy; it has the figures.
         elif check.id in self._running:
             left_s = check.started_s + self._limits.wall_s + _ANSWER_WITHIN_S - self._clock.now()
-            error = Overloaded("The machine was too busy to check this grammar.", retry_after_s=2)
-            check.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, check, error)
+            check.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, check, _too_busy())
 
     def _abandon(self, check: _Check) -> None:
         """The last waiter has gone."""
@@ -232,15 +231,10 @@ class CheckQueue:
             logger.error("the process that checks grammars could not be started")
             logger.debug("the cause", exc_info=True)
             for check in list(self._checks.values()):
-                self._fail_quietly(check)
+                self._fail(check, _unavailable())
         finally:
             self._starting = None
         self._start_waiting()
-
-    def _fail_quietly(self, check: _Check) -> None:
-        self._remove(check)
-        if not check.result.done():
-            check.result.set_exception(Overloaded("Grammars cannot be checked at the moment.", retry_after_s=5))
 
     def _on_document(self, document: Mapping[str, Any] | None) -> None:
         if document is None:
@@ -253,7 +247,7 @@ class CheckQueue:
         if outcome == "vocabulary":
             self._retry_with_vocabulary(check)
         elif outcome == "starved":
-            self._fail(check, Overloaded("The machine was too busy to check this grammar.", retry_after_s=2))
+            self._fail(check, _too_busy())
         else:
             # A late check might be in time on a less busy machine, so its result is not cached.
             self._finish(check, self._to_result(document), cached=outcome != "late")
@@ -281,16 +275,15 @@ class CheckQueue:
     def _retry_with_vocabulary(self, check: _Check) -> None:
         """The check needs outlines' vocabulary; it waits in its client's queue until that has been sent."""
         if self._vocabulary_sent is None or self._vocabulary_sent.done():
-            self._vocabulary_sent = asyncio.get_running_loop().create_task(self._send_vocabulary([check]))
+            self._vocabulary_sent = asyncio.get_running_loop().create_task(self._send_vocabulary(check))
         else:
             self._vocabulary_sent.add_done_callback(lambda _: self._requeue(check))
 
-    async def _send_vocabulary(self, checks: list[_Check]) -> None:
+    async def _send_vocabulary(self, check: _Check) -> None:
         document = await self._vocabulary()
         if self._process is not None:
             self._process.send({"vocabulary": document})
-        for check in checks:
-            self._requeue(check)
+        self._requeue(check)
 
     def _requeue(self, check: _Check) -> None:
         if self._checks.get(check.key) is check:
@@ -304,13 +297,21 @@ class CheckQueue:
         lost, self._running = list(self._running.values()), {}
         logger.warning("the process that checks grammars has ended and is replaced")
         for check in lost:
-            self._fail_quietly(check)
+            self._fail(check, _unavailable())
         self._start_waiting()
 
 
 def _started_s(check: _Check) -> float:
     assert check.started_s is not None
     return check.started_s
+
+
+def _too_busy() -> Overloaded:
+    return Overloaded("The machine was too busy to check this grammar.", retry_after_s=2)
+
+
+def _unavailable() -> Overloaded:
+    return Overloaded("Grammars cannot be checked at the moment.", retry_after_s=5)
 
 
 __all__ = ["CheckQueue", "CheckerConnection", "OnDocument"]

@@ -94,20 +94,18 @@ class _Response:
 
     def error(self) -> SluiceError:
         """The error response, as an error of ours."""
+        if (known := error_mapping.current_error()) is not None:
+            return known
         try:
-            return self._error(orjson.loads(bytes(self._body)))
+            document = orjson.loads(bytes(self._body))
         except orjson.JSONDecodeError:
-            return self._error({})
-
-    def _error(self, document: Any) -> SluiceError:
-        info = document.get("error") if isinstance(document, dict) else None
+            document = None
+        fields = document if isinstance(document, dict) else {}
+        info, detail = fields.get("error"), fields.get("detail")
         if isinstance(info, dict):
             message, param = str(info.get("message") or ""), info.get("param")
         else:
-            detail = document.get("detail") if isinstance(document, dict) else None
             message, param = detail if isinstance(detail, str) else "", None
-        if (known := error_mapping.current_error()) is not None:
-            return known
         problems = _PROBLEM.findall(message)
         if not problems and _PYDANTIC.match(message):
             problems = [(_field(loc), text, "") for loc, text in _PYDANTIC_PROBLEM.findall(message)]

@@ -50,8 +50,7 @@ def install_stream_errors(state: Any) -> None:
 
 def from_exception(error: Exception) -> SluiceError:
     """The error that a client gets for an exception in the middle of its stream."""
-    known = error_mapping.current_error()
-    if known is not None:
+    if (known := error_mapping.current_error()) is not None:
         return known
     if isinstance(error, _DEFECTS):
         # The request was accepted, so the client is not at fault.
@@ -62,8 +61,7 @@ def from_exception(error: Exception) -> SluiceError:
 
 def from_event(info: dict[str, Any]) -> SluiceError:
     """The error in an error event of a stream."""
-    known = error_mapping.current_error()
-    if known is not None:
+    if (known := error_mapping.current_error()) is not None:
         return known
     kind = _BY_CODE.get(str(info.get("code")))
     if kind is not None:
