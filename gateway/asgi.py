@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -30,10 +30,16 @@ async def read_body(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
+async def send_whole(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:
+    """Send a complete response."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def wait_disconnect(receive: Receive) -> None:
     """Return when the client has disconnected. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-__all__ = ["ARRIVAL", "DIRECT_SINK", "ASGIApp", "Message", "Receive", "Send", "read_body", "wait_disconnect"]
+__all__ = ["ARRIVAL", "DIRECT_SINK", "ASGIApp", "Receive", "Send", "read_body", "send_whole", "wait_disconnect"]

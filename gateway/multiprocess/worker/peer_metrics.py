@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway.asgi import send_whole
 from gateway.errors import Overloaded
 from gateway.multiprocess.worker.metrics_merge import MetricsPage, merge
 from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
@@ -47,8 +48,7 @@ class PeerApp:
 
 async def _answer(send: Any, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
     lines = [(b"content-type", _TEXT), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": lines})
-    await send({"type": "http.response.body", "body": body})
+    await send_whole(send, status, lines, body)
 
 
 async def collect_metrics(page: Callable[[], MetricsPage], peers: Mapping[int, Path]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from gateway.asgi import DIRECT_SINK, wait_disconnect
+from gateway.asgi import DIRECT_SINK, send_whole, wait_disconnect
 from gateway.errors import Draining
 from gateway.multiprocess import stream_ids
 from gateway.multiprocess.worker.peer_client import PeerError, PeerRequest
@@ -136,9 +136,7 @@ async def _peer_has(peer: Path, stream_id: str) -> bool:
 async def _send_gone(send: Any) -> None:
     """The worker that has the stream is dead or exits, and then the whole server does."""
     error = Draining("The process that has this request is gone; the server is stopping.", retry_after_s=1)
-    status, headers, body = error_response(error)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_whole(send, *error_response(error))
 
 
 __all__ = ["HOLDS_PATH", "PeerProxy"]

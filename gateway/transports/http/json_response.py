@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gateway.asgi import send_whole
 from gateway.errors import InternalError
 from gateway.streams.reader import StreamReader
 from gateway.transports.http.disconnect import DisconnectWatcher
@@ -42,8 +43,7 @@ async def send_json(
     if (kind := stats.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
         headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
     watcher.disarm()
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})
+    await send_whole(send, 200, headers, payload)
 
 
 __all__ = ["send_json"]

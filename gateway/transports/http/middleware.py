@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.asgi import ARRIVAL, DIRECT_SINK
+from gateway.asgi import ARRIVAL, DIRECT_SINK, send_whole
 from gateway.bounded_text import log_defect
 from gateway.clock import Clock
 from gateway.domain import Caller, Cause, Instrumentation, RequestStats
@@ -318,8 +318,7 @@ class _TrackedSend:
     async def replace(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send this response, in place of one whose head is held back."""
         self._held = None
-        await self({"type": "http.response.start", "status": status, "headers": headers})
-        await self({"type": "http.response.body", "body": body})
+        await send_whole(self, status, headers, body)
 
 
 __all__ = ["ARRIVAL", "EXCHANGE", "Exchange", "Middleware", "with_cors"]

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.routing import Match
 
+from gateway.asgi import send_whole
 from gateway.domain import AppOptions
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.protocols import chat, completions
@@ -57,9 +58,7 @@ class Router:
             except MethodNotAllowed as error:
                 if scope[EXCHANGE].method != "OPTIONS":
                     raise
-                headers = [(b"allow", error.allow.encode())]
-                await send({"type": "http.response.start", "status": 204, "headers": headers})
-                await send({"type": "http.response.body", "body": b""})
+                await send_whole(send, 204, [(b"allow", error.allow.encode())])
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         path = scope["path"]
@@ -86,9 +85,7 @@ class Router:
         if path.endswith("/") or not (self._is_ours(path) or self._engine_app.has_path(path)):
             await self._serve_engine_app(scope, receive, send)
             return
-        headers = [(b"location", paths.slashless_location(scope)), (b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 307, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        await send_whole(send, 307, [(b"location", paths.slashless_location(scope)), (b"content-length", b"0")])
 
     def _route_template(self, scope: MutableMapping[str, Any]) -> str | None:
         """The path template of the management app's route. Raises MethodNotAllowed if only other methods match."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from gateway.asgi import DIRECT_SINK, Receive, read_body
+from gateway.asgi import DIRECT_SINK, Receive, read_body, send_whole
 from gateway.clock import Clock
 from gateway.domain import Caller, Cause
 from gateway.errors import DeadlineExceeded, NotFound
@@ -133,21 +133,16 @@ class ResumeEndpoint:
             if exchange.method == "HEAD":
                 # A read would end a grace, or the stream.
                 stream.check_cursor(cursor)
-                await _send_head(send, 200, self._responder.headers(stream))
+                await send_whole(send, 200, self._responder.headers(stream))
                 return None
             if stream.is_fully_read(cursor):
-                await _send_head(send, 204, [])
+                await send_whole(send, 204, [])
                 return "read_out"
             await self._responder.respond(scope, receive, send, stream, cursor)
         except NoSuchEvent as error:
             error.param = "Last-Event-ID"
             raise
         return "ok"
-
-
-async def _send_head(send: Any, status: int, headers: Headers) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _read_in_time(receive: Receive, timeout_s: float | None, caller: Caller, clock: Clock) -> bytes:
