@@ -32,7 +32,7 @@ def test_a_stream_that_is_taken_up_again_goes_on_with_the_same_tokens(
 
 
 @given(firsts, positions)
-def test_it_only_says_words_and_the_bytes_of_emojis(first: int, position: int) -> None:
+def test_tokens_are_words_and_the_bytes_of_emojis_only(first: int, position: int) -> None:
     said = token_at(first, position)
 
     assert (
@@ -42,7 +42,7 @@ def test_it_only_says_words_and_the_bytes_of_emojis(first: int, position: int) -
     )
 
 
-def test_it_says_the_same_in_every_process_and_version() -> None:
+def test_tokens_are_the_same_in_every_process_and_version() -> None:
     """Clients and engines of different releases must agree."""
     assert tokens(1, 5, 6) == [978, 1123, 1011, 1130, 1047, 1011]
     assert tokens(1, 40, 8) == [1045, 1136, 180, 261, 254, 242, 987, 990]

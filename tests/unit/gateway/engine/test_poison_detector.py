@@ -132,7 +132,7 @@ def test_an_innocent_that_waits_at_every_death_is_tried_and_goes_on() -> None:
     assert trial.tokens.keys() == {"long", "new"}
 
 
-def test_two_ordinary_deaths_expel_nobody() -> None:
+def test_two_ordinary_deaths_expel_no_request() -> None:
     suspicion = PoisonDetector()
     for _ in range(5):
         assert suspicion.record_death({"a": 3, "b": 0, "c": 0}) is None
@@ -148,7 +148,7 @@ def test_two_ordinary_deaths_expel_nobody() -> None:
         suspicion = PoisonDetector()
 
 
-def test_what_has_ended_is_forgotten() -> None:
+def test_a_request_that_has_ended_is_forgotten() -> None:
     suspicion = PoisonDetector()
     suspicion.forget("never heard of")
     suspicion.record_death({"a": 0, "b": 0})

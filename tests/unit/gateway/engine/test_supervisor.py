@@ -12,8 +12,8 @@ from tests.support.engine import ScriptedEngine
 from tests.support.time import clock, in_virtual_time, settle
 
 
-class House:
-    """A supervisor at work."""
+class Supervised:
+    """A supervisor that runs, and the events that it has reported."""
 
     def __init__(
         self,
@@ -23,16 +23,16 @@ class House:
         window_s: float = 600,
     ) -> None:
         self.engine = ScriptedEngine()
-        self.said: list[str | RecoveryReport] = []
+        self.events: list[str | RecoveryReport] = []
         self.supervisor = Supervisor(
             launch or self._launch,
             max_restarts=max_restarts,
             window_s=window_s,
             clock=clock(),
-            on_lost=lambda: self.said.append("lost"),
-            on_regained=self.said.append,
+            on_lost=lambda: self.events.append("lost"),
+            on_regained=self.events.append,
         )
-        self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: self.said.append("ready")))
+        self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: self.events.append("ready")))
 
     async def _launch(self) -> ScriptedEngine:
         return self.engine
@@ -44,24 +44,24 @@ class House:
 
 
 @in_virtual_time
-async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() -> None:
+async def test_while_the_engine_starts_retry_after_is_the_time_that_is_left() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
         await asyncio.sleep(40)
         return engine
 
-    house = House(launch)
-    supervisor = house.supervisor
-    told = []
+    supervised = Supervised(launch)
+    supervisor = supervised.supervisor
+    shown = []
     for _ in range(2):
         with pytest.raises(NotReady) as caught:
             _ = supervisor.engine
-        told.append(caught.value.retry_after_s)
+        shown.append(caught.value.retry_after_s)
         await asyncio.sleep(10)
 
-    assert told == [EXPECTED_START_S, EXPECTED_START_S - 10]
-    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.STARTING, False, [])
+    assert shown == [EXPECTED_START_S, EXPECTED_START_S - 10]
+    assert (supervisor.phase, supervisor.is_ready, supervised.events) == (Phase.STARTING, False, [])
     assert supervisor.is_launching
 
     await asyncio.sleep(15)
@@ -73,39 +73,39 @@ async def test_while_the_engine_starts_clients_are_told_how_long_it_will_take() 
     await asyncio.sleep(10)
 
     assert supervisor.engine is engine
-    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.UP, True, ["ready"])
+    assert (supervisor.phase, supervisor.is_ready, supervised.events) == (Phase.UP, True, ["ready"])
     assert not supervisor.is_launching
 
-    await house.stop()
+    await supervised.stop()
 
     assert engine.stops == 1
 
 
 @in_virtual_time
 async def test_a_start_is_not_waited_for() -> None:
-    """It takes minutes; those who come meanwhile are told so. A restart is waited for: streams hang on it."""
+    """It takes minutes; those who come meanwhile are shown so. A restart is waited for: streams hang on it."""
 
     async def launch() -> ScriptedEngine:
         await asyncio.sleep(40)
         raise AssertionError
 
-    house = House(launch)
+    supervised = Supervised(launch)
     with pytest.raises(NotReady):
-        await house.supervisor.wait_ready()
-    await house.stop()
+        await supervised.supervisor.wait_ready()
+    await supervised.stop()
 
 
 @in_virtual_time
-async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None:
-    house = House()
-    engine, supervisor = house.engine, house.supervisor
+async def test_a_dead_engine_is_replaced_at_once_and_both_events_are_reported() -> None:
+    supervised = Supervised()
+    engine, supervisor = supervised.engine, supervised.supervisor
     engine.revive_takes_s = 20
     engine.recovery = RecoveryReport(continued=5, failed={"its grammar would start anew": 1})
     await settle()
     engine.death.set()
     await asyncio.sleep(5)
 
-    assert (supervisor.phase, supervisor.is_ready, house.said) == (Phase.RESTARTING, False, ["ready", "lost"])
+    assert (supervisor.phase, supervisor.is_ready, supervised.events) == (Phase.RESTARTING, False, ["ready", "lost"])
     assert supervisor.is_launching, "a process that ends now must not wait for the thread that builds the engine"
     with pytest.raises(EngineFailed, match="being restarted") as caught:
         _ = supervisor.engine
@@ -114,77 +114,77 @@ async def test_a_dead_engine_is_replaced_at_once_and_everybody_is_told() -> None
     await asyncio.sleep(15.1)
 
     assert (supervisor.phase, supervisor.engine) == (Phase.UP, engine)
-    assert house.said == ["ready", "lost", engine.recovery]
+    assert supervised.events == ["ready", "lost", engine.recovery]
     assert (engine.revivals, supervisor.is_launching) == (1, False)
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
-async def test_retry_after_counts_down_from_what_the_last_start_took() -> None:
+async def test_retry_after_counts_down_from_the_time_of_the_last_start() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
         await asyncio.sleep(12)
         return engine
 
-    house = House(launch)
+    supervised = Supervised(launch)
     await asyncio.sleep(100)
     engine.revive_takes_s = 50
-    told = []
+    shown = []
     for wait_s in (5, 40):
         engine.death.set()
         await asyncio.sleep(wait_s)
-        told.append(house.supervisor.not_ready_error().retry_after_s)
+        shown.append(supervised.supervisor.not_ready_error().retry_after_s)
 
-    assert told == [7, 11]
+    assert shown == [7, 11]
 
     await asyncio.sleep(10)
     engine.death.set()
     await asyncio.sleep(5)
 
-    assert house.supervisor.not_ready_error().retry_after_s == 45
+    assert supervised.supervisor.not_ready_error().retry_after_s == 45
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
-async def test_what_clients_are_told_grows_while_a_start_is_late_and_is_never_more_than_they_heed() -> None:
+async def test_retry_after_grows_while_a_start_is_late_up_to_the_most_that_clients_obey() -> None:
     engine = ScriptedEngine()
 
     async def launch() -> ScriptedEngine:
         await asyncio.sleep(150)
         return engine
 
-    house = House(launch)
-    told = []
+    supervised = Supervised(launch)
+    shown = []
     for _ in range(14):
         await asyncio.sleep(10)
-        told.append(house.supervisor.not_ready_error().retry_after_s)
+        shown.append(supervised.supervisor.not_ready_error().retry_after_s)
 
-    assert told == [20, 10, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35]
+    assert shown == [20, 10, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35]
 
     await asyncio.sleep(20)
     engine.revive_takes_s = 1000
     engine.death.set()
     await settle()
 
-    assert house.supervisor.not_ready_error().retry_after_s == 120, "the last start took longer"
+    assert supervised.supervisor.not_ready_error().retry_after_s == 120, "the last start took longer"
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
 async def test_deaths_of_a_request_that_has_failed_for_them_are_not_counted() -> None:
-    house = House(max_restarts=3)
-    engine = house.engine
+    supervised = Supervised(max_restarts=3)
+    engine = supervised.engine
     await settle()
     for explained in (0, 2, 0, 0, 3, 0, 0):
         engine.deaths_explained = explained
         engine.death.set()
         await settle()
 
-        assert house.supervisor.phase is Phase.UP
+        assert supervised.supervisor.phase is Phase.UP
 
     assert engine.lasts == [False, False, False, False, False, False, False]
 
@@ -193,146 +193,146 @@ async def test_deaths_of_a_request_that_has_failed_for_them_are_not_counted() ->
 
     assert engine.lasts[-1], "one more death would be the end"
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
 async def test_an_engine_that_dies_of_every_request_is_broken() -> None:
-    house = House(max_restarts=2)
+    supervised = Supervised(max_restarts=2)
     await settle()
     for _ in range(6):
-        house.engine.deaths_explained = 2
-        house.engine.death.set()
+        supervised.engine.deaths_explained = 2
+        supervised.engine.death.set()
         await settle()
 
-    assert house.supervisor.phase is Phase.FAILED
+    assert supervised.supervisor.phase is Phase.FAILED
     with pytest.raises(SettingsError):
-        await house.running
+        await supervised.running
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
-async def test_who_asks_for_the_engine_soon_waits_through_a_restart() -> None:
-    house = House()
-    house.engine.revive_takes_s = 20
+async def test_wait_ready_waits_through_a_restart() -> None:
+    supervised = Supervised()
+    supervised.engine.revive_takes_s = 20
     await settle()
 
-    assert await house.supervisor.wait_ready() is house.engine
+    assert await supervised.supervisor.wait_ready() is supervised.engine
 
-    house.engine.death.set()
+    supervised.engine.death.set()
     await settle()
     loop = asyncio.get_running_loop()
-    asking = [loop.create_task(house.supervisor.wait_ready()) for _ in range(3)]
+    waiting = [loop.create_task(supervised.supervisor.wait_ready()) for _ in range(3)]
     await asyncio.sleep(10)
-    asking[0].cancel()
+    waiting[0].cancel()
     await asyncio.sleep(9)
 
-    assert [task.done() for task in asking] == [True, False, False]
+    assert [task.done() for task in waiting] == [True, False, False]
 
     await asyncio.sleep(2)
 
-    assert [await task for task in asking[1:]] == [house.engine] * 2, "and one who gave up was no hindrance"
+    assert [await task for task in waiting[1:]] == [supervised.engine] * 2, "and one who gave up was no hindrance"
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
 async def test_a_restart_that_fails_is_tried_again_slower_each_time() -> None:
-    house = House(max_restarts=100)
+    supervised = Supervised(max_restarts=100)
     began = clock().now()
-    house.engine.revive_errors = [RuntimeError("no memory")] * 9
+    supervised.engine.revive_errors = [RuntimeError("no memory")] * 9
     await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     waited = [0, 1, 2, 4, 8, 16, 30, 30, 30, 30]
     await asyncio.sleep(sum(waited) - 1)
 
-    assert house.supervisor.phase is Phase.RESTARTING
+    assert supervised.supervisor.phase is Phase.RESTARTING
 
     await asyncio.sleep(2)
 
-    assert house.supervisor.phase is Phase.UP
-    assert house.engine.revivals == 1
-    assert house.said[:2] == ["ready", "lost"], "nothing is lost twice"
+    assert supervised.supervisor.phase is Phase.UP
+    assert supervised.engine.revivals == 1
+    assert supervised.events[:2] == ["ready", "lost"], "nothing is lost twice"
     assert clock().now() - began == pytest.approx(sum(waited) + 1, abs=0.1)
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
 async def test_one_death_after_another_is_answered_without_delay_as_long_as_engines_start() -> None:
-    house = House(max_restarts=3)
+    supervised = Supervised(max_restarts=3)
     await settle()
     for _ in range(3):
-        house.engine.death.set()
+        supervised.engine.death.set()
         await settle()
 
-        assert house.supervisor.phase is Phase.UP
+        assert supervised.supervisor.phase is Phase.UP
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
 async def test_an_engine_that_dies_too_often_ends_the_process_with_a_failure() -> None:
     """vLLM's own server exits with 0 then, which restart policies take for a success."""
-    house = House(max_restarts=2, window_s=600)
-    supervisor = house.supervisor
+    supervised = Supervised(max_restarts=2, window_s=600)
+    supervisor = supervised.supervisor
     for _ in range(2):
         await settle()
-        house.engine.death.set()
+        supervised.engine.death.set()
         await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     with pytest.raises(SettingsError, match="died, after 2 restarts within 600 s") as caught:
-        await house.running
+        await supervised.running
 
     assert caught.value.exit_code == 1
     assert "supervisor.max_restarts" in str(caught.value)
     assert supervisor.phase is Phase.FAILED
-    assert house.engine.given_up, "what is in flight must hear of it"
+    assert supervised.engine.given_up, "what is in flight must hear of it"
     with pytest.raises(EngineFailed) as refused:
         _ = supervisor.engine
     assert refused.value.retry_after_s == EXPECTED_START_S
 
 
 @in_virtual_time
-async def test_restarts_that_failed_count_too_and_those_who_wait_hear_the_end() -> None:
-    house = House(max_restarts=2)
-    house.engine.revive_errors = [RuntimeError("no memory")] * 5
+async def test_restarts_that_failed_count_too_and_waiting_callers_get_the_error() -> None:
+    supervised = Supervised(max_restarts=2)
+    supervised.engine.revive_errors = [RuntimeError("no memory")] * 5
     await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     await settle()
-    asking = asyncio.get_running_loop().create_task(house.supervisor.wait_ready())
+    waiting = asyncio.get_running_loop().create_task(supervised.supervisor.wait_ready())
     with pytest.raises(SettingsError, match="after 2 restarts"):
-        await house.running
+        await supervised.running
     with pytest.raises(EngineFailed, match="down"):
-        await asking
+        await waiting
 
 
 @in_virtual_time
 async def test_without_restarts_the_first_death_is_the_last() -> None:
-    house = House(max_restarts=0)
+    supervised = Supervised(max_restarts=0)
     await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     with pytest.raises(SettingsError, match="after 0 restarts"):
-        await house.running
+        await supervised.running
 
-    assert house.engine.revivals == 0
-    assert house.said == ["ready", "lost"]
+    assert supervised.engine.revivals == 0
+    assert supervised.events == ["ready", "lost"]
 
 
 @in_virtual_time
 async def test_restarts_of_long_ago_are_forgotten() -> None:
-    house = House(max_restarts=2, window_s=600)
+    supervised = Supervised(max_restarts=2, window_s=600)
     await settle()
     for _ in range(10):
-        house.engine.death.set()
+        supervised.engine.death.set()
         await asyncio.sleep(301)
 
-        assert house.supervisor.phase is Phase.UP
+        assert supervised.supervisor.phase is Phase.UP
 
-    assert house.engine.revivals == 10
+    assert supervised.engine.revivals == 10
 
-    await house.stop()
+    await supervised.stop()
 
 
 @in_virtual_time
@@ -340,11 +340,15 @@ async def test_an_engine_that_cannot_start_is_a_failure_with_its_own_words() -> 
     async def launch() -> ScriptedEngine:
         raise SettingsError("No such model.")
 
-    house = House(launch)
+    supervised = Supervised(launch)
     with pytest.raises(SettingsError, match="No such model"):
-        await house.running
+        await supervised.running
 
-    assert (house.supervisor.phase, house.said, house.supervisor.is_launching) == (Phase.FAILED, [], False)
+    assert (supervised.supervisor.phase, supervised.events, supervised.supervisor.is_launching) == (
+        Phase.FAILED,
+        [],
+        False,
+    )
 
 
 @in_virtual_time
@@ -355,75 +359,75 @@ async def test_stopping_is_safe_before_there_is_an_engine_and_twice() -> None:
         await asyncio.sleep(1)
         return engine
 
-    house = House(launch)
+    supervised = Supervised(launch)
     await settle()
-    await house.stop()
-    await house.supervisor.stop()
+    await supervised.stop()
+    await supervised.supervisor.stop()
 
-    assert house.supervisor.phase is Phase.STOPPED
-    assert not house.supervisor.is_ready
+    assert supervised.supervisor.phase is Phase.STOPPED
+    assert not supervised.supervisor.is_ready
     assert engine.stops == 0
 
 
 @in_virtual_time
 async def test_a_stopped_engine_serves_no_more_and_is_stopped_once() -> None:
-    house = House()
+    supervised = Supervised()
     await settle()
-    await house.stop()
-    await house.supervisor.stop()
+    await supervised.stop()
+    await supervised.supervisor.stop()
 
-    assert house.engine.stops == 1
+    assert supervised.engine.stops == 1
     with pytest.raises(Draining):
-        _ = house.supervisor.engine
+        _ = supervised.supervisor.engine
 
 
 @in_virtual_time
-async def test_stopping_during_a_restart_lets_those_who_wait_go() -> None:
-    house = House()
-    house.engine.revive_takes_s = 1000
+async def test_stopping_during_a_restart_releases_waiting_callers() -> None:
+    supervised = Supervised()
+    supervised.engine.revive_takes_s = 1000
     await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     await settle()
-    asking = asyncio.get_running_loop().create_task(house.supervisor.wait_ready())
+    waiting = asyncio.get_running_loop().create_task(supervised.supervisor.wait_ready())
     await settle()
-    await house.stop()
+    await supervised.stop()
     with pytest.raises(Draining):
-        await asking
+        await waiting
 
-    assert house.engine.stops == 1
-    assert house.supervisor.is_launching, "the thread that builds it goes on, and the process must not wait for it"
+    assert supervised.engine.stops == 1
+    assert supervised.supervisor.is_launching, "the thread that builds it goes on, and the process must not wait for it"
 
 
 @in_virtual_time
-async def test_where_somebody_else_counts_restarts_are_neither_counted_nor_delayed(
+async def test_without_a_limit_restarts_are_neither_counted_nor_delayed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Several workers that share an engine have one count, and one line in the log."""
-    house = House(max_restarts=None)
-    house.engine.revive_errors = [RuntimeError("it died again")] * 5
+    supervised = Supervised(max_restarts=None)
+    supervised.engine.revive_errors = [RuntimeError("it died again")] * 5
     caplog.set_level("WARNING", "sluice")
     began = clock().now()
     await settle()
     for _ in range(10):
-        house.engine.death.set()
+        supervised.engine.death.set()
         await settle()
 
-    assert house.engine.revivals == 10
+    assert supervised.engine.revivals == 10
     assert clock().now() - began < 1
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
-    await house.stop()
+    await supervised.stop()
 
 
 @pytest.mark.parametrize("max_restarts", [None, 100])
 @in_virtual_time
-async def test_who_makes_the_engines_may_say_that_there_will_be_no_other(max_restarts: int | None) -> None:
-    house = House(max_restarts=max_restarts)
-    house.engine.revive_errors = [SettingsError("Too often.", exit_code=1)]
+async def test_a_restart_may_raise_that_there_will_be_no_other_engine(max_restarts: int | None) -> None:
+    supervised = Supervised(max_restarts=max_restarts)
+    supervised.engine.revive_errors = [SettingsError("Too often.", exit_code=1)]
     await settle()
-    house.engine.death.set()
+    supervised.engine.death.set()
     with pytest.raises(SettingsError, match="Too often"):
-        await house.running
+        await supervised.running
 
-    assert house.supervisor.phase is Phase.FAILED
-    assert house.engine.given_up
+    assert supervised.supervisor.phase is Phase.FAILED
+    assert supervised.engine.given_up

@@ -146,7 +146,7 @@ def test_pauses_again_and_again_are_none_either() -> None:
         watch.look()
 
 
-def test_what_has_arrived_and_not_been_read_is_our_fault_and_no_reason_to_end_the_engine() -> None:
+def test_a_backlog_of_ours_is_no_reason_to_end_the_engine() -> None:
     watch = Watch(cpu_share=0.0)
     watch.is_behind = True
     watch.ask()
@@ -156,7 +156,7 @@ def test_what_has_arrived_and_not_been_read_is_our_fault_and_no_reason_to_end_th
         assert not watch.look().is_dead
 
 
-def test_an_engine_that_goes_on_but_does_not_hear_us_is_found() -> None:
+def test_an_engine_that_goes_on_but_receives_nothing_is_found() -> None:
     """A send that never arrives: its outputs come as before, and nothing new gets through."""
     watch = Watch(cpu_share=1.0)
     watch.ask()

@@ -70,7 +70,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, vllm: Path, *entries: Internal, ve
         entry("argparse:ArgumentParser", "_actions"),
     ],
 )
-def test_what_is_there_is_found(monkeypatch: pytest.MonkeyPatch, vllm: Path, found: Internal) -> None:
+def test_names_that_are_there_are_found(monkeypatch: pytest.MonkeyPatch, vllm: Path, found: Internal) -> None:
     assert problems(monkeypatch, vllm, found) == []
 
 
@@ -84,7 +84,7 @@ def test_what_is_there_is_found(monkeypatch: pytest.MonkeyPatch, vllm: Path, fou
         (entry("vllm.client", "received", kind=Kind.FINDS), "`received` in vllm.client"),
     ],
 )
-def test_what_is_not_there_is_one_sentence_with_a_remedy(
+def test_a_missing_name_is_one_sentence_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, vllm: Path, missing: Internal, what: str
 ) -> None:
     (sentence,) = problems(monkeypatch, vllm, missing)
@@ -93,9 +93,7 @@ def test_what_is_not_there_is_one_sentence_with_a_remedy(
     assert sentence == f"vLLM 0.34.1 has no {what}, which Sluice {kind} because a test needs it. Use vLLM 0.32 or 0.33."
 
 
-def test_what_a_newer_release_has_brought_is_not_missed_in_the_older(
-    monkeypatch: pytest.MonkeyPatch, vllm: Path
-) -> None:
+def test_names_of_a_newer_release_are_not_missed_in_the_older(monkeypatch: pytest.MonkeyPatch, vllm: Path) -> None:
     newer = entry("vllm.client:Client", "receive", since="0.33")
 
     assert problems(monkeypatch, vllm, newer, version="0.32.4") == []

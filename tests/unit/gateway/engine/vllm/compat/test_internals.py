@@ -146,7 +146,7 @@ def test_everything_private_or_replaced_is_on_the_list(module: str) -> None:
         "def patched(self):\n    return self._secret",
     ],
 )
-def test_what_is_new_is_found(source: str) -> None:
+def test_a_new_dependency_is_found(source: str) -> None:
     assert unlisted(source, "a.new.module")
 
 

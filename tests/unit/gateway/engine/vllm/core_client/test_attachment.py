@@ -76,7 +76,7 @@ async def test_an_engine_that_this_client_cannot_use_is_reported() -> None:
 
 
 @in_virtual_time
-async def test_vllm_is_told_how_many_processes_its_front_end_has() -> None:
+async def test_vllms_arguments_get_the_number_of_front_end_processes() -> None:
     arguments = SimpleNamespace()
     attachment(Host()).set_process_count(arguments)
 

@@ -138,7 +138,7 @@ def test_a_receiver_of_a_closed_socket_fails_instead_of_waiting(new_loop: Any, p
 
 
 @LOOPS
-def test_asking_whether_there_is_a_message_wakes_who_waits_for_it(new_loop: Any, pipe: Pipe) -> None:
+def test_has_message_wakes_the_task_that_waits_for_one(new_loop: Any, pipe: Pipe) -> None:
     """ZeroMQ's descriptor speaks up once for each change, and asking is hearing it."""
 
     async def work() -> None:
@@ -164,7 +164,7 @@ def test_asking_whether_there_is_a_message_wakes_who_waits_for_it(new_loop: Any,
 
 
 @in_virtual_time
-async def test_what_can_be_taken_at_once_does_not_wait_for_the_other_task() -> None:
+async def test_a_step_that_is_consumed_inline_does_not_wait_for_the_other_task() -> None:
     taken: list[str] = []
 
     def take(item: str) -> bool:

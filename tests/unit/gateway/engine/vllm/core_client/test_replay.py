@@ -72,7 +72,7 @@ def a_request(**changes: Any) -> Any:
         {"sampling_params": None},
     ],
 )
-def test_what_depends_on_prompt_and_tokens_alone_goes_on(changes: dict[str, Any], tokens: int) -> None:
+def test_a_request_that_depends_on_prompt_and_tokens_alone_goes_on(changes: dict[str, Any], tokens: int) -> None:
     """Greedy sampling ignores a seed; repetition_penalty counts the prompt in, so tokens may move there; pooling
     answers in one piece."""
     assert replay_obstacle(a_request(**changes), tokens) is None
@@ -92,7 +92,7 @@ LATER = [
 
 
 @pytest.mark.parametrize(("changes", "words"), LATER)
-def test_what_looks_at_the_output_or_has_a_state_cannot_go_on_once_it_has_begun(
+def test_a_request_that_depends_on_the_output_or_a_state_cannot_go_on_once_it_has_begun(
     changes: dict[str, Any], words: str
 ) -> None:
     assert words in (replay_obstacle(a_request(**changes), 1) or "")
@@ -113,11 +113,11 @@ def test_before_its_first_token_it_is_sent_again_as_it_was(changes: dict[str, An
         ({"prompt_embeds": object()}, "tokens alone"),
     ],
 )
-def test_what_we_do_not_have_all_of_can_never_be_sent_again(changes: dict[str, Any], words: str, tokens: int) -> None:
+def test_an_incomplete_request_can_never_be_sent_again(changes: dict[str, Any], words: str, tokens: int) -> None:
     assert words in (replay_obstacle(a_request(**changes), tokens) or "")
 
 
-def test_it_goes_on_behind_its_tokens_with_what_is_left_to_say() -> None:
+def test_it_goes_on_behind_its_tokens_with_the_rest_of_its_limits() -> None:
     request = a_request(params_max_tokens=100, params_min_tokens=10, params_prompt_logprobs=3, params_stop=["END"])
     before = copy.deepcopy(request)
     again = continuation(request, [7, 8, 9])
@@ -130,7 +130,7 @@ def test_it_goes_on_behind_its_tokens_with_what_is_left_to_say() -> None:
 
 
 @pytest.mark.parametrize(("min_tokens", "left"), [(0, 0), (2, 0), (5, 2)])
-def test_what_must_be_said_at_least_is_never_less_than_nothing(min_tokens: int, left: int) -> None:
+def test_min_tokens_is_never_below_zero(min_tokens: int, left: int) -> None:
     again = continuation(a_request(params_min_tokens=min_tokens), [7, 8, 9])
 
     assert again.sampling_params.min_tokens == left
@@ -140,7 +140,7 @@ def test_without_a_limit_there_is_none_afterwards() -> None:
     assert continuation(a_request(params_max_tokens=None), [7]).sampling_params.max_tokens is None
 
 
-def test_without_tokens_it_is_a_copy_of_what_was() -> None:
+def test_without_tokens_it_is_a_copy() -> None:
     request = a_request(params_prompt_logprobs=3)
     again = continuation(request, [])
 

@@ -161,7 +161,7 @@ async def test_while_the_engine_lives_everything_passes(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_a_death_is_a_pause_for_whoever_waits_for_outputs(core: Any) -> None:
+async def test_a_death_is_a_pause_for_the_task_that_waits_for_outputs(core: Any) -> None:
     bench = Bench(core)
     waiting = asyncio.get_running_loop().create_task(bench.core.get_output_async())
     bench.first.outputs.put_nowait(Died())
@@ -182,7 +182,7 @@ async def test_a_death_is_a_pause_for_whoever_waits_for_outputs(core: Any) -> No
 
 
 @in_virtual_time
-async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None:
+async def test_requests_that_can_go_on_are_sent_again_behind_their_tokens(core: Any) -> None:
     bench = Bench(core)
     await bench.add("begun", [7, 8])
     await bench.add("waiting", [], params_seed=1, params_temperature=1.0)
@@ -204,7 +204,7 @@ async def test_what_can_go_on_is_sent_again_behind_its_tokens(core: Any) -> None
 
 
 @in_virtual_time
-async def test_nobody_waits_in_the_queue_twice(core: Any) -> None:
+async def test_a_resent_request_has_no_second_time_in_the_queue(core: Any) -> None:
     """vLLM takes the last time of queueing and the first of scheduling, which was another engine's."""
     bench = Bench(core)
     await bench.add("begun", [7])
@@ -222,7 +222,7 @@ async def test_nobody_waits_in_the_queue_twice(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_what_comes_while_there_is_no_engine_goes_to_the_next(core: Any) -> None:
+async def test_a_request_that_arrives_while_there_is_no_engine_goes_to_the_next(core: Any) -> None:
     bench = Bench(core)
     bench.core.mark_lost()
     await bench.add("new", [])
@@ -235,7 +235,7 @@ async def test_what_comes_while_there_is_no_engine_goes_to_the_next(core: Any) -
 
 
 @in_virtual_time
-async def test_a_request_that_meets_a_dead_engine_is_what_finds_it(core: Any) -> None:
+async def test_a_request_to_a_dead_engine_finds_its_death(core: Any) -> None:
     bench = Bench(core)
     bench.first.dead = True
     await bench.add("new", [])
@@ -248,7 +248,7 @@ async def test_a_request_that_meets_a_dead_engine_is_what_finds_it(core: Any) ->
 
 
 @in_virtual_time
-async def test_what_comes_or_goes_while_others_are_sent_again_is_not_forgotten_and_not_sent_twice(core: Any) -> None:
+async def test_requests_added_or_aborted_during_a_replay_are_sent_once_or_not_at_all(core: Any) -> None:
     bench = Bench(core)
     for name in ("a", "b"):
         await bench.add(name, [7])
@@ -265,7 +265,7 @@ async def test_what_comes_or_goes_while_others_are_sent_again_is_not_forgotten_a
 
 
 @in_virtual_time
-async def test_what_cannot_go_on_fails_at_once_with_its_reason_counted(core: Any) -> None:
+async def test_requests_that_cannot_go_on_fail_at_once_with_their_reason_counted(core: Any) -> None:
     bench = Bench(core)
     hopeless = await bench.add("hopeless", [7], params_structured_outputs=object())
     hopeful = await bench.add("hopeful", [7])
@@ -326,7 +326,7 @@ async def test_a_request_that_the_output_processor_has_forgotten_is_not_sent_aga
 
 
 @in_virtual_time
-async def test_whoever_waits_for_an_answer_of_the_dead_engine_hears_that_there_will_be_none(core: Any) -> None:
+async def test_calls_to_a_dead_engine_fail(core: Any) -> None:
     bench = Bench(core)
     loop = asyncio.get_running_loop()
     asked, answered = loop.create_future(), loop.create_future()
@@ -446,7 +446,7 @@ async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_what_is_aborted_because_another_engine_died_goes_on(core: Any) -> None:
+async def test_requests_aborted_because_another_engine_died_go_on(core: Any) -> None:
     """vLLM stops the others in good order, and they abort what they have; nobody has asked for that."""
     bench = Bench(core)
     heard = await bench.add("r1", [7])
@@ -563,7 +563,7 @@ async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core:
 
 
 @in_virtual_time
-async def test_what_an_engine_dies_of_on_trial_alone_is_not_sent_again(core: Any, caplog: Any) -> None:
+async def test_a_request_that_kills_an_engine_while_alone_on_trial_is_not_sent_again(core: Any, caplog: Any) -> None:
     bench = Dying(core)
     await bench.add("old", [])
     heard = {name: await bench.add(name, []) for name in ("poison", "innocent")}
@@ -654,7 +654,7 @@ async def test_on_trial_one_may_leave_or_take_long(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_who_was_not_in_an_engine_is_not_blamed_for_its_death(core: Any) -> None:
+async def test_a_request_that_was_not_in_an_engine_is_not_blamed_for_its_death(core: Any) -> None:
     bench = Dying(core)
     heard = {name: await bench.add(name, []) for name in ("o1", "o2", "n1", "n2")}
     await bench.say("o1", "o2")
@@ -671,7 +671,7 @@ async def test_who_was_not_in_an_engine_is_not_blamed_for_its_death(core: Any) -
 
 
 @in_virtual_time
-async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
+async def test_outputs_that_a_dead_engine_has_left_count(core: Any) -> None:
     bench = Dying(core)
     await bench.add("new", [])
     bench.first.outputs_queue = asyncio.Queue()
@@ -690,7 +690,7 @@ async def test_what_is_still_said_by_a_dead_engine_counts(core: Any) -> None:
 
 
 @in_virtual_time
-async def test_a_trial_that_fails_holds_nobody_back_for_ever(core: Any) -> None:
+async def test_a_trial_that_fails_does_not_hold_requests_back_forever(core: Any) -> None:
     """Whatever cannot even be sent is what the trial was for."""
     bench = Dying(core)
     for name in ("a", "b", "c"):

@@ -127,7 +127,7 @@ async def test_one_that_computes_has_the_longer_limit(watch: Any, monkeypatch: p
 
 
 @in_virtual_time
-async def test_a_pause_of_ours_is_nobodys_death(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_of_this_process_is_not_a_death(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock goes on while the process is stopped."""
     watched = Watched(watch, monkeypatch)
     for _ in range(10):

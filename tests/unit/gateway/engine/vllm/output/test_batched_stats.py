@@ -140,7 +140,7 @@ async def test_plain_steps_are_written_together_and_the_gauges_are_the_newest() 
 
 
 @in_virtual_time
-async def test_a_client_that_is_told_no_gauges_writes_none() -> None:
+async def test_a_client_that_gets_no_gauges_writes_none() -> None:
     manager = Manager()
     statistics = BatchedStats(manager, blank)
     manager.record(scheduler(7), None)
@@ -152,7 +152,7 @@ async def test_a_client_that_is_told_no_gauges_writes_none() -> None:
 
 
 @in_virtual_time
-async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> None:
+async def test_a_recorded_step_is_written_at_once_behind_those_before() -> None:
     manager = Manager()
     statistics = BatchedStats(manager, blank)
     statistics.add_step(0, scheduler(7), 5)
@@ -175,7 +175,7 @@ async def test_what_is_recorded_is_written_at_once_behind_what_came_before() -> 
         (scheduler(3, invented=[]), True),
     ],
 )
-def test_a_step_is_plain_if_its_scheduler_says_nothing_but_the_usual(stats: Any, expected: bool) -> None:
+def test_a_step_is_plain_if_its_scheduler_stats_are_the_usual_gauges(stats: Any, expected: bool) -> None:
     assert is_plain(stats) is expected
 
 

@@ -37,7 +37,7 @@ def endings(*, speculative: int | None = None, interval: int = 1) -> FinalOutput
     )
 
 
-def test_a_merged_ending_comes_after_what_was_said() -> None:
+def test_a_merged_ending_comes_after_its_text() -> None:
     merged = Choice(0, "seconds of text", [5, 6, 7], "stop", "END")
     said, ending = endings().split(Output([merged]))
 
@@ -66,7 +66,7 @@ def test_only_choices_that_were_merged_are_parted() -> None:
         (Choice(0, "abc", [1, 2, 3], "stop"), {"interval": 3}),
     ],
 )
-def test_what_the_engine_said_at_once_stays_together(choice: Choice, config: dict[str, Any]) -> None:
+def test_one_output_of_the_engine_stays_together(choice: Choice, config: dict[str, Any]) -> None:
     output = Output([choice])
 
     assert endings(**config).split(output)[0] is output

@@ -22,7 +22,7 @@ GIB = 2**30
         (19, None, 0.9, 20, "the weights take 19.0 GiB, of 18.0 GiB"),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_sizes(
+def test_a_model_that_does_not_fit_is_reported_with_its_sizes(
     weights: int, kv_cache: int | None, utilization: float, free: int, said: str | None
 ) -> None:
     explicit = None if kv_cache is None else kv_cache * GIB

@@ -63,7 +63,7 @@ def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, le
         (ValueError("max_model_len (9) is too large. To allow overriding this maximum, set X"), "is too large."),
     ],
 )
-def test_without_last_words_the_error_itself_tells(tmp_path: Path, error: Exception, said: str) -> None:
+def test_without_logged_errors_the_error_itself_is_the_cause(tmp_path: Path, error: Exception, said: str) -> None:
     text = explain(error, tmp_path / "none", "m")
 
     assert text.startswith("The engine could not start: ")
