@@ -63,7 +63,6 @@ TESTED_IN = {
     "loadtest/generator/health.py": _RUN,
     "loadtest/generator/precise_timer.py": _LOAD_WORKER,
     "loadtest/generator/preflight.py": _RUN,
-    "loadtest/measure/record.py": "tests/unit/loadtest/generator/test_request_log.py",
     "loadtest/measure/result.py": "tests/unit/loadtest/analysis/test_verdict.py",
     "loadtest/mock/child.py": _MOCK,
     "loadtest/mock/connection.py": _MOCK,
@@ -84,14 +83,10 @@ TESTED_IN = {
     "loadtest/runner/finish.py": _RUN,
     "loadtest/runner/locust_users.py": _RUN,
     "loadtest/runner/run.py": _RUN,
-    "loadtest/runner/run_plan.py": _RUN,
     "loadtest/runner/session.py": _RUN,
-    "loadtest/runner/summarise.py": _RUN,
     "loadtest/scenario/behaviours.py": "tests/unit/loadtest/scenario/test_workload.py",
     "loadtest/scenario/model.py": "tests/unit/loadtest/scenario/test_loader.py",
     "loadtest/scenario/prompt_text.py": "tests/unit/loadtest/scenario/test_workload.py",
-    "loadtest/scenario/slo.py": "tests/unit/loadtest/analysis/test_verdict.py",
-    "loadtest/scenario/traces.py": "tests/unit/loadtest/scenario/test_arrivals.py",
 }
 
 WITHOUT_TEST = {
