@@ -207,19 +207,19 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
         requests=settings.log.requests,
         quiet_paths=settings.log.quiet_paths,
     )
-    watch = logs.StartupLog()
+    startup_log = logs.StartupLog()
     _log_warnings()
     model = args.model or flags.model
     if settings.server.workers > 1:
         from gateway.multiprocess.parent import process
 
-        return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), watch)
-    plan = engine_plan.plan_engine(settings, model, flags.flags, args.config, watch.begin)
+        return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), startup_log)
+    plan = engine_plan.plan_engine(settings, model, flags.flags, args.config, startup_log.begin)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
         return app.Sluice.build(settings, plan, on_ready=on_ready, on_failure=on_failure)
 
-    return server.serve(settings, build, watch)
+    return server.serve(settings, build, startup_log)
 
 
 def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
@@ -228,10 +228,10 @@ def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     from gateway.settings import show
 
     logs.configure(settings.log.level, settings.log.as_json)
-    watch = logs.StartupLog()
+    startup_log = logs.StartupLog()
     _log_warnings()
-    plan = engine_plan.plan_engine(settings, args.model or flags.model, flags.flags, args.config, watch.begin)
-    problems = preflight.find_problems(settings, plan, watch.begin)
+    plan = engine_plan.plan_engine(settings, args.model or flags.model, flags.flags, args.config, startup_log.begin)
+    problems = preflight.find_problems(settings, plan, startup_log.begin)
     model = args.model or flags.model
     print(show(settings, flags.shown if model is None else {"model": model, **flags.shown}), end="", flush=True)
     if problems:

@@ -120,22 +120,22 @@ def load_certificates(server: Server) -> Certificates | None:
     return None if server.tls is None else Certificates(CertificateFiles(**dict(server.tls)))
 
 
-def serve(settings: Settings, build: Build, watch: StartupLog) -> int:
+def serve(settings: Settings, build: Build, startup_log: StartupLog) -> int:
     """Serve the app until a signal or a failure. Returns the exit code."""
     load_certificates(settings.server)
     listeners = listen(settings.server)
     try:
-        url = log_addresses(settings.server, listeners, watch)
+        url = log_addresses(settings.server, listeners, startup_log)
 
         def on_ready(ready: Sluice) -> None:
-            log_ready(watch, url, settings, ready.model, ready.has_chat)
+            log_ready(startup_log, url, settings, ready.model, ready.has_chat)
 
         server, failure = run(settings, build, on_ready, listeners.main[0], listeners.management, ServerProcess)
     finally:
         listeners.close()
     code = 0 if failure is None else failure.exit_code
     reason = "a failure" if failure is not None else ", then ".join(server.signals)
-    shutdown.log_end(reason, code, server.sluice.metrics.endings, watch.elapsed_s)
+    shutdown.log_end(reason, code, server.sluice.metrics.endings, startup_log.elapsed_s)
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
     return shutdown.exit_process(code, hurry=server.sluice.is_starting)
@@ -189,20 +189,20 @@ def limit_connections(settings: Settings) -> None:
     HttpConnection.stall_timeout_s = settings.streams.stall_timeout_s
 
 
-def log_addresses(server: Server, listeners: Listeners, watch: StartupLog) -> str:
+def log_addresses(server: Server, listeners: Listeners, startup_log: StartupLog) -> str:
     """Log the addresses on which the server listens. Returns the URL of the main one."""
     url = url_of(server.host, listeners.main[0], tls=server.tls is not None)
-    watch.begin(f"listening on {url}; requests are answered with 503 until the engine is ready")
+    startup_log.begin(f"listening on {url}; requests are answered with 503 until the engine is ready")
     if listeners.management is not None:
         host = server.management_host or server.host
-        watch.begin(f"metrics, docs and health on {url_of(host, listeners.management)} (server.management_port)")
+        startup_log.begin(f"metrics, docs and health on {url_of(host, listeners.management)} (server.management_port)")
     return url
 
 
-def log_ready(watch: StartupLog, url: str, settings: Settings, model: str, has_chat: bool) -> None:
+def log_ready(startup_log: StartupLog, url: str, settings: Settings, model: str, has_chat: bool) -> None:
     """Log that the server is ready, and a request to try."""
     docs = f" (docs at {url}/docs)" if settings.server.management_port is None and settings.server.uds is None else ""
-    watch.finish(f"ready: {model} at {url}{docs}")
+    startup_log.finish(f"ready: {model} at {url}{docs}")
     if settings.server.uds is not None:
         url = f"--unix-socket {settings.server.uds} http{'s' if settings.server.tls else ''}://localhost"
     key = "" if settings.server.api_keys_file is None else " -H 'Authorization: Bearer YOUR_KEY'"

@@ -167,12 +167,12 @@ class LimitedConnection(LingeringConnection):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            # A trailer. Nobody reads them here, and as headers they would say what no proxy has looked at.
+            # A trailer. It is dropped, because as a header it would not have been checked by proxies.
             return
         self._header_bytes += len(name) + len(value) + 4
         if len(self.headers) >= self.max_headers:
             self._refuse(HeadersTooLarge(f"The request has more than {self.max_headers} headers."))
-            # The parser treats any exception of a callback as a broken request; it has been answered already.
+            # The parser takes any exception of a callback for an invalid request; the response has been sent already.
             raise ValueError("too many headers")
         name = name.lower()
         if name == _NO_UPGRADE:
