@@ -1,4 +1,4 @@
-"""The process: signals, drain, and the check of all connections every second."""
+"""The process: signals and drain."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import uvicorn
 from gateway import server, shutdown
 from gateway.settings import Settings
 from gateway.transports.http.connection import HttpConnection
-from tests.support.connection_apps import GET, App
+from tests.support.connection_apps import App
 from tests.support.time import in_virtual_time, settle
-from tests.support.transport import Connection
 
 
 class Process:
@@ -90,35 +89,6 @@ async def test_the_second_signal_ends_everything_now() -> None:
 
     assert process.server._drain_task is not None
     process.server._drain_task.cancel()
-
-
-@in_virtual_time
-async def test_all_connections_are_checked_every_second() -> None:
-    process = Process()
-    apps = [App(slow=True) for _ in range(2)]
-    connections = [Connection(app) for app in apps]
-    for connection in connections:
-        connection.say(GET)
-        connection.transport.unsent_bytes = 7
-    await settle()
-    connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000
-    process.server.server_state.connections = {connection.protocol for connection in connections}
-
-    assert process.server.unsent_bytes() == 14
-
-    ticks = 0
-    while not connections[0].transport.aborted and ticks < 1000:
-        await process.server.on_tick(ticks)
-        await asyncio.sleep(0.1)
-        ticks += 1
-
-    assert ticks == 11, "one look a second, and two that find the debt"
-    assert not connections[1].transport.aborted
-
-    for app in apps:
-        app.go_on.set()
-    await settle()
-    connections[1].hang_up()
 
 
 def test_idle_connections_are_kept_for_longer_than_proxies_keep_them() -> None:
