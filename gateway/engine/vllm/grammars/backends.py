@@ -7,7 +7,7 @@ import base64
 import json
 import random
 import re
-import resource
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,19 +16,13 @@ from gateway.engine.vllm.grammars.stub_modules import import_backend
 
 # The constraint's fields, as vLLM names them.
 CONSTRAINT_FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# The time that all masks may take besides the time for each token.
-SLACK_S = 0.5
+# The CPU time that all masks may take besides the time for each token.
+_SLACK_S = 0.5
 # A grammar with slow masks becomes slow after a few tokens.
-_WALK_TOKENS = 40
+_MASKS = 40
 # xgrammar puts the time and its own source file before its message.
 _LOG_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 _LONGEST_MESSAGE = 400
-
-
-def cpu_time_s() -> float:
-    """CPU time of this process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 class GrammarRejected(Exception):
@@ -68,9 +62,9 @@ class StandaloneBackends:
         except (GrammarRejected, VocabularyMissing, MemoryLimitExceeded):
             raise
         except Exception as error:
-            raise (
-                MemoryLimitExceeded if _is_about_memory(error) else GrammarRejected(rejection_message(error))
-            ) from None
+            if _is_about_memory(error):
+                raise MemoryLimitExceeded from None
+            raise GrammarRejected(rejection_message(error)) from None
         return name
 
     def _choose(self, params: Any) -> str:
@@ -138,8 +132,8 @@ class StandaloneBackends:
         assert self._tokenizer is not None
         choose = random.Random(0).choice  # noqa: S311 - the same walk each time
         mask = np.full((1, -(-self._tokenizer.vocab_size // 32)), -1, dtype=np.int32)
-        began_s = cpu_time_s()
-        for step in range(_WALK_TOKENS):
+        began_s = time.process_time()
+        for step in range(_MASKS):
             matcher.fill_next_token_bitmask(mask, 0)
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if not len(allowed):
@@ -147,7 +141,7 @@ class StandaloneBackends:
                     raise GrammarRejected("No text matches it.")
                 return
             matcher.accept_token(int(choose(allowed)))
-            if cpu_time_s() - began_s > SLACK_S + step * compilation.PER_TOKEN_S:
+            if time.process_time() - began_s > _SLACK_S + step * compilation.PER_TOKEN_S:
                 raise GrammarRejected("It is so ambiguous that each token takes too long.")
             if matcher.is_terminated():
                 return
@@ -240,7 +234,6 @@ def _parse_schema(schema: Any) -> Any:
 
 __all__ = [
     "CONSTRAINT_FIELDS",
-    "SLACK_S",
     "GrammarRejected",
     "MemoryLimitExceeded",
     "StandaloneBackends",

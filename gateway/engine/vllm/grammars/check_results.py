@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # An agent sends the same few schemas with every turn. An entry takes a few hundred bytes, so this holds thousands.
-MAX_BYTES = 2 * 2**20
+_MAX_BYTES = 2 * 2**20
 # The key, the entry and its share of the dictionary.
 _ENTRY_BYTES = 300
 
@@ -33,7 +33,7 @@ def digest(constraint: Mapping[str, Any]) -> bytes:
 class ResultCache:
     """Results by digest. The least recently used are dropped first."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._results: OrderedDict[bytes, CheckResult] = OrderedDict()
         self.size_bytes = 0
@@ -62,4 +62,4 @@ def _size_bytes(result: CheckResult) -> int:
     return _ENTRY_BYTES + len(result.message)
 
 
-__all__ = ["MAX_BYTES", "CheckResult", "ResultCache", "digest"]
+__all__ = ["CheckResult", "ResultCache", "digest"]
