@@ -344,14 +344,4 @@ def _field(media_io: Any) -> str:
     return "audio_url" if isinstance(media_io, AudioMediaIO) else "video_url"
 
 
-__all__ = [
-    "BUDGET",
-    "CONNECTOR_NAME",
-    "DecodeBudget",
-    "LimitedMediaConnector",
-    "MediaLimits",
-    "MediaRejected",
-    "install_media_connector",
-    "is_public",
-    "start_budget",
-]
+__all__ = ["LimitedMediaConnector", "MediaLimits", "install_media_connector", "start_budget"]

@@ -253,13 +253,4 @@ def check_prompt_logprobs(tokens: int, requested: int, model_config: Any) -> Non
         )
 
 
-__all__ = [
-    "check_prompt_logprobs",
-    "install_prompt_offload",
-    "make_runner",
-    "replace_decoder_priming",
-    "replace_detokenization",
-    "replace_message_rendering",
-    "replace_token_id_check",
-    "replace_tokenization",
-]
+__all__ = ["install_prompt_offload"]

@@ -232,11 +232,4 @@ def _parse_schema(schema: Any) -> Any:
     return json.loads(schema) if isinstance(schema, str) else schema
 
 
-__all__ = [
-    "CONSTRAINT_FIELDS",
-    "GrammarRejected",
-    "MemoryLimitExceeded",
-    "StandaloneBackends",
-    "VllmBackends",
-    "VocabularyMissing",
-]
+__all__ = ["CONSTRAINT_FIELDS", "StandaloneBackends", "VllmBackends"]

@@ -135,11 +135,4 @@ _EXTRACTORS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
 }
 
 
-__all__ = [
-    "from_document",
-    "has_tool_grammars",
-    "may_contain_grammar",
-    "named_grammar",
-    "parser_grammar",
-    "tool_schemas",
-]
+__all__ = ["from_document", "has_tool_grammars", "may_contain_grammar", "named_grammar", "parser_grammar"]

@@ -96,12 +96,4 @@ def installed_minor() -> str:
     return ".".join(installed_version().split(".")[:2])
 
 
-__all__ = [
-    "Catalog",
-    "Flag",
-    "installed_catalog",
-    "installed_minor",
-    "installed_version",
-    "listed_versions",
-    "load_catalog",
-]
+__all__ = ["Catalog", "Flag", "installed_catalog", "installed_minor", "installed_version", "load_catalog"]

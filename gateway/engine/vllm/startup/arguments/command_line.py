@@ -249,13 +249,4 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-__all__ = [
-    "GivenFlag",
-    "ResolvedFlags",
-    "SplitCommand",
-    "apply_flags",
-    "nearest_option",
-    "resolve_flags",
-    "split_words",
-    "unknown_flag_problem",
-]
+__all__ = ["ResolvedFlags", "apply_flags", "resolve_flags", "split_words", "unknown_flag_problem"]

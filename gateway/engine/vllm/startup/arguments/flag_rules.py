@@ -216,14 +216,4 @@ def setting_hint(name: str) -> str:
     return engine_refusal(name) or f"It is an argument of vLLM: write it under `engine:`, as `engine.{name}`."
 
 
-__all__ = [
-    "ALWAYS",
-    "PASSED",
-    "REFUSED",
-    "SETTINGS",
-    "FlagRule",
-    "RuleKind",
-    "engine_refusal",
-    "find_rule",
-    "setting_hint",
-]
+__all__ = ["ALWAYS", "PASSED", "REFUSED", "SETTINGS", "RuleKind", "engine_refusal", "find_rule", "setting_hint"]

@@ -125,14 +125,4 @@ def documentation_rows() -> Iterator[tuple[str, str]]:
         yield name, "works"
 
 
-__all__ = [
-    "OTHER_COMMANDS",
-    "PASSED",
-    "REFUSED",
-    "SETTINGS",
-    "WITHOUT_EFFECT",
-    "documentation_rows",
-    "problems",
-    "settings",
-    "warnings",
-]
+__all__ = ["REFUSED", "SETTINGS", "documentation_rows", "problems", "settings", "warnings"]
