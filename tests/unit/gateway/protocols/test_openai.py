@@ -16,7 +16,11 @@ from gateway.protocols.openai import DONE
 from tests.support.engine import chunk_template
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
 PROTOCOLS = {protocol.endpoint: protocol for protocol in (CHAT, COMPLETIONS)}
+
+
 BOTH = pytest.mark.parametrize("endpoint", list(Endpoint))
 
 
@@ -32,28 +36,7 @@ def content(stream: list[dict[str, Any]]) -> str:
     return "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
 
 
-def test_a_chat_begins_with_its_role() -> None:
-    first, second, last = documents([Delta("Hi", 1), Delta("!", 1, "stop")])
-
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert second["choices"][0]["delta"] == {"content": "Hi"}
-    assert second["choices"][0]["finish_reason"] is None
-    assert last["choices"][0] == {
-        "index": 0,
-        "delta": {"content": "!"},
-        "logprobs": None,
-        "finish_reason": "stop",
-        "stop_reason": None,
-        "token_ids": None,
-    }
-
-
-def test_a_completion_has_no_role() -> None:
-    first, last = documents([Delta("Hi", 1), Delta("!", 1, "length")], Endpoint.COMPLETION)
-
-    assert first["choices"][0]["text"] == "Hi"
-    assert last["choices"][0]["text"] == "!"
-    assert last["choices"][0]["finish_reason"] == "length"
+SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
 
 
 @BOTH
@@ -170,9 +153,6 @@ def test_a_stream_ends_with_done_and_a_failed_one_with_its_error_first() -> None
 
     assert CHAT.end(None) == [b"[DONE]"]
     assert [orjson.loads(CHAT.end(error)[0]), *CHAT.end(error)[1:]] == [error.body(), DONE]
-
-
-SEPARATORS = "a\u2028b\u2029c\x85d\u2027\u202a\xe2\x84e"
 
 
 @BOTH
