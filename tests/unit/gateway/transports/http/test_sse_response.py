@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 
 from gateway.domain import Cause
 from gateway.errors import EngineFailed
+from gateway.protocols.base import Framing
+from gateway.transports.http.middleware import EXCHANGE, Exchange
+from gateway.transports.http.stream_endpoints import StreamEndpoint
 from tests.support.asgi import Client
-from tests.support.harness import CHAT, COMPLETION, HttpHarness
+from tests.support.harness import CHAT, COMPLETION, HttpHarness, PlainProtocol
+from tests.support.instrumentation import some_stats
 from tests.support.time import in_virtual_time, settle
 
 
@@ -198,3 +203,35 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_slot_tak
     assert (
         sorted(cause.value for cause, _ in harness.instrumentation.endings) == ["completed"] * 16 + ["disconnected"] * 4
     )
+
+
+class NamedEvents(PlainProtocol):
+    """A protocol whose clients count events, as Anthropic's do."""
+
+    ping = b'{"type":"ping"}'
+
+    def framing(self, *, is_numbered: bool) -> Framing:
+        return lambda documents, first: b"".join([b"event: any\ndata: %b\n\n" % document for document in documents])
+
+
+@in_virtual_time
+async def test_a_stream_has_the_events_pings_and_end_of_its_protocol() -> None:
+    """A protocol needs nothing of streams or transports beside its path."""
+    harness = HttpHarness(keepalive_s=15)
+    endpoint = StreamEndpoint("/v1/any", NamedEvents(), harness.starter, harness.responder, harness.clock)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        stats = some_stats(harness.instrumentation, arrival_s=harness.clock.now())
+        scope[EXCHANGE] = Exchange(stats.caller, stats, "/v1/any", "POST")
+        await endpoint(scope, receive, send)
+
+    client = Client(app, "POST", "/v1/any", body=b'{"stream": true}', direct_sink=True)
+    await settle()
+    harness.engine.runs[0].put_text("a")
+    await asyncio.sleep(16)
+    harness.engine.runs[0].put_text("b")
+    harness.engine.runs[0].end("c")
+    await client.finish()
+
+    documents = [b"<a>", NamedEvents.ping, b"<b>", b"<c>", b"end"]
+    assert client.body == b"".join([b"event: any\ndata: %b\n\n" % document for document in documents])
