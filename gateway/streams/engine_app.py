@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 
 from gateway.admission.gate import AdmissionControl
 from gateway.clock import Clock
@@ -62,20 +62,18 @@ class EngineAppAdmission:
         is a scope around that wait that may end it, and in it `check` looks at the body."""
         engine = self.admit_light()
         timeout_s = self._limits.timeout_s(options)
-        with CancelScope() as scope:
+        with CancelScope() as scope, ExitStack() as stack:
             timer = asyncio.get_running_loop().call_later(
                 stats.caller.left_s(timeout_s, self._clock.now()),
                 lambda: scope.end(deadline_error(timeout_s, stats.completion_tokens, is_queued=stats.queued_s is None)),
             )
-            try:
-                if not stats.uses_engine:
-                    yield engine
-                    return
-                with self._registry.app_request(scope, stats):
-                    async with self._slot(engine, stats, waiting, check) as engine:
-                        yield engine
-            finally:
-                timer.cancel()
+            stack.callback(timer.cancel)
+            if not stats.uses_engine:
+                yield engine
+                return
+            stack.enter_context(self._registry.app_request(scope, stats))
+            async with self._slot(engine, stats, waiting, check) as engine:
+                yield engine
 
     @asynccontextmanager
     async def _slot(

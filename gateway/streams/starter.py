@@ -86,7 +86,7 @@ class StreamStarter:
         return self._begin(protocol, call, stats, options)
 
     def _begin(self, protocol: StreamProtocol, call: Call, stats: RequestStats, options: RequestOptions) -> Stream:
-        # A whole answer has no events to come back for.
+        # A whole answer has no events that a client could resume.
         grace_s = self._limits.grace_s(options) if call.stream else None
         if grace_s is not None and not self._registry.retention.has_room():
             stats.instrumentation.rejected("resumable_full")
@@ -127,7 +127,7 @@ class StreamStarter:
         except SluiceError as error:
             writer.fail(error)
         except Exception as error:
-            log_defect(logger, "a request failed with an error that nobody foresaw", error)
+            log_defect(logger, "a request failed with an unexpected error", error)
             writer.fail(InternalError("The server failed to answer this request."))
 
 

@@ -148,7 +148,7 @@ class Stream:
             self._grace = None
 
     def _abandon(self) -> None:
-        self.writer.cancel(Cancelled("Nobody came back for this stream within its grace."))
+        self.writer.cancel(Cancelled("The stream was not resumed within its grace."))
 
     def _expire(self, timeout_s: float) -> None:
         self.writer.cancel(

@@ -111,7 +111,8 @@ class StreamWriter:
             (reader,) = self._readers
             last = self.log.last
             if last and reader.is_caught_up(last):
-                # The usual case, for nearly every token: no output waits, and this one can leave at once.
+                # The usual case, for nearly every token: no output waits, and this one can leave at once. Nested, to
+                # save a call for every token.
                 document = self._encoder.encode_text(text, tokens)
                 if document is not None:
                     number = self.log.append_delivered(document)

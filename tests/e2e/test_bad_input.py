@@ -281,4 +281,4 @@ def test_wrong_methods(server: Server) -> None:
 
 def test_nothing_of_this_reached_the_log_as_a_stack(server: Server) -> None:
     assert "Traceback" not in server.stderr()
-    assert "nobody foresaw" not in server.stderr()
+    assert "failed with an unexpected error" not in server.stderr()

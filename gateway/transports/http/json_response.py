@@ -11,7 +11,7 @@ from gateway.streams.reader import StreamReader
 from gateway.transports.http.disconnect import DisconnectWatcher
 from gateway.transports.http.middleware import Exchange
 
-# Asks for the engine's load in the header of a whole answer (ORCA), as `vllm serve` takes it.
+# Requests the engine's load in a header of a whole answer (ORCA); a request header of `vllm serve`.
 _LOAD_FORMAT = "endpoint-load-metrics-format"
 
 

@@ -119,7 +119,7 @@ class Middleware:
             clear_tracebacks(error)
             await self._fail(error, exchange, tracked_send)
         except Exception as error:
-            log_defect(logger, "a request failed with an error that nobody foresaw", error)
+            log_defect(logger, "a request failed with an unexpected error", error)
             clear_tracebacks(error)
             await self._fail(InternalError("The server failed to answer this request."), exchange, tracked_send)
         finally:
@@ -127,12 +127,12 @@ class Middleware:
 
     def _exchange(self, scope: MutableMapping[str, Any], verdict: Verdict) -> Exchange:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        asked = headers.get("x-request-id", "")
+        request_id = headers.get("x-request-id", "")
         now = self._clock.now()
         arrival = scope.get(ARRIVAL, now)
         caller = Caller(
             owner=verdict.owner,
-            request_id=asked if _REQUEST_ID.fullmatch(asked) else secrets.token_hex(8),
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8),
             arrival_s=arrival,
             arrival_wall_s=self._clock.wall() - (now - arrival),
             headers=headers,
