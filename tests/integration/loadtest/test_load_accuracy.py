@@ -34,22 +34,22 @@ def scenario(workloads: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     } | more
 
 
-def start(folder: Path, url: str, told: dict[str, Any]) -> subprocess.Popen[str]:
+def start(folder: Path, url: str, document: dict[str, Any]) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    (folder / "scenario.yaml").write_text(json.dumps(told))
+    (folder / "scenario.yaml").write_text(json.dumps(document))
     argv = [sys.executable, "-m", "loadtest.cli", "run", str(folder / "scenario.yaml"), "--url", url]
     return subprocess.Popen(
         [*argv, "--out", str(folder / "out")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def load(folder: Path, url: str, told: dict[str, Any]) -> tuple[int, Result, str]:
+def load(folder: Path, url: str, document: dict[str, Any]) -> tuple[int, Result, str]:
     """Run to the end. Returns exit code, result and output."""
-    process = start(folder, url, told)
-    said, _ = process.communicate(timeout=100)
+    process = start(folder, url, document)
+    output, _ = process.communicate(timeout=100)
     file = folder / "out" / "result.json"
-    assert file.exists(), said
-    return process.returncode, Result.read(file), said
+    assert file.exists(), output
+    return process.returncode, Result.read(file), output
 
 
 def test_the_reported_times_are_those_of_the_mock(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Any, ErrorKind | None]] = {
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
+def faulty_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
     """One run in which every workload asks for a fault of its own."""
     resuming = {"kind": "resume", "share": 1, "after_events": 4}
     workloads: list[dict[str, Any]] = []
@@ -120,7 +120,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
         one["body"] = {} if user is None else {"user": user}
         one["behaviours"] = [resuming] if name in {"out-of-order", "resumed"} else []
         workloads.append(one | ({"output_tokens": 2000} if name == "too-long" else {}))
-    told = scenario(
+    document = scenario(
         workloads,
         verify="synthetic",
         load={"kind": "poisson", "rate": 80},
@@ -128,13 +128,13 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Result]:
     )
     folder = tmp_path_factory.mktemp("spoiled")
     with running_mock(folder, MockPlan.model_validate(QUICK)) as mock:
-        code, result, _ = load(folder, mock.url, told)
+        code, result, _ = load(folder, mock.url, document)
     return code, result
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_has_its_error_kind(spoiled: tuple[int, Result], name: str) -> None:
-    _, result = spoiled
+def test_each_fault_has_its_error_kind(faulty_run: tuple[int, Result], name: str) -> None:
+    _, result = faulty_run
     (summary,) = [group.summary for group in result.groups if group.workload == name]
     kind = FAULTS[name][1]
 
@@ -143,8 +143,8 @@ def test_each_fault_has_its_error_kind(spoiled: tuple[int, Result], name: str) -
     assert summary.ok == (summary.requests if kind is None else 0)
 
 
-def test_integrity_errors_take_precedence(spoiled: tuple[int, Result]) -> None:
-    code, result = spoiled
+def test_integrity_errors_take_precedence(faulty_run: tuple[int, Result]) -> None:
+    code, result = faulty_run
 
     assert code == 4
     assert set(result.integrity.violations) >= {"cross_talk", "wrong_token", "truncated", "no_done"}
@@ -161,7 +161,7 @@ CHAT = {"name": "chat"}
 
 
 @pytest.mark.parametrize(
-    ("told", "code", "reason"),
+    ("document", "code", "reason"),
     [
         pytest.param(scenario([CHAT], slo={"ttft_p99_ms": 5000}), 0, "", id="good"),
         pytest.param(scenario([CHAT], slo={"ttft_p50_ms": 1}), 1, "ttft", id="slo-missed"),
@@ -174,39 +174,39 @@ CHAT = {"name": "chat"}
     ],
 )  # fmt: skip
 def test_the_exit_code_is_that_of_the_finding(
-    mock: MockProcess, tmp_path: Path, told: dict[str, Any], code: int, reason: str
+    mock: MockProcess, tmp_path: Path, document: dict[str, Any], code: int, reason: str
 ) -> None:
-    ended, result, said = load(tmp_path, mock.url, told)
+    ended, result, output = load(tmp_path, mock.url, document)
 
-    assert ended == code, said
+    assert ended == code, output
     assert result.verdict.exit_code == code
     assert reason in " ".join(result.verdict.reasons).lower().replace("-", "_").replace("cross talk", "cross_talk")
-    if told.get("max_in_flight") == 1:
+    if document.get("max_in_flight") == 1:
         assert result.summary.errors_by_kind["dropped_arrival"] == result.generator.dropped_arrivals > 0
 
 
 def test_a_server_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
     process = start(tmp_path, "http://127.0.0.1:9", scenario([CHAT]))
-    said, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=100)
 
     assert process.returncode == 2
-    assert "127.0.0.1:9" in said
+    assert "127.0.0.1:9" in output
 
 
 def test_a_server_that_goes_away_and_one_that_was_never_there_are_told_apart(tmp_path: Path) -> None:
     with running_mock(tmp_path, MockPlan.model_validate(QUICK)) as mock:
-        told = scenario([CHAT], stages={"warmup_s": 0, "measure_s": 4, "drain_s": 4}, timeouts={"connect_s": 1})
-        process = start(tmp_path, mock.url, told)
+        document = scenario([CHAT], stages={"warmup_s": 0, "measure_s": 4, "drain_s": 4}, timeouts={"connect_s": 1})
+        process = start(tmp_path, mock.url, document)
         deadline = time.monotonic() + 60
         while not list((tmp_path / "out").glob("requests*.gz")) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(2)
         mock.close()
-        said, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=100)
     result = Result.read(tmp_path / "out" / "result.json")
 
-    assert result.summary.ok > 0, said
-    assert result.summary.errors_by_kind["connect"] > 0, said
+    assert result.summary.ok > 0, output
+    assert result.summary.errors_by_kind["connect"] > 0, output
 
 
 @pytest.mark.parametrize("leaks", [False, True])
@@ -215,9 +215,9 @@ def test_work_that_goes_on_for_clients_that_left_is_seen_in_the_metrics(
 ) -> None:
     leaving = [{"kind": "cancel", "share": 0.5, "after_tokens": 3}]
     body = {"user": "leak"} if leaks else {}
-    told = scenario([{"name": "w", "output_tokens": 40, "behaviours": leaving, "body": body}], freed_within_s=1)
-    code, result, said = load(tmp_path, mock.url, told)
+    document = scenario([{"name": "w", "output_tokens": 40, "behaviours": leaving, "body": body}], freed_within_s=1)
+    code, result, output = load(tmp_path, mock.url, document)
 
     assert result.summary.cancelled_by_plan > 0
-    assert result.integrity.freed_after_cancels is not leaks, said
-    assert code == (4 if leaks else 0), said
+    assert result.integrity.freed_after_cancels is not leaks, output
+    assert code == (4 if leaks else 0), output

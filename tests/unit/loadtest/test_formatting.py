@@ -6,12 +6,12 @@ from loadtest.formatting import format_count, format_ms, format_number, format_p
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [(None, "-"), (0, "0"), (0.042134, "0.04213"), (12.3456, "12.35"), (12.0, "12"), (1234.56, "1,235"),
      (1_234_567, "1,234,567"), (-3.14159, "-3.142"), (100, "100")],
 )  # fmt: skip
-def test_numbers(value: float | None, said: str) -> None:
-    assert format_number(value) == said
+def test_numbers(value: float | None, text: str) -> None:
+    assert format_number(value) == text
 
 
 def test_units() -> None:

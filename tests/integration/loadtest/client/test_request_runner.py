@@ -130,7 +130,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def says(*parts: bytes, then: Callable[[socket.socket], object]) -> Script:
+def sending(*parts: bytes, then: Callable[[socket.socket], object]) -> Script:
     def script(sock: socket.socket, _: bytes) -> None:
         for part in parts:
             sock.sendall(part)
@@ -147,12 +147,12 @@ def close(sock: socket.socket) -> None:
 
 HALF = HEAD + framed(event(chunk("a")))
 ENDS: list[tuple[str, Script, ErrorKind]] = [
-    ("closed", says(HALF, then=close), ErrorKind.TRUNCATED),
-    ("reset", says(HALF, then=reset), ErrorKind.RESET),
-    ("reset at once", says(then=reset), ErrorKind.RESET),
-    ("silent", says(then=lambda _: time.sleep(0.5)), ErrorKind.TIMEOUT_FIRST),
-    ("stops", says(HALF, then=lambda _: time.sleep(0.5)), ErrorKind.TIMEOUT_IDLE),
-    ("no HTTP", says(b"hello\r\n\r\n", then=close), ErrorKind.TRUNCATED),
+    ("closed", sending(HALF, then=close), ErrorKind.TRUNCATED),
+    ("reset", sending(HALF, then=reset), ErrorKind.RESET),
+    ("reset at once", sending(then=reset), ErrorKind.RESET),
+    ("silent", sending(then=lambda _: time.sleep(0.5)), ErrorKind.TIMEOUT_FIRST),
+    ("stops", sending(HALF, then=lambda _: time.sleep(0.5)), ErrorKind.TIMEOUT_IDLE),
+    ("no HTTP", sending(b"hello\r\n\r\n", then=close), ErrorKind.TRUNCATED),
 ]
 
 
@@ -182,7 +182,7 @@ def test_no_server_listens() -> None:
 
 
 def test_a_server_without_tls(serve: Serve) -> None:
-    server = serve(says(b"what?", then=close))
+    server = serve(sending(b"what?", then=close))
 
     assert send(server.url.replace("http", "https")).error is ErrorKind.TLS
 
@@ -223,7 +223,7 @@ def test_an_unsigned_certificate_is_rejected(serve: Serve, certified: ssl.SSLCon
 def test_a_body_without_length_ends_with_its_connection(serve: Serve) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 
-    assert send(serve(says(head + event(chunk("a")) + ending(1), then=close)).url).error is None
+    assert send(serve(sending(head + event(chunk("a")) + ending(1), then=close)).url).error is None
 
 
 # Clients that do not simply read.

@@ -10,6 +10,6 @@ from loadtest.mock.plan import MockPlan
 
 @pytest.fixture(scope="package")
 def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockProcess]:
-    """A fast mock whose plan has no faults: requests ask for theirs."""
+    """A fast mock whose plan has no faults: requests name theirs."""
     with running_mock(tmp_path_factory.mktemp("mock"), MockPlan(ttft_ms=10, itl_ms=2)) as child:  # type: ignore[arg-type]
         yield child

@@ -46,9 +46,11 @@ class Answer:
 
 def begin(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **body: Any) -> Raw:
     """Send a request with `Connection: close`."""
-    asked = {"stream": True, "max_tokens": 8, "stream_options": {"include_usage": True}}
-    asked |= {"messages": [{"role": "user", "content": "one two three"}]} if path == CHAT else {"prompt": [300, 1, 2]}
-    return Raw(port, request_bytes(asked | body, path, {"Connection": "close", **(headers or {})}))
+    document = {"stream": True, "max_tokens": 8, "stream_options": {"include_usage": True}}
+    document |= (
+        {"messages": [{"role": "user", "content": "one two three"}]} if path == CHAT else {"prompt": [300, 1, 2]}
+    )
+    return Raw(port, request_bytes(document | body, path, {"Connection": "close", **(headers or {})}))
 
 
 def finish(raw: Raw) -> Answer:
@@ -74,10 +76,10 @@ def finish(raw: Raw) -> Answer:
     return Answer(status, head.decode(), body, complete, reset)
 
 
-def ask(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **body: Any) -> Answer:
+def request(port: int, path: str = TEXT, headers: dict[str, str] | None = None, **body: Any) -> Answer:
     return finish(begin(port, path, headers, **body))
 
 
-def ask_with_fault(port: int, kind: str, path: str = TEXT, **fault: Any) -> Answer:
+def request_with_fault(port: int, kind: str, path: str = TEXT, **fault: Any) -> Answer:
     """The answer to a request that asks for a fault."""
-    return ask(port, path, {"X-Mock-Fault": json.dumps({"kind": kind, **fault})})
+    return request(port, path, {"X-Mock-Fault": json.dumps({"kind": kind, **fault})})

@@ -12,7 +12,7 @@ import pytest
 from gateway.engine import deterministic_tokens
 from loadtest.mock.child import MockProcess, running_mock
 from loadtest.mock.plan import MockPlan
-from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, begin, finish
+from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, begin, finish, request
 from tests.support.server import Raw, poll
 
 
@@ -23,7 +23,7 @@ def gauges(mock: MockProcess) -> dict[str, float]:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_stream_is_complete(mock: MockProcess, path: str) -> None:
-    answer = ask(mock.port, path, {"X-Request-Id": "my-own"})
+    answer = request(mock.port, path, {"X-Request-Id": "my-own"})
 
     assert answer.complete
     assert "x-request-id: my-own" in answer.head
@@ -37,7 +37,7 @@ def test_a_stream_is_complete(mock: MockProcess, path: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_an_unstreamed_answer_comes_at_the_time_of_the_last_token(mock: MockProcess, path: str) -> None:
     began = time.perf_counter()
-    answer = ask(mock.port, path, stream=False)
+    answer = request(mock.port, path, stream=False)
 
     assert time.perf_counter() - began > 0.010 + 7 * 0.002
     choice = json.loads(answer.body)["choices"][0]
@@ -46,14 +46,14 @@ def test_an_unstreamed_answer_comes_at_the_time_of_the_last_token(mock: MockProc
 
 
 def test_token_ids_are_those_of_the_synthetic_engine(mock: MockProcess) -> None:
-    answer = ask(mock.port, return_token_ids=True)
+    answer = request(mock.port, return_token_ids=True)
     choices = [choice for document in answer.documents for choice in document["choices"]]
 
     assert [token for choice in choices for token in choice["token_ids"]] == deterministic_tokens.tokens(300, 3, 8)
 
 
 def test_a_chat_with_token_ids_gets_those_of_its_prompt(mock: MockProcess) -> None:
-    answer = ask(mock.port, CHAT, return_token_ids=True)
+    answer = request(mock.port, CHAT, return_token_ids=True)
 
     (first, *_), *_ = [one["prompt_token_ids"] for one in answer.documents if "prompt_token_ids" in one]
     tokens = [token for one in answer.documents for choice in one["choices"] for token in choice.get("token_ids") or []]
@@ -61,7 +61,7 @@ def test_a_chat_with_token_ids_gets_those_of_its_prompt(mock: MockProcess) -> No
 
 
 def test_running_usage_is_sent_when_asked_for(mock: MockProcess) -> None:
-    answer = ask(mock.port, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    answer = request(mock.port, stream_options={"include_usage": True, "continuous_usage_stats": True})
 
     counts = [document["usage"]["completion_tokens"] for document in answer.documents]
     assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8]
@@ -117,7 +117,7 @@ def test_a_connection_serves_several_requests(mock: MockProcess) -> None:
 def test_invalid_input_is_rejected_with_the_name_of_its_field(
     mock: MockProcess, change: dict[str, object], param: str
 ) -> None:
-    answer = ask(mock.port, **change)
+    answer = request(mock.port, **change)
 
     assert answer.status == 400
     assert json.loads(answer.body)["error"]["param"] == param

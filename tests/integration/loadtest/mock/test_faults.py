@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.mock.child import MockProcess
 from loadtest.mock.faults import FaultKind
-from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, ask, ask_with_fault, begin, finish
+from tests.integration.loadtest.mock.raw_client import CHAT, TEXT, begin, finish, request, request_with_fault
 from tests.integration.loadtest.mock.test_app import gauges
 
 TESTED: set[str] = set()
@@ -24,7 +24,7 @@ def fault(*kinds: str) -> pytest.MarkDecorator:
 
 @fault("http_400", "http_429", "http_500", "http_503")
 def test_a_status(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind, retry_after_s=7)
+    answer = request_with_fault(mock.port, kind, retry_after_s=7)
 
     assert answer.status == int(kind[-3:])
     assert ("retry-after: 7" in answer.head) == (kind in {"http_429", "http_503"})
@@ -49,7 +49,7 @@ def test_a_cut_within_an_event(mock: MockProcess, kind: str, path: str, rst: boo
 
 @fault("cut")
 def test_an_unstreamed_answer_is_cut_too(mock: MockProcess, kind: str) -> None:
-    answer = ask(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "byte": 5})}, stream=False)
+    answer = request(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "byte": 5})}, stream=False)
 
     assert int(re.findall(r"content-length: (\d+)", answer.head)[0]) > 5
     assert len(answer.body) == 5
@@ -57,7 +57,7 @@ def test_an_unstreamed_answer_is_cut_too(mock: MockProcess, kind: str) -> None:
 
 @fault("error_event")
 def test_an_error_in_band(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind)
+    answer = request_with_fault(mock.port, kind)
 
     assert answer.text == " 0 1 2"
     assert answer.documents[-1]["error"]["code"] == "engine_failed"
@@ -76,11 +76,11 @@ def test_a_stall_that_ends(mock: MockProcess, kind: str) -> None:
     assert finish(raw).text == " 0 1 2 3 4 5 6 7"
 
 
-@pytest.mark.parametrize(("after", "said"), [(0, b"HTTP/1.1 200"), (2, b'" 1"')])
+@pytest.mark.parametrize(("after", "marker"), [(0, b"HTTP/1.1 200"), (2, b'" 1"')])
 @fault("stall")
-def test_a_stall_that_does_not(mock: MockProcess, kind: str, after: int, said: bytes) -> None:
+def test_a_stall_that_does_not(mock: MockProcess, kind: str, after: int, marker: bytes) -> None:
     raw = begin(mock.port, headers={"X-Mock-Fault": json.dumps({"kind": kind, "after": after})})
-    raw.read_until(said)
+    raw.read_until(marker)
     raw.sock.settimeout(0.2)
 
     with pytest.raises(TimeoutError):
@@ -101,7 +101,7 @@ def test_no_answer_at_all(mock: MockProcess, kind: str) -> None:
 
 @fault("no_done")
 def test_no_done(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind)
+    answer = request_with_fault(mock.port, kind)
 
     assert answer.complete
     assert b"[DONE]" not in answer.body
@@ -110,19 +110,19 @@ def test_no_done(mock: MockProcess, kind: str) -> None:
 
 @fault("no_finish", "two_finishes")
 def test_too_few_and_too_many_finishes(mock: MockProcess, kind: str) -> None:
-    assert ask_with_fault(mock.port, kind).finishes == {"no_finish": [], "two_finishes": ["length", "stop"]}[kind]
+    assert request_with_fault(mock.port, kind).finishes == {"no_finish": [], "two_finishes": ["length", "stop"]}[kind]
 
 
 @fault("no_usage", "wrong_usage")
 def test_no_usage_and_a_wrong_one(mock: MockProcess, kind: str) -> None:
-    found = [document["usage"] for document in ask_with_fault(mock.port, kind).documents if "usage" in document]
+    found = [document["usage"] for document in request_with_fault(mock.port, kind).documents if "usage" in document]
 
     assert [usage["completion_tokens"] for usage in found] == {"no_usage": [], "wrong_usage": [15]}[kind]
 
 
 @fault("after_done")
 def test_a_token_behind_the_end(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind)
+    answer = request_with_fault(mock.port, kind)
 
     assert answer.events[-2] == b"[DONE]"
     assert b'" 8"' in answer.events[-1]
@@ -130,7 +130,7 @@ def test_a_token_behind_the_end(mock: MockProcess, kind: str) -> None:
 
 @fault("out_of_order")
 def test_two_events_change_places(mock: MockProcess, kind: str) -> None:
-    answer = ask(mock.port, headers={"X-Mock-Fault": kind, "X-Stream-Resumable": "5"})
+    answer = request(mock.port, headers={"X-Mock-Fault": kind, "X-Stream-Resumable": "5"})
 
     assert answer.text == " 0 1 2 4 3 5 6 7"
     assert re.findall(rb"id: (\d+)", answer.body) == [b"1", b"2", b"3", b"5", b"4", b"6", b"7", b"8", b"9", b"10"]
@@ -138,7 +138,7 @@ def test_two_events_change_places(mock: MockProcess, kind: str) -> None:
 
 @fault("cross_talk")
 def test_one_event_of_another_stream(mock: MockProcess, kind: str) -> None:
-    ids = [document["id"] for document in ask_with_fault(mock.port, kind).documents]
+    ids = [document["id"] for document in request_with_fault(mock.port, kind).documents]
 
     assert ids[3] == "cmpl-of-another-stream"
     assert set(ids) - {ids[0]} == {ids[3]}
@@ -146,8 +146,8 @@ def test_one_event_of_another_stream(mock: MockProcess, kind: str) -> None:
 
 @fault("wrong_token")
 def test_one_wrong_token_id(mock: MockProcess, kind: str) -> None:
-    right = ask(mock.port, return_token_ids=True).documents
-    wrong = ask(mock.port, headers={"X-Mock-Fault": kind}, return_token_ids=True).documents
+    right = request(mock.port, return_token_ids=True).documents
+    wrong = request(mock.port, headers={"X-Mock-Fault": kind}, return_token_ids=True).documents
 
     def ids(documents: list[dict[str, object]]) -> list[int]:
         return [choice["token_ids"][0] for one in documents for choice in one["choices"]]  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ def test_one_wrong_token_id(mock: MockProcess, kind: str) -> None:
 
 @fault("garbage_json")
 def test_half_a_document(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind)
+    answer = request_with_fault(mock.port, kind)
 
     with pytest.raises(json.JSONDecodeError):
         json.loads(answer.events[3])
@@ -166,12 +166,12 @@ def test_half_a_document(mock: MockProcess, kind: str) -> None:
 
 @fault("bad_event")
 def test_json_that_is_not_a_chunk(mock: MockProcess, kind: str) -> None:
-    assert json.loads(ask_with_fault(mock.port, kind).events[3]) == {"choices": "none"}
+    assert json.loads(request_with_fault(mock.port, kind).events[3]) == {"choices": "none"}
 
 
 @fault("half_character")
 def test_half_a_character_in_each_of_two_events(mock: MockProcess, kind: str) -> None:
-    answer = ask_with_fault(mock.port, kind)
+    answer = request_with_fault(mock.port, kind)
 
     for place in (3, 4):
         with pytest.raises(UnicodeDecodeError):
@@ -200,12 +200,12 @@ def test_work_that_goes_on_without_its_client(mock: MockProcess, kind: str) -> N
 
 
 def test_the_body_can_name_a_fault_in_its_user(mock: MockProcess) -> None:
-    assert ask(mock.port, user="http_429").status == 429
-    assert ask(mock.port, user="anna").complete
+    assert request(mock.port, user="http_429").status == 429
+    assert request(mock.port, user="anna").complete
 
 
 def test_an_unknown_fault_is_rejected_with_a_list_of_faults(mock: MockProcess) -> None:
-    answer = ask(mock.port, headers={"X-Mock-Fault": "cot"})
+    answer = request(mock.port, headers={"X-Mock-Fault": "cot"})
 
     assert answer.status == 400
     assert "one of" in json.loads(answer.body)["error"]["message"]

@@ -180,9 +180,9 @@ def test_a_generator_that_cannot_keep_up_ends_the_search() -> None:
 
 
 def test_integrity_errors_are_no_pass_and_are_noted() -> None:
-    untrue = integrity(violations={"cross_talk": 1})
+    violated = integrity(violations={"cross_talk": 1})
     found = sweep(
-        lambda rate: exact(rate).model_copy(update={"integrity": untrue} if rate > 3 else {}), SLO, 1, 100, 0.3
+        lambda rate: exact(rate).model_copy(update={"integrity": violated} if rate > 3 else {}), SLO, 1, 100, 0.3
     )
 
     assert found.limit is not None

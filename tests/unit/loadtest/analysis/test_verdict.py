@@ -107,8 +107,8 @@ def test_a_run_without_a_request_proves_nothing() -> None:
 
 def test_integrity_errors_take_precedence_over_all() -> None:
     late = generator(invalid=["a dropped arrival"])
-    untrue = integrity(violations={"cross_talk": 1, "no_done": 3})
-    verdict = judge(summary(errors_by_kind={"no_done": 3}), late, untrue, QUIET, Slo())
+    violated = integrity(violations={"cross_talk": 1, "no_done": 3})
+    verdict = judge(summary(errors_by_kind={"no_done": 3}), late, violated, QUIET, Slo())
 
     assert (verdict.outcome, verdict.exit_code) == (Outcome.INTEGRITY, 4)
     assert verdict.reasons[0] == "3 of 100 streams were incomplete or incorrect: no_done"

@@ -266,7 +266,7 @@ def test_a_json_response() -> None:
 
     assert record.error is None, record.detail
     assert (record.output_tokens, record.done_ns) == (1, 21)
-    assert record.first_token_ns == 0, "nobody saw its first token"
+    assert record.first_token_ns == 0, "its first token was not visible"
 
 
 @pytest.mark.parametrize(

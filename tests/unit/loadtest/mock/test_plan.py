@@ -10,7 +10,7 @@ from loadtest.mock.plan import MockPlan, PlanError
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "ttft_ms: {kind: lognormal, mean: 0, cv: 1}",
@@ -24,11 +24,11 @@ from loadtest.mock.plan import MockPlan, PlanError
         ("a: b: c", "not YAML"),
     ],
 )
-def test_an_invalid_plan_is_rejected_with_the_name_of_its_field(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_plan_is_rejected_with_the_name_of_its_field(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(text)
 
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(PlanError, match=message):
         MockPlan.read(file)
 
 

@@ -92,11 +92,11 @@ def test_hostile_text_is_escaped() -> None:
 
 def test_hover_data_is_beside_the_picture() -> None:
     svg = drawn(Line("one", [(0, 1), (5, None), (10, 3.14159)]), Line("two", [(5, 2)], 1), unit=" ms")
-    said = json.loads(svg.get("data-chart", ""))
+    hover_data = json.loads(svg.get("data-chart", ""))
 
-    assert said["l"] == ["t 0", "t 5", "t 10"]
-    assert said["x"] == [52.0, 220.0, 388.0]
-    assert [line["v"] for line in said["s"]] == [["1 ms", "", "3.142 ms"], ["", "2 ms", ""]]
+    assert hover_data["l"] == ["t 0", "t 5", "t 10"]
+    assert hover_data["x"] == [52.0, 220.0, 388.0]
+    assert [line["v"] for line in hover_data["s"]] == [["1 ms", "", "3.142 ms"], ["", "2 ms", ""]]
 
 
 @pytest.mark.parametrize("lines", [(), (Line("one", []),), (Line("one", [(0, None)]),)])

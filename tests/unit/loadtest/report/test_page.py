@@ -171,9 +171,9 @@ def test_jains_index_is_one_for_equal_shares_and_1_by_n_for_one_tenant_alone() -
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "escaped"),
     [("a_b*c", r"a\_b\*c"), ("- a", r"\- a"), ("+5 pp", "+5 pp"), ("1. a", r"1\. a"), ("[a](b)", r"\[a\](b)"),
      ("a\n# b", r"a \# b"), ("x (5 %)", "x (5 %)")],
 )  # fmt: skip
-def test_markdown_is_escaped(text: str, said: str) -> None:
-    assert markdown.escape(text) == said
+def test_markdown_is_escaped(text: str, escaped: str) -> None:
+    assert markdown.escape(text) == escaped

@@ -36,7 +36,7 @@ def test_azure(tmp_path: Path) -> None:
         (4.315, 396, 109),
     ]
     assert list(traces.read_trace(trace(tmp_path, AZURE, "azure"), 1, 61.0))[-1].output_tokens == 1, (
-        "none can ask for 0"
+        "no request can have 0"
     )
 
 

@@ -162,7 +162,7 @@ def test_token_ids_are_known_to_the_checker() -> None:
         assert request.counts_by_ids
         assert request.is_verified
         assert body(request)["return_token_ids"] is True
-    assert len({body(request)["prompt"][0] for request in requests}) > 40, "streams can be told apart"
+    assert len({body(request)["prompt"][0] for request in requests}) > 40, "streams can be distinguished"
 
 
 def test_behaviours_by_share() -> None:
