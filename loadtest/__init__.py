@@ -35,7 +35,7 @@ above it in this list, and what its line names:
     session         the master merges the workers' reports, every three seconds
     finish          verdict, files, report
 
-`measure`, `scenario`, and `sse`, `response`, `token_check` of `client` know no socket, no clock and no Locust.
+`measure`, `scenario`, and `sse`, `response`, `token_check` of `client` use no socket, no clock and no Locust.
 Importing Locust patches the process, so only `runner` (except `run_plan` and `summarise`) and `locustfile` do it. Times
 are `perf_counter_ns`; between processes they are wall clock.
 """

@@ -1,4 +1,4 @@
-"""Compares the load generator with a ground truth that it does not know: `python -m loadtest.bench.accuracy`.
+"""Compares the load generator with an independent ground truth: `python -m loadtest.bench.accuracy`.
 
 A mock upstream on one core, the generator on another, about 500 streams at a time. The run's report is compared with
 the mock's record: TTFT, ITL and longest gaps within 2 % or 1 ms at p50, p90 and p99, and every stream, gap and token

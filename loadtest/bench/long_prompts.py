@@ -59,10 +59,10 @@ class Prompts:
     @staticmethod
     def _tokenize(port: int, text: str) -> list[int]:
         body = json.dumps({"model": MODEL, "prompt": text, "add_special_tokens": False}).encode()
-        asked = urllib.request.Request(
+        request = urllib.request.Request(
             f"http://127.0.0.1:{port}/tokenize", body, {"Content-Type": "application/json"}, method="POST"
         )
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             tokens: list[int] = json.load(answer)["tokens"]
         return tokens
 
@@ -198,13 +198,13 @@ class LongPromptBench:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
-            phase, asked = self._phase, time.perf_counter()
+            phase, sent_s = self._phase, time.perf_counter()
             writer.write(b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n")
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
             await reader.readexactly(int(length or 0))
             if phase is not None:
-                phase.probes.append(time.perf_counter() - asked)
+                phase.probes.append(time.perf_counter() - sent_s)
 
 
 def print_kind(name: str, kind: str, pairs: list[tuple[Phase, Phase]]) -> dict[str, Any]:

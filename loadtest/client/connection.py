@@ -244,7 +244,7 @@ class Connection:
             self._handler.on_body(self._arrived_ns, data)
 
     def on_message_complete(self) -> None:
-        # The parser knows this only at the end of the message.
+        # The parser has this only at the end of the message.
         self._keeps_alive = self._ended is None and not self._body_until_close and self._parser.should_keep_alive()
         self._finish(TransportEnd.COMPLETE, "")
 

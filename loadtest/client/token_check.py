@@ -55,7 +55,7 @@ class TokenCheck:
         if not self._request.is_verified:
             return
         if self._prompt_start is None:
-            self._fail(ErrorKind.BAD_EVENT, "tokens before the prompt's ids, which return_token_ids asks for")
+            self._fail(ErrorKind.BAD_EVENT, "tokens before the prompt's ids, despite return_token_ids")
             return
         first, start = self._prompt_start
         at = start + self._counts.get(index, 0)
@@ -69,7 +69,7 @@ class TokenCheck:
         """At the end: `counted` tokens came (None if they cannot be counted) in `events` events."""
         allowed = self._request.max_tokens * self._request.choices
         if not self._is_final:
-            self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was asked for")
+            self._fail(ErrorKind.USAGE_MISMATCH, "no usage, although it was requested")
         elif self.total > allowed:
             self._fail(ErrorKind.USAGE_MISMATCH, f"{self.total} tokens instead of at most {allowed}")
         elif counted is not None and counted != self.total:

@@ -2,7 +2,7 @@
 
 Open loop: one greenlet follows the schedule and starts a greenlet for each arrival, whatever the state of the others. A
 late request is sent at once, and counts from when it was due. The next request is prepared before it is due. This
-module does not know Locust; the record of each request goes to `on_record`.
+module does not import Locust; the record of each request goes to `on_record`.
 """
 
 from __future__ import annotations

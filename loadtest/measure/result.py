@@ -48,7 +48,7 @@ class ErrorKind(StrEnum):
     DROPPED_ARRIVAL = "dropped_arrival"
 
 
-# A server that sheds load or refuses says so; each of these means that a stream was incomplete or contradicted itself.
+# A server that sheds load or refuses reports it; each of these means that a stream was incomplete or inconsistent.
 INTEGRITY_ERRORS = frozenset(
     {
         ErrorKind.TRUNCATED, ErrorKind.NO_DONE, ErrorKind.NO_FINISH, ErrorKind.BAD_JSON, ErrorKind.BAD_EVENT,

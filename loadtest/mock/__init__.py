@@ -6,7 +6,7 @@ way that a client should detect (`faults`), and records for each request when it
 tokens was handed to the kernel (`ground_truth`). Times are `perf_counter_ns`, which on Linux is one clock for all
 processes of a machine. It also records its own lateness.
 
-- `plan`: the plan; `faults`: the faults, and how a request asks for one
+- `plan`: the plan; `faults`: the faults, and how a request names one
 - `request_body`: parses and checks a request; `openai_chunks`: its documents; `script`: the actions of a stream, with
   the waits between them
 - `timer`: a timer as precise as the kernel's; `engine`: fires events in order, in steps if the plan demands it

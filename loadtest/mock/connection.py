@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         except BlockingIOError:
             written = 0
         except OSError:
-            # The peer has gone; the event loop does not know it yet.
+            # The peer has gone; the event loop has not noticed it yet.
             self._transport.abort()
             self._on_gone()
             return now_ns

@@ -1,4 +1,4 @@
-"""Faults injected into streams, and how a request asks for one: the header `X-Mock-Fault` or the body's `user`, each
+"""Faults injected into streams, and how a request names one: the header `X-Mock-Fault` or the body's `user`, each
 holding a kind (`cut`) or JSON (`{"kind": "cut", "after": 3, "rst": true}`)."""
 
 from __future__ import annotations

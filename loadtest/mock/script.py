@@ -1,4 +1,4 @@
-"""The script of a stream: its actions and the waits between them, with faults. Nothing here knows time or sockets."""
+"""The script of a stream: its actions and the waits between them, with faults. Pure: no clock, no sockets."""
 
 from __future__ import annotations
 

@@ -105,10 +105,10 @@ def checks(judged: Iterable[Check]) -> list[Row]:
     rows: list[Row] = []
     for check in judged:
         latency = check.name.endswith("_ms")
-        say = format_ms if latency else format_percent
+        format_value = format_ms if latency else format_percent
         interval = f"{_interval_end(check.low)} to {_interval_end(check.high)}" if latency else "-"
-        limit = f"{'at least' if check.name == 'goodput' else 'at most'} {say(check.limit)}"
-        rows.append((check.name, "met" if check.met else "missed", say(check.value), limit, interval))
+        limit = f"{'at least' if check.name == 'goodput' else 'at most'} {format_value(check.limit)}"
+        rows.append((check.name, "met" if check.met else "missed", format_value(check.value), limit, interval))
     return rows
 
 
@@ -198,7 +198,7 @@ def server(result: Result) -> list[Row]:
 def integrity(result: Result) -> list[Row]:
     """Name, value, meaning."""
     checked = result.integrity
-    freed = {None: "not asked", True: "yes", False: "no"}[checked.freed_after_cancels]
+    freed = {None: "no cancels", True: "yes", False: "no"}[checked.freed_after_cancels]
     return [
         (
             "streams checked",

@@ -33,7 +33,7 @@ class StreamError(Exception):
 
 
 class SSEUser(User):
-    """A user of your own: derive from it and ask in your tasks.
+    """The base of custom users: derive from it and call `stream` in your tasks.
 
     class Visitor(SSEUser):
         @task

@@ -30,7 +30,7 @@ class Cancel(_Behaviour):
     @model_validator(mode="after")
     def _check_when(self) -> Cancel:
         if sum((self.before_first_token, self.after_tokens is not None, self.after_s is not None)) != 1:
-            raise ValueError("say when: exactly one of before_first_token: true, after_tokens or after_s")
+            raise ValueError("set exactly one of before_first_token: true, after_tokens or after_s")
         return self
 
     @property

@@ -32,7 +32,7 @@ class ServerInfo:
     """The properties of the server on which requests depend."""
 
     model: str
-    # Fields that only vLLM's servers know are left out for others.
+    # Fields that only vLLM's servers accept are left out for others.
     is_vllm: bool = False
     tokens_per_word: float = 1.0
     # The longest prompt and answer together; None if the server does not report it.
