@@ -99,7 +99,7 @@ class Sluice:
             window_s=settings.supervisor.window_s,
             clock=clock,
             on_lost=self._on_engine_lost,
-            on_regained=self._on_engine_recovered,
+            on_recovered=self._on_engine_recovered,
         )
         self._lag = LoopLag(clock, metrics)
         gate = context.make_gate(**dict(settings.admission), clock=clock, instrumentation=metrics)

@@ -49,17 +49,17 @@ class Supervisor(Generic[E]):
         window_s: float,
         clock: Clock,
         on_lost: Callable[[], None],
-        on_regained: Callable[[RecoveryReport], None],
+        on_recovered: Callable[[RecoveryReport], None],
     ) -> None:
         """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final;
         None: `restart` counts, and raises SettingsError when no further engine will be started. `on_lost` is called at
-        each death, `on_regained` after each successful restart."""
+        each death, `on_recovered` after each successful restart."""
         self._launch = launch
         self._max_restarts = max_restarts
         self._window_s = window_s
         self._clock = clock
         self._on_lost = on_lost
-        self._on_regained = on_regained
+        self._on_recovered = on_recovered
         self._engine: E | None = None
         self._began_s = clock.now()
         self._start_took_s = EXPECTED_START_S
@@ -172,7 +172,7 @@ class Supervisor(Generic[E]):
             break
         self._start_took_s = self._clock.now() - self._began_s
         self._set_phase(Phase.UP)
-        self._on_regained(recovery)
+        self._on_recovered(recovery)
         if self._max_restarts is not None:
             logger.warning(
                 "the engine is back after %.1f s: %d requests go on%s",

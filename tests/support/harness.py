@@ -288,7 +288,7 @@ class HttpHarness(StreamHarness):
             window_s=600,
             clock=self.clock,
             on_lost=self._lost,
-            on_regained=self._regained,
+            on_recovered=self._regained,
         )
         if self._is_ready:
             self.supervisor.phase, self.supervisor._engine = Phase.UP, self.engine

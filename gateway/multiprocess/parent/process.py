@@ -97,7 +97,7 @@ class ParentProcess:
             clock=self._clock,
             # The workers pause their streams and count restarts themselves.
             on_lost=lambda: None,
-            on_regained=lambda _: None,
+            on_recovered=lambda _: None,
         )
         self._gate = Gate(**dict(settings.admission), clock=clock, instrumentation=NullGateMetrics())
         self._workers: list[WorkerHandle] = []

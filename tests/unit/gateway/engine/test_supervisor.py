@@ -30,7 +30,7 @@ class Supervised:
             window_s=window_s,
             clock=clock(),
             on_lost=lambda: self.events.append("lost"),
-            on_regained=self.events.append,
+            on_recovered=self.events.append,
         )
         self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: self.events.append("ready")))
 

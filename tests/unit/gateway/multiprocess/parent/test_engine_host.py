@@ -52,7 +52,7 @@ class Host:
             window_s=600,
             clock=clock(),
             on_lost=lambda: None,
-            on_regained=self.regained.append,
+            on_recovered=self.regained.append,
         )
         self.running = asyncio.get_running_loop().create_task(self.supervisor.run(lambda: None))
 
