@@ -28,7 +28,6 @@ TESTED_IN = {
     "gateway/demo/corpus.py": _DEMO,
     "gateway/demo/encoding.py": _DEMO,
     "gateway/demo/phrasing.py": _DEMO,
-    "gateway/demo/tokenizer.py": _DEMO,
     "gateway/demo/train.py": _DEMO,
     "gateway/engine/vllm/core_client/factory.py": "tests/faults/test_engine_death.py",
     "gateway/engine/vllm/engine.py": "tests/e2e/test_equality.py",
@@ -50,7 +49,7 @@ TESTED_IN = {
     "gateway/transports/http/engine_app.py": "tests/unit/gateway/transports/http/test_semantics.py",
     "gateway/transports/http/management.py": _ROUTER,
     "gateway/transports/http/paths.py": "tests/unit/gateway/transports/http/test_semantics.py",
-    "gateway/transports/http/request_messages.py": "tests/unit/gateway/transports/http/test_request_limits.py",
+    "gateway/transports/http/request_messages.py": "tests/unit/gateway/transports/http/test_arriving.py",
     "gateway/transports/http/uvicorn_server.py": "tests/unit/gateway/test_server.py",
     "loadtest/analysis/comparison.py": "tests/unit/loadtest/analysis/test_compare.py",
     "loadtest/analysis/sweep_result.py": "tests/unit/loadtest/analysis/test_sweep.py",
@@ -77,7 +76,7 @@ TESTED_IN = {
     "loadtest/mock/stream.py": _MOCK_TIMING,
     "loadtest/mock/timer.py": _MOCK_TIMING,
     "loadtest/report/markdown.py": "tests/unit/loadtest/report/test_page.py",
-    "loadtest/report/strip.py": "tests/unit/loadtest/report/test_page.py",
+    "loadtest/report/strip.py": "tests/unit/loadtest/analysis/test_compare.py",
     "loadtest/report/tables.py": "tests/unit/loadtest/report/test_page.py",
     "loadtest/runner/finish.py": _RUN,
     "loadtest/runner/locust_users.py": _RUN,
@@ -89,6 +88,7 @@ TESTED_IN = {
 }
 
 WITHOUT_TEST = {
+    "gateway/demo/tokenizer.py": "trains the demo model's tokenizer by hand (make demo-model)",
     "gateway/memory.py": "one call of glibc, whose effect is measured in tests/faults/test_readers.py",
     "loadtest/bench/": "measures by hand (make bench); its results are looked at, not asserted",
     "loadtest/local_server.py": "starts a server and a load test by hand (make load)",
