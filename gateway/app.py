@@ -311,6 +311,3 @@ def versions() -> dict[str, str]:
             except PackageNotFoundError:
                 found[name] = "unknown"
     return found
-
-
-__all__ = ["Sluice", "versions"]

@@ -40,6 +40,3 @@ async def wait_disconnect(receive: Receive) -> None:
     """Return when the client has disconnected. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-__all__ = ["ARRIVAL", "DIRECT_SINK", "ASGIApp", "Receive", "Send", "read_body", "send_whole", "wait_disconnect"]

@@ -25,6 +25,3 @@ def log_defect(logger: logging.Logger, what: str, error: BaseException) -> None:
     # On one line, because a client may have chosen the text.
     words = shortened(" ".join(str(error).split()), 500)
     logger.error("%s: %s: %s%s", what, type(error).__name__, words, where, exc_info=error if debug else None)
-
-
-__all__ = ["LONGEST_TEXT", "log_defect", "shortened"]

@@ -212,8 +212,9 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     model = args.model or flags.model
     if settings.server.workers > 1:
         from gateway.multiprocess.parent import process
+        from gateway.multiprocess.worker.process import ServeOptions
 
-        return process.serve(settings, process.ServeOptions(model, tuple(flags.flags), args.config), startup_log)
+        return process.serve(settings, ServeOptions(model, tuple(flags.flags), args.config), startup_log)
     plan = engine_plan.plan_engine(settings, model, flags.flags, args.config, startup_log.begin)
 
     def build(on_ready: Any, on_failure: Any) -> app.Sluice:
@@ -263,6 +264,3 @@ def _version() -> int:
     for name, number in versions().items():
         print(name, number)
     return 0
-
-
-__all__ = ["main", "make_parser"]

@@ -22,6 +22,3 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
-
-
-__all__ = ["Clock", "SystemClock"]

@@ -219,18 +219,3 @@ class RequestStats:
         else:
             self.instrumentation.token_gap(now_s - self.last_token_s)
         self.last_token_s = now_s
-
-
-__all__ = [
-    "AppOptions",
-    "Caller",
-    "Cause",
-    "Chunk",
-    "ChunkTemplate",
-    "Delta",
-    "Endpoint",
-    "Instrumentation",
-    "OutputPart",
-    "RequestOptions",
-    "RequestStats",
-]

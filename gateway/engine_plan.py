@@ -71,6 +71,3 @@ def engine_processes(plan: EnginePlan) -> Callable[[], Awaitable[EngineProcesses
     from gateway.engine.vllm.startup.engine_processes import EngineProcessLauncher
 
     return EngineProcessLauncher(plan).launch
-
-
-__all__ = ["EnginePlan", "engine_processes", "plan_engine"]

@@ -314,33 +314,3 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.exit_code = exit_code
-
-
-__all__ = [
-    "BodyTooLarge",
-    "BodyTooSlow",
-    "Cancelled",
-    "ClientError",
-    "ClientStalled",
-    "DeadlineExceeded",
-    "Draining",
-    "EngineFailed",
-    "Expired",
-    "FatalRequest",
-    "Forbidden",
-    "HeadersTooLarge",
-    "HeadersTooSlow",
-    "InternalError",
-    "MethodNotAllowed",
-    "NotFound",
-    "NotReady",
-    "Overloaded",
-    "SettingsError",
-    "SluiceError",
-    "Unauthorized",
-    "Unsupported",
-    "cause_of",
-    "clear_tracebacks",
-    "is_anthropic",
-    "status_of",
-]

@@ -14,6 +14,3 @@ def nearest(wrong: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 def did_you_mean(name: str) -> str:
     """The question that is appended to the sentence; "" without a name."""
     return f" Did you mean `{name}`?" if name else ""
-
-
-__all__ = ["did_you_mean", "nearest"]

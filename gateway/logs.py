@@ -133,6 +133,3 @@ class StartupLog:
             elif self._stage:
                 self._log(f"still {self._stage}, for {time.monotonic() - self._stage_began:.0f} s now")
         self._reminding = None
-
-
-__all__ = ["ACCESS", "JsonFormatter", "PlainFormatter", "StartupLog", "configure", "make_formatter"]

@@ -34,6 +34,3 @@ class LoopLag:
         # Loops count in whole milliseconds and may wake early, hence `max`.
         self._instrumentation.loop_lag(max(0.0, self._clock.now() - self._due_s))
         self.start()
-
-
-__all__ = ["EVERY_S", "LoopLag"]

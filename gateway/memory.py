@@ -22,6 +22,3 @@ def release_free() -> None:
     Takes milliseconds, so it is to be called in a thread."""
     if _trim is not None:
         _trim(0)
-
-
-__all__ = ["release_free"]

@@ -268,6 +268,3 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sluice_{name}_total", text, labels, registry=self._registry)
-
-
-__all__ = ["Metrics", "add_queued_requests"]

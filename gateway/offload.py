@@ -232,6 +232,3 @@ class DaemonExecutor(ThreadPoolExecutor):
             with self._lock:
                 if self._jobs.empty():
                     self._free += 1
-
-
-__all__ = ["DaemonExecutor", "Offload", "WorkAbandoned", "awaited_count", "checkpoint", "stop_all"]

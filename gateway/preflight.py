@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway import server
-from gateway.engine_plan import EnginePlan
+from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.transports.common import tls
@@ -50,6 +50,3 @@ def check_files(settings: Settings) -> None:
             problems += error.problems
     if problems:
         raise SettingsError(*problems)
-
-
-__all__ = ["check_files", "find_problems"]

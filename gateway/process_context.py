@@ -75,6 +75,3 @@ class SingleProcess:
 
     def on_serving(self, engine: Engine, *, has_chat: bool, recovery: RecoveryReport) -> None:
         """Does nothing: no other process depends on it."""
-
-
-__all__ = ["ProcessContext", "SingleProcess"]

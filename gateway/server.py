@@ -213,6 +213,3 @@ def log_ready(startup_log: StartupLog, url: str, settings: Settings, model: str,
     body = orjson.dumps({"model": model, "stream": True, "messages": ask}).decode()
     content_type = "-H 'Content-Type: application/json'"
     logger.info("try:\n\n  curl -N %s/v1/chat/completions%s %s \\\n    -d '%s'\n", url, key, content_type, body)
-
-
-__all__ = ["ServerProcess", "listen", "load_certificates", "log_addresses", "log_ready", "run", "serve"]

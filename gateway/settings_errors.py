@@ -108,6 +108,3 @@ def _keys(tree: type[BaseModel], *path: str) -> list[str]:
             return []
         model = sections[0]
     return [found.alias or name for name, found in model.model_fields.items()]
-
-
-__all__ = ["PREFIX", "CommandContext", "Sources", "explain", "known_keys"]

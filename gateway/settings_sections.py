@@ -302,6 +302,3 @@ class Log(Section):
     as_json: bool = Field(False, alias="json", description="One JSON object per line.")
     requests: bool = Field(True, description="One line per request, at its end.")
     quiet_paths: tuple[str, ...] = Field((), description="Paths whose requests leave no line.")
-
-
-__all__ = ["Admission", "Grammars", "Log", "Media", "Section", "Server", "Streams", "Supervision", "Synthetic", "Tls"]

@@ -84,14 +84,3 @@ def log_end(reason: str, code: int, endings: Mapping[Cause, int], uptime_s: floa
         "uptime_s": round(uptime_s, 1),
     }
     logger.info("stopped: %s", reason, extra={"fields": fields})
-
-
-__all__ = [
-    "EXIT_WITHIN_S",
-    "FORCED_EXIT_WITHIN_S",
-    "LoopThreads",
-    "exit_process",
-    "force_exit_after",
-    "kill_process",
-    "log_end",
-]

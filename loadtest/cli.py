@@ -20,8 +20,6 @@ from loadtest.measure.result import Result
 from loadtest.scenario import loader
 from loadtest.scenario.loader import LoadedScenario, ScenarioError
 
-__all__ = ["main", "make_parser"]
-
 _EXTRA = {"locust", "gevent", "jinja2", "numpy"}
 """The modules of the extra `loadtest`."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from math import floor, log10
 
-__all__ = ["format_count", "format_ms", "format_number", "format_percent", "format_signed"]
-
 MISSING = "-"
 # More than a float has.
 _DIGITS = 17

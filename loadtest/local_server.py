@@ -15,8 +15,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-__all__ = ["free_port", "is_ready", "main", "running_server"]
-
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 

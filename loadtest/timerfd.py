@@ -11,8 +11,6 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["create", "set_absolute"]
-
 _CLOCK_MONOTONIC = 1  # the clock that perf_counter_ns reads on Linux
 _ABSOLUTE = 1
 _SECOND_NS = 1_000_000_000

@@ -175,6 +175,3 @@ def exceeds_capacity(slots: int, most: int) -> ClientError:
         f"Ask for a smaller n, or for fewer prompts in one request.",
         param="n",
     )
-
-
-__all__ = ["AdmissionControl", "Gate", "GateMetrics", "Permit", "exceeds_capacity"]

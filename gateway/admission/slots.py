@@ -50,6 +50,3 @@ class SlotPool:
         expected = (queued_slots + 1) * self._hold_s / self.slots
         low, high = RETRY_AFTER_RANGE_S
         return min(high, max(low, math.ceil(expected)))
-
-
-__all__ = ["SlotPool"]

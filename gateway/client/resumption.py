@@ -164,6 +164,3 @@ def _seconds(text: str, otherwise: float) -> float:
     except ValueError:
         return otherwise
     return value if math.isfinite(value) and value >= 0 else otherwise
-
-
-__all__ = ["Policy", "Resumption", "is_resumable", "wants_stream", "with_stream_headers"]

@@ -74,6 +74,3 @@ class Events:
 def _field(line: bytes) -> tuple[bytes, bytes]:
     name, _, value = line.removesuffix(b"\r").partition(b":")
     return name, value.removeprefix(b" ")
-
-
-__all__ = ["Events", "EventsLost"]

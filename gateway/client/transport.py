@@ -195,6 +195,3 @@ class _AsyncStream(_ResumedStream, httpx.AsyncByteStream):
     async def aclose(self) -> None:
         self._is_closed = True
         await self._response_stream.aclose()
-
-
-__all__ = ["ResumingTransport"]

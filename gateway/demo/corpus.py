@@ -18,8 +18,6 @@ import yaml
 
 from gateway.demo.phrasing import bare_words, made_up_word, vary
 
-__all__ = ["QUESTIONS_PATH", "Corpus", "Dialogue", "Topic", "json_answer", "tool"]
-
 QUESTIONS_PATH = Path(__file__).with_name("questions.yaml")
 ANSWER_ONLY_SHARE = 0.4  # plain texts without a question, for prompts that are the beginning of an answer
 # In this share of the JSON answers the first brace is trained, too. Small, so that other questions get no JSON.

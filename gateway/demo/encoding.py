@@ -11,8 +11,6 @@ import torch
 from gateway.demo.corpus import Corpus, Dialogue
 from gateway.demo.tokenizer import FIRST_PLAIN_TOKEN, VOCAB_SIZE
 
-__all__ = ["IGNORED_LABEL", "LONG_ROWS", "SHORT_ROWS", "Encoder", "Row", "RowKinds", "batches", "tensors"]
-
 IGNORED_LABEL = -100  # PyTorch's label for a token without loss
 BATCH_TOKENS = 6144
 # Tokens, most turns, share with tools. The hardest task is copying a city into a call, which needs very many examples:

@@ -10,8 +10,6 @@ import random
 import re
 import string
 
-__all__ = ["bare_words", "made_up_word", "paraphrases", "vary"]
-
 PREFIXES = (
     "please ",
     "Please, ",

@@ -7,8 +7,6 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["FIRST_PLAIN_TOKEN", "MAX_POSITIONS", "VOCAB_SIZE", "train_tokenizer"]
-
 VOCAB_SIZE = 1792  # small: short tokens make streaming visible, and embeddings are most of a tiny model
 MAX_POSITIONS = 2048
 SPECIAL = (

@@ -192,19 +192,3 @@ class EngineSource(Protocol):
 
     async def wait_ready(self) -> Engine:
         """The running engine; waits while one is being restarted. Raises as `engine`."""
-
-
-__all__ = [
-    "CURRENT_STATS",
-    "ASGIApp",
-    "Call",
-    "Engine",
-    "EngineHttpApp",
-    "EngineSource",
-    "Handle",
-    "Prepared",
-    "RecoveryReport",
-    "Restartable",
-    "Route",
-    "Sink",
-]

@@ -310,6 +310,3 @@ def _path(place: Any) -> str:
 
 def _top(path: str) -> str | None:
     return re.split(r"[.\[]", path, maxsplit=1)[0] or None
-
-
-__all__ = ["BodyLimits", "is_cheap_to_parse", "read_document"]

@@ -53,6 +53,3 @@ def _mix(value: int) -> int:
     value ^= value >> 13
     value = value * 0xC2B2AE35 & _MASK
     return value ^ value >> 16
-
-
-__all__ = ["FIRST_WORD", "LARGEST", "token_at", "tokens"]

@@ -91,6 +91,3 @@ def _whose_parent_is(pid: str, proc: Path) -> list[int]:
             if stat.read_text().rsplit(") ", 1)[1].split()[1] == pid:
                 found.append(int(stat.parent.name))
     return found
-
-
-__all__ = ["Usage", "kill_below", "usage"]

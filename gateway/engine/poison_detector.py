@@ -110,6 +110,3 @@ class PoisonDetector:
         if self._histories:
             self._histories.pop(name, None)
             self._on_trial.discard(name)
-
-
-__all__ = ["PoisonDetector"]

@@ -74,6 +74,3 @@ class EngineProcesses(Protocol):
 
     async def end(self) -> None:
         """Terminate those that are left, and wait for their end."""
-
-
-__all__ = ["EngineHost", "EngineProcesses", "SharedEngineClient"]

@@ -223,6 +223,3 @@ class Supervisor(Generic[E]):
         if self._changed is not None:
             self._changed.set_result(None)
             self._changed = None
-
-
-__all__ = ["Phase", "Supervisor"]

@@ -148,6 +148,3 @@ class Watchdog:
             return True
         # The time of a process that has ended is no longer in the sum.
         return now.cpu_s < before.cpu_s or now.cpu_s - before.cpu_s >= looked_for_s * _BUSY_SHARE
-
-
-__all__ = ["Assessment", "Observation", "Watchdog"]

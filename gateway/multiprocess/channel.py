@@ -38,6 +38,3 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._writer.close()
-
-
-__all__ = ["Channel"]

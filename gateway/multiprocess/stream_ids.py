@@ -28,6 +28,3 @@ def worker_of(stream_id: str) -> int | None:
     """The worker that has the stream; None if the id does not name one."""
     found = _OURS.fullmatch(stream_id)
     return None if found is None else int(found[1], 16)
-
-
-__all__ = ["MAX_WORKERS", "new", "worker_of"]

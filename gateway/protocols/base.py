@@ -48,6 +48,3 @@ class StreamProtocol(Protocol):
 
     def framing(self, *, is_numbered: bool) -> Framing:
         """Server-Sent Events of this protocol, with the number of each event as its id or without ids."""
-
-
-__all__ = ["Encoder", "Framing", "StreamProtocol"]

@@ -31,5 +31,3 @@ class ChatEncoder(ChunkEncoder):
 
 
 CHAT = OpenAIProtocol(Endpoint.CHAT, ChatEncoder)
-
-__all__ = ["CHAT", "ChatEncoder"]

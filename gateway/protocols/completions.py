@@ -16,5 +16,3 @@ class CompletionEncoder(ChunkEncoder):
 
 
 COMPLETIONS = OpenAIProtocol(Endpoint.COMPLETION, CompletionEncoder)
-
-__all__ = ["COMPLETIONS", "CompletionEncoder"]

@@ -27,6 +27,3 @@ def dumped(text: str) -> bytes:
     if text.isascii() or not ("\u2028" in text or "\u2029" in text or "\x85" in text):
         return orjson.dumps(text)
     return escaped(orjson.dumps(text))
-
-
-__all__ = ["dumped", "escaped"]

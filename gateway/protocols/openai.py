@@ -167,6 +167,3 @@ class OpenAIProtocol:
 
     def framing(self, *, is_numbered: bool) -> Framing:
         return sse.numbered if is_numbered else sse.events
-
-
-__all__ = ["DONE", "ChunkEncoder", "OpenAIProtocol", "PassthroughEncoder"]

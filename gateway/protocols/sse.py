@@ -46,6 +46,3 @@ def cursor(last_event_id: str | None, starting_after: str | None) -> int:
                 raise ClientError(f"{name} must be the number of an event, such as 17.", param=name)
             return int(text)
     return 0
-
-
-__all__ = ["HEADERS", "KEEP_ALIVE", "cursor", "events", "numbered"]

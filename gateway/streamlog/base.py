@@ -101,6 +101,3 @@ class OpenLog(Protocol):
     def __call__(self, stream_id: str, keep_bytes: int | None, on_commit: Callable[[], None]) -> StreamLog:
         """A log that retains `keep_bytes` bytes; None: it retains nothing. `on_commit` is called when events are
         committed later than they were appended."""
-
-
-__all__ = ["Batch", "Ended", "OpenLog", "StreamLog"]

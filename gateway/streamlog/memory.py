@@ -138,6 +138,3 @@ class MemoryLog:
 def open_log(stream_id: str, keep_bytes: int | None, on_commit: Callable[[], None]) -> MemoryLog:
     """An `OpenLog`. Nothing is committed later than it is appended, so `on_commit` is never called."""
     return MemoryLog(keep_bytes)
-
-
-__all__ = ["MemoryLog", "open_log"]

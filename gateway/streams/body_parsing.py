@@ -60,6 +60,3 @@ class BodyParser:
             raise DeadlineExceeded(
                 f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
             ) from None
-
-
-__all__ = ["BEGIN_PER_TURN", "BodyParser"]

@@ -52,6 +52,3 @@ class CancelScope:
         # cancellation, as vLLM's handlers do, was stopped all the same.
         if task.uncancel() <= self._outer_cancels and (error is None or isinstance(error, asyncio.CancelledError)):
             raise self._error from None
-
-
-__all__ = ["CancelScope", "ClientDisconnected"]

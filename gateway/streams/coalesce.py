@@ -53,6 +53,3 @@ def split(text: str, tokens: int) -> list[Delta]:
         counted += share
         deltas.append(Delta(text[end - LONGEST_TEXT : end], share))
     return deltas
-
-
-__all__ = ["LONGEST_TEXT", "merge", "split"]

@@ -98,6 +98,3 @@ class EngineAppAdmission:
             CURRENT_STATS.reset(token)
             if permit is not None:
                 permit.release()
-
-
-__all__ = ["EngineAppAdmission"]

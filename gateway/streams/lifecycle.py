@@ -83,6 +83,3 @@ class Lifecycle:
     def _enter(self, state: State) -> None:
         self.state = state
         self.accepts_output = (state, Signal.OUTPUT) in _TABLE
-
-
-__all__ = ["Lifecycle", "Signal", "State"]

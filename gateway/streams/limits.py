@@ -27,6 +27,3 @@ class Limits:
     def grace_s(self, options: RequestOptions) -> float | None:
         """How long a request goes on without a reader; None: not at all."""
         return None if options.grace_s is None else min(options.grace_s, self.max_grace_s)
-
-
-__all__ = ["Limits"]

@@ -161,6 +161,3 @@ class StreamReader:
     def _wake_task(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-__all__ = ["DirectSink", "StreamReader"]

@@ -173,6 +173,3 @@ class Registry:
 def _status(stream: Stream) -> Status:
     stats, events = stream.stats, stream.last_event
     return Status(stream.id, stream.status, stream.is_resumable, events, stats.prompt_tokens, stats.completion_tokens)
-
-
-__all__ = ["Registry", "Status"]

@@ -125,6 +125,3 @@ class Retention:
 
     def _live_bytes(self) -> int:
         return sum([stream.log_bytes for stream in self._live.values()])
-
-
-__all__ = ["FinishedStreams", "Retention"]

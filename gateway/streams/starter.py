@@ -129,6 +129,3 @@ class StreamStarter:
         except Exception as error:
             log_defect(logger, "a request failed with an unexpected error", error)
             writer.fail(InternalError("The server failed to answer this request."))
-
-
-__all__ = ["StreamStarter"]

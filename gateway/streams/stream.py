@@ -160,6 +160,3 @@ def deadline_error(timeout_s: float, tokens: int, *, is_queued: bool) -> Deadlin
     """The error of a request that passed its deadline of `timeout_s`, with the tokens that it has cost."""
     spent = "while it waited; nothing was generated" if is_queued else f"after {tokens} completion tokens"
     return DeadlineExceeded(f"The request passed its deadline of {timeout_s:g} s {spent}.")
-
-
-__all__ = ["NoSuchEvent", "Stream", "deadline_error"]

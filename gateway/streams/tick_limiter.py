@@ -43,6 +43,3 @@ class TickLimiter:
                 self._left -= 1
         if self._left < self._per_turn:
             self._arm(loop)
-
-
-__all__ = ["TickLimiter"]

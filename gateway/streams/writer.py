@@ -271,6 +271,3 @@ class StreamWriter:
     def _wake(self) -> None:
         for reader in self._readers:
             reader.wake()
-
-
-__all__ = ["StreamWriter"]

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from loadtest.measure.histogram import bucket_middle
 from loadtest.measure.result import TimelineSecond
 
-__all__ = ["BLOCKS_MIN", "Resamples", "bootstrap_interval", "student_t_quantile"]
-
 CONFIDENCE = 0.95
 # Of this number the 2.5 % on either side are 50, and the widened tails of short runs are not empty either.
 _DRAWS = 2000

@@ -15,8 +15,6 @@ from loadtest.analysis.comparison import Comparison, Row, Trend
 from loadtest.measure.quantile_ci import samples_needed
 from loadtest.measure.result import Outcome, Result, TimelineSecond, merged_histogram
 
-__all__ = ["Comparison", "compare"]
-
 # Half of the change that would deserve an investigation; load tests on the same machine differ by a few percent anyway.
 TOLERANCE = 0.05
 _SEEDS = (20_261_125, 20_261_126)

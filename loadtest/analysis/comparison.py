@@ -13,8 +13,6 @@ from loadtest.report import page
 from loadtest.report.markdown import escape, table
 from loadtest.report.strip import IntervalStrip
 
-__all__ = ["Comparison", "Row", "Trend"]
-
 _HEAD = ("", "a", "b", "b / a", "95 % interval", "")
 
 

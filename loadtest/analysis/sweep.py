@@ -17,8 +17,6 @@ from loadtest.formatting import format_number
 from loadtest.measure.result import Outcome, Result
 from loadtest.scenario.slo import Slo
 
-__all__ = ["SweepResult", "sweep"]
-
 _GROWTH = 2.0
 # How often a rate that was found may be withdrawn; each time costs several runs.
 _MAX_WITHDRAWN = 3

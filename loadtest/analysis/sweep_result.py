@@ -15,8 +15,6 @@ from loadtest.report import page
 from loadtest.report.chart import Chart, Line, ReferenceLine
 from loadtest.report.scale import Linear, latency_axis
 
-__all__ = ["AutoscalerTargets", "Step", "SweepResult", "autoscaler_targets"]
-
 # Replicas should run below their limit: the load that arrives while another one starts must fit, too.
 HEADROOM = 0.8
 _RUNNING = ("vllm:num_requests_running", "sluice_streams_active")

@@ -18,8 +18,6 @@ from loadtest.measure.quantile_ci import quantile_interval, samples_needed
 from loadtest.measure.result import Check, Generator, Integrity, LatencyStats, Outcome, Server, Summary, Verdict
 from loadtest.scenario.slo import Limit, Slo
 
-__all__ = ["judge"]
-
 
 def judge(summary: Summary, generator: Generator, integrity: Integrity, server: Server, slo: Slo) -> Verdict:
     """The outcome and its reasons, the decisive ones first."""

@@ -29,8 +29,6 @@ from loadtest.measure.result import Result
 from loadtest.mock.child import running_mock
 from loadtest.mock.plan import MockPlan
 
-__all__ = ["CASES", "Case", "CaseResult", "run_case", "scenario"]
-
 # At 80 ms, 500 streams are 6,250 events a second, which a Python client reads with less than half of a core.
 ITL_MS, TOKENS, STREAMS = 80.0, 100, 500
 TTFT = {"kind": "lognormal", "mean": 200, "cv": 0.4}

@@ -21,16 +21,6 @@ import orjson
 from loadtest.measure.result import LatencyStats, Result
 from loadtest.mock.ground_truth import GroundTruth, TrueRecord
 
-__all__ = [
-    "CheckedFigure",
-    "MatchedRequest",
-    "compare",
-    "is_causality_violated",
-    "match_requests",
-    "read_lines",
-    "start_bounds_us",
-]
-
 # Lines hold whole microseconds, rounded down.
 ROUNDED_US = 2.0
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}

@@ -192,6 +192,3 @@ def _process_tree(pid: int) -> list[int]:
         newest = {child for child, parent in parents.items() if parent in newest}
         tree += sorted(newest)
     return tree
-
-
-__all__ = ["CONTEXT", "MODEL", "FrontEnd", "cpu_s", "split_cpus", "start"]

@@ -27,8 +27,6 @@ from loadtest.client import kernel_timestamps
 from loadtest.client.response import TransportEnd
 from loadtest.client.tls import TlsFilter
 
-__all__ = ["Address", "Connection", "ConnectionFailed", "Deadlines", "ReadPace", "ResponseHandler"]
-
 _READ_BYTES = 32 * 2**10
 _READABLE = 1
 # So small that the server notices a stopped reader after some events, not after megabytes.

@@ -13,8 +13,6 @@ import struct
 import sys
 from time import perf_counter_ns, time_ns
 
-__all__ = ["enable", "receive"]
-
 # From asm-generic/socket.h (x86 and Arm); the payload is a `struct timespec`.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("qq")

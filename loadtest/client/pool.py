@@ -6,8 +6,6 @@ from time import perf_counter_ns
 
 from loadtest.client.connection import Address, Connection, ReadPace
 
-__all__ = ["ConnectionPool"]
-
 # uvicorn and Node close connections after 5 s of silence; sending into a connection that is just being closed would
 # look like an error of the server.
 _IDLE_NS = 3_000_000_000

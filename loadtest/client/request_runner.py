@@ -14,8 +14,6 @@ from loadtest.measure.record import ReadMode, Record
 from loadtest.scenario.model import Timeouts
 from loadtest.scenario.workload import PreparedRequest
 
-__all__ = ["RequestRunner"]
-
 
 class _PlannedHandler:
     """Passes a response to its reader; aborts or pauses when the read plan demands it."""

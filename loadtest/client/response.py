@@ -21,8 +21,6 @@ from loadtest.measure.record import ReadMode, Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.workload import PreparedRequest
 
-__all__ = ["ResponseReader", "TransportEnd"]
-
 _DETAIL_LENGTH = 300
 
 

@@ -6,8 +6,6 @@ do. The usual case, whole events of one `data:` line each, costs one split.
 
 from __future__ import annotations
 
-__all__ = ["Event", "EventTooLarge", "SseParser"]
-
 # The value of the id line and the data; either may be missing.
 Event = tuple[bytes | None, bytes | None]
 # The first event of a stream can hold the ids of a whole prompt; this is far beyond any context.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ssl
 
-__all__ = ["TlsFilter", "make_ssl_context"]
-
 
 def make_ssl_context(verify: bool) -> ssl.SSLContext:
     """`verify`: accept only certificates of the system's authorities, instead of any."""

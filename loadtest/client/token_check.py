@@ -10,8 +10,6 @@ from loadtest.measure.record import Record
 from loadtest.measure.result import ErrorKind
 from loadtest.scenario.workload import PreparedRequest
 
-__all__ = ["TokenCheck"]
-
 
 class TokenCheck:
     """For one response. Errors are passed to `fail`."""

@@ -16,8 +16,6 @@ from loadtest.generator.precise_timer import PreciseTimer
 from loadtest.measure.aggregates import Window
 from loadtest.measure.histogram import Histogram
 
-__all__ = ["GeneratorHealth", "HealthProbe"]
-
 _EVERY_NS = 10_000_000
 _CPU_WINDOW_NS = 5_000_000_000
 

@@ -30,8 +30,6 @@ from loadtest.scenario.model import Scenario
 from loadtest.scenario.traces import Arrival
 from loadtest.scenario.workload import Conversation, PreparedRequest, RequestFactory, ServerInfo
 
-__all__ = ["LoadWorker", "WorkerShare"]
-
 # Failures of the generator repeat themselves; some are enough for a diagnosis.
 _FAILURES_KEPT = 5
 

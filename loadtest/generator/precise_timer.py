@@ -13,8 +13,6 @@ from gevent.hub import get_hub
 
 from loadtest import timerfd
 
-__all__ = ["PreciseTimer"]
-
 
 class PreciseTimer:
     """For one greenlet."""

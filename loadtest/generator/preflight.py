@@ -16,8 +16,6 @@ from loadtest.scenario import prompt_text
 from loadtest.scenario.model import Scenario
 from loadtest.scenario.workload import ServerInfo
 
-__all__ = ["PreflightError", "ping", "probe"]
-
 _TIMEOUT_S = 10.0
 _SAMPLE_WORDS = 400
 

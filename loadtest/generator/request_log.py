@@ -11,8 +11,6 @@ from gevent.threadpool import ThreadPool
 
 from loadtest.measure.record import Record
 
-__all__ = ["RequestLog"]
-
 _EVERY_S = 1.0
 
 

@@ -16,8 +16,6 @@ from loadtest.measure.histogram import Histogram
 from loadtest.measure.record import Record
 from loadtest.measure.result import INTEGRITY_ERRORS, ErrorKind
 
-__all__ = ["Aggregates", "GroupStats", "SecondStats", "Window"]
-
 _EXAMPLES = 20
 # Counting a thousand gaps takes about a millisecond, during which the loop reads nothing.
 _YIELD_EVERY = 256

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import ceil
 
-__all__ = ["Histogram", "bucket_middle"]
-
 _BITS = 7
 _HALF = 1 << (_BITS - 1)
 

@@ -16,8 +16,6 @@ from math import ceil, exp, lgamma, log, sqrt
 
 from loadtest.measure.histogram import Histogram
 
-__all__ = ["order_ranks", "quantile_interval", "samples_needed"]
-
 CONFIDENCE = 0.95
 
 

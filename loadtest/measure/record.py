@@ -9,8 +9,6 @@ from itertools import pairwise
 
 from loadtest.measure.result import ErrorKind
 
-__all__ = ["ReadMode", "Record"]
-
 
 class ReadMode(StrEnum):
     """How the client reads. Times that the client itself distorts do not count as the server's."""

@@ -26,8 +26,6 @@ from loadtest.mock.slots import Slots
 from loadtest.mock.stream import Job, Stream
 from loadtest.scenario.distributions import Distribution
 
-__all__ = ["App"]
-
 # The number of finished resumable streams that can still be joined.
 RESUMABLE_KEPT = 4096
 _STATUS = {FaultKind.HTTP_400: 400, FaultKind.HTTP_429: 429, FaultKind.HTTP_500: 500, FaultKind.HTTP_503: 503}

@@ -13,8 +13,6 @@ from pathlib import Path
 from loadtest.mock.ground_truth import GroundTruth
 from loadtest.mock.plan import MockPlan
 
-__all__ = ["MockProcess", "running_mock"]
-
 
 class MockProcess:
     """A running mock. `cpus`: its CPU affinity."""

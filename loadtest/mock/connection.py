@@ -19,8 +19,6 @@ import httptools
 
 from loadtest.mock.stream import Job
 
-__all__ = ["Connection", "RequestHandler"]
-
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Too Large"}
 _REASONS |= {429: b"Too Many Requests", 500: b"Internal Server Error", 503: b"Service Unavailable"}
 # No measurement has prompts beyond some hundred thousand tokens.

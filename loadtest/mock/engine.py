@@ -15,8 +15,6 @@ from typing import Protocol
 from loadtest.mock.ground_truth import Lateness
 from loadtest.mock.timer import Timer
 
-__all__ = ["Engine", "TimedEvent"]
-
 
 class TimedEvent(Protocol):
     """Something that is done at its time."""

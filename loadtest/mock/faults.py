@@ -9,8 +9,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter,
 
 from loadtest.scenario.distributions import StrictModel
 
-__all__ = ["Fault", "FaultKind", "parse_fault"]
-
 
 class FaultKind(StrEnum):
     """Those of the second block end the stream; those of the third change its content."""

@@ -15,8 +15,6 @@ import orjson
 from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import LatencyStats
 
-__all__ = ["ON_TIME_MS", "GroundTruth", "Lateness", "TrueRecord"]
-
 ON_TIME_MS = 1.0
 """Half of the precision demanded of load generators, at the p99, would be better; a shared CPU does not allow it."""
 

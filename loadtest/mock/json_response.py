@@ -12,8 +12,6 @@ from loadtest.mock.openai_chunks import ChunkBuilder
 from loadtest.mock.script import FOREVER_NS, StreamTiming
 from loadtest.mock.stream import Connection, Job
 
-__all__ = ["JsonResponse"]
-
 
 class AnsweringConnection(Connection, Protocol):
     def answer(self, status: int, body: bytes, headers: bytes = b"") -> None:

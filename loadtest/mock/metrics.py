@@ -6,8 +6,6 @@ from bisect import bisect_left
 
 from loadtest.mock.slots import Slots
 
-__all__ = ["MockMetrics"]
-
 # vLLM's own, without those that the mock does not need.
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 _TTFT = "vllm:time_to_first_token_seconds"

@@ -9,8 +9,6 @@ import orjson
 from gateway.engine import deterministic_tokens
 from loadtest.mock.request_body import RequestBody
 
-__all__ = ["DONE", "ChunkBuilder", "error_body"]
-
 DONE = b"[DONE]"
 
 

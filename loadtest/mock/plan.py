@@ -13,8 +13,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from loadtest.mock.faults import Fault
 from loadtest.scenario.distributions import Constant, Distribution, StrictModel
 
-__all__ = ["FaultShare", "Freeze", "MockPlan", "PlanError"]
-
 
 class PlanError(ValueError):
     """The plan cannot be used; the message names the field and the problem."""

@@ -10,8 +10,6 @@ import orjson
 
 from loadtest.mock import faults
 
-__all__ = ["InvalidRequest", "RequestBody", "parse_request"]
-
 # The first token of every chat's prompt: chats have no ids in their bodies.
 _CHAT_FIRST_TOKEN = 1
 

@@ -10,8 +10,6 @@ import orjson
 from loadtest.mock.faults import Fault, FaultKind
 from loadtest.mock.openai_chunks import DONE, ChunkBuilder, error_body
 
-__all__ = ["FOREVER_NS", "Action", "StreamTiming", "make_actions"]
-
 FOREVER_NS = -1
 """A wait that never ends."""
 _CHARACTER = "é".encode()

@@ -12,8 +12,6 @@ from loadtest.mock.app import App
 from loadtest.mock.ground_truth import GroundTruth
 from loadtest.mock.plan import MockPlan
 
-__all__ = ["serve"]
-
 # Room for a burst of a thousand clients in one instant, and for the connections during a freeze.
 BACKLOG = 4096
 

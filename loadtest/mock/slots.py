@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from loadtest.mock.stream import Job
 
-__all__ = ["Slots"]
-
 
 class Slots:
     """At most `limit` jobs at a time (None: no limit), in order of arrival."""

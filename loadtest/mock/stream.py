@@ -10,8 +10,6 @@ from typing import Protocol
 from loadtest.mock.ground_truth import TrueRecord
 from loadtest.mock.script import FOREVER_NS, Action
 
-__all__ = ["Connection", "Job", "Stream"]
-
 LAST_CHUNK = b"0\r\n\r\n"
 
 

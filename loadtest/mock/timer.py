@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 from loadtest import timerfd
 
-__all__ = ["Timer"]
-
 
 class Timer:
     """Calls `wake` once at a time of `perf_counter_ns`, which may have passed."""

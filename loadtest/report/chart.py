@@ -17,8 +17,6 @@ from zlib import crc32
 from loadtest.formatting import format_number
 from loadtest.report.scale import Axis
 
-__all__ = ["Band", "Chart", "Line", "ReferenceLine"]
-
 WIDTH, HEIGHT = 400, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
 PLOT_W, PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM

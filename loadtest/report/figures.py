@@ -13,8 +13,6 @@ from loadtest.measure.result import Check, LatencyStats, Result, Server, Timelin
 from loadtest.report.chart import Band, Chart, Line, ReferenceLine
 from loadtest.report.scale import Linear, PercentileTail, Time, latency_axis
 
-__all__ = ["percentile_charts", "server_charts", "slo_limits", "timeline_charts", "unmeasured_bands"]
-
 # More points than pixels add nothing.
 _POINTS = 240
 # Kinds of errors drawn separately; a seventh colour could not be distinguished from the others.

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from loadtest.measure.result import Outcome, Result
 from loadtest.report import tables
 
-__all__ = ["escape", "render_run", "table"]
-
 # Links, images, emphasis, HTML, headings and cells; and list markers at the beginning of a line.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&]|^[+-](?= )|(?<=^\d)[.)](?= ))")
 _LATENCY = ("ms", "count", "mean", "p50", "p90", "p95", "p99", "p99.9", "max")

@@ -13,8 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from loadtest.measure.result import Outcome, Result
 from loadtest.report import figures, tables
 
-__all__ = ["render", "render_run"]
-
 
 def render_run(result: Result) -> str:
     """The report of one run."""

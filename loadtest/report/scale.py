@@ -8,8 +8,6 @@ from math import ceil, floor, log10
 
 from loadtest.formatting import format_number
 
-__all__ = ["Axis", "Linear", "Log", "PercentileTail", "Time", "latency_axis"]
-
 # Above this ratio of the largest to the smallest value, a linear axis compresses the small ones too much.
 _LOG_FROM = 20
 _PERCENTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["IntervalStrip"]
-
 _WIDTH, _HEIGHT = 180, 18
 _EDGE = 6
 

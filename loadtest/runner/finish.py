@@ -18,8 +18,6 @@ from loadtest.runner.summarise import CollectedRun
 from loadtest.scenario.behaviours import Cancel
 from loadtest.server_metrics import scraper
 
-__all__ = ["finish_run", "to_text"]
-
 
 def finish_run(session: Session, out: Path | None, command: str) -> Result:
     """The result of a run that has ended, written to `out` if given."""

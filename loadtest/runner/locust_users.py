@@ -25,8 +25,6 @@ from loadtest.runner.session import Session
 from loadtest.scenario.model import Timeouts
 from loadtest.scenario.workload import PreparedRequest, ReadPlan
 
-__all__ = ["LoadShape", "LoadUser", "SSEUser", "StreamError"]
-
 
 class StreamError(Exception):
     """A request that did not end well. Its text is the kind alone, because Locust counts errors by their text."""

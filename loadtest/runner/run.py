@@ -26,8 +26,6 @@ from loadtest.runner.locust_users import LoadShape, LoadUser
 from loadtest.runner.session import Session
 from loadtest.scenario.loader import LoadedScenario
 
-__all__ = ["run_scenario"]
-
 _LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 # Importing Locust takes a second or two; on a busy machine with many workers much longer.
 _WORKERS_WITHIN_S = 120.0

@@ -13,8 +13,6 @@ from loadtest.scenario.loader import LoadedScenario, ScenarioError
 from loadtest.scenario.model import Scenario
 from loadtest.scenario.workload import ServerInfo
 
-__all__ = ["WorkerPlan", "api_keys", "to_perf_counter_ns"]
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:

@@ -34,8 +34,6 @@ from loadtest.scenario.traces import TraceError
 from loadtest.scenario.workload import ServerInfo
 from loadtest.server_metrics.scraper import Scraper
 
-__all__ = ["RunInputs", "Session"]
-
 _PLAN, _ENDED = "load_plan", "load_ended"
 # From the plan to the first arrival: time for the plan to reach every worker and for Locust to start its users.
 _LEAD_S = 1.5

@@ -12,8 +12,6 @@ from loadtest.measure.histogram import Histogram
 from loadtest.measure.result import Generator, Group, Integrity, LatencyStats, Summary, TimelineSecond
 from loadtest.scenario.model import Scenario
 
-__all__ = ["CollectedRun"]
-
 
 @dataclass(slots=True)
 class CollectedRun:

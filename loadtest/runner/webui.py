@@ -13,8 +13,6 @@ from loadtest.measure.histogram import Histogram
 from loadtest.runner.session import Session
 from loadtest.runner.summarise import CollectedRun
 
-__all__ = ["add_tabs"]
-
 Row = dict[str, object]
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 _TIMES = (("TTFT", "ttft"), ("TTFT from sending", "ttft_sent"), ("ITL", "itl"), ("TPOT", "tpot"), ("E2E", "e2e"), ("Longest gap", "stall"))  # fmt: skip  # noqa: E501

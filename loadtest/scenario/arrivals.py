@@ -21,21 +21,6 @@ from pydantic import Field, model_validator
 from loadtest.scenario.distributions import Constant as ConstantAmount
 from loadtest.scenario.distributions import Distribution, StrictModel
 
-__all__ = [
-    "ClosedLoop",
-    "ConstantRate",
-    "Gamma",
-    "Load",
-    "OpenLoop",
-    "Poisson",
-    "Ramp",
-    "Sine",
-    "Spike",
-    "Step",
-    "TraceReplay",
-    "worker_share",
-]
-
 Process = Literal["poisson", "constant"]
 _T = TypeVar("_T")
 

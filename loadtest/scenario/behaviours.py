@@ -12,8 +12,6 @@ from pydantic import Field, model_validator
 
 from loadtest.scenario.distributions import Constant, Distribution, StrictModel, Uniform
 
-__all__ = ["Behaviour", "Cancel", "Resume", "Slow", "Stall"]
-
 
 class _Behaviour(StrictModel):
     share: float = Field(gt=0, le=1, description="Of the streams of the workload.")

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Choice", "Constant", "Distribution", "Exponential", "Lognormal", "Normal", "StrictModel", "Uniform"]
-
 
 class StrictModel(BaseModel):
     """The base of all sections of scenarios and mock plans."""

@@ -16,8 +16,6 @@ from loadtest.scenario.arrivals import ClosedLoop, OpenLoop, TraceReplay
 from loadtest.scenario.model import Scenario
 from loadtest.scenario.slo import did_you_mean
 
-__all__ = ["LoadedScenario", "ScenarioError", "builtin_names", "load", "parse"]
-
 BUILTIN_FOLDER = Path(__file__).parents[1] / "scenarios"
 _MASK = "********"
 

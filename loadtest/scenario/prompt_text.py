@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from random import Random
 
-__all__ = ["BLOCK_TOKENS", "make_block", "make_text"]
-
 # In Mooncake's traces one hash id stands for a block of this length.
 BLOCK_TOKENS = 512
 

@@ -14,8 +14,6 @@ from pydantic import Field, model_validator
 
 from loadtest.scenario.distributions import StrictModel
 
-__all__ = ["PRESETS", "Limit", "Slo"]
-
 # MLPerf Inference's limits (`inference_rules.adoc` in its policies), by model and by how interactive the use is: a
 # start for models of about that size. Name -> TTFT and TPOT in milliseconds at the 99th percentile.
 PRESETS: dict[str, tuple[float, float]] = {

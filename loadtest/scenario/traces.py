@@ -13,8 +13,6 @@ from typing import Any
 
 from loadtest.scenario.arrivals import TraceReplay
 
-__all__ = ["Arrival", "TraceError", "read_trace"]
-
 
 class TraceError(Exception):
     """The file cannot be replayed; the message names the line."""

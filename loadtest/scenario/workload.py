@@ -21,8 +21,6 @@ from loadtest.scenario.behaviours import Behaviour, Cancel, Resume, Slow, Stall
 from loadtest.scenario.model import Scenario, Tenant, Workload
 from loadtest.scenario.traces import Arrival
 
-__all__ = ["Conversation", "PreparedRequest", "ReadPlan", "RequestFactory", "ServerInfo"]
-
 # Token ids that are plain text for the demo model, and exist in any other.
 _SMALLEST_TOKEN_ID = 300
 

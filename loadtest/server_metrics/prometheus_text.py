@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["GAUGES", "MetricsHistory", "parse_samples", "sum_gauges"]
-
 # Gauges are summed over engines, workers and servers; of cache usages the largest counts.
 GAUGES = (
     "sluice_streams_active",

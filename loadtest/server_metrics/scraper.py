@@ -16,8 +16,6 @@ from urllib.parse import SplitResult, urlsplit
 from loadtest.measure.result import Server
 from loadtest.server_metrics.prometheus_text import GAUGES, MetricsHistory, parse_samples, sum_gauges
 
-__all__ = ["Scraper", "wait_until_freed"]
-
 _TIMEOUT_S = 5.0
 # A page of vLLM with its gateway has some 100 KiB; a larger one comes from a wrong address.
 _LARGEST_BYTES = 16 * 2**20

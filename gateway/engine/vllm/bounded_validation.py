@@ -170,6 +170,3 @@ def _exception_text(error: BaseException) -> str:
     if error.args and isinstance(error.args[0], str):
         return error.args[0]
     return str(error)
-
-
-__all__ = ["BoundedValidator", "field_path", "to_client_error"]

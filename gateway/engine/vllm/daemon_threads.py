@@ -55,6 +55,3 @@ def _run_without_interrupts(work: Callable[[], T]) -> T:
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     return work()
-
-
-__all__ = ["RENDER_THREADS", "install", "run_in_daemon_thread"]

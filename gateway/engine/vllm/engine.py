@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from vllm.entrypoints.serve.utils.orca_metrics import create_orca_header, get_named_metrics_from_prometheus
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
+from gateway.asgi import ASGIApp
 from gateway.clock import Clock
 from gateway.domain import AppOptions, Cause, Endpoint, RequestStats
-from gateway.engine.base import ASGIApp, RecoveryReport, Route, Sink
+from gateway.engine.base import RecoveryReport, Route, Sink
 from gateway.engine.bounded_json import BodyLimits, read_document
 from gateway.engine.vllm import error_mapping, prompt_offload
 from gateway.engine.vllm.core_client import watch
@@ -249,6 +250,3 @@ def _prefix(root_path: str | None) -> str:
     """vLLM's `--root-path` as a prefix of paths: `/llm`, or nothing."""
     bare = (root_path or "").strip("/")
     return f"/{bare}" if bare else ""
-
-
-__all__ = ["VllmEngine"]

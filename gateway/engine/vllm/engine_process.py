@@ -89,14 +89,3 @@ def _exit_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_CHECK_EVERY_S)
     os._exit(1)
-
-
-__all__ = [
-    "ABORT_CLIENT",
-    "VARIABLE",
-    "WITH_STACK_TRACES",
-    "install_plugin",
-    "replace_coordinator",
-    "run_coordinator",
-    "unmark_environment",
-]

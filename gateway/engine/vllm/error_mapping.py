@@ -161,17 +161,3 @@ def from_exception(error: BaseException) -> SluiceError:
         log_defect(logger, "a request failed inside vLLM", error)
         return InternalError("The server failed to answer this request.")
     return from_response(response)
-
-
-__all__ = [
-    "GRAMMAR_DEAD_END",
-    "RefusedByVllm",
-    "current_error",
-    "from_exception",
-    "from_info",
-    "from_response",
-    "from_validator",
-    "generation_error",
-    "to_client_error",
-    "with_client_field",
-]

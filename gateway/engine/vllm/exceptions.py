@@ -11,6 +11,3 @@ class Aborted(Exception):
 
 class EngineKilledByRequest(EngineDeadError):  # type: ignore[misc,unused-ignore]
     """Engine after engine has died while it ran this request, which is not sent again."""
-
-
-__all__ = ["Aborted", "EngineKilledByRequest"]

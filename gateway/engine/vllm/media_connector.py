@@ -342,6 +342,3 @@ def _field(media_io: Any) -> str:
     if isinstance(media_io, ImageMediaIO):
         return "image_url"
     return "audio_url" if isinstance(media_io, AudioMediaIO) else "video_url"
-
-
-__all__ = ["LimitedMediaConnector", "MediaLimits", "install_media_connector", "start_budget"]

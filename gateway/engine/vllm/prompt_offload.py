@@ -251,6 +251,3 @@ def check_prompt_logprobs(tokens: int, requested: int, model_config: Any) -> Non
             f"{MOST_PROMPT_LOGPROBS} values; request fewer, or send the prompt in parts.",
             parameter="prompt_logprobs",
         )
-
-
-__all__ = ["install_prompt_offload"]

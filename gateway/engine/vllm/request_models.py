@@ -67,6 +67,3 @@ def _prompt_count(request: Any) -> int:
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)
     return 1
-
-
-__all__ = ["VllmCall", "VllmPrepared", "read_request"]

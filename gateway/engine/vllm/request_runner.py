@@ -183,6 +183,3 @@ class RequestRunner:
             refused = error_mapping.with_client_field(error_mapping.from_response(made), call.request)
             raise error_mapping.current_error() or refused
         return made
-
-
-__all__ = ["RequestRunner", "RunningRequest"]

@@ -117,6 +117,3 @@ class HostedEngine:
     def _send_all(self, message: ParentMessage) -> None:
         for number in range(self._workers):
             self._send(number, message)
-
-
-__all__ = ["HostedEngine"]

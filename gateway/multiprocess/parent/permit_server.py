@@ -57,6 +57,3 @@ class PermitServer:
             return
         self._held[message.permit_id] = permit
         self._send(PermitGranted(message.permit_id))
-
-
-__all__ = ["NullGateMetrics", "PermitServer"]

@@ -258,6 +258,3 @@ class ParentProcess:
         self._deadline_s = self._clock.now()
         self._send_all(message)
         self._over.set()
-
-
-__all__ = ["ParentProcess", "ServeOptions", "serve"]

@@ -94,6 +94,3 @@ class WorkerHandle:
         if self.process.is_alive():
             self.process.kill()
             await asyncio.to_thread(self.process.join)
-
-
-__all__ = ["CHECK_EVERY_S", "MAX_UNANSWERED", "WorkerHandle", "spawn"]

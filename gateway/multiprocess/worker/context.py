@@ -157,6 +157,3 @@ class WorkerContext:
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-__all__ = ["WorkerContext"]

@@ -73,6 +73,3 @@ class EngineHostClient:
     def on_engine_abandoned(self, message: EngineAbandoned) -> None:
         self._abandoned = message
         self._up_or_abandoned.set()
-
-
-__all__ = ["EngineHostClient"]

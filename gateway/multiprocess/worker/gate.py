@@ -90,6 +90,3 @@ class _Issuer:
 
     def release(self, slots: int, granted_s: float) -> None:
         self._gate.release(self._permit_id, slots)
-
-
-__all__ = ["RemoteGate"]

@@ -122,6 +122,3 @@ def _formatted(value: float) -> str:
     if math.isfinite(value):
         return repr(value)
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
-
-
-__all__ = ["MetricsPage", "merge"]

@@ -83,6 +83,3 @@ class PeerRequest:
     def close(self) -> None:
         """Abort the connection; where the response is not complete, the other worker sees a disconnect."""
         self._writer.transport.abort()
-
-
-__all__ = ["Headers", "PeerError", "PeerRequest"]

@@ -71,6 +71,3 @@ async def _fetch(number: int, path: Path) -> MetricsPage:
         message = f"Worker {number} does not answer, and the metrics of the other workers alone would be wrong."
         raise Overloaded(message, retry_after_s=1) from None
     return MetricsPage(body.decode(), **orjson.loads(dict(headers)[_STATE]))
-
-
-__all__ = ["PeerApp", "collect_metrics"]

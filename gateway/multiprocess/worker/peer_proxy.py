@@ -137,6 +137,3 @@ async def _send_gone(send: Any) -> None:
     """The worker that has the stream is dead or exits, and then the whole server does."""
     error = Draining("The process that has this request is gone; the server is stopping.", retry_after_s=1)
     await send_whole(send, *error_response(error))
-
-
-__all__ = ["HOLDS_PATH", "PeerProxy"]

@@ -122,6 +122,3 @@ def main(
         logger.error("%s", error)
     # Before that, a thread may be building the engine, and the interpreter's exit would wait for it.
     raise SystemExit(shutdown.exit_process(0 if failure is None else failure.exit_code, hurry=not is_ready))
-
-
-__all__ = ["ServeOptions", "WorkerServer", "main"]

@@ -83,6 +83,3 @@ def _log_fields(
         "duration_s": round(seconds, 4),
         "owner": caller.owner,
     }
-
-
-__all__ = ["DETACHED", "close", "new_stats"]

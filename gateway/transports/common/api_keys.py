@@ -172,6 +172,3 @@ def _parse(file: Path, lines: Iterable[bytes]) -> KeySet:
     if not names:
         raise SettingsError(f"server.api_keys_file: {file} holds no key, so no client could call this server.")
     return KeySet(names, frozenset(operators), frozenset(taken))
-
-
-__all__ = ["ApiKeys", "KeySet", "new_key"]

@@ -108,6 +108,3 @@ class Delivery:
             return now_s + min(keepalive_s, stall_timeout_s)
         # A send that begins right now must be found when its time is up.
         return min(due_s, now_s + stall_timeout_s)
-
-
-__all__ = ["Connection", "Delivery", "DeliveryTimers"]

@@ -153,6 +153,3 @@ def url_of(host: str, sock: socket.socket, *, tls: bool = False) -> str:
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
     shown = everywhere.get(host, f"[{host}]" if ":" in host else host)
     return f"http{'s' if tls else ''}://{shown}:{sock.getsockname()[1]}"
-
-
-__all__ = ["Listeners", "SocketAccess", "UnixFile", "bind", "bind_many", "bind_unix", "url_of"]

@@ -32,6 +32,3 @@ def _seconds(headers: Mapping[str, str], name: str, shown: str) -> float | None:
     if not 0 <= seconds < math.inf:
         raise ClientError(f"{shown} must be a number of seconds, such as 30 or 2.5.", param=shown)
     return seconds
-
-
-__all__ = ["RESUMABLE", "TIMEOUT", "read"]

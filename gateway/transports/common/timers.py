@@ -68,6 +68,3 @@ class DeadlineTimer:
             # A check that is never due again stays until it is removed.
             heapq.heappush(self._due, (check(now_s), number, check))
         self._arm()
-
-
-__all__ = ["DeadlineTimer"]

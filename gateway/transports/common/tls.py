@@ -177,6 +177,3 @@ def _stamp(files: CertificateFiles) -> _Stamp:
 def _no_password() -> str:
     # Without this, OpenSSL would ask for the passphrase on the terminal.
     return ""
-
-
-__all__ = ["CertificateFiles", "Certificates", "load"]

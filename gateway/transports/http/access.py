@@ -137,6 +137,3 @@ class Access:
                 forwarded_host=", ".join(text.get(b"x-forwarded-host", ())),
             ),
         )
-
-
-__all__ = ["PROBES", "Access", "Verdict"]

@@ -91,6 +91,3 @@ class BodyDeadline:
             )
         self._window_s, self._window_bytes = now_s, seen_bytes
         return None
-
-
-__all__ = ["UNCOUNTED_BYTES", "WINDOW_S", "BodyBudget", "BodyDeadline", "BodyReceiver"]

@@ -10,7 +10,6 @@ import socket
 from math import inf
 from typing import Any
 
-from gateway.asgi import ARRIVAL, DIRECT_SINK
 from gateway.transports.http import socket_options
 from gateway.transports.http.request_limits import LimitedConnection
 from gateway.transports.http.write_coalescer import WriteCoalescer
@@ -124,6 +123,3 @@ class HttpConnection(LimitedConnection):
     def unsent_bytes(self) -> int:
         """Bytes in this process's buffers."""
         return self.transport.get_write_buffer_size() + len(self._piece)
-
-
-__all__ = ["ARRIVAL", "DIRECT_SINK", "HttpConnection"]

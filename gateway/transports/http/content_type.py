@@ -37,6 +37,3 @@ def _type(headers: Headers) -> bytes:
     """The media type in lower case without parameters; empty if there is none or more than one."""
     found = [value for name, value in headers if name == b"content-type"]
     return found[0].partition(b";")[0].strip().lower() if len(found) == 1 else b""
-
-
-__all__ = ["check_declared", "check_json"]

@@ -51,6 +51,3 @@ class _WithoutDirectWrites:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         await self._app({name: value for name, value in scope.items() if name != DIRECT_SINK}, receive, send)
-
-
-__all__ = ["load", "wrap"]

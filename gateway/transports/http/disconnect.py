@@ -53,6 +53,3 @@ class DisconnectWatcher(AbstractAsyncContextManager["DisconnectWatcher"]):
             return
         if not self._is_disarmed:
             self._scope.end(ClientDisconnected())
-
-
-__all__ = ["DisconnectWatcher"]

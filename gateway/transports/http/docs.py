@@ -58,6 +58,3 @@ def add(app: FastAPI, options: Callable[[], AppOptions]) -> None:
 @cache
 def _read(name: str) -> bytes:
     return (_FOLDER / name).read_bytes()
-
-
-__all__ = ["add"]

@@ -103,6 +103,3 @@ async def _send(
 
 def _is_json(scope: MutableMapping[str, Any]) -> bool:
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
-
-
-__all__ = ["EngineApp", "NoRoute", "check_operator"]

@@ -30,6 +30,3 @@ def error_headers(error: SluiceError) -> dict[str, str]:
         # The official clients retry these by themselves, unless this header forbids it.
         headers["x-should-retry"] = "false"
     return headers
-
-
-__all__ = ["error_headers", "error_response"]

@@ -45,6 +45,3 @@ def make_router(
         return JSONResponse({**version, "version": version["vllm"]})
 
     return router
-
-
-__all__ = ["make_router"]

@@ -44,6 +44,3 @@ async def send_json(
         headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
     watcher.disarm()
     await send_whole(send, 200, headers, payload)
-
-
-__all__ = ["send_json"]

@@ -153,6 +153,3 @@ class _ResponseTransport:
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close_after_answer()
-
-
-__all__ = ["LATE_S", "LINGER_BYTES", "LINGER_S", "LingeringConnection"]

@@ -117,6 +117,3 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return await _sluice_error(request, ClientError(str(error.detail)))
-
-
-__all__ = ["STREAMS", "make_management_app"]

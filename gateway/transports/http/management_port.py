@@ -38,6 +38,3 @@ class OnlyManagement:
             if path not in PROBES and path != "/version" and not _PATH.fullmatch(path):
                 raise NotFound(f"There is nothing at {path} on the management port.")
         await self._app(scope, receive, send)
-
-
-__all__ = ["OnlyManagement", "WithoutManagement"]

@@ -319,6 +319,3 @@ class _TrackedSend:
         """Send this response, in place of one whose head is held back."""
         self._held = None
         await send_whole(self, status, headers, body)
-
-
-__all__ = ["ARRIVAL", "EXCHANGE", "Exchange", "Middleware", "with_cors"]

@@ -98,6 +98,3 @@ def _is_own(host: str, hosts: tuple[str, ...], addresses: bool) -> bool:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return addresses or address.is_loopback or address.is_unspecified or name in hosts
-
-
-__all__ = ["RequestOrigin", "Sites"]

@@ -112,6 +112,3 @@ class RootPathStripper:
             # A percent-encoded prefix is not removed, and the path will be refused.
             scope["raw_path"] = raw.removeprefix(root.encode())
         await self._app(scope, receive, send)
-
-
-__all__ = ["RootPathStripper", "base_url", "check", "not_found_message", "shortened_path", "slashless_location"]

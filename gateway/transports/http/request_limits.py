@@ -348,6 +348,3 @@ def body_budget(server_state: Any) -> BodyBudget | None:
 
 def _too_large(limit: int) -> HeadersTooLarge:
     return HeadersTooLarge(f"The request line and headers are larger than {limit} bytes.")
-
-
-__all__ = ["MAX_HELD_BYTES", "LimitedConnection", "body_budget"]

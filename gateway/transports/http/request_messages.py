@@ -82,6 +82,3 @@ class BodyArrival(DisconnectWatcher):
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
-
-
-__all__ = ["BodyArrival", "RequestMessages"]

@@ -120,6 +120,3 @@ def _wants_json(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is for a stream's status instead of its events: `Accept` names JSON and not SSE."""
     accept = b",".join([value for name, value in scope["headers"] if name == b"accept"])
     return b"application/json" in accept and b"text/event-stream" not in accept
-
-
-__all__ = ["STREAM_PROTOCOLS", "Router"]

@@ -63,6 +63,3 @@ def has_peer_closed(sock: Any) -> bool:
     except (OSError, ValueError):
         return False
     return bool(poll.poll(0))
-
-
-__all__ = ["HIGH_WATER_BYTES", "UNSENT_BYTES", "has_peer_closed", "set_options", "set_reset_on_close", "unacked_s"]

@@ -80,6 +80,3 @@ class SseResponse:
             self._has_begun = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-__all__ = ["SseResponse"]

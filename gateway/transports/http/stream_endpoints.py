@@ -162,6 +162,3 @@ async def _read_in_time(receive: Receive, timeout_s: float | None, caller: Calle
     if body is None:
         raise ClientDisconnected
     return body
-
-
-__all__ = ["ResumeEndpoint", "StreamEndpoint", "StreamResponder"]

@@ -42,6 +42,3 @@ class StreamTokens:
         # Ids and key names contain no line breaks, so two streams never have the same text.
         text = f"{stream_id}\n{'' if owner is None else owner}\n{until}"
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
-
-
-__all__ = ["StreamTokens"]

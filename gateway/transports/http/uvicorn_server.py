@@ -102,6 +102,3 @@ def make_config(app: Any, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.C
         server_header=False,
         timeout_graceful_shutdown=FLUSH_WITHIN_S,
     )
-
-
-__all__ = ["UvicornServer", "make_config"]

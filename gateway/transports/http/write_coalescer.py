@@ -46,6 +46,3 @@ class WriteCoalescer:
 
 
 _coalescers: WeakKeyDictionary[Any, WriteCoalescer] = WeakKeyDictionary()
-
-
-__all__ = ["MAX_COALESCED", "WriteCoalescer"]

@@ -111,6 +111,7 @@ ARROWS: dict[str, set[str]] = {
         "server",
         "logs",
         "multiprocess.parent.process",
+        "multiprocess.worker.process",
         "engine.vllm.startup.arguments",
         "engine.vllm.startup.headless",
     },
@@ -122,6 +123,7 @@ ARROWS: dict[str, set[str]] = {
         "transports.common.api_keys",
         "transports.http.custom_middleware",
         "engine.vllm.startup.checks",
+        "engine.vllm.startup.plan",
     },
     "__main__": {"cli"},
     "client": set(),
@@ -190,7 +192,7 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """`engine.vllm.client` -> `engine.vllm`, `streams.registry` -> `streams`."""
     parts = module.split(".")
     if module.startswith("engine.vllm"):
@@ -232,16 +234,16 @@ def label(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
-def test_a_room_imports_only_what_its_arrows_allow(file: Path) -> None:
-    room = room_of(name_of(file))
-    if room in EXEMPT:
+def test_a_package_imports_only_what_its_arrows_allow(file: Path) -> None:
+    package = package_of(name_of(file))
+    if package in EXEMPT:
         return
-    assert room in ARROWS, f"the room {room} has no arrows yet: add it to the design first"
-    allowed = NOUNS | ARROWS[room]
+    assert package in ARROWS, f"the package {package} has no arrows yet: add it to the design first"
+    allowed = NOUNS | ARROWS[package]
     wrong = {
         module
         for module in ours(file)
-        if room_of(module) != room and not any(is_at(module, place) for place in allowed)
+        if package_of(module) != package and not any(is_at(module, place) for place in allowed)
     }
 
     assert not wrong, f"{label(file)} may not import {sorted(wrong)}"
@@ -295,7 +297,7 @@ def test_what_can_be_stated_without_waiting_does_not_import_asyncio(file: Path) 
 @pytest.mark.parametrize("file", OURS, ids=label)
 def test_only_the_settings_and_vllms_folder_read_the_environment(file: Path) -> None:
     """vLLM is set up through variables, so its folder has to write some."""
-    if name_of(file) == "settings" or room_of(name_of(file)) == "engine.vllm":
+    if name_of(file) == "settings" or package_of(name_of(file)) == "engine.vllm":
         return
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -306,7 +308,7 @@ def test_only_the_settings_and_vllms_folder_read_the_environment(file: Path) -> 
 @pytest.mark.parametrize("file", OURS, ids=label)
 def test_durations_come_from_the_clock(file: Path) -> None:
     """A file that asks the machine for the time cannot be tested in virtual time."""
-    if name_of(file) in {"clock", "logs"} or room_of(name_of(file)) == "engine.vllm":
+    if name_of(file) in {"clock", "logs"} or package_of(name_of(file)) == "engine.vllm":
         return
 
     assert not imports(file) & {"time", "datetime"}
@@ -333,7 +335,7 @@ def test_vllm_is_imported_only_when_an_engine_is_built() -> None:
     modules = [
         f"gateway.{name}"
         for name in sorted(MODULES)
-        if room_of(name) not in {"engine.vllm", "demo", "__init__", "__main__"}
+        if package_of(name) not in {"engine.vllm", "demo", "__init__", "__main__"}
     ]
     script = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"

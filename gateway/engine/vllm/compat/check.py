@@ -188,6 +188,3 @@ def _imported_from(tree: ast.Module, name: str) -> str | None:
         if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
             return node.module
     return None
-
-
-__all__ = ["installed_version", "members_at", "problems", "require_fitting_vllm"]

@@ -27,6 +27,3 @@ def find(name: str) -> Any:
         except (ImportError, AttributeError):
             continue
     raise ImportError(f"this vLLM has no {name} in any of {', '.join(_HOMES[name])}")
-
-
-__all__ = ["find"]

@@ -267,5 +267,3 @@ def _entry(reason: str, used_by: tuple[str, ...], kind: str, where: str, names: 
 
 
 INTERNALS = _parse(_LIST)
-
-__all__ = ["INTERNALS", "TRIED", "Internal", "Kind"]

@@ -53,6 +53,3 @@ class EngineAttachment:
         finally:
             made.cancel()
             lost.cancel()
-
-
-__all__ = ["EngineAttachment"]

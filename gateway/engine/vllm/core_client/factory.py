@@ -45,6 +45,3 @@ def _make_core_client(
         return EngineCoreClient.make_async_mp_client(
             config, Executor.get_class(config), llm.log_stats, **(client or {})
         )
-
-
-__all__ = ["make_config", "make_core_client"]

@@ -69,6 +69,3 @@ class InFlightRequests:
         """How many could not go on since the last call, by reason."""
         failed, self._failed = self._failed, Counter()
         return dict(failed)
-
-
-__all__ = ["InFlightRequests"]

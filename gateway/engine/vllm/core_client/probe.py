@@ -39,6 +39,3 @@ class Probe:
         """Stop waiting for an answer."""
         if self._task is not None:
             self._task.cancel()
-
-
-__all__ = ["Probe"]

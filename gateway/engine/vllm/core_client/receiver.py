@@ -111,6 +111,3 @@ class DiscardingQueue:
 
     def put(self, output: Any) -> None:
         """Discard it."""
-
-
-__all__ = ["DiscardingQueue", "InlineOutputQueue", "ZmqReceiver", "install_receiver"]

@@ -78,6 +78,3 @@ def bounded_wait(config: Any) -> Iterator[None]:
     finally:
         vllm_logger.setLevel(level)
         vllm_logger.removeFilter(wait)
-
-
-__all__ = ["RemoteEngineWait", "bounded_wait"]

@@ -69,6 +69,3 @@ def without_queueing(events: list[Any]) -> list[Any]:
     """The events without those of queueing. vLLM uses the last time of queueing and the first of scheduling: for a
     request that an earlier engine has scheduled, the difference would be a negative time in the queue."""
     return [event for event in events if event.type.name != "QUEUED"]
-
-
-__all__ = ["continuation", "replay_obstacle", "without_queueing"]

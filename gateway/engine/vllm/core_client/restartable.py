@@ -350,6 +350,3 @@ class RestartableCoreClient:
         self._is_final = True
         self.resources.engine_dead = True
         self._replaced.set()
-
-
-__all__ = ["RestartableCoreClient"]

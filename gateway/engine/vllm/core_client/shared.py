@@ -84,6 +84,3 @@ class SharedCoreClient(RestartableCoreClient):
 
     async def abort_client(self, number: int) -> None:
         await self._core.call_utility_async(engine_process.ABORT_CLIENT, number)
-
-
-__all__ = ["SharedCoreClient"]

@@ -66,6 +66,3 @@ class TrialReplay:
     def _has_passed(self, name: str) -> bool:
         tokens = self._tokens(name)
         return tokens is None or self._poison_detector.has_passed(name, tokens)
-
-
-__all__ = ["Lock", "TrialReplay"]

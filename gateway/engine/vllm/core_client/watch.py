@@ -65,6 +65,3 @@ async def wait_dead(
     finally:
         probe.close()
     await core.find_culprit()
-
-
-__all__ = ["HangTimeouts", "wait_dead"]

@@ -230,6 +230,3 @@ def _message_of(error: BaseException) -> str:
 
 def _parse_schema(schema: Any) -> Any:
     return json.loads(schema) if isinstance(schema, str) else schema
-
-
-__all__ = ["CONSTRAINT_FIELDS", "StandaloneBackends", "VllmBackends"]

@@ -312,6 +312,3 @@ def _too_busy() -> Overloaded:
 
 def _unavailable() -> Overloaded:
     return Overloaded("Grammars cannot be checked at the moment.", retry_after_s=5)
-
-
-__all__ = ["CheckQueue", "CheckerConnection", "OnDocument"]

@@ -60,6 +60,3 @@ class ResultCache:
 
 def _size_bytes(result: CheckResult) -> int:
     return _ENTRY_BYTES + len(result.message)
-
-
-__all__ = ["CheckResult", "ResultCache", "digest"]

@@ -203,6 +203,3 @@ def _lower_priority() -> None:
     """Lower the priority of this thread. On Linux threads have priorities, which the libraries' threads inherit."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-
-
-__all__ = ["CachingCompiler", "RequestEnded", "get_backend", "limit_mask_time", "replace_compilation"]

@@ -133,6 +133,3 @@ _EXTRACTORS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
     "/v1/messages": _messages,
     "/inference/v1/generate": _generate,
 }
-
-
-__all__ = ["from_document", "has_tool_grammars", "may_contain_grammar", "named_grammar", "parser_grammar"]

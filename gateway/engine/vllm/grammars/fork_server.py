@@ -273,6 +273,3 @@ def _load_backends(config: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     main()
-
-
-__all__ = ["ForkServer", "main", "pack", "send"]

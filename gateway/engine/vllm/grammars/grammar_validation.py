@@ -132,6 +132,3 @@ def make_params_check(llm: Any, supported_tasks: Any) -> Callable[[Any], None]:
             _IS_EARLY.reset(token)
 
     return verify
-
-
-__all__ = ["LEFT_TO_VLLM", "check_every_request", "extract_constraint", "make_params_check", "replace_validators"]

@@ -121,6 +121,3 @@ class _SchemaCounter:
                 f"has more than {limits.max_properties} properties or definitions (grammars.max_properties)"
             )
         return [value for value in values if isinstance(value, dict | list)]
-
-
-__all__ = ["GrammarLimits", "GrammarTooLarge", "check_size"]

@@ -87,6 +87,3 @@ class CheckerProcess:
 async def _read(reader: asyncio.StreamReader) -> Any:
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     return json.loads(await reader.readexactly(length))
-
-
-__all__ = ["CheckerProcess"]

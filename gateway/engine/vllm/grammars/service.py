@@ -216,6 +216,3 @@ def _is_empty(constraint: Mapping[str, Any]) -> bool:
         or (name == "choice" and not value)
         for name, value in constraint.items()
     )
-
-
-__all__ = ["GrammarService"]

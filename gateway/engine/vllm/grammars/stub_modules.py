@@ -116,6 +116,3 @@ def install_stubs() -> None:
 def import_backend(name: str) -> Any:
     """The module of one of vLLM's backends, such as `backend_xgrammar`."""
     return importlib.import_module(f"{_BACKENDS}.{name}")
-
-
-__all__ = ["import_backend", "install_stubs"]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.engine.base import CURRENT_STATS, ASGIApp, Route
+from gateway.asgi import ASGIApp
+from gateway.engine.base import CURRENT_STATS, Route
 from gateway.engine.vllm import media_connector
 from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app import client_endpoints, stream_errors
@@ -95,6 +96,3 @@ def _matching(app: Any, path: str) -> Iterator[Any]:
         pattern = getattr(known, "path_regex", None)
         if pattern is not None and pattern.fullmatch(path):
             yield known
-
-
-__all__ = ["abort_on_exit", "allowed_methods", "build_app", "classify", "path_template"]

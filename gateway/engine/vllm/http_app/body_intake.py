@@ -173,6 +173,3 @@ def _replay(body: bytes, receive: Any) -> Any:
         return pending.pop() if pending else await receive()
 
     return replay
-
-
-__all__ = ["BodyIntake"]

@@ -36,6 +36,3 @@ _CLIENT_PATHS = frozenset({"/inference/v1/generate", "/invocations", "/load", "/
 def is_client_endpoint(module: str, path: str) -> bool:
     """Whether clients may use the endpoint at `path`, whose handler is in `module`."""
     return path in _CLIENT_PATHS or any(module == one or module.startswith(one + ".") for one in _CLIENT_MODULES)
-
-
-__all__ = ["is_client_endpoint"]

@@ -80,6 +80,3 @@ def _check_field_sizes(document: dict[str, Any], *, max_stop_strings: int, vocab
                     f"{prefix}{name} has {len(value)} entries; the model's vocabulary has {vocabulary}.",
                     param=prefix + name,
                 )
-
-
-__all__ = ["DocumentReader"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from gateway.engine.base import CURRENT_STATS, ASGIApp
+from gateway.asgi import ASGIApp
+from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
 from gateway.engine.vllm.bounded_validation import field_path
 from gateway.engine.vllm.http_app import stream_errors
@@ -123,6 +124,3 @@ def _field(loc: str) -> str:
 
 def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
-
-
-__all__ = ["normalize_errors"]

@@ -119,6 +119,3 @@ def _replace_validate_python(adapter: Any, validated: ContextVar[list[Any] | Non
         return request
 
     adapter.validate_python = validate_python
-
-
-__all__ = ["PATH", "InvocationsValidator"]

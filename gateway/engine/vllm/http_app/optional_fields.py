@@ -37,6 +37,3 @@ def drop_empty_fields(document: dict[str, Any]) -> bool:
         )
     del document["tool_choice"]
     return True
-
-
-__all__ = ["drop_empty_fields"]

@@ -194,6 +194,3 @@ class _TokenCounter:
             self._counted[choice.index] = tokens
         whole = self._kind == RequestOutputKind.FINAL_ONLY
         self._stats.add_tokens(new, None if whole else self._clock.now())
-
-
-__all__ = ["CAPTURE", "AbortedByEngine", "EngineProxy", "Submission"]

@@ -62,6 +62,3 @@ class RunningRequests:
     def contains(self, request_id: str) -> bool:
         """Whether any owner has a request with that id."""
         return any(run.has_id(request_id) for run in self.submissions)
-
-
-__all__ = ["RunningRequests", "RunningSubmission"]

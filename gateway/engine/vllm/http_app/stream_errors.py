@@ -138,6 +138,3 @@ def _anthropic_event(error: SluiceError) -> str:
     stats = CURRENT_STATS.get()
     body = error.anthropic_body(None if stats is None else stats.caller.request_id)
     return f"event: error\ndata: {orjson.dumps(body).decode()}\n\n"
-
-
-__all__ = ["from_event", "from_exception", "install_stream_errors"]

@@ -61,6 +61,3 @@ class UntrustedFieldFilter:
     def filter_raw_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The same for headers in ASGI's form."""
         return headers if self._trust else [item for item in headers if item[0].decode("latin-1") not in HEADERS]
-
-
-__all__ = ["FIELDS", "HEADERS", "Headers", "UntrustedFieldFilter"]

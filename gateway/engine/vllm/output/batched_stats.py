@@ -158,6 +158,3 @@ def _bulk_observer(child: Any) -> Callable[[list[float]], None] | None:
         total.inc(sum(values))
 
     return observe
-
-
-__all__ = ["WRITE_EVERY_S", "BatchedStats", "is_plain"]

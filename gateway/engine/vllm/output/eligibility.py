@@ -159,6 +159,3 @@ def _template(
         prompt_tokens=0,
         **_NULLS[endpoint],
     )
-
-
-__all__ = ["install"]

@@ -260,6 +260,3 @@ def parse_event(framed: str) -> bytes:
     if not (framed.startswith("data: ") and framed.endswith("\n\n")) or "\n" in framed[6:-2]:
         raise ValueError("vLLM yielded something that is not one event")
     return framed[6:-2].encode()
-
-
-__all__ = ["FastOutputPath", "SinkQueue", "parse_event"]

@@ -47,6 +47,3 @@ def _ending(choice: Any) -> Any:
     one = copy.copy(choice)
     one.text, one.token_ids = "", []
     return one
-
-
-__all__ = ["FinalOutputSplitter"]

@@ -70,6 +70,3 @@ def _loop_of(error: Exception) -> FrameType | None:
             found = trace.tb_frame
         trace = trace.tb_next
     return found
-
-
-__all__ = ["restart_output_handler", "skip_failing"]

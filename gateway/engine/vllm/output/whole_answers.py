@@ -109,6 +109,3 @@ async def document(made: Any, offload: Offload, tenant: str | None) -> bytes:
         return orjson.dumps(whole)
 
     return await offload.run(dump, size=0, tenant=tenant)
-
-
-__all__ = ["IS_WHOLE_ANSWER", "chat_logprobs", "completion_logprobs", "document"]

@@ -164,6 +164,3 @@ def _device_memory() -> tuple[int, int]:
 
 def _gib(number: int) -> str:
     return f"{number / _GIB:.1f}" if number > _GIB // 10 else f"{number / _GIB:.4f}"
-
-
-__all__ = ["find_problems", "memory_problem", "weight_bytes"]

@@ -111,6 +111,3 @@ def _has_bf16() -> bool:
     except OSError:
         return True
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
-
-
-__all__ = ["early_problems", "parse_args", "parse_collecting", "vllm_command_line"]

@@ -129,6 +129,3 @@ def _launch(plan: EnginePlan) -> EngineProcesses:
         launched.engine_manager,
         launched.coordinator,
     )
-
-
-__all__ = ["EngineProcessLauncher", "EngineProcesses"]

@@ -115,6 +115,3 @@ def _requested_loggers(plan: EnginePlan) -> list[str]:
     """vLLM's loggers whose lines a flag asks for, and that write them on a level that is not shown."""
     given = {*command_line.resolve_flags(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
     return [logger for flag, loggers in _LOGGERS_BY_FLAG.items() if flag in given for logger in loggers]
-
-
-__all__ = ["prepare_process", "set_environment"]

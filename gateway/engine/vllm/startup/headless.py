@@ -41,6 +41,3 @@ def _name_the_cpu_build() -> None:
 
 def _cpu_version(version: str) -> str:
     return version.partition("+")[0] + "+cpu"
-
-
-__all__ = ["run"]

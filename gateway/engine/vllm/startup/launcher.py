@@ -101,6 +101,3 @@ def _build(plan: EnginePlan, attachment: EngineAttachment | None) -> tuple[Any, 
         )
     plan.on_stage("building the API")
     return llm, args
-
-
-__all__ = ["prepare", "start"]

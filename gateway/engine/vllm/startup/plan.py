@@ -41,6 +41,3 @@ class EnginePlan:
         """Report the stage that takes longest."""
         weights = "loading the weights" if self.synthetic is None else "leaving out the model: its tokens are invented"
         self.on_stage(f"starting the engine process and {weights}")
-
-
-__all__ = ["EnginePlan"]

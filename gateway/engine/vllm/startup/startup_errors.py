@@ -159,6 +159,3 @@ def _explain_exit_codes(own: str) -> str:
             f"memory. {_MEMORY}"
         )
     return f"{silent} Exit codes: {found[1]}."
-
-
-__all__ = ["StartupErrors", "explain"]

@@ -44,6 +44,3 @@ def worker_problems(args: Any) -> list[str]:
         if os.environ.get(name, "0").lower() in ("1", "true"):
             problems.append(f"{name} does not go with server.workers: {reason}. Unset it or set server.workers to 1.")
     return problems
-
-
-__all__ = ["worker_problems"]

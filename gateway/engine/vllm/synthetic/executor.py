@@ -159,6 +159,3 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
 
     set_kv_cache_layout = initialize_from_config = compile_or_warm_up_model = execute_dummy_batch = _do_nothing
     take_draft_token_ids = reset_mm_cache = reset_encoder_cache = check_health = shutdown = _do_nothing
-
-
-__all__ = ["SyntheticExecutor"]

@@ -103,6 +103,3 @@ class FaultControl:
             self._step = 0
         except (OSError, ValueError, AttributeError):
             return
-
-
-__all__ = ["EXIT_CODE", "SETTINGS_KEY", "FaultControl", "StepTiming"]

@@ -94,6 +94,3 @@ def installed_version() -> str:
 def installed_minor() -> str:
     """The same without the patch version."""
     return ".".join(installed_version().split(".")[:2])
-
-
-__all__ = ["Catalog", "Flag", "installed_catalog", "installed_minor", "installed_version", "load_catalog"]

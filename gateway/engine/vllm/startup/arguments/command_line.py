@@ -247,6 +247,3 @@ def _parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-__all__ = ["ResolvedFlags", "apply_flags", "resolve_flags", "split_words", "unknown_flag_problem"]

@@ -214,6 +214,3 @@ def setting_hint(name: str) -> str:
     if flag is None:
         return ""
     return engine_refusal(name) or f"It is an argument of vLLM: write it under `engine:`, as `engine.{name}`."
-
-
-__all__ = ["ALWAYS", "PASSED", "REFUSED", "SETTINGS", "RuleKind", "engine_refusal", "find_rule", "setting_hint"]

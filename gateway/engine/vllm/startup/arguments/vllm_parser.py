@@ -176,6 +176,3 @@ def _sentence(error: Exception) -> str:
     """The first line of the message, without vLLM's "Error: "."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].removeprefix("Error: ").rstrip(".") + "."
-
-
-__all__ = ["engine_key_problems", "is_missing_path", "missing_file_problems", "parse_argv", "to_argv"]

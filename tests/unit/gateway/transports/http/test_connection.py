@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import asgi
-from gateway.transports.http import connection as connection_module
 from gateway.transports.http import middleware
 from gateway.transports.http.connection import HttpConnection
 from tests.support.connection_apps import GET, App, halfway
@@ -67,7 +66,7 @@ async def test_the_time_of_a_requests_first_byte_is_in_its_scope() -> None:
         await asyncio.sleep(20)
 
     assert [scope[middleware.ARRIVAL] for scope in app.scopes] == pytest.approx(seen_s)
-    assert connection_module.ARRIVAL == middleware.ARRIVAL
+    assert asgi.ARRIVAL == middleware.ARRIVAL
 
     connection.hang_up()
 
