@@ -11,6 +11,8 @@ other.
   read at once. ITL, TTFT. Beside the CPU per token stands the part of it that the requests themselves do not cause.
 - requests: two tokens each, CPU microseconds per request.
 
+A change against the commit before it, in two checkouts: `--only sluice before --before ../old`.
+
 To obtain the Rust binary: `pip download vllm==0.32.0 --no-deps -d w && unzip -j w/vllm-*.whl vllm/vllm-rs -d bin`.
 """
 
@@ -45,7 +47,7 @@ def measure(
     argv = [sys.executable, "-m", "loadtest.bench.load_client", str(server.port), str(streams), str(tokens)]
     if lazy:
         argv.append("--lazy")
-    if server.name == "sluice-resumable":
+    if server.name.endswith("-resumable"):
         argv.append("X-Stream-Resumable: 5")
     before, engine_before = server.cpu_s(), server.engine_cpu_s()
     cpus = ",".join(map(str, client_cpus))
@@ -164,6 +166,11 @@ def main() -> None:
         nargs="+",
         help="front ends, the first is compared with the others; sluice-resumable is sluice with resumable streams",
     )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="another checkout of Sluice with a .venv; --only names it before or before-resumable",
+    )
     parser.add_argument("--real", action="store_true", help="the demo model on the CPU instead of the synthetic engine")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
@@ -176,7 +183,7 @@ def main() -> None:
         try:
             for name in names:
                 print(f"starting {name}", flush=True)
-                servers.append(start(name, Path(folder), options.vllm_rs))
+                servers.append(start(name, Path(folder), options.vllm_rs, before=options.before))
                 servers[-1].wait_ready()
                 servers[-1].pin(front, others)
             per_request = cpu_per_request(servers, options.rounds, others)

@@ -88,17 +88,31 @@ class FrontEnd:
                 os.kill(pid, signal.SIGKILL)
 
 
-def start(name: str, folder: Path, vllm_rs: Path | None = None, context: int = CONTEXT) -> FrontEnd:
+def start(
+    name: str, folder: Path, vllm_rs: Path | None = None, context: int = CONTEXT, before: Path | None = None
+) -> FrontEnd:
     """Start `sluice`, `vllm` (Python) or `rust` on an engine without a model, or `sluice-real` and `vllm-real` on the
-    demo model. `context` is the longest sequence, in tokens, where there is no model."""
+    demo model. `context` is the longest sequence, in tokens, where there is no model. A name that begins with `before`
+    is Sluice as in the checkout `before`, which has a `.venv` of its own."""
     port = free_port()
     control = folder / f"{name}.json"
     control.write_text("{}", encoding="utf-8")
     log = folder / f"{name}.log"
     argv, env = _command_line(name, port, control, vllm_rs, context)
     with log.open("wb") as out:
+        cwd = None
+        if name.startswith("before"):
+            assert before is not None
+            # `python -m` imports from the working directory.
+            cwd, argv[0] = before, str(before / ".venv/bin/python")
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True
+            argv,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **env},
+            start_new_session=True,
         )
     return FrontEnd(name, process, port, control, log)
 
@@ -107,7 +121,7 @@ def _command_line(
     name: str, port: int, control: Path, vllm_rs: Path | None, context: int
 ) -> tuple[list[str], dict[str, str]]:
     real = name.endswith("-real")
-    if name.startswith("sluice"):
+    if name.startswith(("sluice", "before")):
         env = {"SLUICE_ADMISSION__MAX_CONCURRENT": "4096"}
         if not real:
             env |= {
