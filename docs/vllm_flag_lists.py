@@ -1,5 +1,4 @@
-"""Writes the list of the installed vLLM's flags and variables:
-`python -m gateway.engine.vllm.startup.arguments.generate`."""
+"""Writes the list of the installed vLLM's flags and variables: `python -m docs.vllm_flag_lists`."""
 
 from __future__ import annotations
 

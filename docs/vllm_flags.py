@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from docs.markdown import table
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
@@ -51,7 +51,7 @@ def text() -> str:
     noted = [(shown(name), flag_rules.PASSED[name]) for name in passed if flag_rules.PASSED.get(name)]
     parts.append(_section("Passed to vLLM, with a remark", ("flag", "remark"), noted))
     parts.append("## Passed to vLLM\n\n" + "\n".join(_by_group(passed, flags, shown)))
-    noted = [(f"`{name}`", note) for name, note in variables.documentation_rows()]
+    noted = [(f"`{name}`", note) for name, note in _variable_rows()]
     parts.append(_section("Variables that concern the server", ("variable", "effect"), noted))
     parts.append(
         "Every other `VLLM_*` variable reaches the engine unchanged. At the start the log names a variable that vLLM\n"
@@ -70,3 +70,15 @@ def _by_group(names: Iterable[str], flags: dict[str, Flag], shown: Callable[[str
 
 def _section(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"## {title}\n\n{table(head, rows)}\n"
+
+
+def _variable_rows() -> Iterator[tuple[str, str]]:
+    """Each variable and its effect."""
+    for name, setting in variables.SETTINGS.items():
+        yield name, f"sets `{setting}`, unless that is set elsewhere"
+    for name, sentence in variables.REFUSED.items():
+        yield name, f"refused: {sentence}"
+    for name, note in variables.WITHOUT_EFFECT.items():
+        yield name, f"no effect, as the log says at the start: {note}"
+    for name in sorted(variables.PASSED):
+        yield name, "works"

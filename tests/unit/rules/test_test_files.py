@@ -36,9 +36,6 @@ TESTED_IN = {
     ),
     "gateway/engine/vllm/output/eligibility.py": "tests/integration/gateway/engine/vllm/output/test_fast_path.py",
     "gateway/engine/vllm/request_runner.py": "tests/e2e/test_equality.py",
-    "gateway/engine/vllm/startup/arguments/generate.py": (
-        "tests/integration/gateway/engine/vllm/startup/test_argument_lists.py"
-    ),
     "gateway/engine/vllm/synthetic/executor.py": "tests/e2e/test_synthetic.py",
     "gateway/preflight.py": "tests/integration/gateway/transports/common/test_tls.py",
     "gateway/protocols/chat.py": "tests/unit/gateway/protocols/test_openai.py",

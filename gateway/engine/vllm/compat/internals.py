@@ -234,13 +234,10 @@ http_app.app: vLLM's /metrics gives way to ours, which includes its metrics
   sets starlette.routing:Router routes
 bounded_validation: pydantic would put its classes' own validators in place of the bounded ones
   finds pydantic_core._pydantic_core:SchemaValidator _use_prebuilt
-startup.arguments.vllm_parser, startup.arguments.generate: vLLM's flags are listed, and the nearest one is named for a
-        wrong one
-  reads argparse:ArgumentParser _option_string_actions; _actions; _action_groups
+startup.arguments.vllm_parser: the nearest flag is named for a wrong one
+  reads argparse:ArgumentParser _option_string_actions
 startup.arguments.vllm_parser: wrong flags end in sentences, not in an exit of the process
   overrides vllm.utils.argparse_utils:FlexibleArgumentParser error(message)
-startup.arguments.generate: vLLM's flags are listed
-  reads argparse:_ArgumentGroup _group_actions
 startup.headless: vLLM's command looks for a distribution named vllm, which its CPU build is not
   replaces importlib.metadata version
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from gateway.engine.vllm.startup.arguments import catalog
 from gateway.hints import did_you_mean, nearest
@@ -111,15 +111,3 @@ def warnings(environment: Mapping[str, str] = os.environ) -> list[str]:
         hint = did_you_mean(nearest(name, known.variables, cutoff=0.8))
         found.append(f"The environment variable {name} is set, but vLLM has no variable of that name.{hint}")
     return found
-
-
-def documentation_rows() -> Iterator[tuple[str, str]]:
-    """Each variable and its effect, for the documentation."""
-    for name, setting in SETTINGS.items():
-        yield name, f"sets `{setting}`, unless that is set elsewhere"
-    for name, sentence in REFUSED.items():
-        yield name, f"refused: {sentence}"
-    for name, note in WITHOUT_EFFECT.items():
-        yield name, f"no effect, as the log says at the start: {note}"
-    for name in sorted(PASSED):
-        yield name, "works"

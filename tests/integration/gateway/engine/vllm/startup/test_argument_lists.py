@@ -18,9 +18,11 @@ from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 # vLLM's import alone takes up to two minutes on a loaded machine.
 pytestmark = pytest.mark.timeout(300)
 
+_ROOT = Path(__file__).parents[6]
 _SCRIPT = """
 import json, sys
-from gateway.engine.vllm.startup.arguments import generate, vllm_parser
+from docs import vllm_flag_lists
+from gateway.engine.vllm.startup.arguments import vllm_parser
 from gateway.errors import SettingsError
 
 def try_parse(words):
@@ -37,7 +39,7 @@ def try_parse(words):
     }
 
 commands = json.load(sys.stdin)
-json.dump({"list": generate.installed_list(), "tried": [try_parse(words) for words in commands]}, sys.stdout)
+json.dump({"list": vllm_flag_lists.installed_list(), "tried": [try_parse(words) for words in commands]}, sys.stdout)
 """
 _TRIED: dict[str, list[str]] = {
     "spellings": [
@@ -65,6 +67,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
         check=True,
         timeout=280,
+        cwd=_ROOT,
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     found["tried"] = dict(zip(_TRIED, found["tried"], strict=True))
@@ -72,8 +75,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_list_is_the_installed_vllms(installed: dict[str, Any]) -> None:
-    """For a new flag, run `python -m gateway.engine.vllm.startup.arguments.generate`. A flag of the server needs a rule
-    in flag_rules.py, too."""
+    """For a new flag, run `python -m docs.vllm_flag_lists`. A flag of the server needs a rule in flag_rules.py, too."""
     minor = catalog.installed_minor()
     assert minor in catalog.listed_versions(), f"vLLM {minor} has no list yet"
     listed = json.loads((catalog.LISTS / f"{minor}.json").read_text(encoding="utf-8"))
