@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.admission.slots import SlotPool
@@ -48,22 +48,20 @@ class AdmissionControl(Protocol):
         """See `Gate.enter`."""
 
 
+@dataclass(slots=True, eq=False)
 class Permit:
     """The right to use `slots` slots of the engine."""
 
-    __slots__ = ("_gate", "_granted_s", "_released", "slots")
-
-    def __init__(self, gate: PermitIssuer, slots: int, granted_s: float) -> None:
-        self._gate = gate
-        self._granted_s = granted_s
-        self._released = False
-        self.slots = slots
+    gate: PermitIssuer
+    slots: int
+    granted_s: float
+    _released: bool = field(default=False, init=False)
 
     def release(self) -> None:
         """Free the slots. A second call does nothing, so every way out may call it."""
         if not self._released:
             self._released = True
-            self._gate.release(self.slots, self._granted_s)
+            self.gate.release(self.slots, self.granted_s)
 
 
 @dataclass(slots=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 
 from gateway.admission.gate import AdmissionControl
 from gateway.clock import Clock
@@ -17,22 +18,20 @@ from gateway.streams.registry import Registry
 from gateway.streams.stream import deadline_error
 
 
+@dataclass(slots=True, eq=False)
 class EngineAppAdmission:
     """Admits requests for the engine's app."""
 
-    def __init__(
-        self, engines: EngineSource, gate: AdmissionControl, registry: Registry, limits: Limits, clock: Clock
-    ) -> None:
-        self._engines = engines
-        self._gate = gate
-        self._registry = registry
-        self._limits = limits
-        self._clock = clock
+    engines: EngineSource
+    gate: AdmissionControl
+    registry: Registry
+    limits: Limits
+    clock: Clock
 
     @property
     def engine(self) -> Engine:
         """The running engine. Raises why there is none."""
-        return self._engines.engine
+        return self.engines.engine
 
     def has_request(self, request_id: str) -> bool:
         """Whether the engine's app runs a request under that id here, of any owner."""
@@ -43,11 +42,11 @@ class EngineAppAdmission:
 
     def load_report(self, kind: str) -> str | None:
         """The engine's load, with the requests in the queue, as the value of an ORCA header of that kind."""
-        return self.engine.load_report(kind, self._gate.queued)
+        return self.engine.load_report(kind, self.gate.queued)
 
     def admit_light(self) -> Engine:
         """The engine, for a request that has no engine work and is answered at once."""
-        self._registry.check_draining()
+        self.registry.check_draining()
         return self.engine
 
     @asynccontextmanager
@@ -61,17 +60,17 @@ class EngineAppAdmission:
         """Admit a request; its tokens are counted in `stats`. Where `stats.uses_engine`, it waits for a slot: `waiting`
         is a scope around that wait that may end it, and in it `check` looks at the body."""
         engine = self.admit_light()
-        timeout_s = self._limits.timeout_s(options)
+        timeout_s = self.limits.timeout_s(options)
         with CancelScope() as scope, ExitStack() as stack:
             timer = asyncio.get_running_loop().call_later(
-                stats.caller.left_s(timeout_s, self._clock.now()),
+                stats.caller.left_s(timeout_s, self.clock.now()),
                 lambda: scope.end(deadline_error(timeout_s, stats.completion_tokens, is_queued=stats.queued_s is None)),
             )
             stack.callback(timer.cancel)
             if not stats.uses_engine:
                 yield engine
                 return
-            stack.enter_context(self._registry.app_request(scope, stats))
+            stack.enter_context(self.registry.app_request(scope, stats))
             async with self._slot(engine, stats, waiting, check) as engine:
                 yield engine
 
@@ -89,10 +88,10 @@ class EngineAppAdmission:
             async with waiting or nullcontext():
                 if check is not None:
                     await check(engine)
-                began_s = self._clock.now()
-                permit = await self._gate.enter()
-                engine = await self._engines.wait_ready()
-            stats.queued_s = self._clock.now() - began_s
+                began_s = self.clock.now()
+                permit = await self.gate.enter()
+                engine = await self.engines.wait_ready()
+            stats.queued_s = self.clock.now() - began_s
             yield engine
         finally:
             CURRENT_STATS.reset(token)

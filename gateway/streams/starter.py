@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
 from gateway.admission.gate import AdmissionControl
@@ -26,35 +27,30 @@ from gateway.streams.writer import StreamWriter
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class StreamStarter:
-    """Starts streams, and enters them in `registry`."""
+    """Starts streams, and enters them in `registry`. `new_id` gives an id that cannot be guessed, without the
+    endpoint's prefix."""
 
-    def __init__(
-        self,
-        engines: EngineSource,
-        gate: AdmissionControl,
-        registry: Registry,
-        *,
-        open_log: OpenLog,
-        limits: Limits,
-        clock: Clock,
-        new_id: Callable[[], str],
-    ) -> None:
-        """`new_id` gives an id that cannot be guessed, without the endpoint's prefix."""
-        self._engines = engines
-        self._gate = gate
-        self._registry = registry
-        self._open_log = open_log
-        self._limits = limits
-        self._clock = clock
-        self._new_id = new_id
-        self._parser = BodyParser(limits.prepare_timeout_s)
+    engines: EngineSource
+    gate: AdmissionControl
+    registry: Registry
+    _: KW_ONLY
+    open_log: OpenLog
+    limits: Limits
+    clock: Clock
+    new_id: Callable[[], str]
+    _parser: BodyParser = field(init=False)
+    _preparing: TickLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._parser = BodyParser(self.limits.prepare_timeout_s)
         self._preparing = TickLimiter(BEGIN_PER_TURN)
 
     def begin(self, protocol: StreamProtocol, body: bytes, stats: RequestStats, options: RequestOptions) -> Stream:
         """As `start`, for a short body."""
-        self._registry.check_draining()
-        return self._begin(protocol, self._engines.engine.parse(protocol.endpoint, body), stats, options)
+        self.registry.check_draining()
+        return self._begin(protocol, self.engines.engine.parse(protocol.endpoint, body), stats, options)
 
     async def start(
         self,
@@ -73,56 +69,56 @@ class StreamStarter:
         await self._parser.wait_turn()
         if self._parser.is_light(body):
             return self.begin(protocol, body, stats, options)
-        self._registry.check_draining()
-        timeout_s = self._limits.timeout_s(options)
+        self.registry.check_draining()
+        timeout_s = self.limits.timeout_s(options)
         call = await self._parser.parse(
-            partial(self._engines.engine.parse, protocol.endpoint, body),
+            partial(self.engines.engine.parse, protocol.endpoint, body),
             size=len(body),
             tenant=stats.caller.owner,
-            deadline=(timeout_s, stats.caller.left_s(timeout_s, self._clock.now())),
+            deadline=(timeout_s, stats.caller.left_s(timeout_s, self.clock.now())),
             waiting=waiting,
         )
-        self._registry.check_draining()
+        self.registry.check_draining()
         return self._begin(protocol, call, stats, options)
 
     def _begin(self, protocol: StreamProtocol, call: Call, stats: RequestStats, options: RequestOptions) -> Stream:
         # A whole answer has no events that a client could resume.
-        grace_s = self._limits.grace_s(options) if call.stream else None
-        if grace_s is not None and not self._registry.retention.has_room():
+        grace_s = self.limits.grace_s(options) if call.stream else None
+        if grace_s is not None and not self.registry.retention.has_room():
             stats.instrumentation.rejected("resumable_full")
             raise Overloaded("There is no room for another resumable stream.", retry_after_s=5)
-        stats.id = protocol.endpoint.id_prefix + self._new_id()
+        stats.id = protocol.endpoint.id_prefix + self.new_id()
         stats.is_resumable = grace_s is not None
         writer = StreamWriter(
             stats=stats,
-            open_log=self._open_log,
-            keep_bytes=None if grace_s is None else self._limits.max_bytes,
+            open_log=self.open_log,
+            keep_bytes=None if grace_s is None else self.limits.max_bytes,
             protocol=protocol,
             is_streaming=call.stream,
-            clock=self._clock,
-            on_end=partial(self._registry.on_ended, stats.id),
+            clock=self.clock,
+            on_end=partial(self.registry.on_ended, stats.id),
         )
         stream = Stream(writer, protocol, is_streaming=call.stream, grace_s=grace_s)
-        self._registry.add(stream)
+        self.registry.add(stream)
         stream.start_task = asyncio.get_running_loop().create_task(self._run_until_submitted(call, writer))
-        timeout_s = self._limits.timeout_s(options)
-        stream.expire_in(stats.caller.left_s(timeout_s, self._clock.now()), timeout_s)
+        timeout_s = self.limits.timeout_s(options)
+        stream.expire_in(stats.caller.left_s(timeout_s, self.clock.now()), timeout_s)
         return stream
 
     async def _run_until_submitted(self, call: Call, writer: StreamWriter) -> None:
         """From the gate to the engine. Every failure ends in the stream."""
         stats = writer.stats
         try:
-            await (await self._engines.wait_ready()).check(call, stats)
-            began_s = self._clock.now()
-            writer.admit(await self._gate.enter(call.slots))
+            await (await self.engines.wait_ready()).check(call, stats)
+            began_s = self.clock.now()
+            writer.admit(await self.gate.enter(call.slots))
             # The engine that is running now, which need not be the one that was when the wait began.
-            engine = await self._engines.wait_ready()
-            stats.queued_s = self._clock.now() - began_s
+            engine = await self.engines.wait_ready()
+            stats.queued_s = self.clock.now() - began_s
             await self._preparing.wait_turn()
             prepared = await engine.prepare(call, stats)
             writer.start(prepared.template)
-            stats.instrumentation.overhead(self._clock.now() - stats.caller.arrival_s - stats.queued_s)
+            stats.instrumentation.overhead(self.clock.now() - stats.caller.arrival_s - stats.queued_s)
             writer.attach(await engine.submit(prepared, writer))
         except SluiceError as error:
             writer.fail(error)

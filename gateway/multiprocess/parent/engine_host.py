@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from gateway.engine.base import RecoveryReport
 from gateway.engine.shared import EngineProcesses
@@ -15,26 +16,21 @@ from gateway.multiprocess.messages import EngineAbandoned, EngineLost, EngineUp,
 logger = logging.getLogger("sluice")
 
 
+@dataclass(slots=True, eq=False)
 class HostedEngine:
-    """The engine of all workers, as a `Restartable` for the supervisor. It is up when every worker serves on it."""
+    """The engine of all workers, as a `Restartable` for the supervisor. It is up when every worker serves on it.
+    `start_processes` starts engine processes for that many workers; `send` takes a worker's number."""
 
-    def __init__(
-        self,
-        start_processes: Callable[[], Awaitable[EngineProcesses]],
-        send: Callable[[int, ParentMessage], None],
-        workers: int,
-    ) -> None:
-        """`start_processes` starts engine processes for that many workers; `send` takes a worker's number."""
-        self._start_processes = start_processes
-        self._send = send
-        self._workers = workers
-        self._generation = 0
-        self._processes: EngineProcesses | None = None
-        self._ready: dict[int, WorkerReady] = {}
-        self._all_ready = asyncio.Event()
-        self._explained_deaths = 0
-        self.unready_reason: str | None = None
-        """Always None: each worker checks the engine through its own client."""
+    start_processes: Callable[[], Awaitable[EngineProcesses]]
+    send: Callable[[int, ParentMessage], None]
+    workers: int
+    _generation: int = field(default=0, init=False)
+    _processes: EngineProcesses | None = field(default=None, init=False)
+    _ready: dict[int, WorkerReady] = field(default_factory=dict, init=False)
+    _all_ready: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _explained_deaths: int = field(default=0, init=False)
+    unready_reason: str | None = field(default=None, init=False)
+    """Always None: each worker checks the engine through its own client."""
 
     async def launch(self) -> HostedEngine:
         """Start the first engine. Raises if it cannot start, or dies before every worker serves on it."""
@@ -85,7 +81,7 @@ class HostedEngine:
         """That worker serves on the engine of that generation."""
         if message.generation == self._generation:
             self._ready[number] = message
-            if len(self._ready) == self._workers:
+            if len(self._ready) == self.workers:
                 self._all_ready.set()
 
     def on_unresponsive(self, number: int, generation: int) -> None:
@@ -99,9 +95,9 @@ class HostedEngine:
         self._all_ready.clear()
         # Before the first await: messages about the engine before this one are ignored from here on.
         self._generation += 1
-        processes = self._processes = await self._start_processes()
+        processes = self._processes = await self.start_processes()
         for number, addresses in enumerate(processes.addresses):
-            self._send(number, EngineUp(self._generation, addresses, list(processes.pids)))
+            self.send(number, EngineUp(self._generation, addresses, list(processes.pids)))
         death = asyncio.ensure_future(processes.wait_dead())
         ready = asyncio.ensure_future(self._all_ready.wait())
         try:
@@ -115,5 +111,5 @@ class HostedEngine:
             await asyncio.gather(death, ready, return_exceptions=True)
 
     def _send_all(self, message: ParentMessage) -> None:
-        for number in range(self._workers):
-            self._send(number, message)
+        for number in range(self.workers):
+            self.send(number, message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,21 @@ _HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"tra
 _ANSWER_WITHIN_S = 2.0
 
 
+@dataclass(slots=True, eq=False)
 class PeerProxy:
     """An ASGI app around `app`, which serves this worker's own requests. `peers` are the sockets of the other workers,
     by number; `has_request`: whether vLLM's app runs a request of that id in this worker."""
 
-    def __init__(
-        self,
-        app: Any,
-        *,
-        peers: Mapping[int, Path],
-        has_request: Callable[[str], bool],
-        stall_timeout_s: float,
-    ) -> None:
-        self._app = app
-        self._peers = peers
-        self._has_request = has_request
-        self._stall_timeout_s = stall_timeout_s
+    app: Any
+    _: KW_ONLY
+    peers: Mapping[int, Path]
+    has_request: Callable[[str], bool]
+    stall_timeout_s: float
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         peer = await self._owner(scope) if scope["type"] == "http" else None
         if peer is None:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         else:
             await self._forward(peer, scope, receive, send)
 
@@ -60,14 +55,14 @@ class PeerProxy:
         stream_id = found[1]
         number = stream_ids.worker_of(stream_id)
         if number is not None:
-            return self._peers.get(number)
-        if scope["method"] in ("DELETE", "POST") and not self._has_request(stream_id):
+            return self.peers.get(number)
+        if scope["method"] in ("DELETE", "POST") and not self.has_request(stream_id):
             # One of vLLM's own ids, which name no worker.
             return await self._find(stream_id)
         return None
 
     async def _find(self, stream_id: str) -> Path | None:
-        paths = list(self._peers.values())
+        paths = list(self.peers.values())
         answers = await asyncio.gather(*(_peer_has(path, stream_id) for path in paths))
         return next((path for path, has_it in zip(paths, answers, strict=True) if has_it), None)
 
@@ -107,7 +102,7 @@ class PeerProxy:
         try:
             async for piece in request.pieces():
                 # The other worker notices a stalled client only after the buffers between the two have filled.
-                async with asyncio.timeout(self._stall_timeout_s):
+                async with asyncio.timeout(self.stall_timeout_s):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         except PeerError:
             # The response is incomplete: returning now makes the server break the connection without the final chunk.

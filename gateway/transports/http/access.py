@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from gateway.errors import SluiceError, Unauthorized
@@ -40,27 +40,21 @@ class Verdict:
     refusal: SluiceError | None
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class Access:
-    """The rules of one server."""
+    """The rules of one server. `operator_endpoints`: whether every client is an operator if there are no keys.
+    `owner_of`: the key name of a live or retained stream, by its id; None if there is none."""
 
-    def __init__(
-        self,
-        *,
-        keys: ApiKeys | None,
-        sites: Sites,
-        protect_metrics: bool,
-        operator_endpoints: bool,
-        tokens: StreamTokens,
-        owner_of: Callable[[str], str | None],
-    ) -> None:
-        """`operator_endpoints`: whether every client is an operator if there are no keys. `owner_of`: the key name of a
-        live or retained stream, by its id; None if there is none."""
-        self._keys = keys
-        self._sites = sites
+    keys: ApiKeys | None
+    sites: Sites
+    protect_metrics: InitVar[bool]
+    operator_endpoints: bool
+    tokens: StreamTokens
+    owner_of: Callable[[str], str | None]
+    _open: frozenset[str] = field(init=False)
+
+    def __post_init__(self, protect_metrics: bool) -> None:
         self._open = PROBES if protect_metrics else PROBES | {"/metrics"}
-        self._operator_endpoints = operator_endpoints
-        self._tokens = tokens
-        self._owner_of = owner_of
 
     def judge(self, scope: MutableMapping[str, Any]) -> Verdict:
         """The decision about a request or a WebSocket handshake."""
@@ -70,15 +64,15 @@ class Access:
                 headers.setdefault(name, []).append(value)
         # A handshake opens a connection for both directions.
         method = scope.get("method", "POST")
-        if self._keys is None:
+        if self.keys is None:
             refusal = self._site_refusal(scope["path"], method, headers)
-            return Verdict(None, self._operator_endpoints, refusal)
-        owner, problem = self._key_owner(self._keys, headers)
+            return Verdict(None, self.operator_endpoints, refusal)
+        owner, problem = self._key_owner(self.keys, headers)
         if owner is not None:
-            return Verdict(owner, self._keys.is_operator(owner), None)
+            return Verdict(owner, self.keys.is_operator(owner), None)
         token = self._read_token(scope, method)
         if token:
-            owner = self._token_owner(self._keys, scope["path"], token)
+            owner = self._token_owner(self.keys, scope["path"], token)
             problem = "This token is not, or no longer, valid for this stream."
         if owner is None and scope["path"] not in self._open:
             return Verdict(None, False, Unauthorized(problem))
@@ -117,9 +111,9 @@ class Access:
     def _token_owner(self, keys: ApiKeys, path: str, token: str) -> str | None:
         """The key name of the stream that the token is valid for."""
         stream_id = path.removeprefix(_STREAMS)
-        owner = self._owner_of(stream_id)
+        owner = self.owner_of(stream_id)
         # When a key is removed, the tokens of its streams become invalid, too.
-        is_valid = owner is not None and keys.has_name(owner) and self._tokens.is_valid(token, stream_id, owner)
+        is_valid = owner is not None and keys.has_name(owner) and self.tokens.is_valid(token, stream_id, owner)
         return owner if is_valid else None
 
     def _site_refusal(self, path: str, method: str, headers: dict[bytes, list[bytes]]) -> SluiceError | None:
@@ -127,7 +121,7 @@ class Access:
             # The kubelet calls a pod by its address, and the responses hold no secrets.
             return None
         text = {name: [line.decode("latin-1") for line in lines] for name, lines in headers.items()}
-        return self._sites.refusal(
+        return self.sites.refusal(
             method,
             RequestOrigin(
                 hosts=tuple(text.get(b"host", ())),

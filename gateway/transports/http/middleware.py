@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Callable, MutableMapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -64,50 +64,42 @@ class Exchange:
     failure: Cause | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Middleware:
-    """The outermost ASGI app."""
+    """The outermost ASGI app. `is_closing`: whether the server is about to stop, so that no connection should be used
+    again."""
 
-    def __init__(
-        self,
-        app: Any,
-        *,
-        access: Access,
-        max_body_bytes: int,
-        is_closing: Callable[[], bool],
-        clock: Clock,
-        instrumentation: Instrumentation,
-    ) -> None:
-        """`is_closing`: whether the server is about to stop, so that no connection should be used again."""
-        self._app = app
-        self._is_closing = is_closing
-        self._access = access
-        self._max_body_bytes = max_body_bytes
-        self._clock = clock
-        self._instrumentation = instrumentation
+    app: Any
+    _: KW_ONLY
+    access: Access
+    max_body_bytes: int
+    is_closing: Callable[[], bool]
+    clock: Clock
+    instrumentation: Instrumentation
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
-        elif scope["type"] == "websocket" and self._access.judge(scope).refusal is not None:
+        elif scope["type"] == "websocket" and self.access.judge(scope).refusal is not None:
             # Before the handshake is accepted, a close is answered with 403.
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        verdict = self._access.judge(scope)
+        verdict = self.access.judge(scope)
         exchange = self._exchange(scope, verdict)
         if exchange.method == "HEAD":
             # A copy: the server reads its own.
             scope = {**scope, "method": "GET"}
         scope[EXCHANGE] = exchange
-        tracked_send = _TrackedSend(exchange, send, self._is_closing)
+        tracked_send = _TrackedSend(exchange, send, self.is_closing)
         try:
             paths.check(scope)
             if verdict.refusal is not None:
                 raise verdict.refusal
-            limited_receive = _LimitedReceive(receive, self._max_body_bytes, scope, tracked_send, self._instrumentation)
-            await self._app(scope, limited_receive, tracked_send)
+            limited_receive = _LimitedReceive(receive, self.max_body_bytes, scope, tracked_send, self.instrumentation)
+            await self.app(scope, limited_receive, tracked_send)
             if tracked_send.refusal is not None:
                 raise tracked_send.refusal
         except ClientDisconnected as left:
@@ -128,17 +120,17 @@ class Middleware:
     def _exchange(self, scope: MutableMapping[str, Any], verdict: Verdict) -> Exchange:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = headers.get("x-request-id", "")
-        now = self._clock.now()
+        now = self.clock.now()
         arrival = scope.get(ARRIVAL, now)
         caller = Caller(
             owner=verdict.owner,
             request_id=request_id if _REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8),
             arrival_s=arrival,
-            arrival_wall_s=self._clock.wall() - (now - arrival),
+            arrival_wall_s=self.clock.wall() - (now - arrival),
             headers=headers,
             is_operator=verdict.operator,
         )
-        return Exchange(caller, accounting.new_stats(caller, self._instrumentation), scope["path"], scope["method"])
+        return Exchange(caller, accounting.new_stats(caller, self.instrumentation), scope["path"], scope["method"])
 
     async def _fail(self, error: SluiceError, exchange: Exchange, tracked_send: _TrackedSend) -> None:
         stats = exchange.stats
@@ -155,7 +147,7 @@ class Middleware:
     def _close(self, exchange: Exchange) -> None:
         accounting.close(
             exchange.stats,
-            self._clock.now(),
+            self.clock.now(),
             path=exchange.path,
             status=exchange.status or None,
             is_delivered=exchange.is_complete and not exchange.is_disconnected,
@@ -247,17 +239,17 @@ class _LimitedReceive:
         return error
 
 
+@dataclass(slots=True, eq=False)
 class _TrackedSend:
     """The response: adds the request id to its headers, escapes line separators in its JSON, and records its progress.
     While there is a refusal, the app's response is dropped: the middleware answers."""
 
-    def __init__(self, exchange: Exchange, send: Any, is_closing: Callable[[], bool]) -> None:
-        self._exchange = exchange
-        self._send = send
-        self._is_closing = is_closing
-        self._held: MutableMapping[str, Any] | None = None
-        self._is_json = False
-        self.refusal: SluiceError | None = None
+    exchange: Exchange
+    send: Any
+    is_closing: Callable[[], bool]
+    _held: MutableMapping[str, Any] | None = field(default=None, init=False)
+    _is_json: bool = field(default=False, init=False)
+    refusal: SluiceError | None = field(default=None, init=False)
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if self.refusal is not None:
@@ -273,7 +265,7 @@ class _TrackedSend:
         elif message["type"] == "http.response.body":
             await self._continue(message)
         else:
-            await self._send(message)
+            await self.send(message)
 
     async def _continue(self, message: MutableMapping[str, Any]) -> None:
         more = message.get("more_body", False)
@@ -281,16 +273,16 @@ class _TrackedSend:
             message = {**message, "body": escaped(message["body"])}
         if self._held is not None:
             await self._start(None if more else len(message.get("body", b"")))
-        if self._exchange.method == "HEAD":
+        if self.exchange.method == "HEAD":
             return
-        self._exchange.is_complete = self._exchange.is_complete or not more
-        await self._send(message)
+        self.exchange.is_complete = self.exchange.is_complete or not more
+        await self.send(message)
 
     async def _start(self, length: int | None = None) -> None:
         """Send the head; `length` is the body's, if it is known."""
         message, self._held = self._held, None
         assert message is not None
-        exchange = self._exchange
+        exchange = self.exchange
         exchange.status = status_of(message["status"], submitted=exchange.stats.submitted)
         headers = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
         given = len(headers)
@@ -303,17 +295,17 @@ class _TrackedSend:
             headers = [item for item in headers if item[0].lower() != b"content-length"]
             if length is not None:
                 headers.append((b"content-length", b"%d" % length))
-        if self._is_closing():
+        if self.is_closing():
             headers = [item for item in headers if item[0].lower() != b"connection"]
             headers.append((b"connection", b"close"))
-        await self._send({**message, "status": exchange.status, "headers": headers})
+        await self.send({**message, "status": exchange.status, "headers": headers})
         if exchange.method == "HEAD":
             exchange.is_complete = True
-            await self._send({"type": "http.response.body", "body": b""})
+            await self.send({"type": "http.response.body", "body": b""})
 
     def on_disconnect(self) -> None:
         """The client has left. Later messages of the app do not complete the exchange."""
-        self._exchange.is_disconnected = self._exchange.is_disconnected or not self._exchange.is_complete
+        self.exchange.is_disconnected = self.exchange.is_disconnected or not self.exchange.is_complete
 
     async def replace(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send this response, in place of one whose head is held back."""

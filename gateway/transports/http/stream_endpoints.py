@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -33,28 +34,21 @@ from gateway.transports.http.stream_tokens import StreamTokens
 Scope = MutableMapping[str, Any]
 
 
+@dataclass(slots=True, eq=False)
 class StreamResponder:
-    """Answers requests with streams."""
+    """Answers requests with streams. `load_report` gives the engine's load in one of ORCA's formats."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        timers: DeliveryTimers,
-        tokens: StreamTokens,
-        load_report: Callable[[str], str | None],
-    ) -> None:
-        """`load_report` gives the engine's load in one of ORCA's formats."""
-        self.registry = registry
-        self._timers = timers
-        self._tokens = tokens
-        self._load_report = load_report
+    registry: Registry
+    timers: DeliveryTimers
+    tokens: StreamTokens
+    load_report: Callable[[str], str | None]
 
     def headers(self, stream: Stream) -> Headers:
         """The headers of a stream's events."""
         headers = [*sse.HEADERS, (b"x-stream-id", stream.id.encode("ascii"))]
         if stream.grace_s is not None:
             headers.append((request_options.RESUMABLE.encode(), b"%g" % stream.grace_s))
-            token = self._tokens.make(stream.id, stream.owner, self.registry.readable_until_s(stream))
+            token = self.tokens.make(stream.id, stream.owner, self.registry.readable_until_s(stream))
             headers.append((b"x-stream-token", token.encode("ascii")))
         return headers
 
@@ -68,9 +62,9 @@ class StreamResponder:
                 async with DisconnectWatcher(receive) as watcher:
                     if stream.is_streaming:
                         response = SseResponse(exchange, stream, self.headers(stream), send, watcher, sink)
-                        await response.run(reader, self._timers)
+                        await response.run(reader, self.timers)
                     else:
-                        await send_json(exchange, watcher, send, reader, self._load_report)
+                        await send_json(exchange, watcher, send, reader, self.load_report)
         except ClientDisconnected as disconnected:
             if disconnected.cause is Cause.CLIENT_STALLED and sink is not None:
                 # Closing would wait for the client to read the buffers.
@@ -78,33 +72,31 @@ class StreamResponder:
             raise
 
 
+@dataclass(slots=True, eq=False)
 class StreamEndpoint:
     """`POST` to an endpoint whose streams are ours."""
 
-    def __init__(
-        self, path: str, protocol: StreamProtocol, starter: StreamStarter, responder: StreamResponder, clock: Clock
-    ) -> None:
-        self._path = path
-        self._protocol = protocol
-        self._starter = starter
-        self._responder = responder
-        self._clock = clock
+    path: str
+    protocol: StreamProtocol
+    starter: StreamStarter
+    responder: StreamResponder
+    clock: Clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Any) -> None:
         stats = scope[EXCHANGE].stats
-        stats.endpoint = self._path
+        stats.endpoint = self.path
         stats.uses_engine = True
         options = request_options.read(stats.caller.headers)
-        body = await _read_in_time(receive, options.timeout_s, stats.caller, self._clock)
-        stream = await self._starter.start(self._protocol, body, stats, options, DisconnectWatcher(receive))
-        await self._responder.respond(scope, receive, send, stream, 0)
+        body = await _read_in_time(receive, options.timeout_s, stats.caller, self.clock)
+        stream = await self.starter.start(self.protocol, body, stats, options, DisconnectWatcher(receive))
+        await self.responder.respond(scope, receive, send, stream, 0)
 
 
+@dataclass(slots=True, eq=False)
 class ResumeEndpoint:
     """`GET /v1/streams/{id}`: resume a resumable stream, or join it."""
 
-    def __init__(self, responder: StreamResponder) -> None:
-        self._responder = responder
+    responder: StreamResponder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Any, stream_id: str) -> None:
         exchange: Exchange = scope[EXCHANGE]
@@ -124,7 +116,7 @@ class ResumeEndpoint:
         self, scope: Scope, receive: Receive, send: Any, stream_id: str, exchange: Exchange
     ) -> str | None:
         """The result to report; None for a request that reads nothing."""
-        stream = self._responder.registry.find(stream_id, exchange.caller)
+        stream = self.responder.registry.find(stream_id, exchange.caller)
         if not stream.is_resumable:
             raise NotFound(f"The request {stream_id!r} is not a resumable stream.", param="id")
         query = parse_qs(scope["query_string"].decode("latin-1"))
@@ -133,12 +125,12 @@ class ResumeEndpoint:
             if exchange.method == "HEAD":
                 # A read would end a grace, or the stream.
                 stream.check_cursor(cursor)
-                await send_whole(send, 200, self._responder.headers(stream))
+                await send_whole(send, 200, self.responder.headers(stream))
                 return None
             if stream.is_fully_read(cursor):
                 await send_whole(send, 204, [])
                 return "read_out"
-            await self._responder.respond(scope, receive, send, stream, cursor)
+            await self.responder.respond(scope, receive, send, stream, cursor)
         except NoSuchEvent as error:
             error.param = "Last-Event-ID"
             raise

@@ -252,7 +252,7 @@ async def shaken(harness: HttpHarness, *lines: tuple[bytes, bytes]) -> list[Any]
         messages.append(message)
 
     scope = {"type": "websocket", "path": "/v1/realtime", "query_string": b"", "headers": list(lines)}
-    harness.guard._app = _accepting
+    harness.guard.app = _accepting
     await harness.app(scope, None, send)
     return messages
 

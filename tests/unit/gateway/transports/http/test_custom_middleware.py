@@ -47,7 +47,7 @@ async def broken(request: Request, call_next: Any) -> Any:
 
 
 def around(harness: HttpHarness, *names: str) -> HttpHarness:
-    harness.guard._app = wrap(harness.guard._app, load([f"{HERE}.{name}" for name in names]))
+    harness.guard.app = wrap(harness.guard.app, load([f"{HERE}.{name}" for name in names]))
     return harness
 
 
