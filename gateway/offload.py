@@ -14,8 +14,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -59,26 +59,32 @@ class _Job:
     size: int
     number: int
     work: Callable[[], Any]
-    on_done: Callable[[Any, BaseException | None], None]
+    future: Future[Any] = field(default_factory=Future)
     abandoned: bool = False
 
     def __lt__(self, other: _Job) -> bool:
         return (self.size, self.number) < (other.size, other.number)
 
     def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
         with _running_changed:
             _running.add(self)
         _current.job = self
+        value, failure = None, None
         try:
-            outcome: tuple[Any, BaseException | None] = (self.work(), None)
+            value = self.work()
         except BaseException as error:
-            outcome = (None, error)
+            failure = error
         finally:
             _current.job = None
             with _running_changed:
                 _running.discard(self)
                 _running_changed.notify_all()
-        self.on_done(*outcome)
+        if failure is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(failure)
 
 
 class Offload:
@@ -106,22 +112,8 @@ class Offload:
     async def run(self, work: Callable[[], T], *, size: int, tenant: str | None = None) -> T:
         """The result of `work`, which costs about as much as `size` bytes of a request body. Cancelling this call
         abandons the work."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def settled(value: Any, error: BaseException | None) -> None:
-            if not done.done():
-                if error is None:
-                    done.set_result(value)
-                else:
-                    done.set_exception(error)
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            # On a closed loop no caller is left.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(settled, value, error)
-
-        job = _Job(size, next(self._numbers), work, settle)
+        job = _Job(size, next(self._numbers), work)
+        done: asyncio.Future[T] = asyncio.wrap_future(job.future)
         self._put(job, tenant)
         _awaited.add(done)
         try:
@@ -189,25 +181,25 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "", *args: Any, **kwargs: Any) -> None:
         super().__init__(max_workers, thread_name_prefix, *args, **kwargs)
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._free = 0
         self._closed = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
+        job = _Job(0, 0, partial(fn, *args, **kwargs))
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._jobs.put((future, lambda: fn(*args, **kwargs)))
+            self._jobs.put(job)
             if self._free:
                 self._free -= 1
             elif self._started < self._max_workers:
                 self._started += 1
                 name = f"{self._thread_name_prefix or 'sluice-worker'}-{self._started}"
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
-        return future
+        return job.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work. Does not wait for running work."""
@@ -218,17 +210,8 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            future, work = job
-            if future.set_running_or_notify_cancel():
-
-                def settle(value: Any, error: BaseException | None, future: Future[Any] = future) -> None:
-                    if error is None:
-                        future.set_result(value)
-                    else:
-                        future.set_exception(error)
-
-                _Job(0, 0, work, settle).run()
-            del job, future, work
+            job.run()
+            del job
             with self._lock:
                 if self._jobs.empty():
                     self._free += 1
