@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -187,8 +188,13 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
         if not comma or kind.rpartition(";")[2].strip().lower() != "base64":
             raise MediaRejected(field, "a data URL is `data:<type>;base64,<data>`.")
         if isinstance(media_io, VideoMediaIO) and kind.partition(";")[0].strip().lower() == "video/jpeg":
-            # A list of frames, each an image.
-            media_io.image_io = _FrameDecoder(self, media_io.image_io, field)
+            # A list of frames, each of which has to pass the limits of an image.
+            image_io = media_io.image_io
+
+            def decode_frame(_: str, frame: str) -> Any:
+                return self._decode(pybase64.b64decode(frame, validate=True), image_io, field)
+
+            media_io.image_io = SimpleNamespace(load_base64=decode_frame)
             return media_io.load_base64("video/jpeg", text)
         return self._decode(pybase64.b64decode(text, validate=True), media_io, field)
 
@@ -305,18 +311,6 @@ class LimitedMediaConnector(MediaConnector):  # type: ignore[misc,unused-ignore]
             if len(data) > limit:
                 raise self._too_large(field)
         return bytes(data)
-
-
-class _FrameDecoder:
-    """Replaces the image decoder of a list of frames because each frame has to pass the limits of an image."""
-
-    def __init__(self, connector: LimitedMediaConnector, image_io: Any, field: str) -> None:
-        self._connector = connector
-        self._image_io = image_io
-        self._field = field
-
-    def load_base64(self, _: str, text: str) -> Any:
-        return self._connector._decode(pybase64.b64decode(text, validate=True), self._image_io, self._field)
 
 
 def _video_bytes(data: bytes, media_io: Any) -> int:

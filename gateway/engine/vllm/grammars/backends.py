@@ -70,33 +70,24 @@ class StandaloneBackends:
     def _choose(self, params: Any) -> str:
         """The backend that vLLM chooses (`SamplingParams._validate_structured_outputs`), by its own validators."""
         name = str(self._config["backend"])
-        if name.startswith("xgrammar"):
-            import_backend("backend_xgrammar").validate_xgrammar_grammar(params)
-        elif name.startswith("guidance"):
-            import_backend("backend_guidance").validate_guidance_grammar(params)
-        elif name == "outlines":
-            import_backend("backend_outlines").validate_structured_output_request_outlines(params)
-        elif name == "lm-format-enforcer":
-            import_backend("backend_lm_format_enforcer").validate_structured_output_request_lm_format_enforcer(params)
-        else:
-            return self._choose_automatically(params)
-        return name
-
-    def _choose_automatically(self, params: Any) -> str:
+        if name != "auto":
+            _validate(name, params)
+            return name
         try:
-            import_backend("backend_xgrammar").validate_xgrammar_grammar(params)
+            _validate("xgrammar", params)
             return "xgrammar"
         except Exception as error:
             if _is_about_memory(error):
                 raise
             first = error
-        guidance = import_backend("backend_guidance")
         schema = params.structured_outputs.json
-        if schema and guidance.has_guidance_unsupported_json_features(_parse_schema(schema)):
-            import_backend("backend_outlines").validate_structured_output_request_outlines(params)
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        if schema and import_backend("backend_guidance").has_guidance_unsupported_json_features(schema):
+            _validate("outlines", params)
             return "outlines"
         try:
-            guidance.validate_guidance_grammar(params)
+            _validate("guidance", params)
         except Exception:
             # Of two refusals the first is of the backend that the documentation describes.
             raise first from None
@@ -106,7 +97,8 @@ class StandaloneBackends:
         from xgrammar import GrammarCompiler
 
         key = import_backend("request").get_structured_output_key(constraint)
-        if name.startswith("xgrammar") and self._tokenizer is not None:
+        # lm-format-enforcer's validator has parsed the schema; it compiles the rest during generation.
+        if name == "xgrammar" and self._tokenizer is not None:
             module = import_backend("backend_xgrammar")
             xgrammar_backend = object.__new__(module.XgrammarBackend)
             xgrammar_backend.disable_any_whitespace = self._config["disable_any_whitespace"]
@@ -119,9 +111,6 @@ class StandaloneBackends:
             self._check_masks(xgrammar_backend.compile_grammar(*key).matcher)
         elif name == "outlines":
             self._check_outlines(key)
-        elif name == "lm-format-enforcer":
-            # Its validator has parsed the schema; it compiles the rest during generation.
-            pass
 
     def _check_masks(self, matcher: Any) -> None:
         """Compute masks, as the engine's steps will, for an answer of random tokens. Raises GrammarRejected if no token
@@ -208,6 +197,12 @@ class VllmBackends:
             raise GrammarRejected(rejection_message(error)) from None
 
 
+def _validate(name: str, params: Any) -> None:
+    """Validate with vLLM's backend of that name, which writes into `params`."""
+    module, validator, _ = compilation.BACKENDS[name]
+    getattr(import_backend(module), validator)(params)
+
+
 def rejection_message(error: BaseException) -> str:
     """The message of a refusal, without the library's source file and of bounded length."""
     text = _message_of(error)
@@ -226,7 +221,3 @@ def _is_about_memory(error: BaseException) -> bool:
 def _message_of(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     return " ".join(_LOG_PREFIX.sub("", text).split())
-
-
-def _parse_schema(schema: Any) -> Any:
-    return json.loads(schema) if isinstance(schema, str) else schema

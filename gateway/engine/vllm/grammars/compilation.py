@@ -13,6 +13,7 @@ Here instead:
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
@@ -25,6 +26,18 @@ from typing import Any
 from gateway.clock import Clock, SystemClock
 
 logger = logging.getLogger("vllm.sluice.grammars")
+
+BACKENDS = {
+    "xgrammar": ("backend_xgrammar", "validate_xgrammar_grammar", "XgrammarBackend"),
+    "guidance": ("backend_guidance", "validate_guidance_grammar", "GuidanceBackend"),
+    "outlines": ("backend_outlines", "validate_structured_output_request_outlines", "OutlinesBackend"),
+    "lm-format-enforcer": (
+        "backend_lm_format_enforcer",
+        "validate_structured_output_request_lm_format_enforcer",
+        "LMFormatEnforcerBackend",
+    ),
+}
+"""Of each of vLLM's backends the module, its validator and its class."""
 
 # A slow grammar must not delay a fast one. They compile without the interpreter's lock, each with eight threads of its
 # own, which together must not take the machine from the engine's steps.
@@ -180,23 +193,8 @@ class CachingCompiler:
 
 
 def _backend_class(name: str) -> Any:
-    if name.startswith("xgrammar"):
-        from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
-
-        return XgrammarBackend
-    if name.startswith("guidance"):
-        from vllm.v1.structured_output.backend_guidance import GuidanceBackend
-
-        return GuidanceBackend
-    if name == "outlines":
-        from vllm.v1.structured_output.backend_outlines import OutlinesBackend
-
-        return OutlinesBackend
-    if name == "lm-format-enforcer":
-        from vllm.v1.structured_output.backend_lm_format_enforcer import LMFormatEnforcerBackend
-
-        return LMFormatEnforcerBackend
-    raise ValueError(f"Unsupported structured output backend: {name}")
+    module, _, kind = BACKENDS[name]
+    return getattr(importlib.import_module(f"vllm.v1.structured_output.{module}"), kind)
 
 
 def _lower_priority() -> None:

@@ -35,9 +35,6 @@ from vllm.v1.structured_output.utils import choice_as_grammar
 from gateway.engine.vllm.grammars.backends import CONSTRAINT_FIELDS
 from gateway.engine.vllm.grammars.check_results import CheckResult
 
-FindResult = Callable[[Mapping[str, Any]], CheckResult | None]
-"""Returns the result for a constraint; None if it has not been checked."""
-
 LEFT_TO_VLLM = CheckResult("any")
 """The result of a constraint that vLLM refuses without compiling."""
 
@@ -50,14 +47,15 @@ def extract_constraint(params: Any) -> dict[str, Any]:
     return {name: value for name in CONSTRAINT_FIELDS if (value := getattr(params, name, None)) is not None}
 
 
-def replace_validators(find_result: FindResult) -> None:
-    """Replace vLLM's validators in this process by look-ups with `find_result`."""
+def replace_validators(find_result: Callable[[Mapping[str, Any]], CheckResult | None]) -> None:
+    """Replace vLLM's validators in this process by look-ups with `find_result`, which returns None for a constraint
+    that has not been checked."""
 
     def look_up(params: Any) -> CheckResult | None:
         constraint = extract_constraint(params.structured_outputs)
         return find_result(constraint) if constraint else LEFT_TO_VLLM
 
-    def validate(names: tuple[str, ...], params: Any) -> None:
+    def validate(name: str, params: Any) -> None:
         if params.structured_outputs is None:
             return
         result = look_up(params)
@@ -65,18 +63,18 @@ def replace_validators(find_result: FindResult) -> None:
             return
         if result.backend is None:
             raise VLLMValidationError(f"The grammar {result.message}")
-        if not result.backend.startswith(names):
+        if result.backend != name:
             raise VLLMValidationError("The grammar needs another backend.")
 
     def validate_xgrammar(params: Any) -> None:
-        validate(("xgrammar",), params)
+        validate("xgrammar", params)
         # vLLM's own does this, too, because xgrammar has no choices.
         outputs = params.structured_outputs
         if outputs is not None and outputs.choice:
             outputs.grammar, outputs.choice = choice_as_grammar(outputs.choice), None
 
     def validate_guidance(params: Any, tokenizer: Any = None) -> None:
-        validate(("guidance",), params)
+        validate("guidance", params)
 
     def is_for_outlines(schema: Any) -> bool:
         result = find_result({"json": schema})
@@ -94,9 +92,9 @@ def replace_validators(find_result: FindResult) -> None:
     backend_xgrammar.validate_xgrammar_grammar = validate_xgrammar
     backend_guidance.validate_guidance_grammar = validate_guidance
     backend_guidance.has_guidance_unsupported_json_features = is_for_outlines
-    backend_outlines.validate_structured_output_request_outlines = lambda params: validate(("outlines",), params)
+    backend_outlines.validate_structured_output_request_outlines = lambda params: validate("outlines", params)
     backend_lm_format_enforcer.validate_structured_output_request_lm_format_enforcer = lambda params: validate(
-        ("lm-format-enforcer",), params
+        "lm-format-enforcer", params
     )
     SamplingParams._validate_structured_outputs = verify
 

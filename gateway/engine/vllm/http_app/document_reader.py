@@ -7,31 +7,32 @@ vocabulary has.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.engine.bounded_json import BodyLimits, read_document
-from gateway.engine.vllm.http_app.optional_fields import drop_empty_fields
 from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import ClientError
 
 _PROMPTS = ("prompt", "input", "token_ids")
 _STRINGS = ("stop", "bad_words", "stop_sequences")
 _IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids")
+_NO_CHOICE = frozenset({"none", "auto"})
 
 
+@dataclass(frozen=True, slots=True)
 class DocumentReader:
     """Reads bodies. `vocabulary` is the model's number of tokens, `context` the most tokens of one sequence."""
 
-    def __init__(self, field_filter: UntrustedFieldFilter, limits: BodyLimits, vocabulary: int, context: int) -> None:
-        self._field_filter = field_filter
-        self._limits = limits
-        self._vocabulary = vocabulary
-        self._context = context
+    field_filter: UntrustedFieldFilter
+    limits: BodyLimits
+    vocabulary: int
+    context: int
 
     def read(self, body: bytes) -> tuple[Any, bool]:
         """The document, of any JSON type, and whether fields were removed from it. Raises ClientError."""
-        document = read_document(body, self._limits)
-        return document, isinstance(document, dict) and self._field_filter.remove_fields(document)
+        document = read_document(body, self.limits)
+        return document, isinstance(document, dict) and self.field_filter.remove_fields(document)
 
     def read_object(self, body: bytes) -> dict[str, Any]:
         """The document, which must be an object. Raises ClientError that names the field."""
@@ -39,9 +40,34 @@ class DocumentReader:
         if not isinstance(document, dict):
             raise ClientError("The request body must be a JSON object.")
         drop_empty_fields(document)
-        _check_prompt_length(document, self._context)
-        _check_field_sizes(document, max_stop_strings=self._limits.max_stop_strings, vocabulary=self._vocabulary)
+        _check_prompt_length(document, self.context)
+        _check_field_sizes(document, max_stop_strings=self.limits.max_stop_strings, vocabulary=self.vocabulary)
         return document
+
+
+def drop_empty_fields(document: dict[str, Any]) -> None:
+    """Remove the fields that mean the same as their absence from a parsed body, in place.
+
+    Clients send every field that they know, with `null` or an empty list where their user set nothing, and vLLM's
+    request models agree neither with each other nor with the official servers on which of these they accept. Removed
+    are those with `null`, `tools` without a tool, and a `tool_choice` that selects no tool where there are none. Raises
+    ClientError for a `tool_choice` that selects a tool where there are none.
+    """
+    empty = [name for name, value in document.items() if value is None]
+    if document.get("tools") == []:
+        empty.append("tools")
+    for name in empty:
+        del document[name]
+    choice = document.get("tool_choice")
+    if choice is None or "tools" in document:
+        return
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if not isinstance(kind, str) or kind not in _NO_CHOICE:
+        raise ClientError(
+            "tool_choice: there are no tools to choose from; name them in `tools`, or leave `tool_choice` out.",
+            param="tool_choice",
+        )
+    del document["tool_choice"]
 
 
 def _check_prompt_length(document: dict[str, Any], context: int) -> None:

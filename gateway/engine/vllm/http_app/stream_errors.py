@@ -43,7 +43,10 @@ def install_stream_errors(state: Any) -> None:
         state.anthropic_serving_messages.__class__ = _AnthropicMessages
     cohere = getattr(state, "cohere_serving_chat_v2", None)
     if cohere is not None:
-        cohere._chat_completion_stream_to_v2 = _raise_error_events(cohere._chat_completion_stream_to_v2)
+        convert = cohere._chat_completion_stream_to_v2
+        cohere._chat_completion_stream_to_v2 = lambda chunks, *args, **more: convert(
+            _checked_chunks(chunks), *args, **more
+        )
     if getattr(state, "openai_serving_responses", None) is not None:
         state.openai_serving_responses._convert_generation_error_to_streaming_response = _raise_engine_failed
 
@@ -100,15 +103,6 @@ async def _checked_chunks(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[A
             if isinstance(item, str) and item.startswith('data: {"error"'):
                 raise from_event(orjson.loads(item.removeprefix("data: "))["error"])
             yield item
-
-
-def _raise_error_events(convert: Any) -> Any:
-    """`convert`, a converter of vLLM's, on chunks without error events."""
-
-    def converted(chunks: AsyncGenerator[str, None], *args: Any, **more: Any) -> Any:
-        return convert(_checked_chunks(chunks), *args, **more)
-
-    return converted
 
 
 class _AnthropicMessages(AnthropicServingMessages):  # type: ignore[misc,unused-ignore]

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from gateway.engine.bounded_json import BodyLimits
-from gateway.engine.vllm.http_app.document_reader import DocumentReader
+from gateway.engine.vllm.http_app.document_reader import DocumentReader, drop_empty_fields
 from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import ClientError
 
 READER = DocumentReader(UntrustedFieldFilter(trust=False), BodyLimits(), vocabulary=1000, context=500)
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def read_object(document: Any) -> dict[str, Any]:
@@ -74,3 +75,44 @@ def test_a_document_past_a_limit_is_a_client_error_with_the_field(document: Any,
         read_object(document)
 
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"a": 1}, {"a": 1}),
+        ({"a": None, "b": 0, "c": "", "d": False, "e": [], "f": {}}, {"b": 0, "c": "", "d": False, "e": [], "f": {}}),
+        ({"messages": [{"content": None}]}, {"messages": [{"content": None}]}),
+        ({"tools": []}, {}),
+        ({"tools": None}, {}),
+        ({"tool_choice": None}, {}),
+        ({"tool_choice": "none"}, {}),
+        ({"tool_choice": "auto"}, {}),
+        ({"tool_choice": {"type": "none"}}, {}),
+        ({"tool_choice": {"type": "auto"}}, {}),
+        ({"tools": [], "tool_choice": "none"}, {}),
+        ({"tools": None, "tool_choice": "auto"}, {}),
+        ({"tools": [], "tool_choice": None}, {}),
+        ({"tools": [TOOL], "tool_choice": None}, {"tools": [TOOL]}),
+        ({"tools": [TOOL], "tool_choice": "none"}, {"tools": [TOOL], "tool_choice": "none"}),
+        ({"tools": [TOOL], "tool_choice": "required"}, {"tools": [TOOL], "tool_choice": "required"}),
+        ({"tools": "x", "tool_choice": "required"}, {"tools": "x", "tool_choice": "required"}),
+    ],
+)
+def test_fields_with_the_meaning_of_absence_are_removed(given: dict[str, Any], left: dict[str, Any]) -> None:
+    document = dict(given)
+
+    drop_empty_fields(document)
+
+    assert document == left
+
+
+@pytest.mark.parametrize("tools", [{}, {"tools": []}, {"tools": None}])
+@pytest.mark.parametrize(
+    "choice", ["required", "any", "f", {"type": "function"}, {"type": "any"}, {}, [], 5, {"type": []}]
+)
+def test_a_tool_choice_without_tools_is_refused(tools: dict[str, Any], choice: Any) -> None:
+    with pytest.raises(ClientError, match="no tools") as refused:
+        drop_empty_fields({**tools, "tool_choice": choice})
+
+    assert refused.value.param == "tool_choice"
