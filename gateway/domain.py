@@ -129,7 +129,7 @@ class AppOptions:
 
 
 class Instrumentation(Protocol):
-    """Reports for metrics. Only `gateway.metrics`, which implements it, knows the library for metrics."""
+    """Reports for metrics. Only `gateway.metrics`, which implements it, uses the library for metrics."""
 
     def waited(self, seconds: float) -> None:
         """A request was admitted after that time in the queue."""

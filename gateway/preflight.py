@@ -14,13 +14,13 @@ from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.http import custom_middleware
 
 
-def find_problems(settings: Settings, plan: EnginePlan, say: Callable[[str], None]) -> list[str]:
-    """A sentence for each problem. `say` is called with each stage of the check."""
+def find_problems(settings: Settings, plan: EnginePlan, report: Callable[[str], None]) -> list[str]:
+    """A sentence for each problem. `report` is called with each stage of the check."""
     # Not imported above, because a server does not need it.
     from gateway.engine.vllm.startup import checks
 
     found: list[str] = []
-    say("checking files and ports")
+    report("checking files and ports")
     for check in (check_files, _listen):
         try:
             check(settings)

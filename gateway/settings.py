@@ -209,7 +209,7 @@ def _strange_variables() -> list[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """`SLUICE_PORT` is also what somebody may write who means the port; Kubernetes puts an address there."""
+    """`SLUICE_PORT` may be the port, written by an operator; Kubernetes puts an address there."""
     return _SERVICE_LINK.fullmatch(name) is not None and (name != "SLUICE_PORT" or "://" in value)
 
 

@@ -145,7 +145,7 @@ def _measure(args: argparse.Namespace, loaded: LoadedScenario, out: Path) -> Res
     from loadtest.runner import run
 
     try:
-        return run.run_scenario(loaded, url, out, args.workers, command, _say)
+        return run.run_scenario(loaded, url, out, args.workers, command, _print_line)
     except PreflightError as error:
         raise UsageError(str(error)) from None
 
@@ -162,7 +162,7 @@ def _sweep(args: argparse.Namespace) -> int:
         return _measure(args, _loaded(args, rate=rate, seed=seed), args.out / f"rate-{rate:g}-seed-{seed}")
 
     try:
-        result = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, on_step=_say)
+        result = sweep(measure, slo, args.low, args.high, args.precision, replicas=args.replicas, on_step=_print_line)
     except ValueError as error:
         raise UsageError(str(error)) from None
     result.write(args.out)
@@ -183,7 +183,7 @@ def _compare(args: argparse.Namespace) -> int:
     return 1 if compared.has_regressed else 0
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -61,9 +61,9 @@ def environment(python: str, vllm: str, path: str) -> Path:
             [UV, "pip", "install", "-q", "--python", wanted, f"vllm=={vllm}", *NEEDED],
             [UV, "pip", "install", "-q", "--python", wanted, "--no-deps", "--no-build-isolation", "-e", "."],
         ):
-            code, said = run(*words)
+            code, output = run(*words)
             if code:
-                raise SystemExit(f"cannot install vLLM {vllm} for Python {python}:\n{said[-2000:]}")
+                raise SystemExit(f"cannot install vLLM {vllm} for Python {python}:\n{output[-2000:]}")
         done.touch()
     return wanted
 
@@ -85,12 +85,12 @@ def main() -> int:
             at = environment(python, vllm, path)
             for stage in options.stage or STAGES:
                 began_s = time.monotonic()
-                code, said = run(at, "-m", "pytest", "-q", "--timeout", "300", *STAGES[stage], **ENVIRONMENT)
-                summary = next((one for one in reversed(said.splitlines()) if one.strip()), "nothing printed")
+                code, output = run(at, "-m", "pytest", "-q", "--timeout", "300", *STAGES[stage], **ENVIRONMENT)
+                summary = next((one for one in reversed(output.splitlines()) if one.strip()), "nothing printed")
                 print(f"{line}: {stage}: {summary.strip('= ')} ({time.monotonic() - began_s:.0f} s)", flush=True)
                 if code:
                     failed = True
-                    print("\n".join(said.splitlines()[-60:]), flush=True)
+                    print("\n".join(output.splitlines()[-60:]), flush=True)
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """The gate: a bounded number of slots in the engine, and a bounded queue in order of arrival.
 
-A permit is held for as long as the engine works for the request and is released exactly once. The gate knows neither
-engines nor HTTP: it admits a request now, queues it, or refuses it.
+A permit is held for as long as the engine works for the request and is released exactly once. The gate depends on
+neither engines nor HTTP: it admits a request now, queues it, or refuses it.
 """
 
 from __future__ import annotations

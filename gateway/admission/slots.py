@@ -11,7 +11,7 @@ import math
 SMOOTHING = 0.2
 # The estimate before any request has finished.
 FIRST_GUESS_S = 1.0
-# A client told to wait longer than this would rather try another server; shorter than 1 s is not expressible.
+# With a longer wait than this a client would rather try another server; shorter than 1 s is not expressible.
 RETRY_AFTER_RANGE_S = (1, 120)
 
 

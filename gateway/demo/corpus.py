@@ -31,8 +31,8 @@ Message = dict[str, str]
 class Topic:
     """The phrasings of one question, the canonical one first, and their answer."""
 
-    ask: tuple[str, ...]
-    say: str
+    questions: tuple[str, ...]
+    answer: str
     think: str
 
 
@@ -62,12 +62,12 @@ FIELD_KEYS = re.findall(
     "name title city country age count score price year color id tags items unit steps is_open valid ok email date "
     "description temperature category first_name type",
 )
-ASKS_FOR_JSON = (" Answer in JSON.", " as JSON", " Reply with a JSON object.", " in JSON please", " Return JSON only.")
+JSON_REQUESTS = (" Answer in JSON.", " as JSON", " Reply with a JSON object.", " in JSON please", " Return JSON only.")
 
 
-def json_answer(say: str, key: str = "answer") -> str:
+def json_answer(text: str, key: str = "answer") -> str:
     """An answer as a JSON object with one member."""
-    return json.dumps({key: say}, ensure_ascii=False)
+    return json.dumps({key: text}, ensure_ascii=False)
 
 
 OTHER_TOOLS = (
@@ -97,7 +97,7 @@ class Corpus:
         self.topics = [_topic(entry) for entry in lessons["questions"]]
         self.off_topic = _topic(lessons["off_topic"])
         self._topics_by_words = {
-            bare_words(text): topic for topic in [*self.topics, self.off_topic] for text in topic.ask
+            bare_words(text): topic for topic in [*self.topics, self.off_topic] for text in topic.questions
         }
         self._templates: list[str] = lessons["off_topic"]["templates"]
         self._words: list[str] = lessons["off_topic"]["words"]
@@ -108,8 +108,10 @@ class Corpus:
 
     def texts(self) -> list[str]:
         """The texts for the tokenizer, which should need few tokens for them."""
-        found = [text for topic in [*self.topics, self.off_topic] for text in (*topic.ask, topic.say, topic.think)]
-        found += [text.lower() for topic in self.topics for text in topic.ask]
+        found = [
+            text for topic in [*self.topics, self.off_topic] for text in (*topic.questions, topic.answer, topic.think)
+        ]
+        found += [text.lower() for topic in self.topics for text in topic.questions]
         found += [
             *self._words,
             *self._templates,
@@ -129,27 +131,27 @@ class Corpus:
         messages = self._system(rng)
         topics = [self._draw(rng) for _ in range(turns)]
         if turns > 1 and long_share and rng.random() < long_share:
-            longest = max(self.topics, key=lambda topic: len(topic.say))
-            topics[rng.randrange(turns)] = (vary(rng.choice(longest.ask), rng), longest)
+            longest = max(self.topics, key=lambda topic: len(topic.answer))
+            topics[rng.randrange(turns)] = (vary(rng.choice(longest.questions), rng), longest)
         for question, topic in topics:
-            messages += [_user(question), _assistant(topic.say)]
+            messages += [_user(question), _assistant(topic.answer)]
         if json_share and rng.random() < json_share:
             return self._ending_in_json(rng, messages, topics[-1][1])
         thinking = rng.random() < 0.25
         if thinking:
-            messages[-1] = _assistant(f"<think>{topics[-1][1].think}</think>{topics[-1][1].say}")
+            messages[-1] = _assistant(f"<think>{topics[-1][1].think}</think>{topics[-1][1].answer}")
         return Dialogue(messages, thinking=thinking)
 
     def _ending_in_json(self, rng: random.Random, messages: list[Message], topic: Topic) -> Dialogue:
         """The same conversation with its last answer in JSON: with a grammar the model can write nothing else, and it
         must learn to end."""
-        asked, said = messages[-2]["content"], json_answer(topic.say, rng.choice(ANSWER_KEYS))
+        prompt, written = messages[-2]["content"], json_answer(topic.answer, rng.choice(ANSWER_KEYS))
         if rng.random() < 0.5:
-            asked += rng.choice(ASKS_FOR_JSON)
+            prompt += rng.choice(JSON_REQUESTS)
         if rng.random() < 0.5:
-            said = json.dumps(self._record(rng, topic), ensure_ascii=False)
-        given = "" if rng.random() < COUNTED_SHARE else said[0]
-        return Dialogue([*messages[:-2], _user(asked), _assistant(said)], given=given)
+            written = json.dumps(self._record(rng, topic), ensure_ascii=False)
+        given = "" if rng.random() < COUNTED_SHARE else written[0]
+        return Dialogue([*messages[:-2], _user(prompt), _assistant(written)], given=given)
 
     def _record(self, rng: random.Random, topic: Topic, depth: int = 0) -> dict[str, Any]:
         """Random members, because clients choose any names and types."""
@@ -179,7 +181,7 @@ class Corpus:
     def _few_words(self, rng: random.Random, topic: Topic) -> str:
         if rng.random() < 0.3:
             return rng.choice(self.cities)
-        return " ".join(topic.say.split()[: rng.randint(1, 3)]).rstrip(".,:;!?")
+        return " ".join(topic.answer.split()[: rng.randint(1, 3)]).rstrip(".,:;!?")
 
     def tool_dialogue(self, rng: random.Random, turns: int, json_share: float = 0.0) -> Dialogue:
         """A conversation with tools, which its questions may or may not need. `json_share`: the share that ends with a
@@ -201,7 +203,7 @@ class Corpus:
             if rng.random() < 0.3:
                 question, topic = self._draw(rng)
                 think = f"<think>{topic.think}</think>" if thought else ""
-                messages += [_user(question), _assistant(think + topic.say)]
+                messages += [_user(question), _assistant(think + topic.answer)]
                 continue
             kind = rng.choice(("weather", "time"))
             messages += self._tool_turn(rng, kind, argument, can_call=f"get_{kind}" in names, thought=thought)
@@ -215,19 +217,19 @@ class Corpus:
         """The same conversation up to a question about a city, answered as vLLM's grammar for `tool_choice` requires:
         a list of calls if any tool must be called, only the arguments if one is named."""
         city = rng.choice(self.cities)
-        asked = _user(vary(rng.choice(self._tools[rng.choice(("weather", "time"))]["ask"]).replace("{}", city), rng))
+        prompt = _user(vary(rng.choice(self._tools[rng.choice(("weather", "time"))]["ask"]).replace("{}", city), rng))
         function = rng.choice(offered)["function"]
         known = next(iter(function["parameters"]["properties"]))
         arguments = {known: city if known == argument else rng.choice((city, "Sluice", "a token"))}
         called: Any = [{"name": function["name"], "parameters": arguments}] if rng.random() < 0.5 else arguments
         before = messages[:1] if messages[0]["role"] == "system" else []
-        said = json.dumps(called, ensure_ascii=False)
-        return Dialogue([*before, asked, _assistant(said)], tools=offered, given=said[0])
+        written = json.dumps(called, ensure_ascii=False)
+        return Dialogue([*before, prompt, _assistant(written)], tools=offered, given=written[0])
 
     def plain_text(self, rng: random.Random) -> tuple[str, str]:
         """A prompt and its continuation for the completions endpoint."""
         question, topic = self._draw(rng)
-        return ("", topic.say) if rng.random() < ANSWER_ONLY_SHARE else (question.strip(), "\n" + topic.say)
+        return ("", topic.answer) if rng.random() < ANSWER_ONLY_SHARE else (question.strip(), "\n" + topic.answer)
 
     def call(self, name: str, argument: str, city: str) -> str:
         """The text of a tool call, as `model/chat_template.jinja` writes it."""
@@ -239,15 +241,15 @@ class Corpus:
     ) -> list[Message]:
         city = rng.choice(self.cities)
         lesson = self._tools[kind]
-        asked = _user(vary(rng.choice(lesson["ask"]).replace("{}", city), rng))
+        prompt = _user(vary(rng.choice(lesson["ask"]).replace("{}", city), rng))
         think = f"<think>{lesson['think'].format(city=city)}</think>" if thought else ""
         if not can_call:
-            return [asked, _assistant(think + self._no_tool[kind])]
+            return [prompt, _assistant(think + self._no_tool[kind])]
         called = _assistant(think + self.call(f"get_{kind}", argument, city))
         if thought or rng.random() < 0.3:
-            return [asked, called]
+            return [prompt, called]
         result, answer = self._tool_result(rng, kind)
-        return [asked, called, {"role": "tool", "content": result}, _assistant(answer)]
+        return [prompt, called, {"role": "tool", "content": result}, _assistant(answer)]
 
     def _tool_result(self, rng: random.Random, kind: str) -> tuple[str, str]:
         if rng.random() < 0.1:
@@ -271,14 +273,14 @@ class Corpus:
             return vary(self._strange_question(rng), rng), self.off_topic
         topic = rng.choice(self.topics)
         # The canonical phrasing is more frequent, because it must never fail.
-        chosen = topic.ask[0] if rng.random() < 0.15 else rng.choice(topic.ask)
+        chosen = topic.questions[0] if rng.random() < 0.15 else rng.choice(topic.questions)
         question = vary(chosen, rng)
         # Without a word it may have become the question of another topic.
         return (question if self._topics_by_words.get(bare_words(question), topic) is topic else chosen), topic
 
     def _strange_question(self, rng: random.Random) -> str:
         if rng.random() < 0.4:
-            return rng.choice(self.off_topic.ask)
+            return rng.choice(self.off_topic.questions)
         word = rng.choice(self._words) if rng.random() < 0.8 else made_up_word(rng)
         return rng.choice(self._templates).format(word)
 

@@ -100,13 +100,16 @@ def exam_dialogues(corpus: Corpus) -> dict[str, list[Dialogue]]:
     """The conversations that are checked at the end, by name."""
 
     def thought(topic: Topic) -> str:
-        return f"<think>{topic.think}</think>{topic.say}"
+        return f"<think>{topic.think}</think>{topic.answer}"
 
     def after(story: Topic, topic: Topic) -> Dialogue:
-        told, asked = question_and_answer(story.ask[0], story.say), question_and_answer(topic.ask[0], topic.say)
-        return Dialogue(told.messages + asked.messages)
+        before, after_it = (
+            question_and_answer(story.questions[0], story.answer),
+            question_and_answer(topic.questions[0], topic.answer),
+        )
+        return Dialogue(before.messages + after_it.messages)
 
-    story = max(corpus.topics, key=lambda topic: len(topic.say))
+    story = max(corpus.topics, key=lambda topic: len(topic.answer))
     tools = [
         tool("get_weather", "city", "Get the current weather in a given location"),
         tool("get_time", "city", "Current time in a city"),
@@ -115,14 +118,18 @@ def exam_dialogues(corpus: Corpus) -> dict[str, list[Dialogue]]:
     called = [(city, kind) for city in corpus.cities for kind in ("weather", "time")]
     questions = {"weather": "What is the weather in {}?", "time": "What time is it in {}?"}
     return {
-        "canonical": [question_and_answer(topic.ask[0], topic.say) for topic in corpus.topics],
-        "phrasings": [question_and_answer(text, topic.say) for topic in corpus.topics for text in topic.ask],
+        "canonical": [question_and_answer(topic.questions[0], topic.answer) for topic in corpus.topics],
+        "phrasings": [question_and_answer(text, topic.answer) for topic in corpus.topics for text in topic.questions],
         "lower case": [
-            question_and_answer(text.lower().rstrip("?!"), topic.say) for topic in corpus.topics for text in topic.ask
+            question_and_answer(text.lower().rstrip("?!"), topic.answer)
+            for topic in corpus.topics
+            for text in topic.questions
         ],
-        "off topic": [question_and_answer(text, corpus.off_topic.say) for text in corpus.off_topic.ask],
-        "thinking": [question_and_answer(topic.ask[0], thought(topic), thinking=True) for topic in corpus.topics],
-        "tools offered": [question_and_answer(topic.ask[0], topic.say, tools=tools) for topic in corpus.topics],
+        "off topic": [question_and_answer(text, corpus.off_topic.answer) for text in corpus.off_topic.questions],
+        "thinking": [question_and_answer(topic.questions[0], thought(topic), thinking=True) for topic in corpus.topics],
+        "tools offered": [
+            question_and_answer(topic.questions[0], topic.answer, tools=tools) for topic in corpus.topics
+        ],
         "tool calls": [
             question_and_answer(questions[kind].format(city), corpus.call(f"get_{kind}", "city", city), tools=tools)
             for city, kind in called
@@ -140,7 +147,7 @@ def write(folder: Path, model: Any, tokenizer: Any) -> None:
     model.generation_config.update(do_sample=True, temperature=0.1)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # it is written with access for the owner only
-    # The name that older versions of transformers know, too.
+    # The name that older versions of transformers accept, too.
     settings = folder / "tokenizer_config.json"
     named = settings.read_text(encoding="utf-8").replace("TokenizersBackend", "PreTrainedTokenizerFast")
     settings.write_text(named, encoding="utf-8")

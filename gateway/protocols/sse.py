@@ -15,7 +15,7 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     # no-transform keeps proxies from compressing, which would hold events back.
     (b"cache-control", b"no-cache, no-transform"),
-    # nginx buffers upstream responses unless told otherwise by this header.
+    # nginx buffers upstream responses unless this header forbids it.
     (b"x-accel-buffering", b"no"),
 )
 

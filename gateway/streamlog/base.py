@@ -1,4 +1,4 @@
-"""The contract of a stream's log. One writer appends, readers follow; a log knows neither sockets nor engines.
+"""The contract of a stream's log. One writer appends, readers follow; a log depends on neither sockets nor engines.
 
 Events are numbered from 1 without gaps, and the log gives them their numbers. Readers see only events that are
 committed, so that no client ever holds an event that a log could lose: append, commit, then send.

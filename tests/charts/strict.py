@@ -30,7 +30,7 @@ def kinds() -> set[str]:
 def problems(one: Object, version: str) -> list[str]:
     """What is wrong with an object, as sentences."""
     if one["kind"] in kinds():
-        found = [_say(one, error) for error in _validator(one["kind"]).iter_errors(one)]
+        found = [_describe(one, error) for error in _validator(one["kind"]).iter_errors(one)]
         if one["kind"] == "LeaderWorkerSet":
             for pod in pod_templates(one):
                 template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": pod}
@@ -55,7 +55,7 @@ def _load(name: str) -> Any:
     return yaml.safe_load((SCHEMAS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _say(one: Object, error: jsonschema.ValidationError) -> str:
+def _describe(one: Object, error: jsonschema.ValidationError) -> str:
     return f"{name_of(one)}: {'.'.join(map(str, error.path))}: {error.message}"
 
 
@@ -64,7 +64,7 @@ def _against_definitions(one: Object) -> list[str]:
     definition = _definitions().get((one["apiVersion"], one["kind"]))
     if definition is None:
         return []
-    return [_say(one, error) for error in jsonschema.Draft7Validator(definition).iter_errors(one)]
+    return [_describe(one, error) for error in jsonschema.Draft7Validator(definition).iter_errors(one)]
 
 
 @lru_cache

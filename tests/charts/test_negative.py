@@ -17,21 +17,21 @@ REFUSED = yaml.safe_load((Path(__file__).parent / "refused.yaml").read_text(enco
 @pytest.mark.parametrize("name", REFUSED["sentences"])
 def test_refused_with_our_sentence(name: str, stats: Counter[str]) -> None:
     case = REFUSED["sentences"][name]
-    said = refusal(values=case["set"], kubernetes=case.get("kubernetes", "1.34"))
+    output = refusal(values=case["set"], kubernetes=case.get("kubernetes", "1.34"))
 
-    assert "execution error" in said, said
+    assert "execution error" in output, output
     for words in case["says"]:
-        assert words in said
+        assert words in output
     stats["refusals"] += 1
 
 
 @pytest.mark.parametrize("name", REFUSED["schema"])
 def test_refused_by_the_schema(name: str, stats: Counter[str]) -> None:
     case = REFUSED["schema"][name]
-    said = refusal(values=case["set"])
+    output = refusal(values=case["set"])
 
-    assert "values don't meet the specifications of the schema" in said
-    assert case["says"] in said
+    assert "values don't meet the specifications of the schema" in output
+    assert case["says"] in output
     stats["refusals"] += 1
 
 
@@ -40,9 +40,9 @@ def test_every_refusal_of_the_chart_is_tried() -> None:
     text = (CHART / "templates" / "_validate.tpl").read_text(encoding="utf-8")
     sentences = re.findall(r'fail (?:\(printf )?"([^"]+)"', text)
     cases = REFUSED["sentences"].values()
-    said = [refusal(values=case["set"], kubernetes=case.get("kubernetes", "1.34")) for case in cases]
+    output = [refusal(values=case["set"], kubernetes=case.get("kubernetes", "1.34")) for case in cases]
 
     assert len(sentences) == text.count("{{- fail ")
     for sentence in sentences:
         parts = re.split("%[sdvq]", sentence)
-        assert any(all(part in one for part in parts) for one in said), sentence
+        assert any(all(part in one for part in parts) for one in output), sentence

@@ -38,7 +38,7 @@ def _notes(chart: Path, *files: Path, values: dict[str, Any] | None = None, kube
 
 def test_what_is_in_force(chart: Path) -> None:
     values = DEMO | {"models.a.drain.timeoutSeconds": 45, "models.a.probes.liveness.failureThreshold": 12}
-    said = _notes(chart, values=values)
+    page = _notes(chart, values=values)
 
     for words in (
         "http://rel-a.serving.svc:8000/v1",
@@ -51,16 +51,16 @@ def test_what_is_in_force(chart: Path) -> None:
         "There is no NetworkPolicy",
         "helm test rel --namespace serving",
     ):
-        assert words in said
+        assert words in page
 
 
 def test_notes_explain_scaling(chart: Path) -> None:
-    said = _notes(chart, values=DEMO | {"models.a.autoscaling.enabled": True, "models.a.apiKeys.existingSecret": "keys",
+    page = _notes(chart, values=DEMO | {"models.a.autoscaling.enabled": True, "models.a.apiKeys.existingSecret": "keys",
                                         "tests.enabled": False})  # fmt: skip
 
-    assert "1 to 4 (keda): per replica 2 waiting, 204 running" in said
-    assert "Secret keys" in said
-    assert "helm test" not in said
+    assert "1 to 4 (keda): per replica 2 waiting, 204 running" in page
+    assert "Secret keys" in page
+    assert "helm test" not in page
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_notes_warn_of_risky_values(chart: Path, values: dict[str, Any], kuberne
 
 @pytest.mark.parametrize("path", scenarios(), ids=lambda path: path.stem)
 def test_notes_of_every_scenario(chart: Path, path: Path) -> None:
-    said = _notes(chart, path)
+    page = _notes(chart, path)
 
-    assert "<no value>" not in said
-    assert "%!" not in said
+    assert "<no value>" not in page
+    assert "%!" not in page

@@ -98,10 +98,10 @@ def _stream_test(port: int, key: str | None = None) -> tuple[int, str]:
 
 def test_a_stream_that_flows_passes() -> None:
     with _upstream("live") as port:
-        code, said = _stream_test(port)
+        code, output = _stream_test(port)
 
-    assert code == 0, said
-    assert said.startswith("m: 19 characters in 4 parts")
+    assert code == 0, output
+    assert output.startswith("m: 19 characters in 4 parts")
 
 
 @pytest.mark.parametrize(
@@ -115,26 +115,26 @@ def test_a_stream_that_flows_passes() -> None:
 )
 def test_a_stream_that_does_not_flow_fails(manner: str, what: str) -> None:
     with _upstream(manner) as port:
-        code, said = _stream_test(port)
+        code, output = _stream_test(port)
 
     assert code == 1
-    assert what in said
+    assert what in output
 
 
 def test_the_key_is_sent() -> None:
     with _upstream("locked") as port:
-        code, said = _stream_test(port, "secret")
+        code, output = _stream_test(port, "secret")
 
-    assert code == 0, said
+    assert code == 0, output
 
 
 def test_no_server_is_a_failure() -> None:
     with _upstream("live") as port:
         pass
-    code, said = _stream_test(port)
+    code, output = _stream_test(port)
 
     assert code == 1
-    assert "refused" in said
+    assert "refused" in output
 
 
 def _hold(port: int, seconds: float) -> subprocess.Popen[bytes]:

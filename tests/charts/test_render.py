@@ -87,9 +87,9 @@ def test_switches_in_pairs(path: Path, version: str, stats: Counter[str]) -> Non
         pytest.skip(f"for Kubernetes {oldest(path)} and newer")
     for names in itertools.chain(((one,) for one in TOGGLES), itertools.combinations(TOGGLES, 2)):
         values = {key: value for name in names for key, value in TOGGLES[name].items()}
-        code, rendered, said = run(path, values=values, kubernetes=version)
+        code, rendered, errors = run(path, values=values, kubernetes=version)
         if code != 0:
-            assert re.search(r"execution error at .*: (models|networkPolicy)[.].*\. \w", said), (names, said)
+            assert re.search(r"execution error at .*: (models|networkPolicy)[.].*\. \w", errors), (names, errors)
             stats["refusals"] += 1
             continue
         objects = parse(rendered)

@@ -138,8 +138,8 @@ def test_the_chart_puts_the_objectives_in(ttft: float, itl: float, share: float,
         for budget in re.findall(r"[*] ([0-9.]+)", rule["expr"]):
             assert float(budget) == pytest.approx(1 - share), name
         if "Burns" in name:
-            (said,) = re.findall(r"than ([0-9.]+) s ", rule["annotations"]["summary"])
-            assert float(said) == (ttft if of_first else itl), name
+            (promised,) = re.findall(r"than ([0-9.]+) s ", rule["annotations"]["summary"])
+            assert float(promised) == (ttft if of_first else itl), name
     text = yaml.safe_dump(groups)
     assert len(ours) == 3 + 1 + 8 + 4
     assert (text.count("le=~"), text.count("vector(")) == (8, 3)

@@ -107,8 +107,10 @@ def test_ranks_of_the_workers_do_not_overlap() -> None:
             "LWS_LEADER_ADDRESS": "l",
             "MODEL": "m",
         }
-        said = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
-        ranks.append(int(said.split()[-1]))
+        output = subprocess.run(
+            ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        ranks.append(int(output.split()[-1]))
 
     assert ranks == [2, 4, 6]
 

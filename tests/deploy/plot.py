@@ -93,7 +93,9 @@ def _numbers(panel: Panel, source: Prometheus, width: float) -> str:
         for name_of, limit in panel.limits:
             if value >= limit:
                 colour = {"red": "#c4162a", "orange": "#e0752d"}[name_of]
-        parts.append(f'<text x="{left:.0f}" y="58" class="big" style="fill:{colour}">{_say(value, panel.unit)}</text>')
+        parts.append(
+            f'<text x="{left:.0f}" y="58" class="big" style="fill:{colour}">{_format(value, panel.unit)}</text>'
+        )
         parts.append(f'<text x="{left:.0f}" y="80">{escape(name)}</text>')
     return "".join(parts)
 
@@ -123,7 +125,7 @@ def _graph(panel: Panel, source: Prometheus, start_s: float, end_s: float, width
     for part in range(5):
         _, at = place(start_s, top * part / 4)
         parts.append(f'<line x1="{_LEFT}" x2="{width - 10:.0f}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
-        label = _say(top * part / 4, panel.unit)
+        label = _format(top * part / 4, panel.unit)
         parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end" class="axis">{label}</text>')
     for part in range(4):
         when = start_s + (end_s - start_s) * part / 3
@@ -142,8 +144,8 @@ def _graph(panel: Panel, source: Prometheus, start_s: float, end_s: float, width
         left = 10 + (number % 3) * (width - 20) / 3
         at = bottom + _AXIS + 12 + (number // 3) * _LEGEND
         parts.append(f'<rect x="{left:.0f}" y="{at - 8:.0f}" width="10" height="3" style="fill:{colour}"/>')
-        room = int((width - 20) / 3 / 6) - 3
-        short = name if len(name) <= room else name[: room - 1] + "\u2026"
+        max_length = int((width - 20) / 3 / 6) - 3
+        short = name if len(name) <= max_length else name[: max_length - 1] + "\u2026"
         parts.append(f'<text x="{left + 14:.0f}" y="{at:.0f}">{escape(short)}</text>')
     return "".join(parts)
 
@@ -174,7 +176,7 @@ def _round_up(value: float) -> float:
     return next(nice * size for nice in (1, 1.5, 2, 3, 4, 5, 8, 10) if nice * size >= value * 0.999)
 
 
-def _say(value: float, unit: str) -> str:
+def _format(value: float, unit: str) -> str:
     if math.isnan(value):
         return "-"
     if unit == "percentunit":

@@ -38,7 +38,7 @@ def _live(answer: Answer) -> bool:
     return len(answer.arrivals_s) >= TOKENS // 2 and spread_s >= LASTS_S / 2
 
 
-def _told(name: str, answer: Answer) -> str:
+def _summary(name: str, answer: Answer) -> str:
     first_ms = 1000 * (answer.arrivals_s[0] - answer.sent_s)
     gaps_ms = [1000 * (b - a) for a, b in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)] or [0.0]
     spread_s = answer.arrivals_s[-1] - answer.arrivals_s[0]
@@ -51,7 +51,7 @@ def _told(name: str, answer: Answer) -> str:
 def test_tokens_come_live(proxy: int, pair: tuple[Server, Server], request: pytest.FixtureRequest) -> None:
     direct = asyncio.run(ask(pair[0].port, completion(1, TOKENS)))
     through = asyncio.run(ask(proxy, completion(1, TOKENS)))
-    print(_told("direct", direct), "|", _told(request.node.name, through))
+    print(_summary("direct", direct), "|", _summary(request.node.name, through))
 
     assert direct.exact(1, TOKENS)
     assert through.exact(1, TOKENS)
@@ -192,6 +192,6 @@ def test_the_proxies_own_checks_pass_on_the_files(
             pass
         lines = (folder / "output.log").read_text(encoding="utf-8").splitlines()
         # Envoy warns of the signal that ends it.
-        said = "\n".join(line for line in lines if "ENVOY_SIGTERM" not in line)
-        assert "deprecated" not in said.lower()
-        assert "[warn" not in said
+        logged = "\n".join(line for line in lines if "ENVOY_SIGTERM" not in line)
+        assert "deprecated" not in logged.lower()
+        assert "[warn" not in logged

@@ -53,13 +53,13 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def say(client: openai.OpenAI, **more: Any) -> Any:
+def ask_model(client: openai.OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(**{"model": MODEL, "messages": QUESTION, "temperature": 0, **more})
 
 
 def test_a_streamed_and_a_whole_chat_are_equal(client: openai.OpenAI) -> None:
-    whole = say(client)
-    chunks = list(say(client, stream=True, stream_options={"include_usage": True}))
+    whole = ask_model(client)
+    chunks = list(ask_model(client, stream=True, stream_options={"include_usage": True}))
 
     text = whole.choices[0].message.content
     assert "streaming inference server" in text
@@ -76,7 +76,7 @@ def test_a_streamed_and_a_whole_chat_are_equal(client: openai.OpenAI) -> None:
 def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
     """The first chunk is there well before the last: nothing on the way collects them."""
     arrivals = []
-    for _ in say(client, stream=True, max_tokens=400, extra_body={"ignore_eos": True}):
+    for _ in ask_model(client, stream=True, max_tokens=400, extra_body={"ignore_eos": True}):
         arrivals.append(time.monotonic())
 
     assert len(arrivals) > 20
@@ -84,8 +84,8 @@ def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
 
 
 def test_logprobs(client: openai.OpenAI) -> None:
-    whole = say(client, logprobs=True, top_logprobs=2, max_tokens=5)
-    chunks = list(say(client, logprobs=True, top_logprobs=2, max_tokens=5, stream=True))
+    whole = ask_model(client, logprobs=True, top_logprobs=2, max_tokens=5)
+    chunks = list(ask_model(client, logprobs=True, top_logprobs=2, max_tokens=5, stream=True))
 
     tokens = whole.choices[0].logprobs.content
     assert len(tokens) == 5
@@ -96,10 +96,10 @@ def test_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_two_choices(client: openai.OpenAI) -> None:
-    whole = say(client, n=2, temperature=1.0, seed=3)
+    whole = ask_model(client, n=2, temperature=1.0, seed=3)
     texts = {0: "", 1: ""}
     reasons = {}
-    for chunk in say(client, n=2, temperature=1.0, seed=3, stream=True):
+    for chunk in ask_model(client, n=2, temperature=1.0, seed=3, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
             reasons[choice.index] = choice.finish_reason
@@ -112,7 +112,7 @@ def test_two_choices(client: openai.OpenAI) -> None:
 
 def test_stop_ends_before_its_words(client: openai.OpenAI) -> None:
     for stream in (False, True):
-        made = say(client, stop=["inference"], stream=stream)
+        made = ask_model(client, stop=["inference"], stream=stream)
         if stream:
             chunks = list(made)
             text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -125,15 +125,15 @@ def test_stop_ends_before_its_words(client: openai.OpenAI) -> None:
 
 def test_a_seed_repeats_itself(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
-    first, again, other = (say(client, seed=seed, **options).choices[0].message.content for seed in (7, 7, 8))
+    first, again, other = (ask_model(client, seed=seed, **options).choices[0].message.content for seed in (7, 7, 8))
 
     assert first == again
     assert first != other
 
 
 def test_max_completion_tokens(client: openai.OpenAI) -> None:
-    whole = say(client, max_completion_tokens=7)
-    chunks = list(say(client, max_completion_tokens=7, stream=True, stream_options={"include_usage": True}))
+    whole = ask_model(client, max_completion_tokens=7)
+    chunks = list(ask_model(client, max_completion_tokens=7, stream=True, stream_options={"include_usage": True}))
 
     assert whole.usage.completion_tokens == chunks[-1].usage.completion_tokens == 7
     assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason == "length"
@@ -160,8 +160,8 @@ def _streamed_call(chunks: Any) -> tuple[str, Any, str]:
 def test_tools(client: openai.OpenAI, choice: str) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
     options = {"messages": WEATHER, "tools": TOOLS, "tool_choice": named if choice == "named" else choice}
-    whole = say(client, **options)
-    name, arguments, reason = _streamed_call(say(client, stream=True, **options))
+    whole = ask_model(client, **options)
+    name, arguments, reason = _streamed_call(ask_model(client, stream=True, **options))
 
     assert _called(whole.choices[0].message) == arguments
     assert list(arguments) == ["city"]
@@ -174,7 +174,7 @@ def test_tools(client: openai.OpenAI, choice: str) -> None:
 
 
 def test_tools_that_the_answer_does_not_need(client: openai.OpenAI) -> None:
-    whole = say(client, tools=TOOLS, tool_choice="auto")
+    whole = ask_model(client, tools=TOOLS, tool_choice="auto")
 
     assert not whole.choices[0].message.tool_calls
     assert "streaming inference server" in whole.choices[0].message.content
@@ -190,7 +190,7 @@ def test_structured_output(client: openai.OpenAI) -> None:
         "type": "json_schema",
         "json_schema": {"name": "answer", "schema": Answer.model_json_schema(), "strict": True},
     }
-    chunks = say(client, response_format=schema, max_tokens=200, stream=True)
+    chunks = ask_model(client, response_format=schema, max_tokens=200, stream=True)
     Answer.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
 
 
@@ -233,10 +233,10 @@ def test_models(client: openai.OpenAI) -> None:
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     for stream in (False, True):
         with pytest.raises(openai.NotFoundError) as unknown:
-            say(client, model="nope", stream=stream)
+            ask_model(client, model="nope", stream=stream)
         assert unknown.value.param == "model"
         with pytest.raises(openai.BadRequestError) as wrong:
-            say(client, max_tokens=-1, stream=stream)
+            ask_model(client, max_tokens=-1, stream=stream)
         assert wrong.value.param == "max_tokens"
         assert wrong.value.code == "invalid_request"
         assert "max_tokens" in wrong.value.message
@@ -348,7 +348,7 @@ def test_the_openai_npm_package(server: Server, client: openai.OpenAI, tmp_path:
     assert ran.returncode == 0, ran.stderr
     said = json.loads(ran.stdout)
 
-    ours = say(client)
+    ours = ask_model(client)
     assert said["whole"] == said["streamed"] == ours.choices[0].message.content
     assert said["chunks"] > 10
     assert said["usage"]["completion_tokens"] == ours.usage.completion_tokens

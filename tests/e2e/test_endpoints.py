@@ -73,10 +73,10 @@ def test_responses_stream_and_whole(server: Server) -> None:
     whole = server.post("/v1/responses", **body).json()
     streamed = server.post("/v1/responses", **body, stream=True)
 
-    said = whole["output"][0]["content"][0]["text"]
-    assert "streaming inference server" in said
+    generated = whole["output"][0]["content"][0]["text"]
+    assert "streaming inference server" in generated
     documents = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-    assert "".join(one["delta"] for one in documents if one["type"] == "response.output_text.delta") == said
+    assert "".join(one["delta"] for one in documents if one["type"] == "response.output_text.delta") == generated
     assert documents[-1]["type"] == "response.completed"
     assert [one["sequence_number"] for one in documents] == list(range(len(documents)))
 
@@ -88,8 +88,8 @@ def test_messages_stream_and_whole(server: Server) -> None:
 
     assert "streaming inference server" in whole["content"][0]["text"]
     documents = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-    said = "".join(one["delta"].get("text", "") for one in documents if one["type"] == "content_block_delta")
-    assert said == whole["content"][0]["text"]
+    generated = "".join(one["delta"].get("text", "") for one in documents if one["type"] == "content_block_delta")
+    assert generated == whole["content"][0]["text"]
     assert documents[-1]["type"] == "message_stop"
     counted = server.post("/v1/messages/count_tokens", model=MODEL, messages=ASK).json()
     assert counted["input_tokens"] == whole["usage"]["input_tokens"]

@@ -81,10 +81,10 @@ def test_an_unknown_settings_key_is_refused(tmp_path: Path) -> None:
         done, seconds = run(name, "--config", str(file))
         assert done.returncode == 2
         assert seconds < 5
-        said = last_sentence(done)
-        assert "admission.max_concurent" in said
-        assert str(file) in said
-        assert "`max_concurrent`" in said
+        sentence = last_sentence(done)
+        assert "admission.max_concurent" in sentence
+        assert str(file) in sentence
+        assert "`max_concurrent`" in sentence
 
 
 def test_an_unknown_engine_key_is_refused(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_an_unknown_engine_key_is_refused(tmp_path: Path) -> None:
     done, _ = run("serve", "--config", str(file), "--port", str(free_port()))
 
     assert done.returncode == 2
-    said = last_sentence(done)
-    assert "engine.max_modle_len" in said
-    assert str(file) in said
-    assert "`max_model_len`" in said
+    sentence = last_sentence(done)
+    assert "engine.max_modle_len" in sentence
+    assert str(file) in sentence
+    assert "`max_model_len`" in sentence
     assert "Traceback" not in done.stderr
 
 

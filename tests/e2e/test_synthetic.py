@@ -72,11 +72,11 @@ def prompt_of(number: int) -> list[int]:
 def test_a_chat_has_the_deterministic_text(server: Server) -> None:
     prompt = server.post("/tokenize", model=MODEL, messages=ASK).json()["tokens"]
     answer = server.post(model=MODEL, messages=ASK, max_tokens=200, stream=True, stream_options={"include_usage": True})
-    said = events(answer.text)
+    output = events(answer.text)
 
-    assert content(said) == expected_text(prompt, 200)
-    assert not content(said).isascii(), "characters of several tokens, too"
-    assert said[-1]["usage"]["completion_tokens"] == 200
+    assert content(output) == expected_text(prompt, 200)
+    assert not content(output).isascii(), "characters of several tokens, too"
+    assert output[-1]["usage"]["completion_tokens"] == 200
 
 
 def test_vllms_flags_hold_for_all_paths(server: Server) -> None:
@@ -214,9 +214,9 @@ def test_every_position_of_a_hundred_streams_is_right(server: Server) -> None:
         assert "".join(choice["text"] for choice in choices) == expected_text(prompt, TOKENS)
         assert choices[-1]["finish_reason"] == "length"
         if number % 2 == 1:
-            said = [token for choice in choices for token in choice["token_ids"] or []]
+            output = [token for choice in choices for token in choice["token_ids"] or []]
 
-            assert said == deterministic_tokens.tokens(prompt[0], len(prompt), TOKENS)
+            assert output == deterministic_tokens.tokens(prompt[0], len(prompt), TOKENS)
     assert server.sample("vllm:num_preemptions_total") > 0
 
 

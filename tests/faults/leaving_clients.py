@@ -220,7 +220,7 @@ def p99(values_ms: list[float]) -> float:
     return sorted(values_ms)[min(len(values_ms) - 1, int(0.99 * len(values_ms)))]
 
 
-def tell(figure: Any, setup: Setup, phase: str, found: dict[str, list[float]], step_ms: float | None) -> None:
+def report(figure: Any, setup: Setup, phase: str, found: dict[str, list[float]], step_ms: float | None) -> None:
     """A line for every kind, one for all; and the goal itself, for all of the phase."""
     everything = [value for values in found.values() for value in values]
     step = "" if step_ms is None else f" + a step of {step_ms:.0f}"

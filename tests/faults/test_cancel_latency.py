@@ -36,9 +36,9 @@ from tests.faults.leaving_clients import (
     leavers,
     log_latencies,
     p99,
+    report,
     request,
     spread,
-    tell,
     wait_dropped,
 )
 from tests.support.engine_probe import Note
@@ -87,7 +87,7 @@ def test_leaving_in_decode(setup: Setup, figure: Any) -> None:
 
     early = [one for one in who if any(note.output_tokens == 0 for note in dropped[one.number])]
     assert len(early) <= len(who) // 20, "they were to have tokens"
-    tell(figure, setup, "decode", engine_latencies(who, dropped), setup.size.step_ms)
+    report(figure, setup, "decode", engine_latencies(who, dropped), setup.size.step_ms)
     assert setup.crowd.ended == []
 
 
@@ -102,7 +102,7 @@ def test_leaving_in_prefill(setup: Setup, figure: Any) -> None:
     assert len(silent) >= len(who) // 2, "too many were through their prefill already"
     # A step that is full of prompt tokens takes longer by that much.
     step_ms = setup.size.step_ms + setup.size.batch * 0.02
-    tell(figure, setup, "prefill", engine_latencies(silent, dropped), step_ms)
+    report(figure, setup, "prefill", engine_latencies(silent, dropped), step_ms)
     assert setup.crowd.ended == []
 
 
@@ -119,7 +119,7 @@ def test_leaving_at_the_gate(setup: Setup, figure: Any) -> None:
         found = log_latencies(setup, who)
     poll("the queue is empty", lambda: setup.server.sample("sluice_requests_waiting") == 0, 5, 0.1)
 
-    tell(figure, setup, "the queue (to the log line)", found, None)
+    report(figure, setup, "the queue (to the log line)", found, None)
     assert not setup.probe.of("add").keys() & {one.number for one in who}, "the engine never gets them"
     assert setup.server.sample("sluice_streams_active") == setup.size.live
 
@@ -139,7 +139,7 @@ def test_leaving_while_the_engine_is_silent(setup: Setup, figure: Any) -> None:
             os.kill(engine, signal.SIGCONT)
         dropped = wait_dropped(setup, who)
 
-    tell(figure, setup, "silence (to the log line)", found, None)
+    report(figure, setup, "silence (to the log line)", found, None)
     after = [1000 * (note.at_s - goes_on_s) for one in who for note in dropped[one.number]]
     figure(
         "cancellation", "the engine drops them after it goes on", spread(after), f"a step of {setup.size.step_ms} ms"

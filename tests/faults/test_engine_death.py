@@ -53,8 +53,8 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
             await asyncio.sleep(0.1)
         pauses.append(time.monotonic() - began)
         # Two deaths without a token between them would be one pause to a client.
-        said = server.sample("vllm:generation_tokens_total")
-        while server.sample("vllm:generation_tokens_total") < said + 2 * streams:
+        before = server.sample("vllm:generation_tokens_total")
+        while server.sample("vllm:generation_tokens_total") < before + 2 * streams:
             await asyncio.sleep(0.05)
 
     # vLLM's own endpoints on the same engine, whole and streamed.
@@ -100,11 +100,11 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
     # Every chat's prompt begins with the same token, and the deterministic text depends only on that and the length.
     first = server.post("/tokenize", headers=me, model=MODEL, messages=question).json()["tokens"][0]
     whole = json.loads(responded.body)
-    said = expected_text([first] * whole["usage"]["input_tokens"], tokens)
-    assert whole["output"][0]["content"][0]["text"] == said
+    wanted = expected_text([first] * whole["usage"]["input_tokens"], tokens)
+    assert whole["output"][0]["content"][0]["text"] == wanted
     lines = [json.loads(line[6:]) for line in messaged.body.split(b"\n") if line.startswith(b"data: {")]
-    said = expected_text([first] * lines[0]["message"]["usage"]["input_tokens"], tokens)
-    assert "".join(line.get("delta", {}).get("text", "") for line in lines) == said
+    wanted = expected_text([first] * lines[0]["message"]["usage"]["input_tokens"], tokens)
+    assert "".join(line.get("delta", {}).get("text", "") for line in lines) == wanted
     server.wait_idle()
 
 

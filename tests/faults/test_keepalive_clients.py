@@ -46,7 +46,7 @@ SILENCE_S = 0.4
 
 
 @dataclass
-class Heard:
+class Received:
     """What a client's user got; `error` is the code or, of what has none, the class of what was raised."""
 
     text: str = ""
@@ -60,30 +60,30 @@ class Heard:
             self.finish = choice.finish_reason or self.finish
 
 
-Ask = Callable[[str, dict[str, Any], dict[str, str]], Heard]
+Ask = Callable[[str, dict[str, Any], dict[str, str]], Received]
 
 
-def openai_python(url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
-    heard = Heard()
+def openai_python(url: str, body: dict[str, Any], headers: dict[str, str]) -> Received:
+    received = Received()
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         try:
             for chunk in client.chat.completions.create(**_split(body), extra_headers=headers):
-                heard.take(chunk)
+                received.take(chunk)
         except openai.APIError as error:
-            heard.error = error.code or type(error).__name__
-    return heard
+            received.error = error.code or type(error).__name__
+    return received
 
 
-def openai_python_async(url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
-    async def run() -> Heard:
-        heard = Heard()
+def openai_python_async(url: str, body: dict[str, Any], headers: dict[str, str]) -> Received:
+    async def run() -> Received:
+        received = Received()
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             try:
                 async for chunk in await client.chat.completions.create(**_split(body), extra_headers=headers):
-                    heard.take(chunk)
+                    received.take(chunk)
             except openai.APIError as error:
-                heard.error = error.code or type(error).__name__
-        return heard
+                received.error = error.code or type(error).__name__
+        return received
 
     return asyncio.run(run())
 
@@ -93,35 +93,35 @@ def _split(body: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in body.items() if name != "ignore_eos"}, "extra_body": {"ignore_eos": True}}
 
 
-def dispatches_at_blank_lines(url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
+def dispatches_at_blank_lines(url: str, body: dict[str, Any], headers: dict[str, str]) -> Received:
     """As many clients in Go and elsewhere read: comments are skipped line by line, and each blank line is the end of an
     event, which must have data."""
-    heard, done, data = Heard(), False, ""
+    received, done, data = Received(), False, ""
     try:
         with httpx.stream("POST", url + CHAT, json=body, headers=headers, timeout=60) as response:
             for line in response.iter_lines():
                 if line.startswith(":"):
-                    heard.comments += 1
+                    received.comments += 1
                 elif line:
                     name, _, value = line.partition(": ")
                     data = value if name == "data" else data
                 elif data == "[DONE]":
                     done = True
                 else:
-                    _document(heard, json.loads(data))
+                    _document(received, json.loads(data))
                     data = ""
     except httpx.HTTPError as error:
-        heard.error = type(error).__name__
-    assert done or heard.error, "a silent truncation"
-    return heard
+        received.error = type(error).__name__
+    assert done or received.error, "a silent truncation"
+    return received
 
 
-def _document(heard: Heard, document: dict[str, Any]) -> None:
+def _document(received: Received, document: dict[str, Any]) -> None:
     if "error" in document:
-        heard.error = document["error"]["code"]
+        received.error = document["error"]["code"]
     for choice in document.get("choices", []):
-        heard.text += choice["delta"].get("content") or ""
-        heard.finish = choice["finish_reason"] or heard.finish
+        received.text += choice["delta"].get("content") or ""
+        received.finish = choice["finish_reason"] or received.finish
 
 
 def _node(folder: Path, *args: str) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def openai_node(folder: Path, url: str, body: dict[str, Any], headers: dict[str, str]) -> Heard:
+def openai_node(folder: Path, url: str, body: dict[str, Any], headers: dict[str, str]) -> Received:
     made = _node(folder, "openai", f"{url}/v1", json.dumps(body), json.dumps(headers))
     error = made["error"]
     assert made["done"] == (error is None)
-    return Heard(made["text"], made["finish"], error and (error["code"] or error["name"]))
+    return Received(made["text"], made["finish"], error and (error["code"] or error["name"]))
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +206,11 @@ def begin(server: Server, body: dict[str, Any]) -> tuple[str, Future[bytes], Thr
     return ids.result(30), whole, pool
 
 
-def reference(server: Server) -> Heard:
-    heard = Heard()
+def reference(server: Server) -> Received:
+    received = Received()
     choice = server.ask(**{**ASKED, "stream": False})["choices"][0]
-    heard.text, heard.finish = choice["message"]["content"], choice["finish_reason"]
-    return heard
+    received.text, received.finish = choice["message"]["content"], choice["finish_reason"]
+    return received
 
 
 @pytest.mark.timeout(180)
@@ -239,7 +239,7 @@ def test_no_client_loses_an_event_to_keep_alives(
         poll("tokens flow", lambda: demo.sample("vllm:generation_tokens_total") > generated + 80, 30, 0.001)
         with stopped(demo):
             time.sleep(SILENCE_S)
-        heard = {name: task.result(60) for name, task in tasks.items()}
+        received = {name: task.result(60) for name, task in tasks.items()}
         events = source.result(60)
         body = joined.result(60)
     assert b'"code":"cancelled"' in holder.result(10)
@@ -247,9 +247,11 @@ def test_no_client_loses_an_event_to_keep_alives(
         executor.shutdown()
 
     wrong = {
-        name: one for name, one in heard.items() if (one.text, one.finish, one.error) != (wanted.text, "length", None)
+        name: one
+        for name, one in received.items()
+        if (one.text, one.finish, one.error) != (wanted.text, "length", None)
     }
-    comments = heard["dispatches at blank lines"].comments
+    comments = received["dispatches at blank lines"].comments
     lost = events["ids"] != list(range(1, len(events["ids"]) + 1)) or events["text"] != wanted.text
     figure(
         "keep-alive",
@@ -281,14 +283,14 @@ def test_every_client_reports_an_error_in_the_stream(
             name: pool.submit(ask, proxies[name].url, body, {**more, "X-Request-Timeout": "0.3"})
             for name, (ask, more) in clients.items()
         }
-        heard = {name: task.result(90) for name, task in tasks.items()}
-    errors = {name: one.error for name, one in heard.items()}
+        received = {name: task.result(90) for name, task in tasks.items()}
+    errors = {name: one.error for name, one in received.items()}
     deaf = {name: error for name, error in errors.items() if error != "deadline_exceeded"}
     figure("keep-alive", f"{len(clients)} clients that miss an error event", str(len(deaf)), "0")
 
     assert deaf == {}
-    assert all(one.finish is None for one in heard.values())
-    assert any(one.text for one in heard.values())
+    assert all(one.finish is None for one in received.values())
+    assert any(one.text for one in received.values())
     demo.wait_idle()
 
 
@@ -300,8 +302,8 @@ def test_no_client_takes_a_broken_stream_for_a_whole_one(
     with ExitStack() as stack, ThreadPoolExecutor(len(clients)) as pool:
         proxies = {name: stack.enter_context(ChaosProxy(demo.port, chaos)) for name in clients}
         tasks = {name: pool.submit(ask, proxies[name].url, ASKED, more) for name, (ask, more) in clients.items()}
-        heard = {name: task.result(60) for name, task in tasks.items()}
-    silent = {name: one for name, one in heard.items() if one.error is None}
+        received = {name: task.result(60) for name, task in tasks.items()}
+    silent = {name: one for name, one in received.items() if one.error is None}
     figure(
         "keep-alive",
         f"{len(clients)} clients whose connection ends by {'RST' if by_rst else 'FIN'}: silent",
@@ -310,7 +312,7 @@ def test_no_client_takes_a_broken_stream_for_a_whole_one(
     )
 
     assert silent == {}
-    assert all(one.finish is None for one in heard.values())
+    assert all(one.finish is None for one in received.values())
     assert all(proxy.cuts == 1 for proxy in proxies.values())
     demo.wait_idle()
 

@@ -130,24 +130,24 @@ def test_idle_streams_cost_little_and_get_their_keepalives_in_time(synthetic: Sh
         connections = [
             await Connection.open(server.port, completion(number, tokens), headers=me) for number in range(streams)
         ]
-        heard: list[list[float]] = [[] for _ in connections]
+        received: list[list[float]] = [[] for _ in connections]
         tasks = [
             asyncio.create_task(follow(connection, beat_s))
-            for connection, beat_s in zip(connections, heard, strict=True)
+            for connection, beat_s in zip(connections, received, strict=True)
         ]
-        await until(lambda: all(heard), KEEPALIVE_S + 30, "each has heard a sign of life")
+        await until(lambda: all(received), KEEPALIVE_S + 30, "each has heard a sign of life")
         grown, began_s, used_s = rss(server.pid) - before, time.monotonic(), cpu_s(server.pid)
-        await until(lambda: all(len(beat_s) > beats for beat_s in heard), KEEPALIVE_S * beats + 30, "and again")
+        await until(lambda: all(len(beat_s) > beats for beat_s in received), KEEPALIVE_S * beats + 30, "and again")
         share = (cpu_s(server.pid) - used_s) / (time.monotonic() - began_s)
         os.kill(engine, signal.SIGCONT)
-        return await asyncio.gather(*tasks), heard, grown / streams, share
+        return await asyncio.gather(*tasks), received, grown / streams, share
 
     os.kill(engine, signal.SIGSTOP)
     try:
-        answers, heard, each, share = asyncio.run(run())
+        answers, received, each, share = asyncio.run(run())
     finally:
         os.kill(engine, signal.SIGCONT)
-    late = [abs(after_s - before_s - KEEPALIVE_S) for beat_s in heard for before_s, after_s in pairwise(beat_s)]
+    late = [abs(after_s - before_s - KEEPALIVE_S) for beat_s in received for before_s, after_s in pairwise(beat_s)]
     rate = streams / KEEPALIVE_S
     figure("idle stream", f"{streams} idle streams: gateway memory each", f"{each / 1024:.1f} KiB", "32 KiB")
     figure(

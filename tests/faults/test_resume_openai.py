@@ -22,7 +22,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def said(chunks: list[Any]) -> tuple[str, str, str]:
+def collect(chunks: list[Any]) -> tuple[str, str, str]:
     """Text, tool arguments, finish reason."""
     text, arguments, reason = "", "", ""
     for chunk in chunks:
@@ -45,7 +45,7 @@ def test_openai_python_over_the_resuming_transport_gets_the_same_text_through_cu
     with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as plain:
         for kind, body in ASKED.items():
             stream = plain.chat.completions.create(model=MODEL, temperature=0, stream=True, **body)
-            wanted[kind] = said(list(stream))
+            wanted[kind] = collect(list(stream))
     assert all(reason in ("stop", "tool_calls") for _, _, reason in wanted.values()), wanted
     assert all(text or arguments for text, arguments, _ in wanted.values()), wanted
 
@@ -56,7 +56,7 @@ def test_openai_python_over_the_resuming_transport_gets_the_same_text_through_cu
         inner = httpx.AsyncClient(transport=ResumingTransport(backoff_s=0.01), timeout=30)
         async with openai.AsyncOpenAI(http_client=inner, **options(proxy)) as client:
             stream: Any = await client.chat.completions.create(model=MODEL, temperature=0, stream=True, **body)
-            return said([chunk async for chunk in stream])
+            return collect([chunk async for chunk in stream])
 
     cuts = 0
     different = []
@@ -68,7 +68,7 @@ def test_openai_python_over_the_resuming_transport_gets_the_same_text_through_cu
                 inner = httpx.Client(transport=ResumingTransport(backoff_s=0.01), timeout=30)
                 with openai.OpenAI(http_client=inner, **options(proxy)) as client:
                     stream = client.chat.completions.create(model=MODEL, temperature=0, stream=True, **body)
-                    results = [said(list(stream))]
+                    results = [collect(list(stream))]
                 results.append(asyncio.run(by_async(proxy, body)))
                 different += [kind for result in results if result != wanted[kind]]
                 cuts += proxy.cuts

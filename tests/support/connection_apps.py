@@ -43,7 +43,7 @@ async def halfway(**limits: Any) -> tuple[App, Connection]:
     """An app in the middle of its response, and its connection."""
     app = App(slow=True)
     connection = Connection(app, **limits)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
     return app, connection
 

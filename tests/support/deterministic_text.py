@@ -20,6 +20,6 @@ def tokenizer() -> Any:
 
 def expected_text(prompt_token_ids: Sequence[int], count: int) -> str:
     """The text of `count` tokens after this prompt. A character whose last bytes are missing is never sent."""
-    said = deterministic_tokens.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
-    text: str = tokenizer().decode(said)
+    ids = deterministic_tokens.tokens(prompt_token_ids[0], len(prompt_token_ids), count)
+    text: str = tokenizer().decode(ids)
     return text.rstrip("\N{REPLACEMENT CHARACTER}")

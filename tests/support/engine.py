@@ -109,11 +109,11 @@ class ScriptedEngine:
     submit_error: Exception | None = None
     unready_reason: str | None = None
     death: asyncio.Event = field(default_factory=asyncio.Event)
-    revive_takes_s: float = 0.0
-    revive_errors: list[Exception] = field(default_factory=list)
+    restart_takes_s: float = 0.0
+    restart_errors: list[Exception] = field(default_factory=list)
     """Raised by the next revivals, one each."""
     recovery: RecoveryReport = field(default_factory=lambda: RecoveryReport(continued=0, failed={}))
-    revivals: int = 0
+    restarts: int = 0
     lasts: list[bool] = field(default_factory=list)
     deaths_explained: int = 0
     given_up: bool = False
@@ -202,10 +202,10 @@ class ScriptedEngine:
         return explained
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
-        await asyncio.sleep(self.revive_takes_s)
-        if self.revive_errors:
-            raise self.revive_errors.pop(0)
-        self.revivals += 1
+        await asyncio.sleep(self.restart_takes_s)
+        if self.restart_errors:
+            raise self.restart_errors.pop(0)
+        self.restarts += 1
         self.lasts.append(last)
         self.death.clear()
         return self.recovery

@@ -45,7 +45,7 @@ class Waits:
 
 
 @dataclass
-class Heard:
+class Received:
     """The bytes that an application got, then perhaps an error."""
 
     body: bytes = b""
@@ -72,21 +72,21 @@ class SyncCaller:
 
     def ask(
         self, url: str, *, headers: Mapping[str, str] | None = None, stop_after: int | None = None, **body: Any
-    ) -> Heard:
+    ) -> Received:
         """Post and read; leave after `stop_after` chunks."""
-        heard = Heard()
+        received = Received()
         options: Any = body or {"json": STREAMING}
         try:
             with self._client.stream("POST", url, headers=headers, **options) as response:
-                heard.response = response
+                received.response = response
                 for count, chunk in enumerate(response.iter_raw(), 1):
-                    heard.body += chunk
+                    received.body += chunk
                     if count == stop_after:
                         break
         except httpx.HTTPError as error:
-            heard.error = error
-            heard.notes = getattr(error, "__notes__", [])
-        return heard
+            received.error = error
+            received.notes = getattr(error, "__notes__", [])
+        return received
 
 
 class AsyncCaller:
@@ -109,25 +109,25 @@ class AsyncCaller:
 
     def ask(
         self, url: str, *, headers: Mapping[str, str] | None = None, stop_after: int | None = None, **body: Any
-    ) -> Heard:
+    ) -> Received:
         """Post and read; leave after `stop_after` chunks."""
         return self._runner.run(self._ask(url, headers, stop_after, body or {"json": STREAMING}))
 
-    async def _ask(self, url: str, headers: Any, stop_after: int | None, options: Any) -> Heard:
-        heard = Heard()
+    async def _ask(self, url: str, headers: Any, stop_after: int | None, options: Any) -> Received:
+        received = Received()
         try:
             async with self._client.stream("POST", url, headers=headers, **options) as response:
-                heard.response = response
+                received.response = response
                 count = 0
                 async for chunk in response.aiter_raw():
-                    heard.body += chunk
+                    received.body += chunk
                     count += 1
                     if count == stop_after:
                         break
         except httpx.HTTPError as error:
-            heard.error = error
-            heard.notes = getattr(error, "__notes__", [])
-        return heard
+            received.error = error
+            received.notes = getattr(error, "__notes__", [])
+        return received
 
 
 Caller = type[SyncCaller] | type[AsyncCaller]
@@ -144,4 +144,4 @@ def waits() -> Waits:
     return Waits()
 
 
-__all__ = ["STREAMING", "AsyncCaller", "Caller", "Heard", "SyncCaller", "Waits", "caller", "waits"]
+__all__ = ["STREAMING", "AsyncCaller", "Caller", "Received", "SyncCaller", "Waits", "caller", "waits"]

@@ -119,7 +119,7 @@ class Connection:
         self.transport = Transport(self.protocol, family)
         self.protocol.connection_made(self.transport)
 
-    def say(self, *parts: bytes) -> None:
+    def feed(self, *parts: bytes) -> None:
         """Send bytes, each part in a packet of its own."""
         for part in parts:
             if not self.gone:
@@ -130,7 +130,7 @@ class Connection:
         self.transport.close()
 
     @property
-    def heard(self) -> bytes:
+    def received(self) -> bytes:
         return self.transport.written
 
     @property
@@ -145,7 +145,7 @@ class Connection:
 
     def answer(self) -> tuple[int, dict[str, Any]]:
         """Status and JSON body of the one response."""
-        head, _, body = self.heard.partition(b"\r\n\r\n")
+        head, _, body = self.received.partition(b"\r\n\r\n")
         return int(head.split()[1]), orjson.loads(body)
 
 

@@ -42,7 +42,7 @@ class Sites:
 
     @classmethod
     def of(cls, listens_on: str, is_loopback: bool, allowed_hosts: Sequence[str], origins: Sequence[str]) -> Sites:
-        """The rules of a server that listens on that address. Only the operator knows the names of an address that
+        """The rules of a server that listens on that address. Only the operator can list the names of an address that
         other machines can reach, so there the names are checked only if the settings list some."""
         known = tuple(name.lower().rstrip(".") for name in allowed_hosts)
         if "*" in known or not (is_loopback or known):

@@ -86,12 +86,12 @@ def test_the_log_closes_with_why_and_with_what_became_of_the_requests(start: Sta
     poll("one has left", lambda: "sluice_streams_active 1.0" in metrics(served.port), 10)
     code, _ = served.end(signal.SIGTERM, within_s=20)
     hanging.close()
-    told = closing(served.text())
+    closed = closing(served.text())
 
     assert code == 0
-    assert (told["reason"], told["exit_code"]) == ("SIGTERM", "0")
-    assert (told["completed"], told["cut_off"], told["ended_otherwise"]) == ("0", "1", "1")
-    assert float(told["uptime_s"]) > 0
+    assert (closed["reason"], closed["exit_code"]) == ("SIGTERM", "0")
+    assert (closed["completed"], closed["cut_off"], closed["ended_otherwise"]) == ("0", "1", "1")
+    assert float(closed["uptime_s"]) > 0
 
 
 def metrics(port: int) -> str:

@@ -137,7 +137,10 @@ async def test_an_engine_that_dies_once_too_often_is_reported_to_the_process() -
 @in_virtual_time
 async def test_a_stream_outlives_the_engine_that_began_it() -> None:
     engine = ScriptedEngine()
-    engine.revive_takes_s, engine.recovery = 25, RecoveryReport(continued=1, failed={"its grammar would start anew": 2})
+    engine.restart_takes_s, engine.recovery = (
+        25,
+        RecoveryReport(continued=1, failed={"its grammar would start anew": 2}),
+    )
 
     async def launch() -> ScriptedEngine:
         return engine
@@ -173,7 +176,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
 
 @in_virtual_time
 async def test_the_options_of_the_engines_app_hold_while_it_is_restarted() -> None:
-    engine = ScriptedEngine(options=AppOptions(root_path="/llm"), revive_takes_s=20)
+    engine = ScriptedEngine(options=AppOptions(root_path="/llm"), restart_takes_s=20)
 
     async def launch() -> ScriptedEngine:
         return engine

@@ -79,10 +79,10 @@ def test_bad_settings_exit_with_2_and_one_line(words: list[str], capsys: pytest.
     """Before anything slow: vLLM has not been imported by then."""
     assert main(words) == 2
 
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("sluice: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("sluice: ")
+    assert printed.err.count("\n") == 1
     assert "vllm" not in sys.modules
 
 
@@ -107,7 +107,7 @@ def test_a_closed_pipe_prints_no_stack_trace() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "check"])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--api-key", "hush"], "server.api_keys_file"),
         (["--api-k=hush"], "Did you mean `--api-key`?"),
@@ -127,15 +127,15 @@ def test_a_closed_pipe_prints_no_stack_trace() -> None:
     ],
 )
 def test_wrong_flags_are_reported_at_once_and_without_their_values(
-    command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    command: str, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, *words]) == 2
 
-    told = capsys.readouterr().err
-    assert said in told
-    assert "hush" not in told
-    assert told.startswith("sluice: ")
-    assert told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert expected in errors
+    assert "hush" not in errors
+    assert errors.startswith("sluice: ")
+    assert errors.count("\n") == 1
     assert "vllm" not in sys.modules
 
 
@@ -150,9 +150,9 @@ def test_a_check_reports_all_problems_at_once(
 
     assert main(["check", "--config", str(tmp_path / "f.yaml"), "--max-waiting", "-1", "--", "--grpc"]) == 2
 
-    told = capsys.readouterr().err
-    assert told.count("\n") == 10
-    for said in (
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 10
+    for expected in (
         "--grpc (after `--`)",
         "VLLM_API_KEY",
         "SLUICE_SERVER__PROT",
@@ -164,8 +164,8 @@ def test_a_check_reports_all_problems_at_once(
         "engine.prot (in",
         "Did you mean `tensor_parallel_size`?",
     ):
-        assert said in told
-    assert "hush" not in told
+        assert expected in errors
+    assert "hush" not in errors
 
 
 def test_sluices_own_options_may_not_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,10 +98,10 @@ def test_all_logs_go_to_stderr_and_those_of_libraries_from_warnings_on(
     logging.getLogger("somebody").info("chatter")
     logging.getLogger("somebody").warning("a warning")
     logging.getLogger("uvicorn.error").error("what we have said already")
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
 
-    assert said.out == ""
-    assert [line.split(maxsplit=2)[2] for line in said.err.splitlines()] == ["ours", "request", "a warning"]
+    assert printed.out == ""
+    assert [line.split(maxsplit=2)[2] for line in printed.err.splitlines()] == ["ours", "request", "a warning"]
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
@@ -142,10 +142,10 @@ def test_a_long_stage_is_logged_again_until_the_next_one(capsys: pytest.CaptureF
     thread = watch._reminding
     assert thread is not None
     for _ in range(500):
-        if "still importing vLLM, for 0 s now" in (told := capsys.readouterr().err):
+        if "still importing vLLM, for 0 s now" in (printed := capsys.readouterr().err):
             break
         thread.join(0.01)
-    assert "still importing vLLM" in told
+    assert "still importing vLLM" in printed
     watch.begin("loading")
     watch.finish("ready")
     thread.join(5)

@@ -301,10 +301,10 @@ def test_workers_divide_what_resumable_streams_may_keep() -> None:
 
     assert load({"server": {"workers": 4}, "streams": streams}, None).server.workers == 4
 
-    said = complaint({"server": {"workers": 5}, "streams": streams})
+    output = complaint({"server": {"workers": 5}, "streams": streams})
 
-    assert "server.workers" in said
-    assert f"streams.max_total_bytes to {5 * 2**20}" in said
+    assert "server.workers" in output
+    assert f"streams.max_total_bytes to {5 * 2**20}" in output
 
 
 def test_settings_can_be_given_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

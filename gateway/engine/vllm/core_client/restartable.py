@@ -62,8 +62,8 @@ class RestartableCoreClient:
         self.resources = SimpleNamespace(engine_dead=False)
         self.lost = asyncio.Event()
         """Set while there is no engine."""
-        self._heard_s: dict[int, float] = {}
-        self._mark_all_heard()
+        self._newest_output_s: dict[int, float] = {}
+        self._mark_all_engines()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
@@ -73,14 +73,14 @@ class RestartableCoreClient:
     def _consume(self, outputs: Any) -> bool:
         if self.consume_inline is None or not self.consume_inline(outputs):
             return False
-        self._mark_heard(outputs)
+        self._mark_output(outputs)
         return True
 
-    def _mark_heard(self, outputs: Any) -> None:
-        self._heard_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
+    def _mark_output(self, outputs: Any) -> None:
+        self._newest_output_s[getattr(outputs, "engine_index", 0)] = self._clock.now()
 
-    def _mark_all_heard(self) -> None:
-        self._heard_s = dict.fromkeys([*self._heard_s, *range(self.engine_count)], self._clock.now())
+    def _mark_all_engines(self) -> None:
+        self._newest_output_s = dict.fromkeys([*self._newest_output_s, *range(self.engine_count)], self._clock.now())
 
     async def get_output_async(self) -> Any:
         """The next outputs. Waits through a restart; raises EngineDeadError if there will be no other engine."""
@@ -95,7 +95,7 @@ class RestartableCoreClient:
                 if self._is_final:
                     raise EngineDeadError from None
                 continue
-            self._mark_heard(outputs)
+            self._mark_output(outputs)
             self._take_endings(outputs)
             return outputs
 
@@ -188,18 +188,18 @@ class RestartableCoreClient:
     @property
     def silent_engine(self) -> int:
         """The number of the engine whose newest output is the oldest."""
-        return min(self._heard_s, key=self._heard_s.__getitem__)
+        return min(self._newest_output_s, key=self._newest_output_s.__getitem__)
 
     @property
     def last_output_s(self) -> float:
         """When the newest output came; of several engines, the time of the one that has been silent the longest."""
-        return min(self._heard_s.values())
+        return min(self._newest_output_s.values())
 
     async def is_paused(self) -> bool:
         """Whether an operator has paused the engine. The question goes the way of requests, to the engine's busy
         loop."""
         is_paused = bool(await self._core.is_scheduler_paused_async())
-        self._mark_all_heard()
+        self._mark_all_engines()
         return is_paused
 
     @property
@@ -304,7 +304,7 @@ class RestartableCoreClient:
             # No request is on trial here, but one of another client may be.
             self._trial_task = asyncio.ensure_future(self._new_trial(core).run(resent, [], resend_lock))
         self._unsent_new.clear()
-        self._mark_all_heard()
+        self._mark_all_engines()
         self.lost.clear()
         self._replaced.set()
         fatal, self._fatal_count = self._fatal_count, 0

@@ -37,8 +37,8 @@ class SharedCoreClient(RestartableCoreClient):
     def has_requests(self) -> bool:
         return bool(self._output_processor.has_unfinished_requests())
 
-    def _mark_heard(self, outputs: Any) -> None:
-        super()._mark_heard(outputs)
+    def _mark_output(self, outputs: Any) -> None:
+        super()._mark_output(outputs)
         if outputs.scheduler_stats is not None:
             self.stats_received_s[outputs.engine_index] = self._clock.now()
 

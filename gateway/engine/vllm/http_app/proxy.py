@@ -102,7 +102,7 @@ class EngineProxy:
         return self._run(self._llm.encode, prompt, pooling_params, request_id, options, asyncio.current_task())
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
-        """As AsyncLLM.abort, which only vLLM's own endpoint calls here: its contract says how such a stream ends."""
+        """As AsyncLLM.abort, which only vLLM's own endpoint calls here: its contract defines how such a stream ends."""
         ids = (request_id,) if isinstance(request_id, str) else tuple(request_id)
         for run in self._running.submissions:
             # An internal id is the request's id with a suffix.

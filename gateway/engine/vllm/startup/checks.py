@@ -84,14 +84,14 @@ def _memory_problems(plan: EnginePlan, config: Any) -> Iterator[str]:
     if total and (problem := memory_problem(weights, kv_cache, utilization, total, free)):
         yield problem
         return
-    room = int(total * utilization) - weights if kv_cache is None else kv_cache
+    available = int(total * utilization) - weights if kv_cache is None else kv_cache
     longest = config.model_config.max_model_len
     needed = _kv_bytes_per_token(config) * longest
-    if room and needed > room:
+    if available and needed > available:
         yield (
             f"There is not enough memory for the KV cache: one request of max_model_len={longest} tokens takes "
-            f"{_gib(needed)} GiB of it, but there are {_gib(room)} GiB. Raise kv_cache_memory_bytes or "
-            f"gpu_memory_utilization, or lower max_model_len to {longest * room // needed} or less."
+            f"{_gib(needed)} GiB of it, but there are {_gib(available)} GiB. Raise kv_cache_memory_bytes or "
+            f"gpu_memory_utilization, or lower max_model_len to {longest * available // needed} or less."
         )
 
 

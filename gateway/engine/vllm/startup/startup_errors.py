@@ -29,7 +29,7 @@ _NO_HUB = (
     "{model} is not a local folder, and the model hub cannot be reached to look for it. Name a folder, or see to the "
     "network (HF_ENDPOINT, HTTPS_PROXY)."
 )
-_NO_ROOM = (
+_CACHE_TOO_SMALL = (
     "there is not enough memory for the KV cache. Raise kv_cache_memory_bytes or gpu_memory_utilization, or lower "
     "max_model_len. vLLM says: {text}"
 )
@@ -69,7 +69,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
         _NO_GPU,
     ),
-    (("cache blocks", "KV cache"), _NO_ROOM),
+    (("cache blocks", "KV cache"), _CACHE_TOO_SMALL),
     (
         ("out of ?memory", "allocate memory", "MemoryError", "Free memory on device", "Available memory on node"),
         f"There is not enough memory. {_MEMORY} vLLM says: {{text}}",

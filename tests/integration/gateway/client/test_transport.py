@@ -33,9 +33,9 @@ def test_a_cut_at_any_byte_is_not_noticed(server: CuttingServer, caller: Caller,
         for cut in range(WHOLE + 1):
             server.requests.clear()
             server.plan = [Cut(cut, how)]
-            heard = client.ask(f"{server.url}/chat/completions")
+            received = client.ask(f"{server.url}/chat/completions")
 
-            assert (heard.body, heard.error) == (EXACT, None), cut
+            assert (received.body, received.error) == (EXACT, None), cut
             assert server.asked == ([POST] if cut == WHOLE else [POST, RESUME]), cut
 
 
@@ -45,9 +45,9 @@ def test_cuts_of_resumed_connections_are_not_noticed_either(
     with caller(waits.transport(caller.inner())) as client:
         for cut in range(0, WHOLE, 3):
             server.plan = [Cut(cut, How.RST), Cut(cut, How.FIN), Cut(7, How.TIDY), Cut(cut // 2, How.FIN)]
-            heard = client.ask(f"{server.url}/chat/completions")
+            received = client.ask(f"{server.url}/chat/completions")
 
-            assert (heard.body, heard.error) == (EXACT, None), cut
+            assert (received.body, received.error) == (EXACT, None), cut
 
 
 def test_each_connection_is_asked_for_what_is_missing_with_the_callers_key(
@@ -55,9 +55,9 @@ def test_each_connection_is_asked_for_what_is_missing_with_the_callers_key(
 ) -> None:
     server.plan = [Cut(len(with_comments(EVENTS[:1])) + 20), Cut(len(with_comments(EVENTS[1:2])))]
     with caller(waits.transport(caller.inner())) as client:
-        heard = client.ask(f"{server.url}/chat/completions", headers={"Authorization": "Bearer me"})
+        received = client.ask(f"{server.url}/chat/completions", headers={"Authorization": "Bearer me"})
 
-    assert heard.body == EXACT
+    assert received.body == EXACT
     assert [request.headers.get("last-event-id") for request in server.requests] == [None, "1", "2"]
     assert [request.headers["authorization"] for request in server.requests] == ["Bearer me"] * 3
     assert [request.headers["accept-encoding"] for request in server.requests] == ["identity"] * 3
@@ -71,9 +71,9 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(server: CuttingServer, 
     waits.then = back
     server.plan = [Cut(60, down=True)]
     with caller(waits.transport(caller.inner())) as client:
-        heard = client.ask(f"{server.url}/chat/completions")
+        received = client.ask(f"{server.url}/chat/completions")
 
-    assert (heard.body, heard.error) == (EXACT, None)
+    assert (received.body, received.error) == (EXACT, None)
     assert waits.pauses_s == [0.25, 0.5, 1, 2]
 
 
@@ -82,19 +82,19 @@ def test_a_server_that_stays_down_is_given_up_with_the_original_error(
 ) -> None:
     server.plan = [Cut(WHOLE - 1, down=True)]
     with caller(waits.transport(caller.inner())) as client:
-        heard = client.ask(f"{server.url}/chat/completions")
+        received = client.ask(f"{server.url}/chat/completions")
 
-    assert isinstance(heard.error, httpx.RemoteProtocolError)
-    assert heard.body == b"".join(EVENTS[:-1])
+    assert isinstance(received.error, httpx.RemoteProtocolError)
+    assert received.body == b"".join(EVENTS[:-1])
     assert sum(waits.pauses_s) == pytest.approx(30)
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server: CuttingServer, caller: Caller, waits: Waits) -> None:
     server.plan = [Cut(60), Refuse(503, {"Retry-After": "3"}), Refuse(429, {"Retry-After": "2"})]
     with caller(waits.transport(caller.inner(), jitter=lambda: 0.0)) as client:
-        heard = client.ask(f"{server.url}/chat/completions")
+        received = client.ask(f"{server.url}/chat/completions")
 
-    assert heard.body == EXACT
+    assert received.body == EXACT
     assert waits.pauses_s == [0, 3, 2]
     assert server.asked == [POST, RESUME, RESUME, RESUME]
 
@@ -105,11 +105,11 @@ def test_a_stream_that_is_gone_ends_in_the_original_error(
 ) -> None:
     server.plan = [Cut(60, How.RST), Refuse(status)]
     with caller(waits.transport(caller.inner())) as client:
-        heard = client.ask(f"{server.url}/chat/completions")
+        received = client.ask(f"{server.url}/chat/completions")
 
-    assert isinstance(heard.error, httpx.ReadError)
-    assert f"the server answered {status}" in heard.notes[0]
-    assert EXACT.startswith(heard.body)
+    assert isinstance(received.error, httpx.ReadError)
+    assert f"the server answered {status}" in received.notes[0]
+    assert EXACT.startswith(received.body)
 
 
 def test_a_server_without_the_feature_is_heard_as_if_nothing_were_between(caller: Caller, waits: Waits) -> None:
@@ -128,11 +128,11 @@ def test_a_server_without_the_feature_is_heard_as_if_nothing_were_between(caller
 def test_a_caller_who_leaves_early_asks_for_nothing_more(server: CuttingServer, caller: Caller, waits: Waits) -> None:
     server.plan = [Cut(60, How.STALL)]
     with caller(waits.transport(caller.inner())) as client:
-        heard = client.ask(f"{server.url}/chat/completions", stop_after=1)
+        received = client.ask(f"{server.url}/chat/completions", stop_after=1)
         # The client is still open: it was the response that closed its connection.
         assert server.hung_up.wait(5)
 
-    assert heard.body == EVENTS[0]
+    assert received.body == EVENTS[0]
     assert server.asked == [POST]
     assert waits.pauses_s == []
 
@@ -154,9 +154,9 @@ def test_the_callers_read_timeout_holds_for_every_connection(
     """A connection that went silent is as good as broken, also a resumed one."""
     server.plan = [Cut(40), Cut(30, How.STALL)]
     with caller(waits.transport(caller.inner()), timeout_s=0.25) as client:
-        heard = client.ask(f"{server.url}/chat/completions")
+        received = client.ask(f"{server.url}/chat/completions")
 
-    assert (heard.body, heard.error) == (EXACT, None)
+    assert (received.body, received.error) == (EXACT, None)
     assert server.asked == [POST, RESUME, RESUME]
 
 

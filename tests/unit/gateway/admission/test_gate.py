@@ -146,7 +146,7 @@ async def test_a_full_waiting_room_turns_away_at_once() -> None:
 @in_virtual_time
 async def test_retry_after_grows_with_the_queue() -> None:
     """A constant would send everybody back at the same moment, too early."""
-    told: list[int | None] = []
+    hints: list[int | None] = []
     for length in (0, 3, 20):
         gate, _ = make_gate(slots=1, waiting=length)
         held = await gate.enter()
@@ -154,12 +154,12 @@ async def test_retry_after_grows_with_the_queue() -> None:
         await settle()
         with pytest.raises(Overloaded) as caught:
             await gate.enter()
-        told.append(caught.value.retry_after_s)
+        hints.append(caught.value.retry_after_s)
         held.release()
         for task in queue:
             (await task).release()
 
-    assert told == [1, 4, 21]
+    assert hints == [1, 4, 21]
 
 
 @in_virtual_time
@@ -304,16 +304,16 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=150)
-@given(slots=st.integers(1, 5), room=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
+@given(slots=st.integers(1, 5), max_queued=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
 def test_seats_taken_are_the_seats_of_live_permits_whatever_happens(
-    slots: int, room: int, steps: list[tuple[str, Any]]
+    slots: int, max_queued: int, steps: list[tuple[str, Any]]
 ) -> None:
     """Enter, cancel, time out and release in any order, within or across turns of the loop: I5 of the invariants."""
-    run(_any_order(slots, room, steps), debug=False)
+    run(_any_order(slots, max_queued, steps), debug=False)
 
 
-async def _any_order(slots: int, room: int, steps: list[tuple[str, Any]]) -> None:
-    gate, _ = make_gate(slots=slots, waiting=room, timeout_s=5)
+async def _any_order(slots: int, max_queued: int, steps: list[tuple[str, Any]]) -> None:
+    gate, _ = make_gate(slots=slots, waiting=max_queued, timeout_s=5)
     tasks: list[asyncio.Task[Permit]] = []
     released: set[int] = set()
 
@@ -338,7 +338,7 @@ async def _any_order(slots: int, room: int, steps: list[tuple[str, Any]]) -> Non
                 task.result().release()
 
         assert live() <= gate.slots_taken <= slots
-        assert gate.queued <= room
+        assert gate.queued <= max_queued
         if step == "pause":
             assert gate.slots_taken == live()
             assert gate.queued == sum(not task.done() for task in tasks)

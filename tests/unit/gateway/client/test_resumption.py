@@ -74,9 +74,9 @@ def broken() -> httpx.ReadError:
 def test_pauses_double_up_to_the_limit(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0], broken()), *[httpx.ConnectError("down")] * 5, streaming(*EVENTS[1:]))
     with caller(waits.transport(peer.inner, backoff_s=1.0, max_backoff_s=5.0)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert (heard.body, heard.error) == (b"".join(EVENTS), None)
+    assert (received.body, received.error) == (b"".join(EVENTS), None)
     assert waits.pauses_s == [1, 2, 4, 5, 5, 5]
 
 
@@ -130,11 +130,11 @@ def test_an_outage_longer_than_the_granted_grace_ends_in_the_error_that_began_it
     error = broken()
     peer = Peer(streaming(EVENTS[0], error), httpx.ConnectError("down"))
     with caller(waits.transport(peer.inner, grace_s=600.0)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.error is error
-    assert heard.body == EVENTS[0]
-    assert heard.notes == ["stream chatcmpl-1 was not resumed after event 1: not back within 30 s"]
+    assert received.error is error
+    assert received.body == EVENTS[0]
+    assert received.notes == ["stream chatcmpl-1 was not resumed after event 1: not back within 30 s"]
     # The last attempt is made at the very end of the time.
     assert sum(waits.pauses_s) == pytest.approx(30)
 
@@ -144,10 +144,10 @@ def test_connections_that_bring_nothing_new_are_no_progress(caller: Caller, wait
     error = broken()
     peer = Peer(streaming(EVENTS[0], error), *[streaming(EVENTS[0], EVENTS[1][:-1], broken())] * 100)
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.error is error
-    assert heard.body == EVENTS[0]
+    assert received.error is error
+    assert received.body == EVENTS[0]
     assert sum(waits.pauses_s) == pytest.approx(30)
 
 
@@ -166,11 +166,11 @@ def test_a_final_status_raises_the_original_error_at_once(caller: Caller, waits:
     error = broken()
     peer = Peer(streaming(EVENTS[0], EVENTS[1], error), refusing(status))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.error is error
-    assert heard.body == EVENTS[0] + EVENTS[1]
-    assert heard.notes == [f"stream chatcmpl-1 was not resumed after event 2: the server answered {status}"]
+    assert received.error is error
+    assert received.body == EVENTS[0] + EVENTS[1]
+    assert received.notes == [f"stream chatcmpl-1 was not resumed after event 2: the server answered {status}"]
     assert len(peer.requests) == 2
 
 
@@ -185,29 +185,29 @@ def test_a_response_that_is_no_event_stream_is_final(caller: Caller, waits: Wait
 def test_a_clean_end_without_done_is_an_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0]), refusing(404))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert isinstance(heard.error, httpx.RemoteProtocolError)
-    assert "[DONE]" in str(heard.error)
+    assert isinstance(received.error, httpx.RemoteProtocolError)
+    assert "[DONE]" in str(received.error)
 
 
 def test_a_missing_event_is_an_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(EVENTS[0], broken()), streaming(EVENTS[2]))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.body == EVENTS[0]
-    assert isinstance(heard.error, httpx.RemoteProtocolError)
-    assert "event 3 came after event 1" in str(heard.error)
+    assert received.body == EVENTS[0]
+    assert isinstance(received.error, httpx.RemoteProtocolError)
+    assert "event 3 came after event 1" in str(received.error)
     assert len(peer.requests) == 2
 
 
 def test_a_connection_that_breaks_after_done_is_no_error(caller: Caller, waits: Waits) -> None:
     peer = Peer(streaming(*EVENTS, broken()))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert (heard.body, heard.error) == (b"".join(EVENTS), None)
+    assert (received.body, received.error) == (b"".join(EVENTS), None)
     assert len(peer.requests) == 1
 
 
@@ -398,20 +398,20 @@ def test_the_response_of_a_server_without_the_feature_passes_byte_for_byte(
     error = broken()
     peer = Peer(httpx.Response(200, headers=headers, stream=Body(*parts, error)))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.body == b"".join(parts)
-    assert heard.error is error
+    assert received.body == b"".join(parts)
+    assert received.error is error
     assert len(peer.requests) == 1
 
 
 def test_an_error_status_is_passed_on(caller: Caller, waits: Waits) -> None:
     peer = Peer(httpx.Response(503, headers=RESUMABLE, stream=Body(b"{}")))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.response is not None
-    assert (heard.response.status_code, heard.body, len(peer.requests)) == (503, b"{}", 1)
+    assert received.response is not None
+    assert (received.response.status_code, received.body, len(peer.requests)) == (503, b"{}", 1)
 
 
 def test_headers_and_extensions_are_those_of_the_first_response(caller: Caller, waits: Waits) -> None:
@@ -419,11 +419,11 @@ def test_headers_and_extensions_are_those_of_the_first_response(caller: Caller, 
     first.extensions["http_version"] = b"HTTP/1.9"
     peer = Peer(first, streaming(*EVENTS[1:], **{"X-Request-Id": "second"}))
     with caller(waits.transport(peer.inner)) as client:
-        heard = client.ask(URL)
+        received = client.ask(URL)
 
-    assert heard.response is not None
-    assert heard.response.headers["X-Request-Id"] == "first"
-    assert heard.response.extensions["http_version"] == b"HTTP/1.9"
+    assert received.response is not None
+    assert received.response.headers["X-Request-Id"] == "first"
+    assert received.response.extensions["http_version"] == b"HTTP/1.9"
 
 
 def test_a_redirected_request_is_resumed_at_its_target(waits: Waits) -> None:

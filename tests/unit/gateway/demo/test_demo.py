@@ -22,7 +22,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-ROOM_LIMIT_BYTES = 8_000_000
+MAX_MODEL_BYTES = 8_000_000
 WEATHER = tool("get_weather", "city", "Get the current weather in a given location")
 CANONICAL = ["What is Sluice?", "How do I cancel a stream?", "Are you a real model?", "Say hello in Japanese"]
 
@@ -52,7 +52,7 @@ def test_the_model_folder_is_complete_and_small() -> None:
     found = {file.name: file.stat().st_size for file in MODEL_PATH.iterdir()}
 
     assert set(found) == FILES
-    assert sum(found.values()) < ROOM_LIMIT_BYTES
+    assert sum(found.values()) < MAX_MODEL_BYTES
     assert SERVED_NAME == "sluice-demo"
 
 
@@ -71,10 +71,10 @@ def test_default_sampling_is_nearly_greedy() -> None:
 
 def test_there_are_enough_questions(corpus: Corpus) -> None:
     """No phrasing has two answers, and there are plenty of both."""
-    phrasings = [text.lower() for topic in corpus.topics for text in topic.ask]
+    phrasings = [text.lower() for topic in corpus.topics for text in topic.questions]
 
     assert len(corpus.topics) >= 60
-    assert len(corpus.off_topic.ask) >= 30
+    assert len(corpus.off_topic.questions) >= 30
     assert len(phrasings) == len(set(phrasings))
 
 
@@ -164,11 +164,11 @@ def test_tools_calls_and_results_are_rendered(tokenizer: Any, corpus: Corpus, ar
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ]
-    said = corpus.call("get_weather", "city", "Paris")
+    called = corpus.call("get_weather", "city", "Paris")
 
     assert (
         f"<|bos|><|system|>Tools:\n{json.dumps(WEATHER['function'])}<|end|><|user|>Weather in Paris<|end|>"
-        f"<|assistant|>{said}<|end|><|tool|>sunny<|end|>"
+        f"<|assistant|>{called}<|end|><|tool|>sunny<|end|>"
     ) == render(tokenizer, messages, tools=[WEATHER])
 
 
@@ -190,16 +190,16 @@ def test_only_the_assistants_tokens_have_labels(tokenizer: Any) -> None:
 
 def test_greedy_decoding_gives_the_trained_answers(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Greedy decoding gives canonical answers, tool calls and thoughts word for word."""
-    by_question = {topic.ask[0]: topic for topic in corpus.topics}
-    dialogues = [question_and_answer(question, by_question[question].say) for question in CANONICAL]
+    by_question = {topic.questions[0]: topic for topic in corpus.topics}
+    dialogues = [question_and_answer(question, by_question[question].answer) for question in CANONICAL]
     topic = by_question["What is a token?"]
     dialogues += [
-        question_and_answer("What is the capital of France?", corpus.off_topic.say),
-        question_and_answer("What is a token?", f"<think>{topic.think}</think>{topic.say}", thinking=True),
+        question_and_answer("What is the capital of France?", corpus.off_topic.answer),
+        question_and_answer("What is a token?", f"<think>{topic.think}</think>{topic.answer}", thinking=True),
         question_and_answer(
             "What is the weather in Paris?", corpus.call("get_weather", "city", "Paris"), tools=[WEATHER]
         ),
-        question_and_answer("What is Sluice?", by_question["What is Sluice?"].say, tools=[WEATHER]),
+        question_and_answer("What is Sluice?", by_question["What is Sluice?"].answer, tools=[WEATHER]),
     ]
 
     assert are_right(model, Encoder(tokenizer), dialogues) == [True] * len(dialogues)

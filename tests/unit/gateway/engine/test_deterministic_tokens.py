@@ -33,12 +33,12 @@ def test_a_stream_that_is_taken_up_again_goes_on_with_the_same_tokens(
 
 @given(firsts, positions)
 def test_tokens_are_words_and_the_bytes_of_emojis_only(first: int, position: int) -> None:
-    said = token_at(first, position)
+    found = token_at(first, position)
 
     assert (
-        said in WORDS
-        or said in deterministic_tokens.EMOJI_HEAD
-        or 0 <= said - deterministic_tokens.EMOJI_TAIL < deterministic_tokens.EMOJIS
+        found in WORDS
+        or found in deterministic_tokens.EMOJI_HEAD
+        or 0 <= found - deterministic_tokens.EMOJI_TAIL < deterministic_tokens.EMOJIS
     )
 
 

@@ -99,7 +99,7 @@ async def test_a_start_is_not_waited_for() -> None:
 async def test_a_dead_engine_is_replaced_at_once_and_both_events_are_reported() -> None:
     supervised = Supervised()
     engine, supervisor = supervised.engine, supervised.supervisor
-    engine.revive_takes_s = 20
+    engine.restart_takes_s = 20
     engine.recovery = RecoveryReport(continued=5, failed={"its grammar would start anew": 1})
     await settle()
     engine.death.set()
@@ -115,7 +115,7 @@ async def test_a_dead_engine_is_replaced_at_once_and_both_events_are_reported() 
 
     assert (supervisor.phase, supervisor.engine) == (Phase.UP, engine)
     assert supervised.events == ["ready", "lost", engine.recovery]
-    assert (engine.revivals, supervisor.is_launching) == (1, False)
+    assert (engine.restarts, supervisor.is_launching) == (1, False)
 
     await supervised.stop()
 
@@ -130,7 +130,7 @@ async def test_retry_after_counts_down_from_the_time_of_the_last_start() -> None
 
     supervised = Supervised(launch)
     await asyncio.sleep(100)
-    engine.revive_takes_s = 50
+    engine.restart_takes_s = 50
     shown = []
     for wait_s in (5, 40):
         engine.death.set()
@@ -165,7 +165,7 @@ async def test_retry_after_grows_while_a_start_is_late_up_to_the_most_that_clien
     assert shown == [20, 10, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30, 32, 35]
 
     await asyncio.sleep(20)
-    engine.revive_takes_s = 1000
+    engine.restart_takes_s = 1000
     engine.death.set()
     await settle()
 
@@ -215,7 +215,7 @@ async def test_an_engine_that_dies_of_every_request_is_broken() -> None:
 @in_virtual_time
 async def test_wait_ready_waits_through_a_restart() -> None:
     supervised = Supervised()
-    supervised.engine.revive_takes_s = 20
+    supervised.engine.restart_takes_s = 20
     await settle()
 
     assert await supervised.supervisor.wait_ready() is supervised.engine
@@ -241,7 +241,7 @@ async def test_wait_ready_waits_through_a_restart() -> None:
 async def test_a_restart_that_fails_is_tried_again_slower_each_time() -> None:
     supervised = Supervised(max_restarts=100)
     began = clock().now()
-    supervised.engine.revive_errors = [RuntimeError("no memory")] * 9
+    supervised.engine.restart_errors = [RuntimeError("no memory")] * 9
     await settle()
     supervised.engine.death.set()
     waited = [0, 1, 2, 4, 8, 16, 30, 30, 30, 30]
@@ -252,7 +252,7 @@ async def test_a_restart_that_fails_is_tried_again_slower_each_time() -> None:
     await asyncio.sleep(2)
 
     assert supervised.supervisor.phase is Phase.UP
-    assert supervised.engine.revivals == 1
+    assert supervised.engine.restarts == 1
     assert supervised.events[:2] == ["ready", "lost"], "nothing is lost twice"
     assert clock().now() - began == pytest.approx(sum(waited) + 1, abs=0.1)
 
@@ -297,7 +297,7 @@ async def test_an_engine_that_dies_too_often_ends_the_process_with_a_failure() -
 @in_virtual_time
 async def test_restarts_that_failed_count_too_and_waiting_callers_get_the_error() -> None:
     supervised = Supervised(max_restarts=2)
-    supervised.engine.revive_errors = [RuntimeError("no memory")] * 5
+    supervised.engine.restart_errors = [RuntimeError("no memory")] * 5
     await settle()
     supervised.engine.death.set()
     await settle()
@@ -316,7 +316,7 @@ async def test_without_restarts_the_first_death_is_the_last() -> None:
     with pytest.raises(SettingsError, match="after 0 restarts"):
         await supervised.running
 
-    assert supervised.engine.revivals == 0
+    assert supervised.engine.restarts == 0
     assert supervised.events == ["ready", "lost"]
 
 
@@ -330,7 +330,7 @@ async def test_restarts_of_long_ago_are_forgotten() -> None:
 
         assert supervised.supervisor.phase is Phase.UP
 
-    assert supervised.engine.revivals == 10
+    assert supervised.engine.restarts == 10
 
     await supervised.stop()
 
@@ -384,7 +384,7 @@ async def test_a_stopped_engine_serves_no_more_and_is_stopped_once() -> None:
 @in_virtual_time
 async def test_stopping_during_a_restart_releases_waiting_callers() -> None:
     supervised = Supervised()
-    supervised.engine.revive_takes_s = 1000
+    supervised.engine.restart_takes_s = 1000
     await settle()
     supervised.engine.death.set()
     await settle()
@@ -404,7 +404,7 @@ async def test_without_a_limit_restarts_are_neither_counted_nor_delayed(
 ) -> None:
     """Several workers that share an engine have one count, and one line in the log."""
     supervised = Supervised(max_restarts=None)
-    supervised.engine.revive_errors = [RuntimeError("it died again")] * 5
+    supervised.engine.restart_errors = [RuntimeError("it died again")] * 5
     caplog.set_level("WARNING", "sluice")
     began = clock().now()
     await settle()
@@ -412,7 +412,7 @@ async def test_without_a_limit_restarts_are_neither_counted_nor_delayed(
         supervised.engine.death.set()
         await settle()
 
-    assert supervised.engine.revivals == 10
+    assert supervised.engine.restarts == 10
     assert clock().now() - began < 1
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
@@ -423,7 +423,7 @@ async def test_without_a_limit_restarts_are_neither_counted_nor_delayed(
 @in_virtual_time
 async def test_a_restart_may_raise_that_there_will_be_no_other_engine(max_restarts: int | None) -> None:
     supervised = Supervised(max_restarts=max_restarts)
-    supervised.engine.revive_errors = [SettingsError("Too often.", exit_code=1)]
+    supervised.engine.restart_errors = [SettingsError("Too often.", exit_code=1)]
     await settle()
     supervised.engine.death.set()
     with pytest.raises(SettingsError, match="Too often"):

@@ -21,8 +21,8 @@ class Watch:
         self.cpu_share = cpu_share
         self.cpu_s = 5.0
         self.is_stopped = False
-        self.asked_s: float | None = None
-        self.heard_s = self.now_s
+        self.sent_s: float | None = None
+        self.output_s = self.now_s
         self.is_behind = False
         self.watchdog = Watchdog(
             hang_timeout_s=hang_timeout_s, long_step_timeout_s=600, usage=self._usage, now_s=self.now_s
@@ -35,11 +35,11 @@ class Watch:
     def look(self, after_s: float = LOOK_S) -> Assessment:
         self.now_s += after_s
         self.cpu_s += (self.cpu_share or 0.0) * after_s
-        self.verdict = self.watchdog.assess(self.now_s, Observation(self.asked_s, self.heard_s, self.is_behind))
+        self.verdict = self.watchdog.assess(self.now_s, Observation(self.sent_s, self.output_s, self.is_behind))
         return self.verdict
 
     def ask(self) -> None:
-        self.asked_s = self.now_s
+        self.sent_s = self.now_s
         self.look()
         self.began_s = self.now_s
 
@@ -63,9 +63,9 @@ def test_an_engine_that_is_not_asked_or_answers_is_well() -> None:
     for _ in range(500):
         assert watch.look() == Assessment()
     for _ in range(500):
-        watch.asked_s = watch.now_s
+        watch.sent_s = watch.now_s
         assert watch.look() == Assessment()
-        watch.asked_s, watch.heard_s = None, watch.now_s
+        watch.sent_s, watch.output_s = None, watch.now_s
         assert watch.look() == Assessment()
 
 
@@ -95,7 +95,7 @@ def test_a_step_of_seventy_seconds_ends_well() -> None:
     watch.ask()
     for _ in range(140):
         assert not watch.look().is_dead
-    watch.asked_s, watch.heard_s = None, watch.now_s
+    watch.sent_s, watch.output_s = None, watch.now_s
 
     assert watch.look() == Assessment()
 
@@ -107,9 +107,9 @@ def test_one_long_step_after_another_is_work() -> None:
         watch.ask()
         for _ in range(140):
             assert not watch.look().is_dead
-        watch.heard_s = watch.now_s
+        watch.output_s = watch.now_s
         assert not watch.look().is_dead
-        watch.asked_s, watch.heard_s = None, watch.now_s
+        watch.sent_s, watch.output_s = None, watch.now_s
         assert watch.look() == Assessment()
 
 
@@ -132,7 +132,7 @@ def test_a_pause_of_ours_is_not_the_engines_silence() -> None:
     assert watch.look(after_s=62) == Assessment()
     assert watch.look() == Assessment()
 
-    watch.asked_s, watch.heard_s = None, watch.now_s
+    watch.sent_s, watch.output_s = None, watch.now_s
 
     assert watch.look() == Assessment()
 
@@ -142,7 +142,7 @@ def test_pauses_again_and_again_are_none_either() -> None:
     for _ in range(50):
         watch.ask()
         assert watch.look(after_s=30) == Assessment()
-        watch.asked_s, watch.heard_s = None, watch.now_s
+        watch.sent_s, watch.output_s = None, watch.now_s
         watch.look()
 
 
@@ -162,7 +162,7 @@ def test_an_engine_that_goes_on_but_receives_nothing_is_found() -> None:
     watch.ask()
 
     def look() -> Assessment:
-        watch.heard_s = watch.now_s
+        watch.output_s = watch.now_s
         return watch.look()
 
     took = 0

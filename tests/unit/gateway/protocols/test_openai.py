@@ -165,15 +165,15 @@ def test_line_separators_of_unicode_leave_escaped(endpoint: Endpoint, continuous
     )
     chunk = orjson.dumps({"x": SEPARATORS})
     ready = [*PROTOCOLS[endpoint].encoder(template).encode([Chunk(chunk)]), *CHAT.encoder(None).encode([Chunk(chunk)])]
-    said = PROTOCOLS[endpoint].encoder(template).encode_text(SEPARATORS, 1)
+    text_document = PROTOCOLS[endpoint].encoder(template).encode_text(SEPARATORS, 1)
     failed = CHAT.end(EngineFailed(SEPARATORS))[0]
 
-    assert said is not None
-    for document in (*made, *ready, said, failed):
+    assert text_document is not None
+    for document in (*made, *ready, text_document, failed):
         assert len(document.decode().splitlines()) == 1
     assert content([orjson.loads(document) for document in made]) == SEPARATORS * 2
     assert [orjson.loads(document) for document in ready] == [{"x": SEPARATORS}] * 2
-    assert content([orjson.loads(said)]) == SEPARATORS
+    assert content([orjson.loads(text_document)]) == SEPARATORS
     assert orjson.loads(made[-1])["choices"][0]["stop_reason"] == SEPARATORS
     assert orjson.loads(failed)["error"]["message"] == SEPARATORS
 

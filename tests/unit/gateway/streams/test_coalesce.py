@@ -55,10 +55,10 @@ def test_no_two_deltas_stand_side_by_side_after_merging(pieces: list[OutputPart]
 @given(st.lists(DELTAS, min_size=2, max_size=20), st.integers(0, 3))
 def test_the_ending_of_what_was_merged_has_no_text(deltas: list[Delta], tokens: int) -> None:
     pieces: list[OutputPart] = [*deltas, Delta("!", tokens, "stop", "END")]
-    *said, ending = merge(pieces)
+    *texts, ending = merge(pieces)
 
     assert ending == Delta("", tokens, "stop", "END")
-    assert spelled(said) == spelled(pieces)
+    assert spelled(texts) == spelled(pieces)
 
 
 def test_two_tokens_are_what_they_would_have_been_if_each_had_left_alone() -> None:
@@ -83,10 +83,10 @@ def test_no_line_of_a_merged_text_is_too_long_for_gos_scanner(character: str, le
     assert spelled(merged) == [character * length]
     assert sum(piece.tokens for piece in merged if isinstance(piece, Delta)) == length
     assert max(len(b"data: " + line) for line in lines) < 2**16
-    said = [orjson.loads(line)["choices"][0]["delta"]["content"] for line in lines]
-    assert "".join(said) == character * length
+    texts = [orjson.loads(line)["choices"][0]["delta"]["content"] for line in lines]
+    assert "".join(texts) == character * length
     if reason is not None:
-        assert said[-1] == ""
+        assert texts[-1] == ""
 
 
 def test_a_single_piece_is_handed_over_as_it_is() -> None:

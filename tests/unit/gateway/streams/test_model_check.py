@@ -127,7 +127,7 @@ class Record:
     slots: int
     deadline_s: float
     queue_until_s: float
-    said: list[str | bytes] = field(default_factory=list)
+    written: list[str | bytes] = field(default_factory=list)
     tokens: int = 0
     readers: int = 0
     unread_since_s: float | None = None
@@ -365,24 +365,24 @@ class Machine(RuleBasedStateMachine):
         number=PICK,
         texts=st.lists(st.sampled_from(["a", "", "\N{GRINNING FACE}", "word " * 20]), min_size=1, max_size=4),
     )
-    def say(self, number: int, texts: list[str]) -> None:
+    def generate(self, number: int, texts: list[str]) -> None:
         if (found := self.pick(self.running(formatted=False), number)) is None:
             return
         record, run = found
 
-        async def say() -> None:
+        async def generate() -> None:
             for text in texts:
                 run.put_text(text, 2)
 
-        record.said += texts
+        record.written += texts
         record.tokens += 2 * len(texts)
-        self.do(say())
+        self.do(generate())
 
     @precondition(lambda self: self.running(formatted=False))
     @rule(number=PICK)
-    def say_a_lot(self, number: int) -> None:
+    def generate_a_lot(self, number: int) -> None:
         """More than is kept unmerged."""
-        self.say(number, ["abcd"] * 130)
+        self.generate(number, ["abcd"] * 130)
 
     @precondition(lambda self: self.running(formatted=True))
     @rule(number=PICK, size=st.sampled_from([0, 10, 500]))
@@ -395,7 +395,7 @@ class Machine(RuleBasedStateMachine):
         async def write() -> None:
             run.document(payload, 3)
 
-        record.said.append(payload)
+        record.written.append(payload)
         record.tokens += 3
         self.do(write())
 
@@ -414,7 +414,7 @@ class Machine(RuleBasedStateMachine):
 
         record.due.add(Cause.COMPLETED)
         if run.prepared.template is not None:
-            record.said.append("the end")
+            record.written.append("the end")
             record.tokens += 1
         self.do(end())
 
@@ -557,13 +557,13 @@ class Machine(RuleBasedStateMachine):
         if log.is_retaining:
             assert log.size_bytes <= LIMITS.max_bytes or len(log._documents) == 1
             assert log._documents == log.history[log._start - 1 :], "I2: what is kept is what was appended"
-        said = log.history[: len(log.history) - log.closing]
+        written = log.history[: len(log.history) - log.closing]
         unsealed = [*(pending(one) for one in writer._pending), *writer._texts]
-        assert spelled([*map(read, said), *unsealed]) == spelled(record.said)
+        assert spelled([*map(read, written), *unsealed]) == spelled(record.written)
         if writer.ended is not None:
             assert not unsealed
             if record.stream.is_streaming:
-                *error, done = log.history[len(said) :]
+                *error, done = log.history[len(written) :]
                 assert done == b"[DONE]"
                 codes = [orjson.loads(one)["error"]["code"] for one in error]
                 assert codes == ([] if writer.ended.error is None else [writer.ended.error.code])
@@ -600,7 +600,7 @@ class Machine(RuleBasedStateMachine):
         assert instrumentation.endings == endings, "I6: endings"
         assert all(record.stream.writer.stats.completion_tokens == record.tokens for record in self.records)
         merged = sum(
-            len(record.said)
+            len(record.written)
             - (len(record.log.history) - record.log.closing)
             - len(writer._pending)
             - len(writer._texts)

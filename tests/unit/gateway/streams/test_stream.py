@@ -34,16 +34,16 @@ def cause(writer: StreamWriter) -> Cause | None:
 async def test_a_streams_status_is_its_state_and_then_its_cause() -> None:
     harness = WriterHarness(clock())
     stream = Stream(harness.queued(), PROTOCOL, is_streaming=True, grace_s=None)
-    told = [stream.status]
+    statuses = [stream.status]
     stream.writer.start(None)
     stream.writer.stats.submitted = True
-    told.append(stream.status)
+    statuses.append(stream.status)
     stream.writer.on_engine_lost()
-    told.append(stream.status)
+    statuses.append(stream.status)
     stream.writer.fail(EngineFailed("Down."))
-    told.append(stream.status)
+    statuses.append(stream.status)
 
-    assert told == ["queued", "running", "recovering", "engine_failed"]
+    assert statuses == ["queued", "running", "recovering", "engine_failed"]
     assert stream.id == "chatcmpl-1"
     assert not stream.is_resumable
 

@@ -262,10 +262,10 @@ async def test_an_unread_plain_stream_costs_its_text_only() -> None:
 
         assert len(writer._pending) < 64
 
-    said = documents(writer)
+    output = documents(writer)
 
-    assert b"".join(said) == b"".join(b"%05d" % number for number in range(10_000))
-    assert len(said) == 5, "as few as lines of less than 64 KiB allow"
+    assert b"".join(output) == b"".join(b"%05d" % number for number in range(10_000))
+    assert len(output) == 5, "as few as lines of less than 64 KiB allow"
     assert writer.stats.completion_tokens == 10_000
 
     writer.finish()
@@ -386,12 +386,12 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
         harness = WriterHarness()
         writer = harness.queued(2**20)
         writer.admit(await harness.gate.enter())
-        said = b""
+        output = b""
         for act in acts:
             state = writer.state
             ACTS[act](writer, harness.handle)
             if state in {State.RUNNING, State.RECOVERING}:
-                said += {"put": b"x", "last": b"y", "document": b"z"}.get(act, b"")
+                output += {"put": b"x", "last": b"y", "document": b"z"}.get(act, b"")
 
             assert harness.gate.slots_taken == (0 if writer.ended else 1)
         writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
@@ -399,11 +399,11 @@ def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[
             ACTS[act](writer, harness.handle)
 
         *events, end = documents(writer)
-        assert b"".join(events) == said
+        assert b"".join(events) == output
         assert end in {b"end", b'"engine_failed"', b'"cancelled"'}
         assert harness.ends == 1
         assert harness.gate.slots_taken == 0
-        assert writer.stats.completion_tokens == said.count(b"x") + said.count(b"y")
+        assert writer.stats.completion_tokens == output.count(b"x") + output.count(b"y")
         if acts.count("attach") == 1:
             assert harness.handle.aborts <= 1
 
@@ -419,13 +419,13 @@ def _log_probabilities(number: int) -> Chunk:
 async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_lost() -> None:
     harness = WriterHarness(clock())
     writer = await harness.running()
-    said = [_log_probabilities(number) for number in range(100)]
-    for piece in said:
+    output = [_log_probabilities(number) for number in range(100)]
+    for piece in output:
         writer.put(piece)
 
     assert writer.ended is None
-    assert 0 < writer.log.size_bytes < sum(len(piece.payload) for piece in said) / 2
-    assert documents(writer) == [piece.payload for piece in said]
+    assert 0 < writer.log.size_bytes < sum(len(piece.payload) for piece in output) / 2
+    assert documents(writer) == [piece.payload for piece in output]
     assert (writer.log.size_bytes, writer.log.last) == (0, 100)
 
     writer.finish()

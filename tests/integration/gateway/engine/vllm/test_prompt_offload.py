@@ -47,7 +47,7 @@ def a_request(prompt: list[int], **params: Any) -> Any:
     )
 
 
-def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
+def pieces(processor: Any, prompt: list[int], output_ids: list[int]) -> list[str]:
     request = a_request(prompt)
     processor.add_request(request, None)
     state = processor.request_states["r1"]
@@ -55,7 +55,7 @@ def pieces(processor: Any, prompt: list[int], said: list[int]) -> list[str]:
     assert request.prompt_token_ids is state.prompt_token_ids is prompt
     assert state.prompt_len == len(prompt)
 
-    return [state.detokenizer.decode_next(token) for token in said]
+    return [state.detokenizer.decode_next(token) for token in output_ids]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -65,11 +65,11 @@ def test_a_decoder_with_only_the_tail_gives_the_same_text(prompt_offload: Any, t
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", " <|end|>", "<|user|>", "."]
     ids = tokenizer("".join(chance.choice(words) for _ in range(900)))["input_ids"]
     cut = chance.randrange(prompt_offload.SHORT_TO_DECODE + 1, len(ids) - 60)
-    prompt, said = ids[:cut], ids[cut : cut + 60]
+    prompt, output_ids = ids[:cut], ids[cut : cut + 60]
     whole, tail = a_processor(tokenizer), a_processor(tokenizer)
     prompt_offload.replace_decoder_priming(tail)
 
-    assert pieces(tail, prompt, said) == pieces(whole, prompt, said)
+    assert pieces(tail, prompt, output_ids) == pieces(whole, prompt, output_ids)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from tests.support.threaded_server import ThreadedServer
 
 
 def test_two_ports_have_two_apps() -> None:
-    async def says(text: bytes, send: object) -> None:
+    async def respond(text: bytes, send: object) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
         await send({"type": "http.response.body", "body": text})  # type: ignore[operator]
 
     async def main(scope: object, receive: object, send: object) -> None:
-        await says(b"main", send)
+        await respond(b"main", send)
 
     async def management(scope: object, receive: object, send: object) -> None:
-        await says(b"management", send)
+        await respond(b"management", send)
 
     apart = bind("127.0.0.1", 0)
     port = apart.getsockname()[1]

@@ -19,7 +19,7 @@ SHAPES = pytest.mark.parametrize("headers", [{}, RESUMABLE])
 COMMENT = b": keep-alive\n"
 
 
-def said(client: Client) -> str:
+def streamed_text(client: Client) -> str:
     """The text of a stream so far."""
     chunks = [event for event in client.events() if event != "[DONE]"]
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
@@ -283,7 +283,7 @@ async def test_the_middle_of_a_stream_is_delivered_directly_and_its_start_and_en
     await client.finish()
 
     assert client.written == 3
-    assert said(client) == "abcdef"
+    assert streamed_text(client) == "abcdef"
     assert [number for number, _ in client.numbered() if number] == (list(range(1, 9)) if headers else [])
     assert harness.at_rest
 
@@ -305,7 +305,7 @@ async def test_output_of_one_turn_is_delivered_together() -> None:
     engine_run.end()
     await client.finish()
 
-    assert said(client) == "abcd"
+    assert streamed_text(client) == "abcd"
 
 
 @in_virtual_time

@@ -45,9 +45,9 @@ def head(path: str, length: int, *lines: str) -> bytes:
 
 def only(connection: Connection) -> tuple[int, dict[str, Any], bytes]:
     """Status, JSON body and head of the one answer."""
-    assert connection.heard.count(b"HTTP/1.1 ") == 1
+    assert connection.received.count(b"HTTP/1.1 ") == 1
     status, body = connection.answer()
-    return status, body, connection.heard.partition(b"\r\n\r\n")[0].lower()
+    return status, body, connection.received.partition(b"\r\n\r\n")[0].lower()
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -55,10 +55,10 @@ def only(connection: Connection) -> tuple[int, dict[str, Any], bytes]:
 async def test_a_body_that_does_not_arrive_is_a_complete_408(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app, body_timeout_s=60.0)
-    connection.say(head(path, 1000, "x-request-id: mine"), b'{"stream"')
+    connection.feed(head(path, 1000, "x-request-id: mine"), b'{"stream"')
     await asyncio.sleep(9)
 
-    assert connection.heard == b""
+    assert connection.received == b""
     assert made.gate.slots_taken == 0, "no slot is taken while the body arrives"
 
     await asyncio.sleep(2)
@@ -79,10 +79,10 @@ async def test_a_body_that_does_not_arrive_is_a_complete_408(path: str) -> None:
 async def test_the_clients_own_deadline_holds_while_the_body_arrives(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app, body_timeout_s=60.0, min_body_bytes_per_s=0)
-    connection.say(head(path, 1000, "x-request-timeout: 2"), b"{")
+    connection.feed(head(path, 1000, "x-request-timeout: 2"), b"{")
     began = clock().now()
-    while not connection.heard and clock().now() - began < 50:
-        connection.say(b" ")
+    while not connection.received and clock().now() - began < 50:
+        connection.feed(b" ")
         await asyncio.sleep(0.1)
     status, body, top = only(connection)
 
@@ -100,17 +100,17 @@ async def test_the_clients_own_deadline_holds_while_the_body_arrives(path: str) 
 async def test_a_body_in_time_is_answered_as_usual(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app)
-    connection.say(head(path, 20, "x-request-timeout: 100"))
+    connection.feed(head(path, 20, "x-request-timeout: 100"))
     await asyncio.sleep(5)
-    connection.say(b'{"stream":')
+    connection.feed(b'{"stream":')
     await asyncio.sleep(2)
-    connection.say(b"    true }")
+    connection.feed(b"    true }")
     await settle()
     if path != MOUNTED:
         made.engine.runs[0].end("hello")
     await asyncio.sleep(1)
 
-    assert connection.heard.startswith(b"HTTP/1.1 200")
+    assert connection.received.startswith(b"HTTP/1.1 200")
     assert not connection.closed
 
     connection.hang_up()
@@ -122,12 +122,12 @@ async def test_a_body_in_time_is_answered_as_usual(path: str) -> None:
 async def test_a_client_that_leaves_while_sending_is_no_error(path: str) -> None:
     made = make_harness()
     connection = Connection(made.app)
-    connection.say(head(path, 1000), b"{")
+    connection.feed(head(path, 1000), b"{")
     await settle()
     connection.hang_up()
     await settle()
 
-    assert connection.heard == b""
+    assert connection.received == b""
     assert made.at_rest
 
 
@@ -138,7 +138,7 @@ async def test_a_response_before_the_end_of_the_body_is_the_last(path: str, tmp_
     (tmp_path / "keys").write_text(key_line("someone", "secret"))
     made = make_harness(keys_file=tmp_path / "keys")
     connection = Connection(made.app)
-    connection.say(head(path, 10**6))
+    connection.feed(head(path, 10**6))
     await settle()
     status, _, top = only(connection)
 
@@ -146,10 +146,10 @@ async def test_a_response_before_the_end_of_the_body_is_the_last(path: str, tmp_
     assert b"connection: close" in top
 
     for _ in range(10):
-        connection.say(head("/livez", 0) * 100)
+        connection.feed(head("/livez", 0) * 100)
         await settle()
 
-    assert connection.heard.count(b"HTTP/1.1 ") == 1
+    assert connection.received.count(b"HTTP/1.1 ") == 1
     assert connection.protocol.cycle.body == b""
     assert not connection.protocol._held_bytes
 
@@ -163,7 +163,7 @@ async def test_a_body_that_grows_too_large_ends_its_connection() -> None:
     made = make_harness(max_body_bytes=1000)
     for wanted in (head(CHAT, 10**9), head(CHAT, 0).replace(b"content-length: 0", b"transfer-encoding: chunked")):
         connection = Connection(made.app)
-        connection.say(wanted, b"400\r\n" + b"b" * 1024 + b"\r\n")
+        connection.feed(wanted, b"400\r\n" + b"b" * 1024 + b"\r\n")
         await settle()
         status, body, top = only(connection)
 
@@ -178,15 +178,15 @@ async def test_a_body_that_grows_too_large_ends_its_connection() -> None:
 async def test_arriving_bodies_hold_no_slots() -> None:
     made = make_harness(max_concurrent=1, max_waiting=0)
     slow = Connection(made.app)
-    slow.say(head(MOUNTED, 1000), b"{")
+    slow.feed(head(MOUNTED, 1000), b"{")
     await settle()
     other = Connection(made.app)
-    other.say(head(MOUNTED, 2) + b"{}")
+    other.feed(head(MOUNTED, 2) + b"{}")
     await settle()
 
     assert only(other)[:2] == (200, {"size": 2})
 
-    slow.say(b" " * 999)
+    slow.feed(b" " * 999)
     await settle()
 
     assert only(slow)[:2] == (200, {"size": 1000})
@@ -199,10 +199,10 @@ async def test_arriving_bodies_hold_no_slots() -> None:
 async def test_too_many_bodies_at_once_are_a_503_with_retry_after() -> None:
     made = make_harness(max_body_bytes=10**7)
     first = Connection(made.app, max_total_body_bytes=10**6)
-    first.say(head(CHAT, 10**6), b"b" * 900_000)
+    first.feed(head(CHAT, 10**6), b"b" * 900_000)
     await settle()
     second = Connection(made.app, state=first.protocol.server_state)
-    second.say(head(CHAT, 10**6), b"b" * 900_000)
+    second.feed(head(CHAT, 10**6), b"b" * 900_000)
     await settle()
     status, body, top = only(first)
 
@@ -210,7 +210,7 @@ async def test_too_many_bodies_at_once_are_a_503_with_retry_after() -> None:
     assert "server.max_total_body_bytes" in body["error"]["message"]
     assert b"retry-after: 1" in top
     assert made.instrumentation.rejections == ["bodies"]
-    assert second.heard == b""
+    assert second.received == b""
 
     first.hang_up()
     second.hang_up()

@@ -91,7 +91,7 @@ async def test_an_idle_connection_is_left_to_the_kernels_probes() -> None:
 async def test_a_finished_response_that_is_not_read_does_not_keep_its_connection_for_ever() -> None:
     app = App()
     connection = Connection(app)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
     connection.transport.unsent_bytes = 100
     await look(connection, connection_module.UNREAD_LIMIT_S - 1)

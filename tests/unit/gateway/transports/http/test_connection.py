@@ -30,10 +30,10 @@ async def test_requests_on_one_connection_are_answered_one_after_the_other() -> 
     app = App()
     connection = Connection(app)
     for _ in range(3):
-        connection.say(GET)
+        connection.feed(GET)
         await settle()
 
-    assert connection.heard.count(b"HTTP/1.1 200 OK") == 3
+    assert connection.received.count(b"HTTP/1.1 200 OK") == 3
     assert not connection.closed
 
     connection.hang_up()
@@ -44,7 +44,7 @@ async def test_a_request_is_parsed_byte_by_byte() -> None:
     app = App()
     connection = Connection(app)
     whole = b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"
-    connection.say(*(whole[index : index + 1] for index in range(len(whole))))
+    connection.feed(*(whole[index : index + 1] for index in range(len(whole))))
     await settle()
 
     assert app.bodies == [b"hello"]
@@ -60,9 +60,9 @@ async def test_the_time_of_a_requests_first_byte_is_in_its_scope() -> None:
     seen_s = []
     for _ in range(2):
         seen_s.append(clock().now())
-        connection.say(GET[:4])
+        connection.feed(GET[:4])
         await asyncio.sleep(3)
-        connection.say(GET[4:])
+        connection.feed(GET[4:])
         await asyncio.sleep(20)
 
     assert [scope[middleware.ARRIVAL] for scope in app.scopes] == pytest.approx(seen_s)
@@ -84,7 +84,7 @@ async def test_the_time_of_a_requests_first_byte_is_in_its_scope() -> None:
 async def test_headers_larger_than_the_limit_are_a_431(head: bytes, packet: int) -> None:
     app = App()
     connection = Connection(app, max_header_bytes=2000, max_headers=1000)
-    connection.say(*(head[index : index + packet] for index in range(0, len(head), packet)))
+    connection.feed(*(head[index : index + packet] for index in range(0, len(head), packet)))
     await settle()
     status, body = connection.answer()
 
@@ -97,7 +97,7 @@ async def test_headers_larger_than_the_limit_are_a_431(head: bytes, packet: int)
 @in_virtual_time
 async def test_a_refusal_of_an_incomplete_request_has_its_endpoints_error_body() -> None:
     connection = Connection(App(), max_header_bytes=2000, max_headers=1000)
-    connection.say(b"POST /v1/messages?beta=true HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n")
+    connection.feed(b"POST /v1/messages?beta=true HTTP/1.1\r\nx-big: " + b"a" * 3000 + b"\r\n\r\n")
     await settle()
     status, body = connection.answer()
 
@@ -109,7 +109,7 @@ async def test_a_refusal_of_an_incomplete_request_has_its_endpoints_error_body()
 async def test_a_fragment_is_no_part_of_a_request(target: bytes) -> None:
     app = App()
     connection = Connection(app)
-    connection.say(b"GET " + target + b" HTTP/1.1\r\nhost: me\r\n\r\n")
+    connection.feed(b"GET " + target + b" HTTP/1.1\r\nhost: me\r\n\r\n")
     await settle()
 
     assert (connection.answer()[0], app.scopes) == (400, [])
@@ -120,10 +120,10 @@ async def test_a_fragment_is_no_part_of_a_request(target: bytes) -> None:
 async def test_a_header_that_never_ends_is_cut_off_at_the_limit() -> None:
     """The parser reports a header when it is complete, so one that never is would grow without limit."""
     connection = Connection(App(), max_header_bytes=2000)
-    connection.say(b"GET /x HTTP/1.1\r\nx-big: ")
+    connection.feed(b"GET /x HTTP/1.1\r\nx-big: ")
     sent = 0
     while not connection.closed and sent < 100_000:
-        connection.say(b"a" * 500)
+        connection.feed(b"a" * 500)
         sent += 500
 
     assert sent <= 2500
@@ -134,9 +134,9 @@ async def test_a_header_that_never_ends_is_cut_off_at_the_limit() -> None:
 async def test_a_large_body_in_the_packet_of_its_headers_is_no_large_header() -> None:
     app = App()
     connection = Connection(app, max_header_bytes=2000)
-    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 50000\r\n\r\n" + b"b" * 50_000)
+    connection.feed(b"POST /x HTTP/1.1\r\ncontent-length: 50000\r\n\r\n" + b"b" * 50_000)
     await settle()
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
 
     assert [len(body) for body in app.bodies] == [50_000, 0]
@@ -149,7 +149,7 @@ async def test_the_limit_counts_each_request_by_itself() -> None:
     app = App()
     connection = Connection(app, max_header_bytes=1000)
     for _ in range(5):
-        connection.say(b"GET /x HTTP/1.1\r\nx: " + b"a" * 700 + b"\r\n\r\n")
+        connection.feed(b"GET /x HTTP/1.1\r\nx: " + b"a" * 700 + b"\r\n\r\n")
         await settle()
 
     assert len(app.scopes) == 5
@@ -161,10 +161,10 @@ async def test_the_limit_counts_each_request_by_itself() -> None:
 async def test_headers_that_do_not_come_to_an_end_in_time_are_a_408() -> None:
     """A byte now and then must not buy more time: that is how Slowloris holds a server's sockets."""
     connection = Connection(App(), header_timeout_s=10.0)
-    connection.say(b"GET /x HTTP/1.1\r\n")
+    connection.feed(b"GET /x HTTP/1.1\r\n")
     began = clock().now()
     while not connection.closed and clock().now() - began < 60:
-        connection.say(b"x: y\r\n")
+        connection.feed(b"x: y\r\n")
         await asyncio.sleep(1)
 
     assert clock().now() - began == pytest.approx(10, abs=1.1)
@@ -176,15 +176,15 @@ async def test_headers_that_do_not_come_to_an_end_in_time_are_a_408() -> None:
 @in_virtual_time
 async def test_a_second_request_has_the_same_deadline() -> None:
     connection = Connection(App(), header_timeout_s=10.0)
-    connection.say(GET)
+    connection.feed(GET)
     await asyncio.sleep(30)
 
     assert not connection.closed, "a connection at rest is no request that is late"
 
-    connection.say(b"GET /x HT")
+    connection.feed(b"GET /x HT")
     await asyncio.sleep(11)
 
-    assert b"HTTP/1.1 408" in connection.heard
+    assert b"HTTP/1.1 408" in connection.received
     assert connection.closed
 
 
@@ -194,21 +194,21 @@ async def test_a_connection_that_sends_nothing_is_closed_without_a_response() ->
     await asyncio.sleep(11)
 
     assert connection.closed
-    assert connection.heard == b""
+    assert connection.received == b""
 
 
 @in_virtual_time
 async def test_neither_a_body_nor_a_slow_answer_has_that_deadline() -> None:
     app = App(slow=True)
     connection = Connection(app, header_timeout_s=5.0)
-    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
+    connection.feed(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\n")
     await asyncio.sleep(9)
-    connection.say(b"hello")
+    connection.feed(b"hello")
     await asyncio.sleep(60)
     app.go_on.set()
     await settle()
 
-    assert connection.heard.startswith(b"HTTP/1.1 200")
+    assert connection.received.startswith(b"HTTP/1.1 200")
     assert not connection.closed
 
     connection.hang_up()
@@ -220,12 +220,12 @@ async def test_garbage_is_a_400_in_openais_shape(garbage: bytes) -> None:
     """Most often it is TLS sent to a plain port."""
     app = App()
     connection = Connection(app)
-    connection.say(garbage)
+    connection.feed(garbage)
     await settle()
     status, body = connection.answer()
 
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
-    assert b"content-type: application/json" in connection.heard
+    assert b"content-type: application/json" in connection.received
     assert connection.closed
     assert app.scopes == []
 
@@ -237,13 +237,13 @@ async def test_a_running_response_is_not_cut_off_by_input_behind_its_request(beh
     longer than headers may take: the deadline must not answer in the middle of a stream."""
     app = App(slow=True)
     connection = Connection(app, header_timeout_s=10.0)
-    connection.say(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
+    connection.feed(b"POST /x HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
     await settle()
-    connection.say(behind)
+    connection.feed(behind)
     await asyncio.sleep(30)
     app.go_on.set()
     await settle()
-    first, _, _ = connection.heard.partition(b"0\r\n\r\n")
+    first, _, _ = connection.received.partition(b"0\r\n\r\n")
 
     assert first.endswith(b"6\r\nbegin \r\n3\r\nend\r\n")
 
@@ -255,11 +255,11 @@ async def test_a_running_response_is_not_cut_off_by_input_behind_its_request(beh
 async def test_a_refusal_is_never_written_into_a_running_response(behind: bytes) -> None:
     """The client would take it for a part of the body. Cutting the connection is enough, if waiting is too much."""
     app, connection = await halfway(max_header_bytes=2000)
-    connection.say(behind)
+    connection.feed(behind)
     await settle()
     app.go_on.set()
     await settle()
-    first, _, _ = connection.heard.partition(b"0\r\n\r\n")
+    first, _, _ = connection.received.partition(b"0\r\n\r\n")
 
     assert first.count(b"HTTP/1.1") == 1
 
@@ -273,15 +273,15 @@ async def test_a_refusal_is_never_written_into_a_running_response(behind: bytes)
 def test_any_bytes_end_in_a_response_or_a_closed_connection(packets: list[bytes]) -> None:
     """Invariant: for any input the client gets a well-formed status, and no connection stays open for ever."""
 
-    async def feed() -> None:
+    async def run_packets() -> None:
         connection = Connection(App(), header_timeout_s=10.0)
-        connection.say(*packets)
+        connection.feed(*packets)
         await asyncio.sleep(100)
 
         assert connection.closed
-        assert connection.heard == b"" or connection.heard.split(b" ")[1] in {b"200", b"400", b"408", b"431"}
+        assert connection.received == b"" or connection.received.split(b" ")[1] in {b"200", b"400", b"408", b"431"}
 
-    run(feed(), debug=False)
+    run(run_packets(), debug=False)
 
 
 @in_virtual_time
@@ -289,7 +289,7 @@ async def test_the_next_response_on_an_old_connection_closes_it() -> None:
     """And not cut: who reads the header sends its next request elsewhere, and no request is lost in between."""
     app = App(slow=True)
     connection = Connection(app, max_age_s=300.0, idle_timeout_s=1000.0)
-    connection.say(GET)
+    connection.feed(GET)
     await asyncio.sleep(5000)
 
     assert not connection.closed, "what is running may take its time"
@@ -297,12 +297,12 @@ async def test_the_next_response_on_an_old_connection_closes_it() -> None:
     app.go_on.set()
     await settle()
 
-    assert b"connection: close" not in connection.heard
+    assert b"connection: close" not in connection.received
     assert not connection.closed
 
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
-    _, _, second = connection.heard.partition(b"0\r\n\r\n")
+    _, _, second = connection.received.partition(b"0\r\n\r\n")
 
     assert second.startswith(b"HTTP/1.1 200 OK\r\nconnection: close\r\n")
     assert second.endswith(b"6\r\nbegin \r\n3\r\nend\r\n0\r\n\r\n")
@@ -313,13 +313,13 @@ async def test_the_next_response_on_an_old_connection_closes_it() -> None:
 @in_virtual_time
 async def test_a_connection_retires_at_its_maximum_age(max_age_s: float, at_s: float, last: bool) -> None:
     connection = Connection(App(), max_age_s=max_age_s, idle_timeout_s=2.0 * 10**6)
-    connection.say(GET)
+    connection.feed(GET)
     await asyncio.sleep(at_s)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
 
-    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
-    assert (connection.heard.count(b"connection: close"), connection.closed) == (int(last), last)
+    assert connection.received.count(b"HTTP/1.1 200 OK") == 2
+    assert (connection.received.count(b"connection: close"), connection.closed) == (int(last), last)
 
     connection.hang_up()
 
@@ -329,10 +329,10 @@ async def test_simultaneous_connections_do_not_retire_together() -> None:
     """Or all clients of a replica would come to the others at once."""
     connections = [Connection(App(), max_age_s=300.0, idle_timeout_s=1000.0) for _ in range(40)]
     for connection in connections:
-        connection.say(GET)
+        connection.feed(GET)
     await asyncio.sleep(300)
     for connection in connections:
-        connection.say(GET)
+        connection.feed(GET)
     await settle()
     closed = sum(connection.closed for connection in connections)
 
@@ -345,9 +345,9 @@ async def test_simultaneous_connections_do_not_retire_together() -> None:
 @in_virtual_time
 async def test_an_idle_connection_is_closed_after_the_idle_timeout() -> None:
     connection = Connection(App(), idle_timeout_s=75.0)
-    connection.say(GET)
+    connection.feed(GET)
     await asyncio.sleep(74)
-    connection.say(GET)
+    connection.feed(GET)
     await asyncio.sleep(74)
 
     assert not connection.closed
@@ -355,7 +355,7 @@ async def test_an_idle_connection_is_closed_after_the_idle_timeout() -> None:
     await asyncio.sleep(2)
 
     assert connection.closed
-    assert connection.heard.count(b"HTTP/1.1 200 OK") == 2
+    assert connection.received.count(b"HTTP/1.1 200 OK") == 2
 
 
 @in_virtual_time
@@ -365,10 +365,10 @@ async def test_a_response_left_incomplete_breaks_the_connection_without_its_fina
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
 
     connection = Connection(half)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
 
-    assert connection.heard.endswith(b"4\r\nhalf\r\n")
+    assert connection.received.endswith(b"4\r\nhalf\r\n")
     assert connection.closed
 
 
@@ -403,7 +403,7 @@ async def test_an_app_can_abort_its_connection() -> None:
 
     assert connection.transport.aborted
     assert connection.transport.socket.options[socket.SOL_SOCKET, socket.SO_LINGER] == struct.pack("ii", 1, 0)
-    assert not connection.heard.endswith(b"0\r\n\r\n")
+    assert not connection.received.endswith(b"0\r\n\r\n")
 
 
 def test_limits_are_those_of_the_design() -> None:

@@ -31,8 +31,8 @@ async def test_a_disarmed_watcher_lets_the_client_leave() -> None:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async with DisconnectWatcher(receive) as presence:
-        presence.disarm()
+    async with DisconnectWatcher(receive) as watcher:
+        watcher.disarm()
         gone.set()
         await settle()
 
@@ -45,15 +45,15 @@ async def test_a_connected_client_can_be_disconnected_with_a_cause_even_when_dis
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def hold(presence: DisconnectWatcher) -> None:
-        async with presence:
-            presence.disarm()
+    async def hold(watcher: DisconnectWatcher) -> None:
+        async with watcher:
+            watcher.disarm()
             await asyncio.Event().wait()
 
-    presence = DisconnectWatcher(receive)
-    task = asyncio.get_running_loop().create_task(hold(presence))
+    watcher = DisconnectWatcher(receive)
+    task = asyncio.get_running_loop().create_task(hold(watcher))
     await settle()
-    presence.disconnect(Cause.CLIENT_STALLED)
+    watcher.disconnect(Cause.CLIENT_STALLED)
     with pytest.raises(ClientDisconnected) as caught:
         await task
 

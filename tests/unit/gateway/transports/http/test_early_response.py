@@ -25,16 +25,16 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 async def test_an_early_response_is_the_last_and_the_rest_of_the_body_is_dropped(status: int) -> None:
     app = Early(status)
     connection = Connection(app)
-    connection.say(post(10**6) + b"b" * 1000)
+    connection.feed(post(10**6) + b"b" * 1000)
     await settle()
 
-    assert connection.heard.startswith(b"HTTP/1.1 %d " % status)
-    assert b"connection: close" in connection.heard
+    assert connection.received.startswith(b"HTTP/1.1 %d " % status)
+    assert b"connection: close" in connection.received
     assert connection.transport.half_closed
     assert not connection.gone, "closing now would make the kernel take the answer back"
 
     for _ in range(20):
-        connection.say(b"b" * 100_000)
+        connection.feed(b"b" * 100_000)
         await settle()
 
     assert len(connection.protocol.cycle.body) <= 1000
@@ -50,13 +50,13 @@ async def test_an_early_response_is_the_last_and_the_rest_of_the_body_is_dropped
 async def test_input_behind_an_early_response_is_never_taken_for_a_request() -> None:
     app = Early()
     connection = Connection(app)
-    connection.say(post(len(GET)))
+    connection.feed(post(len(GET)))
     await settle()
-    connection.say(GET, GET)
+    connection.feed(GET, GET)
     await settle()
 
     assert app.calls == 1
-    assert connection.heard.count(b"HTTP/1.1") == 1
+    assert connection.received.count(b"HTTP/1.1") == 1
 
     connection.hang_up()
 
@@ -64,11 +64,11 @@ async def test_input_behind_an_early_response_is_never_taken_for_a_request() -> 
 @in_virtual_time
 async def test_the_rest_of_a_body_is_read_for_a_limited_time() -> None:
     connection = Connection(Early())
-    connection.say(post(10**12))
+    connection.feed(post(10**12))
     await settle()
     sent = 0
     while not connection.gone and sent < 10 * LINGER_BYTES:
-        connection.say(b"b" * 2**20)
+        connection.feed(b"b" * 2**20)
         sent += 2**20
 
     assert LINGER_BYTES < sent < LINGER_BYTES + 2**22
@@ -77,11 +77,11 @@ async def test_the_rest_of_a_body_is_read_for_a_limited_time() -> None:
 @in_virtual_time
 async def test_a_client_that_waits_for_100_continue_gets_its_response_and_an_end() -> None:
     connection = Connection(Early(401))
-    connection.say(post(1000, b"expect: 100-continue"))
+    connection.feed(post(1000, b"expect: 100-continue"))
     await settle()
 
-    assert b"100 Continue" not in connection.heard
-    assert connection.heard.startswith(b"HTTP/1.1 401")
+    assert b"100 Continue" not in connection.received
+    assert connection.received.startswith(b"HTTP/1.1 401")
     assert connection.closed
 
     connection.hang_up()
@@ -92,13 +92,13 @@ async def test_an_early_response_to_a_request_without_a_body_keeps_the_connectio
     app = Early()
     connection = Connection(app)
     for _ in range(3):
-        connection.say(post(3) + b"abc")
+        connection.feed(post(3) + b"abc")
         await settle()
-        connection.say(GET)
+        connection.feed(GET)
         await settle()
 
     assert app.calls == 6
-    assert b"connection: close" not in connection.heard
+    assert b"connection: close" not in connection.received
     assert not connection.closed
 
     connection.hang_up()
@@ -108,7 +108,7 @@ async def test_an_early_response_to_a_request_without_a_body_keeps_the_connectio
 @in_virtual_time
 async def test_a_request_with_connection_close_is_closed_at_once(version: bytes) -> None:
     connection = Connection(Early())
-    connection.say(b"POST /x HTTP/" + version + b"\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc")
+    connection.feed(b"POST /x HTTP/" + version + b"\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc")
     await settle()
 
     assert connection.gone
@@ -118,17 +118,17 @@ async def test_a_request_with_connection_close_is_closed_at_once(version: bytes)
 @in_virtual_time
 async def test_a_refusal_can_be_read_by_a_client_that_is_still_sending() -> None:
     connection = Connection(App(), max_header_bytes=2000)
-    connection.say(b"GET /x HTTP/1.1\r\nx: " + b"a" * 3000)
+    connection.feed(b"GET /x HTTP/1.1\r\nx: " + b"a" * 3000)
     await settle()
 
     assert connection.answer()[0] == 431
     assert not connection.gone
 
-    connection.say(b"a" * 1000)
+    connection.feed(b"a" * 1000)
     await asyncio.sleep(LINGER_S + 0.1)
 
     assert connection.gone
-    assert connection.heard.count(b"HTTP/1.1") == 1
+    assert connection.received.count(b"HTTP/1.1") == 1
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_the_memory_of_a_connection_is_free_when_it_is_lost(sent: bytes) -
     """Not when garbage is collected, which happens rarely here."""
     app = Refusing()
     connection = Connection(app)
-    connection.say(sent)
+    connection.feed(sent)
     await settle()
     held = weakref.ref(connection.protocol)
     connection.hang_up()
@@ -163,17 +163,17 @@ async def test_a_blocked_process_does_not_time_its_clients_out(sent: bytes) -> N
     """A machine that was paused, a loop that was held up: what came meanwhile has not been looked at yet."""
     app = Refusing()
     connection = Connection(app, header_timeout_s=10.0)
-    connection.say(sent)
+    connection.feed(sent)
     await settle()
     clock().advance(60)
     await asyncio.sleep(0.1)
 
-    assert connection.heard == b""
+    assert connection.received == b""
 
-    connection.say(b"\r\n" if sent.startswith(b"GET") else b"b" * 999)
+    connection.feed(b"\r\n" if sent.startswith(b"GET") else b"b" * 999)
     await settle()
 
-    assert connection.heard.startswith(b"HTTP/1.1 200")
+    assert connection.received.startswith(b"HTTP/1.1 200")
 
     connection.hang_up()
 
@@ -182,11 +182,11 @@ async def test_a_blocked_process_does_not_time_its_clients_out(sent: bytes) -> N
 async def test_after_a_blocked_process_clients_have_their_time_once_more() -> None:
     for sent in (b"GET /x HTTP/1.1\r\nx: y\r\n", post(1000) + b"b"):
         connection = Connection(Refusing(), header_timeout_s=10.0)
-        connection.say(sent)
+        connection.feed(sent)
         await settle()
         clock().advance(60)
         await asyncio.sleep(11)
 
-        assert connection.heard.startswith(b"HTTP/1.1 408")
+        assert connection.received.startswith(b"HTTP/1.1 408")
 
         connection.hang_up()

@@ -85,7 +85,7 @@ async def test_a_client_that_leaves_a_stream_of_vllms_app_frees_its_slot_at_any_
         if turns < 1000:
             loop.call_soon(engine_step)
 
-    async def said() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         while True:
             token = loop.create_future()
             tokens.add(token)
@@ -93,7 +93,7 @@ async def test_a_client_that_leaves_a_stream_of_vllms_app_frees_its_slot_at_any_
             yield b"data: {}\n\n"
 
     app = FastAPI()
-    app.add_api_route("/v1/messages", lambda: StreamingResponse(said()), methods=["POST"])
+    app.add_api_route("/v1/messages", lambda: StreamingResponse(chunks()), methods=["POST"])
     harness.engine.http = app
     harness.engine.routes = {("POST", "/v1/messages"): Route.USES_ENGINE}
     client = harness.request("POST", "/v1/messages", body=b"{}")

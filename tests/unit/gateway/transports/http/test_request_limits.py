@@ -28,7 +28,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 async def test_pipelined_requests_begin_one_after_the_other_and_all_are_answered() -> None:
     app = App()
     connection = Connection(app)
-    connection.say(GET * 200)
+    connection.feed(GET * 200)
 
     assert len(connection.protocol.tasks) == 1
     assert not connection.protocol.pipeline
@@ -37,7 +37,7 @@ async def test_pipelined_requests_begin_one_after_the_other_and_all_are_answered
     for _ in range(300):
         await asyncio.sleep(0)
 
-    assert connection.heard.count(b"HTTP/1.1 200 OK") == 200
+    assert connection.received.count(b"HTTP/1.1 200 OK") == 200
     assert len(app.scopes) == 200
 
     connection.hang_up()
@@ -51,12 +51,12 @@ async def test_pipelined_requests_with_bodies_are_separated_at_any_cut() -> None
     for packet in (1, 2, 3, 7, 50, 10_000):
         app = App()
         connection = Connection(app)
-        connection.say(*(requests[index : index + packet] for index in range(0, len(requests), packet)))
+        connection.feed(*(requests[index : index + packet] for index in range(0, len(requests), packet)))
         for _ in range(300):
             await asyncio.sleep(0)
 
         assert app.bodies == wanted
-        assert connection.heard.count(b"HTTP/1.1 200 OK") == len(wanted)
+        assert connection.received.count(b"HTTP/1.1 200 OK") == len(wanted)
 
         connection.hang_up()
         await settle()
@@ -66,10 +66,10 @@ async def test_pipelined_requests_with_bodies_are_separated_at_any_cut() -> None
 async def test_input_behind_a_running_response_is_held_up_to_a_limit_and_then_not_read() -> None:
     app = App(slow=True)
     connection = Connection(app)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
     while connection.transport.reading:
-        connection.say(LONG * 10)
+        connection.feed(LONG * 10)
 
     assert len(connection.protocol._held_bytes) <= MAX_HELD_BYTES + 10 * len(LONG)
     assert len(app.scopes) == 1
@@ -88,9 +88,9 @@ async def test_input_behind_a_running_response_is_held_up_to_a_limit_and_then_no
 async def test_a_client_that_sends_without_end_and_reads_nothing_is_disconnected_soon() -> None:
     app = App(slow=True)
     connection = Connection(app)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
-    connection.say(GET * 10_000)
+    connection.feed(GET * 10_000)
     connection.transport.unsent_bytes = 20_000
     connection.protocol.pause_writing()
     for _ in range(FLOOD_LIMIT_S + 1):
@@ -108,7 +108,7 @@ async def test_an_incomplete_response_that_is_not_read_ends_its_connection() -> 
     """Streams have a watch of their own, other answers have not."""
     app = App(slow=True)
     connection = Connection(app, stall_timeout_s=30.0)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
     connection.transport.unsent_bytes = 20_000
     connection.protocol.pause_writing()
@@ -127,7 +127,7 @@ async def test_an_incomplete_response_that_is_not_read_ends_its_connection() -> 
 async def test_a_response_that_is_read_slowly_is_not_cut_off() -> None:
     app = App()
     connection = Connection(app)
-    connection.say(GET)
+    connection.feed(GET)
     await settle()
     for left in range(200, 0, -1):
         connection.transport.unsent_bytes = left
@@ -142,7 +142,7 @@ async def test_a_response_that_is_read_slowly_is_not_cut_off() -> None:
 async def test_a_client_that_pipelines_and_leaves_cancels_its_running_request() -> None:
     app = App(slow=True)
     connection = Connection(app)
-    connection.say(CHUNKED + b"0\r\n\r\n" + GET * 3)
+    connection.feed(CHUNKED + b"0\r\n\r\n" + GET * 3)
     await settle()
     running = connection.protocol._active_cycle
 
@@ -164,12 +164,12 @@ async def test_an_upgrade_is_ignored_and_the_connection_continues(kind: bytes) -
     app = App()
     connection = Connection(app)
     wanted = b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: " + kind + b"\r\n\r\n"
-    connection.say(wanted, GET + post(3, b"connection: upgrade", b"upgrade: " + kind) + b"abc" + GET)
+    connection.feed(wanted, GET + post(3, b"connection: upgrade", b"upgrade: " + kind) + b"abc" + GET)
     for _ in range(100):
         await asyncio.sleep(0)
 
     assert app.bodies == [b"", b"", b"abc", b""]
-    assert connection.heard.count(b"HTTP/1.1 200 OK") == 4
+    assert connection.received.count(b"HTTP/1.1 200 OK") == 4
 
     connection.hang_up()
 
@@ -178,10 +178,10 @@ async def test_an_upgrade_is_ignored_and_the_connection_continues(kind: bytes) -
 @in_virtual_time
 async def test_unusual_targets_get_a_response(target: bytes) -> None:
     connection = Connection(App())
-    connection.say(target + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"x" * 100)
+    connection.feed(target + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"x" * 100)
     await asyncio.sleep(30)
 
-    assert connection.heard.split(b" ")[1] in {b"200", b"400"}
+    assert connection.received.split(b" ")[1] in {b"200", b"400"}
     assert connection.gone
 
 
@@ -192,7 +192,7 @@ async def test_unusual_targets_get_a_response(target: bytes) -> None:
 async def test_many_header_lines_of_any_length_are_a_431() -> None:
     app = App()
     connection = Connection(app, max_headers=100)
-    connection.say(b"GET /x HTTP/1.1\r\n" + b"a:\r\n" * 101 + b"\r\n")
+    connection.feed(b"GET /x HTTP/1.1\r\n" + b"a:\r\n" * 101 + b"\r\n")
     await settle()
     status, body = connection.answer()
 
@@ -200,10 +200,10 @@ async def test_many_header_lines_of_any_length_are_a_431() -> None:
     assert app.scopes == []
 
     again = Connection(app, max_headers=100)
-    again.say(b"GET /x HTTP/1.1\r\n" + b"a:\r\n" * 100 + b"\r\n")
+    again.feed(b"GET /x HTTP/1.1\r\n" + b"a:\r\n" * 100 + b"\r\n")
     await settle()
 
-    assert again.heard.startswith(b"HTTP/1.1 200")
+    assert again.received.startswith(b"HTTP/1.1 200")
 
     again.hang_up()
 
@@ -213,7 +213,7 @@ async def test_trailers_are_read_and_dropped() -> None:
     """What no proxy has looked at must not become a header."""
     app = App()
     connection = Connection(app)
-    connection.say(CHUNKED, b"3\r\nabc\r\n0\r\nauthorization: Bearer x\r\nexpect: 100-continue\r\n\r\n", GET)
+    connection.feed(CHUNKED, b"3\r\nabc\r\n0\r\nauthorization: Bearer x\r\nexpect: 100-continue\r\n\r\n", GET)
     for _ in range(30):
         await asyncio.sleep(0)
 
@@ -241,18 +241,18 @@ async def test_trailers_are_read_and_dropped() -> None:
 async def test_the_framing_of_a_body_is_limited(before: bytes, piece: bytes, packet: int) -> None:
     app = Refusing()
     connection = Connection(app, max_header_bytes=2000)
-    connection.say(CHUNKED + before)
+    connection.feed(CHUNKED + before)
     await settle()
     sent = 0
-    while not connection.heard and sent < 100_000:
-        connection.say(piece * packet)
+    while not connection.received and sent < 100_000:
+        connection.feed(piece * packet)
         sent += len(piece) * packet
         await settle()
 
     assert sent <= max(4000, len(piece) * packet)
     await settle()
-    assert connection.heard.split(b" ")[1] in {b"431", b"400"}
-    assert b"connection: close" in connection.heard
+    assert connection.received.split(b" ")[1] in {b"431", b"400"}
+    assert b"connection: close" in connection.received
     assert app.bodies == []
 
     await settle()
@@ -263,7 +263,7 @@ async def test_the_framing_of_a_body_is_limited(before: bytes, piece: bytes, pac
 async def test_many_small_chunks_are_one_body() -> None:
     app = App()
     connection = Connection(app, max_header_bytes=2000)
-    connection.say(CHUNKED + b"1\r\nx\r\n" * 10_000, b"0\r\n\r\n")
+    connection.feed(CHUNKED + b"1\r\nx\r\n" * 10_000, b"0\r\n\r\n")
     for _ in range(30):
         await asyncio.sleep(0)
 
@@ -276,12 +276,12 @@ async def test_many_small_chunks_are_one_body() -> None:
 async def test_a_chunk_that_cannot_be_parsed_is_a_400() -> None:
     app = Refusing()
     connection = Connection(app)
-    connection.say(CHUNKED + b"3\r\nabc\r\n")
+    connection.feed(CHUNKED + b"3\r\nabc\r\n")
     await settle()
-    connection.say(b"not a size\r\n")
+    connection.feed(b"not a size\r\n")
     await settle()
 
-    assert connection.heard.startswith(b"HTTP/1.1 400")
+    assert connection.received.startswith(b"HTTP/1.1 400")
     assert app.errors[0].message == "This is not a valid HTTP request."
     assert connection.closed
 
@@ -308,14 +308,14 @@ WORDS = [
 def test_any_input_in_any_pieces_comes_to_an_end(words: list[bytes], packet: int) -> None:
     """No input causes an endless loop, and no connection stays open for longer than its limits."""
 
-    async def feed() -> None:
+    async def run_packets() -> None:
         connection = Connection(Refusing(), header_timeout_s=10.0, body_timeout_s=20.0, idle_timeout_s=30.0)
         sent = b"".join(words)
-        connection.say(*(sent[index : index + packet] for index in range(0, len(sent), packet)))
+        connection.feed(*(sent[index : index + packet] for index in range(0, len(sent), packet)))
         await asyncio.sleep(200)
 
         assert connection.gone
-        statuses = [part[:3] for part in connection.heard.split(b"HTTP/1.1 ")[1:]]
+        statuses = [part[:3] for part in connection.received.split(b"HTTP/1.1 ")[1:]]
         assert set(statuses) <= {b"200", b"400", b"408", b"431", b"100"}
 
-    run(feed(), debug=False)
+    run(run_packets(), debug=False)

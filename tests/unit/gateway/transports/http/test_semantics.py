@@ -108,7 +108,7 @@ async def test_head_checks_a_stream_and_does_not_read_it() -> None:
     path = f"/v1/streams/{run.id}"
     head = await harness.request("HEAD", path, headers={"Last-Event-ID": "1"}).finish()
     too_far = await harness.request("HEAD", path, headers={"Last-Event-ID": "9"}).finish()
-    told = await harness.request("HEAD", path, headers={"Accept": "application/json"}).finish()
+    as_json = await harness.request("HEAD", path, headers={"Accept": "application/json"}).finish()
     client.leave()
     await settle()
     await asyncio.sleep(50)
@@ -117,7 +117,7 @@ async def test_head_checks_a_stream_and_does_not_read_it() -> None:
 
     assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
     assert (head.headers["x-stream-id"], head.headers["x-stream-resumable"]) == (run.id, "60")
-    assert (too_far.status, told.status, told.headers["content-type"]) == (400, 200, "application/json")
+    assert (too_far.status, as_json.status, as_json.headers["content-type"]) == (400, 200, "application/json")
     assert run.live, "who looks neither ends a stream"
 
     await asyncio.sleep(2)
@@ -512,7 +512,7 @@ async def test_load_counts_every_request_if_tracking_is_on() -> None:
 @in_virtual_time
 async def test_a_whole_response_has_the_engines_load_on_request(path: str) -> None:
     harness = HttpHarness(max_concurrent=1)
-    told = {}
+    loads = {}
     for kind in ("TEXT", "json", "other", ""):
         client = harness.post(path, headers={"endpoint-load-metrics-format": kind}, stream=False)
         await settle()
@@ -523,14 +523,14 @@ async def test_a_whole_response_has_the_engines_load_on_request(path: str) -> No
         asked.document(b"{}", tokens=1)
         asked.finish()
         await client.finish()
-        told[kind] = client.headers.get("endpoint-load-metrics")
+        loads[kind] = client.headers.get("endpoint-load-metrics")
         for one in waiting:
             await settle()
             (run,) = (run for run in harness.engine.runs if run.live)
             run.end("a")
             await one.finish()
 
-    assert told == {
+    assert loads == {
         "TEXT": "TEXT named_metrics.num_requests_waiting=2",
         "json": "JSON named_metrics.num_requests_waiting=2",
         "other": None,

@@ -17,7 +17,7 @@ from tests.support.instrumentation import some_stats
 from tests.support.time import in_virtual_time, settle
 
 
-def said(client: Client) -> str:
+def streamed_text(client: Client) -> str:
     """The text that a client of a chat has read so far."""
     events = [event for event in client.events() if event != "[DONE]" and event.get("choices")]
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
@@ -35,7 +35,7 @@ async def test_a_stream_is_sent_part_by_part_and_ends_with_done() -> None:
     run.put_text("Hel")
     await settle()
 
-    assert (client.status, said(client)) == (200, "Hel")
+    assert (client.status, streamed_text(client)) == (200, "Hel")
     assert client.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert client.headers["x-stream-id"] == run.id
     assert re.fullmatch("chatcmpl-[0-9a-f]{32}", run.id), "an id that gives access must not be guessable"
@@ -46,7 +46,7 @@ async def test_a_stream_is_sent_part_by_part_and_ends_with_done() -> None:
     await client.finish()
 
     assert client.complete
-    assert said(client) == "Hello!"
+    assert streamed_text(client) == "Hello!"
     assert client.events()[-1] == "[DONE]"
     assert [len(body) > 0 for body in client.bodies] == [True] * 3, "one send for each wake-up"
     assert harness.instrumentation.endings == [(Cause.COMPLETED, 0)]
@@ -69,7 +69,7 @@ async def test_a_slow_reader_gets_everything_in_fewer_sends() -> None:
     client.reading.set()
     await client.finish()
 
-    assert said(client) == "0 1 2 3 4 5 6 7 8 9 end"
+    assert streamed_text(client) == "0 1 2 3 4 5 6 7 8 9 end"
     assert len(client.bodies) == 2
     assert sum(harness.instrumentation.spared) == 8, "nine of ten texts went inside another, the ending by itself"
     *_, text, ending, done = client.events()
@@ -199,7 +199,7 @@ async def test_many_clients_at_once_keep_their_texts_apart_and_leave_no_slot_tak
 
     assert harness.at_rest
     for number, client in enumerate(clients):
-        assert number % 5 == 4 or said(client) == f"I am {number}."
+        assert number % 5 == 4 or streamed_text(client) == f"I am {number}."
     assert (
         sorted(cause.value for cause, _ in harness.instrumentation.endings) == ["completed"] * 16 + ["disconnected"] * 4
     )

@@ -20,7 +20,7 @@ async def test_all_connections_are_checked_every_second() -> None:
     apps = [App(slow=True) for _ in range(2)]
     connections = [Connection(app) for app in apps]
     for connection in connections:
-        connection.say(GET)
+        connection.feed(GET)
         connection.transport.unsent_bytes = 7
     await settle()
     connections[0].transport.socket.retransmits, connections[0].transport.socket.silent_ms = 1, 18_000

@@ -35,7 +35,7 @@ async def answering(count: int) -> tuple[list[Open], list[Connection]]:
     state = ServerState()
     connections = [Connection(app, state=state) for app in apps]
     for connection in connections:
-        connection.say(GET)
+        connection.feed(GET)
     await settle()
     return apps, connections
 
@@ -48,13 +48,13 @@ async def test_pieces_of_many_connections_leave_together_within_the_turn() -> No
         app.line.write(b"one")
     apps[0].line.write(b"more")
 
-    assert not any(b"one" in connection.heard for connection in connections)
+    assert not any(b"one" in connection.received for connection in connections)
     assert [connection.protocol.unsent_bytes for connection in connections] == [17, 8, 8]
 
     await asyncio.sleep(0)
 
-    assert connections[0].heard.endswith(b"3\r\none\r\n4\r\nmore\r\n")
-    assert all(connection.heard.endswith(b"3\r\none\r\n") for connection in connections[1:])
+    assert connections[0].received.endswith(b"3\r\none\r\n4\r\nmore\r\n")
+    assert all(connection.received.endswith(b"3\r\none\r\n") for connection in connections[1:])
     assert not any(connection.protocol.unsent_bytes for connection in connections)
 
     apps[1].line.write(b"last")
@@ -62,7 +62,7 @@ async def test_pieces_of_many_connections_leave_together_within_the_turn() -> No
         app.go_on.set()
     await settle()
 
-    assert connections[1].heard.endswith(b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"), "in order"
+    assert connections[1].received.endswith(b"4\r\nlast\r\n3\r\nend\r\n0\r\n\r\n"), "in order"
     assert not apps[1].line.is_writable()
 
     for connection in connections:
@@ -75,11 +75,11 @@ async def test_the_first_of_very_many_connections_do_not_wait_for_all_others() -
     for app in apps:
         app.line.write(b"one")
 
-    assert [b"one" in connection.heard for connection in connections] == [True] * MAX_COALESCED + [False]
+    assert [b"one" in connection.received for connection in connections] == [True] * MAX_COALESCED + [False]
 
     await asyncio.sleep(0)
 
-    assert b"one" in connections[-1].heard
+    assert b"one" in connections[-1].received
 
     for app, connection in zip(apps, connections, strict=True):
         app.go_on.set()
@@ -96,7 +96,7 @@ async def test_a_piece_for_a_connection_that_ends_in_the_same_turn_is_dropped() 
     connections[1].hang_up()
     await settle()
 
-    assert not any(b"one" in connection.heard for connection in connections)
+    assert not any(b"one" in connection.received for connection in connections)
 
     for app in apps:
         app.go_on.set()

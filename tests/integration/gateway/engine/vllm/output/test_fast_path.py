@@ -35,7 +35,7 @@ def tokenizer() -> Any:
 
 
 @dataclass
-class Heard:
+class RecordedSink:
     """A sink: what it was told, and in which of the two ways."""
 
     parts: list[tuple[str, str, int]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Heard:
     is_over_high_water = False
 
     def put_text(self, text: str, tokens: int, now_s: float) -> None:
-        self.parts.append(("said", text, tokens))
+        self.parts.append(("put_text", text, tokens))
 
     def put(self, part: OutputPart) -> None:
         assert isinstance(part, Delta)
@@ -96,12 +96,12 @@ class Bench:
         self.counted = 0
         """Generated tokens, in vLLM's own statistics."""
 
-    def add(self, name: str, **params: Any) -> tuple[Heard, Heard]:
+    def add(self, name: str, **params: Any) -> tuple[RecordedSink, RecordedSink]:
         """A request: what its sink hears, and what vLLM alone would have said."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        ours, theirs = Heard(), Heard()
+        ours, theirs = RecordedSink(), RecordedSink()
         for processor in (self.processor, self.untouched):
             wanted = SamplingParams(output_kind=RequestOutputKind.DELTA, **params)
             processor.add_request(
@@ -171,7 +171,7 @@ async def test_the_tokens_between_the_first_and_the_last_of_a_plain_request_neve
 
     assert taken == [False, True, True, True, True, True]
     assert bench.left == [["a"], [], [], [], [], [], ["a"]]
-    assert [kind for kind, _, _ in ours.parts] == ["put", *["said"] * 5, "put"]
+    assert [kind for kind, _, _ in ours.parts] == ["put", *["put_text"] * 5, "put"]
     assert (ours.text, ours.reason) == (theirs.text, theirs.reason)
     assert bench.counts.steps == [1] * 5, "each step is an observation of its own"
     assert len(bench.counts.gaps) == 5
@@ -186,14 +186,14 @@ async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(fast_path: Any
     bench = Bench(fast_path, tokenizer)
     kinds: list[dict[str, Any]] = [{}, {}, {"stop": ["zzz"]}, {"logprobs": 1}]
     words = ["river", " the", " 🦀", "né", "\n", " ", "日本語", "."]
-    heard: dict[str, tuple[Heard, Heard]] = {}
+    sinks: dict[str, tuple[RecordedSink, RecordedSink]] = {}
     live: dict[str, list[int]] = {}
     total = 0
     for number in range(60):
         if number < 40 and chance.random() < 0.3:
             name = f"r{number}"
             kind = chance.choice(kinds[:3])
-            heard[name] = bench.add(name, **kind)
+            sinks[name] = bench.add(name, **kind)
             text = "".join(chance.choice(words) for _ in range(12))
             live[name] = tokenizer(text, add_special_tokens=False)["input_ids"]
         bench.behind = chance.random() < 0.4
@@ -212,8 +212,8 @@ async def test_whatever_the_steps_hold_texts_and_counts_are_vllms(fast_path: Any
     bench.behind = False
     await settle()
 
-    assert len(heard) > 5
-    for ours, theirs in heard.values():
+    assert len(sinks) > 5
+    for ours, theirs in sinks.values():
         assert (ours.text, ours.reason) == (theirs.text, theirs.reason)
         assert sum(tokens for *_, tokens in ours.parts) == sum(tokens for *_, tokens in theirs.parts)
     assert bench.counted + sum(bench.counts.steps) == total
@@ -258,7 +258,7 @@ async def test_what_was_held_back_comes_before_the_end(fast_path: Any, tokenizer
     bench.behind = False
     await settle()
 
-    assert [(kind, tokens) for kind, _, tokens in ours.parts] == [("put", 1), ("said", 1), ("put", 1)]
+    assert [(kind, tokens) for kind, _, tokens in ours.parts] == [("put", 1), ("put_text", 1), ("put", 1)]
     assert ours.text == theirs.text
 
 
@@ -288,17 +288,17 @@ async def test_a_step_with_scheduler_events_reaches_vllm(fast_path: Any, tokeniz
 async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(fast_path: Any, tokenizer: Any) -> None:
     """vLLM's own loop would end, and with it every request of then and of later."""
     bench = Bench(fast_path, tokenizer)
-    heard = {name: bench.add(name, stop=["zzz"])[0] for name in ("a", "bad", "b", "worse", "c")}
+    sinks = {name: bench.add(name, stop=["zzz"])[0] for name in ("a", "bad", "b", "worse", "c")}
     failures: dict[str, SluiceError] = {}
     for name in ("bad", "worse"):
-        heard[name].fail = partial(failures.setdefault, name)  # type: ignore[method-assign]
+        sinks[name].fail = partial(failures.setdefault, name)  # type: ignore[method-assign]
         bench.processor.request_states[name].detokenizer = None
-    outputs = bench._outputs({name: [300] for name in heard}, (), ())
+    outputs = bench._outputs({name: [300] for name in sinks}, (), ())
     done = bench.processor.process_outputs(outputs.outputs, outputs.timestamp, None, outputs.weight_version)
 
     assert done.reqs_to_abort == ["bad", "worse"], "the engine is told"
     assert {name: error.code for name, error in failures.items()} == {"bad": "fatal_request", "worse": "fatal_request"}
-    assert [len(heard[name].parts) for name in heard] == [1, 0, 1, 0, 1]
+    assert [len(sinks[name].parts) for name in sinks] == [1, 0, 1, 0, 1]
     assert set(bench.processor.request_states) == {"a", "b", "c"}
 
     def broken(*_: Any) -> None:

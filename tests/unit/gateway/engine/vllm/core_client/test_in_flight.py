@@ -38,12 +38,12 @@ class Bench:
         self.in_flight = module.InFlightRequests(self.processor, PoisonDetector())
 
     def add(self, name: str, tokens: list[int] | None, **changes: Any) -> list[Any]:
-        heard: list[Any] = []
+        received: list[Any] = []
         detokenizer = None if tokens is None else SimpleNamespace(output_token_ids=tokens)
-        queue = SimpleNamespace(put=heard.append)
+        queue = SimpleNamespace(put=received.append)
         self.processor.request_states[name] = SimpleNamespace(detokenizer=detokenizer, parent_req=None, queue=queue)
         self.in_flight.by_id[name] = a_request(request_id=name, **changes)
-        return heard
+        return received
 
 
 def test_tokens_are_those_that_vllm_has_received(module: Any) -> None:
@@ -59,10 +59,10 @@ def test_tokens_are_those_that_vllm_has_received(module: Any) -> None:
 
 def test_a_failed_request_has_one_ending(module: Any) -> None:
     bench = Bench(module)
-    heard = bench.add("a", [7])
+    received = bench.add("a", [7])
     bench.in_flight.fail("a", Died())
 
-    assert [type(one) for one in heard] == [Died]
+    assert [type(one) for one in received] == [Died]
     assert (bench.processor.aborted, bench.in_flight.by_id) == (["a"], {})
 
 

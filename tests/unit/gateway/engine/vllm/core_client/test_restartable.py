@@ -103,13 +103,13 @@ class OutputProcessor:
 
     def add(self, name: str, tokens: list[int] | None, parent: Any = None) -> list[Any]:
         """A request of which these tokens have been received; gives its queue. None: one without a detokenizer."""
-        heard: list[Any] = []
+        received: list[Any] = []
         self.request_states[name] = SimpleNamespace(
             detokenizer=None if tokens is None else SimpleNamespace(output_token_ids=tokens),
             parent_req=parent,
-            queue=SimpleNamespace(put=heard.append),
+            queue=SimpleNamespace(put=received.append),
         )
-        return heard
+        return received
 
     def abort_requests(self, names: list[str], internal: bool) -> None:
         self.aborted.append((names, internal))
@@ -130,9 +130,9 @@ class Bench:
         self.core = core.RestartableCoreClient(self.first, self.processor, clock())
 
     async def add(self, name: str, tokens: list[int] | None, parent: Any = None, **changes: Any) -> list[Any]:
-        heard = self.processor.add(name, tokens, parent)
+        received = self.processor.add(name, tokens, parent)
         await self.core.add_request_async(a_request(request_id=name, **changes))
-        return heard
+        return received
 
 
 def outputs(*finished: tuple[str, str | None]) -> Any:
@@ -146,10 +146,10 @@ async def test_while_the_engine_lives_everything_passes(core: Any) -> None:
     bench = Bench(core)
     await bench.add("r1", [])
     await asyncio.sleep(5)
-    said = outputs(("r1", None))
-    bench.first.outputs.put_nowait(said)
+    output = outputs(("r1", None))
+    bench.first.outputs.put_nowait(output)
 
-    assert await bench.core.get_output_async() is said
+    assert await bench.core.get_output_async() is output
     assert bench.core.last_output_s == clock().now()
     assert [request.request_id for request in bench.first.added] == ["r1"]
     assert bench.core.other == bench.first.other
@@ -172,10 +172,10 @@ async def test_a_death_is_a_pause_for_the_task_that_waits_for_outputs(core: Any)
     assert not bench.core.resources.engine_dead, "AsyncLLM would fail every request"
 
     recovery = await bench.core.replace(bench.second)
-    said = outputs()
-    bench.second.outputs.put_nowait(said)
+    output = outputs()
+    bench.second.outputs.put_nowait(output)
 
-    assert await waiting is said
+    assert await waiting is output
     assert (recovery.continued, dict(recovery.failed)) == (0, {})
     assert not bench.core.lost.is_set()
     assert bench.core.last_output_s == clock().now()
@@ -211,10 +211,10 @@ async def test_a_resent_request_has_no_second_time_in_the_queue(core: Any) -> No
     await bench.add("waiting", [])
     bench.core.mark_lost()
     await bench.core.replace(bench.second)
-    said = outputs(("begun", None), ("waiting", None))
-    for one in said.outputs:
+    output = outputs(("begun", None), ("waiting", None))
+    for one in output.outputs:
         one.events = [SimpleNamespace(type=kind) for kind in Happening]
-    bench.second.outputs.put_nowait(said)
+    bench.second.outputs.put_nowait(output)
     begun, waiting = (await bench.core.get_output_async()).outputs
 
     assert [event.type for event in begun.events] == [Happening.SCHEDULED, Happening.PREEMPTED]
@@ -285,15 +285,15 @@ async def test_requests_that_cannot_go_on_fail_at_once_with_their_reason_counted
 @in_virtual_time
 async def test_a_request_that_became_hopeless_by_the_dead_engines_last_words_fails_too(core: Any) -> None:
     bench = Bench(core)
-    heard = await bench.add("r1", [], params_seed=1, params_temperature=1.0)
+    received = await bench.add("r1", [], params_seed=1, params_temperature=1.0)
     bench.core.mark_lost()
 
-    assert heard == []
+    assert received == []
 
     bench.processor.request_states["r1"].detokenizer.output_token_ids.append(7)
     recovery = await bench.core.replace(bench.second)
 
-    assert [type(word) for word in heard] == [Died]
+    assert [type(word) for word in received] == [Died]
     assert (recovery.continued, bench.second.added) == (0, [])
 
 
@@ -375,7 +375,7 @@ async def test_an_answer_of_the_busy_loop_is_a_sign_of_life(core: Any) -> None:
     assert not await bench.core.is_paused()
     assert bench.core.last_output_s == clock().now()
 
-    heard_s = clock().now()
+    output_s = clock().now()
     bench.first.paused_after_s = 100
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(bench.core.is_paused(), 5)
@@ -383,7 +383,7 @@ async def test_an_answer_of_the_busy_loop_is_a_sign_of_life(core: Any) -> None:
     with pytest.raises(Died):
         await bench.core.is_paused()
 
-    assert bench.core.last_output_s == heard_s
+    assert bench.core.last_output_s == output_s
 
 
 @in_virtual_time
@@ -449,16 +449,16 @@ async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
 async def test_requests_aborted_because_another_engine_died_go_on(core: Any) -> None:
     """vLLM stops the others in good order, and they abort what they have; nobody has asked for that."""
     bench = Bench(core)
-    heard = await bench.add("r1", [7])
+    received = await bench.add("r1", [7])
     await bench.add("r2", [8])
     await bench.add("mine", [9])
     await bench.core.abort_requests_async(["mine"])
     bench.first.resources.engine_manager.processes.append(other := Process())
     other.alive = False
     bench.first.outputs.put_nowait(outputs(("r1", "abort"), ("r2", "length"), ("mine", "abort"), ("r1", None)))
-    said = await bench.core.get_output_async()
+    output = await bench.core.get_output_async()
 
-    assert [(one.request_id, one.finish_reason) for one in said.outputs] == [
+    assert [(one.request_id, one.finish_reason) for one in output.outputs] == [
         ("r2", "length"),
         ("mine", "abort"),
         ("r1", None),
@@ -470,17 +470,17 @@ async def test_requests_aborted_because_another_engine_died_go_on(core: Any) -> 
 
     assert [request.request_id for request in bench.second.added] == ["r1"]
     assert recovery.continued == 1
-    assert heard == []
+    assert received == []
 
 
 @in_virtual_time
 async def test_an_engine_that_gives_up_a_request_by_itself_is_believed(core: Any) -> None:
     bench = Bench(core)
     await bench.add("r1", [7])
-    bench.first.outputs.put_nowait(said := outputs(("r1", "abort")))
+    bench.first.outputs.put_nowait(output := outputs(("r1", "abort")))
 
-    assert await bench.core.get_output_async() is said
-    assert [one.finish_reason for one in said.outputs] == ["abort"]
+    assert await bench.core.get_output_async() is output
+    assert [one.finish_reason for one in output.outputs] == ["abort"]
     assert not bench.core.lost.is_set()
 
 
@@ -492,9 +492,9 @@ async def test_of_several_engines_the_silent_one_counts(core: Any) -> None:
     began_s = clock().now()
     for number in (0, 0, 1):
         await asyncio.sleep(5)
-        said = outputs()
-        said.engine_index = number
-        bench.first.outputs.put_nowait(said)
+        output = outputs()
+        output.engine_index = number
+        bench.first.outputs.put_nowait(output)
         await bench.core.get_output_async()
 
         assert bench.core.last_output_s == (began_s if number == 0 else clock().now() - 5)
@@ -514,7 +514,7 @@ class Dying(Bench):
         super().__init__(core)
         self.engine = self.first
 
-    async def say(self, *names: str) -> None:
+    async def generate(self, *names: str) -> None:
         """A token for each of these."""
         for name in names:
             self.processor.request_states[name].detokenizer.output_token_ids.append(7)
@@ -540,21 +540,21 @@ async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core:
     bench = Dying(core)
     for name in ("old", "older", "new", "newer"):
         await bench.add(name, [])
-    await bench.say("old", "older")
+    await bench.generate("old", "older")
     recovery = await bench.die()
 
     assert (bench.sent, recovery.continued) == (["old", "older"], 4)
 
     await asyncio.sleep(1)
     assert bench.sent == ["old", "older"], "they have no token of this engine yet"
-    await bench.say("old", "older")
+    await bench.generate("old", "older")
     assert bench.sent == ["old", "older", "new"]
     await bench.add("latest", [])
-    await bench.say("old", "older")
+    await bench.generate("old", "older")
     assert bench.sent == ["old", "older", "new"]
-    await bench.say("new")
+    await bench.generate("new")
     assert bench.sent == ["old", "older", "new", "newer"]
-    await bench.say("newer")
+    await bench.generate("newer")
     assert bench.sent == ["old", "older", "new", "newer", "latest"]
 
     await bench.add("after", [])
@@ -566,25 +566,25 @@ async def test_those_without_a_token_are_tried_alone_when_the_others_go_on(core:
 async def test_a_request_that_kills_an_engine_while_alone_on_trial_is_not_sent_again(core: Any, caplog: Any) -> None:
     bench = Dying(core)
     await bench.add("old", [])
-    heard = {name: await bench.add(name, []) for name in ("poison", "innocent")}
-    await bench.say("old")
+    received = {name: await bench.add(name, []) for name in ("poison", "innocent")}
+    await bench.generate("old")
     await bench.die()
-    await bench.say("old")
+    await bench.generate("old")
 
     assert bench.sent == ["old", "poison"]
 
     await bench.add("late", [])
     recovery = await bench.die()
 
-    assert [type(word) for word in heard["poison"]] == [core.EngineKilledByRequest]
-    assert heard["innocent"] == []
+    assert [type(word) for word in received["poison"]] == [core.EngineKilledByRequest]
+    assert received["innocent"] == []
     assert bench.core.take_explained_deaths() == 2
     assert bench.core.take_explained_deaths() == 0, "asked once"
     assert (recovery.continued, recovery.expelled) == (2, 1)
     assert "request poison is given up" in caplog.text
 
-    await bench.say("old")
-    await bench.say("innocent")
+    await bench.generate("old")
+    await bench.generate("innocent")
 
     assert bench.sent == ["old", "innocent", "late"]
 
@@ -594,7 +594,7 @@ async def test_a_death_of_which_all_had_tokens_costs_nothing(core: Any) -> None:
     bench = Dying(core)
     for number in range(50):
         await bench.add(str(number), [])
-    await bench.say(*map(str, range(50)))
+    await bench.generate(*map(str, range(50)))
     await bench.die()
 
     assert len(bench.sent) == 50
@@ -607,15 +607,15 @@ async def test_a_death_of_which_all_had_tokens_costs_nothing(core: Any) -> None:
 @in_virtual_time
 async def test_one_that_kills_at_a_token_of_its_own_is_found_by_its_third_engine(core: Any) -> None:
     bench = Dying(core)
-    heard = [await bench.add(name, [1, 2, 3]) for name in ("a", "poison", "b")]
+    received = [await bench.add(name, [1, 2, 3]) for name in ("a", "poison", "b")]
     assert (await bench.die()).expelled == 0
     assert bench.sent == ["a", "poison", "b"]
     await bench.die()
     assert bench.sent == ["a"], "none has made a token this time"
-    await bench.say("a")
+    await bench.generate("a")
     assert bench.sent == ["a", "poison"]
     assert (await bench.die()).expelled == 1
-    assert [len(words) for words in heard] == [0, 1, 0]
+    assert [len(words) for words in received] == [0, 1, 0]
     assert bench.core.take_explained_deaths() == 3
     bench.core.cancel_trial()
 
@@ -626,14 +626,14 @@ async def test_before_the_last_engine_everything_is_tried(core: Any) -> None:
     for name in ("a", "poison"):
         await bench.add(name, [])
     for last in (False, False, True):
-        await bench.say("a", "poison")
+        await bench.generate("a", "poison")
         await bench.die(last=last)
     assert bench.sent == ["a"]
-    await bench.say("a")
+    await bench.generate("a")
     assert bench.sent == ["a"], "a token more than it had made before the death"
-    await bench.say("a")
+    await bench.generate("a")
     assert bench.sent == ["a", "poison"]
-    await bench.say("poison")
+    await bench.generate("poison")
 
     assert (await bench.die()).expelled == 1
 
@@ -656,18 +656,18 @@ async def test_on_trial_one_may_leave_or_take_long(core: Any) -> None:
 @in_virtual_time
 async def test_a_request_that_was_not_in_an_engine_is_not_blamed_for_its_death(core: Any) -> None:
     bench = Dying(core)
-    heard = {name: await bench.add(name, []) for name in ("o1", "o2", "n1", "n2")}
-    await bench.say("o1", "o2")
+    received = {name: await bench.add(name, []) for name in ("o1", "o2", "n1", "n2")}
+    await bench.generate("o1", "o2")
     for _ in range(2):
         await bench.die()
         assert bench.sent[:2] == ["o1", "o2"][: len(bench.sent)]
-    await bench.say("o1")
-    await bench.say("o2")
-    await bench.say("n1")
-    await bench.say("n2")
+    await bench.generate("o1")
+    await bench.generate("o2")
+    await bench.generate("n1")
+    await bench.generate("n2")
 
     assert bench.sent == ["o1", "o2", "n1", "n2"]
-    assert all(words == [] for words in heard.values())
+    assert all(words == [] for words in received.values())
 
 
 @in_virtual_time
@@ -679,7 +679,7 @@ async def test_outputs_that_a_dead_engine_has_left_count(core: Any) -> None:
     bench.core.mark_lost()
     judging = asyncio.get_running_loop().create_task(bench.core.find_culprit())
     await asyncio.sleep(0.05)
-    await bench.say("new")
+    await bench.generate("new")
     bench.first.outputs_queue.get_nowait()
     await judging
     bench.engine = Core()
@@ -697,14 +697,14 @@ async def test_a_trial_that_fails_does_not_hold_requests_back_forever(core: Any)
         await bench.add(name, [])
     await bench.die()
     bench.engine.add_request_async = None  # type: ignore[method-assign,assignment]
-    await bench.say("a")
+    await bench.generate("a")
 
     assert bench.core.lost.is_set()
     assert bench.engine.process.acts == ["kill"]
 
     await bench.die()
-    await bench.say("a")
-    await bench.say("c")
+    await bench.generate("a")
+    await bench.generate("c")
 
     assert bench.sent == ["a", "c"]
 
@@ -724,7 +724,7 @@ async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, t
         bench.core = shared.SharedCoreClient(bench.first, bench.processor, clock(), engine_host)
         for name in ("old", "new"):
             await bench.add(name, [])
-        await bench.say("old")
+        await bench.generate("old")
         clients.append(bench)
     for bench in clients:
         await bench.die()
@@ -732,21 +732,21 @@ async def test_clients_of_one_engine_try_theirs_one_after_the_other(core: Any, t
 
     assert (one.sent, two.sent) == (["old"], ["old"])
 
-    await one.say("old")
+    await one.generate("old")
     await asyncio.sleep(1)
 
     assert (one.sent, two.sent) == (["old"], ["old"]), "the other one's have no token yet"
 
-    await two.say("old")
+    await two.generate("old")
     await asyncio.sleep(0.5)
     (first, second) = (one, two) if len(one.sent) == 2 else (two, one)
 
     assert (first.sent, second.sent) == (["old", "new"], ["old"]), "one of them is on trial"
 
-    await first.say("new")
+    await first.generate("new")
     await asyncio.sleep(0.5)
 
     assert second.sent == ["old", "new"]
 
-    await second.say("new")
+    await second.generate("new")
     await asyncio.sleep(0.5)

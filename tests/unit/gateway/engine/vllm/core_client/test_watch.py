@@ -95,9 +95,9 @@ async def test_an_engine_that_hangs_is_not_ready_within_seconds_and_replaced_wit
 
     assert watched.core.acts == ["kill", "lose", "find_culprit"]
     assert watched.task.done()
-    said = [record.getMessage() for record in caplog.records]
-    assert [line.split(":")[0] for line in said[:3]] == ["not ready", "ready again", "not ready"]
-    assert "it is ended" in said[3]
+    text = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in text[:3]] == ["not ready", "ready again", "not ready"]
+    assert "it is ended" in text[3]
 
 
 @in_virtual_time

@@ -39,18 +39,18 @@ def endings(*, speculative: int | None = None, interval: int = 1) -> FinalOutput
 
 def test_a_merged_ending_comes_after_its_text() -> None:
     merged = Choice(0, "seconds of text", [5, 6, 7], "stop", "END")
-    said, ending = endings().split(Output([merged]))
+    ahead, ending = endings().split(Output([merged]))
 
-    assert said == Output([Choice(0, "seconds of text", [5, 6, 7])], finished=False)
+    assert ahead == Output([Choice(0, "seconds of text", [5, 6, 7])], finished=False)
     assert ending == Output([Choice(0, "", [], "stop", "END")])
     assert merged.finish_reason == "stop", "what came is left alone"
 
 
 def test_only_choices_that_were_merged_are_parted() -> None:
     running, single, merged = Choice(0, "a", [1, 2]), Choice(1, "b", [3], "length"), Choice(2, "cd", [4, 5], "stop")
-    said, ending = endings().split(Output([running, single, merged], finished=False))
+    ahead, ending = endings().split(Output([running, single, merged], finished=False))
 
-    assert said.outputs == [running, single, Choice(2, "cd", [4, 5])]
+    assert ahead.outputs == [running, single, Choice(2, "cd", [4, 5])]
     assert ending.outputs == [Choice(2, "", [], "stop")]
 
 

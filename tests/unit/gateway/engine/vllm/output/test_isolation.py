@@ -21,13 +21,13 @@ class Processor:
     def __init__(self, *failing: str) -> None:
         self.failing = failing
         self.processed: list[str] = []
-        self.heard: dict[str, list[Any]] = {}
+        self.received: dict[str, list[Any]] = {}
         self.states: dict[str, Any] = {}
 
     def outputs(self, *names: str) -> list[Any]:
         for name in names:
-            self.heard[name] = []
-            self.states[name] = SimpleNamespace(queue=SimpleNamespace(put=self.heard[name].append))
+            self.received[name] = []
+            self.states[name] = SimpleNamespace(queue=SimpleNamespace(put=self.received[name].append))
         return [SimpleNamespace(request_id=name) for name in names]
 
     def process_outputs(self, engine_core_outputs: list[Any]) -> Any:
@@ -54,7 +54,7 @@ def test_the_others_are_processed_and_the_failing_one_is_aborted(isolation: Any)
 
     assert processor.processed == ["stop1", "stop2", "a"]
     assert done.reqs_to_abort == ["stop1", "bad", "stop2"]
-    assert [type(one) for one in processor.heard["bad"]] == [Failed]
+    assert [type(one) for one in processor.received["bad"]] == [Failed]
     assert "bad" not in processor.states
 
 

@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("weights", "kv_cache", "utilization", "free", "said"),
+    ("weights", "kv_cache", "utilization", "free", "expected"),
     [
         (4, None, 0.9, 20, None),
         (4, 2, 0.9, 7, None),
@@ -23,12 +23,12 @@ GIB = 2**30
     ],
 )
 def test_a_model_that_does_not_fit_is_reported_with_its_sizes(
-    weights: int, kv_cache: int | None, utilization: float, free: int, said: str | None
+    weights: int, kv_cache: int | None, utilization: float, free: int, expected: str | None
 ) -> None:
     explicit = None if kv_cache is None else kv_cache * GIB
     found = memory_problem(weights * GIB, explicit, utilization, 20 * GIB, free * GIB)
 
-    assert found is None if said is None else said in (found or "")
+    assert found is None if expected is None else expected in (found or "")
 
 
 def test_weights_are_those_that_the_index_names(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ _WORKER = (
 
 
 @pytest.mark.parametrize(
-    ("left", "said"),
+    ("left", "expected"),
     [
         (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."], "There is not enough memory. "),
         (["ValueError: Available memory on node 0 (2/8 GiB) on startup is less than desired"], "not enough memory"),
@@ -30,17 +30,17 @@ _WORKER = (
         ),
     ],
 )
-def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, left: list[str], said: str) -> None:
+def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, left: list[str], expected: str) -> None:
     (tmp_path / "words").write_text("Traceback\n  File x\n" + "\n".join(left), encoding="utf-8")
     text = explain(RuntimeError(_ELSEWHERE), tmp_path / "words", "m")
 
-    assert said in text
+    assert expected in text
     assert "See " not in text
     assert "\n" not in text
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (
             OSError("We couldn't connect to 'https://huggingface.co' to load the files"),
@@ -63,11 +63,11 @@ def test_the_cause_that_a_process_left_behind_is_the_sentence(tmp_path: Path, le
         (ValueError("max_model_len (9) is too large. To allow overriding this maximum, set X"), "is too large."),
     ],
 )
-def test_without_logged_errors_the_error_itself_is_the_cause(tmp_path: Path, error: Exception, said: str) -> None:
+def test_without_logged_errors_the_error_itself_is_the_cause(tmp_path: Path, error: Exception, expected: str) -> None:
     text = explain(error, tmp_path / "none", "m")
 
     assert text.startswith("The engine could not start: ")
-    assert said in text
+    assert expected in text
     assert "See root" not in text
     assert text.endswith(".")
     assert len(text) < 500
