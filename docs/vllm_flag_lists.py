@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from gateway.engine.vllm.compat.check import installed_version, release_of
 from gateway.engine.vllm.startup.arguments import catalog
 
 
@@ -42,11 +43,11 @@ def installed_list() -> dict[str, Any]:
     from vllm import envs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from gateway.engine.vllm.compat.imports import find
+    from gateway.engine.vllm.compat.imports import cli_args
 
     return {
-        "version": catalog.installed_version(),
-        "flags": flags_of(find("make_arg_parser")(FlexibleArgumentParser(prog="vllm serve"))),
+        "version": installed_version(),
+        "flags": flags_of(cli_args().make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))),
         "variables": sorted(name for name in envs.environment_variables if name.startswith("VLLM_")),
     }
 
@@ -61,7 +62,7 @@ def text_of(document: dict[str, Any]) -> str:
 
 def main() -> None:
     """Write the list; `make docs` then writes the table of the documentation."""
-    file = catalog.LISTS / f"{catalog.installed_minor()}.json"
+    file = catalog.LISTS / f"{release_of(installed_version())}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text_of(installed_list()), encoding="utf-8")
     print(file)

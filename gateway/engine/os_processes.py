@@ -25,41 +25,34 @@ class Usage:
 def usage(pids: Iterable[int], proc: Path = _PROC) -> Usage | None:
     """The usage of `pids` and their descendants; None if it is not known."""
     ticks = 0
-    seen: set[int] = set()
-    is_stopped = False
-    waiting = list(pids)
-    while waiting:
-        pid = waiting.pop()
-        if pid in seen:
-            continue
-        try:
+    states: set[str] = set()
+    roots = set(pids)
+    for pid in roots | _below(roots, proc):
+        with suppress(OSError, IndexError, ValueError):
             # The name in the second field may hold blanks and brackets.
             state, *fields = (proc / str(pid) / "stat").read_text().rsplit(") ", 1)[1].split()
             ticks += int(fields[10]) + int(fields[11])
-        except (OSError, IndexError, ValueError):
-            continue
-        seen.add(pid)
-        is_stopped = is_stopped or state in _STOPPED
-        waiting += _children(proc / str(pid))
-    return Usage(ticks / os.sysconf("SC_CLK_TCK"), is_stopped) if seen else None
+            states.add(state)
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), bool(states & _STOPPED)) if states else None
 
 
 def kill_below(pid: int) -> None:
     """Kill the descendants of `pid`, also those that have only just been started: a worker of a starting engine takes
     half a minute to notice that its parent is gone."""
     found: set[int] = set()
-    while new := _below(pid) - found:
+    while new := _below([pid]) - found:
         # A stopped process starts no other.
         _signal(new, signal.SIGSTOP)
         found |= new
     _signal(found, signal.SIGKILL)
 
 
-def _below(pid: int) -> set[int]:
+def _below(pids: Iterable[int], proc: Path = _PROC) -> set[int]:
+    """The descendants of `pids`."""
     found: set[int] = set()
-    waiting = [pid]
+    waiting = list(pids)
     while waiting:
-        children = [child for child in _children(_PROC / str(waiting.pop())) if child not in found]
+        children = [child for child in _children(proc / str(waiting.pop())) if child not in found]
         found.update(children)
         waiting += children
     return found

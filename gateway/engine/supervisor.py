@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -38,30 +39,25 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
+@dataclass(eq=False)
 class Supervisor(Generic[E]):
-    """Owns one engine from its launch to its stop."""
+    """Owns one engine from its launch to its stop.
 
-    def __init__(
-        self,
-        launch: Callable[[], Awaitable[E]],
-        *,
-        max_restarts: int | None,
-        window_s: float,
-        clock: Clock,
-        on_lost: Callable[[], None],
-        on_recovered: Callable[[RecoveryReport], None],
-    ) -> None:
-        """`launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final;
-        None: `restart` counts, and raises SettingsError when no further engine will be started. `on_lost` is called at
-        each death, `on_recovered` after each successful restart."""
-        self._launch = launch
-        self._max_restarts = max_restarts
-        self._window_s = window_s
-        self._clock = clock
-        self._on_lost = on_lost
-        self._on_recovered = on_recovered
+    `launch` builds an engine. After `max_restarts` restarts within `window_s` seconds the next death is final; None:
+    `restart` counts, and raises SettingsError when no further engine will be started. `on_lost` is called at each
+    death, `on_recovered` after each successful restart.
+    """
+
+    launch: Callable[[], Awaitable[E]]
+    max_restarts: int | None
+    window_s: float
+    clock: Clock
+    on_lost: Callable[[], None]
+    on_recovered: Callable[[RecoveryReport], None]
+
+    def __post_init__(self) -> None:
         self._engine: E | None = None
-        self._began_s = clock.now()
+        self._began_s = self.clock.now()
         self._start_took_s = EXPECTED_START_S
         self._restarts: deque[float] = deque()
         self._explained_restarts: deque[float] = deque()
@@ -99,7 +95,7 @@ class Supervisor(Generic[E]):
 
     def not_ready_error(self) -> SluiceError:
         """The error for a client while there is no engine."""
-        passed_s = self._clock.now() - self._began_s
+        passed_s = self.clock.now() - self._began_s
         # A start that is late has no estimate any more. A client with a few retries must not use them up in seconds.
         left_s = round(max(self._start_took_s - passed_s, passed_s * _LATE_SHARE))
         if self.phase is Phase.STARTING:
@@ -118,11 +114,11 @@ class Supervisor(Generic[E]):
         """
         try:
             with self._mark_launching():
-                self._engine = await self._launch()
+                self._engine = await self.launch()
         except Exception:
             self._set_phase(Phase.FAILED)
             raise
-        self._start_took_s = self._clock.now() - self._began_s
+        self._start_took_s = self.clock.now() - self._began_s
         self._set_phase(Phase.UP)
         on_ready()
         while True:
@@ -149,18 +145,18 @@ class Supervisor(Generic[E]):
             await asyncio.shield(engine.stop())
 
     async def _restart(self, engine: E) -> None:
-        self._began_s = self._clock.now()
+        self._began_s = self.clock.now()
         self._set_phase(Phase.RESTARTING)
-        self._on_lost()
+        self.on_lost()
         attempt = 0
         while True:
-            if self._max_restarts is not None:
-                self._count_restart(engine, self._max_restarts)
+            if self.max_restarts is not None:
+                self._count_restart(engine, self.max_restarts)
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
             attempt += 1
             try:
                 with self._mark_launching():
-                    last = self._max_restarts is not None and len(self._restarts) >= self._max_restarts > 0
+                    last = self.max_restarts is not None and len(self._restarts) >= self.max_restarts > 0
                     recovery = await engine.restart(last=last)
             except SettingsError:
                 self._set_phase(Phase.FAILED)
@@ -170,10 +166,10 @@ class Supervisor(Generic[E]):
                 logger.exception("the engine could not be started again")
                 continue
             break
-        self._start_took_s = self._clock.now() - self._began_s
+        self._start_took_s = self.clock.now() - self._began_s
         self._set_phase(Phase.UP)
-        self._on_recovered(recovery)
-        if self._max_restarts is not None:
+        self.on_recovered(recovery)
+        if self.max_restarts is not None:
             logger.warning(
                 "the engine is back after %.1f s: %d requests go on%s",
                 self._start_took_s,
@@ -196,9 +192,9 @@ class Supervisor(Generic[E]):
 
     def _count_restart(self, engine: E, most: int) -> None:
         """Count one more restart. Raises SettingsError if that is one too many."""
-        now_s = self._clock.now()
+        now_s = self.clock.now()
         for times in (self._restarts, self._explained_restarts):
-            while times and now_s - times[0] > self._window_s:
+            while times and now_s - times[0] > self.window_s:
                 times.popleft()
         self._restarts.append(now_s)
         explained = engine.take_explained_deaths()
@@ -212,7 +208,7 @@ class Supervisor(Generic[E]):
             self._set_phase(Phase.FAILED)
             engine.fail_all()
             raise SettingsError(
-                f"The engine died, after {most} restarts within {self._window_s:g} s "
+                f"The engine died, after {most} restarts within {self.window_s:g} s "
                 "(supervisor.max_restarts, supervisor.window_s); see its last log lines above.",
                 exit_code=1,
             )

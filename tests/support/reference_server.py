@@ -14,12 +14,13 @@ from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
 
 from gateway import demo
 from gateway.app import Sluice
 from gateway.clock import SystemClock
 from gateway.engine.bounded_json import BodyLimits
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.core_client.watch import HangTimeouts
 from gateway.engine.vllm.engine import VllmEngine
 from gateway.engine.vllm.grammars.limits import GrammarLimits
@@ -107,8 +108,8 @@ async def main() -> None:
         )
         ours = await serve(sluice.asgi, "on")
         await ready.wait()
-        app = find("build_app")(changed, tasks, llm.model_config)
-        await find("init_app_state")(llm, app.state, changed, tasks)
+        app = build_app(changed, tasks, llm.model_config)
+        await init_app_state(llm, app.state, changed, tasks)
         ports[name] = {"ours": ours, "vllm": await serve(app, "off")}
     print(json.dumps(ports), flush=True)
     await asyncio.gather(*KEPT)

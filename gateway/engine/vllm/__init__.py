@@ -8,7 +8,7 @@
 - `http_app/`: vLLM's own HTTP app on our engine: the proxy below it, bodies, errors.
 - `grammars/`: the grammars that requests bring, checked in a process of their own.
 - `synthetic/`: an executor without a model, its timing and its faults.
-- `compat/`: where vLLM keeps what is imported from it, per version, and everything of its internals that is used.
+- `compat/`: what differs between the supported releases of vLLM, and everything of its internals that is used.
 - `engine_process`: the plug-in that runs inside the engine process.
 - `error_mapping`: vLLM's errors as ours; `exceptions`: errors of ours that pass through vLLM.
 - `bounded_validation`: vLLM's request models, validated at a bounded cost.

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from pydantic import ValidationError
+from vllm.entrypoints.serve import create_error_response
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -14,7 +15,6 @@ from gateway.bounded_text import log_defect, shortened
 from gateway.domain import Cause
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.exceptions import Aborted, EngineKilledByRequest
 from gateway.errors import (
     Cancelled,
@@ -155,7 +155,7 @@ def from_exception(error: BaseException) -> SluiceError:
         return FatalRequest("The engine failed on this request, and would fail again.")
     if isinstance(error, ValidationError):
         return to_client_error(error)
-    response = find("create_error_response")(error)
+    response = create_error_response(error)
     # 503: a paused engine refuses (since vLLM 0.33), which is worth another try.
     if response.error.code >= 500 and response.error.code != 503:
         log_defect(logger, "a request failed inside vLLM", error)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from gateway.clock import Clock
 from gateway.domain import Chunk, ChunkTemplate, Endpoint, RequestStats
 from gateway.engine.base import CURRENT_STATS, Sink
 from gateway.engine.vllm import error_mapping, media_connector
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app import stream_errors
 from gateway.engine.vllm.http_app.proxy import CAPTURE, Submission
 from gateway.engine.vllm.http_app.untrusted_fields import Headers, UntrustedFieldFilter
@@ -43,26 +43,17 @@ class RunningRequest:
     abort: Callable[[], object]
 
 
+@dataclass(eq=False, slots=True)
 class RequestRunner:
     """Prepares requests and submits them. `start_task` keeps what it starts until it has ended."""
 
-    def __init__(
-        self,
-        llm: Any,
-        app_state: Any,
-        clock: Clock,
-        *,
-        fast_path: FastOutputPath,
-        field_filter: UntrustedFieldFilter,
-        start_task: StartTask,
-    ) -> None:
-        self._llm = llm
-        self._state = app_state
-        self._clock = clock
-        self._fast_path = fast_path
-        self._field_filter = field_filter
-        self._start_task = start_task
-        self._answer_offload = Offload("sluice-answer")
+    llm: Any
+    app_state: Any
+    clock: Clock
+    fast_path: FastOutputPath
+    field_filter: UntrustedFieldFilter
+    start_task: StartTask
+    answer_offload: Offload = field(default_factory=lambda: Offload("sluice-answer"))
 
     async def prepare(self, call: VllmCall, stats: RequestStats) -> VllmPrepared:
         media_connector.start_budget()
@@ -71,7 +62,7 @@ class RequestRunner:
         stats.model = self._served(call.request.model)
         # vLLM makes the completion's id from this header. Ours must not be guessable, so the client's is not used.
         secret = stats.id.removeprefix(call.endpoint.id_prefix)
-        headers = Headers({**self._field_filter.filter_headers(stats.caller.headers), "x-request-id": secret})
+        headers = Headers({**self.field_filter.filter_headers(stats.caller.headers), "x-request-id": secret})
         raw = SimpleNamespace(headers=headers, state=SimpleNamespace())
         if not call.stream:
             return VllmPrepared(call, stats, raw)
@@ -92,10 +83,10 @@ class RequestRunner:
     async def submit(self, prepared: VllmPrepared, sink: Sink) -> RunningRequest:
         if prepared.submission is not None:
             return await self._submit_fast(prepared, prepared.submission, sink)
-        return RunningRequest(self._start_task(self._run(prepared, sink)).cancel)
+        return RunningRequest(self.start_task(self._run(prepared, sink)).cancel)
 
     async def _submit_fast(self, prepared: VllmPrepared, submission: Submission, sink: Sink) -> RunningRequest:
-        llm = self._llm
+        llm = self.llm
         options = {name: value for name, value in submission.options.items() if value is not None}
         try:
             queue = await llm.add_request(
@@ -106,18 +97,18 @@ class RequestRunner:
                 **options,
             )
         except asyncio.CancelledError:
-            self._start_task(llm.abort(submission.request_id))
+            self.start_task(llm.abort(submission.request_id))
             raise
         except Exception as error:
             raise error_mapping.with_client_field(error_mapping.from_exception(error), prepared.call.request) from None
         prepared.stats.submitted = True
         constrained = submission.params.structured_outputs is not None
-        self._fast_path.register(queue.request_id, sink, constrained=constrained)
+        self.fast_path.register(queue.request_id, sink, constrained=constrained)
         # Earlier outputs are in vLLM's own collector; there was no await in between, so none is lost.
         early = queue.output
         if early is not None:
             SinkQueue(sink, constrained=constrained).put(early)
-        return RunningRequest(lambda: self._start_task(llm.abort(queue.request_id, internal=True)))
+        return RunningRequest(lambda: self.start_task(llm.abort(queue.request_id, internal=True)))
 
     async def _run(self, prepared: VllmPrepared, sink: Sink) -> None:
         """The task of a request that vLLM formats. Every error goes into the sink."""
@@ -131,20 +122,20 @@ class RequestRunner:
             else:
                 whole_answers.IS_WHOLE_ANSWER.set(True)
                 made = await self._create(self._serving(prepared.call.endpoint), prepared.call, prepared.raw)
-                sink.put(Chunk(await whole_answers.document(made, self._answer_offload, prepared.stats.caller.owner)))
+                sink.put(Chunk(await whole_answers.document(made, self.answer_offload, prepared.stats.caller.owner)))
             sink.finish()
         except Exception as error:
             sink.fail(error_mapping.from_exception(error))
 
     async def _feed(self, chunks: AsyncGenerator[str, None], sink: Sink, mergeable: bool) -> None:
         """Pass vLLM's formatted stream on, chunk by chunk. Raises the error that a chunk reports."""
-        since_s = self._clock.now()
+        since_s = self.clock.now()
         async with aclosing(chunks):
             async for framed in chunks:
                 # While outputs are queued, vLLM's generator formats one after the other without waiting.
-                if (now_s := self._clock.now()) - since_s > _FORMAT_S:
+                if (now_s := self.clock.now()) - since_s > _FORMAT_S:
                     await asyncio.sleep(0)
-                    now_s = self._clock.now()
+                    now_s = self.clock.now()
                 since_s = now_s
                 document = parse_event(framed)
                 if document == b"[DONE]":
@@ -159,7 +150,7 @@ class RequestRunner:
 
     def _serving(self, endpoint: Endpoint) -> Any:
         name = "openai_serving_chat" if endpoint is Endpoint.CHAT else "openai_serving_completion"
-        serving = getattr(self._state, name, None)
+        serving = getattr(self.app_state, name, None)
         if serving is None:
             raise Unsupported("The model that is served does not generate text, so it has no completions.")
         return serving
@@ -167,7 +158,7 @@ class RequestRunner:
     def _served(self, name: str | None) -> str | None:
         """The model that serves the request. None for a name that is not served: clients' inventions stay out of
         logs."""
-        models = self._state.openai_serving_models
+        models = self.app_state.openai_serving_models
         if not name:
             return str(models.base_model_paths[0].name)
         return name if models.is_base_model(name) or name in models.lora_requests else None
@@ -179,7 +170,7 @@ class RequestRunner:
             made = await create(call.request, raw)
         except Exception as error:
             raise error_mapping.with_client_field(error_mapping.from_exception(error), call.request) from None
-        if isinstance(made, find("ErrorResponse")):
+        if isinstance(made, ErrorResponse):
             refused = error_mapping.with_client_field(error_mapping.from_response(made), call.request)
             raise error_mapping.current_error() or refused
         return made

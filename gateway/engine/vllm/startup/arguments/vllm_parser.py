@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.compat.imports import cli_args
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules
 from gateway.engine.vllm.startup.arguments.command_line import unknown_flag_problem
 from gateway.errors import SettingsError
@@ -93,7 +93,7 @@ def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
             reason = without_secrets(message, argv).rstrip(".")
             raise SettingsError(f"vLLM does not accept these engine settings: {reason}.")
 
-    parser = find("make_arg_parser")(Parser(prog="vllm serve", allow_abbrev=False))
+    parser = cli_args().make_arg_parser(Parser(prog="vllm serve", allow_abbrev=False))
     try:
         args = parser.parse_args(list(argv))
     except SettingsError:
@@ -105,7 +105,7 @@ def parse_argv(argv: Sequence[str]) -> tuple[Any, list[str]]:
         args.model = args.model_tag
     problems = [*_non_engine_problems(args, parser), *missing_file_problems(vars(args)), *_parser_problems(args)]
     try:
-        find("validate_parsed_serve_args")(args)
+        cli_args().validate_parsed_serve_args(args)
     except Exception as error:
         if not problems:
             problems = [f"vLLM does not accept these engine settings: {_sentence(error)}"]

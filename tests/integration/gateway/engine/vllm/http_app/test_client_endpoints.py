@@ -17,10 +17,11 @@ from typing import get_args
 from unittest.mock import MagicMock
 
 from vllm import tasks
+from vllm.entrypoints.launchers.app import build_app
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from gateway.engine.vllm.http_app import app as routes
-from gateway.engine.vllm.compat.imports import find
+from gateway.engine.vllm.compat.imports import cli_args
 
 def leaves(kind):
     for one in get_args(kind):
@@ -28,9 +29,9 @@ def leaves(kind):
 
 profiler = json.dumps({"profiler": "torch", "torch_profiler_dir": "/tmp"})
 flags = ["--enable-offline-docs", "--tokens-only", "--enable-scale-out", "--enable-tokenizer-info-endpoint"]
-args = find("make_arg_parser")(FlexibleArgumentParser()).parse_args([*flags, "--profiler-config", profiler])
+args = cli_args().make_arg_parser(FlexibleArgumentParser()).parse_args([*flags, "--profiler-config", profiler])
 args.enable_fault_tolerance = True
-app = find("build_app")(args, tuple(leaves(tasks.SupportedTask)), MagicMock())
+app = build_app(args, tuple(leaves(tasks.SupportedTask)), MagicMock())
 found = []
 for route in app.routes:
     for method in getattr(route, "methods", None) or []:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.engine.vllm.compat.check import installed_version, release_of
 from gateway.engine.vllm.startup.arguments import catalog, flag_rules, variables
 
 # vLLM's import alone takes up to two minutes on a loaded machine.
@@ -76,7 +77,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_list_is_the_installed_vllms(installed: dict[str, Any]) -> None:
     """For a new flag, run `python -m docs.vllm_flag_lists`. A flag of the server needs a rule in flag_rules.py, too."""
-    minor = catalog.installed_minor()
+    minor = release_of(installed_version())
     assert minor in catalog.listed_versions(), f"vLLM {minor} has no list yet"
     listed = json.loads((catalog.LISTS / f"{minor}.json").read_text(encoding="utf-8"))
 

@@ -125,6 +125,6 @@ def test_a_start_with_another_vllm_ends_in_one_sentence(
 
 
 def test_without_vllm_the_sentence_is_about_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "installed_version", lambda: None)
+    monkeypatch.setattr(check, "installed_version", lambda: "")
 
     assert check.problems()[0].startswith("vLLM is not installed.")

@@ -7,19 +7,22 @@ import pytest
 
 from gateway.engine.vllm.compat import imports
 
-
-def test_a_name_is_found_in_the_first_module_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    newer = ModuleType("made_up_newer")
-    newer.thing = 7  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "made_up_older", ModuleType("made_up_older"))
-    monkeypatch.setitem(sys.modules, "made_up_newer", newer)
-    monkeypatch.setitem(imports._HOMES, "thing", ("made_up_gone", "made_up_older", "made_up_newer"))
-
-    assert imports.find("thing") == 7
+HOMES = ("vllm.entrypoints.launchers", "vllm.entrypoints.common")
 
 
-def test_a_name_that_no_module_has_is_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(imports._HOMES, "thing", ("made_up_gone",))
+@pytest.mark.parametrize("home", HOMES)
+def test_the_arguments_are_found_where_a_release_has_them(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vllm", "vllm.entrypoints", *HOMES):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    found = ModuleType("cli_args")
+    monkeypatch.setattr(sys.modules[home], "cli_args", found, raising=False)
 
-    with pytest.raises(ImportError, match="no thing in any of made_up_gone"):
-        imports.find("thing")
+    assert imports.cli_args() is found
+
+
+def test_a_vllm_without_them_is_an_error_that_names_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vllm", "vllm.entrypoints", *HOMES):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+    with pytest.raises(ImportError, match=r"vllm\.entrypoints\.common"):
+        imports.cli_args()

@@ -40,7 +40,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         module = ModuleType(name)
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(factory, "find", lambda _: lambda *_: None)
+    arguments = SimpleNamespace(propagate_flash_late_interaction=lambda *_: None)
+    monkeypatch.setattr(factory, "cli_args", lambda: arguments)
     return clients
 
 
