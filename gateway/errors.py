@@ -38,7 +38,7 @@ decide by `retryable`, but no proxy causes a second generation.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from gateway.bounded_text import shortened
 from gateway.domain import Cause
@@ -58,6 +58,18 @@ _MOST_RETRY_AFTER_S = 120
 """The official clients take a larger value for "do not retry"."""
 
 
+class _Fields(TypedDict, total=False):
+    """The arguments of the class statements below: the class variables that differ from the parent's."""
+
+    status: int
+    type: str
+    code: str
+    anthropic_type: str
+    retryable: bool
+    cause: Cause
+    refusal: Cause
+
+
 class SluiceError(Exception):
     """A failure that is reported to the client, with its status, type, code and retry advice."""
 
@@ -68,6 +80,10 @@ class SluiceError(Exception):
     cause: ClassVar[Cause] = Cause.INTERNAL_ERROR
     refusal: ClassVar[Cause | None] = None
     """Replaces `cause` for a request that has not been submitted to the engine."""
+
+    def __init_subclass__(cls, **fields: Unpack[_Fields]) -> None:
+        for name, value in fields.items():
+            setattr(cls, name, value)
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         message = shortened(message)
@@ -99,44 +115,24 @@ class SluiceError(Exception):
         return {"type": "error", "error": error, "request_id": request_id}
 
 
-class ClientError(SluiceError):
+class ClientError(SluiceError, status=400, type="invalid_request_error", code="invalid_request", cause=Cause.REJECTED):
     """The request is wrong; a retry cannot succeed."""
 
-    status = 400
-    type = "invalid_request_error"
-    code = "invalid_request"
-    cause = Cause.REJECTED
 
-
-class Unauthorized(ClientError):
+class Unauthorized(ClientError, status=401, type="authentication_error", code="invalid_api_key"):
     """The API key is missing or unknown."""
 
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
 
-
-class Forbidden(ClientError):
+class Forbidden(ClientError, status=403, type="permission_error", code="forbidden"):
     """The request comes from a page of another site, or its key lacks the permission."""
 
-    status = 403
-    type = "permission_error"
-    code = "forbidden"
 
-
-class NotFound(ClientError):
+class NotFound(ClientError, status=404, type="not_found_error", code="not_found"):
     """No such model, stream or path."""
 
-    status = 404
-    type = "not_found_error"
-    code = "not_found"
 
-
-class MethodNotAllowed(ClientError):
+class MethodNotAllowed(ClientError, status=405, code="method_not_allowed"):
     """The path does not take this method. `allowed`: the methods that it takes."""
-
-    status = 405
-    code = "method_not_allowed"
 
     def __init__(self, message: str, *, allowed: Collection[str] = (), param: str | None = None) -> None:
         super().__init__(message, param=param)
@@ -144,81 +140,52 @@ class MethodNotAllowed(ClientError):
         self.allow = ", ".join(sorted({*allowed} | more))
 
 
-class Expired(ClientError):
+class Expired(ClientError, status=410, type="not_found_error", code="expired"):
     """The stream has existed, and its retention is over."""
 
-    status = 410
-    type = "not_found_error"
-    code = "expired"
 
-
-class DeadlineExceeded(ClientError):
+class DeadlineExceeded(
+    ClientError, status=408, type="timeout_error", code="deadline_exceeded", cause=Cause.DEADLINE_EXCEEDED
+):
     """The request's own deadline (`X-Request-Timeout`), or the server's limit for it, has passed."""
 
-    status = 408
-    type = "timeout_error"
-    code = "deadline_exceeded"
-    cause = Cause.DEADLINE_EXCEEDED
 
-
-class BodyTooLarge(ClientError):
+class BodyTooLarge(ClientError, status=413, code="body_too_large"):
     """The request body is larger than `server.max_body_bytes`."""
 
-    status = 413
-    code = "body_too_large"
 
-
-class HeadersTooLarge(ClientError):
+class HeadersTooLarge(ClientError, status=431, code="headers_too_large"):
     """The request line and headers are larger than the limit."""
 
-    status = 431
-    code = "headers_too_large"
 
-
-class HeadersTooSlow(ClientError):
+class HeadersTooSlow(ClientError, status=408, code="headers_timeout", retryable=True):
     """The request's headers were not complete in time."""
 
-    status = 408
-    code = "headers_timeout"
-    retryable = True
 
-
-class BodyTooSlow(ClientError):
+class BodyTooSlow(ClientError, status=408, code="body_timeout", retryable=True):
     """The request's body was not complete in time, or arrived too slowly."""
 
-    status = 408
-    code = "body_timeout"
-    retryable = True
 
-
-class Cancelled(ClientError):
+class Cancelled(ClientError, status=499, type="cancelled_error", code="cancelled", cause=Cause.CANCELLED):
     """The request was cancelled by its id."""
 
-    status = 499
-    type = "cancelled_error"
-    code = "cancelled"
-    cause = Cause.CANCELLED
 
-
-class ClientStalled(ClientError):
+class ClientStalled(
+    ClientError, status=499, type="cancelled_error", code="client_stalled", retryable=True, cause=Cause.CLIENT_STALLED
+):
     """The client did not read its response."""
 
-    status = 499
-    type = "cancelled_error"
-    code = "client_stalled"
-    retryable = True
-    cause = Cause.CLIENT_STALLED
 
-
-class Overloaded(SluiceError):
+class Overloaded(
+    SluiceError,
+    status=503,
+    type="overloaded_error",
+    code="overloaded",
+    anthropic_type="overloaded_error",
+    retryable=True,
+    cause=Cause.OVERLOADED,
+):
     """All slots are taken and the queue is full, or the wait was too long. `reason`: the metric's label."""
-
-    status = 503
-    type = "overloaded_error"
-    code = "overloaded"
-    anthropic_type = "overloaded_error"
-    retryable = True
-    cause = Cause.OVERLOADED
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: int | None = None, reason: str = ""
@@ -227,53 +194,46 @@ class Overloaded(SluiceError):
         self.reason = reason
 
 
-class NotReady(SluiceError):
+class NotReady(
+    SluiceError,
+    status=503,
+    code="server_starting",
+    anthropic_type="overloaded_error",
+    retryable=True,
+    cause=Cause.REFUSED_UNREADY,
+):
     """The engine is still starting."""
 
-    status = 503
-    code = "server_starting"
-    anthropic_type = "overloaded_error"
-    retryable = True
-    cause = Cause.REFUSED_UNREADY
 
-
-class Draining(SluiceError):
+class Draining(
+    SluiceError,
+    status=503,
+    code="server_draining",
+    anthropic_type="overloaded_error",
+    retryable=True,
+    cause=Cause.SERVER_DRAINING,
+    refusal=Cause.REFUSED_DRAINING,
+):
     """The server is about to stop and takes no new work."""
 
-    status = 503
-    code = "server_draining"
-    anthropic_type = "overloaded_error"
-    retryable = True
-    cause = Cause.SERVER_DRAINING
-    refusal = Cause.REFUSED_DRAINING
 
-
-class EngineFailed(SluiceError):
+class EngineFailed(
+    SluiceError,
+    status=503,
+    code="engine_failed",
+    retryable=True,
+    cause=Cause.ENGINE_FAILED,
+    refusal=Cause.REFUSED_UNREADY,
+):
     """The engine died, or failed on this request."""
 
-    status = 503
-    code = "engine_failed"
-    retryable = True
-    cause = Cause.ENGINE_FAILED
-    refusal = Cause.REFUSED_UNREADY
 
-
-class FatalRequest(EngineFailed):
+class FatalRequest(EngineFailed, status=500, code="fatal_request", retryable=False, refusal=Cause.ENGINE_FAILED):
     """Engines have died of this request; it is not submitted to another one."""
 
-    status = 500
-    code = "fatal_request"
-    retryable = False
-    refusal = Cause.ENGINE_FAILED
 
-
-class Unsupported(SluiceError):
+class Unsupported(SluiceError, status=501, type="invalid_request_error", code="not_supported", cause=Cause.REJECTED):
     """The served model does not support this."""
-
-    status = 501
-    type = "invalid_request_error"
-    code = "not_supported"
-    cause = Cause.REJECTED
 
 
 class InternalError(SluiceError):
