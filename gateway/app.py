@@ -30,10 +30,10 @@ from gateway.streams.registry import Registry
 from gateway.streams.starter import StreamStarter
 from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.common.delivery import DeliveryTimers
-from gateway.transports.http import custom_middleware, health
+from gateway.transports.http import custom_middleware
 from gateway.transports.http.access import Access
 from gateway.transports.http.engine_app import EngineApp
-from gateway.transports.http.management import make_management_app
+from gateway.transports.http.management import make_health_router, make_management_app
 from gateway.transports.http.management_port import OnlyManagement, WithoutManagement
 from gateway.transports.http.middleware import Middleware, with_cors
 from gateway.transports.http.origins import Sites
@@ -98,7 +98,7 @@ class Sluice:
             max_restarts=context.max_restarts(settings.supervisor.max_restarts),
             window_s=settings.supervisor.window_s,
             clock=clock,
-            on_lost=self._on_engine_lost,
+            on_lost=lambda: self.registry.on_engine_lost(),
             on_recovered=self._on_engine_recovered,
         )
         self._lag = LoopLag(clock, metrics)
@@ -157,7 +157,7 @@ class Sluice:
         management = make_management_app(
             registry=self.registry,
             engines=self.supervisor,
-            health=health.make_router(
+            health=make_health_router(
                 unready=self._readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
                 metrics=self._render_metrics,
@@ -245,9 +245,6 @@ class Sluice:
         self._known_engine()
         self._report_serving(RecoveryReport(0, {}))
         self._on_ready()
-
-    def _on_engine_lost(self) -> None:
-        self.registry.on_engine_lost()
 
     def _on_engine_recovered(self, recovery: RecoveryReport) -> None:
         self.registry.on_engine_recovered()

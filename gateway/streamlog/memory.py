@@ -22,7 +22,7 @@ class MemoryLog:
     """A log that retains nothing (`keep_bytes` None), or its newest `keep_bytes` bytes."""
 
     epoch = 1
-    __slots__ = ("_compressed", "_compressed_documents", "_documents", "_ended", "_keep_bytes", "_size_bytes", "_start")
+    __slots__ = ("_compressed", "_compressed_documents", "_documents", "_keep_bytes", "_start", "ended", "size_bytes")
 
     def __init__(self, keep_bytes: int | None = None) -> None:
         self._keep_bytes = keep_bytes
@@ -31,8 +31,8 @@ class MemoryLog:
         # Before `_documents`: blocks of them.
         self._compressed: list[bytes] = []
         self._compressed_documents = 0
-        self._size_bytes = 0
-        self._ended: Ended | None = None
+        self.size_bytes = 0
+        self.ended: Ended | None = None
 
     @property
     def is_retaining(self) -> bool:
@@ -46,14 +46,6 @@ class MemoryLog:
     def committed(self) -> int:
         return self.last
 
-    @property
-    def ended(self) -> Ended | None:
-        return self._ended
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
-
     def compress(self) -> None:
         # Retained events may be read from any cursor.
         if self._keep_bytes is not None or not self._documents:
@@ -63,23 +55,23 @@ class MemoryLog:
         block = press.compress(b"\n".join(self._documents)) + press.flush()
         self._compressed.append(block)
         self._compressed_documents += len(self._documents)
-        self._size_bytes += len(block) + _OVERHEAD_BYTES
+        self.size_bytes += len(block) + _OVERHEAD_BYTES
         self._documents = []
 
     def set_limit(self, keep_bytes: int) -> None:
         if self._keep_bytes is not None:
             self._keep_bytes = keep_bytes
-            if self._size_bytes > keep_bytes:
+            if self.size_bytes > keep_bytes:
                 self._trim(keep_bytes)
 
     def append(self, documents: list[bytes]) -> None:
-        if self._ended is not None or not documents:
+        if self.ended is not None or not documents:
             return
         self._documents += documents
         if self._keep_bytes is not None:
             for document in documents:
-                self._size_bytes += len(document) + _OVERHEAD_BYTES
-            if self._size_bytes > self._keep_bytes:
+                self.size_bytes += len(document) + _OVERHEAD_BYTES
+            if self.size_bytes > self._keep_bytes:
                 self._trim(self._keep_bytes)
 
     def append_delivered(self, document: bytes) -> int:
@@ -91,45 +83,45 @@ class MemoryLog:
         return self.last
 
     def close(self, ended: Ended, documents: list[bytes]) -> None:
-        if self._ended is None:
+        if self.ended is None:
             self.append(documents)
-            self._ended = ended
+            self.ended = ended
 
     def read(self, cursor: int) -> Batch | None:
         documents = self._documents
         if cursor == self._start - 1 and self._keep_bytes is None and not self._compressed:
             # The usual case of a plain stream.
-            if not documents and self._ended is None:
+            if not documents and self.ended is None:
                 return None
             self._start += len(documents)
             self._documents = []
-            return Batch(cursor + 1, documents, self._ended)
-        if cursor >= self.last and self._ended is None:
+            return Batch(cursor + 1, documents, self.ended)
+        if cursor >= self.last and self.ended is None:
             return None
         if cursor < self._start - 1:
             raise Expired(f"The events after number {cursor} are kept no longer.")
         skipped = cursor + 1 - self._start
         if self._keep_bytes is not None:
-            return Batch(cursor + 1, documents[skipped:], self._ended)
+            return Batch(cursor + 1, documents[skipped:], self.ended)
         # A plain stream has one reader, and it takes the list itself.
         documents = self._decompress()
         self._start += len(documents)
         self._documents = []
-        return Batch(cursor + 1, documents[skipped:], self._ended)
+        return Batch(cursor + 1, documents[skipped:], self.ended)
 
     def _decompress(self) -> list[bytes]:
         """All events that have not been read."""
         documents = [document for block in self._compressed for document in zlib.decompress(block).split(b"\n")]
         documents += self._documents
         self._compressed = []
-        self._compressed_documents = self._size_bytes = 0
+        self._compressed_documents = self.size_bytes = 0
         return documents
 
     def _trim(self, keep_bytes: int) -> None:
         """Drop the oldest events, down to three quarters of the limit so that the next append need not come here."""
         dropped = 0
-        while self._size_bytes > keep_bytes * 3 // 4 and dropped < len(self._documents) - 1:
-            self._size_bytes -= len(self._documents[dropped]) + _OVERHEAD_BYTES
+        while self.size_bytes > keep_bytes * 3 // 4 and dropped < len(self._documents) - 1:
+            self.size_bytes -= len(self._documents[dropped]) + _OVERHEAD_BYTES
             dropped += 1
         del self._documents[:dropped]
         self._start += dropped

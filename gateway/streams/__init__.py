@@ -11,6 +11,5 @@
 - `retention`: resumable streams that can still be read, within a number of bytes.
 - `limits`: bounds on requests and on retained streams.
 - `cancel_scope`: a scope that can be ended from outside.
-- `body_parsing`: request bodies are parsed beside the event loop, within a time limit.
 - `tick_limiter`: how many requests begin in one turn of the event loop.
 """

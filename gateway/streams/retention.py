@@ -25,21 +25,17 @@ class FinishedStreams:
         self._clock = clock
         self._streams: OrderedDict[str, tuple[float, Stream]] = OrderedDict()
         self._dropped: OrderedDict[str, str | None] = OrderedDict()
-        self._size_bytes = 0
+        self.size_bytes = 0
+        """The size of their events."""
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of their events."""
-        return self._size_bytes
-
     def put(self, stream: Stream, live_bytes: int) -> None:
         """Keep a stream that has just ended. `live_bytes` is the size of the live streams' events."""
         self._streams[stream.id] = (self._clock.now(), stream)
-        self._size_bytes += stream.log_bytes
+        self.size_bytes += stream.log_bytes
         self.shrink(live_bytes)
         self._arm()
 
@@ -58,13 +54,13 @@ class FinishedStreams:
 
     def shrink(self, live_bytes: int) -> bool:
         """Drop the oldest until the rest fits beside `live_bytes`. Returns whether it fits."""
-        while self._streams and self._size_bytes + live_bytes > self._max_bytes:
+        while self._streams and self.size_bytes + live_bytes > self._max_bytes:
             self._drop_oldest()
         return live_bytes <= self._max_bytes
 
     def _drop_oldest(self) -> None:
         stream_id, (_, stream) = self._streams.popitem(last=False)
-        self._size_bytes -= stream.log_bytes
+        self.size_bytes -= stream.log_bytes
         self._dropped[stream_id] = stream.owner
         while len(self._dropped) > _REMEMBERED:
             self._dropped.popitem(last=False)

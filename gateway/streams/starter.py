@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
@@ -14,17 +14,24 @@ from gateway.bounded_text import log_defect
 from gateway.clock import Clock
 from gateway.domain import RequestOptions, RequestStats
 from gateway.engine.base import Call, EngineSource
-from gateway.errors import InternalError, Overloaded, SluiceError
+from gateway.engine.bounded_json import is_cheap_to_parse
+from gateway.errors import DeadlineExceeded, InternalError, Overloaded, SluiceError
+from gateway.offload import Offload
 from gateway.protocols.base import StreamProtocol
 from gateway.streamlog.base import OpenLog
-from gateway.streams.body_parsing import BEGIN_PER_TURN, BodyParser
 from gateway.streams.limits import Limits
 from gateway.streams.registry import Registry
-from gateway.streams.stream import Stream
+from gateway.streams.stream import Stream, deadline_error
 from gateway.streams.tick_limiter import TickLimiter
 from gateway.streams.writer import StreamWriter
 
 logger = logging.getLogger(__name__)
+
+# The number of requests that are parsed, and of those that are prepared, in one turn of the event loop. Each takes it
+# about a millisecond.
+BEGIN_PER_TURN = 8
+# Bodies with no more lists and objects are parsed on the event loop, in up to a millisecond. A thread costs 0.1 ms.
+_LIGHT_CONTAINERS = 128
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +47,9 @@ class StreamStarter:
     limits: Limits
     clock: Clock
     new_id: Callable[[], str]
-    _parser: BodyParser = field(init=False)
-    _preparing: TickLimiter = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._parser = BodyParser(self.limits.prepare_timeout_s)
-        self._preparing = TickLimiter(BEGIN_PER_TURN)
+    _offload: Offload = field(default_factory=partial(Offload, "sluice-parse"), init=False)
+    _parsing: TickLimiter = field(default_factory=partial(TickLimiter, BEGIN_PER_TURN), init=False)
+    _preparing: TickLimiter = field(default_factory=partial(TickLimiter, BEGIN_PER_TURN), init=False)
 
     def begin(self, protocol: StreamProtocol, body: bytes, stats: RequestStats, options: RequestOptions) -> Stream:
         """As `start`, for a short body."""
@@ -66,18 +70,22 @@ class StreamStarter:
         Raises the errors of `Engine.parse`, why there is no engine, Draining, DeadlineExceeded, and Overloaded if there
         is no room for another resumable stream.
         """
-        await self._parser.wait_turn()
-        if self._parser.is_light(body):
+        await self._parsing.wait_turn()
+        if is_cheap_to_parse(body, _LIGHT_CONTAINERS):
             return self.begin(protocol, body, stats, options)
         self.registry.check_draining()
-        timeout_s = self.limits.timeout_s(options)
-        call = await self._parser.parse(
-            partial(self.engines.engine.parse, protocol.endpoint, body),
-            size=len(body),
-            tenant=stats.caller.owner,
-            deadline=(timeout_s, stats.caller.left_s(timeout_s, self.clock.now())),
-            waiting=waiting,
-        )
+        timeout_s, limit_s = self.limits.timeout_s(options), self.limits.prepare_timeout_s
+        left_s = stats.caller.left_s(timeout_s, self.clock.now())
+        parse = partial(self.engines.engine.parse, protocol.endpoint, body)
+        try:
+            async with waiting or nullcontext(), asyncio.timeout(min(left_s, limit_s)):
+                call = await self._offload.run(parse, size=len(body), tenant=stats.caller.owner)
+        except TimeoutError:
+            if left_s <= limit_s:
+                raise deadline_error(timeout_s, 0, is_queued=True) from None
+            raise DeadlineExceeded(
+                f"Checking the request body took longer than {limit_s:g} s (server.prepare_timeout_s)."
+            ) from None
         self.registry.check_draining()
         return self._begin(protocol, call, stats, options)
 

@@ -32,10 +32,9 @@ from gateway.streams.stream import Stream
 from gateway.streams.writer import StreamWriter
 from gateway.transports.common.api_keys import ApiKeys
 from gateway.transports.common.delivery import DeliveryTimers
-from gateway.transports.http import health
 from gateway.transports.http.access import Access
 from gateway.transports.http.engine_app import EngineApp
-from gateway.transports.http.management import make_management_app
+from gateway.transports.http.management import make_health_router, make_management_app
 from gateway.transports.http.middleware import Middleware
 from gateway.transports.http.origins import Sites
 from gateway.transports.http.paths import RootPathStripper
@@ -262,7 +261,7 @@ class HttpHarness(StreamHarness):
         small = make_management_app(
             registry=self.registry,
             engines=self.supervisor,
-            health=health.make_router(
+            health=make_health_router(
                 unready=lambda: self.supervisor.readiness_error,
                 alive=lambda: self.supervisor.phase is not Phase.FAILED,
                 metrics=_later(metrics),

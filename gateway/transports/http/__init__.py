@@ -10,13 +10,12 @@
 - `access`: whether a request is allowed; `origins`: names of this server, and web pages that may call it.
 - `stream_tokens`: tokens with which a browser reads one stream.
 - `content_type`: the declared type of a request body.
-- `router`: chooses the app by path; `request_messages`: messages for vLLM's app, read ahead.
-- `management`: streams by id, models and documents, health; `management_port`: filters for a port of its own.
-- `stream_endpoints`: requests that start a stream, or resume one.
-- `sse_response`: a stream as events; `json_response`: a stream as one document.
-- `engine_app`: vLLM's own app, behind admission.
+- `router`: chooses the app by path.
+- `management`: streams by id, models, health, documents and the page at /docs (its files are in `swagger_ui/`).
+- `management_port`: filters for a port of its own.
+- `stream_endpoints`: requests that start a stream, or resume one; a stream as one document.
+- `sse_response`: a stream as events.
+- `engine_app`: vLLM's own app, behind admission; its messages, read ahead.
 - `paths`: valid request paths, and advice for a path that does not exist.
-- `docs`: the page at /docs, from the files in `swagger_ui/`.
 - `custom_middleware`: the operator's own, around everything.
-- `health`: livez, readyz, metrics, version.
 """

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from gateway.domain import AppOptions
 from gateway.engine.base import EngineSource
 from gateway.errors import ClientError, InternalError, NotFound, SluiceError
 from gateway.streams.registry import Registry
-from gateway.transports.http import docs, paths
+from gateway.transports.http import paths
 from gateway.transports.http.error_response import error_headers
 from gateway.transports.http.middleware import EXCHANGE
 
 STREAMS = "/v1/streams"
+
+_DOCS_FOLDER = Path(__file__).parent / "swagger_ui"
+_DOCS_TYPES = {
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "favicon-32x32.png": "image/png",
+}
+# Limited, because the file names stay the same when Swagger UI is updated.
+_DOCS_CACHE = {"Cache-Control": "public, max-age=3600"}
 
 
 def make_management_app(
@@ -43,11 +55,11 @@ def make_management_app(
 
     # FastAPI runs a plain function in a thread: vLLM's document takes a second, which must not delay streams.
     def openapi() -> JSONResponse:
-        docs.check_enabled(options())
+        _check_docs_enabled(options())
         return JSONResponse(_document(app, engine_schema(), options().root_path))
 
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
-    docs.add(app, options)
+    _add_docs(app, options)
     return app
 
 
@@ -117,3 +129,76 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return await _sluice_error(request, ClientError(str(error.detail)))
+
+
+def _check_docs_enabled(options: AppOptions) -> None:
+    """Raises NotFound if the documents are turned off."""
+    if not options.has_docs:
+        raise NotFound("This server does not describe its API (--disable-fastapi-docs).")
+
+
+def _add_docs(app: FastAPI, options: Callable[[], AppOptions]) -> None:
+    """The page at /docs: Swagger UI from this package's files, so that it works without internet access."""
+
+    def page() -> HTMLResponse:
+        _check_docs_enabled(options())
+        root = options().root_path
+        return get_swagger_ui_html(
+            openapi_url=root + "/openapi.json",
+            title="Sluice",
+            swagger_js_url=root + "/docs/swagger-ui-bundle.js",
+            swagger_css_url=root + "/docs/swagger-ui.css",
+            swagger_favicon_url=root + "/docs/favicon-32x32.png",
+            # By default a service on the internet would validate the document.
+            swagger_ui_parameters={"validatorUrl": None},
+        )
+
+    def file(name: str) -> Response:
+        _check_docs_enabled(options())
+        if name not in _DOCS_TYPES:
+            raise NotFound(f"There is nothing at /docs/{name[:200]}.")
+        return Response(_docs_file(name), media_type=_DOCS_TYPES[name], headers=_DOCS_CACHE)
+
+    app.add_api_route("/docs", page, include_in_schema=False)
+    app.add_api_route("/docs/{name}", file, include_in_schema=False)
+
+
+@cache
+def _docs_file(name: str) -> bytes:
+    return (_DOCS_FOLDER / name).read_bytes()
+
+
+def make_health_router(
+    *,
+    unready: Callable[[], SluiceError | None],
+    alive: Callable[[], bool],
+    metrics: Callable[[], Awaitable[bytes]],
+    metrics_type: str,
+    version: dict[str, Any],
+) -> APIRouter:
+    """Liveness, readiness, metrics and version, which bypass admission and authentication. `unready` returns the error
+    of a request sent now, None if it would be served."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", summary="200 while the process need not be restarted")
+    async def livez() -> Response:
+        return JSONResponse({"status": "alive" if alive() else "failed"}, status_code=200 if alive() else 503)
+
+    @router.get("/readyz", summary="200 only when a request sent now would be served")
+    @router.get("/health", summary="The same as /readyz")
+    async def readyz() -> Response:
+        error = unready()
+        if error is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": error.code, **error.body()}, status_code=503, headers=error_headers(error))
+
+    @router.get("/metrics", summary="Prometheus metrics: sluice_* and vllm:*")
+    async def expose() -> Response:
+        return Response(await metrics(), media_type=metrics_type)
+
+    @router.get("/version", summary="Versions of Sluice and its engine")
+    async def show_version() -> Response:
+        # With vLLM's own key, too, for clients of its server.
+        return JSONResponse({**version, "version": version["vllm"]})
+
+    return router

@@ -15,8 +15,8 @@ from starlette.routing import Match
 from gateway.asgi import send_whole
 from gateway.domain import AppOptions
 from gateway.errors import MethodNotAllowed, NotFound
-from gateway.protocols import chat, completions
 from gateway.protocols.base import StreamProtocol
+from gateway.protocols.openai import CHAT, COMPLETIONS
 from gateway.transports.http import content_type, paths
 from gateway.transports.http.engine_app import EngineApp, NoRoute
 from gateway.transports.http.management import STREAMS
@@ -24,8 +24,8 @@ from gateway.transports.http.middleware import EXCHANGE
 from gateway.transports.http.stream_endpoints import ResumeEndpoint
 
 STREAM_PROTOCOLS: Mapping[str, StreamProtocol] = {
-    "/v1/chat/completions": chat.CHAT,
-    "/v1/completions": completions.COMPLETIONS,
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
 }
 """The endpoints whose streams are ours, by path."""
 
@@ -82,7 +82,7 @@ class Router:
         """Redirect a path with a trailing slash to the path without it, as vLLM does, if that exists. It is not served
         directly, because the rules of proxies name the path without the slash."""
         path = scope["path"][:-1]
-        if path.endswith("/") or not (self._is_ours(path) or self._engine_app.has_path(path)):
+        if path.endswith("/") or not self._is_known(path):
             await self._serve_engine_app(scope, receive, send)
             return
         await send_whole(send, 307, [(b"location", paths.slashless_location(scope)), (b"content-length", b"0")])
@@ -100,13 +100,10 @@ class Router:
             raise MethodNotAllowed(f"{scope['path']} does not take {scope['method']}.", allowed=allowed)
         return None
 
-    def _is_ours(self, path: str) -> bool:
-        scope = {"type": "http", "method": "GET", "path": path}
-        routes = self._management_app.routes
-        return path in self._streams or any(route.matches(scope)[0] is not Match.NONE for route in routes)
-
     def _is_known(self, path: str) -> bool:
-        return self._is_ours(path) or self._engine_app.has_path(path)
+        scope = {"type": "http", "method": "GET", "path": path}
+        is_managed = any(route.matches(scope)[0] is not Match.NONE for route in self._management_app.routes)
+        return path in self._streams or is_managed or self._engine_app.has_path(path)
 
     async def _serve_engine_app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         try:
