@@ -98,7 +98,7 @@ class Sluice:
             max_restarts=context.max_restarts(settings.supervisor.max_restarts),
             window_s=settings.supervisor.window_s,
             clock=clock,
-            on_lost=lambda: self.registry.on_engine_lost(),
+            on_lost=self._on_engine_lost,
             on_recovered=self._on_engine_recovered,
         )
         self._lag = LoopLag(clock, metrics)
@@ -245,6 +245,9 @@ class Sluice:
         self._known_engine()
         self._report_serving(RecoveryReport(0, {}))
         self._on_ready()
+
+    def _on_engine_lost(self) -> None:
+        self.registry.on_engine_lost()
 
     def _on_engine_recovered(self, recovery: RecoveryReport) -> None:
         self.registry.on_engine_recovered()

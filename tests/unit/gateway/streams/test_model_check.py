@@ -99,7 +99,7 @@ class RecordingLog(MemoryLog):
         return number
 
     def close(self, ended: Ended, documents: list[bytes]) -> None:
-        open_ = self._ended is None
+        open_ = self.ended is None
         super().close(ended, documents)
         if open_:
             self.ends.append(ended)
