@@ -16,12 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_LONG_BYTES = 2**20
 _current = threading.local()
 # The jobs that threads of this process run at the moment.
 _running: set[_Job] = set()
@@ -90,7 +88,7 @@ class _Job:
 class Offload:
     """A few threads, started on demand."""
 
-    def __init__(self, name: str, threads: int = 3, long_bytes: int = _LONG_BYTES) -> None:
+    def __init__(self, name: str, threads: int = 3, long_bytes: int = 2**20) -> None:
         """Work of more than `long_bytes` is long; it never occupies the last free thread."""
         self._name = name
         self._long_bytes = long_bytes
@@ -98,23 +96,16 @@ class Offload:
         self._started = 0
         self._idle = 0
         self._long_running = 0
-        self._running = 0
+        self._closed = False
         self._waiting: OrderedDict[str | None, list[_Job]] = OrderedDict()
         self._changed = threading.Condition()
         self._numbers = itertools.count()
 
-    @property
-    def in_flight(self) -> int:
-        """The number of running and queued jobs, abandoned ones included."""
-        with self._changed:
-            return self._running + sum(len(jobs) for jobs in self._waiting.values())
-
     async def run(self, work: Callable[[], T], *, size: int, tenant: str | None = None) -> T:
         """The result of `work`, which costs about as much as `size` bytes of a request body. Cancelling this call
         abandons the work."""
-        job = _Job(size, next(self._numbers), work)
+        job = self._submit(work, size, tenant)
         done: asyncio.Future[T] = asyncio.wrap_future(job.future)
-        self._put(job, tenant)
         _awaited.add(done)
         try:
             return await done
@@ -124,13 +115,28 @@ class Offload:
         finally:
             _awaited.discard(done)
 
-    def _put(self, job: _Job, tenant: str | None) -> None:
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        """The future of `work`, which is short and of no tenant. Raises RuntimeError after `close`."""
+        return self._submit(work, 0, None).future
+
+    def close(self) -> None:
+        """Take no more work. The threads end after the queued work."""
         with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _submit(self, work: Callable[[], Any], size: int, tenant: str | None) -> _Job:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            job = _Job(size, next(self._numbers), work)
             heapq.heappush(self._waiting.setdefault(tenant, []), job)
-            if not self._idle and self._started < self._threads:
+            # An idle thread may have been notified of earlier work, and not have taken it yet.
+            if self._started < self._threads and self._idle < sum(map(len, self._waiting.values())):
                 self._started += 1
                 threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
             self._changed.notify()
+        return job
 
     def _abandon(self, job: _Job, tenant: str | None) -> None:
         with self._changed:
@@ -162,14 +168,14 @@ class Offload:
         while True:
             with self._changed:
                 while (job := self._next()) is None:
+                    if self._closed and not self._waiting:
+                        return
                     self._idle += 1
                     self._changed.wait()
                     self._idle -= 1
-                self._running += 1
                 self._long_running += self._is_long(job)
             job.run()
             with self._changed:
-                self._running -= 1
                 self._long_running -= self._is_long(job)
                 self._changed.notify()
             # Otherwise an idle thread would keep the last job and its result alive.
@@ -181,37 +187,11 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "", *args: Any, **kwargs: Any) -> None:
         super().__init__(max_workers, thread_name_prefix, *args, **kwargs)
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._started = 0
-        self._free = 0
-        self._closed = False
+        self._offload = Offload(thread_name_prefix or "sluice-worker", self._max_workers)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        job = _Job(0, 0, partial(fn, *args, **kwargs))
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._jobs.put(job)
-            if self._free:
-                self._free -= 1
-            elif self._started < self._max_workers:
-                self._started += 1
-                name = f"{self._thread_name_prefix or 'sluice-worker'}-{self._started}"
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
-        return job.future
+        return self._offload.submit(partial(fn, *args, **kwargs))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work. Does not wait for running work."""
-        with self._lock:
-            self._closed = True
-            for _ in range(self._started):
-                self._jobs.put(None)
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job.run()
-            del job
-            with self._lock:
-                if self._jobs.empty():
-                    self._free += 1
+        self._offload.close()

@@ -202,11 +202,7 @@ class _Scan:
         body = self._body
         self._numbers_seen += body.count(b",", start, end) + 1
         if self._numbers_seen > self._max_numbers:
-            raise ClientError(
-                f"{f'{self._field}: ' if self._field else ''}The request body holds more than {self._max_numbers} "
-                "numbers in lists (server.max_json_numbers).",
-                param=self._field or None,
-            )
+            raise _too_large(self._field, f"more than {self._max_numbers} numbers in lists (server.max_json_numbers).")
         numbers: list[Any] = []
         at = start + 1
         while end - at > _PIECE_BYTES:
@@ -235,11 +231,13 @@ class _Scan:
     def _too_many(self) -> ClientError:
         # Only a field with more than half of all values is named.
         field = self._field if self._values - self._values_before > self._max // 2 else ""
-        return ClientError(
-            f"{f'{field}: ' if field else ''}The request body holds more than {self._max} JSON values "
-            "(server.max_json_values); a list of numbers counts as one.",
-            param=field or None,
+        return _too_large(
+            field, f"more than {self._max} JSON values (server.max_json_values); a list of numbers counts as one."
         )
+
+
+def _too_large(field: str, text: str) -> ClientError:
+    return ClientError(f"{f'{field}: ' if field else ''}The request body holds {text}", param=field or None)
 
 
 def _too_many_digits(at: int) -> ClientError:
@@ -274,10 +272,10 @@ def _checked(document: Any, limits: BodyLimits, lists: list[list[Any]]) -> Any:
                 below.append((value, here))
         depth += 1
         if depth > limits.max_depth and below:
-            path = _path(below[0][1])
+            top = re.split(r"[.\[]", _path(below[0][1]), maxsplit=1)[0]
             raise ClientError(
                 f"The request body nests deeper than {limits.max_depth} levels (server.max_json_depth).",
-                param=_top(path),
+                param=top or None,
             )
         level = below
     return root[0]
@@ -306,7 +304,3 @@ def _path(place: Any) -> str:
     for key in keys[1:]:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text
-
-
-def _top(path: str) -> str | None:
-    return re.split(r"[.\[]", path, maxsplit=1)[0] or None

@@ -60,21 +60,16 @@ def _bounded(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     copy = {name: value if name in _OPAQUE else _bounded(value) for name, value in schema.items()}
-    match schema.get("type"):
-        case "set" | "frozenset" | "tuple":
-            copy["fail_fast"] = True
-        case "list" | "dict":
-            copy["fail_fast"] = True
-            sliced = {
-                "type": "function-wrap",
-                "function": {"type": "no-info", "function": _validate_in_slices},
-                "schema": copy,
-            }
-            if "ref" in copy:
-                sliced["ref"] = copy.pop("ref")
-            # A bound on the number of items needs the whole list.
-            return copy if "min_length" in copy or "max_length" in copy else sliced
-    return copy
+    kind = schema.get("type")
+    if kind in ("list", "dict", "set", "frozenset", "tuple"):
+        copy["fail_fast"] = True
+    # A bound on the number of items needs the whole list.
+    if kind not in ("list", "dict") or "min_length" in copy or "max_length" in copy:
+        return copy
+    sliced = {"type": "function-wrap", "function": {"type": "no-info", "function": _validate_in_slices}, "schema": copy}
+    if "ref" in copy:
+        sliced["ref"] = copy.pop("ref")
+    return sliced
 
 
 def _validate_in_slices(value: Any, validate: Any) -> Any:

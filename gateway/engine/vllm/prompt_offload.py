@@ -135,7 +135,8 @@ def replace_tokenization(renderer: Any, run: Run) -> None:
                 asyncio.get_running_loop().call_soon(reset)
             return renderer._tokenize_prompt(prompt, params)
         if params.max_input_tokens is None:
-            longest = max(LONGEST_TO_COUNT, renderer.model_config.max_model_len * _chars_per_token(renderer.tokenizer))
+            chars_per_token = int(getattr(renderer.tokenizer, "max_chars_per_token", 1))
+            longest = max(LONGEST_TO_COUNT, renderer.model_config.max_model_len * chars_per_token)
             if len(text) > longest:
                 raise VLLMValidationError(
                     f"The text has {len(text)} characters; the model's context holds at most {longest}.",
@@ -144,10 +145,6 @@ def replace_tokenization(renderer: Any, run: Run) -> None:
         return await run(partial(renderer._tokenize_prompt, prompt, params), len(text))
 
     renderer._tokenize_prompt_async = tokenize
-
-
-def _chars_per_token(tokenizer: Any) -> int:
-    return int(getattr(tokenizer, "max_chars_per_token", 1))
 
 
 def replace_detokenization(renderer: Any, run: Run) -> None:

@@ -217,8 +217,8 @@ http_app.stream_errors: errors in streams are ours, without the text of exceptio
   replaces vllm.entrypoints.cohere.serving:CohereServingChatV2 _chat_completion_stream_to_v2(generator)
 http_app.invocations: the validators of /invocations are found in the closure of its handler, and hand out our result
   finds vllm.entrypoints.serve.sagemaker.api_router:attach_router INVOCATION_VALIDATORS; validate_python
-http_app.client_endpoints, http_app.app: routes are for clients or operators, and need a slot or none, by the module of
-        their handler and their path
+http_app.app: routes are for clients or operators, and need a slot or none, by the module of their handler and their
+        path
   finds vllm.entrypoints.serve.sagemaker.api_router /invocations
 http_app.error_normalizer: vLLM prints pydantic's errors into its messages, from which the fields are read
   finds pydantic_core._pydantic_core validation error

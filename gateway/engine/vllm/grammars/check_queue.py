@@ -109,9 +109,9 @@ class CheckQueue:
                 self._abandon(check)
 
     def start_process(self) -> None:
-        """Start the process before the first grammar arrives."""
-        if self._process is None:
-            self._ensure_started()
+        """Start the process, unless it runs or is starting."""
+        if self._process is None and self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._run_start())
 
     async def close(self) -> None:
         """End the process and cancel all waits. The server's drain answers the requests."""
@@ -185,7 +185,7 @@ class CheckQueue:
     def _start_waiting(self) -> None:
         """Start waiting checks in free processes, clients in turn."""
         if self._waiting and self._process is None:
-            self._ensure_started()
+            self.start_process()
             return
         while self._waiting and len(self._running) < self._limits.processes:
             client, queue = self._waiting.popitem(last=False)
@@ -220,10 +220,6 @@ class CheckQueue:
 
     # The process.
 
-    def _ensure_started(self) -> None:
-        if self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._run_start())
-
     async def _run_start(self) -> None:
         try:
             self._process = await asyncio.wait_for(self._start(self._on_document), _READY_WITHIN_S)
@@ -249,8 +245,13 @@ class CheckQueue:
         elif outcome == "starved":
             self._fail(check, _too_busy())
         else:
+            result = self._to_result(document)
             # A late check might be in time on a less busy machine, so its result is not cached.
-            self._finish(check, self._to_result(document), cached=outcome != "late")
+            if outcome != "late":
+                self.results.put(check.key, result)
+            self._remove(check)
+            if not check.result.done():
+                check.result.set_result(result)
         self._start_waiting()
 
     def _to_result(self, document: Mapping[str, Any]) -> CheckResult:
@@ -264,13 +265,6 @@ class CheckQueue:
             limit_mib = self._limits.max_memory_bytes // 2**20
             return CheckResult(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)", cpu_s)
         return CheckResult(None, f"cannot be compiled: {document.get('message', '')}", cpu_s)
-
-    def _finish(self, check: _Check, result: CheckResult, *, cached: bool) -> None:
-        if cached:
-            self.results.put(check.key, result)
-        self._remove(check)
-        if not check.result.done():
-            check.result.set_result(result)
 
     def _retry_with_vocabulary(self, check: _Check) -> None:
         """The check needs outlines' vocabulary; it waits in its client's queue until that has been sent."""

@@ -4,7 +4,7 @@ A fork costs milliseconds and shares the loaded libraries and the vocabulary, so
 killed and that has limits of its own on time and memory. This process has one thread and compiles nothing itself, so it
 is always responsive. It ends when the gateway's end of its socket closes, also after a crash of the gateway.
 
-Messages are JSON documents, each preceded by its length in four bytes. The gateway sends the configuration first, then
+Messages are JSON documents, one in each line. The gateway sends the configuration first, then
 `{"id", "constraint"}`, `{"cancel"}` and `{"vocabulary"}`. This process sends `{"ready"}`, then one `{"id", "outcome",
 ...}` for each grammar that was not cancelled.
 """
@@ -19,7 +19,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from typing import Any
 from gateway.clock import SystemClock
 
 _CLOCK = SystemClock()
-LENGTH = struct.Struct("!I")
 # A check that takes longer gets a lower priority than younger ones, which are probably harmless.
 _DEMOTE_AFTER_S = 0.3
 _NICE_INITIAL = 5
@@ -207,21 +205,17 @@ def _death_signal() -> Callable[[], None]:
 
 def _pop_document(arrived: bytearray) -> Any:
     """Remove the first complete document from `arrived`; None if there is none yet."""
-    if len(arrived) < LENGTH.size:
+    end = arrived.find(b"\n")
+    if end < 0:
         return None
-    (length,) = LENGTH.unpack_from(arrived)
-    end = LENGTH.size + length
-    if len(arrived) < end:
-        return None
-    document = json.loads(bytes(arrived[LENGTH.size : end]))
-    del arrived[:end]
+    document = json.loads(arrived[:end])
+    del arrived[: end + 1]
     return document
 
 
 def pack(document: Any) -> bytes:
     """A document in the form in which it is sent."""
-    body = json.dumps(document).encode()
-    return LENGTH.pack(len(body)) + body
+    return json.dumps(document).encode() + b"\n"
 
 
 def send(gateway: socket.socket, document: Any) -> None:

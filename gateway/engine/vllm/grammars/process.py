@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from gateway.engine.vllm.grammars import fork_server
 from gateway.engine.vllm.grammars.check_queue import OnDocument
-from gateway.engine.vllm.grammars.fork_server import LENGTH, pack
 
-_PROGRAM = "gateway.engine.vllm.grammars.fork_server"
 # numpy's library would start a thread for every core, but a process with threads must not fork.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -41,7 +40,7 @@ class CheckerProcess:
             # own, because Ctrl-C goes to all of the terminal's group, and the drain still has requests to check.
             process = await asyncio.to_thread(
                 subprocess.Popen,
-                [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
+                [sys.executable, "-m", fork_server.__name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -54,7 +53,7 @@ class CheckerProcess:
             self = cls(process, writer)
             self.send(config)
             # The first document reports that the process is ready.
-            await _read(reader)
+            await reader.readuntil()
         except BaseException:
             ours.close()
             process.kill()
@@ -64,7 +63,7 @@ class CheckerProcess:
         return self
 
     def send(self, document: Mapping[str, Any]) -> None:
-        self._writer.write(pack(document))
+        self._writer.write(fork_server.pack(document))
 
     def close(self) -> None:
         """End the process and all running checks."""
@@ -77,13 +76,8 @@ class CheckerProcess:
     async def _read_all(self, reader: asyncio.StreamReader, on_document: OnDocument) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                on_document(await _read(reader))
+                on_document(json.loads(await reader.readuntil()))
         self._writer.close()
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
         on_document(None)
-
-
-async def _read(reader: asyncio.StreamReader) -> Any:
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    return json.loads(await reader.readexactly(length))

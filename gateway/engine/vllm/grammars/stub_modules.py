@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 _BACKENDS = "vllm.v1.structured_output"
-# vLLM's modules that are loaded; they use only each other and the names in `_define_used_names`.
+# vLLM's modules that are loaded; they use only each other and the names in `_StubFinder.exec_module`.
 _LOADED = frozenset(
     {
         "vllm.exceptions",
@@ -78,26 +78,22 @@ class _StubFinder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        _define_used_names(module)
-
-
-def _define_used_names(module: ModuleType) -> None:
-    """Define the few names that the backends use of stub modules."""
-    match module.__name__:
-        case "vllm.logger":
-            module.__dict__["init_logger"] = logging.getLogger
-        case "vllm.utils.import_utils":
-            module.__dict__["LazyLoader"] = _LazyModule
-        case "vllm.utils.mistral":
-            # Servers with such tokenizers use vLLM itself, see `fork_server`.
-            module.__dict__["is_mistral_tokenizer"] = lambda _: False
-        case "vllm.sampling_params":
-            # The gateway has checked the nesting.
-            module.__dict__["check_json_nesting"] = lambda *_, **__: None
-        case "vllm.envs":
-            # The process that runs the check is killed when its time is up.
-            module.__dict__["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = 0
-            module.__dict__["VLLM_V1_USE_OUTLINES_CACHE"] = False
+        """Define the few names that the backends use of stub modules."""
+        match module.__name__:
+            case "vllm.logger":
+                module.__dict__["init_logger"] = logging.getLogger
+            case "vllm.utils.import_utils":
+                module.__dict__["LazyLoader"] = _LazyModule
+            case "vllm.utils.mistral":
+                # Servers with such tokenizers use vLLM itself, see `fork_server`.
+                module.__dict__["is_mistral_tokenizer"] = lambda _: False
+            case "vllm.sampling_params":
+                # The gateway has checked the nesting.
+                module.__dict__["check_json_nesting"] = lambda *_, **__: None
+            case "vllm.envs":
+                # The process that runs the check is killed when its time is up.
+                module.__dict__["VLLM_REGEX_COMPILATION_TIMEOUT_S"] = 0
+                module.__dict__["VLLM_V1_USE_OUTLINES_CACHE"] = False
 
 
 def install_stubs() -> None:

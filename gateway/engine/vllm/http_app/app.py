@@ -13,10 +13,39 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from gateway.asgi import ASGIApp
 from gateway.engine.base import CURRENT_STATS, Route
 from gateway.engine.vllm import media_connector
-from gateway.engine.vllm.http_app import client_endpoints, stream_errors
+from gateway.engine.vllm.http_app import stream_errors
 from gateway.engine.vllm.http_app.proxy import EngineProxy
 from gateway.engine.vllm.http_app.running_requests import RunningRequests
 from gateway.engine.vllm.output import eligibility
+
+# The endpoints for clients. All others run the server (scale, pause, put to sleep, exchange weights, profile, load
+# adapters, abort any request) and are for its operators. The list names the client endpoints, by the modules of their
+# handlers, so that an endpoint that is new in a later vLLM or comes with a plug-in counts as an operator's until it is
+# listed here.
+# All routes of these modules and of those below them.
+_CLIENT_MODULES = (
+    "vllm.entrypoints.anthropic",
+    "vllm.entrypoints.cohere",
+    "vllm.entrypoints.generate.generative_scoring",
+    "vllm.entrypoints.generate.structured_decisions",
+    "vllm.entrypoints.openai.chat_completion",
+    "vllm.entrypoints.openai.completion",
+    "vllm.entrypoints.openai.models",
+    "vllm.entrypoints.openai.responses",
+    "vllm.entrypoints.pooling",
+    "vllm.entrypoints.scale_out.derender",
+    "vllm.entrypoints.scale_out.render",
+    "vllm.entrypoints.serve.instrumentator.health",
+    "vllm.entrypoints.serve.sagemaker",
+    "vllm.entrypoints.serve.tokenize",
+    "vllm.entrypoints.speech_to_text",
+    # Pages of documentation.
+    "fastapi.applications",
+    # Answers 403 in place of the endpoints that `--enable-scale-out` opens.
+    "vllm.entrypoints.scale_out.factories",
+)
+# Single routes of modules that serve both, or that wrap vLLM's handlers.
+_CLIENT_PATHS = frozenset({"/inference/v1/generate", "/invocations", "/load", "/version"})
 
 # Where vLLM keeps handlers that need no step of the engine, and how the paths of such calls end.
 _RENDER_ONLY = ("vllm.entrypoints.scale_out.render.", "vllm.entrypoints.scale_out.derender.")
@@ -59,6 +88,11 @@ def abort_on_exit(app: ASGIApp, running: RunningRequests, abort: Callable[[list[
     return http
 
 
+def is_client_endpoint(module: str, path: str) -> bool:
+    """Whether clients may use the endpoint at `path`, whose handler is in `module`."""
+    return path in _CLIENT_PATHS or any(module == one or module.startswith(one + ".") for one in _CLIENT_MODULES)
+
+
 def classify(app: Any, method: str, path: str) -> Route:
     """The kind of vLLM's route for that method and path.
 
@@ -73,7 +107,7 @@ def classify(app: Any, method: str, path: str) -> Route:
             found = Route.WRONG_METHOD
             continue
         module = getattr(getattr(known, "endpoint", None), "__module__", "")
-        if not client_endpoints.is_client_endpoint(module, str(known.path)):
+        if not is_client_endpoint(module, str(known.path)):
             return Route.OPERATOR
         generates = module.startswith("vllm.") and not module.startswith(("vllm.entrypoints.serve.", *_RENDER_ONLY))
         generates = generates and not str(known.path).endswith(_NO_ENGINE_WORK)

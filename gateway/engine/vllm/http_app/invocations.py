@@ -45,7 +45,7 @@ class InvocationsValidator:
         if getattr(route, "path", None) != PATH or not hasattr(route, "endpoint"):
             return None
         for value in _closure_values(route.endpoint):
-            if isinstance(value, list) and value and all(_is_choice(one) for one in value):
+            if isinstance(value, list) and value and all(map(_is_choice, value)):
                 return cls(app, value, validated)
         return None
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.engine.vllm.http_app.client_endpoints import is_client_endpoint
+from gateway.engine.vllm.http_app.app import is_client_endpoint
 
 
 @pytest.mark.parametrize(
