@@ -1,4 +1,4 @@
-"""Run by `make compat`: the vLLM releases that Sluice knows, as they are built for GPUs, on a machine without one.
+"""Run by `make compat`: the vLLM releases that Sluice supports, as they are built for GPUs, on a machine without one.
 
 For each Python and vLLM there is an environment of its own under `.compat/` (8 to 9 GB each, shared with uv's cache
 where the file system can). In it the unit and the integration tests run, then an engine without a model is served, and

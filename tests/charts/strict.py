@@ -1,6 +1,6 @@
 """Checking rendered objects against schemas in which nothing unknown passes.
 
-Kubernetes' own kinds: the package kubernetes-validate. Custom resources: schemas/. A kind that neither knows is an
+Kubernetes' own kinds: the package kubernetes-validate. Custom resources: schemas/. A kind in neither is an
 error, because kubernetes-validate's command would only warn of it.
 """
 

@@ -48,7 +48,7 @@ def _selects(selector: dict[str, str], objects: list[Object]) -> list[Object]:
 
 
 def test_no_stream_is_killed_by_the_clock(objects: list[Object]) -> None:
-    """Grace covers preStop, the server's own drain as its settings say it, and a rest."""
+    """Grace covers preStop, the server's own drain by its settings, and a rest."""
     for owner, pod, container in _servers(objects):
         settings = yaml.safe_load(find(objects, "ConfigMap", owner["metadata"]["name"])["data"]["sluice.yaml"])
         hook = container["lifecycle"]["preStop"]

@@ -36,7 +36,7 @@ def test_refused_by_the_schema(name: str, stats: Counter[str]) -> None:
 
 
 def test_every_refusal_of_the_chart_is_tried() -> None:
-    """Each sentence of the chart, without its placeholders, is in something that was said above."""
+    """Each sentence of the chart, without its placeholders, is in a refusal of a case above."""
     text = (CHART / "templates" / "_validate.tpl").read_text(encoding="utf-8")
     sentences = re.findall(r'fail (?:\(printf )?"([^"]+)"', text)
     cases = REFUSED["sentences"].values()

@@ -228,7 +228,7 @@ SERIES = 'job="sluice",namespace="serving",app_kubernetes_io_instance="rel",slui
 def test_each_scaling_query_gives_one_number(pods: int, tmp_path: Path) -> None:
     """KEDA takes more than one element for an error. What the numbers are, for one pod and for two."""
     triggers = scaling_triggers()
-    # Per pod: 3 wait at the gate and 2 in an engine (vLLM's gauges tell of all five); 10 run; caches are 20 % and 40 %
+    # Per pod: 3 wait at the gate and 2 in an engine (vLLM's gauges count all five); 10 run; caches are 20 % and 40 %
     # full; a quarter is slow.
     series = []
     for pod in range(pods):

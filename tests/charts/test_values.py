@@ -1,4 +1,4 @@
-"""The values: each one does something, its description is where it is looked for, and the schema knows no other."""
+"""The values: each one does something, its description is where it is looked for, and the schema accepts no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests with the keys that the two servers know."""
+"""Requests with the keys that the two servers accept."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _lost(before: Any, after: Any, where: str = "") -> list[str]:
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_every_key_is_in_grafanas_types(path: Path) -> None:
-    """Read into Grafana's own types and written again: what they do not know is lost on the way."""
+    """Read into Grafana's own types and written again: a field that they do not have is lost on the way."""
     models = {"stat": stat, "timeseries": timeseries}
 
     def again(value: Any) -> Any:

@@ -81,7 +81,7 @@ def test_what_was_begun_is_not_begun_elsewhere(name: str, kinds: Sequence[Kind],
     assert sum(answer.status == 200 for answer in answers) == sum(one.begun for one in replicas if one.kind is SERVES)
     assert sum(answer.status == 500 for answer in answers) == sum(one.begun for one in replicas if one.kind is FAILS)
     assert len(broken) == sum(one.begun for one in replicas if one.kind is BREAKS)
-    # Official clients send these again, if they like; that is for them to say.
+    # Official clients send these again, if they like; that is their decision.
     assert all(json.loads(answer.body)["error"]["retryable"] for answer in broken)
 
 

@@ -200,7 +200,7 @@ def test_every_query_of_the_runbooks_is_answered(busy: Prometheus) -> None:
         expression = text.replace("$MODEL", MODEL).replace("$RELEASE", INSTALLED_AS)
         assert "$" not in expression
         assert set(ours.findall(expression)) - {"sluice_model"} <= names, text
-        # By its answer a matcher that finds nothing is told from a healthy server only where there is no condition.
+        # By its answer a matcher that finds nothing differs from a healthy server only where there is no condition.
         if "kube_" not in text and not re.search("==|>|unless|6h", text):
             assert busy.query(expression), text
         else:

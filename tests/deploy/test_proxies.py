@@ -147,7 +147,7 @@ def test_a_full_server_is_passed_over(proxy: int, pair: tuple[Server, Server]) -
 
 
 def test_the_refusal_of_a_full_server_reaches_the_client_unchanged(proxy: int, pair: tuple[Server, Server]) -> None:
-    """However often: a proxy that takes refusals for failures would know of no server in the end, and say 502."""
+    """However often: a proxy that takes refusals for failures would have no server in the end, and answer 502."""
     answers = asyncio.run(_while_full(proxy, pair, 12))
 
     assert [answer.status for answer in answers] == [503] * 12

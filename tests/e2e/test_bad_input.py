@@ -212,7 +212,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def test_a_large_body_is_fine_below_the_limit(server: Server) -> None:
-    """8 MB are read, parsed and refused for what they say."""
+    """8 MB are read, parsed and refused for their content."""
     response = send(server, CHAT, {"messages": [{"role": "user", "content": "word " * (8 * 2**20 // 5)}]})
     check_error(response, 400)
 

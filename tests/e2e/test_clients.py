@@ -346,10 +346,10 @@ def test_the_openai_npm_package(server: Server, client: openai.OpenAI, tmp_path:
     argv = ["node", "ask.mjs", f"{server.url}/v1", "What is Sluice?"]
     ran = _run(argv, folder)
     assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
+    printed = json.loads(ran.stdout)
 
     ours = ask_model(client)
-    assert said["whole"] == said["streamed"] == ours.choices[0].message.content
-    assert said["chunks"] > 10
-    assert said["usage"]["completion_tokens"] == ours.usage.completion_tokens
-    assert said["refusal"] == {"known": True, "status": 404, "code": "not_found", "param": "model"}
+    assert printed["whole"] == printed["streamed"] == ours.choices[0].message.content
+    assert printed["chunks"] > 10
+    assert printed["usage"]["completion_tokens"] == ours.usage.completion_tokens
+    assert printed["refusal"] == {"known": True, "status": 404, "code": "not_found", "param": "model"}

@@ -88,7 +88,7 @@ def test_queued_requests_are_served_in_order(keyed: Keyed, held: ExitStack) -> N
     first.read_until(b"[DONE]")
 
 
-def test_beyond_the_waiting_room(keyed: Keyed, held: ExitStack) -> None:
+def test_requests_beyond_the_queue_are_refused(keyed: Keyed, held: ExitStack) -> None:
     """The fifth is refused at once, with Retry-After; the four are not disturbed."""
     rejected = keyed.server.sample("sluice_rejections_total")
     both = fill(keyed, held)
@@ -128,7 +128,7 @@ def test_leaving_the_queue(keyed: Keyed, held: ExitStack, way: str) -> None:
     poll("two wait", lambda: waiting(keyed) == 2, 2)
     for one in leaving:
         WAYS[way](one)
-    poll("the waiting room is empty", lambda: waiting(keyed) == 0, 1)
+    poll("the queue is empty", lambda: waiting(keyed) == 0, 1)
     poll("they are counted", lambda: server.ended("disconnected") == before + 2, 1)
 
     for one in both:
@@ -138,7 +138,7 @@ def test_leaving_the_queue(keyed: Keyed, held: ExitStack, way: str) -> None:
     assert server.ended("disconnected") == before + 2
 
 
-def test_waiting_too_long(keyed: Keyed, held: ExitStack) -> None:
+def test_a_request_that_waits_too_long_in_the_queue_is_refused(keyed: Keyed, held: ExitStack) -> None:
     """admission.queue_timeout_s is 3 here; the two requests with the slots generate for longer."""
     both = fill(keyed, held)
     late = start(keyed, held)

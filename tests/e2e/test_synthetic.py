@@ -1,4 +1,4 @@
-"""The engine without a model: every token is known in advance, and it fails where its settings say.
+"""The engine without a model: every token is known in advance, and it fails where its settings define it.
 
 The server has so little KV memory and such small batches that prompts are cut and streams preempted.
 """

@@ -27,7 +27,7 @@ TOKENS = 60
 DRAIN_S = 7.0
 SHORT_DRAIN_S = 3.0
 # From the deadline, or a second signal, to the process's end: connections get 2 s to take what is left, and the engine
-# process takes one or two to stop. What is asserted leaves room for a machine with other things to do.
+# process takes one or two to stop. The limits leave time for a machine with other things to do.
 GOAL_S = 3.0
 ENDS_WITHIN_S = 6.0
 FOREVER = 20_000

@@ -109,8 +109,8 @@ def test_the_engine_is_killed_under_live_streams(synthetic: Shared, full: bool, 
 
 
 def test_the_real_engine_dies_and_texts_equal_an_undisturbed_runs(demo: Server, full: bool) -> None:
-    """Standing still, and in the full size killed, too: greedy streams of every kind that can go on do; the others say
-    so, and the queue just waits."""
+    """Standing still, and in the full size killed, too: greedy streams of every kind that can go on do; the others end
+    with an error, and the queue just waits."""
     server = demo
     restarts = server.sample("sluice_engine_restarts_total")
     known = {result: recovered(server, result) for result in ("continued", "failed")}

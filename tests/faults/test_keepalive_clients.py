@@ -41,7 +41,7 @@ ASKED: dict[str, Any] = {
     "ignore_eos": True,
     "max_tokens": 120,
 }
-# Of every phase that has nothing to say; several keep-alives long.
+# Of every phase without output; several keep-alives long.
 SILENCE_S = 0.4
 
 

@@ -291,7 +291,7 @@ def test_a_client_that_does_not_resume_in_time_finds_its_stream_cancelled(synthe
 
 
 def test_a_finished_stream_is_kept_for_its_time(synthetic: Shared) -> None:
-    """Then it is gone, not unknown; read to its end it has nothing more to say."""
+    """Then it is gone, not unknown; read to its end it has no more events."""
 
     async def run() -> tuple[str, int]:
         answer = await (await begin(synthetic, completion(1, 3))).rest()

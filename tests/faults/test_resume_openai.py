@@ -60,7 +60,7 @@ def test_openai_python_over_the_resuming_transport_gets_the_same_text_through_cu
 
     cuts = 0
     different = []
-    # The second leaves room for one event and little more.
+    # The second suffices for one event and little more.
     for after_bytes, by_rst in ((1500, False), (800, True)):
         for kind, body in ASKED.items():
             with cutting(demo, after_bytes) as proxy:

@@ -69,7 +69,7 @@ class ChaosProxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Closed transports say so to their protocols in the loop's next turns.
+        # Closed transports call their protocols in the loop's next turns.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 

@@ -342,7 +342,7 @@ def with_engine_app(max_concurrent: int = 2) -> StreamHarness:
 async def admit(
     harness: StreamHarness, method: str, path: str, stats: RequestStats, options: RequestOptions
 ) -> AsyncIterator[Engine]:
-    """Admission as a transport asks for it."""
+    """Admission as a transport requests it."""
     stats.endpoint = path
     stats.uses_engine = harness.engine.route(method, path) is Route.USES_ENGINE
     if method == "GET":

@@ -15,7 +15,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encod
 
 
 class ScriptedPeer:
-    """Answers as the script says, and records the heads of its requests."""
+    """Answers by the script, and records the heads of its requests."""
 
     def __init__(self, script: Script | bytes) -> None:
         self.heads: list[bytes] = []

@@ -1,5 +1,5 @@
 """A model that takes pictures, made in a second: BLIP-2's parts, tiny, with random weights (vLLM's `--load-format
-dummy` makes them) and the demo model's tokenizer. What it says means nothing; how pictures reach it is vLLM's own way.
+dummy` makes them) and the demo model's tokenizer. Its output has no meaning; how pictures reach it is vLLM's own way.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_a_server_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
     assert "127.0.0.1:9" in output
 
 
-def test_a_server_that_goes_away_and_one_that_was_never_there_are_told_apart(tmp_path: Path) -> None:
+def test_a_server_that_goes_away_and_one_that_was_never_there_are_different_errors(tmp_path: Path) -> None:
     with running_mock(tmp_path, MockPlan.model_validate(QUICK)) as mock:
         document = scenario([CHAT], stages={"warmup_s": 0, "measure_s": 4, "drain_s": 4}, timeouts={"connect_s": 1})
         process = start(tmp_path, mock.url, document)

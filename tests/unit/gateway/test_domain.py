@@ -14,7 +14,7 @@ NOUNS = [kind for _, kind in inspect.getmembers(domain, dataclasses.is_dataclass
 
 @pytest.mark.parametrize("noun", NOUNS)
 def test_nouns_are_frozen_and_slotted(noun: type) -> None:
-    """They cross rooms and tasks; nobody may change one behind another's back."""
+    """They cross packages and tasks; none may change one that another uses."""
     assert noun.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert "__dict__" not in dir(noun)
 
@@ -25,7 +25,7 @@ def test_a_nouns_fields_cannot_be_changed() -> None:
 
 
 def test_the_causes_are_those_of_the_contract() -> None:
-    """They are metric labels and error codes: dashboards and clients know them by name."""
+    """They are metric labels and error codes: dashboards and clients use their names."""
     assert [cause.value for cause in Cause] == [
         "completed",
         "rejected",
@@ -42,7 +42,7 @@ def test_the_causes_are_those_of_the_contract() -> None:
     ]
 
 
-def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -> None:
+def test_request_stats_measure_the_gaps_between_tokens_not_the_wait_for_the_first() -> None:
     instrumentation = Recorder()
     stats = some_stats(instrumentation)
     for tokens, now_s in ((1, 5.0), (2, 5.5), (0, 9.0), (1, 6.5)):
@@ -52,7 +52,7 @@ def test_a_tally_measures_the_gaps_between_tokens_not_the_wait_for_the_first() -
     assert instrumentation.gaps == [0.5, 1.0]
 
 
-def test_tokens_that_came_all_at_once_say_nothing_about_latency() -> None:
+def test_tokens_that_came_all_at_once_have_no_latency() -> None:
     instrumentation = Recorder()
     stats = some_stats(instrumentation)
     stats.add_tokens(50, None)

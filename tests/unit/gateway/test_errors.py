@@ -97,7 +97,7 @@ def test_two_failures_never_share_a_code() -> None:
     assert len(codes) == len(set(codes))
 
 
-def test_a_failure_keeps_what_the_client_should_know() -> None:
+def test_an_error_keeps_its_message_and_its_retry_after() -> None:
     error = Overloaded("Full.", retry_after_s=9)
 
     assert (str(error), error.message, error.retry_after_s, error.param) == ("Full.", "Full.", 9, None)

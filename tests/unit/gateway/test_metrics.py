@@ -23,7 +23,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
 
 
 def test_every_event_has_its_metric(metrics: Metrics, registry: CollectorRegistry) -> None:
-    """The names are a contract: dashboards and autoscalers know them."""
+    """The names are a contract: dashboards and autoscalers use them."""
     metrics.waited(2.0)
     metrics.rejected("queue_full")
     metrics.overhead(0.25)
@@ -108,7 +108,7 @@ def _limit(section: type[Section], name: str) -> float:
 def test_histograms_reach_past_the_longest_limit_that_settings_allow(
     metrics: Metrics, registry: CollectorRegistry
 ) -> None:
-    """A quantile above the last bound would be told as that bound."""
+    """A quantile above the last bound would be reported as that bound."""
     longest_s = max(_limit(Streams, "max_timeout_s"), _limit(Admission, "queue_timeout_s"))
     usual_s = Streams().max_timeout_s
     metrics.served("/v1/completions", "completed", 1.0)

@@ -1,4 +1,4 @@
-"""Work in threads that nobody has to wait for."""
+"""Work in threads that do not delay the exit of the process."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Process:
 
 @contextlib.contextmanager
 def signals_of(process: Process) -> Iterator[None]:
-    """Signal handlers without signals: virtual time has no room for them."""
+    """Signal handlers without signals: they do not work in virtual time."""
     handlers: dict[int, Any] = {}
 
     def add(number: int, act: Any) -> None:

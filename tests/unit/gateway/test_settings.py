@@ -31,7 +31,7 @@ def written(file: Path, text: str) -> Path:
 
 
 def complaint(flags: dict[str, dict[str, Any]], file: Path | None = None) -> str:
-    """The message that `load` fails with: one line, for somebody who has to mend it."""
+    """The message that `load` fails with: one line, for the operator who has to mend it."""
     with pytest.raises(SettingsError) as caught:
         load(flags, file)
 
@@ -141,7 +141,7 @@ def test_the_json_flag_of_the_log_goes_by_its_short_name(file: Path, monkeypatch
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "server:\nadmission:\nsynthetic:\nlog:\nengine:\n"])
 def test_empty_sections_are_no_mistake(file: Path, text: str) -> None:
-    """Somebody commented out everything below a heading."""
+    """As when everything below a heading is commented out."""
     assert load({}, written(file, text)).model_dump() == load({}, None).model_dump()
 
 
@@ -296,7 +296,7 @@ def test_secrets_in_json_that_is_given_as_text_are_hidden(text: str) -> None:
 
 
 def test_workers_divide_what_resumable_streams_may_keep() -> None:
-    """A share that holds no stream would refuse every resumable one; that is said at the start."""
+    """A share that holds no stream would refuse every resumable one; that is an error at the start."""
     streams = {"max_bytes": 2**20, "max_total_bytes": 4 * 2**20}
 
     assert load({"server": {"workers": 4}, "streams": streams}, None).server.workers == 4
@@ -326,7 +326,7 @@ def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
 
 @pytest.mark.parametrize("origin", ["https://app.example.com/", "app.example.com", "https://", "", "https://a b"])
 def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
-    """It would match nothing, and nobody would know why."""
+    """It would match nothing, without a sign of the reason."""
     with pytest.raises(SettingsError, match=r"scheme://host"):
         load({"server": {"cors_origins": [origin]}}, None)
 

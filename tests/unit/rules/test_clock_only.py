@@ -1,5 +1,5 @@
-"""Time comes from `gateway.clock`: what asks the machine by itself is listed here, with its reason. Durations that
-follow the wall clock end early or never when it jumps."""
+"""Time comes from `gateway.clock`: code that reads the machine's clocks by itself is listed here, with its reason.
+Durations that follow the wall clock end early or never when it jumps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KNOWN = {
     # The one place.
     ("clock.py", "time.time"),
     ("clock.py", "time.monotonic"),
-    # How long a start takes, told by the log before there is a clock.
+    # How long a start takes, logged before there is a clock.
     ("logs.py", "time.monotonic"),
     # The protocol's deadline for headers; the loop's time is what Clock.now is.
     ("transports/http/lingering_close.py", "loop.time"),
@@ -62,8 +62,8 @@ def test_the_time_comes_from_the_clock(file: Path) -> None:
     assert found <= KNOWN
 
 
-def test_what_is_known_is_still_there() -> None:
-    """An exception that nobody needs hides the next one."""
+def test_every_exception_is_still_needed() -> None:
+    """An exception that is not needed hides the next one."""
     found = {(label(file), what) for file in FILES for what in asked(ast.parse(file.read_text(encoding="utf-8")))}
 
     assert found == KNOWN

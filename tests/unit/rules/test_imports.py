@@ -269,8 +269,8 @@ def test_vllms_folder_keeps_its_own_arrows(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
-def test_only_the_wiring_knows_the_settings(file: Path) -> None:
-    """Rooms get plain values, never Settings."""
+def test_only_the_wiring_uses_the_settings(file: Path) -> None:
+    """Packages get plain values, never Settings."""
     if "settings" in ours(file):
         assert name_of(file) in {"app", "engine_plan", "preflight", "server", "cli", *PROCESSES}
 
@@ -307,7 +307,7 @@ def test_only_the_settings_and_vllms_folder_read_the_environment(file: Path) -> 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
 def test_durations_come_from_the_clock(file: Path) -> None:
-    """A file that asks the machine for the time cannot be tested in virtual time."""
+    """A file that reads the machine's clock cannot be tested in virtual time."""
     if name_of(file) in {"clock", "logs"} or package_of(name_of(file)) == "engine.vllm":
         return
 
@@ -325,7 +325,7 @@ def test_no_file_shadows_the_standard_library_at_the_top(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
-def test_every_module_says_what_it_is_for(file: Path) -> None:
+def test_every_module_has_a_docstring(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
 
 

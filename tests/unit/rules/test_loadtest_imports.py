@@ -152,7 +152,7 @@ def loaded_with(modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_pure_modules_know_neither_sockets_nor_locust() -> None:
+def test_pure_modules_import_neither_sockets_nor_locust() -> None:
     assert not loaded_with(PURE) & {"gevent", "locust", "httptools", "asyncio"}
 
 

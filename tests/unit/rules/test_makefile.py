@@ -43,7 +43,7 @@ class Clone:
         self.python.chmod(0o755)
 
     def install(self, stop: str = "") -> subprocess.CompletedProcess[str]:
-        """Run it, to be interrupted where `stop` says."""
+        """Run it, to be interrupted at `stop`."""
         return subprocess.run(
             ["make", "install", f"PYTHON={self.python}"],
             cwd=self._folder,
@@ -94,7 +94,7 @@ def test_a_whole_environment_is_kept_and_brought_up_to_date(clone: Clone) -> Non
     assert clone.left == {"bin", "pip", ".installed", "mine"}
 
 
-def test_an_environment_that_somebody_made_by_hand_is_used(clone: Clone) -> None:
+def test_an_environment_made_by_hand_is_used(clone: Clone) -> None:
     subprocess.run([clone.python, "-m", "venv", clone.venv], check=True)
     (clone.venv / "mine").touch()
 

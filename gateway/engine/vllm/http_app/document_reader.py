@@ -48,7 +48,7 @@ class DocumentReader:
 def drop_empty_fields(document: dict[str, Any]) -> None:
     """Remove the fields that mean the same as their absence from a parsed body, in place.
 
-    Clients send every field that they know, with `null` or an empty list where their user set nothing, and vLLM's
+    Clients send every field that they support, with `null` or an empty list where their user set nothing, and vLLM's
     request models agree neither with each other nor with the official servers on which of these they accept. Removed
     are those with `null`, `tools` without a tool, and a `tool_choice` that selects no tool where there are none. Raises
     ClientError for a `tool_choice` that selects a tool where there are none.

@@ -89,7 +89,9 @@ def test_a_server_that_stays_down_is_given_up_with_the_original_error(
     assert sum(waits.pauses_s) == pytest.approx(30)
 
 
-def test_a_busy_server_is_asked_again_when_it_says(server: CuttingServer, caller: Caller, waits: Waits) -> None:
+def test_a_busy_server_is_asked_again_after_its_retry_after(
+    server: CuttingServer, caller: Caller, waits: Waits
+) -> None:
     server.plan = [Cut(60), Refuse(503, {"Retry-After": "3"}), Refuse(429, {"Retry-After": "2"})]
     with caller(waits.transport(caller.inner(), jitter=lambda: 0.0)) as client:
         received = client.ask(f"{server.url}/chat/completions")
@@ -112,7 +114,7 @@ def test_a_stream_that_is_gone_ends_in_the_original_error(
     assert EXACT.startswith(received.body)
 
 
-def test_a_server_without_the_feature_is_heard_as_if_nothing_were_between(caller: Caller, waits: Waits) -> None:
+def test_a_server_without_the_feature_is_passed_through_unchanged(caller: Caller, waits: Waits) -> None:
     with CuttingServer([b": keep-alive\n\n", b"data: {}\n\n", b"data: [DONE]\n\n"], resumable=False) as server:
         server.plan = [Cut(28), Cut(28, How.TIDY)]
         with caller(waits.transport(caller.inner())) as client:
@@ -271,7 +273,7 @@ def test_one_name_serves_sync_and_async_clients_over_an_inner_transport_of_their
         other.ask("http://a/")
 
 
-def test_a_client_of_another_library_is_told_so() -> None:
+def test_a_client_of_another_library_is_a_type_error() -> None:
     """openai-python's own default client is httpx2's; its failure would otherwise be a bare assertion."""
     httpx2 = pytest.importorskip("httpx2")
     with httpx2.Client(transport=ResumingTransport()) as client, pytest.raises(TypeError, match=r"httpx\.Client"):

@@ -21,7 +21,7 @@ def alike() -> list[Comparison]:
 
 def test_a_server_is_rarely_found_worse_than_itself(alike: list[Comparison]) -> None:
     """Each comparison has fourteen numbers, and one of twenty comparisons may be wrong in any of them (ten of these 200
-    are). The limit leaves room for two standard errors of that many comparisons."""
+    are). The limit allows two standard errors of that many comparisons."""
     assert sum(found.has_regressed for found in alike) <= PAIRS * 0.08
 
 

@@ -30,7 +30,7 @@ def enter(gate: Gate, slots: int = 1) -> asyncio.Task[Permit]:
 
 
 @in_virtual_time
-async def test_who_finds_a_free_seat_walks_in() -> None:
+async def test_a_request_with_a_free_slot_starts_at_once() -> None:
     gate, instrumentation = make_gate()
     permit = await gate.enter()
 
@@ -42,8 +42,8 @@ async def test_who_finds_a_free_seat_walks_in() -> None:
 
 
 @in_virtual_time
-async def test_a_permit_released_twice_frees_its_seats_once() -> None:
-    """Every way out of a request may release, so that none has to know about the others."""
+async def test_a_permit_released_twice_frees_its_slots_once() -> None:
+    """Every way out of a request may release, so that none depends on the others."""
     gate, _ = make_gate(slots=2)
     first, second = await gate.enter(), await gate.enter()
     first.release()
@@ -57,7 +57,7 @@ async def test_a_permit_released_twice_frees_its_seats_once() -> None:
 
 
 @in_virtual_time
-async def test_the_waiting_enter_in_order_of_arrival() -> None:
+async def test_queued_requests_start_in_order_of_arrival() -> None:
     gate, _ = make_gate(slots=1)
     order: list[int] = []
 
@@ -99,7 +99,7 @@ async def test_a_large_request_at_the_head_is_not_overtaken() -> None:
 
 
 @in_virtual_time
-async def test_a_newcomer_does_not_pass_the_waiting_even_if_it_would_fit() -> None:
+async def test_a_new_request_does_not_pass_queued_ones_even_if_it_would_fit() -> None:
     gate, _ = make_gate(slots=2)
     held = await gate.enter(1)
     large, small = enter(gate, 2), enter(gate, 1)
@@ -116,7 +116,7 @@ async def test_a_newcomer_does_not_pass_the_waiting_even_if_it_would_fit() -> No
 
 
 @in_virtual_time
-async def test_more_seats_than_there_are_is_the_clients_mistake() -> None:
+async def test_more_slots_than_there_are_is_the_clients_mistake() -> None:
     gate, instrumentation = make_gate(slots=2)
     with pytest.raises(ClientError, match="at most 2") as caught:
         await gate.enter(3)
@@ -127,7 +127,7 @@ async def test_more_seats_than_there_are_is_the_clients_mistake() -> None:
 
 
 @in_virtual_time
-async def test_a_full_waiting_room_turns_away_at_once() -> None:
+async def test_a_full_queue_refuses_at_once() -> None:
     gate, instrumentation = make_gate(slots=1, waiting=1)
     held, waiting = await gate.enter(), enter(gate)
     await settle()
@@ -163,7 +163,7 @@ async def test_retry_after_grows_with_the_queue() -> None:
 
 
 @in_virtual_time
-async def test_retry_after_follows_how_long_requests_hold_their_seats() -> None:
+async def test_retry_after_follows_how_long_requests_hold_their_slots() -> None:
     gate, _ = make_gate(slots=1, waiting=0)
     permit = await gate.enter()
     await asyncio.sleep(30)
@@ -232,8 +232,8 @@ async def test_a_cancelled_wait_leaves_no_trace_and_lets_the_next_in() -> None:
 
 
 @in_virtual_time
-async def test_a_seat_granted_to_somebody_cancelled_in_the_same_turn_is_passed_on() -> None:
-    """The grant has been counted, but the task wakes to a cancellation: without care the seat would be lost."""
+async def test_a_slot_granted_to_a_request_cancelled_in_the_same_turn_is_passed_on() -> None:
+    """The grant has been counted, but the task wakes to a cancellation: without care the slot would be lost."""
     gate, _ = make_gate(slots=1)
     held, unlucky, lucky = await gate.enter(), enter(gate), enter(gate)
     await settle()
@@ -251,7 +251,7 @@ async def test_a_seat_granted_to_somebody_cancelled_in_the_same_turn_is_passed_o
 
 
 @in_virtual_time
-async def test_a_seat_granted_just_after_a_cancellation_is_not_lost_either() -> None:
+async def test_a_slot_granted_just_after_a_cancellation_is_not_lost_either() -> None:
     gate, _ = make_gate(slots=1)
     held, unlucky, lucky = await gate.enter(), enter(gate), enter(gate)
     await settle()
@@ -268,7 +268,7 @@ async def test_a_seat_granted_just_after_a_cancellation_is_not_lost_either() -> 
 
 @in_virtual_time
 async def test_timeout_and_cancellation_in_the_same_turn_leave_no_unread_error() -> None:
-    """The runner fails a test whose future holds an error that nobody looked at."""
+    """The runner fails a test whose future holds an error that was never retrieved."""
     gate, _ = make_gate(slots=1, timeout_s=5)
     held, waiting = await gate.enter(), enter(gate)
     await settle()
@@ -305,7 +305,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=150)
 @given(slots=st.integers(1, 5), max_queued=st.integers(0, 6), steps=st.lists(STEPS, max_size=40))
-def test_seats_taken_are_the_seats_of_live_permits_whatever_happens(
+def test_slots_taken_are_the_slots_of_live_permits_whatever_happens(
     slots: int, max_queued: int, steps: list[tuple[str, Any]]
 ) -> None:
     """Enter, cancel, time out and release in any order, within or across turns of the loop: I5 of the invariants."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gateway.admission.slots import FIRST_GUESS_S, RETRY_AFTER_RANGE_S, SlotPool
 
 
-def test_a_seat_fits_until_all_are_taken() -> None:
+def test_a_slot_fits_until_all_are_taken() -> None:
     budget = SlotPool(3)
     budget.take(2)
 
@@ -14,7 +14,7 @@ def test_a_seat_fits_until_all_are_taken() -> None:
     assert not budget.fits(2)
 
 
-def test_seats_given_back_can_be_taken_again() -> None:
+def test_slots_given_back_can_be_taken_again() -> None:
     budget = SlotPool(1)
     budget.take(1)
     budget.release(1, 2.0)
@@ -32,7 +32,7 @@ def test_the_first_measurement_replaces_the_guess() -> None:
     assert budget.retry_after_s(0) == 40
 
 
-def test_seats_that_were_never_used_say_nothing_about_holding_times() -> None:
+def test_slots_that_were_never_used_leave_the_estimate_of_holding_times() -> None:
     budget = SlotPool(1)
     budget.take(1)
     budget.release(1, None)

@@ -126,7 +126,7 @@ def test_a_retry_after_beyond_the_servers_own_grace_is_not_waited_for(caller: Ca
 
 
 def test_an_outage_longer_than_the_granted_grace_ends_in_the_error_that_began_it(caller: Caller, waits: Waits) -> None:
-    """The server's answer says what it grants (30 s), which may be less than was asked for."""
+    """The server's answer has the time that it grants (30 s), which may be less than was asked for."""
     error = broken()
     peer = Peer(streaming(EVENTS[0], error), httpx.ConnectError("down"))
     with caller(waits.transport(peer.inner, grace_s=600.0)) as client:

@@ -48,7 +48,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> st
 
 
 def test_the_model_folder_is_complete_and_small() -> None:
-    """Everything that an engine loads is there, and the room stays small enough to ship."""
+    """Everything that an engine loads is there, and the folder stays small enough to ship."""
     found = {file.name: file.stat().st_size for file in MODEL_PATH.iterdir()}
 
     assert set(found) == FILES
@@ -57,7 +57,7 @@ def test_the_model_folder_is_complete_and_small() -> None:
 
 
 def test_the_model_has_fewer_than_a_million_parameters(model: Any) -> None:
-    """It tells people that it has fewer than a million parameters."""
+    """It answers that it has fewer than a million parameters."""
     assert model.num_parameters() < 1_000_000
 
 

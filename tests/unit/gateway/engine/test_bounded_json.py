@@ -18,7 +18,7 @@ from gateway.errors import ClientError
 from tests.support.hostile_bodies import BODIES, REFUSED
 
 LIMITS = BodyLimits()
-# Pieces that are hard to tell from structure.
+# Pieces that are hard to distinguish from structure.
 TEXTS = ['a,[{"\\', "", "\\\\", "]", "[1,2,3]", '"' * 9, "x" * 300, "é\n\t"]
 
 

@@ -1,4 +1,4 @@
-"""What the synthetic engine says, and that it is what the demo model's tokenizer can spell."""
+"""The tokens of the synthetic engine are ones that the demo model's tokenizer can spell."""
 
 from __future__ import annotations
 

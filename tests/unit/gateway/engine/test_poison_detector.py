@@ -64,7 +64,7 @@ def until_it_lives(trial: Trial, restarts: int = 10) -> Trial:
     if trial.begin():
         return trial
     for number in range(restarts):
-        # The supervisor says when it is the last one that it allows.
+        # The supervisor marks the last restart that it allows.
         if trial.engine(last=number == 2):
             return trial
     raise AssertionError(f"dead after {trial.deaths} deaths; expelled: {trial.expelled}")

@@ -102,7 +102,7 @@ def test_empty_texts_are_sent_where_nothing_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("stop", [None, 42, "END"])
-def test_the_stop_reason_is_told_in_its_own_type(stop: int | str | None) -> None:
+def test_the_stop_reason_keeps_its_type(stop: int | str | None) -> None:
     assert documents([Delta("", 1, "stop", stop)])[-1]["choices"][0]["stop_reason"] == stop
 
 
@@ -111,7 +111,7 @@ def test_ready_made_documents_pass_untouched() -> None:
 
 
 @given(endpoint=st.sampled_from(list(Endpoint)), texts=st.lists(TEXT, max_size=8), drop=st.booleans())
-def test_what_a_client_concatenates_is_what_was_said_however_it_was_split(
+def test_concatenated_deltas_are_the_text_however_it_was_split(
     endpoint: Endpoint, texts: list[str], drop: bool
 ) -> None:
     """Non-ASCII, control characters and quotes included; both ends in one test."""
@@ -129,7 +129,7 @@ def test_no_document_holds_a_raw_line_break(texts: list[str]) -> None:
 
 
 def test_an_encoder_without_a_template_passes_documents_on() -> None:
-    """There is no text without a template, so a delta there is nobody's: it is not made up into a chunk."""
+    """There is no text without a template, so a delta there belongs to no client: it is not made up into a chunk."""
     encode = CHAT.encoder(None).encode
 
     assert CHAT.encoder(None).encode_text("lost", 1) is None

@@ -14,7 +14,7 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5)
 
 @given(TEXTS)
 def test_an_event_is_one_data_line_and_a_blank_one(texts: list[str]) -> None:
-    """A raw line break inside would cut the document in two; JSON escapes every one that SSE knows (CR, LF)."""
+    """A raw line break inside would cut the document in two; JSON escapes every one that SSE has (CR, LF)."""
     framed = sse.events([orjson.dumps(text) for text in texts])
 
     assert framed.count(b"\n") == 2 * len(texts)

@@ -106,7 +106,7 @@ def test_what_is_kept_weighs_its_bytes_and_a_slot_each() -> None:
     assert log.size_bytes == 3 + 2 * OVERHEAD
 
 
-def test_beyond_its_limit_the_oldest_events_go_and_their_readers_hear_so() -> None:
+def test_beyond_its_limit_the_oldest_events_go_and_their_readers_get_an_error() -> None:
     """Down to three quarters, so that not every event comes with a trim."""
     weight = 59 + OVERHEAD
     log = MemoryLog(10 * weight)

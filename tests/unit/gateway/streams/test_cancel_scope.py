@@ -12,7 +12,7 @@ from tests.support.time import in_virtual_time, settle
 
 
 class Walker:
-    """A task that does something on a leash; afterwards it looks whether anybody still wants it to end."""
+    """A task that runs `body` in a scope and then records how many cancellations are left."""
 
     def __init__(self, body: Callable[[], Awaitable[object]]) -> None:
         self.cancel_scope = CancelScope()
@@ -45,7 +45,7 @@ async def swallow() -> None:
 
 @pytest.mark.parametrize("body", [forever, swallow])
 @in_virtual_time
-async def test_a_pulled_leash_ends_the_scope_with_the_error_given(body: Callable[[], Awaitable[object]]) -> None:
+async def test_an_ended_scope_raises_the_error_given(body: Callable[[], Awaitable[object]]) -> None:
     walker = Walker(body)
     await settle()
     walker.cancel_scope.end(ClientError("Enough."))
@@ -56,7 +56,7 @@ async def test_a_pulled_leash_ends_the_scope_with_the_error_given(body: Callable
 
 
 @in_virtual_time
-async def test_a_scope_that_nobody_ends_is_left_as_usual() -> None:
+async def test_a_scope_that_is_not_ended_is_left_as_usual() -> None:
     async def nothing() -> None: ...
 
     async def fail() -> None:
@@ -115,7 +115,7 @@ async def test_news_and_the_pull_in_one_turn_end_the_scope() -> None:
     assert walker.left_cancels == 0
 
 
-@pytest.mark.parametrize("first", ["server", "leash"])
+@pytest.mark.parametrize("first", ["server", "scope"])
 @in_virtual_time
 async def test_who_cancels_the_task_itself_goes_first(first: str) -> None:
     """uvicorn cancels its tasks at a forced shutdown; that must not be taken for a client that left."""
@@ -147,7 +147,7 @@ async def test_the_scopes_own_error_during_its_end_is_let_out() -> None:
 
 
 @in_virtual_time
-async def test_a_task_that_was_cancelled_before_and_went_on_can_be_leashed() -> None:
+async def test_a_task_that_was_cancelled_before_and_went_on_can_enter_a_scope() -> None:
     cancel_scope = CancelScope()
 
     async def walk() -> None:
@@ -165,7 +165,7 @@ async def test_a_task_that_was_cancelled_before_and_went_on_can_be_leashed() -> 
 
 
 @in_virtual_time
-async def test_leashes_can_be_nested_and_each_ends_its_own_scope() -> None:
+async def test_scopes_can_be_nested_and_each_ends_by_itself() -> None:
     inner, outer = CancelScope(), CancelScope()
     ended: list[str] = []
 

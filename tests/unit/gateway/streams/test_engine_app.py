@@ -129,7 +129,7 @@ async def test_an_app_that_answers_its_deadline_itself_still_fails_with_it() -> 
 
 @in_virtual_time
 async def test_a_request_of_the_app_is_found_by_its_id_for_any_owner() -> None:
-    """Several workers ask each other; whose it is matters only to the one that has it."""
+    """Several workers ask each other; only the one that has it checks the owner."""
     harness = StreamHarness()
     harness.engine.mounted["resp-1", "ann"] = some_stats()
 

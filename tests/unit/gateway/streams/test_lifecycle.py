@@ -76,7 +76,7 @@ def test_whatever_happens_a_stream_ends_at_most_once_and_nothing_comes_after(act
     assert (life.state is State.ENDED) is bool(ends)
 
 
-def test_the_drawing_at_the_top_tells_the_truth() -> None:
+def test_the_drawing_at_the_top_equals_the_table() -> None:
     """Every arrow between two states is drawn, and no other is; steps that stay where they are need no arrow."""
     top, below, _, bottom = re.findall(r"^    .+", lifecycle.__doc__ or "", re.M)
     columns = {match.start(): match[0] for match in re.finditer("|".join(State.__members__), top)}

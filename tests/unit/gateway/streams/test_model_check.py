@@ -109,7 +109,7 @@ class RecordingLog(MemoryLog):
 
 @dataclass(eq=False)
 class Reader:
-    """Somebody who follows a stream; `held` is what has come since `start`."""
+    """A follower of a stream; `held` is what has come since `start`."""
 
     record: Record
     scope: AbstractContextManager[StreamReader]
@@ -120,7 +120,7 @@ class Reader:
 
 @dataclass(eq=False)
 class Record:
-    """One stream and what the machine knows of it: what was said, and why it may have ended."""
+    """One stream and its state in the machine: what was written, and why it may have ended."""
 
     stream: Stream
     owner: str | None
@@ -345,7 +345,7 @@ class Machine(RuleBasedStateMachine):
             record.due.add(Cause.CANCELLED)
 
         async def cancel() -> Status | None:
-            # With no engine there is nobody to ask for requests that are not ours.
+            # With no engine there is no answer about requests that are not ours.
             with suppress(NotFound, Expired, *([EngineFailed] if self.lost else [])):
                 return self.harness.registry.cancel(record.stream.id, a_caller(owner))
             return None
@@ -435,7 +435,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(not run.live for run in self.harness.engine.runs))
     @rule(number=PICK)
     def speak_too_late(self, number: int) -> None:
-        """The engine has not heard yet that it need not go on."""
+        """The abort has not reached the engine yet."""
         if (run := self.pick([run for run in self.harness.engine.runs if not run.live], number)) is None:
             return
 

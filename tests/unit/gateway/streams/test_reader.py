@@ -80,7 +80,7 @@ async def test_a_nudge_that_news_have_overtaken_is_forgotten() -> None:
 
 
 @in_virtual_time
-async def test_nobody_waits_nobody_is_nudged() -> None:
+async def test_a_keepalive_requested_before_a_read_does_not_wake_it() -> None:
     writer = await WriterHarness().running()
     reader = writer.add_reader(0)
     reader.request_keepalive()
@@ -133,7 +133,7 @@ async def test_two_followers_of_one_stream_get_the_same_events_each_from_its_own
 
 
 @in_virtual_time
-async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_place() -> None:
+async def test_a_reader_that_comes_too_late_gets_the_error_every_time_and_keeps_its_place() -> None:
     writer = await WriterHarness().running(keep_bytes=300)
     reader = writer.add_reader(0)
     for _ in range(20):
@@ -153,7 +153,7 @@ async def test_a_reader_that_comes_too_late_hears_so_every_time_and_keeps_its_pl
 
 
 @in_virtual_time
-async def test_a_reader_that_falls_behind_while_it_waits_hears_so_when_it_wakes() -> None:
+async def test_a_reader_that_falls_behind_while_it_waits_gets_the_error_when_it_wakes() -> None:
     writer = await WriterHarness().running(keep_bytes=300)
     reader = writer.add_reader(0)
     reading = asyncio.get_running_loop().create_task(reader.next_batch())

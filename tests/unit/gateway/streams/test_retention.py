@@ -130,7 +130,7 @@ async def test_what_live_streams_weigh_counts_too() -> None:
 
 
 @in_virtual_time
-async def test_room_is_made_for_live_streams_as_far_as_there_is_any() -> None:
+async def test_finished_streams_are_dropped_for_live_ones_as_far_as_that_suffices() -> None:
     retention = finished_streams(max_bytes=1000)
     retention.put(ended("a", 400), 0)
 
@@ -142,7 +142,7 @@ async def test_room_is_made_for_live_streams_as_far_as_there_is_any() -> None:
 
 
 @in_virtual_time
-async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
+async def test_a_stream_too_large_for_retention_is_gone_at_once() -> None:
     retention = finished_streams(max_bytes=100)
     retention.put(ended("a", 400), 0)
 
@@ -150,7 +150,7 @@ async def test_a_stream_too_large_for_the_shelf_is_gone_at_once() -> None:
 
 
 @in_virtual_time
-async def test_only_the_owner_hears_that_a_stream_was_dropped() -> None:
+async def test_only_the_owner_gets_the_error_of_a_dropped_stream() -> None:
     retention = finished_streams(max_bytes=100)
     retention.put(ended("a", owner="ann"), 0)
 
@@ -169,8 +169,8 @@ async def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyP
 
 
 @in_virtual_time
-async def test_what_a_stream_weighs_does_not_change_on_the_shelf() -> None:
-    """Whoever asks for its status or comes to read seals what is pending; after the end there is nothing pending."""
+async def test_the_size_of_a_stream_does_not_change_in_retention() -> None:
+    """A request for its status and a reader seal what is pending; after the end there is nothing pending."""
     retention = finished_streams(retention_s=100)
     stream = ended("a", 100)
     retention.put(stream, 0)

@@ -42,7 +42,7 @@ async def test_a_crowd_passes_in_order_so_many_a_turn() -> None:
 
 
 @in_virtual_time
-async def test_who_leaves_while_waiting_takes_nobodys_place() -> None:
+async def test_a_task_cancelled_while_waiting_uses_no_turn() -> None:
     tick_limiter = TickLimiter(1)
     passed: list[int] = []
 

@@ -113,7 +113,7 @@ async def test_failure_ends_the_stream_with_the_cause_of_its_error_and_aborts_no
 
 
 @in_virtual_time
-async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
+async def test_cancelling_frees_the_slot_and_the_sequence_at_once() -> None:
     harness = WriterHarness()
     writer = await harness.running()
     writer.cancel(Cancelled("By its id."))
@@ -125,7 +125,7 @@ async def test_cancelling_frees_the_seat_and_the_sequence_at_once() -> None:
 
 @in_virtual_time
 async def test_the_cause_of_a_cancellation_may_be_another_than_its_errors() -> None:
-    """A client that left has cancelled nothing; it is nobody's error, but the log says something to nobody."""
+    """A client that left has cancelled nothing; that is no error, and the log has an event that no client reads."""
     writer = await WriterHarness().running()
     writer.cancel(Cancelled("The client left."), Cause.DISCONNECTED)
 
@@ -183,14 +183,14 @@ async def test_tokens_and_their_gaps_are_measured() -> None:
 
 
 @in_virtual_time
-async def test_an_ending_that_outlives_its_exchange_is_noted_before_it_is_told() -> None:
+async def test_an_ending_that_outlives_its_exchange_is_counted_before_it_is_sent() -> None:
     harness = WriterHarness()
     kept, plain = harness.queued(2**20, is_resumable=True), harness.queued()
     for writer in (kept, plain):
         writer.fail(EngineFailed("Down."))
 
     assert kept.stats.cause is Cause.REFUSED_UNREADY
-    assert plain.stats.cause is None, "that exchange will say by itself how it ended"
+    assert plain.stats.cause is None, "that exchange will report by itself how it ended"
 
 
 @in_virtual_time
@@ -336,7 +336,7 @@ async def test_a_formatter_of_a_stream_that_keeps_never_waits() -> None:
 
 
 @in_virtual_time
-async def test_a_formatter_that_waits_hears_of_the_end() -> None:
+async def test_a_formatter_that_waits_wakes_at_the_end() -> None:
     writer = await WriterHarness(clock()).running()
     writer.put(Chunk(b"x" * 18_000))
     task = asyncio.get_running_loop().create_task(writer.wait_writable())
@@ -380,7 +380,7 @@ ACTS: dict[str, Callable[[StreamWriter, Handle], Any]] = {
 
 @given(st.lists(st.sampled_from(sorted(ACTS)), max_size=12))
 def test_a_stream_ends_exactly_once_whatever_comes_in_whatever_order(acts: list[str]) -> None:
-    """Invariant I3: one terminal event, nothing after it, and its seat is given back once."""
+    """Invariant I3: one terminal event, nothing after it, and its slot is given back once."""
 
     async def play() -> None:
         harness = WriterHarness()
@@ -432,7 +432,7 @@ async def test_documents_for_a_late_reader_are_packed_and_nothing_of_them_is_los
 
 
 @in_virtual_time
-async def test_who_lets_documents_pile_up_for_too_long_is_stalled_and_hears_so() -> None:
+async def test_a_client_that_lets_documents_pile_up_for_too_long_is_stalled_and_gets_an_error() -> None:
     harness = WriterHarness(clock())
     writer = await harness.running()
     number = 0

@@ -62,7 +62,7 @@ def test_several_sockets_share_one_address() -> None:
 
 
 def test_an_address_is_not_shared_with_another_server() -> None:
-    """Two servers of several workers would otherwise divide the clients between them, and nobody would notice."""
+    """Two servers of several workers would otherwise divide the clients between them, without a sign of it."""
     socks = bind_many("127.0.0.1", 0, 2)
     port = socks[0].getsockname()[1]
     try:

@@ -22,7 +22,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(one: socket.socket) -> int:
-    """Write as an event loop does, while told that there is room; how many bytes went in."""
+    """Write as an event loop does, while the socket is writable; returns the number of bytes written."""
     one.setblocking(False)
     poll = select.poll()
     poll.register(one, select.POLLOUT)
@@ -87,7 +87,9 @@ def test_a_reader_that_stops_costs_the_kernel_no_more_than_its_window_and_our_li
 
 
 @pytest.mark.parametrize(("retransmits", "probes", "owes"), [(0, 0, False), (1, 0, True), (0, 1, True), (3, 2, True)])
-def test_who_was_asked_again_and_did_not_answer_owes(retransmits: int, probes: int, owes: bool) -> None:
+def test_a_peer_that_did_not_answer_a_retransmission_owes_an_acknowledgement(
+    retransmits: int, probes: int, owes: bool
+) -> None:
     one = Socket()
     one.retransmits, one.probes, one.silent_ms = retransmits, probes, 4500
 
@@ -95,7 +97,7 @@ def test_who_was_asked_again_and_did_not_answer_owes(retransmits: int, probes: i
 
 
 @LINUX
-def test_the_kernel_tells_when_it_last_heard_of_a_peer(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_the_kernel_reports_the_time_since_a_peers_last_packet(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     ours.sendall(b"x")
 
@@ -116,7 +118,7 @@ def test_a_closed_socket_owes_nothing() -> None:
     assert not socket_options.unacked_s(one)
 
 
-def test_where_the_kernel_knows_no_such_options_its_defaults_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_has_no_such_options_its_defaults_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TCP_INFO", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NOTSENT_LOWAT"):
         monkeypatch.delattr(socket, name, raising=False)
     one = Socket()

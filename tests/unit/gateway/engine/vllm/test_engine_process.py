@@ -101,7 +101,7 @@ def test_an_engine_process_leaves_the_group_and_ends_with_a_killed_parent(tmp_pa
         except ProcessLookupError:
             return
         if "State:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="ascii"):
-            # It waits for whoever reaps orphans.
+            # It waits for the process that reaps orphans.
             return
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)

@@ -127,7 +127,7 @@ async def test_every_request_gets_an_id_of_its_own() -> None:
 
 
 @in_virtual_time
-async def test_without_a_key_a_request_is_refused_and_told_how_to_bring_one(keys_file: Path) -> None:
+async def test_without_a_key_a_request_is_refused_and_the_error_names_the_header(keys_file: Path) -> None:
     answer = await Wrapped(keys_file=keys_file).get()
 
     assert answer.status == 401
@@ -147,7 +147,7 @@ async def test_an_unknown_key_is_called_unknown(keys_file: Path) -> None:
 
 @pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {SECRET}"}, {"X-Api-Key": SECRET}])
 @in_virtual_time
-async def test_a_key_opens_the_door_in_either_header(keys_file: Path, headers: dict[str, str]) -> None:
+async def test_a_key_is_accepted_in_either_header(keys_file: Path, headers: dict[str, str]) -> None:
     seen: list[str | None] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -203,7 +203,7 @@ async def test_a_body_that_grows_too_large_is_refused_when_it_does() -> None:
 
 
 @in_virtual_time
-async def test_an_error_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_a_500_without_details(caplog: pytest.LogCaptureFixture) -> None:
     wrapped = Wrapped(raising(RuntimeError("the secret reason")))
     answer = await wrapped.get()
 
@@ -267,7 +267,7 @@ async def test_an_exchange_whose_stream_goes_on_is_detached_and_counts_no_ending
 
 
 @in_virtual_time
-async def test_an_exchange_whose_resumable_stream_has_ended_tells_how_and_counts_nothing() -> None:
+async def test_an_exchange_whose_resumable_stream_has_ended_logs_the_cause_and_counts_nothing() -> None:
     """The stream's own end has been counted when it came."""
     wrapped = Wrapped(working(is_resumable=True, cause=Cause.COMPLETED))
     await wrapped.get()
@@ -296,7 +296,7 @@ async def test_a_server_about_to_stop_asks_for_no_more_on_this_connection() -> N
 
 
 @in_virtual_time
-async def test_connection_is_said_once() -> None:
+async def test_the_connection_header_is_sent_once() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Connection", b"keep-alive")]})
         await send({"type": "http.response.body", "body": b""})
@@ -310,7 +310,9 @@ async def test_connection_is_said_once() -> None:
 
 @pytest.mark.parametrize(("error", "advice"), [(DeadlineExceeded("Late."), "false"), (HeadersTooSlow("Slow."), None)])
 @in_virtual_time
-async def test_a_408_that_must_not_come_again_says_so(error: SluiceError, advice: str | None) -> None:
+async def test_a_408_that_must_not_come_again_has_a_header_against_retries(
+    error: SluiceError, advice: str | None
+) -> None:
     """openai-python sends every 408 again by itself, unless this header forbids it."""
     answer = await Wrapped(raising(error)).get()
 

@@ -36,7 +36,7 @@ def tokenizer() -> Any:
 
 @dataclass
 class RecordedSink:
-    """A sink: what it was told, and in which of the two ways."""
+    """A sink that records its calls, and which of the two methods was called."""
 
     parts: list[tuple[str, str, int]] = field(default_factory=list)
     reason: str | None = None
@@ -97,7 +97,7 @@ class Bench:
         """Generated tokens, in vLLM's own statistics."""
 
     def add(self, name: str, **params: Any) -> tuple[RecordedSink, RecordedSink]:
-        """A request: what its sink hears, and what vLLM alone would have said."""
+        """A request: its sink, and a sink for the output of vLLM alone."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
@@ -296,7 +296,7 @@ async def test_a_request_whose_outputs_cannot_be_processed_fails_alone(fast_path
     outputs = bench._outputs({name: [300] for name in sinks}, (), ())
     done = bench.processor.process_outputs(outputs.outputs, outputs.timestamp, None, outputs.weight_version)
 
-    assert done.reqs_to_abort == ["bad", "worse"], "the engine is told"
+    assert done.reqs_to_abort == ["bad", "worse"], "the engine aborts them"
     assert {name: error.code for name, error in failures.items()} == {"bad": "fatal_request", "worse": "fatal_request"}
     assert [len(sinks[name].parts) for name in sinks] == [1, 0, 1, 0, 1]
     assert set(bench.processor.request_states) == {"a", "b", "c"}

@@ -1,4 +1,4 @@
-"""Whole answers with log probabilities: byte for byte what vLLM's objects would say, and the loop is free meanwhile."""
+"""Whole answers with log probabilities: byte for byte as from vLLM's objects, and the loop is free meanwhile."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """What vLLM's configuration holds, or what the user is told, by case."""
+    """What vLLM's configuration holds, or the error for the user, by case."""
     cases = [{"flags": [], "synthetic": False, **case} for case in _CASES.values()]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _SCRIPT],

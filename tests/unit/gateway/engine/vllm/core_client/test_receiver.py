@@ -149,7 +149,7 @@ def test_has_message_wakes_the_task_that_waits_for_one(new_loop: Any, pipe: Pipe
         assert not pull.has_message
 
         pipe.sender.send(b"x")
-        # Without a turn for the loop, which would hear of it first.
+        # Without a turn for the loop, which would notice it first.
         deadline = time.monotonic() + 5
         while not pull.has_message:
             assert time.monotonic() < deadline

@@ -447,7 +447,7 @@ async def test_vllms_own_finding_is_asked_for(core: Any) -> None:
 
 @in_virtual_time
 async def test_requests_aborted_because_another_engine_died_go_on(core: Any) -> None:
-    """vLLM stops the others in good order, and they abort what they have; nobody has asked for that."""
+    """vLLM stops the others in good order, and they abort what they have; no client has asked for that."""
     bench = Bench(core)
     received = await bench.add("r1", [7])
     await bench.add("r2", [8])
@@ -508,7 +508,7 @@ async def test_of_several_engines_the_silent_one_counts(core: Any) -> None:
 
 
 class Dying(Bench):
-    """Engines one after the other; each says what the test lets it say."""
+    """Engines one after the other; each generates the tokens that the test gives it."""
 
     def __init__(self, core: Any) -> None:
         super().__init__(core)

@@ -185,7 +185,7 @@ class Custom(LoggingStatLogger):
 
 @pytest.mark.parametrize("make", [lambda: Manager(Custom()), lambda: Manager(PrometheusStatLogger())])
 @in_virtual_time
-async def test_with_loggers_that_it_does_not_know_it_leaves_everything_to_vllm(make: Callable[[], Manager]) -> None:
+async def test_with_foreign_loggers_it_leaves_everything_to_vllm(make: Callable[[], Manager]) -> None:
     manager = make()
 
     assert not BatchedStats(manager, blank).can_batch

@@ -20,7 +20,7 @@ def test_the_numbers_of_the_synthetic_engine_travel_beside_the_users() -> None:
 
 
 def test_another_executor_beside_the_synthetic_one_is_refused() -> None:
-    """A silent choice of one would run, or leave out, a model against somebody's will."""
+    """A silent choice of one would run, or leave out, a model against the operator's intent."""
     args = SimpleNamespace(distributed_executor_backend="mp", additional_config=None)
 
     with pytest.raises(SettingsError, match="distributed_executor_backend=mp"):

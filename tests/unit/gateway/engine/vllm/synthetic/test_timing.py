@@ -36,13 +36,13 @@ def test_steps_get_slow_at_their_number_and_stay_so() -> None:
     assert [pace.step_s(step, 1, 0) for step in (2, 3, 4)] == pytest.approx([0.001, 0.020, 0.020])
 
 
-def test_the_settings_are_the_numbers_that_it_knows() -> None:
+def test_the_settings_are_the_numbers_that_it_accepts() -> None:
     command = FaultControl(Synthetic().model_dump(exclude={"enabled"}))
 
     assert command.timing == StepTiming(step_ms=10, slow_factor=10)
 
 
-def test_a_number_that_it_does_not_know_is_refused() -> None:
+def test_an_unknown_number_is_refused() -> None:
     with pytest.raises(TypeError, match="speed"):
         FaultControl({"speed": 1})
 
@@ -119,7 +119,7 @@ def test_a_step_that_hangs_does_not_heed_sigterm() -> None:
 
 
 def has(one: subprocess.Popen[str], mask: str, number: signal.Signals) -> bool:
-    """Whether the signal is in that mask of the process, as the kernel tells it."""
+    """Whether the signal is in that mask of the process, as the kernel reports it."""
     status = Path(f"/proc/{one.pid}/status").read_text(encoding="ascii")
     value = next(line.split()[1] for line in status.splitlines() if line.startswith(f"{mask}:"))
     return bool(int(value, 16) >> (number - 1) & 1)
