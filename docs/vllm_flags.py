@@ -35,8 +35,10 @@ def text() -> str:
     decided = {name: flag_rules.find_rule(flag) for name, flag in flags.items()}
 
     def shown(name: str) -> str:
+        options = flags[name].options
+        usual = next((option for option in options if option.startswith("--")), options[0])
         only = "" if since[name] == versions else f" ({', '.join(since[name])})"
-        return f"`{flags[name].usual_option}`{only}"
+        return f"`{usual}`{only}"
 
     def decided_as(kind: RuleKind) -> list[tuple[str, FlagRule]]:
         return [(shown(name), rule) for name, rule in decided.items() if rule is not None and rule.kind is kind]

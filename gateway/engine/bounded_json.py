@@ -171,14 +171,11 @@ class _Scan:
                 if close < 0:
                     break
             self._count(at, opening + 1)
-            inner = body.find(b"[", opening + 1, close)
-            if inner >= 0:
-                at = opening + 1
-            elif close - opening >= _LONG_LIST_BYTES and self._is_of_numbers(opening + 1, close):
+            at = opening + 1
+            is_long = close - opening >= _LONG_LIST_BYTES and body.find(b"[", at, close) < 0
+            if is_long and self._is_of_numbers(at, close):
                 self._extract(opening, close + 1)
                 at = close
-            else:
-                at = opening + 1
         self._count(at, end)
 
     def _count(self, start: int, end: int) -> None:

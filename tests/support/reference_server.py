@@ -75,7 +75,7 @@ async def main() -> None:
     )
     clock = SystemClock()
     first = await launcher.start(plan, clock)
-    llm = first._llm
+    llm = first.llm
     args = parse_args(plan)
     tasks = await llm.get_supported_tasks()
     ports: dict[str, dict[str, int]] = {}

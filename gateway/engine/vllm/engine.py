@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -46,74 +47,70 @@ T = TypeVar("T")
 _STOP_WITHIN_S = 5.0
 
 
+@dataclass(eq=False)
 class VllmEngine:
-    """One running AsyncLLM with vLLM's app on it."""
+    """One running AsyncLLM with vLLM's app on it.
 
-    def __init__(
-        self,
-        llm: Any,
-        core: RestartableCoreClient,
-        clock: Clock,
-        *,
-        make_core: Callable[[], Awaitable[Any]],
-        hang_timeouts: watch.HangTimeouts,
-        trust_client_fields: bool,
-        grammar_limits: GrammarLimits,
-        limits: BodyLimits,
-        prepare_timeout_s: float,
-    ) -> None:
-        """`core` is the engine client of `llm`; `make_core` starts another engine and returns vLLM's client of it;
-        `prepare_timeout_s` is the limit on checking a body or rendering a prompt."""
-        self._llm = llm
-        self._clock = clock
-        self._make_core = make_core
-        self._hang_timeouts = hang_timeouts
+    `core` is the engine client of `llm`; `make_core` starts another engine and returns vLLM's client of it;
+    `prepare_timeout_s` is the limit on checking a body or rendering a prompt.
+    """
+
+    llm: Any
+    core: RestartableCoreClient
+    clock: Clock
+    make_core: Callable[[], Awaitable[Any]]
+    hang_timeouts: watch.HangTimeouts
+    trust_client_fields: bool
+    grammar_limits: GrammarLimits
+    limits: BodyLimits
+    prepare_timeout_s: float
+
+    def __post_init__(self) -> None:
         self.unready_reason: str | None = None
-        self._core = core
-        self._field_filter = UntrustedFieldFilter(trust_client_fields)
-        self._limits = limits
+        self._field_filter = UntrustedFieldFilter(self.trust_client_fields)
+        model_config = self.llm.model_config
         self._documents = DocumentReader(
-            self._field_filter, limits, llm.model_config.get_vocab_size(), llm.model_config.max_model_len
+            self._field_filter, self.limits, model_config.get_vocab_size(), model_config.max_model_len
         )
-        self._prepare_timeout_s = prepare_timeout_s
         self._running = RunningRequests()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = AsyncExitStack()
-        self._grammars = GrammarService(llm, grammar_limits, clock)
+        self._grammars = GrammarService(self.llm, self.grammar_limits, self.clock)
 
     async def open(self, args: Any) -> None:
         """Build vLLM's app on this engine. To be called once, in the loop that will serve."""
-        statistics = BatchedStats(self._llm.logger_manager, IterationStats)
-        fast_path = FastOutputPath(self._llm.output_processor, statistics, self._core.has_backlog, self._clock)
+        statistics = BatchedStats(self.llm.logger_manager, IterationStats)
+        fast_path = FastOutputPath(self.llm.output_processor, statistics, self.core.has_backlog, self.clock)
         if statistics.can_batch:
-            self._core.consume_inline = fast_path.consume
+            self.core.consume_inline = fast_path.consume
         prompt_offload.install_prompt_offload(
-            self._llm,
+            self.llm,
             foreign_templates=bool(args.trust_request_chat_template),
-            timeout_s=self._prepare_timeout_s,
+            timeout_s=self.prepare_timeout_s,
         )
         # Started now and not with the first request, because this task notices a death.
-        self._llm._run_output_handler()
-        await self._llm.reset_mm_cache()
-        tasks = await self._llm.get_supported_tasks()
-        verify = grammar_validation.make_params_check(self._llm, tasks)
-        engine_proxy = EngineProxy(self._llm, self._clock, self._running, verify)
+        self.llm._run_output_handler()
+        await self.llm.reset_mm_cache()
+        tasks = await self.llm.get_supported_tasks()
+        verify = grammar_validation.make_params_check(self.llm, tasks)
+        engine_proxy = EngineProxy(self.llm, self.clock, self._running, verify)
         self._app = await app.build_app(engine_proxy, args, tasks)
         self._runner = RequestRunner(
-            self._llm,
+            self.llm,
             self._app.state,
-            self._clock,
+            self.clock,
             fast_path=fast_path,
             field_filter=self._field_filter,
             start_task=self._start_task,
         )
+        root_path = (args.root_path or "").strip("/")
         self.options = AppOptions(
-            root_path=_prefix(args.root_path),
+            root_path=f"/{root_path}" if root_path else "",
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
         )
         intake = BodyIntake(
-            self._app, self._field_filter, self._documents, self._prepare_timeout_s, error_mapping.from_validator
+            self._app, self._field_filter, self._documents, self.prepare_timeout_s, error_mapping.from_validator
         )
         self._running.is_background_task = self._in_background
         self.http: ASGIApp = normalize_errors(app.abort_on_exit(intake, self._running, self._abort), self._engine_error)
@@ -159,7 +156,7 @@ class VllmEngine:
 
     async def check_body(self, path: str, body: bytes, stats: RequestStats) -> None:
         await self._grammars.check_body(
-            self._app.state.online_renderer, path, partial(read_document, body, self._limits), body, stats.caller.owner
+            self._app.state.online_renderer, path, partial(read_document, body, self.limits), body, stats.caller.owner
         )
 
     async def prepare(self, call: VllmCall, stats: RequestStats) -> VllmPrepared:
@@ -183,7 +180,7 @@ class VllmEngine:
         return stats
 
     def _abort(self, request_ids: list[str]) -> None:
-        self._start_task(self._llm.abort(request_ids))
+        self._start_task(self.llm.abort(request_ids))
 
     def _in_background(self, task: asyncio.Task[Any]) -> bool:
         """Whether this task of vLLM runs a background response, which its client fetches later."""
@@ -196,57 +193,49 @@ class VllmEngine:
         def observe(unready_reason: str | None) -> None:
             nonlocal was_busy
             self.unready_reason = unready_reason
-            is_busy = self._llm.output_processor.has_unfinished_requests()
+            is_busy = self.llm.output_processor.has_unfinished_requests()
             if was_busy and not is_busy:
                 self._zero_gauges()
             was_busy = is_busy
-            if failed := isolation.restart_output_handler(self._llm):
-                self._start_task(self._llm.abort(failed, internal=True))
+            if failed := isolation.restart_output_handler(self.llm):
+                self._start_task(self.llm.abort(failed, internal=True))
 
         try:
-            await watch.wait_dead(self._core, self._clock, self._hang_timeouts, observe)
+            await watch.wait_dead(self.core, self.clock, self.hang_timeouts, observe)
         finally:
             self.unready_reason = None
 
     async def restart(self, *, last: bool = False) -> RecoveryReport:
-        await asyncio.to_thread(self._core.free_dead_engine)
-        return await self._core.replace(await self._make_core(), last=last)
+        await asyncio.to_thread(self.core.free_dead_engine)
+        return await self.core.replace(await self.make_core(), last=last)
 
     def take_explained_deaths(self) -> int:
-        return self._core.take_explained_deaths()
+        return self.core.take_explained_deaths()
 
     def fail_all(self) -> None:
-        self._core.fail_all()
+        self.core.fail_all()
 
     def _zero_gauges(self) -> None:
         """Write zeros into vLLM's gauges, which engine steps write: after an abort there is no further step, and
         autoscalers would see requests running forever."""
-        if self._llm.logger_manager is not None:
-            for index in range(self._core.engine_count):
-                self._llm.logger_manager.record(
-                    scheduler_stats=SchedulerStats(), iteration_stats=None, engine_idx=index
-                )
+        if self.llm.logger_manager is not None:
+            for index in range(self.core.engine_count):
+                self.llm.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None, engine_idx=index)
 
     async def stop(self) -> None:
-        self._core.cancel_trial()
+        self.core.cancel_trial()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._grammars.close()
         await self._stack.aclose()
-        await asyncio.to_thread(self._llm.shutdown, _STOP_WITHIN_S)
+        await asyncio.to_thread(self.llm.shutdown, _STOP_WITHIN_S)
 
     def _engine_error(self) -> SluiceError | None:
-        return error_mapping.from_exception(self._llm.dead_error) if self._llm.errored else None
+        return error_mapping.from_exception(self.llm.dead_error) if self.llm.errored else None
 
     def _start_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _prefix(root_path: str | None) -> str:
-    """vLLM's `--root-path` as a prefix of paths: `/llm`, or nothing."""
-    bare = (root_path or "").strip("/")
-    return f"/{bare}" if bare else ""

@@ -64,7 +64,7 @@ core_client.restartable, core_client.shared: requests are remembered on their wa
 core_client.factory: an engine is started for an AsyncLLM that has lost its own
   calls vllm.v1.engine.core_client:EngineCoreClient make_async_mp_client(vllm_config, executor_class, log_stats,
         client_addresses, client_count)
-core_client.attachment, startup.engine_processes: vLLM leaves out caches that several front-end processes cannot share
+core_client.factory: vLLM leaves out caches that several front-end processes cannot share
   sets vllm.config.parallel:ParallelConfig _api_process_count; _api_process_rank
 core_client.replay: a request is sent again with the received tokens as part of its prompt
   sets vllm.v1.engine:EngineCoreRequest prompt_token_ids; sampling_params; mm_features; resumable; prompt_embeds

@@ -21,10 +21,10 @@ class EngineAttachment:
         self._engine_host = engine_host
         self._loop = asyncio.get_running_loop()
 
-    def set_process_count(self, engine_args: Any) -> None:
-        """Set how many processes the front end has: vLLM then leaves out caches that they cannot share."""
-        engine_args._api_process_count = self._engine_host.client_count
-        engine_args._api_process_rank = self._engine_host.client_index
+    @property
+    def front_end(self) -> tuple[int, int]:
+        """The number of processes of the front end, and the index of this one."""
+        return self._engine_host.client_count, self._engine_host.client_index
 
     def client_arguments(self) -> dict[str, Any]:
         """The further arguments of vLLM's client. Blocks until there is an engine."""

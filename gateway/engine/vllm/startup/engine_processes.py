@@ -98,15 +98,9 @@ def _launch(plan: EnginePlan) -> EngineProcesses:
     from vllm.v1.executor import Executor
 
     engine_process.replace_coordinator(DPCoordinatorProc)
-
-    def set_process_count(engine_args: Any) -> None:
-        # The front end is several processes, and this is none of them.
-        engine_args._api_process_count = plan.workers
-        engine_args._api_process_rank = -1
-
     args = parse_args(plan)
     plan.on_stage("reading the model's configuration")
-    config = make_config(args, set_process_count)
+    config = make_config(args, (plan.workers, -1))
     plan.report_starting()
     # Sockets of this machine, so the clients may bind theirs later: until then the engine tries again.
     sockets = get_engine_zmq_bind_addresses(config, plan.workers)

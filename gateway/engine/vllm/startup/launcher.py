@@ -88,7 +88,7 @@ def _build(plan: EnginePlan, attachment: EngineAttachment | None) -> tuple[Any, 
 
     args = parse_args(plan)
     plan.on_stage("reading the model's configuration")
-    config = factory.make_config(args, None if attachment is None else attachment.set_process_count)
+    config = factory.make_config(args, None if attachment is None else attachment.front_end)
     plan.report_starting()
     with remote_engines.bounded_wait(config):
         llm = Engine.from_vllm_config(

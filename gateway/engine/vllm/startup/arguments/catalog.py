@@ -27,11 +27,6 @@ class Flag:
     negative: tuple[str, ...]
     values: ValueCount
 
-    @property
-    def usual_option(self) -> str:
-        """The option with which documentation names the flag."""
-        return next((option for option in self.options if option.startswith("--")), self.options[0])
-
 
 @dataclass(frozen=True, slots=True)
 class Catalog:

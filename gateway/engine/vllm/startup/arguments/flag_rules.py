@@ -39,14 +39,6 @@ def _last(values: Sequence[str], negative: bool) -> Any:
     return values[-1]
 
 
-def _list(values: Sequence[str], negative: bool) -> Any:
-    return list(values)
-
-
-def _switched_off(values: Sequence[str], negative: bool) -> Any:
-    return negative
-
-
 def _comma_separated(values: Sequence[str], negative: bool) -> Any:
     return [item.strip() for item in values[-1].split(",") if item.strip()]
 
@@ -92,10 +84,12 @@ SETTINGS: dict[str, FlagRule] = {
     "ssl_cert_reqs": _set("server.tls.client_certificates", _client_certificates, "0 none, 1 optional, 2 required."),
     "ssl_ciphers": _set("server.tls.ciphers"),
     "allowed_origins": _set("server.cors_origins", _json_list),
-    "middleware": _set("server.middleware", _list, "Runs on every path, behind the check of API keys."),
+    "middleware": _set(
+        "server.middleware", lambda values, _: list(values), "Runs on every path, behind the check of API keys."
+    ),
     "uvicorn_log_level": _set("log.level", _level),
     "log_level": _set("log.level", _level, "`debug` includes vLLM's own log."),
-    "disable_uvicorn_access_log": _set("log.requests", _switched_off),
+    "disable_uvicorn_access_log": _set("log.requests", lambda _, negative: negative),
     "disable_access_log_for_endpoints": _set("log.quiet_paths", _comma_separated),
 }
 

@@ -59,9 +59,6 @@ PASSED = frozenset(
 )
 """Variables of vLLM's serving code that work as in `vllm serve`."""
 
-OTHER_COMMANDS = frozenset({"VLLM_RUST_FRONTEND_PATH", "VLLM_USE_RUST_BENCH"})
-"""Variables of vLLM's other commands, or without effect unless a refused variable is set."""
-
 WITHOUT_EFFECT = {
     "VLLM_LOGGING_COLOR": "Sluice formats vLLM's log lines itself; log.json selects the format.",
     "VLLM_LOGGING_PREFIX": "Sluice formats vLLM's log lines itself; log.json selects the format.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,8 +75,5 @@ async def test_an_engine_that_this_client_cannot_use_is_reported() -> None:
 
 
 @in_virtual_time
-async def test_vllms_arguments_get_the_number_of_front_end_processes() -> None:
-    arguments = SimpleNamespace()
-    attachment(Host()).set_process_count(arguments)
-
-    assert (arguments._api_process_count, arguments._api_process_rank) == (3, 1)
+async def test_the_front_end_is_the_number_of_its_processes_and_this_ones_index() -> None:
+    assert attachment(Host()).front_end == (3, 1)

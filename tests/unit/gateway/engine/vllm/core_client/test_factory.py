@@ -26,7 +26,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return engine_args
 
     def make_async_mp_client(config: Any, executor: Any, log_stats: bool, **client: Any) -> str:
-        clients.append((config.args.name, getattr(config.args, "count", 1), executor, log_stats, client))
+        front_end = getattr(config.args, "_api_process_count", 1), getattr(config.args, "_api_process_rank", 0)
+        clients.append((config.args.name, front_end, executor, log_stats, client))
         return f"client {len(clients)}"
 
     parts = {
@@ -60,17 +61,16 @@ def test_each_client_has_a_configuration_of_its_own(made: list[tuple[Any, ...]])
 def test_an_engine_of_this_process_is_started(made: list[tuple[Any, ...]]) -> None:
     _make(None)
 
-    assert made == [("args", 1, "executor", True, {})]
+    assert made == [("args", (1, 0), "executor", True, {})]
 
 
 def test_a_worker_attaches_to_the_engine_of_its_parent(made: list[tuple[Any, ...]]) -> None:
     class Attachment:
-        def set_process_count(self, engine_args: Any) -> None:
-            engine_args.count = 3
+        front_end = (3, 1)
 
         async def attach(self, make: Any) -> Any:
             return await make({"client_index": 1})
 
     _make(Attachment())
 
-    assert made == [("args", 3, "executor", True, {"client_index": 1})]
+    assert made == [("args", (3, 1), "executor", True, {"client_index": 1})]

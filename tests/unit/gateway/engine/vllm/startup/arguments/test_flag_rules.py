@@ -13,7 +13,7 @@ def test_every_flag_has_exactly_one_rule(version: str) -> None:
     tables = (flag_rules.SETTINGS, flag_rules.ALWAYS, flag_rules.REFUSED, flag_rules.PASSED)
     for name, flag in catalog.load_catalog(version).flags.items():
         found = flag_rules.find_rule(flag)
-        assert found is not None, f"no rule for {flag.usual_option} of vLLM {version}"
+        assert found is not None, f"no rule for {flag.name} of vLLM {version}"
         assert sum(name in table for table in tables) <= 1, name
         if found.kind is RuleKind.SETTING:
             assert name in flag_rules.SETTINGS
