@@ -111,7 +111,7 @@ class ScriptedEngine:
     death: asyncio.Event = field(default_factory=asyncio.Event)
     restart_takes_s: float = 0.0
     restart_errors: list[Exception] = field(default_factory=list)
-    """Raised by the next revivals, one each."""
+    """Raised by the next restarts, one each."""
     recovery: RecoveryReport = field(default_factory=lambda: RecoveryReport(continued=0, failed={}))
     restarts: int = 0
     lasts: list[bool] = field(default_factory=list)
