@@ -166,7 +166,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Resol
 
 
 def _load(args: argparse.Namespace, flags: ResolvedFlags) -> Any:
-    from gateway.settings import CommandContext, engine_source, load
+    from gateway.settings import engine_source, load
+    from gateway.settings_errors import CommandContext
 
     given: dict[str, dict[str, Any]] = {}
     for name, value in vars(args).items():
@@ -201,12 +202,7 @@ def _serve(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     settings = _load(args, flags)
     from gateway import app, engine_plan, logs, server
 
-    logs.configure(
-        settings.log.level,
-        settings.log.as_json,
-        requests=settings.log.requests,
-        quiet_paths=settings.log.quiet_paths,
-    )
+    logs.configure(**dict(settings.log))
     startup_log = logs.StartupLog()
     _log_warnings()
     model = args.model or flags.model
@@ -228,7 +224,7 @@ def _check(args: argparse.Namespace, flags: ResolvedFlags) -> int:
     from gateway import engine_plan, logs, preflight
     from gateway.settings import show
 
-    logs.configure(settings.log.level, settings.log.as_json)
+    logs.configure(**dict(settings.log))
     startup_log = logs.StartupLog()
     _log_warnings()
     plan = engine_plan.plan_engine(settings, args.model or flags.model, flags.flags, args.config, startup_log.begin)

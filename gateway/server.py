@@ -18,7 +18,8 @@ from gateway import shutdown
 from gateway.app import Sluice
 from gateway.errors import SettingsError
 from gateway.logs import StartupLog
-from gateway.settings import Server, Settings
+from gateway.settings import Settings
+from gateway.settings_sections import Server
 from gateway.transports.common.listeners import Listeners, bind, bind_many, bind_unix, url_of
 from gateway.transports.common.tls import CertificateFiles, Certificates
 from gateway.transports.http.connection import HttpConnection

@@ -30,7 +30,6 @@ from gateway.settings_sections import (
     Streams,
     Supervision,
     Synthetic,
-    Tls,
 )
 
 _HIDDEN = "********"
@@ -219,21 +218,3 @@ def engine_source(settings_file: Path | None, name: str) -> str:
     if any(known.upper() == variable for known in os.environ):
         return f"environment variable {variable}"
     return f"in {settings_file}" if settings_file is not None else "command line"
-
-
-__all__ = [
-    "Admission",
-    "CommandContext",
-    "Grammars",
-    "Log",
-    "Media",
-    "Server",
-    "Settings",
-    "Streams",
-    "Supervision",
-    "Synthetic",
-    "Tls",
-    "engine_source",
-    "load",
-    "show",
-]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from gateway.admission.slots import SlotPool
@@ -24,13 +26,6 @@ class GateMetrics(Protocol):
 
     def rejected(self, reason: str) -> None:
         """A request was refused."""
-
-
-class PermitIssuer(Protocol):
-    """Takes the slots of a permit back."""
-
-    def release(self, slots: int, granted_s: float) -> None:
-        """Free slots that were granted at `granted_s`."""
 
 
 class AdmissionControl(Protocol):
@@ -52,16 +47,15 @@ class AdmissionControl(Protocol):
 class Permit:
     """The right to use `slots` slots of the engine."""
 
-    gate: PermitIssuer
     slots: int
-    granted_s: float
+    free: Callable[[], None]
     _released: bool = field(default=False, init=False)
 
     def release(self) -> None:
         """Free the slots. A second call does nothing, so every way out may call it."""
         if not self._released:
             self._released = True
-            self.gate.release(self.slots, self.granted_s)
+            self.free()
 
 
 @dataclass(slots=True, eq=False)
@@ -91,12 +85,10 @@ class Gate:
 
     @property
     def queued(self) -> int:
-        """The number of requests in the queue."""
         return len(self._queue)
 
     @property
     def slots_taken(self) -> int:
-        """The number of slots in use."""
         return self._slots.taken
 
     async def enter(self, slots: int = 1) -> Permit:
@@ -110,7 +102,7 @@ class Gate:
         if not self._queue and self._slots.fits(slots):
             self._slots.take(slots)
             self._instrumentation.waited(0.0)
-            return Permit(self, slots, self._clock.now())
+            return Permit(slots, partial(self._free, slots, self._clock.now()))
         if len(self._queue) >= self._max_waiting:
             raise self._overloaded("queue_full", "The server is full and so is its queue.")
         return await self._wait(slots)
@@ -135,10 +127,10 @@ class Gate:
                 self._queue.remove(waiter)
                 self._grant()
         self._instrumentation.waited(self._clock.now() - began)
-        return Permit(self, slots, self._clock.now())
+        return Permit(slots, partial(self._free, slots, self._clock.now()))
 
-    def release(self, slots: int, granted_s: float) -> None:
-        """Free slots and admit the next request; called by permits."""
+    def _free(self, slots: int, granted_s: float) -> None:
+        """Free slots that were granted at `granted_s`, and admit the next request."""
         self._slots.release(slots, self._clock.now() - granted_s)
         self._grant()
 

@@ -109,7 +109,7 @@ class Retention:
             return
         self._share = share
         for stream in streams:
-            stream.set_log_limit(share)
+            stream.writer.log.set_limit(share)
 
     def finish(self, stream: Stream) -> None:
         """Keep a resumable stream that has ended."""

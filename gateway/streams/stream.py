@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 
 from gateway.domain import Cause, RequestStats
 from gateway.errors import Cancelled, ClientError, DeadlineExceeded, SluiceError
@@ -19,24 +20,23 @@ class NoSuchEvent(ClientError):
     """A cursor behind the newest event. The transport names the parameter that held it."""
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
     """`is_streaming`: whether the client wants events or a whole answer. `grace_s`: how long it goes on without a
     reader; None: not at all."""
 
-    def __init__(
-        self, writer: StreamWriter, protocol: StreamProtocol, *, is_streaming: bool, grace_s: float | None
-    ) -> None:
-        self.writer = writer
-        self.protocol = protocol
-        self.is_streaming = is_streaming
-        self.grace_s = grace_s
-        self.start_task: asyncio.Task[None] | None = None
-        """The task that takes the request from the gate to the engine."""
-        self.ends_by_s = 0.0
-        """Its deadline, as a moment of the event loop's clock; set by `expire_in`."""
-        self._readers = 0
-        self._grace: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+    writer: StreamWriter
+    protocol: StreamProtocol
+    _: KW_ONLY
+    is_streaming: bool
+    grace_s: float | None
+    start_task: asyncio.Task[None] | None = field(default=None, init=False)
+    """The task that takes the request from the gate to the engine."""
+    ends_by_s: float = field(default=0.0, init=False)
+    """Its deadline, as a moment of the event loop's clock; set by `expire_in`."""
+    _readers: int = field(default=0, init=False)
+    _grace: asyncio.TimerHandle | None = field(default=None, init=False)
+    _deadline: asyncio.TimerHandle | None = field(default=None, init=False)
 
     @property
     def stats(self) -> RequestStats:
@@ -79,10 +79,6 @@ class Stream:
     def log_bytes(self) -> int:
         """The size of its retained events."""
         return self.writer.log.size_bytes
-
-    def set_log_limit(self, keep_bytes: int) -> None:
-        """Retain that many bytes of events from now on."""
-        self.writer.log.set_limit(keep_bytes)
 
     def expire_in(self, left_s: float, timeout_s: float) -> None:
         """End with DeadlineExceeded in `left_s` seconds; `timeout_s` is the deadline that the client was given."""

@@ -28,7 +28,8 @@ from gateway.engine.vllm.startup import launcher
 from gateway.engine.vllm.startup.engine_arguments import parse_args
 from gateway.engine.vllm.startup.plan import EnginePlan
 from gateway.metrics import Metrics
-from gateway.settings import Settings, Synthetic
+from gateway.settings import Settings
+from gateway.settings_sections import Synthetic
 
 PARSERS: dict[str, dict[str, Any]] = {
     "none": {"tool_call_parser": None, "reasoning_parser": "", "enable_auto_tool_choice": False},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from gateway.admission.gate import GateMetrics, Permit, exceeds_capacity
@@ -52,7 +53,7 @@ class RemoteGate:
             self._unanswered.pop(permit_id, None)
         self.instrumentation.waited(self.clock.now() - began_s)
         self.slots_taken += slots
-        return Permit(_Issuer(self, permit_id), slots, self.clock.now())
+        return Permit(slots, partial(self._free, permit_id, slots))
 
     def on_granted(self, message: PermitGranted) -> None:
         answer = self._unanswered.get(message.permit_id)
@@ -67,18 +68,6 @@ class RemoteGate:
                 Overloaded(message.message, reason=message.reason, retry_after_s=message.retry_after_s)
             )
 
-    def release(self, permit_id: int, slots: int) -> None:
-        """Called through permits."""
+    def _free(self, permit_id: int, slots: int) -> None:
         self.slots_taken -= slots
         self.send(ReleasePermit(permit_id))
-
-
-@dataclass(slots=True, eq=False)
-class _Issuer:
-    """The `PermitIssuer` of one permit."""
-
-    gate: RemoteGate
-    permit_id: int
-
-    def release(self, slots: int, granted_s: float) -> None:
-        self.gate.release(self.permit_id, slots)

@@ -90,8 +90,7 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    log = settings.log
-    logs.configure(log.level, log.as_json, requests=log.requests, quiet_paths=log.quiet_paths)
+    logs.configure(**dict(settings.log))
     context = WorkerContext(*place)
     is_ready = False
     plan = plan_engine(settings, options.model, options.flags, options.file, lambda _: None)

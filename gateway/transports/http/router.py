@@ -7,6 +7,7 @@ its socket.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,25 +31,19 @@ STREAM_PROTOCOLS: Mapping[str, StreamProtocol] = {
 """The endpoints whose streams are ours, by path."""
 
 
+@dataclass(slots=True, eq=False)
 class Router:
-    def __init__(
-        self,
-        streams: Mapping[str, Any],
-        resume: ResumeEndpoint,
-        management: FastAPI,
-        engine_app: EngineApp,
-        options: Callable[[], AppOptions],
-    ) -> None:
-        """`streams` are the apps of the paths in `STREAM_PROTOCOLS`."""
-        self._streams = streams
-        self._resume = resume
-        self._management_app = management
-        self._engine_app = engine_app
-        self._options = options
+    """`streams` are the apps of the paths in `STREAM_PROTOCOLS`."""
+
+    streams: Mapping[str, Any]
+    resume: ResumeEndpoint
+    management_app: FastAPI
+    engine_app: EngineApp
+    options: Callable[[], AppOptions]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._management_app(scope, receive, send)
+            await self.management_app(scope, receive, send)
         elif scope["type"] != "http":
             # vLLM's WebSocket endpoints are not offered yet. Before the handshake this is a 403.
             await send({"type": "websocket.close", "code": 1008})
@@ -62,7 +57,7 @@ class Router:
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         path = scope["path"]
-        if (app := self._streams.get(path)) is not None:
+        if (app := self.streams.get(path)) is not None:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}.", allowed={"POST"})
             content_type.check_json(scope["headers"])
@@ -72,9 +67,9 @@ class Router:
         elif (template := self._route_template(scope)) is not None:
             scope[EXCHANGE].stats.endpoint = template
             if scope["method"] == "GET" and template == STREAMS + "/{stream_id}" and not _wants_json(scope):
-                await self._resume(scope, receive, send, path.removeprefix(STREAMS + "/"))
+                await self.resume(scope, receive, send, path.removeprefix(STREAMS + "/"))
             else:
-                await self._management_app(scope, receive, send)
+                await self.management_app(scope, receive, send)
         else:
             await self._serve_engine_app(scope, receive, send)
 
@@ -90,7 +85,7 @@ class Router:
     def _route_template(self, scope: MutableMapping[str, Any]) -> str | None:
         """The path template of the management app's route. Raises MethodNotAllowed if only other methods match."""
         allowed: set[str] = set()
-        for route in self._management_app.routes:
+        for route in self.management_app.routes:
             match = route.matches(scope)[0]
             if match is Match.FULL:
                 return str(getattr(route, "path", "other"))
@@ -102,14 +97,14 @@ class Router:
 
     def _is_known(self, path: str) -> bool:
         scope = {"type": "http", "method": "GET", "path": path}
-        is_managed = any(route.matches(scope)[0] is not Match.NONE for route in self._management_app.routes)
-        return path in self._streams or is_managed or self._engine_app.has_path(path)
+        is_managed = any(route.matches(scope)[0] is not Match.NONE for route in self.management_app.routes)
+        return path in self.streams or is_managed or self.engine_app.has_path(path)
 
     async def _serve_engine_app(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         try:
-            await self._engine_app(scope, receive, send)
+            await self.engine_app(scope, receive, send)
         except NoRoute:
-            base = paths.base_url(scope, scope[EXCHANGE].caller.headers, self._options().root_path)
+            base = paths.base_url(scope, scope[EXCHANGE].caller.headers, self.options().root_path)
             raise NotFound(paths.not_found_message(scope["path"], base, self._is_known)) from None
 
 

@@ -15,7 +15,8 @@ from gateway.engine.supervisor import Phase
 from gateway.errors import SettingsError
 from gateway.metrics import Metrics
 from gateway.process_context import ProcessContext, SingleProcess
-from gateway.settings import Admission, Log, Server, Settings, Streams, Supervision
+from gateway.settings import Settings
+from gateway.settings_sections import Admission, Log, Server, Streams, Supervision
 from tests.support.asgi import Client
 from tests.support.engine import ScriptedEngine
 from tests.support.harness import CHAT

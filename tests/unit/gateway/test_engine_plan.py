@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from gateway import demo
 from gateway.engine_plan import plan_engine
-from gateway.settings import Settings, Synthetic
+from gateway.settings import Settings
+from gateway.settings_sections import Synthetic
 
 
 def test_without_a_model_the_demo_is_served() -> None:

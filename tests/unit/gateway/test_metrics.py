@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.domain import Cause
 from gateway.metrics import Metrics, add_queued_requests
-from gateway.settings import Admission, Streams
-from gateway.settings_sections import Section
+from gateway.settings_sections import Admission, Section, Streams
 
 
 @pytest.fixture

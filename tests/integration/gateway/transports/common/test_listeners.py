@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import SettingsError
 from gateway.server import listen
-from gateway.settings import Server
+from gateway.settings_sections import Server
 from gateway.transports.common.listeners import bind, bind_many, bind_unix, url_of
 
 

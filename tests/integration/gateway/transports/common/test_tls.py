@@ -14,7 +14,8 @@ import pytest
 from gateway import preflight
 from gateway.asgi import DIRECT_SINK
 from gateway.errors import SettingsError
-from gateway.settings import Server, Settings, Tls
+from gateway.settings import Settings
+from gateway.settings_sections import Server, Tls
 from gateway.transports.common.listeners import bind, bind_unix
 from gateway.transports.common.tls import CertificateFiles, Certificates, load
 from gateway.transports.http.connection import HttpConnection

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.vllm.synthetic.timing import EXIT_CODE, FaultControl, StepTiming
-from gateway.settings import Synthetic
+from gateway.settings_sections import Synthetic
 
 
 def process(takes: str) -> subprocess.Popen[str]:
