@@ -190,10 +190,10 @@ class _Scan:
         self._depth -= body.count(b"]", start, end) + body.count(b"}", start, end)
 
     def _is_of_numbers(self, start: int, end: int) -> bool:
-        for at in range(start, end, _WINDOW_BYTES):
-            if self._body[at : min(end, at + _WINDOW_BYTES)].translate(None, _NUMBERS):
-                return False
-        return True
+        return not any(
+            self._body[at : min(end, at + _WINDOW_BYTES)].translate(None, _NUMBERS)
+            for at in range(start, end, _WINDOW_BYTES)
+        )
 
     def _extract(self, start: int, end: int) -> None:
         body = self._body

@@ -7,7 +7,6 @@ and vLLM repeats it later with the same result.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
@@ -88,48 +87,30 @@ def parser_grammar(renderer: Any, request: Any) -> tuple[str, Any] | None:
     return ("tools" if request.tools else "response_format"), found
 
 
-# Bodies for vLLM's own app.
-
-
-def from_document(path: str, document: dict[str, Any]) -> Iterator[Any]:
-    """Requests of vLLM's models with the same grammars as the body for `path`, without its prompt."""
-    yield from _EXTRACTORS.get(path, _chat)(document)
-
-
-def _select(document: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: document[name] for name in (*_SHARED, *names) if document.get(name) is not None}
-
-
-def _chat(document: dict[str, Any]) -> Iterator[Any]:
+def from_document(path: str, document: dict[str, Any]) -> Any:
+    """A request of vLLM's models with the same grammars as a body for its own app at `path`, without the prompt; None
+    if the body has no grammar."""
+    match path:
+        case "/v1/responses":
+            return ResponsesRequest.model_validate({**_select(document, "text"), "input": "x"})
+        case "/v1/messages":
+            names = ("model", "tools", "tool_choice", "output_config")
+            given = {name: document[name] for name in names if name in document}
+            request = AnthropicMessagesRequest.model_validate(
+                {"model": "", "max_tokens": 1, **given, "messages": _PLACEHOLDER}
+            )
+            return AnthropicServingMessages.to_chat_completion_request(request)
+        case "/inference/v1/generate":
+            params = document.get("sampling_params")
+            found = params.get("structured_outputs") if isinstance(params, dict) else None
+            if not isinstance(found, dict):
+                return None
+            return CompletionRequest.model_validate({"prompt": "x", "structured_outputs": found})
     fields = _select(document, "response_format")
     if "prompt" in document and "messages" not in document:
-        yield CompletionRequest.model_validate({**fields, "prompt": "x"})
-    else:
-        yield ChatCompletionRequest.model_validate({**fields, "messages": _PLACEHOLDER})
+        return CompletionRequest.model_validate({**fields, "prompt": "x"})
+    return ChatCompletionRequest.model_validate({**fields, "messages": _PLACEHOLDER})
 
 
-def _responses(document: dict[str, Any]) -> Iterator[Any]:
-    yield ResponsesRequest.model_validate({**_select(document, "text"), "input": "x"})
-
-
-def _messages(document: dict[str, Any]) -> Iterator[Any]:
-    whole: dict[str, Any] = {"model": "", "max_tokens": 1}
-    for name in ("model", "tools", "tool_choice", "output_config"):
-        if name in document:
-            whole[name] = document[name]
-    request = AnthropicMessagesRequest.model_validate({**whole, "messages": _PLACEHOLDER})
-    yield AnthropicServingMessages.to_chat_completion_request(request)
-
-
-def _generate(document: dict[str, Any]) -> Iterator[Any]:
-    params = document.get("sampling_params")
-    wanted = params.get("structured_outputs") if isinstance(params, dict) else None
-    if isinstance(wanted, dict):
-        yield CompletionRequest.model_validate({"prompt": "x", "structured_outputs": wanted})
-
-
-_EXTRACTORS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
-    "/v1/responses": _responses,
-    "/v1/messages": _messages,
-    "/inference/v1/generate": _generate,
-}
+def _select(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return {one: document[one] for one in (*_SHARED, name) if document.get(one) is not None}

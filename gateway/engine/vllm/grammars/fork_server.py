@@ -56,7 +56,7 @@ class ForkServer:
         self._memory_bytes = int(config["max_memory_bytes"])
         self._backends = backends
         self._children: dict[int, _Child] = {}
-        self._arrived = bytearray()
+        self._arrived = b""
         self._set_death_signal = _death_signal()
 
     def run(self) -> None:
@@ -96,8 +96,8 @@ class ForkServer:
             piece = self._gateway.recv(2**20)
         except ConnectionError:
             return False
-        self._arrived += piece
-        while (document := _pop_document(self._arrived)) is not None:
+        *lines, self._arrived = (self._arrived + piece).split(b"\n")
+        for document in map(json.loads, lines):
             if "cancel" in document:
                 if document["cancel"] in self._children:
                     self._kill(document["cancel"])
@@ -203,16 +203,6 @@ def _death_signal() -> Callable[[], None]:
     return lambda: prctl(_PDEATHSIG, signal.SIGKILL)
 
 
-def _pop_document(arrived: bytearray) -> Any:
-    """Remove the first complete document from `arrived`; None if there is none yet."""
-    end = arrived.find(b"\n")
-    if end < 0:
-        return None
-    document = json.loads(arrived[:end])
-    del arrived[: end + 1]
-    return document
-
-
 def pack(document: Any) -> bytes:
     """A document in the form in which it is sent."""
     return json.dumps(document).encode() + b"\n"
@@ -230,12 +220,11 @@ def main() -> None:
     """Serve on the socket whose file descriptor is the only argument."""
     gateway = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    arrived = bytearray()
-    while (config := _pop_document(arrived)) is None:
-        piece = gateway.recv(2**20)
-        if not piece:
-            return
-        arrived += piece
+    # The gateway sends nothing else before this process is ready.
+    line = gateway.makefile("rb").readline()
+    if not line.endswith(b"\n"):
+        return
+    config = json.loads(line)
     server = ForkServer(gateway, config, _load_backends(config))
     try:
         server.run()

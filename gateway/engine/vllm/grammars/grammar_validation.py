@@ -1,18 +1,9 @@
 """Replaces vLLM's validation of grammars, because it compiles them on the event loop.
 
-vLLM compiles a grammar where it validates a request: in the request models' validators, in the tool parsers, and in
-AsyncLLM's input processor. All of these call the functions that are replaced here by look-ups in the checker process's
-results: an unknown grammar passes, because it is checked before its request reaches the engine; a known one is accepted
-or refused by its result.
-
-Replaced are, and nothing else of vLLM:
-- `backend_xgrammar.validate_xgrammar_grammar`, `backend_guidance.validate_guidance_grammar`,
-  `backend_guidance.has_guidance_unsupported_json_features`,
-  `backend_outlines.validate_structured_output_request_outlines`,
-  `backend_lm_format_enforcer.validate_structured_output_request_lm_format_enforcer`, because they compile the grammar
-  or walk the schema;
-- `SamplingParams._validate_structured_outputs`, to refuse a grammar that has not been checked; then vLLM's own runs;
-- `AsyncLLM.add_request` of our engine, to check a grammar that reached the engine on a path without an earlier check.
+vLLM compiles a grammar, or walks its schema, where it validates a request: in the request models' validators, in the
+tool parsers, and in AsyncLLM's input processor. All of these call the functions that are replaced here by look-ups in
+the checker process's results: an unknown grammar passes, because it is checked before its request reaches the engine; a
+known one is accepted or refused by its result.
 """
 
 from __future__ import annotations
@@ -81,6 +72,7 @@ def replace_validators(find_result: Callable[[Mapping[str, Any]], CheckResult | 
         return result is not None and result.backend == "outlines"
 
     def verify(self: Any, model_config: Any, structured_outputs_config: Any, tokenizer: Any) -> None:
+        # Refuses a grammar that has not been checked; then vLLM's own runs.
         if self.structured_outputs is not None and structured_outputs_config is not None and look_up(self) is None:
             if _IS_EARLY.get():
                 return
@@ -100,7 +92,8 @@ def replace_validators(find_result: Callable[[Mapping[str, Any]], CheckResult | 
 
 
 def check_every_request(llm: Any, check: Callable[[Any], Awaitable[None]]) -> None:
-    """Replaces `add_request` of this AsyncLLM, to `check` the sampling parameters of every request with a grammar."""
+    """Replaces `add_request` of this AsyncLLM, to `check` the sampling parameters of every request with a grammar,
+    because it may reach the engine on a path without an earlier check."""
     add = llm.add_request
 
     async def add_request(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:

@@ -77,22 +77,22 @@ class GrammarService:
         """Check the grammars in a body for vLLM's own app; `read_body` parses it within the limits of a body. Raises
         ClientError that names the field."""
 
-        def extract() -> list[Any]:
+        def extract() -> Any:
             document = read_body() if extraction.may_contain_grammar(body) else None
-            return list(extraction.from_document(path, document)) if isinstance(document, dict) else []
+            return extraction.from_document(path, document) if isinstance(document, dict) else None
 
         try:
-            extracted = extract() if len(body) <= _SHORT_BYTES else await asyncio.to_thread(extract)
+            request = extract() if len(body) <= _SHORT_BYTES else await asyncio.to_thread(extract)
         except (VLLMError, ValueError, TypeError, AttributeError, KeyError):
             # vLLM's app refuses this body, with a better message.
             return
-        names = _FIELD_NAMES.get(path, {})
-        for request in extracted:
-            try:
-                await self.check_request(renderer, request, client)
-            except ClientError as error:
-                field = names.get(error.param or "", error.param)
-                raise ClientError(error.message.replace(f"{error.param}:", f"{field}:", 1), param=field) from None
+        if request is None:
+            return
+        try:
+            await self.check_request(renderer, request, client)
+        except ClientError as error:
+            field = _FIELD_NAMES.get(path, {}).get(error.param or "", error.param)
+            raise ClientError(error.message.replace(f"{error.param}:", f"{field}:", 1), param=field) from None
 
     async def _check_params(self, params: Any) -> None:
         """Check the grammar in sampling parameters that reach the engine, on whatever path."""

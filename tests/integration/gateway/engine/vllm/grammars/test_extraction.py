@@ -69,7 +69,7 @@ def test_tools_become_a_grammar_where_they_must_be_called_or_are_strict(fields: 
 def test_grammars_are_found_in_bodies_for_vllms_own_app(path: str, document: Any, constraint: Any) -> None:
     assert extraction.may_contain_grammar(json.dumps(document).encode())
 
-    (request,) = extraction.from_document(path, document)
+    request = extraction.from_document(path, document)
     named = extraction.named_grammar(request)
 
     assert named is not None
