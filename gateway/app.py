@@ -219,19 +219,6 @@ class Sluice:
         """Whether the served model answers chats, once the engine is up."""
         return self.supervisor.engine.route("POST", "/v1/chat/completions") is Route.USES_ENGINE
 
-    @property
-    def is_starting(self) -> bool:
-        """Whether an engine is being built right now."""
-        return self.supervisor.is_launching
-
-    async def drain(self, timeout_s: float) -> None:
-        """Admit nothing new, let running requests finish for `timeout_s`, then end the rest."""
-        await self.registry.drain(timeout_s)
-
-    def end_now(self) -> None:
-        """End every running request."""
-        self.registry.end_all()
-
     async def _render_metrics(self) -> bytes:
         # The queue is added to the page of all processes, because of vLLM's gauges only one process's are in it.
         return add_queued_requests(await self._context.collect_metrics(self.metrics.render))

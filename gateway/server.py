@@ -89,11 +89,11 @@ class ServerProcess(UvicornServer):
 
     def end_now(self) -> None:
         """End all requests and the process."""
-        self.sluice.end_now()
+        self.sluice.registry.end_all()
         self.should_exit = self.force_exit = True
 
     async def _drain(self) -> None:
-        await self.sluice.drain(self.drain_timeout_s)
+        await self.sluice.registry.drain(self.drain_timeout_s)
         self.should_exit = True
 
 
@@ -139,7 +139,7 @@ def serve(settings: Settings, build: Build, startup_log: StartupLog) -> int:
     shutdown.log_end(reason, code, server.sluice.metrics.endings, startup_log.elapsed_s)
     if failure is not None:
         print(f"sluice: {failure}", file=sys.stderr)
-    return shutdown.exit_process(code, hurry=server.sluice.is_starting)
+    return shutdown.exit_process(code, hurry=server.sluice.supervisor.is_launching)
 
 
 def run(

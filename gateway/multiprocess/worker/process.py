@@ -68,7 +68,7 @@ class WorkerServer(server.ServerProcess):
 
     async def _drain(self) -> None:
         # This process stays until all workers have drained, because they forward requests about its streams.
-        await self.sluice.drain(self.drain_timeout_s)
+        await self.sluice.registry.drain(self.drain_timeout_s)
         self.context.send(WorkerDrained())
 
     def _on_parent_lost(self) -> None:

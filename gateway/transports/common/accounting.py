@@ -47,7 +47,8 @@ def close(
 ) -> None:
     """Report an exchange that is over, and log it. `is_delivered`: the client has all of the response; `is_error`: the
     response is an error; `failure`: why the exchange failed, where its resumable stream goes on."""
-    seconds = now_s - stats.caller.arrival_s
+    caller = stats.caller
+    seconds = now_s - caller.arrival_s
     cause: str | None = None
     if not stats.uses_engine:
         outcome = "error" if is_error or not is_delivered else "ok"
@@ -60,26 +61,19 @@ def close(
         outcome = cause = stats.cause.value
     stats.instrumentation.served(stats.endpoint, outcome, seconds)
     if ACCESS.isEnabledFor(log_level):
-        fields = _log_fields(stats, path, status, cause, seconds)
+        fields: dict[str, Any] = {
+            # A response of vLLM's small endpoints has no id but the request's.
+            "id": stats.id,
+            "request_id": caller.request_id,
+            "path": path,
+            "model": stats.model,
+            "status": status,
+            "cause": cause,
+            "prompt_tokens": stats.prompt_tokens if cause else None,
+            "completion_tokens": stats.completion_tokens if cause else None,
+            "queue_s": None if stats.queued_s is None else round(stats.queued_s, 4),
+            "ttft_s": None if stats.first_token_s is None else round(stats.first_token_s - caller.arrival_s, 4),
+            "duration_s": round(seconds, 4),
+            "owner": caller.owner,
+        }
         ACCESS.log(log_level, "request", extra={"fields": fields})
-
-
-def _log_fields(
-    stats: RequestStats, path: str, status: int | None, cause: str | None, seconds: float
-) -> dict[str, Any]:
-    caller = stats.caller
-    return {
-        # A response of vLLM's small endpoints has no id but the request's.
-        "id": stats.id,
-        "request_id": caller.request_id,
-        "path": path,
-        "model": stats.model,
-        "status": status,
-        "cause": cause,
-        "prompt_tokens": stats.prompt_tokens if cause else None,
-        "completion_tokens": stats.completion_tokens if cause else None,
-        "queue_s": None if stats.queued_s is None else round(stats.queued_s, 4),
-        "ttft_s": None if stats.first_token_s is None else round(stats.first_token_s - caller.arrival_s, 4),
-        "duration_s": round(seconds, 4),
-        "owner": caller.owner,
-    }

@@ -40,14 +40,9 @@ def wrap(app: Any, middleware: Sequence[Any]) -> Any:
         # A function costs Starlette's task and queue for each request, as in vLLM.
         make: Any = one if inspect.isclass(one) else partial(BaseHTTPMiddleware, dispatch=one)
         app = make(app)
-    return _WithoutDirectWrites(app)
 
+    async def without_direct_writes(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        # Direct writes to the connection would bypass the middleware.
+        await app({name: value for name, value in scope.items() if name != DIRECT_SINK}, receive, send)
 
-class _WithoutDirectWrites:
-    """Removes the connection from the scope, because direct writes to it would bypass the middleware."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        await self._app({name: value for name, value in scope.items() if name != DIRECT_SINK}, receive, send)
+    return without_direct_writes

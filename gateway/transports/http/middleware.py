@@ -214,15 +214,12 @@ class _LimitedReceive:
             # The server also sends this after a complete response, where it has no meaning.
             self._tracked_send.on_disconnect()
         elif message["type"] == "http.request":
-            if (
-                self._connection is not None
-                and self._connection.body_error is not None
-                and message.get("more_body", False)
-            ):
-                if isinstance(self._connection.body_error, Overloaded):
-                    self._instrumentation.rejected(self._connection.body_error.reason)
+            error = None if self._connection is None else self._connection.body_error
+            if error is not None and message.get("more_body", False):
+                if isinstance(error, Overloaded):
+                    self._instrumentation.rejected(error.reason)
                 # A copy: with the traceback the connection would keep all of the body that has arrived.
-                raise self._refused(copy(self._connection.body_error))
+                raise self._refused(copy(error))
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
                 raise self._too_large()

@@ -90,7 +90,7 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
     assert (await process.client("GET", "/readyz").finish()).status == 503
     assert (await process.client("GET", "/livez").finish()).status == 200
     assert process.number("sluice_ready") == 0
-    assert process.sluice.is_starting
+    assert process.sluice.supervisor.is_launching
 
     await asyncio.sleep(21)
 
@@ -157,7 +157,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
 
     assert (await process.client("GET", "/readyz").finish()).status == 503
     assert (await process.client("GET", "/livez").finish()).status == 200, "a restart is no reason to kill the process"
-    assert process.sluice.is_starting is True
+    assert process.sluice.supervisor.is_launching is True
 
     await asyncio.sleep(26)
     engine.runs[0].end("gin")
@@ -236,7 +236,7 @@ async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at
     await settle()
     engine.runs[0].put_text("a")
     await settle()
-    drain = asyncio.get_running_loop().create_task(process.sluice.drain(20))
+    drain = asyncio.get_running_loop().create_task(process.sluice.registry.drain(20))
     await settle()
     ready = await process.client("GET", "/readyz").finish()
 
@@ -265,7 +265,7 @@ async def test_everything_can_be_ended_now() -> None:
     await process.start()
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
-    process.sluice.end_now()
+    process.sluice.registry.end_all()
     await stream.finish()
 
     assert (stream.status, stream.error()["code"]) == (500, "server_draining")

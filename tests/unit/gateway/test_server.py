@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.time import in_virtual_time, settle
 
 
 class Process:
-    """A server, and the app that it stops, which records its calls."""
+    """A server, and the registry of the app that it stops, which records its calls."""
 
     def __init__(self, running_s: float = 5.0) -> None:
         self.running_s = running_s
@@ -28,14 +29,14 @@ class Process:
         self.server = server.ServerProcess(
             uvicorn.Config(App(), http=HttpConnection, ws="none", lifespan="off", log_config=None)
         )
-        self.server.sluice = self  # type: ignore[assignment]
+        self.server.sluice = SimpleNamespace(registry=self)  # type: ignore[assignment]
         self.server.drain_timeout_s = 30.0
 
     async def drain(self, timeout_s: float) -> None:
         self.calls.append(timeout_s)
         await asyncio.sleep(self.running_s)
 
-    def end_now(self) -> None:
+    def end_all(self) -> None:
         self.calls.append("now")
 
 

@@ -29,13 +29,13 @@ class IdleSluice:
     def __init__(self) -> None:
         self.drains: list[float] = []
         self.ended = False
-        self.metrics = self
+        self.metrics = self.registry = self
         self.endings = Counter({Cause.COMPLETED: 2})
 
     async def drain(self, timeout_s: float) -> None:
         self.drains.append(timeout_s)
 
-    def end_now(self) -> None:
+    def end_all(self) -> None:
         self.ended = True
 
 
