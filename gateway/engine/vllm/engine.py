@@ -109,9 +109,7 @@ class VllmEngine:
             has_docs=not args.disable_fastapi_docs,
             counts_load=bool(args.enable_server_load_tracking),
         )
-        intake = BodyIntake(
-            self._app, self._field_filter, self._documents, self.prepare_timeout_s, error_mapping.from_validator
-        )
+        intake = BodyIntake(self._app, self._documents, self.prepare_timeout_s, error_mapping.from_validator)
         self._running.is_background_task = self._in_background
         self.http: ASGIApp = normalize_errors(app.abort_on_exit(intake, self._running, self._abort), self._engine_error)
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))

@@ -61,32 +61,27 @@ class _Check:
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
+@dataclass(slots=True, eq=False)
 class CheckQueue:
-    """The grammars of one gateway process that are being checked, and the results."""
+    """The grammars of one gateway process that are being checked, and the results.
 
-    def __init__(
-        self,
-        limits: GrammarLimits,
-        clock: Clock,
-        *,
-        start: Callable[[OnDocument], Awaitable[CheckerConnection]],
-        vocabulary: Callable[[], Awaitable[Mapping[str, Any]]],
-    ) -> None:
-        """`start` starts a checker process; it is called for the first grammar, and again after that process has ended.
-        `vocabulary` returns outlines' vocabulary; it is called when a grammar needs it."""
-        self._limits = limits
-        self._clock = clock
-        self._start = start
-        self._vocabulary = vocabulary
-        self._process: CheckerConnection | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._vocabulary_sent: asyncio.Task[None] | None = None
-        self._checks: dict[bytes, _Check] = {}
-        self._running: dict[int, _Check] = {}
-        self._waiting: OrderedDict[str, deque[_Check]] = OrderedDict()
-        self._end_oldest_timer: asyncio.TimerHandle | None = None
-        self._last_id = 0
-        self.results = ResultCache()
+    `start` starts a checker process; it is called for the first grammar, and again after that process has ended.
+    `vocabulary` returns outlines' vocabulary; it is called when a grammar needs it.
+    """
+
+    limits: GrammarLimits
+    clock: Clock
+    start: Callable[[OnDocument], Awaitable[CheckerConnection]]
+    vocabulary: Callable[[], Awaitable[Mapping[str, Any]]]
+    results: ResultCache = field(default_factory=ResultCache, init=False)
+    _process: CheckerConnection | None = field(default=None, init=False)
+    _starting: asyncio.Task[None] | None = field(default=None, init=False)
+    _vocabulary_sent: asyncio.Task[None] | None = field(default=None, init=False)
+    _checks: dict[bytes, _Check] = field(default_factory=dict, init=False)
+    _running: dict[int, _Check] = field(default_factory=dict, init=False)
+    _waiting: OrderedDict[str, deque[_Check]] = field(default_factory=OrderedDict, init=False)
+    _end_oldest_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _last_id: int = field(default=0, init=False)
 
     @property
     def pending(self) -> int:
@@ -139,7 +134,7 @@ class CheckQueue:
         # All waiters may have gone; asyncio would warn of an exception that is never retrieved.
         check.result.add_done_callback(lambda done: done.cancelled() or done.exception())
         starting_s = _START_GRACE_S if self._process is None else 0.0
-        check.timer = loop.call_later(starting_s + self._limits.wall_s, self._on_timeout, check)
+        check.timer = loop.call_later(starting_s + self.limits.wall_s, self._on_timeout, check)
         self._checks[key] = check
         queue.append(check)
         self._start_waiting()
@@ -153,7 +148,7 @@ class CheckQueue:
             self._fail(check, Overloaded("Other grammars took the time of this one.", retry_after_s=2))
         # Otherwise the process reports whether the grammar was slow or the machine was busy; it has the figures.
         elif check.id in self._running:
-            left_s = check.started_s + self._limits.wall_s + _ANSWER_WITHIN_S - self._clock.now()
+            left_s = check.started_s + self.limits.wall_s + _ANSWER_WITHIN_S - self.clock.now()
             check.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fail, check, _too_busy())
 
     def _abandon(self, check: _Check) -> None:
@@ -187,27 +182,27 @@ class CheckQueue:
         if self._waiting and self._process is None:
             self.start_process()
             return
-        while self._waiting and len(self._running) < self._limits.processes:
+        while self._waiting and len(self._running) < self.limits.processes:
             client, queue = self._waiting.popitem(last=False)
             check = queue.popleft()
             if queue:
                 self._waiting[client] = queue
-            check.started_s = self._clock.now()
+            check.started_s = self.clock.now()
             self._running[check.id] = check
             assert self._process is not None
             self._process.send({"id": check.id, "constraint": dict(check.constraint)})
         if self._waiting and self._end_oldest_timer is None:
             oldest = min(self._running.values(), key=_started_s)
-            wait_s = max(0.0, _started_s(oldest) + _UNDISTURBED_S - self._clock.now())
+            wait_s = max(0.0, _started_s(oldest) + _UNDISTURBED_S - self.clock.now())
             self._end_oldest_timer = asyncio.get_running_loop().call_later(wait_s, self._end_oldest)
 
     def _end_oldest(self) -> None:
         """End the longest-running check if all processes are in use and a check waits."""
         self._end_oldest_timer = None
-        if not self._waiting or not self._running or len(self._running) < self._limits.processes:
+        if not self._waiting or not self._running or len(self._running) < self.limits.processes:
             return
         oldest = min(self._running.values(), key=_started_s)
-        if self._clock.now() - _started_s(oldest) >= _UNDISTURBED_S:
+        if self.clock.now() - _started_s(oldest) >= _UNDISTURBED_S:
             self._fail(
                 oldest,
                 Overloaded(
@@ -222,7 +217,7 @@ class CheckQueue:
 
     async def _run_start(self) -> None:
         try:
-            self._process = await asyncio.wait_for(self._start(self._on_document), _READY_WITHIN_S)
+            self._process = await asyncio.wait_for(self.start(self._on_document), _READY_WITHIN_S)
         except Exception:
             logger.error("the process that checks grammars could not be started")
             logger.debug("the cause", exc_info=True)
@@ -259,10 +254,10 @@ class CheckQueue:
         if document["outcome"] == "good":
             return CheckResult(str(document["backend"]), cpu_s=cpu_s)
         if document["outcome"] in ("slow", "late"):
-            message = f"takes longer than {self._limits.timeout_s:g} s to compile (grammars.timeout_s)"
+            message = f"takes longer than {self.limits.timeout_s:g} s to compile (grammars.timeout_s)"
             return CheckResult(None, message, cpu_s)
         if document["outcome"] == "memory":
-            limit_mib = self._limits.max_memory_bytes // 2**20
+            limit_mib = self.limits.max_memory_bytes // 2**20
             return CheckResult(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)", cpu_s)
         return CheckResult(None, f"cannot be compiled: {document.get('message', '')}", cpu_s)
 
@@ -274,7 +269,7 @@ class CheckQueue:
             self._vocabulary_sent.add_done_callback(lambda _: self._requeue(check))
 
     async def _send_vocabulary(self, check: _Check) -> None:
-        document = await self._vocabulary()
+        document = await self.vocabulary()
         if self._process is not None:
             self._process.send({"vocabulary": document})
         self._requeue(check)

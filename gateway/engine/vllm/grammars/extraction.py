@@ -46,17 +46,16 @@ def has_tool_grammars(request: Any) -> bool:
     return (
         request.tool_choice not in ("auto", None)
         or request.parallel_tool_calls is False
-        or any(_function(tool).get("strict") for tool in tools)
+        or any(getattr(_function(tool), "strict", None) for tool in tools)
     )
 
 
 def tool_schemas(request: Any) -> list[Any]:
-    return [_function(tool).get("parameters") for tool in request.tools]
+    return [getattr(_function(tool), "parameters", None) for tool in request.tools]
 
 
-def _function(tool: Any) -> dict[str, Any]:
-    inner = getattr(tool, "function", tool)
-    return {name: getattr(inner, name, None) for name in ("parameters", "strict")}
+def _function(tool: Any) -> Any:
+    return getattr(tool, "function", tool)
 
 
 def parser_grammar(renderer: Any, request: Any) -> tuple[str, Any] | None:

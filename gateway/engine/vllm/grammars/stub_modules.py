@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_BACKENDS = "vllm.v1.structured_output"
 # vLLM's modules that are loaded; they use only each other and the names in `_StubFinder.exec_module`.
 _LOADED = frozenset(
     {
@@ -31,7 +30,6 @@ _LOADED = frozenset(
         "vllm.v1.structured_output.utils",
     }
 )
-_ROOTS = ("torch", "transformers", "vllm")
 
 
 class _Placeholder:
@@ -67,7 +65,7 @@ class _StubFinder(MetaPathFinder, Loader):
         self._vllm_folder = vllm_folder
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] not in _ROOTS or fullname in _LOADED:
+        if fullname.partition(".")[0] not in ("torch", "transformers", "vllm") or fullname in _LOADED:
             return None
         return ModuleSpec(fullname, self, is_package=True)
 
@@ -111,4 +109,4 @@ def install_stubs() -> None:
 
 def import_backend(name: str) -> Any:
     """The module of one of vLLM's backends, such as `backend_xgrammar`."""
-    return importlib.import_module(f"{_BACKENDS}.{name}")
+    return importlib.import_module(f"vllm.v1.structured_output.{name}")

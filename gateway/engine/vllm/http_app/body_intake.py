@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, MutableMapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +23,6 @@ from gateway.engine.bounded_json import is_cheap_to_parse
 from gateway.engine.vllm.bounded_validation import BoundedValidator, to_client_error
 from gateway.engine.vllm.http_app.document_reader import DocumentReader
 from gateway.engine.vllm.http_app.invocations import InvocationsValidator
-from gateway.engine.vllm.http_app.untrusted_fields import UntrustedFieldFilter
 from gateway.errors import DeadlineExceeded, SluiceError
 from gateway.offload import Offload
 
@@ -35,49 +35,42 @@ _validated: ContextVar[list[Any] | None] = ContextVar("sluice_validated", defaul
 """The validated body of the current request, in a list of one; None where FastAPI validates it."""
 
 
+@dataclass(slots=True, eq=False)
 class BodyIntake:
-    """An ASGI app that validates bodies in front of vLLM's app."""
+    """An ASGI app that validates bodies in front of vLLM's app. `timeout_s` bounds the check of one body. `explain`
+    turns an exception from a validator of vLLM's into an error of ours, given the type and the document."""
 
-    def __init__(
-        self,
-        app: Any,
-        field_filter: UntrustedFieldFilter,
-        documents: DocumentReader,
-        timeout_s: float,
-        explain: Callable[[Exception, Any, dict[str, Any]], SluiceError],
-    ) -> None:
-        """`timeout_s` bounds the check of one body. `explain` turns an exception from a validator of vLLM's into an
-        error of ours, given the type and the document."""
-        self._app = app
-        self._field_filter = field_filter
-        self._documents = documents
-        self._timeout_s = timeout_s
-        self._explain = explain
-        self._offload = Offload("sluice-intake")
-        self._validators: dict[int, BoundedValidator | InvocationsValidator] = {}
-        for route in app.routes:
+    app: Any
+    documents: DocumentReader
+    timeout_s: float
+    explain: Callable[[Exception, Any, dict[str, Any]], SluiceError]
+    _offload: Offload = field(default_factory=lambda: Offload("sluice-intake"), init=False)
+    _validators: dict[int, BoundedValidator | InvocationsValidator] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for route in self.app.routes:
             fields = getattr(getattr(route, "dependant", None), "body_params", [])
             if len(fields) == 1 and not getattr(route, "_embed_body_fields", False):
                 info = fields[0].field_info
                 self._validators[id(route)] = BoundedValidator(Annotated[info.annotation, info])
                 _replace_field_validation(fields[0])
-            elif (invocations := InvocationsValidator.for_route(route, app, _validated)) is not None:
+            elif (invocations := InvocationsValidator.for_route(route, self.app, _validated)) is not None:
                 self._validators[id(route)] = invocations
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
-        headers = self._field_filter.filter_raw_headers(scope["headers"])
+        headers = self.documents.field_filter.filter_raw_headers(scope["headers"])
         if scope["method"] in ("GET", "HEAD") or not _is_json(headers):
-            await self._app({**scope, "headers": headers}, receive, send)
+            await self.app({**scope, "headers": headers}, receive, send)
             return
         body = await read_body(receive)
         if body is None:
             return
         validated = None
         if body:
-            route = next((one for one in self._app.routes if _matches(one, scope)), None)
+            route = next((one for one in self.app.routes if _matches(one, scope)), None)
             try:
                 validated, body = await self._validate(body, self._validators.get(id(route)), receive)
             except _ClientDisconnected:
@@ -86,7 +79,7 @@ class BodyIntake:
         headers.append((b"content-length", b"%d" % len(body)))
         token = _validated.set(validated)
         try:
-            await self._app({**scope, "headers": headers}, _replay(body, receive), send)
+            await self.app({**scope, "headers": headers}, _replay(body, receive), send)
         finally:
             _validated.reset(token)
 
@@ -99,11 +92,11 @@ class BodyIntake:
         tenant = None if stats is None else stats.caller.owner
         work = partial(self._check, body, validate)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 return await _until_disconnect(self._offload.run(work, size=len(body), tenant=tenant), receive)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"Checking the request body took longer than {self._timeout_s:g} s (server.prepare_timeout_s)."
+                f"Checking the request body took longer than {self.timeout_s:g} s (server.prepare_timeout_s)."
             ) from None
 
     def _check(
@@ -111,9 +104,9 @@ class BodyIntake:
     ) -> tuple[list[Any] | None, bytes]:
         """The validated body, and the bytes that FastAPI will read. Without a validator, FastAPI validates."""
         if validate is None:
-            document, is_changed = self._documents.read(body)
+            document, is_changed = self.documents.read(body)
             return None, orjson.dumps(document) if is_changed else body
-        document = self._documents.read_object(body)
+        document = self.documents.read_object(body)
         try:
             request = validate(document)
         except ValidationError as error:
@@ -121,7 +114,7 @@ class BodyIntake:
         except SluiceError:
             raise
         except Exception as error:
-            raise self._explain(error, validate.kind, document) from None
+            raise self.explain(error, validate.kind, document) from None
         return [request], validate.short_fields(document) if isinstance(validate, InvocationsValidator) else b"{}"
 
 

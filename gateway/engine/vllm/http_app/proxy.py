@@ -60,13 +60,6 @@ class AbortedByEngine(Aborted, GracefulHTTPError):  # type: ignore[misc,unused-i
         GracefulHTTPError.__init__(self, "The engine gave this request up.", HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-class GrammarDeadEnd(GracefulHTTPError):  # type: ignore[misc,unused-ignore]
-    """The engine could not continue within the request's grammar."""
-
-    def __init__(self) -> None:
-        super().__init__(error_mapping.GRAMMAR_DEAD_END, HTTPStatus.BAD_REQUEST)
-
-
 class EngineProxy:
     """Replaces the EngineClient of vLLM's serving objects, because they must not reach AsyncLLM directly. Not a
     subclass: that abstract class grows with every release."""
@@ -138,7 +131,7 @@ class EngineProxy:
                     if "abort" in reasons:
                         self._on_abort(run)
                     elif "error" in reasons and getattr(params, "structured_outputs", None) is not None:
-                        raise GrammarDeadEnd
+                        raise GracefulHTTPError(error_mapping.GRAMMAR_DEAD_END, HTTPStatus.BAD_REQUEST)
                     for part in self._endings.split(output) if in_chunks else (output,):
                         yield part
         except (EngineDeadError, EngineGenerateError) as error:

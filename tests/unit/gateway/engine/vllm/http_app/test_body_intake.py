@@ -66,7 +66,7 @@ def make_intake(timeout_s: float = 5.0, **limits: int) -> BodyIntake:
 
     field_filter = UntrustedFieldFilter(trust=False)
     documents = DocumentReader(field_filter, BodyLimits(**limits), vocabulary=1000, context=500)
-    return BodyIntake(app, field_filter, documents, timeout_s, lambda error, *_: ClientError(str(error)))
+    return BodyIntake(app, documents, timeout_s, lambda error, *_: ClientError(str(error)))
 
 
 async def post(intake: BodyIntake, path: str, body: Any) -> Any:
