@@ -111,23 +111,16 @@ class Watchdog:
             return _HEALTHY
         is_busy = self._is_busy()
         # It goes on with the requests that it has, and between any two steps it would have answered.
-        reason = f"requests have not reached the engine for {unanswered_s:.0f} s"
-        if passed_over_s - silent_s > self._hang_timeout_s:
-            return Assessment(reason, is_dead=True)
-        if passed_over_s - silent_s > self._unready_after_s:
-            return Assessment(reason)
-        if is_busy:
+        overdue_s = passed_over_s - silent_s
+        if overdue_s > self._unready_after_s:
+            reason = f"requests have not reached the engine for {unanswered_s:.0f} s"
+            return Assessment(reason, is_dead=overdue_s > self._hang_timeout_s)
+        if is_busy and silent_s > self._hang_timeout_s:
             reason = f"the engine has not answered for {silent_s:.0f} s, though it computes"
-            if silent_s > self._long_step_timeout_s:
-                return Assessment(reason, is_dead=True)
-            if silent_s > self._hang_timeout_s:
-                return Assessment(reason)
-        else:
+            return Assessment(reason, is_dead=silent_s > self._long_step_timeout_s)
+        if not is_busy and silent_s > self._unready_after_s:
             reason = f"the engine has not answered for {silent_s:.0f} s and does not compute"
-            if silent_s > self._hang_timeout_s:
-                return Assessment(reason, is_dead=True)
-            if silent_s > self._unready_after_s:
-                return Assessment(reason)
+            return Assessment(reason, is_dead=silent_s > self._hang_timeout_s)
         if waited_s - unanswered_s > _BACKLOG_S:
             return Assessment(f"outputs of the engine wait for {waited_s:.0f} s to be read")
         return _HEALTHY

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.engine.os_processes import usage
-from gateway.engine.vllm.core_client.probe import Probe
-from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
 from gateway.engine.watchdog import Observation, Watchdog
+
+if TYPE_CHECKING:
+    from gateway.engine.vllm.core_client.restartable import RestartableCoreClient
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+# A question costs the engine about as much as one token.
+_ASK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,37 @@ class HangTimeouts:
 
     hang_timeout_s: float
     long_step_timeout_s: float
+
+
+class Probe:
+    """Sends the engine a small question about once a second, on the way that requests take: through the client's socket
+    to the engine's busy loop, and back with its outputs. At most one question is unanswered at a time."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bool]], now_s: float) -> None:
+        """`ask` sends the question and returns the answer: whether an operator has paused the engine."""
+        self._ask = ask
+        self._sent_s = now_s - _ASK_EVERY_S
+        self._task: asyncio.Task[bool] | None = None
+        self.is_paused = False
+        """The newest answer."""
+
+    def step(self, now_s: float) -> float | None:
+        """Take an answer that has come, and send the question if it is time to. Returns when the unanswered question
+        was sent, None if there is none."""
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            # Errors are reported elsewhere; the question to a dead engine is sent again.
+            with suppress(Exception, asyncio.CancelledError):
+                self.is_paused = task.result()
+        if self._task is None and now_s - self._sent_s >= _ASK_EVERY_S:
+            self._sent_s = now_s
+            self._task = asyncio.ensure_future(self._ask())
+        return None if self._task is None else self._sent_s
+
+    def close(self) -> None:
+        """Stop waiting for an answer."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 async def wait_dead(

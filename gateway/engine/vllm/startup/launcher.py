@@ -10,7 +10,6 @@ from gateway.engine.shared import EngineHost
 from gateway.engine.vllm import daemon_threads, engine_process
 from gateway.engine.vllm.compat import check
 from gateway.engine.vllm.core_client import factory, remote_engines
-from gateway.engine.vllm.core_client.attachment import EngineAttachment
 from gateway.engine.vllm.daemon_threads import run_in_daemon_thread
 from gateway.engine.vllm.grammars.limits import GrammarLimits
 from gateway.engine.vllm.startup.engine_arguments import early_problems, parse_args
@@ -34,7 +33,7 @@ async def start(plan: EnginePlan, clock: Clock, engine_host: EngineHost | None =
     Raises SettingsError, in one sentence, if it cannot start.
     """
     errors = prepare(plan)
-    attachment = None if engine_host is None else EngineAttachment(engine_host)
+    attachment = None if engine_host is None else factory.EngineAttachment(engine_host)
     if attachment is not None:
         # The processes that a worker starts are no engine.
         engine_process.unmark_environment()
@@ -69,7 +68,7 @@ async def start(plan: EnginePlan, clock: Clock, engine_host: EngineHost | None =
     return engine
 
 
-def _build(plan: EnginePlan, attachment: EngineAttachment | None) -> tuple[Any, Any]:
+def _build(plan: EnginePlan, attachment: factory.EngineAttachment | None) -> tuple[Any, Any]:
     plan.on_stage("importing vLLM")
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.core_client.attachment import EngineAttachment
+from gateway.engine.vllm.core_client.factory import EngineAttachment
 from gateway.errors import EngineFailed
 from tests.support.time import in_virtual_time
 

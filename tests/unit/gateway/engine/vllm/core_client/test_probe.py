@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.engine.vllm.core_client.probe import Probe
+from gateway.engine.vllm.core_client.watch import Probe
 from tests.support.time import clock, in_virtual_time, settle
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.vllm.startup.worker_arguments import _ENVIRONMENT, worker_problems
+from gateway.engine.vllm.startup.engine_arguments import _ENVIRONMENT, worker_problems
 
 
 def args(**given: Any) -> SimpleNamespace:
