@@ -189,7 +189,7 @@ def test_ports_exist(objects: list[Object]) -> None:
             assert len(numbers) == len(set(numbers))
 
 
-def test_what_is_named_is_made_or_must_be_there(objects: list[Object]) -> None:
+def test_named_objects_are_made_or_must_exist(objects: list[Object]) -> None:
     for one in objects:
         for route in one["spec"].get("rules", ()) if one["kind"] == "HTTPRoute" else ():
             for backend in route["backendRefs"]:
@@ -232,7 +232,7 @@ def test_mounts_have_volumes_and_volumes_mounts(objects: list[Object]) -> None:
             assert len(paths) == len(set(paths))
 
 
-def test_what_is_written_to_can_be_written(objects: list[Object]) -> None:
+def test_written_paths_are_writable(objects: list[Object]) -> None:
     """With a read-only file system, every folder that a variable names lies on a volume."""
     for _, pod, container in _servers(objects):
         writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]

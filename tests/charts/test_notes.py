@@ -36,7 +36,7 @@ def _notes(chart: Path, *files: Path, values: dict[str, Any] | None = None, kube
     return text
 
 
-def test_what_is_in_force(chart: Path) -> None:
+def test_notes_list_what_is_in_force(chart: Path) -> None:
     values = DEMO | {"models.a.drain.timeoutSeconds": 45, "models.a.probes.liveness.failureThreshold": 12}
     page = _notes(chart, values=values)
 

@@ -207,7 +207,7 @@ def test_other_devices_are_another_template_of_claims() -> None:
         ({"models.a.tolerations": [{"key": "mine", "operator": "Exists"}]}, ["mine"]),
     ],
 )
-def test_what_needs_gpus_may_run_where_they_are(values: dict[str, Any], keys: list[str]) -> None:
+def test_pods_that_need_gpus_may_run_where_they_are(values: dict[str, Any], keys: list[str]) -> None:
     pod = _pod(render(values={"models.a.source.repository": "x"} | values), "rel-a")
 
     assert [one["key"] for one in pod.get("tolerations", ())] == keys

@@ -102,7 +102,7 @@ def test_an_unknown_kind_is_found() -> None:
     assert problems(one, "1.34") == ["Gadget/x: no schema for example.com/v1 Gadget (Kubernetes 1.34)"]
 
 
-def test_what_is_too_new_for_a_cluster_is_found() -> None:
+def test_fields_too_new_for_a_cluster_are_found() -> None:
     claim = _made("ResourceClaimTemplate", None, "ci/dra-values")
 
     assert problems(claim, "1.34") == []

@@ -70,7 +70,7 @@ def test_nothing_is_sent_twice_and_a_server_that_does_not_answer_is_left_out(tmp
     asyncio.run(break_and_die())
 
 
-def test_what_is_for_the_cluster_stays_there(tmp_path: Path) -> None:
+def test_paths_for_the_cluster_are_not_public(tmp_path: Path) -> None:
     paths = ["/metrics", "/metrics%0a", "//metrics", "/%6detrics", "/metrics/", "/metrics;a", "/livez", "/livez%20"]
 
     async def try_all() -> None:

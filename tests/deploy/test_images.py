@@ -142,7 +142,7 @@ def test_a_version_that_no_installer_reads_is_watched_and_no_constraint() -> Non
         ({"torch": "2"}, ["vLLM is not installed; the base image must bring version 0.32"]),
     ],
 )
-def test_what_moved_is_named(after: dict[str, str], words: list[str]) -> None:
+def test_packages_of_another_version_are_named(after: dict[str, str], words: list[str]) -> None:
     assert freeze.complaints({"torch": "2"}, after, "0.32") == words
 
 

@@ -73,7 +73,7 @@ def test_a_replica_that_has_done_nothing_costs_the_client_nothing(
 
 @pytest.mark.parametrize("kinds", [(FAILS, SERVES), (BREAKS, SERVES), (BREAKS, BREAKS)])
 @pytest.mark.parametrize("name", PROXIES)
-def test_what_was_begun_is_not_begun_elsewhere(name: str, kinds: Sequence[Kind], tmp_path: Path) -> None:
+def test_a_request_that_has_begun_is_not_begun_elsewhere(name: str, kinds: Sequence[Kind], tmp_path: Path) -> None:
     answers, replicas = _through(name, tmp_path, kinds, _one_by_one)
     broken = [answer for answer in answers if answer.status == 502]
 

@@ -105,7 +105,7 @@ def _highest(query: Query, busy: Prometheus) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("panel", panels("two"), ids=lambda panel: f"{panel.dashboard}: {panel.title}")
-def test_what_was_made_to_happen_is_seen(panel: Panel, busy: Prometheus) -> None:
+def test_each_panel_shows_the_events_that_were_caused(panel: Panel, busy: Prometheus) -> None:
     """Otherwise a query whose series are always zero would go unnoticed."""
     for query in panel.queries:
         if (panel.title, query.legend) in NOUGHT:

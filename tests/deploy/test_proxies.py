@@ -157,7 +157,7 @@ def test_the_refusal_of_a_full_server_reaches_the_client_unchanged(proxy: int, p
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/livez"])
-def test_what_is_for_the_cluster_stays_there(proxy: int, path: str) -> None:
+def test_paths_for_the_cluster_are_not_public(proxy: int, path: str) -> None:
     assert asyncio.run(ask(proxy, {}, method="GET", path=path)).status == 404
 
 

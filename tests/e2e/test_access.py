@@ -82,7 +82,7 @@ def test_probes_are_answered_by_any_name(server: Server) -> None:
         )
 
 
-def test_what_runs_the_server_is_off_without_keys(server: Server) -> None:
+def test_operator_endpoints_are_off_without_keys(server: Server) -> None:
     for method, path in (
         ("GET", "/kv_event_sources"),
         ("POST", "/is_scaling_elastic_ep"),

@@ -150,7 +150,7 @@ def _text(event: Json) -> str:
         ({"tools": [], "tool_choice": "required"}, 400),
     ],
 )
-def test_what_means_nothing_is_taken_by_every_protocol(server: Server, fields: Json, status: int) -> None:
+def test_fields_without_effect_are_accepted_by_every_protocol(server: Server, fields: Json, status: int) -> None:
     choice = fields.get("tool_choice")
     anthropic = {**fields, "tool_choice": {"type": "any" if choice == "required" else choice}} if choice else fields
     answers = [
@@ -220,7 +220,7 @@ def test_every_position_of_a_hundred_streams_is_right(server: Server) -> None:
     assert server.sample("vllm:num_preemptions_total") > 0
 
 
-def test_what_the_scheduler_does_works(server: Server) -> None:
+def test_features_of_the_scheduler_work(server: Server) -> None:
     """Stop strings, several choices, cancelled clients."""
     prompt = prompt_of(0)
     text = expected_text(prompt, 300)
@@ -237,7 +237,7 @@ def test_what_the_scheduler_does_works(server: Server) -> None:
     server.wait_idle()
 
 
-def test_what_needs_a_model_does_not_end_the_engine(server: Server) -> None:
+def test_requests_that_need_a_model_do_not_end_the_engine(server: Server) -> None:
     engine = server.engine_pid()
     guided = server.post(model=MODEL, messages=ASK, stream=True, response_format={"type": "json_object"})
     scored = server.ask(logprobs=True, top_logprobs=2, max_tokens=2)["choices"][0]["logprobs"]["content"]

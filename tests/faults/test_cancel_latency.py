@@ -239,7 +239,7 @@ def test_a_storm_leaves_nothing_behind(setup: Setup, extras: ExitStack, figure: 
     )
     poll("no slot is taken", lambda: server.sample("sluice_streams_active") == 0, 5, 0.1)
     poll("all are counted", lambda: server.ended("disconnected") == left + size.storm, 5, 0.1)
-    poll("the gauges say so", lambda: server.sample("vllm:num_requests_running") == 0, 5, 0.1)
+    poll("the gauges agree", lambda: server.sample("vllm:num_requests_running") == 0, 5, 0.1)
     now = server.samples()
     assert (now["sluice_requests_waiting"], now["vllm:num_requests_waiting"], now["vllm:kv_cache_usage_perc"]) == (
         0,

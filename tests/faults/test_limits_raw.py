@@ -257,7 +257,7 @@ def test_a_body_that_never_ends_costs_nothing(target: Target, figure: Any) -> No
     assert grown < 2**20
 
 
-def test_what_is_sent_without_reading_costs_nothing(target: Target, figure: Any) -> None:
+def test_requests_sent_without_reading_cost_nothing(target: Target, figure: Any) -> None:
     """Requests ahead of their answers, trailers, chunk framing: all of it has to end somewhere."""
     top = b"POST /v1/completions HTTP/1.1\r\nHost: faults\r\nContent-Type: application/json\r\n"
     top += b"Transfer-Encoding: chunked\r\n\r\n"

@@ -135,7 +135,7 @@ def test_idle_streams_cost_little_and_get_their_keepalives_in_time(synthetic: Sh
             asyncio.create_task(follow(connection, beat_s))
             for connection, beat_s in zip(connections, received, strict=True)
         ]
-        await until(lambda: all(received), KEEPALIVE_S + 30, "each has heard a sign of life")
+        await until(lambda: all(received), KEEPALIVE_S + 30, "each has received a keep-alive")
         grown, began_s, used_s = rss(server.pid) - before, time.monotonic(), cpu_s(server.pid)
         await until(lambda: all(len(beat_s) > beats for beat_s in received), KEEPALIVE_S * beats + 30, "and again")
         share = (cpu_s(server.pid) - used_s) / (time.monotonic() - began_s)

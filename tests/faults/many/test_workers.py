@@ -161,7 +161,7 @@ def test_a_request_is_cancelled_through_another_worker(
 
 
 @pytest.mark.parametrize("owner", range(WORKERS))
-def test_what_vllms_own_app_runs_is_cancelled_through_another_worker(
+def test_requests_of_vllms_own_app_are_cancelled_through_another_worker(
     shared: Shared, clients: dict[int, httpx.Client], owner: int
 ) -> None:
     """Its ids name no worker, so the workers ask each other."""

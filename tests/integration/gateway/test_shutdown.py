@@ -104,7 +104,7 @@ def test_threads_that_compute_for_ever_do_not_hold_up_the_exit(start: Start) -> 
 
     assert code == 0
     assert seconds < shutdown.THREADS_WITHIN_S + 5
-    assert " stopped: SIGTERM" in served.text().splitlines()[-1], "nothing more is said"
+    assert " stopped: SIGTERM" in served.text().splitlines()[-1], "the last line"
 
 
 def test_asked_twice_the_process_ends_although_its_event_loop_stands_still(start: Start) -> None:

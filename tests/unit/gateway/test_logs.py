@@ -95,9 +95,9 @@ def test_all_logs_go_to_stderr_and_those_of_libraries_from_warnings_on(
     configure("info", as_json=False)
     logging.getLogger("gateway.transports").info("ours")
     ACCESS.info("request")
-    logging.getLogger("somebody").info("chatter")
-    logging.getLogger("somebody").warning("a warning")
-    logging.getLogger("uvicorn.error").error("what we have said already")
+    logging.getLogger("library").info("chatter")
+    logging.getLogger("library").warning("a warning")
+    logging.getLogger("uvicorn.error").error("reported by us already")
     printed = capsys.readouterr()
 
     assert printed.out == ""

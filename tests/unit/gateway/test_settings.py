@@ -242,7 +242,7 @@ def test_showing_hides_secrets_and_nothing_else(file: Path) -> None:
     assert yaml.safe_load(shown)["engine"]["max_num_batched_tokens"] == 64
 
 
-def test_what_is_shown_can_be_loaded_again(file: Path, tmp_path: Path) -> None:
+def test_shown_settings_can_be_loaded_again(file: Path, tmp_path: Path) -> None:
     """`sluice check` is how people make their first file."""
     settings = load({"server": {"api_keys_file": tmp_path / "k"}, "log": {"json": True}, "engine": {"seed": 3}}, None)
 

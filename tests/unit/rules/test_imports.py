@@ -289,7 +289,7 @@ def test_a_library_has_one_home(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
-def test_what_can_be_stated_without_waiting_does_not_import_asyncio(file: Path) -> None:
+def test_pure_modules_do_not_import_asyncio(file: Path) -> None:
     pure = label(file).startswith("protocols/") or name_of(file) in {"streams.lifecycle", "admission.slots", *NOUNS}
 
     assert not (pure and "asyncio" in imports(file))

@@ -145,7 +145,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 @in_virtual_time
 async def test_retry_after_grows_with_the_queue() -> None:
-    """A constant would send everybody back at the same moment, too early."""
+    """A constant would send all clients back at the same moment, too early."""
     hints: list[int | None] = []
     for length in (0, 3, 20):
         gate, _ = make_gate(slots=1, waiting=length)

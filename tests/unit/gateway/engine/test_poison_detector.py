@@ -150,7 +150,7 @@ def test_two_ordinary_deaths_expel_no_request() -> None:
 
 def test_a_request_that_has_ended_is_forgotten() -> None:
     suspicion = PoisonDetector()
-    suspicion.forget("never heard of")
+    suspicion.forget("unknown")
     suspicion.record_death({"a": 0, "b": 0})
     suspicion.forget("a")
 

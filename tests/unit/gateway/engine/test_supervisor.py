@@ -68,7 +68,7 @@ async def test_while_the_engine_starts_retry_after_is_the_time_that_is_left() ->
     with pytest.raises(NotReady) as caught:
         _ = supervisor.engine
 
-    assert caught.value.retry_after_s == 9, "nobody knows, but clients must not use up their retries in a few seconds"
+    assert caught.value.retry_after_s == 9, "a guess, but clients must not use up their retries in a few seconds"
 
     await asyncio.sleep(10)
 
@@ -288,7 +288,7 @@ async def test_an_engine_that_dies_too_often_ends_the_process_with_a_failure() -
     assert caught.value.exit_code == 1
     assert "supervisor.max_restarts" in str(caught.value)
     assert supervisor.phase is Phase.FAILED
-    assert supervised.engine.given_up, "what is in flight must hear of it"
+    assert supervised.engine.given_up, "requests in flight must fail"
     with pytest.raises(EngineFailed) as refused:
         _ = supervisor.engine
     assert refused.value.retry_after_s == EXPECTED_START_S

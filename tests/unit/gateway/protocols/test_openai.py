@@ -184,7 +184,7 @@ def test_an_escaped_document_means_the_same(value: Any) -> None:
     assert len(escaped(document).decode().splitlines()) == 1
 
 
-def test_what_needs_no_escape_is_not_copied() -> None:
+def test_text_that_needs_no_escape_is_not_copied() -> None:
     for text in ("plain", "größer", "\u2019quoted\u2019 \u2014 so", "日本語", "😀"):
         document = orjson.dumps(text)
 
@@ -192,7 +192,7 @@ def test_what_needs_no_escape_is_not_copied() -> None:
 
 
 @BOTH
-def test_what_a_newer_vllm_ends_its_chunks_with_stands_last(endpoint: Endpoint) -> None:
+def test_fields_at_the_end_of_a_newer_vllms_chunks_stand_last(endpoint: Endpoint) -> None:
     """vLLM 0.33 has null fields that 0.32 has not; a chat's choices have theirs only where they finish."""
     added = {"choice_nulls": ("weight_versions",), "chunk_nulls": ("kv_transfer_params",)}
     pieces: list[OutputPart] = [Delta("a", 1), Delta("b", 1), Delta("c", 1, "stop")]

@@ -99,7 +99,7 @@ def test_a_log_that_keeps_can_be_read_from_anywhere_any_number_of_times() -> Non
         assert log.read(cursor) == Batch(cursor + 1, [b"a", b"b", b"c"][cursor:], DONE)
 
 
-def test_what_is_kept_weighs_its_bytes_and_a_slot_each() -> None:
+def test_kept_events_count_with_their_bytes_and_a_slot_each() -> None:
     log = MemoryLog(10_000)
     log.append([b"abc", b""])
 
@@ -154,7 +154,7 @@ def test_a_narrower_limit_holds_at_once() -> None:
     st.integers(100, 2000),
     st.integers(0, 100),
 )
-def test_what_is_kept_is_always_a_suffix_of_what_was_appended_within_the_limit(
+def test_kept_events_are_always_a_suffix_of_the_appended_ones_within_the_limit(
     batches: list[list[bytes]], keep_bytes: int, cursor: int
 ) -> None:
     """Invariant I2: gapless and append-only, whatever is trimmed."""

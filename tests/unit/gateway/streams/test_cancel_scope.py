@@ -117,7 +117,7 @@ async def test_news_and_the_pull_in_one_turn_end_the_scope() -> None:
 
 @pytest.mark.parametrize("first", ["server", "scope"])
 @in_virtual_time
-async def test_who_cancels_the_task_itself_goes_first(first: str) -> None:
+async def test_a_cancellation_of_the_task_itself_goes_first(first: str) -> None:
     """uvicorn cancels its tasks at a forced shutdown; that must not be taken for a client that left."""
     walker = Walker(forever)
     await settle()

@@ -149,7 +149,7 @@ PICK = st.integers(0, 10**6)
 
 
 class Machine(RuleBasedStateMachine):
-    """The harness and everybody around it."""
+    """The harness and its clients."""
 
     steps = 0
     endings: ClassVar[Counter[Cause]] = Counter()
@@ -301,7 +301,7 @@ class Machine(RuleBasedStateMachine):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 batch = await task
-                assert batch is not None, "nobody nudged"
+                assert batch is not None, "no keep-alive was requested"
                 assert batch.first == reader.start + len(reader.held) + 1, "I1: by number"
                 reader.held += batch.documents
                 if batch.ended is not None:
@@ -574,7 +574,7 @@ class Machine(RuleBasedStateMachine):
         for record in self.records:
             run = runs.get(record.stream.id)
             if not record.live:
-                assert run is None or not run.live, "I4: nothing runs for nobody"
+                assert run is None or not run.live, "I4: nothing runs without a client"
             elif record.stream.writer.state is State.QUEUED:
                 assert run is None
             else:

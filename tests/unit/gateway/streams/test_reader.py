@@ -16,7 +16,7 @@ DONE = Ended(Cause.COMPLETED)
 
 
 @in_virtual_time
-async def test_what_is_there_is_taken_without_a_wait_and_the_cursor_moves_on() -> None:
+async def test_events_that_are_there_are_taken_without_a_wait_and_the_cursor_moves_on() -> None:
     writer = await WriterHarness().running()
     reader = writer.add_reader(0)
     writer.put(Delta("a", 1))

@@ -87,7 +87,7 @@ async def test_rounding_does_not_make_the_timer_spin(began_s: float) -> None:
 
 
 @in_virtual_time
-async def test_what_all_weigh_is_counted() -> None:
+async def test_the_size_of_all_streams_is_counted() -> None:
     retention = finished_streams()
     retention.put(ended("a", 100), 0)
     retention.put(ended("b", 200), 0)
@@ -116,7 +116,7 @@ async def test_beyond_the_limit_the_oldest_goes_first() -> None:
 
 
 @in_virtual_time
-async def test_what_live_streams_weigh_counts_too() -> None:
+async def test_the_size_of_live_streams_counts_too() -> None:
     weight = 100 + AROUND
     retention = finished_streams(max_bytes=3 * weight)
     retention.put(ended("a", 100), 0)

@@ -124,7 +124,7 @@ async def test_a_grace_of_no_time_ends_with_the_turn() -> None:
 
 
 @in_virtual_time
-async def test_who_comes_back_in_time_stops_the_grace_and_gets_a_whole_new_one() -> None:
+async def test_a_reader_that_comes_back_in_time_stops_the_grace_and_starts_a_new_one() -> None:
     stream = await resumable(10.0)
     for _ in range(3):
         with stream.read():
@@ -193,7 +193,7 @@ async def test_a_cursor_behind_the_newest_event_is_refused_and_changes_nothing()
         raise AssertionError
     await asyncio.sleep(6)
 
-    assert cause(stream.writer) is Cause.CANCELLED, "somebody who read nothing is no reader"
+    assert cause(stream.writer) is Cause.CANCELLED, "a client that read nothing is no reader"
 
 
 @in_virtual_time

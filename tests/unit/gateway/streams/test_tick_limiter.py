@@ -7,7 +7,7 @@ from tests.support.time import in_virtual_time, settle
 
 
 @in_virtual_time
-async def test_who_comes_alone_does_not_wait() -> None:
+async def test_a_single_task_does_not_wait() -> None:
     tick_limiter = TickLimiter(2)
     for _ in range(10):
         entering = tick_limiter.wait_turn()

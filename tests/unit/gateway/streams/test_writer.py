@@ -36,7 +36,7 @@ async def test_pieces_become_events_in_order_and_a_finish_reason_ends_the_stream
 
 
 @in_virtual_time
-async def test_what_piles_up_leaves_as_one_and_is_counted() -> None:
+async def test_parts_that_pile_up_leave_as_one_and_are_counted() -> None:
     harness = WriterHarness()
     writer = await harness.running()
     for text in "abc":
@@ -49,7 +49,7 @@ async def test_what_piles_up_leaves_as_one_and_is_counted() -> None:
     writer.flush()
     writer.finish()
 
-    assert harness.instrumentation.spared == [2], "one by itself is nobody's companion"
+    assert harness.instrumentation.spared == [2], "a single one spares no other"
 
 
 @in_virtual_time

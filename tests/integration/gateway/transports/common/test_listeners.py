@@ -111,7 +111,7 @@ def test_workers_take_from_one_unix_socket(tmp_path: Path) -> None:
     listeners.close()
 
 
-def test_what_a_dead_server_left_behind_is_replaced(tmp_path: Path) -> None:
+def test_the_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     dead, _ = bind_unix(path, "group")
     dead.close()
@@ -161,7 +161,7 @@ def test_a_path_that_cannot_be_a_socket_is_a_sentence(path: str) -> None:
         bind_unix(Path(path), "group")
 
 
-def test_what_to_type(tmp_path: Path) -> None:
+def test_the_url_of_a_socket_can_be_typed(tmp_path: Path) -> None:
     with bind("0.0.0.0", 0) as sock:
         assert url_of("0.0.0.0", sock, tls=True) == f"https://127.0.0.1:{sock.getsockname()[1]}"
     sock, _ = bind_unix(tmp_path / "s", "group")

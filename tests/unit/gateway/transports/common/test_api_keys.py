@@ -136,7 +136,7 @@ def break_it(file: Path, damage: str) -> None:
 def test_a_file_that_becomes_invalid_keeps_the_last_valid_keys(
     file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An editor that saves half a file must not lock everybody out, nor a pipe in its place hold anybody up."""
+    """An editor that saves half a file must not lock all clients out, nor a pipe in its place delay a request."""
     keys = ApiKeys(file)
     break_it(file, damage)
     for _ in range(3):

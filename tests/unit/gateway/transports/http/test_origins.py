@@ -68,7 +68,7 @@ def test_a_server_on_loopback_accepts_this_machines_names(host: str) -> None:
 def test_a_public_name_that_may_resolve_to_this_machine_is_refused(host: str) -> None:
     """DNS rebinding: to the browser, the page that it was sent by is this server's own."""
     assert not called(LOCAL, host)
-    assert called(OPEN, host), "elsewhere only the operator knows the names"
+    assert called(OPEN, host), "elsewhere only the operator can list the names"
 
 
 def test_a_second_host_header_must_be_valid_too() -> None:

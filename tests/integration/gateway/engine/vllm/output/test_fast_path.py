@@ -248,7 +248,7 @@ async def test_while_the_loop_is_behind_texts_are_emitted_together(fast_path: An
 
 
 @in_virtual_time
-async def test_what_was_held_back_comes_before_the_end(fast_path: Any, tokenizer: Any) -> None:
+async def test_text_that_was_held_back_comes_before_the_end(fast_path: Any, tokenizer: Any) -> None:
     bench = Bench(fast_path, tokenizer)
     ours, theirs = bench.add("a")
     bench.step({"a": [300]})

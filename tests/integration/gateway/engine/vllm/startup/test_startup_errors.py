@@ -20,7 +20,7 @@ print(startup_errors.explain(RuntimeError("Engine core initialization failed. Se
 """
 
 
-def test_what_an_engine_logs_at_its_failed_start_is_the_cause() -> None:
+def test_the_log_of_an_engine_at_its_failed_start_is_the_cause() -> None:
     """Through the logging configuration that its process is given."""
     done = subprocess.run(
         [sys.executable, "-c", _START], capture_output=True, text=True, check=True, env={"PATH": ""}, timeout=60

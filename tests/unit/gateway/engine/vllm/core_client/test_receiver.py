@@ -174,7 +174,7 @@ async def test_a_step_that_is_consumed_inline_does_not_wait_for_the_other_task()
     outputs = InlineOutputQueue(take)
     outputs.put_nowait("plain 0")
 
-    assert taken == [], "nobody is there to have been passed"
+    assert taken == [], "no task has begun to read"
 
     got = asyncio.create_task(outputs.get())
     await settle()

@@ -122,7 +122,7 @@ def test_it_goes_on_behind_its_tokens_with_the_rest_of_its_limits() -> None:
     before = copy.deepcopy(request)
     again = continuation(request, [7, 8, 9])
 
-    assert again.request_id == "r1", "the output processor knows it by this name"
+    assert again.request_id == "r1", "the output processor has it under this name"
     assert again.prompt_token_ids == [1, 2, 3, 7, 8, 9]
     params = again.sampling_params
     assert (params.max_tokens, params.min_tokens, params.prompt_logprobs, params.stop) == (97, 7, None, ["END"])

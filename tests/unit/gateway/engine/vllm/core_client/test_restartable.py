@@ -66,7 +66,7 @@ class Core:
         self.adding: asyncio.Event | None = None
         self.dead = False
         self.paused_after_s = 0.0
-        self.other = "whatever AsyncLLM wants to know"
+        self.other = "any attribute that AsyncLLM reads"
 
     async def get_output_async(self) -> Any:
         got = await self.outputs.get()
