@@ -104,7 +104,7 @@ class Offload:
     async def run(self, work: Callable[[], T], *, size: int, tenant: str | None = None) -> T:
         """The result of `work`, which costs about as much as `size` bytes of a request body. Cancelling this call
         abandons the work."""
-        job = self._submit(work, size, tenant)
+        job = self.submit(work, size, tenant)
         done: asyncio.Future[T] = asyncio.wrap_future(job.future)
         _awaited.add(done)
         try:
@@ -115,17 +115,14 @@ class Offload:
         finally:
             _awaited.discard(done)
 
-    def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        """The future of `work`, which is short and of no tenant. Raises RuntimeError after `close`."""
-        return self._submit(work, 0, None).future
-
     def close(self) -> None:
         """Take no more work. The threads end after the queued work."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _submit(self, work: Callable[[], Any], size: int, tenant: str | None) -> _Job:
+    def submit(self, work: Callable[[], Any], size: int = 0, tenant: str | None = None) -> _Job:
+        """Queue `work`, as in `run`. Raises RuntimeError after `close`."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -165,21 +162,25 @@ class Offload:
         return job.size > self._long_bytes
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while (job := self._next()) is None:
-                    if self._closed and not self._waiting:
-                        return
-                    self._idle += 1
-                    self._changed.wait()
-                    self._idle -= 1
-                self._long_running += self._is_long(job)
+        while (job := self._take()) is not None:
             job.run()
             with self._changed:
                 self._long_running -= self._is_long(job)
                 self._changed.notify()
             # Otherwise an idle thread would keep the last job and its result alive.
             del job
+
+    def _take(self) -> _Job | None:
+        """Wait for the next job that may run; None when the queue is closed and empty."""
+        with self._changed:
+            while (job := self._next()) is None:
+                if self._closed and not self._waiting:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+            self._long_running += self._is_long(job)
+            return job
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -190,7 +191,7 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._offload = Offload(thread_name_prefix or "sluice-worker", self._max_workers)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        return self._offload.submit(partial(fn, *args, **kwargs))
+        return self._offload.submit(partial(fn, *args, **kwargs)).future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work. Does not wait for running work."""

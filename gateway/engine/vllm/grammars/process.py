@@ -26,10 +26,7 @@ class CheckerProcess:
         self._process = process
         self._writer = writer
         self._reading: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self.pid = process.pid
 
     @classmethod
     async def start(cls, config: Mapping[str, Any], on_document: OnDocument) -> CheckerProcess:
