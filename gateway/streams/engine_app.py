@@ -71,29 +71,13 @@ class EngineAppAdmission:
                 yield engine
                 return
             stack.enter_context(self.registry.app_request(scope, stats))
-            async with self._slot(engine, stats, waiting, check) as engine:
-                yield engine
-
-    @asynccontextmanager
-    async def _slot(
-        self,
-        engine: Engine,
-        stats: RequestStats,
-        waiting: AbstractAsyncContextManager[object] | None,
-        check: Callable[[Engine], Awaitable[None]] | None,
-    ) -> AsyncIterator[Engine]:
-        permit = None
-        token = CURRENT_STATS.set(stats)
-        try:
+            stack.callback(CURRENT_STATS.reset, CURRENT_STATS.set(stats))
             async with waiting or nullcontext():
                 if check is not None:
                     await check(engine)
                 began_s = self.clock.now()
                 permit = await self.gate.enter()
+                stack.callback(permit.release)
                 engine = await self.engines.wait_ready()
             stats.queued_s = self.clock.now() - began_s
             yield engine
-        finally:
-            CURRENT_STATS.reset(token)
-            if permit is not None:
-                permit.release()

@@ -113,7 +113,8 @@ class Stream:
                 if self.grace_s is None:
                     self.writer.cancel(Cancelled("The client left."), cause)
                 else:
-                    self._grace = asyncio.get_running_loop().call_later(self.grace_s, self._abandon)
+                    gone = Cancelled("The stream was not resumed within its grace.")
+                    self._grace = asyncio.get_running_loop().call_later(self.grace_s, self.writer.cancel, gone)
 
     def check_cursor(self, cursor: int) -> None:
         """Raise the errors of `read`, without a read; only for streams whose log retains events."""
@@ -142,9 +143,6 @@ class Stream:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-
-    def _abandon(self) -> None:
-        self.writer.cancel(Cancelled("The stream was not resumed within its grace."))
 
     def _expire(self, timeout_s: float) -> None:
         self.writer.cancel(
