@@ -83,11 +83,6 @@ class CheckQueue:
     _end_oldest_timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _last_id: int = field(default=0, init=False)
 
-    @property
-    def pending(self) -> int:
-        """The number of grammars that wait or are being checked."""
-        return len(self._checks)
-
     async def check(self, constraint: Mapping[str, Any], client: str, key: bytes) -> CheckResult:
         """The result for the grammar with the digest `key`. Raises Overloaded if other grammars or a busy machine took
         its time."""
@@ -250,16 +245,14 @@ class CheckQueue:
         self._start_waiting()
 
     def _to_result(self, document: Mapping[str, Any]) -> CheckResult:
-        cpu_s = float(document.get("cpu_s", 0.0))
         if document["outcome"] == "good":
-            return CheckResult(str(document["backend"]), cpu_s=cpu_s)
+            return CheckResult(str(document["backend"]))
         if document["outcome"] in ("slow", "late"):
-            message = f"takes longer than {self.limits.timeout_s:g} s to compile (grammars.timeout_s)"
-            return CheckResult(None, message, cpu_s)
+            return CheckResult(None, f"takes longer than {self.limits.timeout_s:g} s to compile (grammars.timeout_s)")
         if document["outcome"] == "memory":
             limit_mib = self.limits.max_memory_bytes // 2**20
-            return CheckResult(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)", cpu_s)
-        return CheckResult(None, f"cannot be compiled: {document.get('message', '')}", cpu_s)
+            return CheckResult(None, f"takes more memory than {limit_mib} MiB (grammars.max_memory_bytes)")
+        return CheckResult(None, f"cannot be compiled: {document.get('message', '')}")
 
     def _retry_with_vocabulary(self, check: _Check) -> None:
         """The check needs outlines' vocabulary; it waits in its client's queue until that has been sent."""

@@ -21,7 +21,6 @@ class CheckResult:
 
     backend: str | None
     message: str = ""
-    cpu_s: float = 0.0
 
 
 def digest(constraint: Mapping[str, Any]) -> bytes:

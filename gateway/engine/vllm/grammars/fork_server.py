@@ -165,7 +165,7 @@ class ForkServer:
         else:
             # The libraries abort when an allocation fails.
             document = {"outcome": "memory"}
-        send(self._gateway, {"id": id_, "cpu_s": round(cpu_s, 4), **document})
+        send(self._gateway, {"id": id_, **document})
 
     def _kill(self, id_: int) -> None:
         child = self._children.pop(id_)
