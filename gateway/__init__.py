@@ -17,7 +17,7 @@ The packages, and who may import whom:
   without a model; `engine/vllm` is the only folder that imports vllm, and uses those but the supervisor.
 - `metrics`: all metrics; `logs`: formatters and the loggers; `loop_lag`: the event loop's lag.
 - `app`: the composition root; it takes a `process_context`: what differs in a process that serves alone and in one of
-  several. `engine_plan`: from settings to the engine that they ask for.
+  several. `engine_plan`: from settings to the plan of the engine.
 - `multiprocess`: several worker processes on one engine, and their parent, above `app`; unused in a server of one
   process.
 - `server`: the process, with its sockets, signals and drain; `shutdown`: its end; `memory`: returns freed memory to

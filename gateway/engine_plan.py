@@ -1,4 +1,4 @@
-"""From settings to the engine that they ask for."""
+"""From settings to the plan of the engine."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _steps(panel: Json) -> list[Json]:
 
 def _panel(panel: Json, number: int, place: Json) -> Json:
     if unknown := panel.keys() - _KEYS:
-        raise ValueError(f"dashboards.yaml: {panel['title']}: nobody reads {sorted(unknown)}")
+        raise ValueError(f"dashboards.yaml: {panel['title']}: no code reads {sorted(unknown)}")
     kind = panel.get("type", "timeseries")
     defaults: Json = {
         "unit": panel.get("unit", "short"),

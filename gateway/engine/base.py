@@ -75,7 +75,7 @@ class Call(Protocol):
 
     @property
     def stream(self) -> bool:
-        """Whether the client wants a stream."""
+        """Whether the client requested a stream."""
 
     @property
     def slots(self) -> int:

@@ -128,7 +128,7 @@ class WorkerClosed:
 
 @dataclass(frozen=True, slots=True)
 class AcquirePermit:
-    """Ask for `slots` slots. `permit_id` is the worker's own number for the permit."""
+    """Requests `slots` slots. `permit_id` is the worker's own number for the permit."""
 
     permit_id: int
     slots: int

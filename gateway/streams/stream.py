@@ -22,7 +22,7 @@ class NoSuchEvent(ClientError):
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """`is_streaming`: whether the client wants events or a whole answer. `grace_s`: how long it goes on without a
+    """`is_streaming`: whether the client requested events or a whole answer. `grace_s`: how long it goes on without a
     reader; None: not at all."""
 
     writer: StreamWriter

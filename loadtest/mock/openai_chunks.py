@@ -71,7 +71,7 @@ class ChunkBuilder:
         return self.content_with_text(b"", tokens, 0, reason)
 
     def usage_chunk(self, tokens: int) -> bytes:
-        """The last document of a stream whose client asked for its usage."""
+        """The last document of a stream whose client requested its usage."""
         return b"%b],%b}" % (self._head, self._usage(tokens))
 
     def full_response(self, tokens: int) -> bytes:

@@ -56,7 +56,7 @@ class Stall(_Behaviour):
 
 
 class Resume(_Behaviour):
-    """Asks for a resumable stream, drops the connection after every `after_events` events, `times` times, and resumes
+    """Requests a resumable stream, drops the connection after every `after_events` events, `times` times, and resumes
     by `GET /v1/streams/{id}` with `Last-Event-ID` (Sluice; other servers answer 404)."""
 
     kind: Literal["resume"]

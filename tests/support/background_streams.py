@@ -27,7 +27,7 @@ class Lap:
 
 
 class BackgroundStreams:
-    """Clients that each ask for a stream, read it, check it, and ask again."""
+    """Clients that each request a stream, read it, check it, and repeat."""
 
     def __init__(self, port: int, streams: int, tokens: int, headers: dict[str, str] | None = None) -> None:
         self._port = port

@@ -24,7 +24,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = _named(name)
         ca = x509.BasicConstraints(ca=True, path_length=None)
-        # What Python 3.13 asks of an authority and of what it has signed.
+        # Python 3.13's requirements for an authority and for certificates that it has signed.
         usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
         signs = x509.KeyUsage(
             digital_signature=True,

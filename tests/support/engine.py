@@ -15,7 +15,7 @@ from gateway.errors import ClientError, EngineFailed, SluiceError
 
 @dataclass
 class Call:
-    """An accepted body. `formatted` asks for ready-made chunks, as tools or logprobs would."""
+    """An accepted body. `formatted`: with ready-made chunks, as tools or logprobs would."""
 
     endpoint: Endpoint
     stream: bool

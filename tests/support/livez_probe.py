@@ -73,7 +73,7 @@ def _poll(port: int, waits_s: list[float], asked_since_s: list[float]) -> None:
 
 
 def main() -> None:
-    """Poll, and report when asked."""
+    """Poll, and report on request."""
     waits_s: list[float] = []
     asked_since_s: list[float] = []
     threading.Thread(target=_poll, args=(int(sys.argv[1]), waits_s, asked_since_s), daemon=True).start()

@@ -160,7 +160,7 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    # What the tests ask of it.
+    # Requests of the tests to it.
 
     def post(self, path: str = CHAT, *, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body, headers=headers)

@@ -117,7 +117,7 @@ class RequestRunner:
         try:
             if prepared.chunks is not None:
                 logprobs = prepared.call.request.logprobs
-                # In completions it is a number, and 0 asks for log probabilities, too.
+                # In completions it is a number, and 0 requests log probabilities, too.
                 await self._feed(prepared.chunks, sink, logprobs is None or logprobs is False)
             else:
                 whole_answers.IS_WHOLE_ANSWER.set(True)

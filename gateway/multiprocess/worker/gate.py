@@ -1,4 +1,4 @@
-"""A worker's side of admission: an `AdmissionControl` that asks the parent's gate.
+"""A worker's side of admission: an `AdmissionControl` that requests slots from the parent's gate.
 
 Each request takes one round trip over the channel. When a worker dies, the parent releases all its permits.
 """

@@ -24,7 +24,7 @@ HOLDS_PATH = "/holds/"
 _STREAM_PATH = re.compile(r"/v1/streams/([^/]+)(/cancel)?")
 # They describe one connection, not the message.
 _HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"})
-# Peers are asked only about ids that name no worker. One that takes longer is left out, so that the others' answers
+# Peers get a request only for ids that name no worker. One that takes longer is left out, so that the others' answers
 # count.
 _ANSWER_WITHIN_S = 2.0
 

@@ -175,5 +175,5 @@ def _stamp(files: CertificateFiles) -> _Stamp:
 
 
 def _no_password() -> str:
-    # Without this, OpenSSL would ask for the passphrase on the terminal.
+    # Without this, OpenSSL would read the passphrase from the terminal.
     return ""

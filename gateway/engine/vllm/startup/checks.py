@@ -57,7 +57,7 @@ def _tokenizer_problems(config: Any, error_log: Path) -> list[str]:
 
 
 def _weight_problems(plan: EnginePlan, config: Any) -> list[str]:
-    """Whether a folder has weights. The hub is not asked."""
+    """Whether a folder has weights. Makes no request to the hub."""
     folder = Path(str(config.model_config.model)).expanduser()
     synthetic = plan.synthetic is not None or config.load_config.load_format in ("dummy", "runai_streamer")
     if synthetic or not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):

@@ -14,7 +14,7 @@ from gateway.engine.vllm import engine_process
 from gateway.engine.vllm.startup.arguments import command_line
 from gateway.engine.vllm.startup.plan import EnginePlan
 
-# vLLM's loggers on which it writes what these flags ask for.
+# vLLM's loggers on which it writes the output of these flags.
 _LOGGERS_BY_FLAG = {
     "enable_log_requests": ("vllm.entrypoints.serve.utils.request_logger", "vllm.v1.engine.async_llm"),
     "aggregate_engine_logging": ("vllm.v1.metrics.loggers",),
@@ -112,6 +112,6 @@ def _logging_config(plan: EnginePlan, level: str, error_log: Path) -> dict[str, 
 
 
 def _requested_loggers(plan: EnginePlan) -> list[str]:
-    """vLLM's loggers whose lines a flag asks for, and that write them on a level that is not shown."""
+    """vLLM's loggers whose lines a flag requires, and that write them on a level that is not shown."""
     given = {*command_line.resolve_flags(plan.flags).names, *(name.replace("-", "_") for name in plan.engine)}
     return [logger for flag, loggers in _LOGGERS_BY_FLAG.items() if flag in given for logger in loggers]

@@ -122,7 +122,7 @@ class SyntheticExecutor(Executor):  # type: ignore[misc,unused-ignore]
         if not wanted:
             return None
         vocabulary = self.model_config.get_vocab_size()
-        # -1 asks for the whole vocabulary.
+        # -1 stands for the whole vocabulary.
         others = max(vocabulary if number < 0 else number for number in wanted)
         # The token itself, then the ids that follow it.
         sampled_ids = np.array([tokens[0] if tokens else 0 for tokens in sampled], np.int32)[:, np.newaxis]
