@@ -18,6 +18,7 @@ from gateway.engine.vllm.http_app.document_reader import DocumentReader
 from gateway.engine.vllm.http_app.proxy import Submission
 
 _MODELS: dict[Endpoint, Any] = {Endpoint.CHAT: ChatCompletionRequest, Endpoint.COMPLETION: CompletionRequest}
+_validator = cache(BoundedValidator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +48,13 @@ def read_request(endpoint: Endpoint, body: bytes, documents: DocumentReader) -> 
     """Raises ClientError that names the field."""
     document = documents.read_object(body)
     try:
-        request = _validator(endpoint)(document)
+        request = _validator(_MODELS[endpoint])(document)
     except ValidationError as error:
         raise to_client_error(error) from None
     except Exception as error:
         # vLLM's own validators raise, too, and some fail on values of unexpected types.
         raise error_mapping.from_validator(error, _MODELS[endpoint], document) from None
     return VllmCall(endpoint, request, bool(request.stream), max(1, request.n or 1) * _prompt_count(request))
-
-
-@cache
-def _validator(endpoint: Endpoint) -> BoundedValidator:
-    return BoundedValidator(_MODELS[endpoint])
 
 
 def _prompt_count(request: Any) -> int:

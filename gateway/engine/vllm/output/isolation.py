@@ -7,6 +7,7 @@ request, and there is no other such task: each request to come would fail, too.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -62,11 +63,6 @@ def restart_output_handler(llm: Any) -> list[str]:
 
 def _loop_of(error: Exception) -> FrameType | None:
     """The frame of vLLM's loop in an error's traceback, None if the error comes from elsewhere."""
-    trace = error.__traceback__
-    found = None
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if code.co_name == _LOOP and _TO_ABORT in code.co_varnames:
-            found = trace.tb_frame
-        trace = trace.tb_next
-    return found
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loops = [one for one in frames if one.f_code.co_name == _LOOP and _TO_ABORT in one.f_code.co_varnames]
+    return loops[-1] if loops else None
