@@ -1,4 +1,4 @@
-"""OpenAI's chat and text completions: chunks of plain streams, and how a stream ends.
+"""The parts that OpenAI's chat and text completions share: chunks of plain streams, and how a stream ends.
 
 A plain stream has one choice and text only, with no parser in play. Its chunks are equal to those of vLLM's own
 generator for the same request, field for field and in its order; a test compares the two over a matrix of request
@@ -167,39 +167,3 @@ class OpenAIProtocol:
 
     def framing(self, *, is_numbered: bool) -> Framing:
         return sse.numbered if is_numbered else sse.events
-
-
-class ChatEncoder(ChunkEncoder):
-    """Chunks of a chat, of which the first has the role."""
-
-    object_name = b"chat.completion.chunk"
-    open_text = b'{"index":0,"delta":{"content":'
-    close_text = b"}"
-    text_fields = b'"token_ids":null'
-    has_version_fields = False
-    # vLLM's running usage of a chat names the details that its final usage leaves out.
-    running_usage_details = b',"completion_tokens_details":null'
-
-    def _first(self) -> list[bytes]:
-        role = b'%b{"index":0,"delta":{"role":%b,"content":""},"logprobs":null,"finish_reason":null}]%b%b}' % (
-            self._head,
-            escaped(orjson.dumps(self._template.role)),
-            self._running_usage(),
-            b',"prompt_token_ids":null,"prompt_text":null',
-        )
-        return [role]
-
-
-CHAT = OpenAIProtocol(Endpoint.CHAT, ChatEncoder)
-
-
-class CompletionEncoder(ChunkEncoder):
-    """Chunks of a text completion."""
-
-    object_name = b"text_completion"
-    open_text = b'{"index":0,"text":'
-    text_fields = b'"stop_reason":null,"prompt_token_ids":null,"token_ids":null'
-    finish_fields = b'"prompt_token_ids":null,'
-
-
-COMPLETIONS = OpenAIProtocol(Endpoint.COMPLETION, CompletionEncoder)

@@ -13,8 +13,8 @@
 - `router`: chooses the app by path.
 - `management`: streams by id, models, health, documents and the page at /docs (its files are in `swagger_ui/`).
 - `management_port`: filters for a port of its own.
-- `stream_endpoints`: requests that start a stream, or resume one; a stream as one document.
-- `sse_response`: a stream as events.
+- `stream_endpoints`: requests that start a stream, or resume one.
+- `sse_response`: a stream as events; `json_response`: a stream as one document.
 - `engine_app`: vLLM's own app, behind admission; its messages, read ahead.
 - `paths`: valid request paths, and advice for a path that does not exist.
 - `custom_middleware`: the operator's own, around everything.

@@ -17,7 +17,8 @@ from gateway.asgi import send_whole
 from gateway.domain import AppOptions
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.protocols.base import StreamProtocol
-from gateway.protocols.openai import CHAT, COMPLETIONS
+from gateway.protocols.chat import CHAT
+from gateway.protocols.completions import COMPLETIONS
 from gateway.transports.http import content_type, paths
 from gateway.transports.http.engine_app import EngineApp, NoRoute
 from gateway.transports.http.management import STREAMS

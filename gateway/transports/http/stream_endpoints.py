@@ -15,17 +15,18 @@ from urllib.parse import parse_qs
 from gateway.asgi import DIRECT_SINK, Receive, read_body, send_whole
 from gateway.clock import Clock
 from gateway.domain import Caller, Cause
-from gateway.errors import DeadlineExceeded, InternalError, NotFound
+from gateway.errors import DeadlineExceeded, NotFound
 from gateway.protocols import sse
 from gateway.protocols.base import StreamProtocol
 from gateway.streams.cancel_scope import CancelScope, ClientDisconnected
-from gateway.streams.reader import DirectSink, StreamReader
+from gateway.streams.reader import DirectSink
 from gateway.streams.registry import Registry
 from gateway.streams.starter import StreamStarter
 from gateway.streams.stream import NoSuchEvent, Stream
 from gateway.transports.common import request_options
 from gateway.transports.common.delivery import DeliveryTimers
 from gateway.transports.http.disconnect import DisconnectWatcher
+from gateway.transports.http.json_response import send_json
 from gateway.transports.http.middleware import EXCHANGE, Exchange
 from gateway.transports.http.sse_response import Headers, SseResponse
 from gateway.transports.http.stream_tokens import StreamTokens
@@ -153,38 +154,3 @@ async def _read_in_time(receive: Receive, timeout_s: float | None, caller: Calle
     if body is None:
         raise ClientDisconnected
     return body
-
-
-# Requests the engine's load in a header of a whole answer (ORCA); a request header of `vllm serve`.
-_LOAD_FORMAT = "endpoint-load-metrics-format"
-
-
-async def send_json(
-    exchange: Exchange,
-    watcher: DisconnectWatcher,
-    send: Any,
-    reader: StreamReader,
-    load_report: Callable[[str], str | None],
-) -> None:
-    """Wait for the end of the stream, and send its last document. Raises the error with which it ended."""
-    payload, ended = b"", None
-    while ended is None:
-        batch = await reader.next_batch()
-        if batch is not None:
-            payload = batch.documents[-1] if batch.documents else payload
-            ended = batch.ended
-    stats = exchange.stats
-    stats.end(ended.cause)
-    if ended.error is not None:
-        raise ended.error
-    if not payload:
-        raise InternalError("The server failed to answer this request.")
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(payload)),
-        (b"x-stream-id", (stats.id or "").encode("ascii")),
-    ]
-    if (kind := stats.caller.headers.get(_LOAD_FORMAT)) and (report := load_report(kind)) is not None:
-        headers.append((b"endpoint-load-metrics", report.encode("ascii", "replace")))
-    watcher.disarm()
-    await send_whole(send, 200, headers, payload)

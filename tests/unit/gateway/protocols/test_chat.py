@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from gateway.domain import Delta, Endpoint, OutputPart
-from gateway.protocols.openai import CHAT
+from gateway.protocols.chat import CHAT
 from tests.support.engine import chunk_template
 
 

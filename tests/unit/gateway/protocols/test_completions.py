@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from gateway.domain import Delta, Endpoint, OutputPart
-from gateway.protocols.openai import COMPLETIONS
+from gateway.protocols.completions import COMPLETIONS
 from tests.support.engine import chunk_template
 
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from gateway.domain import Chunk, Delta, Endpoint, OutputPart
 from gateway.errors import EngineFailed
+from gateway.protocols.chat import CHAT
+from gateway.protocols.completions import COMPLETIONS
 from gateway.protocols.json_text import escaped
-from gateway.protocols.openai import CHAT, COMPLETIONS, DONE
+from gateway.protocols.openai import DONE
 from tests.support.engine import chunk_template
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain import Chunk, Delta, Endpoint, OutputPart
-from gateway.protocols.openai import ChatEncoder
+from gateway.protocols.chat import ChatEncoder
 from gateway.streams.coalesce import LONGEST_TEXT, merge
 from tests.support.engine import chunk_template
 

@@ -16,7 +16,8 @@ from gateway.errors import (
     EngineFailed,
     NotReady,
 )
-from gateway.protocols.openai import CHAT, COMPLETIONS
+from gateway.protocols.chat import CHAT
+from gateway.protocols.completions import COMPLETIONS
 from tests.support.harness import STREAM_LIMITS, StreamHarness, cause, read_all, start_reading
 from tests.support.instrumentation import a_caller, some_stats
 from tests.support.time import clock, in_virtual_time, settle
