@@ -65,3 +65,18 @@ def test_the_kind_of_a_route_decides_whether_it_needs_a_permit(method: str, path
 def test_methods_and_template_of_a_path(path: str, methods: set[str], template: str) -> None:
     assert app.allowed_methods(APP, path) == methods
     assert app.path_template(APP, path) == template
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        ("vllm.entrypoints.new_thing.api_router", "/new_thing"),
+        ("vllm.entrypoints.serve.new_thing.api_router", "/new_thing"),
+        ("vllm.entrypoints.openai.new_thing.api_router", "/v1/new_thing"),
+        ("vllm.entrypoints.poolingextra", "/pooling2"),
+        ("somebodys.plugin", "/v1/embeddings"),
+        ("", "/static"),
+    ],
+)
+def test_unlisted_endpoints_are_for_operators(module: str, path: str) -> None:
+    assert not app.is_client_endpoint(module, path)
