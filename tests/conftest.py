@@ -10,6 +10,10 @@ settings.register_profile("full", deadline=None, database=None, max_examples=100
 settings.load_profile("sluice")
 
 
+# Its assertions are those of a test.
+pytest.register_assert_rewrite("tests.support.stream_machine")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Here and not beside the tests that look at it: options must be registered before subfolders are read.
     parser.addoption("--faults", choices=("ci", "full"), default="ci", help="size of the fault tests")

@@ -26,14 +26,11 @@ from gateway.errors import (
 from gateway.logs import ACCESS
 from gateway.streams.cancel_scope import ClientDisconnected
 from gateway.transports.common.accounting import DETACHED
-from gateway.transports.common.api_keys import ApiKeys
-from gateway.transports.http.access import Access
-from gateway.transports.http.middleware import ARRIVAL, EXCHANGE, Middleware
-from gateway.transports.http.stream_tokens import StreamTokens
-from tests.support.asgi import Client, read_body
-from tests.support.harness import ANY_SITE, key_line
-from tests.support.instrumentation import Recorder
+from gateway.transports.http.middleware import ARRIVAL, EXCHANGE
+from tests.support.asgi import Client
+from tests.support.harness import key_line
 from tests.support.time import clock, in_virtual_time
+from tests.support.wrapped import Wrapped
 
 SECRET = "sk-sluice-topsecret"
 
@@ -43,13 +40,6 @@ def keys_file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
     path.write_text(key_line("ann", SECRET), encoding="utf-8")
     return path
-
-
-async def hello(scope: Any, receive: Any, send: Any) -> None:
-    """An app that reads its body and answers."""
-    await read_body(receive)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Request-Id", b"theirs")]})
-    await send({"type": "http.response.body", "body": b"hello"})
 
 
 def raising(error: Exception, *, after: int = 0) -> Callable[..., Any]:
@@ -65,39 +55,6 @@ def raising(error: Exception, *, after: int = 0) -> Callable[..., Any]:
         raise error
 
     return app
-
-
-class Wrapped:
-    """An app inside the middleware."""
-
-    def __init__(
-        self,
-        app: Any = hello,
-        *,
-        keys_file: Path | None = None,
-        protect_metrics: bool = False,
-        max_body_bytes: int = 1000,
-    ) -> None:
-        self.instrumentation = Recorder()
-        self.closing = False
-        self.guard = Middleware(
-            app,
-            access=Access(
-                keys=None if keys_file is None else ApiKeys(keys_file),
-                sites=ANY_SITE,
-                protect_metrics=protect_metrics,
-                operator_endpoints=False,
-                tokens=StreamTokens(clock()),
-                owner_of=lambda _: None,
-            ),
-            max_body_bytes=max_body_bytes,
-            is_closing=lambda: self.closing,
-            clock=clock(),
-            instrumentation=self.instrumentation,
-        )
-
-    async def get(self, path: str = "/v1/models", **options: Any) -> Client:
-        return await Client(self.guard, "GET", path, **options).finish()
 
 
 @pytest.mark.parametrize("asked", ["req-1", "a" * 128, "A.b:c/d+e=f@g-1"])
@@ -124,60 +81,6 @@ async def test_every_request_gets_an_id_of_its_own() -> None:
     wrapped = Wrapped()
 
     assert (await wrapped.get()).headers["x-request-id"] != (await wrapped.get()).headers["x-request-id"]
-
-
-@in_virtual_time
-async def test_without_a_key_a_request_is_refused_and_the_error_names_the_header(keys_file: Path) -> None:
-    answer = await Wrapped(keys_file=keys_file).get()
-
-    assert answer.status == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.error()["code"] == "invalid_api_key"
-    assert "Authorization: Bearer <key>" in answer.error()["message"]
-
-
-@in_virtual_time
-async def test_an_unknown_key_is_called_unknown(keys_file: Path) -> None:
-    answer = await Wrapped(keys_file=keys_file).get(headers={"Authorization": "Bearer sk-wrong"})
-
-    assert answer.status == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.error()["message"] == "This API key is not known to this server."
-
-
-@pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {SECRET}"}, {"X-Api-Key": SECRET}])
-@in_virtual_time
-async def test_a_key_is_accepted_in_either_header(keys_file: Path, headers: dict[str, str]) -> None:
-    seen: list[str | None] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope[EXCHANGE].caller.owner)
-        await hello(scope, receive, send)
-
-    assert (await Wrapped(app, keys_file=keys_file).get(headers=headers)).status == 200
-    assert seen == ["ann"]
-
-
-@in_virtual_time
-async def test_an_unknown_key_in_the_other_header_is_called_unknown_too(keys_file: Path) -> None:
-    answer = await Wrapped(keys_file=keys_file).get(headers={"X-Api-Key": "sk-wrong"})
-
-    assert answer.status == 401
-    assert answer.error()["message"] == "This API key is not known to this server."
-
-
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
-@in_virtual_time
-async def test_probes_and_scrapers_need_no_key(keys_file: Path, path: str) -> None:
-    assert (await Wrapped(keys_file=keys_file).get(path)).status == 200
-
-
-@in_virtual_time
-async def test_metrics_can_be_protected_and_probes_stay_open(keys_file: Path) -> None:
-    wrapped = Wrapped(keys_file=keys_file, protect_metrics=True)
-
-    assert (await wrapped.get("/metrics")).status == 401
-    assert (await wrapped.get("/livez")).status == 200
 
 
 @in_virtual_time
@@ -419,42 +322,6 @@ async def test_503_leaves_only_for_requests_that_the_engine_has_not_been_given(
     if error is not None:
         assert answer.error()["retryable"]
         assert wrapped.instrumentation.endings == [(cause_of(error, submitted=submitted), 0)]
-
-
-async def shake(guard: Middleware, headers: list[tuple[bytes, bytes]]) -> list[Any]:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        return {"type": "websocket.connect"}
-
-    await guard({"type": "websocket", "path": "/v1/realtime", "headers": headers}, receive, send)
-    return sent
-
-
-@in_virtual_time
-async def test_a_websocket_without_a_key_is_refused_before_its_handshake(keys_file: Path) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "websocket.accept"})
-
-    guard = Wrapped(app, keys_file=keys_file).guard
-
-    assert await shake(guard, []) == [{"type": "websocket.close", "code": 1008}]
-    assert await shake(guard, [(b"authorization", f"Bearer {SECRET}".encode())]) == [{"type": "websocket.accept"}]
-
-
-@in_virtual_time
-async def test_the_servers_own_life_passes_unguarded(keys_file: Path) -> None:
-    seen: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["type"])
-
-    await Wrapped(app, keys_file=keys_file).guard({"type": "lifespan"}, None, None)
-
-    assert seen == ["lifespan"]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["ours", "unforeseen"])

@@ -4,63 +4,20 @@ errors in the shape of the endpoint's protocol."""
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse, StreamingResponse
 
 from gateway.domain import AppOptions
-from gateway.engine.base import Route
-from gateway.engine.supervisor import Phase
 from gateway.errors import (
-    Cancelled,
     ClientError,
-    DeadlineExceeded,
-    Draining,
-    EngineFailed,
-    InternalError,
-    NotReady,
-    Overloaded,
-    SluiceError,
-    is_anthropic,
 )
 from tests.support.asgi import Client
-from tests.support.harness import CHAT, COMPLETION, HttpHarness, key_line
+from tests.support.harness import CHAT, COMPLETION, HttpHarness
+from tests.support.semantics_app import SEPARATORS, mounted
 from tests.support.time import in_virtual_time, settle
 
-SEPARATORS = "a\u2028b\u2029c\x85d"
 RESUMABLE = {"X-Stream-Resumable": "60"}
-
-
-def mounted(harness: HttpHarness) -> HttpHarness:
-    """Give the engine an app of its own, made as vLLM's is."""
-    app = FastAPI()
-
-    @app.get("/v1/models")
-    async def models() -> Any:
-        return JSONResponse({"data": [SEPARATORS]})
-
-    @app.get("/lines")
-    async def lines() -> Any:
-        return StreamingResponse(iter([f"data: {SEPARATORS}\n\n", "data: 2\n\n"]), media_type="text/event-stream")
-
-    @app.post("/v1/messages")
-    @app.post("/v1/messages/count_tokens")
-    async def messages() -> Any:
-        return JSONResponse({})
-
-    harness.engine.http = app
-    harness.engine.routes = {
-        ("GET", "/v1/models"): Route.LIGHT,
-        ("GET", "/lines"): Route.LIGHT,
-        ("POST", "/v1/messages"): Route.USES_ENGINE,
-        ("POST", "/v1/messages/count_tokens"): Route.USES_ENGINE,
-        ("POST", "/tokenize"): Route.LIGHT,
-    }
-    return harness
 
 
 def plain(client: Client) -> dict[str, str]:
@@ -210,79 +167,6 @@ async def test_a_model_is_found_by_its_name() -> None:
     assert "'org'" in unknown.error()["message"]
 
 
-# A wrong base URL.
-
-
-@pytest.mark.parametrize(
-    ("path", "meant", "base"),
-    [
-        ("/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
-        ("/completions", "/v1/completions", "http://host:1/v1."),
-        ("/models", "/v1/models", "http://host:1/v1."),
-        ("/messages", "/v1/messages", "http://host:1."),
-        ("/v1/v1/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
-        ("/v1/v1/messages", "/v1/messages", "http://host:1."),
-        ("/v1//chat/completions", "/v1/chat/completions", "http://host:1/v1."),
-        ("/api/v1/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
-        ("/openai/deployments/x/chat/completions", "/v1/chat/completions", "http://host:1/v1."),
-        ("/v1/tokenize", "/tokenize", ""),
-        ("/v1/livez", "/livez", ""),
-    ],
-)
-@in_virtual_time
-async def test_the_message_for_a_wrong_base_url_has_the_right_one(path: str, meant: str, base: str) -> None:
-    answer = await mounted(HttpHarness()).request("POST", path, headers={"Host": "host:1"}).finish()
-
-    assert answer.status == 404
-    assert f"It is at {meant}" in answer.error()["message"]
-    assert answer.error()["message"].endswith(base)
-
-
-@pytest.mark.parametrize("path", ["/v1", "/v1/"])
-@in_virtual_time
-async def test_the_base_url_itself_explains_its_use(path: str) -> None:
-    answer = await HttpHarness().request("GET", path, headers={"Host": "host:1", "X-Forwarded-Proto": "https"}).finish()
-
-    assert answer.status == 404
-    assert "https://host:1/v1 as their base URL" in answer.error()["message"]
-
-
-@pytest.mark.parametrize("host", ["", "a b", "x/y", '"', "a:b", "h" * 300, "[::1", "héé"])
-@in_virtual_time
-async def test_an_invalid_host_is_not_repeated(host: str) -> None:
-    answer = await HttpHarness().request("GET", "/v1", headers={"Host": host}).finish()
-
-    assert "http://<this server>/v1" in answer.error()["message"]
-
-
-@in_virtual_time
-async def test_the_message_for_ollamas_clients_names_the_protocol() -> None:
-    answer = await HttpHarness().request("POST", "/api/chat").finish()
-
-    assert (answer.status, "Ollama" in answer.error()["message"]) == (404, True)
-
-
-@in_virtual_time
-async def test_a_long_path_is_not_repeated_in_full() -> None:
-    answer = await HttpHarness().request("GET", "/" + "a/" * 5000 + "b").finish()
-
-    assert answer.status == 404
-    assert len(answer.body) < 600
-
-
-@in_virtual_time
-async def test_the_root_path_describes_the_server(tmp_path: Path) -> None:
-    answer = await HttpHarness().request("GET", "/", headers={"Host": "[::1]:8000"}).finish()
-
-    assert answer.json() == {
-        "name": "Sluice",
-        "version": "0.1.0",
-        "openai_base_url": "http://[::1]:8000/v1",
-        "anthropic_base_url": "http://[::1]:8000",
-        "docs": "http://[::1]:8000/docs",
-    }
-
-
 # Every path is taken literally.
 
 
@@ -379,85 +263,6 @@ async def test_a_whole_response_escapes_line_separators() -> None:
     assert len(client.body) == int(client.headers["content-length"])
 
 
-# Anthropic's endpoints.
-
-MESSAGES = ["/v1/messages", "/v1/messages/count_tokens"]
-
-
-def anthropic(client: Client) -> str:
-    """The type of an error in Anthropic's shape."""
-    body = client.json()
-    request_id = client.headers["request-id"]
-    error = body["error"]
-    assert body == {"type": "error", "error": error, "request_id": request_id}
-    assert error.keys() == {"type", "message"}
-    assert error["message"]
-    assert client.headers["x-request-id"] == request_id
-    return str(error["type"])
-
-
-@pytest.mark.parametrize("path", MESSAGES)
-@in_virtual_time
-async def test_every_refusal_of_an_anthropic_endpoint_has_anthropics_shape(path: str, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text(key_line("ann", "sk-a"))
-    locked = await HttpHarness(keys_file=keys).request("POST", path).finish()
-    method = await mounted(HttpHarness()).request("GET", path).finish()
-    unknown = await mounted(HttpHarness()).request("POST", path + "/x").finish()
-    large = (
-        await mounted(HttpHarness(max_body_bytes=10)).request("POST", path, headers={"Content-Length": "11"}).finish()
-    )
-    headers = await mounted(HttpHarness()).request("POST", path, headers={"X-Request-Timeout": "x"}).finish()
-    starting = await HttpHarness(ready=False).request("POST", path).finish()
-    down = HttpHarness()
-    down.supervisor.phase = Phase.FAILED
-    failed = await down.request("POST", path).finish()
-    draining = mounted(HttpHarness())
-    draining.registry.is_draining = True
-    stopping = await draining.request("POST", path).finish()
-
-    assert (locked.status, anthropic(locked)) == (401, "authentication_error")
-    assert (method.status, anthropic(method), method.headers["allow"]) == (
-        405,
-        "invalid_request_error",
-        "OPTIONS, POST",
-    )
-    assert (unknown.status, anthropic(unknown)) == (404, "not_found_error")
-    assert (large.status, anthropic(large)) == (413, "request_too_large")
-    assert (headers.status, anthropic(headers)) == (400, "invalid_request_error")
-    assert (starting.status, anthropic(starting), starting.headers["retry-after"]) == (503, "overloaded_error", "30")
-    assert (failed.status, anthropic(failed)) == (503, "api_error")
-    assert (stopping.status, anthropic(stopping)) == (503, "overloaded_error")
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (ClientError("x"), "invalid_request_error"),
-        (Cancelled("x"), "invalid_request_error"),
-        (DeadlineExceeded("x"), "timeout_error"),
-        (Overloaded("x"), "overloaded_error"),
-        (NotReady("x"), "overloaded_error"),
-        (Draining("x"), "overloaded_error"),
-        (EngineFailed("x"), "api_error"),
-        (InternalError("x"), "api_error"),
-    ],
-)
-def test_errors_have_anthropics_types(error: SluiceError, kind: str) -> None:
-    assert error.anthropic_body("r")["error"] == {"type": kind, "message": "x"}
-
-
-@in_virtual_time
-async def test_answers_of_anthropic_endpoints_have_a_request_id_and_others_have_openais_errors() -> None:
-    harness = mounted(HttpHarness())
-    good = await harness.request("POST", "/v1/messages", headers={"X-Request-Id": "r-1"}).finish()
-    other = await harness.request("GET", "/v1/messagesx").finish()
-
-    assert (good.status, good.headers["request-id"], good.headers["x-request-id"]) == (200, "r-1", "r-1")
-    assert "request-id" not in other.headers
-    assert other.error()["code"] == "not_found"
-
-
 # Flags of vLLM.
 
 
@@ -536,7 +341,3 @@ async def test_a_whole_response_has_the_engines_load_on_request(path: str) -> No
         "other": None,
         "": None,
     }
-
-
-def test_only_anthropics_endpoints_are_anthropics() -> None:
-    assert [is_anthropic(path) for path in (*MESSAGES, "/v1/messagesx", "/v1", CHAT)] == [True] * 2 + [False] * 3

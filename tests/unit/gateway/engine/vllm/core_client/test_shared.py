@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.time import clock, in_virtual_time
-from tests.unit.gateway.engine.vllm.core_client.test_restartable import Bench, outputs
+from tests.unit.gateway.engine.vllm.core_client.stub_core import Bench, outputs
 from tests.unit.gateway.engine.vllm.stub_vllm import beside_stub
 
 
