@@ -43,6 +43,11 @@ def _servers(objects: list[Object]) -> list[tuple[Object, Object, Object]]:
     ]
 
 
+def _settings(objects: list[Object], owner: Object) -> Object:
+    settings: Object = yaml.safe_load(find(objects, "ConfigMap", owner["metadata"]["name"])["data"]["sluice.yaml"])
+    return settings
+
+
 def _selects(selector: dict[str, str], objects: list[Object]) -> list[Object]:
     return [pod for _, pod in pods(objects) if selector.items() <= pod["metadata"].get("labels", {}).items()]
 
@@ -50,7 +55,7 @@ def _selects(selector: dict[str, str], objects: list[Object]) -> list[Object]:
 def test_no_stream_is_killed_by_the_clock(objects: list[Object]) -> None:
     """Grace covers preStop, the server's own drain by its settings, and a rest."""
     for owner, pod, container in _servers(objects):
-        settings = yaml.safe_load(find(objects, "ConfigMap", owner["metadata"]["name"])["data"]["sluice.yaml"])
+        settings = _settings(objects, owner)
         hook = container["lifecycle"]["preStop"]
         wait = hook["sleep"]["seconds"] if "sleep" in hook else int(hook["exec"]["command"][1])
         grace = pod["spec"]["terminationGracePeriodSeconds"]
@@ -114,12 +119,10 @@ def test_one_owner_of_the_number_of_replicas(objects: list[Object]) -> None:
 def test_selectors_select_and_stay(objects: list[Object]) -> None:
     for one in objects:
         match one["kind"]:
-            case "Deployment" | "PodDisruptionBudget":
+            case "Deployment" | "PodDisruptionBudget" | "InferencePool" | "PodMonitor":
                 selector = one["spec"]["selector"]["matchLabels"]
             case "Service":
                 selector = one["spec"]["selector"]
-            case "InferencePool" | "PodMonitor":
-                selector = one["spec"]["selector"]["matchLabels"]
             case "NetworkPolicy":
                 selector = one["spec"]["podSelector"]["matchLabels"]
             case _:
@@ -142,9 +145,7 @@ def test_selectors_select_and_stay(objects: list[Object]) -> None:
 def test_the_management_port_is_not_for_clients(objects: list[Object]) -> None:
     """Metrics, documents and probes are there, and nothing that clients come through leads there."""
     for owner, _, container in _servers(objects):
-        settings = yaml.safe_load(find(objects, "ConfigMap", owner["metadata"]["name"])["data"]["sluice.yaml"])[
-            "server"
-        ]
+        settings = _settings(objects, owner)["server"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert ports == {"http": settings["port"], "management": settings["management_port"]}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -326,15 +327,8 @@ def test_pod_security_standard_restricted(objects: list[Object]) -> None:
     """What the admission controller looks at beyond users and capabilities. Image volumes and paths of the node are
     refused there, as the README has it."""
     allowed = {
-        "configMap",
-        "csi",
-        "downwardAPI",
-        "emptyDir",
-        "ephemeral",
-        "persistentVolumeClaim",
-        "projected",
-        "secret",
-    }
+        "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+    }  # fmt: skip
     for owner, pod in pods(objects):
         spec = pod["spec"]
         assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "hostUsers"}

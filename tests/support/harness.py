@@ -394,25 +394,3 @@ async def read_all(stream: Stream, cursor: int = 0) -> tuple[list[bytes], Ended]
 def start_reading(stream: Stream, cursor: int = 0) -> asyncio.Task[tuple[list[bytes], Ended]]:
     """Read a stream to its end in a task of its own."""
     return asyncio.get_running_loop().create_task(read_all(stream, cursor))
-
-
-__all__ = [
-    "ANY_SITE",
-    "CHAT",
-    "COMPLETION",
-    "HTTP_LIMITS",
-    "STREAM_LIMITS",
-    "Handle",
-    "HttpHarness",
-    "PlainProtocol",
-    "StreamHarness",
-    "WriterHarness",
-    "admit",
-    "cause",
-    "documents",
-    "key_line",
-    "read_all",
-    "start_embedding",
-    "start_reading",
-    "with_engine_app",
-]

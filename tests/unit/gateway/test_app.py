@@ -75,6 +75,17 @@ class Process:
         return self.registry.get_sample_value(name, labels)
 
 
+async def start(engine: ScriptedEngine, **options: Any) -> Process:
+    """A process whose engine is up."""
+
+    async def launch() -> ScriptedEngine:
+        return engine
+
+    process = Process(launch, **options)
+    await process.start()
+    return process
+
+
 @in_virtual_time
 async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_up() -> None:
     engine = ScriptedEngine()
@@ -119,12 +130,7 @@ async def test_the_server_answers_while_its_engine_starts_and_serves_when_it_is_
 @in_virtual_time
 async def test_an_engine_that_dies_once_too_often_is_reported_to_the_process() -> None:
     engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch, max_restarts=0)
-    await process.start()
+    process = await start(engine, max_restarts=0)
     engine.death.set()
     await settle()
 
@@ -142,12 +148,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
         25,
         RecoveryReport(continued=1, failed={"its grammar would start anew": 2}),
     )
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
     engine.runs[0].put_text("be")
@@ -178,12 +179,7 @@ async def test_a_stream_outlives_the_engine_that_began_it() -> None:
 @in_virtual_time
 async def test_the_options_of_the_engines_app_hold_while_it_is_restarted() -> None:
     engine = ScriptedEngine(options=AppOptions(root_path="/llm"), restart_takes_s=20)
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
     await settle()
     engine.death.set()
     await asyncio.sleep(5)
@@ -203,12 +199,7 @@ async def test_the_options_of_the_engines_app_hold_while_it_is_restarted() -> No
 @in_virtual_time
 async def test_kept_events_of_resumable_streams_are_shown_and_bounded_by_the_settings() -> None:
     engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
     stream = process.client("POST", CHAT, b'{"stream": true}', headers={"X-Stream-Resumable": "1000"})
     await settle()
     engine.runs[0].end("all")
@@ -226,12 +217,7 @@ async def test_kept_events_of_resumable_streams_are_shown_and_bounded_by_the_set
 @in_virtual_time
 async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at_its_deadline() -> None:
     engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
     engine.runs[0].put_text("a")
@@ -257,12 +243,7 @@ async def test_a_process_that_drains_is_not_ready_but_alive_and_ends_the_rest_at
 @in_virtual_time
 async def test_everything_can_be_ended_now() -> None:
     engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
     stream = process.client("POST", CHAT, b'{"stream": true}')
     await settle()
     process.sluice.registry.end_all()
@@ -276,12 +257,7 @@ async def test_everything_can_be_ended_now() -> None:
 @in_virtual_time
 async def test_the_engine_decides_whether_the_model_answers_chats() -> None:
     engine = ScriptedEngine()
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
-    process = Process(launch)
-    await process.start()
+    process = await start(engine)
 
     assert not process.sluice.has_chat
 
@@ -368,13 +344,8 @@ class Recording(SingleProcess):
 async def test_the_process_context_decides_what_differs_between_processes() -> None:
     engine = ScriptedEngine()
     engine.recovery = RecoveryReport(continued=1, failed={})
-
-    async def launch() -> ScriptedEngine:
-        return engine
-
     context = Recording()
-    process = Process(launch, max_restarts=0, context=context)
-    await process.start()
+    process = await start(engine, max_restarts=0, context=context)
 
     assert context.served == [("scripted", False, 0)]
 

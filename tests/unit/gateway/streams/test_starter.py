@@ -8,19 +8,14 @@ import orjson
 import pytest
 
 from gateway.domain import Cause, Endpoint, RequestOptions
-from gateway.errors import (
-    Cancelled,
-    ClientError,
-    DeadlineExceeded,
-    Draining,
-    EngineFailed,
-    NotReady,
-)
+from gateway.errors import Cancelled, ClientError, DeadlineExceeded, Draining, EngineFailed, NotReady
 from gateway.protocols.chat import CHAT
 from gateway.protocols.completions import COMPLETIONS
 from tests.support.harness import STREAM_LIMITS, StreamHarness, cause, read_all, start_reading
 from tests.support.instrumentation import a_caller, some_stats
 from tests.support.time import clock, in_virtual_time, settle
+
+LONG_BODY = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
 
 
 @in_virtual_time
@@ -111,9 +106,8 @@ async def test_a_long_body_that_is_wrong_is_the_clients_error() -> None:
 async def test_a_drain_that_begins_while_a_long_body_is_parsed_refuses_it() -> None:
     """The drain has counted what was there; a request that came later would be cut off without a word."""
     harness = StreamHarness()
-    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     opening = asyncio.ensure_future(
-        harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+        harness.starter.start(CHAT, LONG_BODY, some_stats(harness.instrumentation), RequestOptions())
     )
     await asyncio.sleep(0)
     await harness.registry.drain(1)
@@ -135,9 +129,8 @@ async def test_the_deadline_counts_while_a_long_body_is_parsed() -> None:
 
     loop_clock = clock()
     harness.engine.parse = parse_slowly  # type: ignore[method-assign, assignment]
-    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded):
-        await harness.starter.start(CHAT, body, stats, RequestOptions(timeout_s=5))
+        await harness.starter.start(CHAT, LONG_BODY, stats, RequestOptions(timeout_s=5))
 
     assert harness.at_rest
 
@@ -154,11 +147,10 @@ async def test_parsing_a_body_has_a_limit_of_its_own_and_does_not_hold_up_others
         return parse(endpoint, body)
 
     harness.engine.parse = parse_for_ever  # type: ignore[method-assign, assignment]
-    body = orjson.dumps({"stream": True, "prompt": "x" * 2**17})
     with pytest.raises(DeadlineExceeded, match="prepare_timeout_s"):
-        await harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+        await harness.starter.start(CHAT, LONG_BODY, some_stats(harness.instrumentation), RequestOptions())
     harness.engine.parse = parse  # type: ignore[method-assign]
-    stream = await harness.starter.start(CHAT, body, some_stats(harness.instrumentation), RequestOptions())
+    stream = await harness.starter.start(CHAT, LONG_BODY, some_stats(harness.instrumentation), RequestOptions())
     stream.writer.cancel(Cancelled("Enough."))
     await settle()
 
