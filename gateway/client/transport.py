@@ -164,7 +164,7 @@ class _AsyncStream(_ResumedStream, httpx.AsyncByteStream):
             broken: httpx.TransportError | None = None
             try:
                 async for chunk in self._response_stream:
-                    # Async generators have no `yield from`.
+                    # Nested deeply, because async generators have no `yield from`.
                     for event in events.feed(chunk):
                         yield event
             except EventsLost:

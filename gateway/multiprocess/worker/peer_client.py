@@ -61,6 +61,7 @@ class PeerRequest:
         """The body as it arrives, chunk by chunk. Without an error, it is complete at the end."""
         if self._method == "HEAD" or self._status in (204, 304):
             return
+        # Nested deeply, because async generators have no `yield from`, and the errors of both framings are the same.
         try:
             if b"content-length" in self._headers:
                 left = int(self._headers[b"content-length"])

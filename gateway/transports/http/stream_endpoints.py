@@ -57,7 +57,7 @@ class StreamResponder:
         exchange: Exchange = scope[EXCHANGE]
         sink: DirectSink | None = scope.get(DIRECT_SINK)
         try:
-            # The reader outside: it has to see why the scope of the watcher ended.
+            # Nested deeply: the reader is outside, because it has to see why the scope of the watcher ended.
             with stream.read(cursor) as reader:
                 async with DisconnectWatcher(receive) as watcher:
                     if stream.is_streaming:

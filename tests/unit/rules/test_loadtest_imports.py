@@ -120,11 +120,8 @@ def test_a_library_is_imported_where_it_belongs(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=label)
-def test_files_are_small_and_documented(file: Path) -> None:
-    text = file.read_text(encoding="utf-8")
-
-    assert len(text.splitlines()) <= 400
-    assert ast.get_docstring(ast.parse(text))
+def test_every_module_has_a_docstring(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
 
 
 def test_the_map_lists_every_module() -> None:
