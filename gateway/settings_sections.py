@@ -151,7 +151,7 @@ class Server(Section):
     max_connection_age_s: float = Field(
         300.0,
         ge=0,
-        description="Age after which the next answer on a connection says `Connection: close`, varied by up to a "
+        description="Age after which the next answer on a connection has `Connection: close`, varied by up to a "
         "tenth, so that clients reconnect and reach newer replicas; `0`: never.",
     )
     middleware: tuple[str, ...] = Field(

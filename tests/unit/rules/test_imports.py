@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gateway
+from tests.support.imports import imports_of
 
 ROOT = Path(gateway.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -207,18 +208,7 @@ MODULES = {name_of(file) for file in FILES}
 
 @cache
 def imports(file: Path) -> frozenset[str]:
-    """Every imported module by its full name, also inside functions; `from a import b` counts as a.b if that is one."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: imports are absolute"
-            module = node.module or ""
-            for alias in node.names:
-                deeper = f"{module}.{alias.name}"
-                found.add(deeper if deeper.removeprefix("gateway.") in MODULES else module)
-    return frozenset(found)
+    return imports_of(file, lambda name: name.removeprefix("gateway.") in MODULES)
 
 
 def ours(file: Path) -> set[str]:

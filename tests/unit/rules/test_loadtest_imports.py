@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import loadtest
+from tests.support.imports import imports_of
 
 ROOT = Path(loadtest.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -70,19 +71,8 @@ def package_of(file: Path) -> str:
 
 @cache
 def imports(file: Path) -> frozenset[str]:
-    """Every imported module by its full name, also inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: imports are absolute"
-            module = node.module or ""
-            # `from loadtest import report` and `from gateway import demo` import a module of the package.
-            found.update(
-                f"{module}.{alias.name}" if module in {"loadtest", "gateway"} else module for alias in node.names
-            )
-    return frozenset(found)
+    # `from loadtest import report` and `from gateway import demo` import a module of the package.
+    return imports_of(file, lambda name: name.count(".") == 1 and name.split(".")[0] in {"loadtest", "gateway"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=label)

@@ -126,7 +126,7 @@ def _parse_option(
         flag, value, name = short, key[2:] + ("" if value is None else f"={value}"), name[:2]
     if flag is None and name in ("--help", "-h"):
         found.problems.append(
-            "docs/vllm-flags.md says whether each flag is supported, `sluice engine --help=all` describes it."
+            "docs/vllm-flags.md lists whether each flag is supported, `sluice engine --help=all` describes it."
         )
         return
     if flag is None:
